@@ -1,0 +1,311 @@
+//! A commit as its writer states it: checks, then operations.
+//!
+//! [`Batch::validate`] is the one place where a batch is judged by the limits; the client calls it before it sends
+//! and every engine before it queues, so both refuse the same batches with the same words.
+
+use std::collections::HashSet;
+
+use crate::{Key, Lifetime, Limit, Limits, Result, Revision, StorageError, Value};
+
+/// What a check expects of a key, just before the commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// It has no value (never put, removed or expired).
+    Absent,
+    /// Its value was written by the commit with this revision.
+    At(Revision),
+}
+
+/// One condition of a commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// The key; it need not be one that the commit writes.
+    pub key: Key,
+    /// What must hold.
+    pub expected: Expected,
+}
+
+/// One operation of a commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Sets a key's value.
+    Put {
+        /// The key.
+        key: Key,
+        /// Its new value.
+        value: Value,
+        /// How long it lives.
+        lifetime: Lifetime,
+    },
+    /// Removes a key. Removing an absent key changes nothing and is not told to watchers.
+    Remove {
+        /// The key.
+        key: Key,
+    },
+    /// Puts under the key `prefix` + this commit's revision (8 bytes, big-endian): unique, and ordered by commit.
+    PutStamped {
+        /// What the key begins with.
+        prefix: Key,
+        /// The value.
+        value: Value,
+        /// How long it lives.
+        lifetime: Lifetime,
+    },
+    /// Tells `Every` watchers of `key` these bytes, and stores nothing.
+    Signal {
+        /// The key whose watchers are told.
+        key: Key,
+        /// What they are told.
+        bytes: Value,
+    },
+}
+
+impl Operation {
+    /// The key, or the prefix of a stamped put.
+    #[must_use]
+    pub fn key(&self) -> &Key {
+        match self {
+            Self::Put { key, .. } | Self::Remove { key } | Self::Signal { key, .. } => key,
+            Self::PutStamped { prefix, .. } => prefix,
+        }
+    }
+
+    /// The bytes it carries besides its key.
+    #[must_use]
+    pub fn value(&self) -> &[u8] {
+        match self {
+            Self::Put { value, .. } | Self::PutStamped { value, .. } => value,
+            Self::Signal { bytes, .. } => bytes,
+            Self::Remove { .. } => &[],
+        }
+    }
+
+    fn lifetime(&self) -> Lifetime {
+        match self {
+            Self::Put { lifetime, .. } | Self::PutStamped { lifetime, .. } => *lifetime,
+            Self::Remove { .. } | Self::Signal { .. } => Lifetime::Forever,
+        }
+    }
+}
+
+/// An atomic batch within one keyspace: all checks hold and all operations happen, or nothing does.
+///
+/// ```
+/// use storage_protocol::{Batch, Revision};
+/// let batch = Batch::new().check_revision("a", Revision(7)).put("a", "1").remove("b");
+/// assert_eq!(batch.operations.len(), 2);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// What must hold just before the commit.
+    pub checks: Vec<Check>,
+    /// What is done, in this order. Each key at most once.
+    pub operations: Vec<Operation>,
+}
+
+impl Batch {
+    /// An empty batch. Committing one with checks only tests them, and still takes a revision.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Demands that `key` was last written at `revision`.
+    #[must_use]
+    pub fn check_revision(mut self, key: impl Into<Key>, revision: Revision) -> Self {
+        self.checks.push(Check {
+            key: key.into(),
+            expected: Expected::At(revision),
+        });
+        self
+    }
+
+    /// Demands that `key` is absent.
+    #[must_use]
+    pub fn check_absent(mut self, key: impl Into<Key>) -> Self {
+        self.checks.push(Check {
+            key: key.into(),
+            expected: Expected::Absent,
+        });
+        self
+    }
+
+    /// Puts a value that lives for ever.
+    #[must_use]
+    pub fn put(self, key: impl Into<Key>, value: impl Into<Value>) -> Self {
+        self.put_with(key, value, Lifetime::Forever)
+    }
+
+    /// Puts a value with a lifetime.
+    #[must_use]
+    pub fn put_with(
+        mut self,
+        key: impl Into<Key>,
+        value: impl Into<Value>,
+        lifetime: Lifetime,
+    ) -> Self {
+        self.operations.push(Operation::Put {
+            key: key.into(),
+            value: value.into(),
+            lifetime,
+        });
+        self
+    }
+
+    /// Puts under `prefix` + this commit's revision (8 bytes, big-endian).
+    #[must_use]
+    pub fn put_stamped(
+        mut self,
+        prefix: impl Into<Key>,
+        value: impl Into<Value>,
+        lifetime: Lifetime,
+    ) -> Self {
+        let (prefix, value) = (prefix.into(), value.into());
+        self.operations.push(Operation::PutStamped {
+            prefix,
+            value,
+            lifetime,
+        });
+        self
+    }
+
+    /// Removes a key.
+    #[must_use]
+    pub fn remove(mut self, key: impl Into<Key>) -> Self {
+        self.operations.push(Operation::Remove { key: key.into() });
+        self
+    }
+
+    /// Tells `Every` watchers of `key`, and stores nothing.
+    #[must_use]
+    pub fn signal(mut self, key: impl Into<Key>, bytes: impl Into<Value>) -> Self {
+        self.operations.push(Operation::Signal {
+            key: key.into(),
+            bytes: bytes.into(),
+        });
+        self
+    }
+
+    /// The bytes of all keys and values: what counts towards the message limit (with 16 bytes for each item, a bound
+    /// on what the wire adds).
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let checks: usize = self.checks.iter().map(|check| check.key.len() + 16).sum();
+        let operations: usize = self
+            .operations
+            .iter()
+            .map(|operation| operation.key().len() + operation.value().len() + 16)
+            .sum();
+        checks + operations
+    }
+
+    /// Judges the batch by the limits and by itself.
+    ///
+    /// # Errors
+    /// [`StorageError::LimitExceeded`] with the limit's name, or [`StorageError::InvalidArgument`] for a key that
+    /// stands twice, an empty key or a time to live under a millisecond.
+    pub fn validate(&self, options: &CommitOptions, limits: &Limits) -> Result<()> {
+        let check_max = |limit, actual, max| {
+            if actual > max {
+                Err(StorageError::limit(limit, actual, max))
+            } else {
+                Ok(())
+            }
+        };
+        let max = limits.operations_per_commit_max;
+        check_max(Limit::OperationsPerCommit, self.operations.len(), max)?;
+        check_max(Limit::OperationsPerCommit, self.checks.len(), max)?;
+        check_max(Limit::Message, self.bytes(), limits.message_bytes_max)?;
+        if let Some(label) = &options.label {
+            check_max(Limit::Label, label.len(), Limits::LABEL_BYTES)?;
+        }
+        for check in &self.checks {
+            check_max(Limit::Key, check.key.len(), limits.key_bytes_max)?;
+        }
+        let mut seen = HashSet::with_capacity(self.operations.len());
+        for operation in &self.operations {
+            let stamped = matches!(operation, Operation::PutStamped { .. });
+            let key = operation.key();
+            let key_bytes = key.len() + if stamped { 8 } else { 0 };
+            if key_bytes == 0 {
+                return Err(StorageError::invalid("a key has at least one byte"));
+            }
+            check_max(Limit::Key, key_bytes, limits.key_bytes_max)?;
+            check_max(
+                Limit::Value,
+                operation.value().len(),
+                limits.value_bytes_max,
+            )?;
+            if let Lifetime::TimeToLive(duration) = operation.lifetime()
+                && duration.as_millis() == 0
+            {
+                return Err(StorageError::invalid(
+                    "a time to live is at least one millisecond",
+                ));
+            }
+            if !seen.insert((stamped, key)) {
+                return Err(StorageError::invalid(format!(
+                    "key \"{}\" stands twice in one commit",
+                    key.escape_ascii()
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How a batch is committed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CommitOptions {
+    /// A word for watchers on what this commit is, at most [`Limits::LABEL_BYTES`]. Default none.
+    pub label: Option<String>,
+    /// Whether the values before go into the change that watchers get. They count towards the message limit.
+    pub with_previous: bool,
+}
+
+impl CommitOptions {
+    /// With a label.
+    #[must_use]
+    pub fn labelled(label: impl Into<String>) -> Self {
+        Self {
+            label: Some(label.into()),
+            ..Self::default()
+        }
+    }
+
+    /// With the values before.
+    #[must_use]
+    pub fn with_previous(mut self) -> Self {
+        self.with_previous = true;
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_named() {
+        let limits = Limits {
+            key_bytes_max: 4,
+            value_bytes_max: 4,
+            ..Limits::default()
+        };
+        let judge = |batch: Batch| batch.validate(&CommitOptions::default(), &limits);
+        let text = |batch: Batch| judge(batch).unwrap_err().to_string();
+        assert!(text(Batch::new().put("12345", "")).contains("key_bytes_max is 4"));
+        assert!(text(Batch::new().put("1", "12345")).contains("value_bytes_max is 4"));
+        assert!(text(Batch::new().check_absent("12345")).contains("key_bytes_max"));
+        assert!(text(Batch::new().put_stamped("", "", Lifetime::Forever)).contains("this has 8"));
+        assert!(text(Batch::new().put("", "")).contains("at least one byte"));
+        assert!(text(Batch::new().put("a", "").remove("a")).contains("\"a\" stands twice"));
+        let ttl = Lifetime::TimeToLive(std::time::Duration::from_micros(1));
+        assert!(text(Batch::new().put_with("a", "", ttl)).contains("millisecond"));
+        assert!(judge(Batch::new().check_absent("a").put("a", "").remove("b")).is_ok());
+        let many = (0..10_001u32).fold(Batch::new(), |batch, n| {
+            batch.remove(vec![(n >> 8) as u8, n as u8])
+        });
+        assert!(text(many).contains("operations_per_commit_max is 10000, this has 10001"));
+    }
+}

@@ -1,0 +1,198 @@
+//! What waits to be sent on one connection, in its order: control, answers, changes, bulk parts.
+//!
+//! A message longer than a part waits as bulk and leaves in parts, turn by turn with the other bulk messages, so that
+//! a big value never stands before a small answer. The outbox only orders and counts; its owner bounds it (by
+//! [`Outbox::bytes`]) and keeps the order within a watch (by not giving it more while a bulk message of it waits).
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use super::frame::{Packet, RequestId};
+use super::reassembly::part_frame;
+
+/// The bytes of a message that one part carries; a longer message than this travels in parts. Small, so that a small
+/// answer waits for little: 64 KiB are 0.5 ms at 1 Gbit/s.
+pub const PART_BYTES: usize = 64 * 1024;
+
+/// What kind of message it is, which decides its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Hello, Welcome, credit, probes, GoAway.
+    Control,
+    /// Requests and answers.
+    Answer,
+    /// Events of watches.
+    Change,
+}
+
+#[derive(Debug)]
+struct Bulk {
+    packet: Packet,
+    sent: usize,
+}
+
+/// The sending end of a connection: packets in, frames out.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    control: VecDeque<Bytes>,
+    answers: VecDeque<Bytes>,
+    changes: VecDeque<Bytes>,
+    bulk: VecDeque<Bulk>,
+    bytes: usize,
+}
+
+impl Outbox {
+    /// An empty one.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Puts a packet into its queue.
+    pub fn push(&mut self, class: Class, packet: Packet) {
+        if packet.payload.len() > PART_BYTES {
+            self.bytes += packet.payload.len();
+            self.bulk.push_back(Bulk { packet, sent: 0 });
+            return;
+        }
+        let frame = packet.to_frame();
+        self.bytes += frame.len();
+        match class {
+            Class::Control => self.control.push_back(frame),
+            Class::Answer => self.answers.push_back(frame),
+            Class::Change => self.changes.push_back(frame),
+        }
+    }
+
+    /// Whether a message in parts waits under this id.
+    #[must_use]
+    pub fn has_bulk(&self, id: RequestId) -> bool {
+        self.bulk.iter().any(|bulk| bulk.packet.id == Some(id))
+    }
+
+    /// Bytes that wait.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether nothing waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// The next frame to send.
+    pub fn pop(&mut self) -> Option<Bytes> {
+        let queues = [&mut self.control, &mut self.answers, &mut self.changes];
+        if let Some(frame) = queues.into_iter().find_map(VecDeque::pop_front) {
+            self.bytes -= frame.len();
+            return Some(frame);
+        }
+        let mut bulk = self.bulk.pop_front()?;
+        let length = PART_BYTES.min(bulk.packet.payload.len() - bulk.sent);
+        let frame = part_frame(&bulk.packet, bulk.sent, length);
+        bulk.sent += length;
+        self.bytes -= length;
+        if bulk.sent < bulk.packet.payload.len() {
+            // Behind the others: bulk messages share what is left of the link.
+            self.bulk.push_back(bulk);
+        }
+        Some(frame)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::super::frame::{ProtocolError, kind};
+    use super::super::reassembly::Reassembler;
+    use super::*;
+
+    fn packet(id: u32, length: usize) -> Packet {
+        Packet {
+            kind: kind::VALUES,
+            id: Some(id),
+            payload: Bytes::from(vec![id as u8; length]),
+        }
+    }
+
+    fn receive(
+        reassembler: &mut Reassembler,
+        frame: Bytes,
+    ) -> Result<Option<Packet>, ProtocolError> {
+        reassembler.accept(frame, Instant::now())
+    }
+
+    #[test]
+    fn small_answers_overtake_bulk_and_bulk_alternates() {
+        let mut outbox = Outbox::new();
+        outbox.push(Class::Answer, packet(1, 3 * PART_BYTES));
+        outbox.push(Class::Answer, packet(2, 3 * PART_BYTES));
+        let mut reassembler = Reassembler::new(256 * 1024, 1 << 20);
+        assert_eq!(
+            receive(&mut reassembler, outbox.pop().unwrap()).unwrap(),
+            None
+        );
+        outbox.push(Class::Change, packet(3, 10));
+        outbox.push(Class::Answer, packet(4, 10));
+        outbox.push(Class::Control, packet(5, 10));
+        let mut order = Vec::new();
+        while let Some(frame) = outbox.pop() {
+            if let Some(packet) = receive(&mut reassembler, frame).unwrap() {
+                order.push(packet.id.unwrap());
+            }
+        }
+        assert_eq!(order, [5, 4, 3, 1, 2]);
+        assert!(outbox.is_empty());
+        assert_eq!(reassembler.bytes(), 0);
+    }
+
+    #[test]
+    fn parts_that_do_not_fit_are_refused() {
+        let part = |offset, length| part_frame(&packet(1, 100), offset, length);
+        let fresh = || Reassembler::new(1024, 100);
+        assert!(
+            receive(&mut fresh(), part(10, 10)).is_err(),
+            "began in the middle"
+        );
+        assert!(
+            receive(&mut Reassembler::new(1024, 99), part(0, 10)).is_err(),
+            "too long"
+        );
+        assert!(
+            receive(&mut Reassembler::new(20, 100), part(0, 50)).is_err(),
+            "frame too long"
+        );
+        let mut reassembler = fresh();
+        receive(&mut reassembler, part(0, 10)).unwrap();
+        assert!(receive(&mut reassembler, part(20, 10)).is_err(), "a gap");
+        let mut reassembler = fresh();
+        receive(&mut reassembler, part(0, 10)).unwrap();
+        assert!(
+            receive(&mut reassembler, part(0, 10)).is_err(),
+            "began twice"
+        );
+    }
+
+    #[test]
+    fn parts_without_progress_are_dropped() {
+        let start = Instant::now();
+        let mut reassembler = Reassembler::new(1024, 100);
+        reassembler
+            .accept(part_frame(&packet(1, 100), 0, 60), start)
+            .unwrap();
+        assert_eq!(reassembler.bytes(), 60);
+        let patience = Duration::from_secs(10);
+        assert!(
+            reassembler
+                .expire(start + Duration::from_secs(9), patience)
+                .is_empty()
+        );
+        let dropped = reassembler.expire(start + Duration::from_secs(10), patience);
+        assert_eq!(dropped, [(kind::VALUES, Some(1))]);
+        assert_eq!(reassembler.bytes(), 0);
+    }
+}

@@ -1,0 +1,191 @@
+//! Puts parts together again, within bounds.
+//!
+//! A part's payload: the message's type (1 byte), its total length, the part's offset (numbers), then the bytes.
+//! Parts of one message come in order; parts of several messages may alternate, told apart by type and id. What is
+//! held grows with what was received, never with what was announced.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::frame::{Packet, ProtocolError, RequestId, kind};
+use super::wire::{Reader, Writer};
+
+#[derive(Debug)]
+struct Partial {
+    total: usize,
+    received: usize,
+    bytes: BytesMut,
+    /// Refused: its parts are counted, so that the stream stays in step, and not kept.
+    discarded: bool,
+    last_progress: Instant,
+}
+
+/// The receiving end of a connection: frames in, whole packets out.
+#[derive(Debug)]
+pub struct Reassembler {
+    message_bytes_max: usize,
+    frame_bytes_max: usize,
+    partial: HashMap<(u8, Option<RequestId>), Partial>,
+    bytes: usize,
+}
+
+impl Reassembler {
+    /// One that takes frames and messages up to these lengths.
+    #[must_use]
+    pub fn new(frame_bytes_max: usize, message_bytes_max: usize) -> Self {
+        Self {
+            message_bytes_max,
+            frame_bytes_max,
+            partial: HashMap::new(),
+            bytes: 0,
+        }
+    }
+
+    /// Bytes held of messages that are not whole yet.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Takes a frame; gives the packet that it completes, if it does.
+    ///
+    /// # Errors
+    /// The frame is too long or unreadable, or its part does not fit: the connection cannot go on.
+    pub fn accept(&mut self, frame: Bytes, now: Instant) -> Result<Option<Packet>, ProtocolError> {
+        if frame.len() > self.frame_bytes_max {
+            let max = self.frame_bytes_max;
+            return Err(ProtocolError::FrameTooLong {
+                bytes: frame.len(),
+                max,
+            });
+        }
+        let packet = Packet::from_frame(frame)?;
+        if packet.kind != kind::PART {
+            return Ok(Some(packet));
+        }
+        let mut reader = Reader::new(packet.payload);
+        let inner = reader.byte("the part's type")?;
+        let total = reader.number("the part's total length")?;
+        let offset = reader.number("the part's offset")?;
+        let chunk = reader.rest();
+        if inner == kind::PART {
+            return Err(ProtocolError::BadPart("a part of a part"));
+        }
+        if chunk.is_empty() {
+            return Err(ProtocolError::BadPart("an empty part"));
+        }
+        let total = match usize::try_from(total) {
+            Ok(total) if total <= self.message_bytes_max => total,
+            _ => {
+                let max = self.message_bytes_max;
+                return Err(ProtocolError::MessageTooLong { bytes: total, max });
+            }
+        };
+        let key = (inner, packet.id);
+        if offset == 0 {
+            let bytes = BytesMut::new();
+            let fresh = Partial {
+                total,
+                received: 0,
+                bytes,
+                discarded: false,
+                last_progress: now,
+            };
+            if self.partial.insert(key, fresh).is_some() {
+                return Err(ProtocolError::BadPart(
+                    "a second message of this id began before the first was whole",
+                ));
+            }
+        }
+        let Some(partial) = self.partial.get_mut(&key) else {
+            return Err(ProtocolError::BadPart(
+                "a part of a message that did not begin",
+            ));
+        };
+        if partial.total != total {
+            return Err(ProtocolError::BadPart("the announced total changed"));
+        }
+        if partial.received as u64 != offset {
+            return Err(ProtocolError::BadPart(
+                "an offset that is not the end of what came before",
+            ));
+        }
+        if partial.received + chunk.len() > total {
+            return Err(ProtocolError::BadPart("more bytes than announced"));
+        }
+        partial.received += chunk.len();
+        partial.last_progress = now;
+        if !partial.discarded {
+            partial.bytes.extend_from_slice(&chunk);
+            self.bytes += chunk.len();
+        }
+        if partial.received < total {
+            return Ok(None);
+        }
+        let Some(whole) = self.partial.remove(&key) else {
+            return Ok(None);
+        };
+        self.bytes -= whole.bytes.len();
+        let packet = Packet {
+            kind: inner,
+            id: packet.id,
+            payload: whole.bytes.freeze(),
+        };
+        Ok((!whole.discarded).then_some(packet))
+    }
+
+    /// Refuses the message of this type and id, if parts of it are held: what is held is freed, the parts still to
+    /// come are passed over.
+    pub fn discard(&mut self, kind: u8, id: Option<RequestId>) {
+        if let Some(partial) = self.partial.get_mut(&(kind, id)) {
+            self.bytes -= partial.bytes.len();
+            partial.bytes = BytesMut::new();
+            partial.discarded = true;
+        }
+    }
+
+    /// The messages that are not whole yet and not refused, by type and id.
+    pub fn pending(&self) -> impl Iterator<Item = (u8, Option<RequestId>)> + '_ {
+        self.partial
+            .iter()
+            .filter(|(_, partial)| !partial.discarded)
+            .map(|(key, _)| *key)
+    }
+
+    /// Drops messages whose parts made no progress for `patience`, and tells their type and id: their requests are
+    /// to be answered with an error. (A later part of one of them is then out of order.)
+    pub fn expire(&mut self, now: Instant, patience: Duration) -> Vec<(u8, Option<RequestId>)> {
+        if self.partial.is_empty() {
+            return Vec::new();
+        }
+        let stale =
+            |partial: &Partial| now.saturating_duration_since(partial.last_progress) >= patience;
+        let dropped: Vec<_> = self
+            .partial
+            .extract_if(|_, partial| stale(partial))
+            .collect();
+        self.bytes -= dropped
+            .iter()
+            .map(|(_, partial)| partial.bytes.len())
+            .sum::<usize>();
+        dropped.into_iter().map(|(key, _)| key).collect()
+    }
+}
+
+/// The frame of one part.
+pub(super) fn part_frame(packet: &Packet, offset: usize, length: usize) -> Bytes {
+    let mut out = BytesMut::with_capacity(length + 32);
+    out.put_u8(packet.kind);
+    out.number(packet.payload.len() as u64);
+    out.number(offset as u64);
+    out.extend_from_slice(
+        packet
+            .payload
+            .get(offset..offset + length)
+            .unwrap_or_default(),
+    );
+    super::frame::put_trailer(&mut out, kind::PART, packet.id);
+    out.freeze()
+}

@@ -1,0 +1,344 @@
+//! Watches: what a subscriber asks for and what it is told.
+//!
+//! One call, two modes, one resume. A [`Watch`] is a stream; every engine and the remote client feed it through
+//! [`WatchSource`]. An event is never dropped in silence: a watch that cannot go on ends with an error.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_core::Stream;
+
+use crate::{
+    EntryLifetime, Key, KeyRange, KeyState, Position, Result, Revision, StorageError, UnixMillis,
+    Value,
+};
+
+/// Which changes a watch tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WatchMode {
+    /// Each commit that touches the range, in revision order, unsplit, exactly once.
+    Every,
+    /// The present state of each key that changed, conflated to what the reader takes: bounded by the number of keys
+    /// changed, whatever happened meanwhile. Between two marks a key comes at most once; at mark `r` the reader's
+    /// state *is* the state at `r`.
+    Latest {
+        /// The shortest time between the starts of two passes. Zero: as fast as the reader takes them.
+        min_interval: Duration,
+    },
+}
+
+/// Where a watch begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WatchStart {
+    /// With what is committed after the call; [`Watch::start`] tells the position.
+    Now,
+    /// With what came after this position.
+    After(Position),
+    /// With the very first commit (`Every`: as long as the log still has it), or with the present state (`Latest`).
+    Beginning,
+}
+
+/// How to watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WatchOptions {
+    /// Where to begin. Default: now.
+    pub start: WatchStart,
+    /// Which changes. Default: every.
+    pub mode: WatchMode,
+}
+
+impl Default for WatchOptions {
+    fn default() -> Self {
+        Self {
+            start: WatchStart::Now,
+            mode: WatchMode::Every,
+        }
+    }
+}
+
+impl WatchOptions {
+    /// `Every`, from `start`.
+    #[must_use]
+    pub fn every(start: WatchStart) -> Self {
+        Self {
+            start,
+            mode: WatchMode::Every,
+        }
+    }
+
+    /// `Latest` without an interval, from `start`.
+    #[must_use]
+    pub fn latest(start: WatchStart) -> Self {
+        Self {
+            start,
+            mode: WatchMode::Latest {
+                min_interval: Duration::ZERO,
+            },
+        }
+    }
+}
+
+/// What happened to one key in a commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The key (of a stamped put: the whole key).
+    pub key: Key,
+    /// What happened to it.
+    pub kind: ChangeKind,
+}
+
+/// See [`Change`].
+#[derive(Clone, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// It has this value now.
+    Put {
+        /// The value.
+        value: Value,
+        /// How long it lives.
+        lifetime: EntryLifetime,
+        /// The value before, if the commit asked for it and there was one.
+        previous: Option<Value>,
+    },
+    /// It has no value any more.
+    Removed {
+        /// The value before, if the commit asked for it.
+        previous: Option<Value>,
+    },
+    /// Its watchers are told this; nothing is stored.
+    Signalled {
+        /// What they are told.
+        bytes: Value,
+    },
+}
+
+impl fmt::Debug for ChangeKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Put {
+                value,
+                lifetime,
+                previous,
+            } => f
+                .debug_struct("Put")
+                .field("value_bytes", &value.len())
+                .field("lifetime", lifetime)
+                .field("previous_bytes", &previous.as_ref().map(Bytes::len))
+                .finish(),
+            Self::Removed { previous } => f
+                .debug_struct("Removed")
+                .field("previous_bytes", &previous.as_ref().map(Bytes::len))
+                .finish(),
+            Self::Signalled { bytes } => f
+                .debug_struct("Signalled")
+                .field("bytes", &bytes.len())
+                .finish(),
+        }
+    }
+}
+
+/// A commit as watchers see it: its changes in the order of its operations, cut to the watch's range.
+#[derive(Clone, Debug)]
+pub struct CommitRecord {
+    /// The commit's revision.
+    pub revision: Revision,
+    /// When it was committed, by the server's clock.
+    pub time: UnixMillis,
+    /// Its label.
+    pub label: Option<String>,
+    /// Who committed it, as the server knows them (`cert:NAME`, ...).
+    pub principal: String,
+    /// What it changed. Never empty in an event.
+    pub changes: Vec<Change>,
+    /// The record in wire form, made by the first watcher that needs it and shared by all.
+    encoded: OnceLock<Bytes>,
+}
+
+impl PartialEq for CommitRecord {
+    fn eq(&self, other: &Self) -> bool {
+        self.revision == other.revision
+            && self.time == other.time
+            && self.label == other.label
+            && self.principal == other.principal
+            && self.changes == other.changes
+    }
+}
+
+impl Eq for CommitRecord {}
+
+impl CommitRecord {
+    /// A record.
+    #[must_use]
+    pub fn new(
+        revision: Revision,
+        time: UnixMillis,
+        label: Option<String>,
+        principal: String,
+        changes: Vec<Change>,
+    ) -> Self {
+        Self {
+            revision,
+            time,
+            label,
+            principal,
+            changes,
+            encoded: OnceLock::new(),
+        }
+    }
+
+    /// The part of this commit that lies in `range`: itself (shared) where all of it does, `None` where nothing does.
+    #[must_use]
+    pub fn cut(self: &Arc<Self>, range: &KeyRange) -> Option<Arc<Self>> {
+        let inside = self
+            .changes
+            .iter()
+            .filter(|change| range.contains(&change.key))
+            .count();
+        if inside == 0 {
+            return None;
+        }
+        if inside == self.changes.len() {
+            return Some(self.clone());
+        }
+        let changes = self
+            .changes
+            .iter()
+            .filter(|change| range.contains(&change.key));
+        Some(Arc::new(Self::new(
+            self.revision,
+            self.time,
+            self.label.clone(),
+            self.principal.clone(),
+            changes.cloned().collect(),
+        )))
+    }
+
+    /// The bytes of its keys and values, by which rings and queues are bounded.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let changes = self.changes.iter().map(|change| {
+            let value = match &change.kind {
+                ChangeKind::Put {
+                    value, previous, ..
+                } => value.len() + previous.as_ref().map_or(0, Bytes::len),
+                ChangeKind::Removed { previous } => previous.as_ref().map_or(0, Bytes::len),
+                ChangeKind::Signalled { bytes } => bytes.len(),
+            };
+            change.key.len() + value + size_of::<Change>()
+        });
+        size_of::<Self>() + changes.sum::<usize>()
+    }
+
+    /// Its wire form (see [`native`](crate::native)), made once.
+    #[must_use]
+    pub fn encoded(&self) -> &Bytes {
+        self.encoded
+            .get_or_init(|| crate::native::encode_commit_record(self))
+    }
+}
+
+/// What a watch tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WatchEvent {
+    /// Mode `Every`: a commit that touches the range.
+    Commit(Arc<CommitRecord>),
+    /// Mode `Latest`: a key's present state, newer than the last mark and not newer than the next.
+    State {
+        /// The key.
+        key: Key,
+        /// What it is now.
+        state: KeyState,
+    },
+    /// A mark. `Every`: nothing else happened in the range up to here. `Latest`: the reader's state is the state at
+    /// this position. A good position to resume from.
+    Progress {
+        /// Everything up to here was told.
+        position: Position,
+        /// The token of the [`Watch::request_progress`] that this answers, if one.
+        token: Option<u64>,
+    },
+    /// Mode `Latest`, before any state: the tombstones do not reach back to the start, so keys that are not told
+    /// before the first mark are gone.
+    Reset,
+}
+
+/// What feeds a [`Watch`]. Implemented by engines and by the remote client.
+pub trait WatchSource: Send {
+    /// The next event; `None` after the watch ended. Errors are final.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<WatchEvent>>>;
+
+    /// See [`Watch::request_progress`].
+    fn request_progress(&mut self, token: u64);
+}
+
+/// A subscription. Dropping it ends it.
+///
+/// It is a [`Stream`] of events; an error is its last item. `poll_next` is cancel-safe: no event is lost when a
+/// `next()` future is dropped.
+pub struct Watch {
+    start: Position,
+    source: Option<Box<dyn WatchSource>>,
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch")
+            .field("start", &self.start)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Watch {
+    /// For engines: a watch that tells what came after `start`.
+    #[must_use]
+    pub fn new(start: Position, source: Box<dyn WatchSource>) -> Self {
+        Self {
+            start,
+            source: Some(source),
+        }
+    }
+
+    /// The position it began at. Everything after it is told, also what was committed before this call returned.
+    #[must_use]
+    pub fn start(&self) -> Position {
+        self.start
+    }
+
+    /// Asks for a mark: after the events that are due, a `Progress` with this token and a revision no older than this
+    /// call comes through the watch's own queue.
+    pub fn request_progress(&mut self, token: u64) {
+        if let Some(source) = &mut self.source {
+            source.request_progress(token);
+        }
+    }
+
+    /// The next event; `None` when the watch has ended. Cancel-safe.
+    ///
+    /// # Errors
+    /// Why the watch ended. What to do: `Closed` – watch again after the last commit or mark; `Compacted` – watch
+    /// `Latest` instead; `EpochChanged` – re-read what is newer than the fork.
+    pub async fn next(&mut self) -> Result<Option<WatchEvent>> {
+        std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx))
+            .await
+            .transpose()
+    }
+}
+
+impl Stream for Watch {
+    type Item = Result<WatchEvent, StorageError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Some(source) = &mut self.source else {
+            return Poll::Ready(None);
+        };
+        let item = std::task::ready!(source.poll_next(cx));
+        if !matches!(item, Some(Ok(_))) {
+            self.source = None;
+        }
+        Poll::Ready(item)
+    }
+}
