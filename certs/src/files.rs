@@ -1,0 +1,99 @@
+//! Writing files so that a secret is never readable by others and nothing is half written.
+//!
+//! New files are created with their final mode and never replace anything; a file that must change
+//! is written beside itself and renamed. Both are on disk when the call returns.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use crate::{Error, Result};
+
+/// Who may read a file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Access {
+    /// The owner only: mode 0600.
+    Owner,
+    /// Everyone, as far as the folder lets them: mode 0644.
+    Everyone,
+}
+
+impl Access {
+    fn mode(self) -> u32 {
+        match self {
+            Self::Owner => 0o600,
+            Self::Everyone => 0o644,
+        }
+    }
+}
+
+/// Creates a file; an existing one is an error and stays as it is.
+pub(crate) fn create(path: &Path, bytes: &[u8], access: Access) -> Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(access.mode())
+        .open(path)
+        .map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => Error::Exists {
+                path: path.to_owned(),
+                advice: "it is never overwritten; move it away or use another folder",
+            },
+            _ => Error::io("create", path)(source),
+        })?;
+    file.write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .map_err(Error::io("write", path))
+}
+
+/// Puts new content in place of a file, or makes the file: readers see the old or the new whole.
+pub(crate) fn replace(path: &Path, bytes: &[u8], access: Access) -> Result<()> {
+    let folder = parent(path);
+    let mut file = tempfile::Builder::new()
+        .prefix(".storage-certs.")
+        .permissions(fs::Permissions::from_mode(access.mode()))
+        .tempfile_in(folder)
+        .map_err(Error::io("create a file in", folder))?;
+    file.write_all(bytes)
+        .and_then(|()| file.as_file().sync_all())
+        .map_err(Error::io("write", path))?;
+    file.persist(path)
+        .map_err(|error| Error::io("replace", path)(error.error))?;
+    sync_dir(folder)
+}
+
+/// Creates a folder for its owner only (mode 0700), and its parents as the umask has it.
+pub(crate) fn create_dir(path: &Path) -> Result<()> {
+    fs::create_dir_all(parent(path)).map_err(Error::io("create", parent(path)))?;
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        other => other.map_err(Error::io("create", path)),
+    }
+}
+
+/// Makes renames and new files in a folder survive a loss of power.
+pub(crate) fn sync_dir(path: &Path) -> Result<()> {
+    File::open(path)
+        .and_then(|folder| folder.sync_all())
+        .map_err(Error::io("sync", path))
+}
+
+/// Whether anything at all has this name, a dangling link included.
+pub(crate) fn exists(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
+}
+
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => Error::malformed(path, "there is no such file"),
+        _ => Error::io("read", path)(source),
+    })
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
