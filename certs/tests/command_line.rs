@@ -354,6 +354,20 @@ fn revocations_at_once_lose_nothing() {
 }
 
 #[test]
+fn of_several_init_at_once_one_makes_a_whole_ca() {
+    let certs = Certs::empty();
+    let codes: Vec<i32> = std::thread::scope(|scope| {
+        let init = || certs.run(["init", "--server-name", "localhost"]).code;
+        let runs: Vec<_> = (0..4).map(|_| scope.spawn(init)).collect();
+        runs.into_iter().map(|run| run.join().unwrap()).collect()
+    });
+    assert_eq!(codes.iter().filter(|code| **code == 0).count(), 1);
+    assert_eq!(codes.iter().filter(|code| **code == 1).count(), 3);
+    certs.done("issue laptop");
+    certs.done("revoke server");
+}
+
+#[test]
 fn an_open_folder_is_locked_until_dropped() {
     let certs = Certs::initialised();
     let key = fs::File::open(certs.path("ca-key.pem")).unwrap();

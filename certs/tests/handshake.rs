@@ -310,3 +310,29 @@ fn a_client_carries_its_name_as_host_name_only_if_it_is_one() {
     );
     assert_eq!(names("lap_top", Some("urn:a:b")), ["uri urn:a:b"]);
 }
+
+/// Of the original's procedure: version 3, no extensions, its own trust anchor.
+#[test]
+fn a_self_signed_client_is_accepted_once_it_is_trusted_itself() {
+    let ca = Authority::generate().unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.not_after = (SystemTime::now() + DAY).into();
+    let certificate = params.self_signed(&key).unwrap().der().clone();
+    let mut client = issue(&ca, &client_request());
+    client.chain = vec![certificate.clone()];
+    client.key = rustls_pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let mut server = issue(&ca, &server_request());
+    for text in refusal(&server, &client, "localhost") {
+        assert!(text.contains("UnknownIssuer"), "{text}");
+    }
+
+    server.ca.push(certificate);
+    let crls = vec![crl(&ca.sign_crl(&Revocations::new()).unwrap())];
+    for version in VERSIONS {
+        handshake(&server, &client, vec![], "localhost", version).unwrap();
+        // No list speaks for it, so a verifier that has any list must be told to allow that.
+        let text = handshake(&server, &client, crls.clone(), "localhost", version).unwrap_err();
+        assert!(text.contains("UnknownRevocationStatus"), "{text}");
+    }
+}
