@@ -1,1 +1,37 @@
-//! Placeholder.
+//! Remote access to a storage-sync keyspace: [`RemoteStorage`] implements the same
+//! [`Storage`](storage_protocol::Storage) trait as the server's engine, over one mutually authenticated WebSocket.
+//!
+//! * [`ConnectOptions`] say where to connect, with which credentials and within which bounds.
+//! * [`RemoteStorage::connect`] returns once the server has said Welcome; from there every call either answers or
+//!   fails by its deadline, with its [`Outcome`](storage_protocol::Outcome) class.
+//!
+//! Not here: RocksDB, or anything else of the server. A lost connection is not re-established: calls fail at once
+//! with `Closed`, and [`RemoteStorage::state`] tells.
+//!
+//! ```no_run
+//! # async fn example() -> storage_protocol::Result<()> {
+//! use storage_client::{ConnectOptions, RemoteStorage};
+//! use storage_protocol::StorageExt;
+//!
+//! let options = ConnectOptions::new("wss://localhost:7443/storage/models").credentials_dir("certs/dev/alice");
+//! let storage = RemoteStorage::connect(options).await?;
+//! storage.put("greeting".into(), "hello".into()).await?;
+//! storage.close().await;
+//! # Ok(())
+//! # }
+//! ```
+
+mod connection;
+mod dial;
+mod driver;
+mod endpoint;
+mod ids;
+mod options;
+mod remote;
+mod scan;
+mod tls;
+mod watch;
+
+pub use connection::ConnectionState;
+pub use options::{ConnectOptions, TlsVersion};
+pub use remote::RemoteStorage;

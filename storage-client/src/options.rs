@@ -1,0 +1,149 @@
+//! Where to connect, as whom, and within which bounds.
+//!
+//! [`ConnectOptions`] only holds what was said; it is checked as a whole by
+//! [`RemoteStorage::connect`](crate::RemoteStorage::connect), whose errors name the option that is wrong.
+//! Invariant: each wait and each queue of a connection has its bound here, or in the server's Welcome.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The lowest TLS version a client agrees to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsVersion {
+    /// TLS 1.2 or 1.3, for servers of another age.
+    Tls12,
+    /// TLS 1.3 only.
+    #[default]
+    Tls13,
+}
+
+/// Which files the client authenticates itself, and the server, with.
+#[derive(Clone, Debug)]
+pub(crate) enum Credentials {
+    /// A folder with `ca.pem`, `cert.pem` and `key.pem`.
+    Mutual { dir: PathBuf },
+    /// The server's trust anchors only.
+    ServerOnly { ca: PathBuf },
+}
+
+/// How to connect. Each setter takes and returns the options, so that calls chain.
+///
+/// ```
+/// use std::time::Duration;
+/// use storage_client::ConnectOptions;
+///
+/// let options = ConnectOptions::new("wss://localhost:7443/storage/models")
+///     .credentials_dir("certs/dev/alice")
+///     .request_timeout(Duration::from_secs(5));
+/// ```
+#[derive(Clone, Debug)]
+pub struct ConnectOptions {
+    pub(crate) url: String,
+    pub(crate) plaintext: bool,
+    pub(crate) credentials: Option<Credentials>,
+    pub(crate) tls_min_version: TlsVersion,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) request_timeout: Duration,
+    pub(crate) close_timeout: Duration,
+    pub(crate) queue_len_max: usize,
+    pub(crate) watch_credit_bytes: u64,
+    pub(crate) agent: String,
+}
+
+impl ConnectOptions {
+    /// Options for `wss://HOST[:PORT]/storage/KEYSPACE`. Without a port it is 443, as in every `wss` URL. An IPv6
+    /// address stands in brackets. Where the server's certificate is for a name, HOST has to be that name.
+    #[must_use]
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            plaintext: false,
+            credentials: None,
+            tls_min_version: TlsVersion::default(),
+            connect_timeout: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(30),
+            close_timeout: Duration::from_secs(5),
+            queue_len_max: 1_024,
+            watch_credit_bytes: 1 << 20,
+            agent: concat!("storage-client/", env!("CARGO_PKG_VERSION")).to_owned(),
+        }
+    }
+
+    /// Presents `cert.pem` with `key.pem` of this folder, and trusts servers that `ca.pem` vouches for. All three are
+    /// PEM files; the key is not encrypted. No default: a `wss` URL needs this or
+    /// [`without_client_certificate`](Self::without_client_certificate); the later call of the two counts.
+    #[must_use]
+    pub fn credentials_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.credentials = Some(Credentials::Mutual { dir: dir.into() });
+        self
+    }
+
+    /// Presents no certificate, and trusts servers that this PEM file vouches for. Only a server whose listener has
+    /// `tls = "server"` takes such a client; others refuse the connection.
+    #[must_use]
+    pub fn without_client_certificate(mut self, ca: impl Into<PathBuf>) -> Self {
+        self.credentials = Some(Credentials::ServerOnly { ca: ca.into() });
+        self
+    }
+
+    /// Allows a `ws://` URL. Then nothing is encrypted and neither side knows who the other is: whoever sits between
+    /// reads and changes everything. Default: refused. A `wss` URL is encrypted all the same.
+    #[must_use]
+    pub fn danger_plaintext(mut self) -> Self {
+        self.plaintext = true;
+        self
+    }
+
+    /// The lowest TLS version. Default: 1.3.
+    #[must_use]
+    pub fn tls_min_version(mut self, version: TlsVersion) -> Self {
+        self.tls_min_version = version;
+        self
+    }
+
+    /// The time from the look-up of the host to Welcome. Default 10 s; then `connect` fails and says how far it came.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// The deadline of each call (each page of a scan is a call), waiting for room in the queue included. Default
+    /// 30 s; then the call fails with `DeadlineExceeded`: not executed, or, for a commit that was sent, unknown.
+    #[must_use]
+    pub fn request_timeout(mut self, timeout: Duration) -> Self {
+        self.request_timeout = timeout;
+        self
+    }
+
+    /// How long `close` waits for calls in flight. Default 5 s; those that are not answered then fail with `Closed`.
+    #[must_use]
+    pub fn close_timeout(mut self, timeout: Duration) -> Self {
+        self.close_timeout = timeout;
+        self
+    }
+
+    /// Requests that may wait to be sent, beyond those in flight (which the server bounds). Default 1,024, at least
+    /// one; when it is full, callers wait for room within their deadline.
+    #[must_use]
+    pub fn queue_len_max(mut self, requests: usize) -> Self {
+        self.queue_len_max = requests;
+        self
+    }
+
+    /// Bytes of events that each watch may hold for an application that does not take them. Default 1 MiB, at least
+    /// one byte; then the server holds that watch at its position until the application takes events. The memory of
+    /// a watch is bounded by this and one message more.
+    #[must_use]
+    pub fn watch_credit_bytes(mut self, bytes: u64) -> Self {
+        self.watch_credit_bytes = bytes;
+        self
+    }
+
+    /// What the client calls itself in the server's log, at most 256 bytes. Default `storage-client/VERSION`.
+    #[must_use]
+    pub fn agent(mut self, agent: impl Into<String>) -> Self {
+        self.agent = agent.into();
+        self
+    }
+}
