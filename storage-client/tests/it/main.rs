@@ -1,0 +1,16 @@
+//! The client against a scripted server in the same process: what goes over the wire, and what callers are told.
+//!
+//! The server side (`fake.rs`) speaks the native dialect with the protocol crate's own codec over loopback; each test
+//! is its script. One binary, so that it is linked once.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers outside of #[test] functions are tests too"
+)]
+
+mod calls;
+mod connecting;
+mod fake;
+mod lifecycle;
+mod scans;
+mod watches;
