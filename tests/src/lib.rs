@@ -1,1 +1,9 @@
-//! Placeholder.
+//! What the tests of several crates share: the executable model of the contract and the conformance suite.
+//!
+//! * [`model`]: `Storage` in a `BTreeMap`, the specification one can run.
+//! * [`conformance`]: one suite of promises, run against every implementation, with the differences as a table.
+//!
+//! Nothing here is shipped. The tests themselves are in `tests/tests/`.
+
+pub mod conformance;
+pub mod model;
