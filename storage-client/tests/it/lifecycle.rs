@@ -108,6 +108,11 @@ async fn a_server_that_breaks_the_protocol_is_left_with_a_code() {
         ),
         ("an id never asked for", frame(&done, Some(77)), 1002),
         (
+            "an event never asked for",
+            frame(&ServerMessage::Reset, Some(77)),
+            1002,
+        ),
+        (
             "second Welcome",
             frame(&ServerMessage::Welcome(welcome()), None),
             1002,
