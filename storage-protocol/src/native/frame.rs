@@ -149,6 +149,26 @@ pub enum ProtocolError {
         /// The maximum.
         max: usize,
     },
+    /// Lists with more items than a message may have.
+    #[error("a message has at most {max} items in all its lists")]
+    TooManyItems {
+        /// The maximum.
+        max: usize,
+    },
+    /// More messages begun than may be on their way in parts.
+    #[error("{max} messages are on their way in parts, another began")]
+    TooManyPartial {
+        /// The maximum.
+        max: usize,
+    },
+    /// A Hello of a version that this side does not speak.
+    #[error("this side speaks version {spoken} of storage-sync, the peer asks for version {asked}")]
+    UnknownVersion {
+        /// What Hello says.
+        asked: u64,
+        /// The version spoken here.
+        spoken: u64,
+    },
     /// Parts that do not fit together.
     #[error("parts out of order: {0}")]
     BadPart(&'static str),

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::VERSION;
 use super::frame::{Packet, ProtocolError, RequestId, kind};
 use super::wire::{Reader, Writer};
 use crate::{
@@ -303,7 +304,7 @@ impl ClientMessage {
         let from = &mut from;
         let message = match kind {
             kind::HELLO => Self::Hello(Hello {
-                version: from.number("the version")?,
+                version: read_version(from)?,
                 session: read_session(from)?,
                 incarnation: from.number("the incarnation")?,
                 agent: from.text("the agent")?,
@@ -364,6 +365,14 @@ impl ClientMessage {
             other => return Err(ProtocolError::UnknownType(other)),
         };
         finish(from, message)
+    }
+
+    /// The number of a commit whose payload begins with `head`: all that a receiver needs of one that it refuses before
+    /// it is whole, since the session's numbers go on behind it.
+    #[must_use]
+    pub fn commit_number(head: &[u8]) -> Option<u64> {
+        let mut from = Reader::new(Bytes::copy_from_slice(head));
+        from.number("the commit's number").ok()
     }
 
     fn size_hint(&self) -> usize {
@@ -518,8 +527,9 @@ impl ServerMessage {
                 revision: read_revision(from)?,
             },
             kind::CHANGES => {
-                let mut commits = vec![Arc::new(read_commit_record(from)?)];
-                while !from.is_empty() {
+                let mut commits = Vec::new();
+                while commits.is_empty() || !from.is_empty() {
+                    from.take_items(1)?;
                     commits.push(Arc::new(read_commit_record(from)?));
                 }
                 Self::Changes { commits }
@@ -654,6 +664,17 @@ fn read_position(from: &mut Reader) -> Result<Position> {
         epoch,
         revision: read_revision(from)?,
     })
+}
+
+/// The version comes first in every version of Hello, so that another one is named before its fields are misread.
+fn read_version(from: &mut Reader) -> Result<u64> {
+    match from.number("the version")? {
+        VERSION => Ok(VERSION),
+        asked => Err(ProtocolError::UnknownVersion {
+            asked,
+            spoken: VERSION,
+        }),
+    }
 }
 
 fn read_session(from: &mut Reader) -> Result<Option<SessionId>> {
@@ -1273,7 +1294,8 @@ fn error_text(error: &StorageError) -> String {
 
 fn read_error(from: &mut Reader) -> Result<StorageError> {
     let code = from.number("the error's code")?;
-    let outcome = match from.byte("the outcome")? {
+    let tag = from.byte("the outcome")?;
+    let outcome = match tag {
         0 => Outcome::NotExecuted,
         1 => Outcome::Refused,
         2 => Outcome::Unknown,
@@ -1286,7 +1308,7 @@ fn read_error(from: &mut Reader) -> Result<StorageError> {
     };
     let message = from.text("the error's text")?;
     let read_limit = |from: &mut Reader| Ok(Limit::from_wire(from.number("a limit")?));
-    Ok(match code {
+    let error = match code {
         1 => {
             let key = from.bytes("a key")?;
             let [present] = read_flags(from, "the actual revision")?;
@@ -1342,7 +1364,16 @@ fn read_error(from: &mut Reader) -> Result<StorageError> {
                 outcome,
             }
         }
-    })
+    };
+    // Most codes have one outcome. Were another one passed over here, "unknown" could become "safe to repeat".
+    if error.outcome() == outcome {
+        Ok(error)
+    } else {
+        Err(ProtocolError::BadTag {
+            what: "the outcome of this error code",
+            tag: tag.into(),
+        })
+    }
 }
 
 #[cfg(test)]

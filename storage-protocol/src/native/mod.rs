@@ -15,8 +15,9 @@ pub use frame::{Packet, ProtocolError, RequestId, SEPARATOR, kind};
 pub use message::{
     ClientMessage, ErrorCode, Hello, ServerMessage, WatchRequest, Welcome, encode_commit_record,
 };
-pub use outbox::{Class, Outbox, PART_BYTES};
-pub use reassembly::Reassembler;
+pub use outbox::{BULK_TURNS, Class, Outbox, PART_BYTES};
+pub use reassembly::{PARTIAL_MESSAGES_MAX, Reassembler};
+pub use wire::ITEMS_MAX;
 
 /// The WebSocket subprotocol of this dialect.
 pub const SUBPROTOCOL: &str = "storage-sync.v1";

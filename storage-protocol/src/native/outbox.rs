@@ -15,6 +15,10 @@ use super::reassembly::part_frame;
 /// answer waits for little: 64 KiB are 0.5 ms at 1 Gbit/s.
 pub const PART_BYTES: usize = 64 * 1024;
 
+/// How many messages in parts take turns; those behind them wait. Were it all of them, each would make so little
+/// progress on a slow link that its receiver gave it up.
+pub const BULK_TURNS: usize = 8;
+
 /// What kind of message it is, which decides its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
@@ -96,8 +100,9 @@ impl Outbox {
         bulk.sent += length;
         self.bytes -= length;
         if bulk.sent < bulk.packet.payload.len() {
-            // Behind the others: bulk messages share what is left of the link.
-            self.bulk.push_back(bulk);
+            // Behind the others that have begun: they share what is left of the link.
+            let turn = self.bulk.len().min(BULK_TURNS - 1);
+            self.bulk.insert(turn, bulk);
         }
         Some(frame)
     }
@@ -108,14 +113,14 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::super::frame::{ProtocolError, kind};
-    use super::super::reassembly::Reassembler;
+    use super::super::reassembly::{PARTIAL_MESSAGES_MAX, Reassembler};
     use super::*;
 
     fn packet(id: u32, length: usize) -> Packet {
         Packet {
             kind: kind::VALUES,
             id: Some(id),
-            payload: Bytes::from(vec![id as u8; length]),
+            payload: Bytes::from(vec![id.to_le_bytes()[0]; length]),
         }
     }
 
@@ -148,6 +153,24 @@ mod tests {
         assert_eq!(order, [5, 4, 3, 1, 2]);
         assert!(outbox.is_empty());
         assert_eq!(reassembler.bytes(), 0);
+    }
+
+    #[test]
+    fn bulk_takes_turns_in_small_groups() {
+        let mut outbox = Outbox::new();
+        let count = 3 * u32::try_from(BULK_TURNS).unwrap();
+        for id in 0..count {
+            outbox.push(Class::Answer, packet(id, 3 * PART_BYTES));
+        }
+        let mut reassembler = Reassembler::new(256 * 1024, 1 << 20);
+        let (mut whole, mut begun_max) = (Vec::new(), 0);
+        while let Some(frame) = outbox.pop() {
+            whole.extend(receive(&mut reassembler, frame).unwrap());
+            begun_max = begun_max.max(reassembler.pending().count());
+        }
+        assert_eq!(begun_max, BULK_TURNS);
+        let order: Vec<_> = whole.into_iter().filter_map(|packet| packet.id).collect();
+        assert_eq!(order, (0..count).collect::<Vec<_>>());
     }
 
     #[test]
@@ -194,5 +217,41 @@ mod tests {
         let dropped = reassembler.expire(start + Duration::from_secs(10), patience);
         assert_eq!(dropped, [(kind::VALUES, Some(1))]);
         assert_eq!(reassembler.bytes(), 0);
+        assert_eq!(reassembler.pending().count(), 0);
+        let later = start + Duration::from_secs(30);
+        assert!(reassembler.expire(later, patience).is_empty(), "told twice");
+        // The rest is passed over, and the id can be used again.
+        let rest = part_frame(&packet(1, 100), 60, 40);
+        assert_eq!(reassembler.accept(rest, later), Ok(None));
+        let again = reassembler.accept(part_frame(&packet(1, 100), 0, 100), later);
+        assert_eq!(again, Ok(Some(packet(1, 100))));
+    }
+
+    #[test]
+    fn a_message_may_begin_in_place_of_a_refused_one() {
+        let mut reassembler = Reassembler::new(1024, 100);
+        receive(&mut reassembler, part_frame(&packet(1, 100), 0, 60)).unwrap();
+        assert_eq!(reassembler.head(kind::VALUES, Some(1)), Some(&[1; 10][..]));
+        reassembler.discard(kind::VALUES, Some(1));
+        reassembler.discard(kind::VALUES, Some(1));
+        assert_eq!(reassembler.bytes(), 0);
+        assert_eq!(reassembler.head(kind::VALUES, Some(1)), Some(&[1; 10][..]));
+        assert_eq!(reassembler.head(kind::VALUES, Some(2)), None);
+        receive(&mut reassembler, part_frame(&packet(1, 80), 0, 60)).unwrap();
+        assert_eq!(reassembler.bytes(), 60);
+        let whole = receive(&mut reassembler, part_frame(&packet(1, 80), 60, 20));
+        assert_eq!(whole, Ok(Some(packet(1, 80))));
+    }
+
+    #[test]
+    fn messages_on_their_way_are_bounded() {
+        let mut reassembler = Reassembler::new(1024, 100);
+        let max = PARTIAL_MESSAGES_MAX;
+        let next = u32::try_from(max).unwrap();
+        for id in 0..next {
+            receive(&mut reassembler, part_frame(&packet(id, 100), 0, 1)).unwrap();
+        }
+        let another = receive(&mut reassembler, part_frame(&packet(next, 100), 0, 1));
+        assert_eq!(another, Err(ProtocolError::TooManyPartial { max }));
     }
 }

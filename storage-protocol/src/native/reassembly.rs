@@ -12,6 +12,10 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::frame::{Packet, ProtocolError, RequestId, kind};
 use super::wire::{Reader, Writer};
 
+/// The most messages that may be on their way in parts on one connection. Each costs the receiver more than the bytes
+/// it holds, and a part may be as small as one byte.
+pub const PARTIAL_MESSAGES_MAX: usize = 16 * 1024;
+
 #[derive(Debug)]
 struct Partial {
     total: usize,
@@ -32,6 +36,9 @@ pub struct Reassembler {
 }
 
 impl Reassembler {
+    /// What is kept of a refused message: the longest number.
+    pub const HEAD_BYTES: usize = 10;
+
     /// One that takes frames and messages up to these lengths.
     #[must_use]
     pub fn new(frame_bytes_max: usize, message_bytes_max: usize) -> Self {
@@ -93,10 +100,19 @@ impl Reassembler {
                 discarded: false,
                 last_progress: now,
             };
-            if self.partial.insert(key, fresh).is_some() {
-                return Err(ProtocolError::BadPart(
-                    "a second message of this id began before the first was whole",
-                ));
+            match self.partial.insert(key, fresh) {
+                // The sender gave the refused one up, as it may.
+                Some(before) if before.discarded => {}
+                Some(_) => {
+                    return Err(ProtocolError::BadPart(
+                        "a second message of this id began before the first was whole",
+                    ));
+                }
+                None if self.partial.len() > PARTIAL_MESSAGES_MAX => {
+                    let max = PARTIAL_MESSAGES_MAX;
+                    return Err(ProtocolError::TooManyPartial { max });
+                }
+                None => {}
             }
         }
         let Some(partial) = self.partial.get_mut(&key) else {
@@ -127,23 +143,33 @@ impl Reassembler {
         let Some(whole) = self.partial.remove(&key) else {
             return Ok(None);
         };
+        if whole.discarded {
+            return Ok(None);
+        }
         self.bytes -= whole.bytes.len();
-        let packet = Packet {
+        Ok(Some(Packet {
             kind: inner,
             id: packet.id,
             payload: whole.bytes.freeze(),
-        };
-        Ok((!whole.discarded).then_some(packet))
+        }))
     }
 
     /// Refuses the message of this type and id, if parts of it are held: what is held is freed, the parts still to
-    /// come are passed over.
+    /// come are passed over. A new message may begin in its place.
     pub fn discard(&mut self, kind: u8, id: Option<RequestId>) {
-        if let Some(partial) = self.partial.get_mut(&(kind, id)) {
-            self.bytes -= partial.bytes.len();
-            partial.bytes = BytesMut::new();
-            partial.discarded = true;
+        if let Some(partial) = self.partial.get_mut(&(kind, id))
+            && !partial.discarded
+        {
+            self.bytes -= partial.discard();
         }
+    }
+
+    /// The first bytes, at most [`Reassembler::HEAD_BYTES`], of a message whose parts are on their way, refused or not.
+    /// A commit begins with its number there, which counts even if the rest is never read.
+    #[must_use]
+    pub fn head(&self, kind: u8, id: Option<RequestId>) -> Option<&[u8]> {
+        let held = &self.partial.get(&(kind, id))?.bytes;
+        Some(held.get(..Self::HEAD_BYTES).unwrap_or(held))
     }
 
     /// The messages that are not whole yet and not refused, by type and id.
@@ -154,23 +180,29 @@ impl Reassembler {
             .map(|(key, _)| *key)
     }
 
-    /// Drops messages whose parts made no progress for `patience`, and tells their type and id: their requests are
-    /// to be answered with an error. (A later part of one of them is then out of order.)
+    /// Refuses messages whose parts made no progress for `patience`, as [`Reassembler::discard`] does, and tells their
+    /// type and id: their requests are to be answered with an error.
     pub fn expire(&mut self, now: Instant, patience: Duration) -> Vec<(u8, Option<RequestId>)> {
-        if self.partial.is_empty() {
-            return Vec::new();
+        let mut expired = Vec::new();
+        for (key, partial) in &mut self.partial {
+            let waited = now.saturating_duration_since(partial.last_progress);
+            if !partial.discarded && waited >= patience {
+                self.bytes -= partial.discard();
+                expired.push(*key);
+            }
         }
-        let stale =
-            |partial: &Partial| now.saturating_duration_since(partial.last_progress) >= patience;
-        let dropped: Vec<_> = self
-            .partial
-            .extract_if(|_, partial| stale(partial))
-            .collect();
-        self.bytes -= dropped
-            .iter()
-            .map(|(_, partial)| partial.bytes.len())
-            .sum::<usize>();
-        dropped.into_iter().map(|(key, _)| key).collect()
+        expired
+    }
+}
+
+impl Partial {
+    /// Frees what is held but its head, tells how much was held. (It is called once: what is refused is not counted.)
+    fn discard(&mut self) -> usize {
+        let held = self.bytes.len();
+        let head = self.bytes.get(..Reassembler::HEAD_BYTES);
+        self.bytes = BytesMut::from(head.unwrap_or(&self.bytes));
+        self.discarded = true;
+        held
     }
 }
 

@@ -7,15 +7,25 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::ProtocolError;
 
+/// The most items (keys, values, states, checks, operations, commits, changes, limits) of one message, all its lists
+/// together. An item takes as little as one byte of the payload and some hundred bytes of the reader's memory, so the
+/// length of a message alone would be a poor bound. No configuration allows more.
+pub const ITEMS_MAX: usize = 1 << 20;
+
 /// Reads a payload from front to back.
 #[derive(Debug)]
 pub(super) struct Reader {
     rest: Bytes,
+    /// How many of [`ITEMS_MAX`] the lists read so far have left.
+    items_left: usize,
 }
 
 impl Reader {
     pub(super) fn new(payload: Bytes) -> Self {
-        Self { rest: payload }
+        Self {
+            rest: payload,
+            items_left: ITEMS_MAX,
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -57,26 +67,44 @@ impl Reader {
         }
     }
 
-    /// The number of items that follow, each of at least `item_bytes_min` bytes: bounded by what is left.
+    /// The number of items that follow, each of at least `item_bytes_min` bytes: bounded by what is left, and by
+    /// [`ITEMS_MAX`] in the whole message.
     pub(super) fn count(
         &mut self,
         item_bytes_min: usize,
         what: &'static str,
     ) -> Result<usize, ProtocolError> {
+        let count = self.length(item_bytes_min, what)?;
+        self.take_items(count)?;
+        Ok(count)
+    }
+
+    /// Accounts for items of a list that has no count of its own.
+    pub(super) fn take_items(&mut self, count: usize) -> Result<(), ProtocolError> {
+        match self.items_left.checked_sub(count) {
+            Some(left) => {
+                self.items_left = left;
+                Ok(())
+            }
+            None => Err(ProtocolError::TooManyItems { max: ITEMS_MAX }),
+        }
+    }
+
+    pub(super) fn bytes(&mut self, what: &'static str) -> Result<Bytes, ProtocolError> {
+        let length = self.length(1, what)?;
+        Ok(self.rest.split_to(length))
+    }
+
+    fn length(&mut self, unit_bytes: usize, what: &'static str) -> Result<usize, ProtocolError> {
         let declared = self.number(what)?;
         match usize::try_from(declared) {
-            Ok(count) if count <= self.left() / item_bytes_min.max(1) => Ok(count),
+            Ok(count) if count <= self.left() / unit_bytes.max(1) => Ok(count),
             _ => Err(ProtocolError::LengthBeyondFrame {
                 what,
                 declared,
                 left: self.left(),
             }),
         }
-    }
-
-    pub(super) fn bytes(&mut self, what: &'static str) -> Result<Bytes, ProtocolError> {
-        let length = self.count(1, what)?;
-        Ok(self.rest.split_to(length))
     }
 
     pub(super) fn array<const N: usize>(
@@ -137,6 +165,7 @@ impl Writer for BytesMut {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Buf;
     use proptest::prelude::*;
 
     use super::*;
@@ -181,6 +210,28 @@ mod tests {
         ));
         let mut reader = Reader::new(Bytes::from_static(&[2, 1, 2, 3]));
         assert!(reader.count(2, "pairs").is_err());
+    }
+
+    #[test]
+    fn items_are_bounded_in_the_whole_message() {
+        let mut out = BytesMut::new();
+        for _ in 0..2 {
+            out.number(ITEMS_MAX as u64);
+            out.put_bytes(0, ITEMS_MAX);
+        }
+        let mut reader = Reader::new(out.freeze());
+        assert_eq!(reader.count(1, "keys").unwrap(), ITEMS_MAX);
+        reader.rest.advance(ITEMS_MAX);
+        assert_eq!(
+            reader.count(1, "keys"),
+            Err(ProtocolError::TooManyItems { max: ITEMS_MAX })
+        );
+        // A value's length is no number of items.
+        let mut reader = Reader::new(Bytes::from(vec![0x81, 0x80, 0x40]));
+        assert!(matches!(
+            reader.bytes("a value"),
+            Err(ProtocolError::LengthBeyondFrame { left: 0, .. })
+        ));
     }
 
     proptest! {
