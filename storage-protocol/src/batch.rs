@@ -186,8 +186,8 @@ impl Batch {
         self
     }
 
-    /// The bytes of all keys and values: what counts towards the message limit (with 16 bytes for each item, a bound
-    /// on what the wire adds).
+    /// The bytes of all keys and values: what counts towards the message limit (with 16 bytes for each item and 1 KiB
+    /// for label and principal, a bound on what the wire adds, so that what passes here fits in a message).
     #[must_use]
     pub fn bytes(&self) -> usize {
         let checks: usize = self.checks.iter().map(|check| check.key.len() + 16).sum();
@@ -196,7 +196,7 @@ impl Batch {
             .iter()
             .map(|operation| operation.key().len() + operation.value().len() + 16)
             .sum();
-        checks + operations
+        1024 + checks + operations
     }
 
     /// Judges the batch by the limits and by itself.
@@ -303,9 +303,8 @@ mod tests {
         let ttl = Lifetime::TimeToLive(std::time::Duration::from_micros(1));
         assert!(text(Batch::new().put_with("a", "", ttl)).contains("millisecond"));
         assert!(judge(Batch::new().check_absent("a").put("a", "").remove("b")).is_ok());
-        let many = (0..10_001u32).fold(Batch::new(), |batch, n| {
-            batch.remove(vec![(n >> 8) as u8, n as u8])
-        });
+        let many = (0..10_001u32)
+            .fold(Batch::new(), |batch, n| batch.remove(n.to_be_bytes().to_vec()));
         assert!(text(many).contains("operations_per_commit_max is 10000, this has 10001"));
     }
 }

@@ -7,3 +7,6 @@
 
 pub mod conformance;
 pub mod model;
+mod rocks_fixture;
+
+pub use rocks_fixture::RocksFixture;

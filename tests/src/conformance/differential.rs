@@ -15,7 +15,7 @@ use storage_protocol::{
     StorageError, Watch, WatchEvent, WatchOptions, WatchStart,
 };
 
-use super::support::{Handle, Mirror, bytes, commits_to_mark};
+use super::support::{Handle, Mirror, bytes, commits_to_mark, next_of};
 use super::{Context, cases};
 use crate::model::{ModelStorage, ModelStore};
 
@@ -329,7 +329,7 @@ impl Run {
     async fn follow_one(&mut self, follower: &mut Follower) {
         follower.watch.request_progress(9);
         loop {
-            let event = follower.watch.next().await.unwrap().unwrap();
+            let event = next_of(&mut follower.watch).await;
             if let WatchEvent::State { key, state } = &event {
                 let key = self.ranks.key(0, key);
                 match state {

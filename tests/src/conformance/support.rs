@@ -15,6 +15,7 @@ use storage_protocol::{
     Outcome, Position, Result, Revision, Scan, ScanItem, ScanOptions, Storage, StorageError,
     StorageExt, Value, Watch, WatchEvent, WatchOptions, WatchStart,
 };
+use tokio::task::coop::consume_budget;
 
 pub(super) type Handle = Arc<dyn Storage>;
 
@@ -188,12 +189,18 @@ pub(super) async fn watch_latest(storage: &Handle, range: KeyRange, start: Watch
 /// The next event that is not a mark nobody asked for.
 pub(super) async fn next_event(watch: &mut Watch) -> WatchEvent {
     loop {
-        match watch.next().await.unwrap() {
-            Some(WatchEvent::Progress { token: None, .. }) => {}
-            Some(event) => return event,
-            None => panic!("the watch ended without an error"),
+        match next_of(watch).await {
+            WatchEvent::Progress { token: None, .. } => {}
+            event => return event,
         }
     }
+}
+
+/// The next event of any kind. It gives way now and then, so that a watch which tells without end meets the deadline.
+pub(super) async fn next_of(watch: &mut Watch) -> WatchEvent {
+    consume_budget().await;
+    let event = watch.next().await.unwrap();
+    event.expect("the watch goes on")
 }
 
 pub(super) async fn next_commit(watch: &mut Watch) -> Arc<CommitRecord> {
@@ -212,7 +219,13 @@ pub(super) async fn commits_to_mark(
     let mut commits = Vec::new();
     loop {
         match next_event(watch).await {
-            WatchEvent::Commit(record) => commits.push(record),
+            WatchEvent::Commit(record) => {
+                let last = commits.last();
+                let last = last.map_or(Revision::ZERO, |c: &Arc<CommitRecord>| c.revision);
+                let at = record.revision;
+                assert!(at > last, "revision {at} was told behind {last}");
+                commits.push(record);
+            }
             WatchEvent::Progress { position, token: t } => {
                 assert_eq!(t, Some(token), "the mark carries the token it answers");
                 return (commits, position);
@@ -334,7 +347,7 @@ impl Mirror {
     /// Takes events in up to the next mark of any kind.
     pub(super) async fn until_next_mark(&mut self, watch: &mut Watch) -> Position {
         loop {
-            let event = watch.next().await.unwrap().unwrap();
+            let event = next_of(watch).await;
             if let Some((position, _)) = self.apply(event) {
                 return position;
             }
@@ -345,7 +358,7 @@ impl Mirror {
     pub(super) async fn until_mark(&mut self, watch: &mut Watch, token: u64) -> Position {
         watch.request_progress(token);
         loop {
-            let event = watch.next().await.unwrap().unwrap();
+            let event = next_of(watch).await;
             if let Some((position, Some(answered))) = self.apply(event) {
                 assert_eq!(answered, token, "the mark carries the token it answers");
                 return position;

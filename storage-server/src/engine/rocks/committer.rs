@@ -1,0 +1,743 @@
+//! Group commit: the one writer of the store, on a thread of its own.
+//!
+//! It takes what waits, evaluates each commit's checks against the store and the group's earlier commits (the overlay),
+//! writes one batch with one synced write, publishes to the feed, then answers everything that saw the group, refusals
+//! included: nobody learns of a commit that is not durable.
+//!
+//! Invariants: nothing else writes to the database, so the numbers RocksDB will give are known beforehand; a commit's
+//! record is the last of its rows and its number is the commit's revision; the log holds puts and deletes only.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use rocksdb::{WriteBatch, WriteOptions};
+use storage_protocol::{
+    Batch, Change, ChangeKind, CommitOptions, CommitRecord, EntryLifetime, Expected, Key, Lifetime,
+    Limit, Operation, Outcome, Position, Result, Revision, SessionId, StorageError, UnixMillis,
+    Value,
+};
+use tokio::sync::oneshot;
+
+use super::layout::{
+    self, CommitRow, Head, KeyspaceId, KeyspaceRow, LifetimeRow, Stored, Table, entry_key,
+    entry_value, index_key,
+};
+use super::queue::Queue;
+use super::store::{KeyspaceState, Store};
+use super::{Durability, Shared};
+use crate::feed::FeedCommit;
+
+/// Numbers that a group may take before it is written; a single commit may take more.
+const GROUP_NUMBERS_MAX: u64 = 64 * 1024;
+
+/// A session as the committer knows it.
+#[derive(Debug)]
+pub(super) struct SessionState {
+    pub(super) id: SessionId,
+    pub(super) principal: Arc<str>,
+    pub(super) keyspace: Arc<KeyspaceState>,
+    /// The last number given or taken. Written when a commit is queued.
+    pub(super) numbered: AtomicU64,
+    /// The highest executed number. Written by the committer.
+    pub(super) executed: AtomicU64,
+    /// No more commits. Written by the committer.
+    pub(super) ended: AtomicBool,
+}
+
+/// One thing for the committer to do.
+#[derive(Debug)]
+pub(super) struct Work {
+    pub(super) session: Arc<SessionState>,
+    pub(super) task: Task,
+    /// What it counts in the queue.
+    pub(super) bytes: usize,
+    pub(super) reply: oneshot::Sender<Result<Position>>,
+}
+
+#[derive(Debug)]
+pub(super) enum Task {
+    /// A peer's commit.
+    Commit {
+        number: u64,
+        batch: Batch,
+        options: CommitOptions,
+    },
+    /// Removes those of these entries that still have these revisions, in one labelled commit.
+    Remove {
+        label: &'static str,
+        entries: Vec<(Key, Revision)>,
+    },
+    /// Drops tombstones of the keyspace up to a revision, and the revision becomes its horizon. No commit.
+    Forget {
+        tombstones: Vec<(Key, Revision)>,
+        horizon: Revision,
+    },
+    /// The session takes no more commits; its records go.
+    End,
+}
+
+/// Runs until the queue is closed and drained.
+pub(super) fn run(shared: &Shared) {
+    let mut sync = WriteOptions::default();
+    sync.set_sync(shared.store.options.durability == Durability::Sync);
+    let mut committer = Committer { shared, sync };
+    loop {
+        let works = shared.queue.take();
+        if works.is_empty() {
+            return;
+        }
+        committer.commit(works);
+    }
+}
+
+struct Committer<'a> {
+    shared: &'a Shared,
+    sync: WriteOptions,
+}
+
+impl Committer<'_> {
+    fn commit(&mut self, works: Vec<Work>) {
+        let mut group = Group::new(&self.shared.store);
+        for work in works {
+            if group.numbers >= GROUP_NUMBERS_MAX {
+                let full = std::mem::replace(&mut group, Group::new(&self.shared.store));
+                self.write(full);
+                group = Group::new(&self.shared.store);
+            }
+            group.take(work);
+        }
+        self.write(group);
+    }
+
+    /// Makes a group durable, then tells of it.
+    fn write(&mut self, group: Group<'_>) {
+        let Group {
+            batch,
+            base,
+            numbers,
+            records,
+            made,
+            answers,
+            dues,
+            ..
+        } = group;
+        let store = &self.shared.store;
+        let count = answers.len();
+        if numbers > 0 {
+            let began = Instant::now();
+            let bytes = batch.size_in_bytes();
+            if let Err(reason) = self.write_batch(batch, base + numbers) {
+                store.poison(&reason);
+                for (reply, _) in answers {
+                    let error = StorageError::Internal {
+                        message: "a write failed; the store takes no more until it is reopened"
+                            .to_owned(),
+                        outcome: Outcome::Unknown,
+                    };
+                    // A caller that is gone needs no answer.
+                    let _ = reply.send(Err(error));
+                }
+                return;
+            }
+            self.shared.metrics.wrote(count, bytes, began.elapsed());
+            for (keyspace, row) in made {
+                keyspace.set_row(row);
+            }
+            if let Some(due) = dues.into_iter().min() {
+                self.shared.alarm.set(due);
+            }
+        }
+        // Ordering: durable, then in the feed, then answered: who has an answer finds the commit everywhere.
+        self.shared.feed.publish(records, Revision(base + numbers));
+        for (reply, answer) in answers {
+            let _ = reply.send(answer);
+        }
+    }
+
+    fn write_batch(&self, batch: WriteBatch, last: u64) -> std::result::Result<(), String> {
+        let store = &self.shared.store;
+        store
+            .db
+            .write_opt(batch, &self.sync)
+            .map_err(|error| error.to_string())?;
+        let found = store.db.latest_sequence_number();
+        if found != last {
+            return Err(format!(
+                "the write ended at number {found}, expected {last}: something else writes"
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Commits that become durable together.
+struct Group<'a> {
+    store: &'a Store,
+    batch: WriteBatch,
+    /// The store's revision before the group.
+    base: u64,
+    /// Numbers taken so far.
+    numbers: u64,
+    now: UnixMillis,
+    /// Entries as the group's commits leave them, for the checks of later ones.
+    overlay: HashMap<(KeyspaceId, Key), (Head, Value)>,
+    records: Vec<FeedCommit>,
+    made: Vec<(Arc<KeyspaceState>, KeyspaceRow)>,
+    dues: Vec<UnixMillis>,
+    answers: Vec<(oneshot::Sender<Result<Position>>, Result<Position>)>,
+}
+
+/// A signal, with its place among the changes.
+type Signal = (usize, Key, Value);
+
+/// One entry's way through a commit.
+struct Step {
+    key: Key,
+    /// The key ends with the commit's revision, which is not known yet.
+    stamped: bool,
+    new: Stored,
+    value: Value,
+    old: Option<Head>,
+    previous: Option<Value>,
+}
+
+impl Step {
+    /// How many rows it writes.
+    fn rows(&self) -> u64 {
+        let old = self
+            .old
+            .map_or(0, |old| 1 + u64::from(old.stored != Stored::Forever));
+        2 + u64::from(self.new != Stored::Forever) + old
+    }
+}
+
+impl<'a> Group<'a> {
+    fn new(store: &'a Store) -> Self {
+        Self {
+            store,
+            batch: WriteBatch::default(),
+            base: store.db.latest_sequence_number(),
+            numbers: 0,
+            now: store.now(),
+            overlay: HashMap::new(),
+            records: Vec::new(),
+            made: Vec::new(),
+            dues: Vec::new(),
+            answers: Vec::new(),
+        }
+    }
+
+    fn take(&mut self, work: Work) {
+        let Work {
+            session,
+            task,
+            reply,
+            ..
+        } = work;
+        let answer = match task {
+            Task::Commit {
+                number,
+                batch,
+                options,
+            } => self.commit(&session, number, batch, options),
+            Task::Remove { label, entries } => self.remove(&session, label, entries),
+            Task::Forget {
+                tombstones,
+                horizon,
+            } => self.forget(&session.keyspace, tombstones, horizon),
+            Task::End => self.end(&session),
+        };
+        self.answers.push((reply, answer));
+    }
+
+    fn commit(
+        &mut self,
+        session: &Arc<SessionState>,
+        number: u64,
+        batch: Batch,
+        options: CommitOptions,
+    ) -> Result<Position> {
+        self.store.check_poison()?;
+        if session.ended.load(Ordering::Acquire) {
+            return Err(StorageError::Closed {
+                reason: "the session has ended".to_owned(),
+                outcome: Outcome::NotExecuted,
+            });
+        }
+        if session.keyspace.serves_mwdb() {
+            check_mwdb(&batch)?;
+        }
+        self.check(&session.keyspace, &batch)?;
+        let (steps, signals) = self.plan(session, batch, &options)?;
+        let position = self.apply(session, Some(number), options.label, steps, signals)?;
+        session.executed.fetch_max(number, Ordering::AcqRel);
+        Ok(position)
+    }
+
+    fn check(&self, keyspace: &KeyspaceState, batch: &Batch) -> Result<()> {
+        for check in &batch.checks {
+            let actual = self.look(keyspace, &check.key)?.filter(Head::is_live);
+            let actual = actual.map(|head| head.revision);
+            let holds = match check.expected {
+                Expected::Absent => actual.is_none(),
+                Expected::At(revision) => actual == Some(revision),
+            };
+            if !holds {
+                return Err(StorageError::CheckFailed {
+                    key: check.key.clone(),
+                    actual,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// What a key is just now: in the group, else in the store.
+    fn look(&self, keyspace: &KeyspaceState, key: &Key) -> Result<Option<Head>> {
+        Ok(self.look_at(keyspace, key, false)?.map(|(head, _)| head))
+    }
+
+    /// The same with its value, which is empty unless wanted.
+    fn look_at(
+        &self,
+        keyspace: &KeyspaceState,
+        key: &Key,
+        value: bool,
+    ) -> Result<Option<(Head, Value)>> {
+        let Some(id) = self.id(keyspace) else {
+            return Ok(None);
+        };
+        if let Some((head, value)) = self.overlay.get(&(id, key.clone())) {
+            return Ok(Some((*head, value.clone())));
+        }
+        let Some(row) = self.store.row(Table::Entries, &entry_key(id, key))? else {
+            return Ok(None);
+        };
+        let (head, at) = layout::parse_entry_value(&row)?;
+        Ok(Some((
+            head,
+            if value {
+                Bytes::copy_from_slice(&row[at..])
+            } else {
+                Value::new()
+            },
+        )))
+    }
+
+    fn id(&self, keyspace: &KeyspaceState) -> Option<KeyspaceId> {
+        let made = self
+            .made
+            .iter()
+            .find(|(made, _)| made.name == keyspace.name);
+        made.map(|(_, row)| row.id).or_else(|| keyspace.id())
+    }
+
+    /// What each operation does, and the signals with their places among the changes.
+    fn plan(
+        &self,
+        session: &SessionState,
+        batch: Batch,
+        options: &CommitOptions,
+    ) -> Result<(Vec<Step>, Vec<Signal>)> {
+        let mut steps = Vec::with_capacity(batch.operations.len());
+        let mut signals = Vec::new();
+        let mut bytes = batch.bytes();
+        for operation in batch.operations {
+            let (key, stamped, new, value) = match operation {
+                Operation::Put {
+                    key,
+                    value,
+                    lifetime,
+                } => (key, false, self.stored(session, lifetime), value),
+                Operation::PutStamped {
+                    prefix,
+                    value,
+                    lifetime,
+                } => (prefix, true, self.stored(session, lifetime), value),
+                Operation::Remove { key } => {
+                    (key, false, Stored::Tombstone(self.now), Value::new())
+                }
+                Operation::Signal { key, bytes } => {
+                    signals.push((steps.len() + signals.len(), key, bytes));
+                    continue;
+                }
+            };
+            let old = if stamped {
+                None
+            } else {
+                self.look_at(&session.keyspace, &key, options.with_previous)?
+            };
+            let live = old.as_ref().filter(|(head, _)| head.is_live());
+            if matches!(new, Stored::Tombstone(_)) && live.is_none() {
+                continue;
+            }
+            let previous = live
+                .filter(|_| options.with_previous)
+                .map(|(_, value)| value.clone());
+            bytes += previous.as_ref().map_or(0, Bytes::len);
+            steps.push(Step {
+                key,
+                stamped,
+                new,
+                value,
+                old: old.map(|(head, _)| head),
+                previous,
+            });
+        }
+        let max = self.store.options.limits.message_bytes_max;
+        if options.with_previous && bytes > max {
+            return Err(StorageError::limit(Limit::Message, bytes, max));
+        }
+        Ok((steps, signals))
+    }
+
+    fn stored(&self, session: &SessionState, lifetime: Lifetime) -> Stored {
+        match lifetime {
+            Lifetime::Forever => Stored::Forever,
+            Lifetime::TimeToLive(duration) => Stored::Until(self.now.after(duration)),
+            Lifetime::Session => Stored::Session(session.id),
+        }
+    }
+
+    /// Puts a planned commit's rows into the batch.
+    fn apply(
+        &mut self,
+        session: &Arc<SessionState>,
+        number: Option<u64>,
+        label: Option<String>,
+        mut steps: Vec<Step>,
+        signals: Vec<Signal>,
+    ) -> Result<Position> {
+        let made = self.id(&session.keyspace).is_none();
+        let rows = steps.iter().map(Step::rows).sum::<u64>() + u64::from(made) + 1;
+        let revision = Revision(self.base + self.numbers + rows);
+        self.stamp(&session.keyspace, revision, &mut steps)?;
+        let id = match self.id(&session.keyspace) {
+            Some(id) => id,
+            None => self.make(&session.keyspace, revision),
+        };
+        let mut changes = Vec::with_capacity(steps.len() + signals.len());
+        for step in steps {
+            changes.push(self.write_step(id, revision, step));
+        }
+        for (place, key, bytes) in signals {
+            changes.insert(
+                place,
+                Change {
+                    key,
+                    kind: ChangeKind::Signalled { bytes },
+                },
+            );
+        }
+        let record = CommitRecord::new(
+            revision,
+            self.now,
+            label,
+            session.principal.to_string(),
+            changes,
+        );
+        let number = number.unwrap_or(revision.0);
+        let row = commit_row(number, id, &record);
+        self.put(
+            Table::Sessions,
+            &layout::session_key(session.id, number),
+            &row.encode(),
+        );
+        debug_assert_eq!(
+            self.base + self.numbers,
+            revision.0,
+            "the record is the commit's last row"
+        );
+        if !record.changes.is_empty() {
+            let keyspace = session.keyspace.name.clone();
+            self.records.push(FeedCommit {
+                keyspace,
+                record: Arc::new(record),
+            });
+        }
+        Ok(self.store.at(revision))
+    }
+
+    /// Completes the keys of stamped puts.
+    fn stamp(
+        &self,
+        keyspace: &KeyspaceState,
+        revision: Revision,
+        steps: &mut [Step],
+    ) -> Result<()> {
+        if !steps.iter().any(|step| step.stamped) {
+            return Ok(());
+        }
+        let plain: Vec<Key> = steps
+            .iter()
+            .filter(|step| !step.stamped)
+            .map(|step| step.key.clone())
+            .collect();
+        for step in steps.iter_mut().filter(|step| step.stamped) {
+            step.key = [&step.key[..], &layout::encode_revision(revision)]
+                .concat()
+                .into();
+            if plain.contains(&step.key) || self.look(keyspace, &step.key)?.is_some() {
+                let key = step.key.escape_ascii();
+                return Err(StorageError::invalid(format!(
+                    "the stamped key \"{key}\" is taken"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn make(&mut self, keyspace: &Arc<KeyspaceState>, revision: Revision) -> KeyspaceId {
+        let known = self
+            .store
+            .keyspaces()
+            .iter()
+            .filter_map(|keyspace| keyspace.id())
+            .max();
+        let here = self.made.iter().map(|(_, row)| row.id).max();
+        let last = known.max(here).map_or(0, |id| id.0);
+        let row = KeyspaceRow {
+            id: KeyspaceId(last + 1),
+            mwdb: keyspace.serves_mwdb(),
+            // Nothing of it is older than the commit that makes it.
+            made: Revision(self.base + self.numbers),
+        };
+        debug_assert!(row.made < revision);
+        self.put(
+            Table::Meta,
+            &layout::keyspace_key(&keyspace.name),
+            &row.encode(),
+        );
+        self.made.push((keyspace.clone(), row));
+        row.id
+    }
+
+    fn write_step(&mut self, id: KeyspaceId, revision: Revision, step: Step) -> Change {
+        let Step {
+            key,
+            new,
+            value,
+            old,
+            previous,
+            ..
+        } = step;
+        let head = Head {
+            revision,
+            stored: new,
+        };
+        self.put(
+            Table::Entries,
+            &entry_key(id, &key),
+            &entry_value(&head, &value),
+        );
+        self.put(Table::Index, &index_key(id, revision, &key), &[]);
+        if let Some(row) = lifetime_row(id, &key, &head) {
+            self.put(
+                Table::Lifetimes,
+                &row.key(),
+                &layout::encode_revision(revision),
+            );
+        }
+        if let Some(old) = old {
+            self.delete(Table::Index, &index_key(id, old.revision, &key));
+            match lifetime_row(id, &key, &old) {
+                // The same row was just put (a session's key put again): a delete would take it away. Something must
+                // take its number, though.
+                Some(row) if lifetime_row(id, &key, &head).as_ref() == Some(&row) => {
+                    self.put(
+                        Table::Lifetimes,
+                        &row.key(),
+                        &layout::encode_revision(revision),
+                    );
+                }
+                Some(row) => self.delete(Table::Lifetimes, &row.key()),
+                None => {}
+            }
+        }
+        let lifetime = match new {
+            Stored::Tombstone(_) => None,
+            Stored::Forever => Some(EntryLifetime::Forever),
+            Stored::Until(due) => {
+                self.dues.push(due);
+                Some(EntryLifetime::Until(due))
+            }
+            Stored::Session(_) => Some(EntryLifetime::Session),
+        };
+        self.overlay
+            .insert((id, key.clone()), (head, value.clone()));
+        let kind = match lifetime {
+            None => ChangeKind::Removed { previous },
+            Some(lifetime) => ChangeKind::Put {
+                value,
+                lifetime,
+                previous,
+            },
+        };
+        Change { key, kind }
+    }
+
+    fn remove(
+        &mut self,
+        session: &Arc<SessionState>,
+        label: &'static str,
+        entries: Vec<(Key, Revision)>,
+    ) -> Result<Position> {
+        self.store.check_poison()?;
+        let mut steps = Vec::with_capacity(entries.len());
+        for (key, revision) in entries {
+            let old = self.look(&session.keyspace, &key)?;
+            if let Some(old) = old.filter(|old| old.is_live() && old.revision == revision) {
+                let new = Stored::Tombstone(self.now);
+                steps.push(Step {
+                    key,
+                    stamped: false,
+                    new,
+                    value: Value::new(),
+                    old: Some(old),
+                    previous: None,
+                });
+            }
+        }
+        if steps.is_empty() {
+            return Ok(self.store.at(Revision(self.base + self.numbers)));
+        }
+        self.apply(session, None, Some(label.to_owned()), steps, Vec::new())
+    }
+
+    fn forget(
+        &mut self,
+        keyspace: &Arc<KeyspaceState>,
+        tombstones: Vec<(Key, Revision)>,
+        horizon: Revision,
+    ) -> Result<Position> {
+        self.store.check_poison()?;
+        let Some(id) = self.id(keyspace) else {
+            return Ok(self.store.at(Revision(self.base)));
+        };
+        for (key, revision) in tombstones {
+            let current = self.look(keyspace, &key)?;
+            if let Some(head) = current.filter(|head| !head.is_live() && head.revision == revision)
+            {
+                self.delete(Table::Entries, &entry_key(id, &key));
+                self.delete(Table::Index, &index_key(id, revision, &key));
+                // The overlay has no word for "no row": a head that nothing matches stands for it in this group.
+                self.overlay.insert((id, key.clone()), (head, Value::new()));
+            }
+            // Whatever the entry is by now, this row has done its work.
+            self.delete(
+                Table::Lifetimes,
+                &LifetimeRow::Tombstone(id, revision, key).key(),
+            );
+        }
+        self.put(
+            Table::Meta,
+            &layout::horizon_key(id),
+            &layout::encode_revision(horizon),
+        );
+        // Ordering: before the write, so that who sees the tombstones gone in a snapshot finds the horizon raised.
+        keyspace.raise_horizon(horizon);
+        Ok(self.store.at(Revision(self.base + self.numbers)))
+    }
+
+    fn end(&mut self, session: &SessionState) -> Result<Position> {
+        session.ended.store(true, Ordering::Release);
+        self.store.check_poison()?;
+        let executed = session.executed.load(Ordering::Acquire);
+        let first = executed.saturating_sub(layout::SESSION_WINDOW);
+        for number in first + 1..=executed {
+            self.delete(Table::Sessions, &layout::session_key(session.id, number));
+        }
+        Ok(self.store.at(Revision(self.base + self.numbers)))
+    }
+
+    fn put(&mut self, table: Table, key: &[u8], value: &[u8]) {
+        self.batch.put_cf(self.store.table(table), key, value);
+        self.numbers += 1;
+    }
+
+    fn delete(&mut self, table: Table, key: &[u8]) {
+        self.batch.delete_cf(self.store.table(table), key);
+        self.numbers += 1;
+    }
+}
+
+/// Keyspaces that the mwDB dialect serves hold nothing that its frames cannot carry.
+fn check_mwdb(batch: &Batch) -> Result<()> {
+    for operation in &batch.operations {
+        let what = match operation {
+            Operation::PutStamped { .. } => "a stamped key could contain '#'",
+            operation if operation.key().contains(&b'#') => "this key contains '#'",
+            operation if operation.value().contains(&b'#') => "this value contains '#'",
+            Operation::Put { .. } | Operation::Remove { .. } | Operation::Signal { .. } => continue,
+        };
+        let key = operation.key().escape_ascii();
+        return Err(StorageError::invalid(format!(
+            "key \"{key}\": {what}, which separates items for the mwDB clients of this keyspace"
+        )));
+    }
+    Ok(())
+}
+
+fn lifetime_row(id: KeyspaceId, key: &Key, head: &Head) -> Option<LifetimeRow> {
+    match head.stored {
+        Stored::Forever => None,
+        Stored::Until(due) => Some(LifetimeRow::Due(due, id, key.clone())),
+        Stored::Session(session) => Some(LifetimeRow::Session(session, id, key.clone())),
+        Stored::Tombstone(_) => Some(LifetimeRow::Tombstone(id, head.revision, key.clone())),
+    }
+}
+
+fn commit_row(number: u64, keyspace: KeyspaceId, record: &CommitRecord) -> CommitRow {
+    let mut signals = Vec::new();
+    let mut previous = Vec::new();
+    for (place, change) in (0u32..).zip(&record.changes) {
+        match &change.kind {
+            ChangeKind::Signalled { bytes } => {
+                signals.push((place, change.key.clone(), bytes.clone()))
+            }
+            ChangeKind::Put {
+                previous: Some(value),
+                ..
+            }
+            | ChangeKind::Removed {
+                previous: Some(value),
+            } => {
+                previous.push((place, value.clone()));
+            }
+            ChangeKind::Put { .. } | ChangeKind::Removed { .. } => {}
+        }
+    }
+    CommitRow {
+        number,
+        keyspace,
+        revision: record.revision,
+        time: record.time,
+        principal: record.principal.clone(),
+        label: record.label.clone(),
+        signals,
+        previous,
+    }
+}
+
+/// Puts work into the queue.
+///
+/// # Errors
+/// As [`Queue::push`].
+pub(super) fn submit(
+    queue: &Queue,
+    session: &Arc<SessionState>,
+    task: Task,
+    bytes: usize,
+) -> Result<oneshot::Receiver<Result<Position>>> {
+    let (reply, answer) = oneshot::channel();
+    queue.push(Work {
+        session: session.clone(),
+        task,
+        bytes,
+        reply,
+    })?;
+    Ok(answer)
+}

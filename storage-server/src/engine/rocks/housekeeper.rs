@@ -1,0 +1,321 @@
+//! What is done beside the requests, on one thread: expiry, the mark, the lease of snapshots, old tombstones, free disk.
+//!
+//! It never writes to the database itself: expiries and forgotten tombstones go through the committer's queue like
+//! everything else, in bounded bites, so that many at once do not hold up writers.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use storage_protocol::{Key, Result, Revision, StorageError, UnixMillis};
+
+use super::committer::{Task, submit};
+use super::layout::{self, Head, KeyspaceId, LifetimeRow, Stored, Table, entry_key};
+use super::mark::{Mark, boot_id};
+use super::store::KeyspaceState;
+use super::{Durability, Shared};
+
+/// How often the mark is written, leases and the disk are looked at.
+const ROUND: Duration = Duration::from_secs(1);
+
+/// How often old tombstones are looked for.
+const SWEEP: Duration = Duration::from_secs(600);
+
+/// Entries in one commit of the housekeeper.
+const BITE: usize = 512;
+
+/// When the next entry is due; wakes the housekeeper.
+#[derive(Debug, Default)]
+pub(super) struct Alarm {
+    state: Mutex<AlarmState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct AlarmState {
+    /// Nothing is due before this; `None`: unknown, look.
+    due: Option<UnixMillis>,
+    stopped: bool,
+}
+
+impl Alarm {
+    /// Something is due at this time.
+    pub(super) fn set(&self, due: UnixMillis) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.due.is_some_and(|known| due < known) {
+            state.due = Some(due);
+            self.changed.notify_all();
+        }
+    }
+
+    pub(super) fn stop(&self) {
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .stopped = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits until something is due or a round is over; false when stopped.
+    fn wait(&self, now: impl Fn() -> UnixMillis) -> bool {
+        let deadline = Instant::now() + ROUND;
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let until_due = match state.due {
+                Some(due) => Duration::from_millis(due.0.saturating_sub(now().0)),
+                None => Duration::ZERO,
+            };
+            if state.stopped || left.is_zero() || until_due.is_zero() {
+                return !state.stopped;
+            }
+            let wait = left.min(until_due);
+            state = self
+                .changed
+                .wait_timeout(state, wait)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// Whether something may be due; what comes next is then found by looking.
+    fn is_due(&self, now: UnixMillis) -> bool {
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .due
+            .is_none_or(|due| due <= now)
+    }
+
+    /// Before the rows are looked at: what commits meanwhile lowers it again.
+    fn expect(&self, due: UnixMillis) {
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .due = Some(due);
+    }
+}
+
+/// Runs until the alarm is stopped.
+pub(super) fn run(shared: &Shared) {
+    let mut round = Instant::now();
+    let mut sweep = Instant::now();
+    while shared.alarm.wait(|| shared.store.now()) {
+        if shared.alarm.is_due(shared.store.now()) {
+            report("expire entries", expire(shared));
+        }
+        if round.elapsed() >= ROUND {
+            round = Instant::now();
+            write_mark(shared, false);
+            shared.leases.expire(Instant::now());
+            shared.disk.look(&shared.store.options);
+        }
+        if sweep.elapsed() >= SWEEP {
+            sweep = Instant::now();
+            report("forget tombstones", forget_tombstones(shared));
+        }
+    }
+}
+
+fn report(action: &str, result: Result<()>) {
+    match result {
+        // A poisoned, full or closing store is told by whoever found it so.
+        Ok(()) | Err(StorageError::ReadOnly { .. } | StorageError::Closed { .. }) => {}
+        Err(error) => tracing::warn!(%error, "cannot {action} now"),
+    }
+}
+
+/// Writes the mark: in `os` durability after a sync of the log.
+pub(super) fn write_mark(shared: &Shared, clean: bool) {
+    let store = &shared.store;
+    let revision = store.revision();
+    if store.options.durability == Durability::Os
+        && let Err(error) = store.db.flush_wal(true)
+    {
+        store.poison(&format!("sync of the log: {error}"));
+    }
+    if store.check_poison().is_err() {
+        return;
+    }
+    let durability = store.options.durability;
+    let mark = Mark {
+        revision,
+        boot: boot_id(),
+        durability,
+        clean,
+        time: store.now(),
+    };
+    if let Err(error) = mark.write(&store.options.data) {
+        tracing::error!(%error, "cannot write the mark of what is synced");
+    }
+}
+
+/// Removes what is due, as commits labelled `expired`.
+fn expire(shared: &Shared) -> Result<()> {
+    let store = &shared.store;
+    loop {
+        let now = store.now();
+        // Until the look is over nothing is expected for a round; commits meanwhile set an earlier time.
+        shared.alarm.expect(now.after(ROUND));
+        let mut due: Vec<(KeyspaceId, Key, Revision)> = Vec::new();
+        let mut next = None;
+        let (start, end) = LifetimeRow::due_range(UnixMillis(u64::MAX - 1));
+        let mut rows = store.iterate(Table::Lifetimes, &start, Some(&end));
+        while let Some((row, revision)) = rows.item() {
+            let LifetimeRow::Due(time, keyspace, key) = LifetimeRow::parse(row)? else {
+                break;
+            };
+            if time > now || due.len() >= BITE {
+                next = Some(time);
+                break;
+            }
+            due.push((keyspace, key, layout::decode_revision(revision)?));
+            rows.next();
+        }
+        rows.status()
+            .map_err(|error| super::store::internal("read of expiries", &error))?;
+        drop(rows);
+        if let Some(next) = next {
+            shared.alarm.set(next);
+        }
+        if due.is_empty() {
+            return Ok(());
+        }
+        remove(shared, "expired", due)?;
+    }
+}
+
+/// Removes the keys of sessions: of one, or of all there are.
+pub(super) fn end_sessions(shared: &Shared, prefix: &[u8]) -> Result<()> {
+    loop {
+        let mut found: Vec<(KeyspaceId, Key, Revision)> = Vec::new();
+        let mut rows = shared.store.iterate(Table::Lifetimes, prefix, None);
+        while let Some((row, revision)) = rows.item() {
+            if !row.starts_with(prefix) || found.len() >= BITE {
+                break;
+            }
+            if let LifetimeRow::Session(_, keyspace, key) = LifetimeRow::parse(row)? {
+                found.push((keyspace, key, layout::decode_revision(revision)?));
+            }
+            rows.next();
+        }
+        rows.status()
+            .map_err(|error| super::store::internal("read of session keys", &error))?;
+        drop(rows);
+        if found.is_empty() {
+            return Ok(());
+        }
+        remove(shared, "session ended", found)?;
+    }
+}
+
+/// One commit for each keyspace. Waits for them: blocks.
+fn remove(
+    shared: &Shared,
+    label: &'static str,
+    entries: Vec<(KeyspaceId, Key, Revision)>,
+) -> Result<()> {
+    let mut answers = Vec::new();
+    for keyspace in shared.store.keyspaces() {
+        let mine = entries
+            .iter()
+            .filter(|(id, _, _)| keyspace.id() == Some(*id));
+        let entries: Vec<_> = mine
+            .map(|(_, key, revision)| (key.clone(), *revision))
+            .collect();
+        if !entries.is_empty() {
+            let bytes = entries.iter().map(|(key, _)| key.len() + 64).sum();
+            let session = shared.server_session(&keyspace);
+            answers.push(submit(
+                &shared.queue,
+                &session,
+                Task::Remove { label, entries },
+                bytes,
+            )?);
+        }
+    }
+    wait_for(answers)
+}
+
+fn wait_for(
+    answers: Vec<tokio::sync::oneshot::Receiver<Result<storage_protocol::Position>>>,
+) -> Result<()> {
+    for answer in answers {
+        answer.blocking_recv().map_err(|_| super::closed())??;
+    }
+    Ok(())
+}
+
+fn forget_tombstones(shared: &Shared) -> Result<()> {
+    for keyspace in shared.store.keyspaces() {
+        forget_of(shared, &keyspace)?;
+    }
+    Ok(())
+}
+
+/// Forgets the tombstones of a keyspace that are too old or too many, oldest first.
+pub(super) fn forget_of(shared: &Shared, keyspace: &Arc<KeyspaceState>) -> Result<()> {
+    let store = &shared.store;
+    let Some(id) = keyspace.id() else {
+        return Ok(());
+    };
+    let prefix = LifetimeRow::tombstone_prefix(id);
+    let mut surplus = count(shared, &prefix)?.saturating_sub(store.options.tombstones_max);
+    let oldest = store
+        .now()
+        .0
+        .saturating_sub(u64::try_from(store.options.tombstone_age.as_millis()).unwrap_or(u64::MAX));
+    loop {
+        let mut bite = Vec::new();
+        let mut rows = store.iterate(Table::Lifetimes, &prefix, None);
+        while let Some(row) = rows.key().filter(|row| row.starts_with(&prefix))
+            && bite.len() < BITE
+        {
+            let LifetimeRow::Tombstone(_, revision, key) = LifetimeRow::parse(row)? else {
+                break;
+            };
+            if surplus == 0 && !is_older(shared, id, &key, oldest)? {
+                break;
+            }
+            surplus = surplus.saturating_sub(1);
+            bite.push((key, revision));
+            rows.next();
+        }
+        drop(rows);
+        let Some((_, horizon)) = bite.last().cloned() else {
+            return Ok(());
+        };
+        let bytes = bite.iter().map(|(key, _)| key.len() + 64).sum();
+        let session = shared.server_session(keyspace);
+        let task = Task::Forget {
+            tombstones: bite,
+            horizon,
+        };
+        wait_for(vec![submit(&shared.queue, &session, task, bytes)?])?;
+    }
+}
+
+fn count(shared: &Shared, prefix: &[u8]) -> Result<u64> {
+    let mut rows = shared.store.iterate(Table::Lifetimes, prefix, None);
+    let mut count = 0;
+    while rows.key().is_some_and(|row| row.starts_with(prefix)) {
+        count += 1;
+        rows.next();
+    }
+    rows.status()
+        .map_err(|error| super::store::internal("count of tombstones", &error))?;
+    Ok(count)
+}
+
+/// Whether a tombstone was made before this time (or is none any more: its row is stale, and goes too).
+fn is_older(shared: &Shared, id: KeyspaceId, key: &[u8], time: u64) -> Result<bool> {
+    let Some(row) = shared.store.row(Table::Entries, &entry_key(id, key))? else {
+        return Ok(true);
+    };
+    Ok(match layout::parse_entry_value(&row)?.0 {
+        Head {
+            stored: Stored::Tombstone(made),
+            ..
+        } => made.0 < time,
+        _ => true,
+    })
+}

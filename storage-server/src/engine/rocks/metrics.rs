@@ -1,0 +1,152 @@
+//! What the engine counts, and how it reads in the Prometheus text format.
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::{Shared, log};
+
+/// Counters. Written by the committer, read by whoever asks.
+#[derive(Debug, Default)]
+pub(super) struct Metrics {
+    works: AtomicU64,
+    groups: AtomicU64,
+    bytes: AtomicU64,
+    write_micros: AtomicU64,
+}
+
+impl Metrics {
+    pub(super) fn wrote(&self, works: usize, bytes: usize, took: Duration) {
+        self.works.fetch_add(works as u64, Ordering::Relaxed);
+        self.groups.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.write_micros.fetch_add(
+            u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            Ordering::Relaxed,
+        );
+    }
+}
+
+pub(super) fn write(shared: &Shared, out: &mut String) {
+    let mut metric = |name: &str, kind: &str, help: &str, value: f64| {
+        // Writing to a String cannot fail.
+        let _ = write!(
+            out,
+            "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n"
+        );
+    };
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
+    let Metrics {
+        works,
+        groups,
+        bytes,
+        write_micros,
+    } = &shared.metrics;
+    metric(
+        "storage_commits_total",
+        "counter",
+        "Commits and refusals that a write answered.",
+        count(works),
+    );
+    metric(
+        "storage_commit_groups_total",
+        "counter",
+        "Synced writes; commits per group is their ratio.",
+        count(groups),
+    );
+    metric(
+        "storage_commit_bytes_total",
+        "counter",
+        "Bytes written to the log.",
+        count(bytes),
+    );
+    metric(
+        "storage_commit_write_seconds_total",
+        "counter",
+        "Time spent in synced writes.",
+        count(write_micros) / 1e6,
+    );
+    metric(
+        "storage_commit_queue_bytes",
+        "gauge",
+        "Bytes that wait for the committer.",
+        shared.queue.bytes() as f64,
+    );
+    let (watches, ring_bytes, floor) = shared.feed.figures();
+    metric(
+        "storage_watches",
+        "gauge",
+        "Watches attached to the feed.",
+        watches as f64,
+    );
+    metric(
+        "storage_ring_bytes",
+        "gauge",
+        "Bytes of recent commits in memory.",
+        ring_bytes as f64,
+    );
+    metric(
+        "storage_ring_oldest_revision",
+        "gauge",
+        "Watches resume in memory from here.",
+        floor.0 as f64,
+    );
+    let oldest = log::oldest(&shared.store).map_or(0, |oldest| oldest.0);
+    metric(
+        "storage_log_oldest_revision",
+        "gauge",
+        "Watches `Every` resume from here.",
+        oldest as f64,
+    );
+    metric(
+        "storage_revision",
+        "gauge",
+        "The last commit.",
+        shared.store.revision().0 as f64,
+    );
+    metric(
+        "storage_snapshots",
+        "gauge",
+        "Snapshots on loan to scans and watches.",
+        shared.leases.len() as f64,
+    );
+    metric(
+        "storage_disk_available_bytes",
+        "gauge",
+        "Free bytes seen.",
+        shared.disk.available() as f64,
+    );
+    let writable =
+        shared.store.check_poison().is_ok() && shared.disk.check(&shared.store.options).is_ok();
+    metric(
+        "storage_writable",
+        "gauge",
+        "1 while writes are taken.",
+        f64::from(u8::from(writable)),
+    );
+    let memory = [
+        "rocksdb.cur-size-all-mem-tables",
+        "rocksdb.block-cache-usage",
+    ]
+    .map(|property| {
+        shared
+            .store
+            .db
+            .property_int_value(property)
+            .ok()
+            .flatten()
+            .unwrap_or(0) as f64
+    });
+    metric(
+        "storage_memtable_bytes",
+        "gauge",
+        "Bytes in memtables of the largest table.",
+        memory[0],
+    );
+    metric(
+        "storage_block_cache_bytes",
+        "gauge",
+        "Bytes in the shared cache.",
+        memory[1],
+    );
+}

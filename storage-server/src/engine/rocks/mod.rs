@@ -1,0 +1,672 @@
+//! The engine of a single server, on RocksDB.
+//!
+//! A commit's way: [`RocksSession::commit`] validates it and puts it into the [`queue`]; the [`committer`] evaluates
+//! it with its group, writes the group with one synced write, publishes to the feed and answers. Reads go to RocksDB
+//! directly, from memory on the caller's task, from disk on the read pool. [`layout`] is the disk format, [`open`] judges
+//! a data folder, [`log`] reads the WAL as the change log, [`housekeeper`] does what is done beside requests.
+
+mod committer;
+mod disk;
+mod housekeeper;
+mod layout;
+mod lease;
+mod log;
+mod mark;
+mod metrics;
+mod open;
+mod queue;
+mod reader;
+mod store;
+mod watch;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use storage_protocol::{
+    Batch, CommitOptions, Entry, Key, KeyRange, Keyspace, Limit, Limits, Outcome, Position,
+    Reading, Result, Revision, Scan, ScanItem, ScanOptions, ScanSource, SessionId, Storage,
+    StorageError, Watch, WatchMode, WatchOptions, WatchStart,
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use self::committer::{SessionState, Task, submit};
+use self::disk::Disk;
+use self::housekeeper::Alarm;
+use self::layout::LifetimeRow;
+use self::lease::{Leased, Leases};
+use self::metrics::Metrics;
+pub use self::open::OpenError;
+use self::queue::Queue;
+use self::reader::ScanCursor;
+use self::store::{KeyspaceState, Store};
+use self::watch::{EveryWatch, LatestWatch};
+use super::{Engine, SessionStorage};
+use crate::feed::{Feed, FeedCommit};
+
+/// What is read from the log, an index or a scan at a time.
+const PAGE_BYTES: usize = Scan::PAGE_BYTES;
+
+/// The principal of the server's own commits: expiry, session clean-up, [`RocksEngine::storage`].
+const SERVER: &str = "server";
+
+/// When a commit is durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// Synced to disk before it is shown or acknowledged: survives power loss. The default.
+    #[default]
+    Sync,
+    /// Handed to the operating system before it is acknowledged, synced in the background every second: survives a crash
+    /// of the process. After a power loss the store may have lost its last second, and says so by a new epoch.
+    Os,
+}
+
+/// How to open a store. Sizes in bytes.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// The data folder; made where it is missing.
+    pub data: PathBuf,
+    /// When a commit is durable.
+    pub durability: Durability,
+    /// The budget of block cache, blob cache and memtables: half for the cache, of which up to half is for memtables.
+    /// Default 512 MiB.
+    pub memory_bytes: usize,
+    /// Writes are refused while less than this is free on disk. Default 512 MiB: two memtables, the log's last files and a
+    /// compaction's start.
+    pub disk_reserve_bytes: u64,
+    /// The change log is kept up to this size. Default 10 GiB.
+    pub log_bytes: u64,
+    /// And up to this age. Default 24 h.
+    pub log_age: Duration,
+    /// Recent commits kept in memory for watches. Default 64 MiB.
+    pub ring_bytes: usize,
+    /// Keyspaces that the mwDB dialect serves, where they are yet to be made. Default `mwdb`.
+    pub mwdb_keyspaces: Vec<Keyspace>,
+    /// What requests may ask.
+    pub limits: Limits,
+    /// Open a store that lost synced commits, under a new epoch. Default no.
+    pub accept_data_loss: bool,
+    /// Commits that wait for the committer. Default 256 MiB.
+    pub commit_queue_bytes: usize,
+    /// Reads from disk at once. Default 8.
+    pub read_threads: usize,
+    /// Tombstones are kept for this long. Default 7 days.
+    pub tombstone_age: Duration,
+    /// And so many per keyspace. Default 10 million.
+    pub tombstones_max: u64,
+}
+
+impl EngineOptions {
+    /// The defaults, for a data folder.
+    #[must_use]
+    pub fn new(data: impl Into<PathBuf>) -> Self {
+        Self {
+            data: data.into(),
+            durability: Durability::Sync,
+            memory_bytes: 512 << 20,
+            disk_reserve_bytes: 512 << 20,
+            log_bytes: 10 << 30,
+            log_age: Duration::from_secs(24 * 3600),
+            ring_bytes: 64 << 20,
+            mwdb_keyspaces: Keyspace::new("mwdb").into_iter().collect(),
+            limits: Limits::default(),
+            accept_data_loss: false,
+            commit_queue_bytes: 256 << 20,
+            read_threads: 8,
+            tombstone_age: Duration::from_secs(7 * 24 * 3600),
+            tombstones_max: 10_000_000,
+        }
+    }
+}
+
+/// What the engine's parts share.
+#[derive(Debug)]
+struct Shared {
+    store: Arc<Store>,
+    queue: Queue,
+    feed: Arc<Feed>,
+    leases: Arc<Leases>,
+    alarm: Alarm,
+    disk: Disk,
+    metrics: Metrics,
+    /// A place for each read from disk.
+    readers: Semaphore,
+}
+
+impl Shared {
+    /// Runs a read that may block on the read pool.
+    async fn on_pool<T: Send + 'static>(
+        self: &Arc<Self>,
+        read: impl FnOnce(&Self) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let _place = self.readers.acquire().await.map_err(|_| closed())?;
+        let shared = self.clone();
+        let reading = tokio::task::spawn_blocking(move || read(&shared));
+        reading.await.unwrap_or_else(|error| {
+            Err(StorageError::Internal {
+                message: format!("a read failed: {error}"),
+                outcome: Outcome::NotExecuted,
+            })
+        })
+    }
+
+    /// The internal session of a keyspace: its rows never deduplicate.
+    fn server_session(&self, keyspace: &Arc<KeyspaceState>) -> Arc<SessionState> {
+        new_session(SessionId([0; 16]), SERVER, keyspace.clone())
+    }
+}
+
+fn new_session(id: SessionId, principal: &str, keyspace: Arc<KeyspaceState>) -> Arc<SessionState> {
+    Arc::new(SessionState {
+        id,
+        principal: principal.into(),
+        keyspace,
+        numbered: 0.into(),
+        executed: 0.into(),
+        ended: false.into(),
+    })
+}
+
+fn closed() -> StorageError {
+    StorageError::Closed {
+        reason: "the store is closed".to_owned(),
+        outcome: Outcome::Unknown,
+    }
+}
+
+/// A store on RocksDB in one data folder. Sessions of it keep it alive; [`RocksEngine::close`] ends it in order.
+pub struct RocksEngine {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl fmt::Debug for RocksEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RocksEngine")
+            .field("store", &self.shared.store)
+            .finish_non_exhaustive()
+    }
+}
+
+impl RocksEngine {
+    /// Opens (or makes) a store and starts its threads. Blocks: recovery reads what the last memtables held.
+    ///
+    /// # Errors
+    /// [`OpenError`]: what is wrong with the folder. Nothing in it was changed then.
+    pub fn open(options: EngineOptions) -> Result<Arc<Self>, OpenError> {
+        let opened = open::open(&options)?;
+        let store = Arc::new(Store::new(opened, options.clone())?);
+        let shared = Arc::new(Shared {
+            queue: Queue::new(options.commit_queue_bytes),
+            feed: Arc::new(Feed::new(options.ring_bytes, store.revision())),
+            leases: Arc::default(),
+            alarm: Alarm::default(),
+            disk: Disk::new(&options),
+            metrics: Metrics::default(),
+            readers: Semaphore::new(options.read_threads.max(1)),
+            store,
+        });
+        refill_ring(&shared);
+        let engine = Arc::new(Self {
+            shared: shared.clone(),
+            threads: Mutex::default(),
+        });
+        engine.spawn("committer", shared.clone(), committer::run)?;
+        // Until sessions outlive their sockets, none outlives the server.
+        housekeeper::end_sessions(&shared, &LifetimeRow::sessions_prefix()).map_err(|error| {
+            OpenError::Damaged {
+                path: options.data.clone(),
+                message: error.to_string(),
+            }
+        })?;
+        engine.spawn("housekeeper", shared, housekeeper::run)?;
+        Ok(engine)
+    }
+
+    fn spawn(
+        &self,
+        name: &'static str,
+        shared: Arc<Shared>,
+        run: fn(&Shared),
+    ) -> Result<(), OpenError> {
+        let run = move || {
+            let poison = shared.clone();
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&shared)));
+            if outcome.is_err() {
+                // What was half done is unknown: no more writes.
+                poison.store.poison(&format!("the {name} panicked"));
+                poison.queue.close();
+                while !poison.queue.take().is_empty() {}
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name(format!("storage-{name}"))
+            .spawn(run);
+        let thread = thread.map_err(|source| OpenError::Io {
+            action: "start a thread for",
+            path: self.shared.store.options.data.clone(),
+            source,
+        })?;
+        self.threads
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(thread);
+        Ok(())
+    }
+
+    /// The engine as the server's own code uses it: principal `server`, never deduplicated.
+    #[must_use]
+    pub fn storage(&self, keyspace: &Keyspace) -> Arc<RocksSession> {
+        let keyspace = self.shared.store.keyspace(keyspace);
+        self.session(self.shared.server_session(&keyspace))
+    }
+
+    /// The number of a revision's history: see [`Position`].
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.shared.store.position()
+    }
+
+    fn session(&self, state: Arc<SessionState>) -> Arc<RocksSession> {
+        let limits = &self.shared.store.options.limits;
+        let places = |max: usize| Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
+        let (scans, watches) = (places(limits.scans_max), places(limits.watches_max));
+        let shared = self.shared.clone();
+        Arc::new(RocksSession {
+            shared,
+            state,
+            scans,
+            watches,
+        })
+    }
+
+    /// Commits what is queued, syncs, marks the store as cleanly closed and stops the threads. Later commits fail; reads
+    /// go on while handles live. Blocks. A second call does nothing.
+    pub fn close(&self) {
+        let threads =
+            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        if threads.is_empty() {
+            return;
+        }
+        self.shared.queue.close();
+        self.shared.alarm.stop();
+        for thread in threads {
+            // A panic of it was caught, told and poisoned the store.
+            let _ = thread.join();
+        }
+        if let Err(error) = self.shared.store.db.flush_wal(true) {
+            self.shared
+                .store
+                .poison(&format!("sync of the log: {error}"));
+        }
+        housekeeper::write_mark(&self.shared, true);
+    }
+
+    /// Forgets the tombstones that are over age or number now, instead of within ten minutes. Blocks; for tests and
+    /// tools.
+    ///
+    /// # Errors
+    /// As a commit's.
+    pub fn forget_tombstones(&self, keyspace: &Keyspace) -> Result<()> {
+        housekeeper::forget_of(&self.shared, &self.shared.store.keyspace(keyspace))
+    }
+}
+
+impl Drop for RocksEngine {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// What of the ring's bytes is looked for in the log at the start, in numbers: bounds the time it takes.
+const REFILL_NUMBERS: u64 = 100_000;
+
+fn refill_ring(shared: &Shared) {
+    let store = &shared.store;
+    let mut reached = Revision(store.revision().0.saturating_sub(REFILL_NUMBERS));
+    let keyspaces = store.keyspaces();
+    let floor = reached;
+    let mut commits = Vec::new();
+    while reached < store.revision() {
+        match log::read_after(store, reached, 1 << 20) {
+            Ok(page) => {
+                reached = page.reached;
+                commits.extend(page.commits.into_iter().filter_map(|(id, record)| {
+                    let keyspace = keyspaces
+                        .iter()
+                        .find(|keyspace| keyspace.id() == Some(id))?;
+                    Some(FeedCommit {
+                        keyspace: keyspace.name.clone(),
+                        record,
+                    })
+                }));
+            }
+            Err(StorageError::Compacted { oldest }) if oldest > floor && commits.is_empty() => {
+                return refill_from(shared, oldest);
+            }
+            // The ring is then empty; the log says so again to who asks for it.
+            Err(error) => {
+                return tracing::warn!(%error, "recent commits cannot be read from the log");
+            }
+        }
+    }
+    shared.feed.refill(floor, commits);
+}
+
+fn refill_from(shared: &Shared, floor: Revision) {
+    let keyspaces = shared.store.keyspaces();
+    let mut reached = floor;
+    let mut commits = Vec::new();
+    while reached < shared.store.revision() {
+        let Ok(page) = log::read_after(&shared.store, reached, 1 << 20) else {
+            return;
+        };
+        reached = page.reached;
+        commits.extend(page.commits.into_iter().filter_map(|(id, record)| {
+            let keyspace = keyspaces
+                .iter()
+                .find(|keyspace| keyspace.id() == Some(id))?;
+            Some(FeedCommit {
+                keyspace: keyspace.name.clone(),
+                record,
+            })
+        }));
+    }
+    shared.feed.refill(floor, commits);
+}
+
+impl Engine for RocksEngine {
+    fn open_session(&self, principal: &str, keyspace: &Keyspace) -> Arc<dyn SessionStorage> {
+        let keyspace = self.shared.store.keyspace(keyspace);
+        self.session(new_session(SessionId(rand::random()), principal, keyspace))
+    }
+
+    fn position(&self) -> Position {
+        self.position()
+    }
+
+    fn check_writable(&self) -> Result<(), String> {
+        let store = &self.shared.store;
+        store.check_poison().map_err(|error| error.to_string())?;
+        self.shared
+            .disk
+            .check(&store.options)
+            .map_err(|error| error.to_string())
+    }
+
+    fn write_metrics(&self, out: &mut String) {
+        metrics::write(&self.shared, out);
+    }
+}
+
+/// A session's handle to one keyspace.
+#[derive(Debug)]
+pub struct RocksSession {
+    shared: Arc<Shared>,
+    state: Arc<SessionState>,
+    /// A place for each open scan and each watch of the session.
+    scans: Arc<Semaphore>,
+    watches: Arc<Semaphore>,
+}
+
+/// A place in one of the session's bounds, or the error that names it.
+fn take_place(places: &Arc<Semaphore>, limit: Limit, max: usize) -> Result<OwnedSemaphorePermit> {
+    let full = |_| StorageError::Overloaded {
+        limit,
+        max: max as u64,
+    };
+    places.clone().try_acquire_owned().map_err(full)
+}
+
+impl RocksSession {
+    /// The limits that hold in this keyspace: an mwDB keyspace takes whole graph saves.
+    fn own_limits(&self) -> Limits {
+        let limits = self.shared.store.options.limits.clone();
+        if !self.state.keyspace.serves_mwdb() {
+            return limits;
+        }
+        let keys = Limits::MWDB_KEYS;
+        Limits {
+            keys_per_get_max: keys,
+            operations_per_commit_max: keys,
+            ..limits
+        }
+    }
+
+    fn check_keys(&self, keys: &[Key]) -> Result<()> {
+        let limits = self.own_limits();
+        if keys.len() > limits.keys_per_get_max {
+            return Err(StorageError::limit(
+                Limit::KeysPerGet,
+                keys.len(),
+                limits.keys_per_get_max,
+            ));
+        }
+        match keys.iter().map(Key::len).max() {
+            Some(longest) if longest > limits.key_bytes_max => Err(StorageError::limit(
+                Limit::Key,
+                longest,
+                limits.key_bytes_max,
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    async fn submit(
+        &self,
+        number: Option<u64>,
+        batch: Batch,
+        options: CommitOptions,
+    ) -> Result<Position> {
+        batch.validate(&options, &self.own_limits())?;
+        self.shared.store.check_poison()?;
+        self.shared.disk.check(&self.shared.store.options)?;
+        let answer = {
+            // Ordering: the number is taken and the work queued in one go, so that numbers are queued in order.
+            let is_server = self.state.principal.as_ref() == SERVER;
+            let number = match number {
+                Some(number) => number,
+                None if is_server => 0,
+                None => self.state.numbered.fetch_add(1, Ordering::AcqRel) + 1,
+            };
+            let bytes = batch.bytes();
+            let task = Task::Commit {
+                number,
+                batch,
+                options,
+            };
+            submit(&self.shared.queue, &self.state, task, bytes)?
+        };
+        answer.await.map_err(|_| closed())?
+    }
+
+    /// The revision that a watch or a scan asks from.
+    fn resolve(&self, position: Position) -> Result<Revision> {
+        self.shared.store.resolve(position)
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl Storage for RocksSession {
+    async fn get(&self, keys: &[Key]) -> Result<Reading<Vec<Option<Entry>>>> {
+        self.check_keys(keys)?;
+        let store = &self.shared.store;
+        let Some(id) = self.state.keyspace.id() else {
+            return Ok(Reading {
+                position: store.position(),
+                value: vec![None; keys.len()],
+            });
+        };
+        if keys.len() <= READ_INLINE_KEYS
+            && let Ok(read) = reader::get_in_memory(store, id, keys)
+            && let Some(reading) = read?
+        {
+            return Ok(reading);
+        }
+        let keys = keys.to_vec();
+        self.shared
+            .on_pool(move |shared| reader::get(&shared.store, id, &keys))
+            .await
+    }
+
+    async fn scan(&self, range: KeyRange, options: ScanOptions) -> Result<Scan> {
+        let limits = &self.shared.store.options.limits;
+        let place = take_place(&self.scans, Limit::Scans, limits.scans_max)?;
+        let newer_than = options
+            .newer_than
+            .map(|position| self.resolve(position))
+            .transpose()?;
+        let keyspace = self.state.keyspace.clone();
+        let begin = move |shared: &Shared| {
+            let snapshot = shared.leases.lend(&shared.store);
+            // Ordering: after the snapshot; see the watches.
+            let horizon = keyspace.horizon();
+            match newer_than {
+                Some(revision) if revision < horizon => {
+                    Err(StorageError::Compacted { oldest: horizon })
+                }
+                _ => {
+                    let cursor = keyspace
+                        .id()
+                        .map(|id| ScanCursor::new(id, &range, options, newer_than));
+                    Ok((snapshot, cursor))
+                }
+            }
+        };
+        let (snapshot, cursor) = self.shared.on_pool(begin).await?;
+        let position = self.shared.store.at(snapshot.revision());
+        let shared = self.shared.clone();
+        Ok(Scan::new(
+            position,
+            Box::new(RocksScan {
+                shared,
+                state: cursor.map(|cursor| (snapshot, cursor)),
+                place: Some(place),
+            }),
+        ))
+    }
+
+    async fn commit(&self, batch: Batch, options: CommitOptions) -> Result<Position> {
+        self.submit(None, batch, options).await
+    }
+
+    async fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch> {
+        let limits = &self.shared.store.options.limits;
+        let place = take_place(&self.watches, Limit::Watches, limits.watches_max)?;
+        let keyspace = self.state.keyspace.clone();
+        let made = keyspace.row().map_or(Revision::ZERO, |row| row.made);
+        let every = options.mode == WatchMode::Every;
+        let after = match options.start {
+            WatchStart::Now => None,
+            // Before it was made there is nothing of it to tell.
+            WatchStart::Beginning => Some(if every { made } else { Revision::ZERO }),
+            WatchStart::After(position) => Some(self.resolve(position)?),
+        };
+        if every && let Some(after) = after.map(|after| after.max(made)) {
+            self.shared
+                .on_pool(move |shared| watch::check_reach(shared, after))
+                .await?;
+        }
+        let from = after.map(|after| if every { after.max(made) } else { after });
+        let (subscription, begun) = self
+            .shared
+            .feed
+            .subscribe(&keyspace.name, range, every, from);
+        let start = self.shared.store.at(after.unwrap_or(begun));
+        let shared = self.shared.clone();
+        let source: Box<dyn storage_protocol::WatchSource> = match options.mode {
+            WatchMode::Every => Box::new(EveryWatch::new(shared, keyspace, subscription, place)),
+            WatchMode::Latest { min_interval } => {
+                let fresh =
+                    options.start == WatchStart::Beginning || start.revision == Revision::ZERO;
+                Box::new(LatestWatch::new(
+                    shared,
+                    keyspace,
+                    subscription,
+                    begun,
+                    fresh,
+                    min_interval,
+                    place,
+                ))
+            }
+        };
+        Ok(Watch::new(start, source))
+    }
+
+    async fn limits(&self) -> Result<Limits> {
+        Ok(self.own_limits())
+    }
+}
+
+/// A get of more keys goes to the pool: 100 keys are about 200 us (performance notes), which others would wait for.
+const READ_INLINE_KEYS: usize = 100;
+
+#[async_trait]
+impl SessionStorage for RocksSession {
+    fn session(&self) -> SessionId {
+        self.state.id
+    }
+
+    fn position(&self) -> Position {
+        self.shared.store.position()
+    }
+
+    fn executed(&self) -> u64 {
+        self.state.executed.load(Ordering::Acquire)
+    }
+
+    fn serves_mwdb(&self) -> bool {
+        self.state.keyspace.serves_mwdb()
+    }
+
+    async fn commit_numbered(
+        &self,
+        number: u64,
+        batch: Batch,
+        options: CommitOptions,
+    ) -> Result<Position> {
+        self.submit(Some(number), batch, options).await
+    }
+
+    async fn end(&self) -> Result<()> {
+        // First no more commits, then what they left: the second look finds everything the first let in.
+        let answer = submit(&self.shared.queue, &self.state, Task::End, 64)?;
+        answer.await.map_err(|_| closed())??;
+        let prefix = LifetimeRow::session_prefix(self.state.id);
+        self.shared
+            .on_pool(move |shared| housekeeper::end_sessions(shared, &prefix))
+            .await
+    }
+}
+
+/// The pages of a scan; `None` when it is over.
+struct RocksScan {
+    shared: Arc<Shared>,
+    state: Option<(Leased, ScanCursor)>,
+    place: Option<OwnedSemaphorePermit>,
+}
+
+#[async_trait]
+impl ScanSource for RocksScan {
+    async fn next_page(&mut self) -> Result<Option<Vec<ScanItem>>> {
+        let Some((snapshot, mut cursor)) = self.state.take() else {
+            return Ok(None);
+        };
+        let read = move |_: &Shared| {
+            let page = snapshot.read(|snapshot| cursor.next_page(snapshot, PAGE_BYTES))?;
+            Ok((page, snapshot, cursor))
+        };
+        let (page, snapshot, cursor) = self.shared.on_pool(read).await?;
+        if page.is_empty() {
+            self.place = None;
+            return Ok(None);
+        }
+        self.state = Some((snapshot, cursor));
+        Ok(Some(page))
+    }
+}

@@ -1,0 +1,268 @@
+//! Reads: many keys at one revision, and the pages of scans.
+//!
+//! What is in memory is read on the caller's task; what would touch the disk goes to the read pool, so no read ever
+//! blocks the runtime.
+//!
+//! Invariant: all keys of one get are read between two equal looks at the store's revision, or from a snapshot. There is
+//! one writer, and RocksDB raises the revision after a write is readable, so an unchanged revision proves that every read
+//! between was made at it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rocksdb::DBPinnableSlice;
+use storage_protocol::{
+    Entry, Key, KeyRange, KeyState, Limit, Reading, Result, Revision, ScanItem, ScanOptions,
+    StorageError,
+};
+
+use super::layout::{self, KeyspaceId, Table, entry_key, keyspace_end};
+use super::store::{NotInMemory, Store, StoreSnapshot};
+
+/// Looks at the revision this often before it takes a snapshot instead.
+const OPTIMISTIC_READS: u32 = 2;
+
+/// What a get answers.
+pub(super) type Entries = Reading<Vec<Option<Entry>>>;
+
+/// Reads keys at one revision from memory alone; `None` where the store moved on too fast to prove it.
+pub(super) fn get_in_memory(
+    store: &Store,
+    keyspace: KeyspaceId,
+    keys: &[Key],
+) -> Result<Result<Option<Entries>>, NotInMemory> {
+    for _ in 0..OPTIMISTIC_READS {
+        let before = store.revision();
+        let mut answer = Answer::new(store, keys.len());
+        for key in keys {
+            let row = store.row_in_memory(Table::Entries, &entry_key(keyspace, key))?;
+            if let Err(error) = row.and_then(|row| answer.push(row)) {
+                return Ok(Err(error));
+            }
+        }
+        if store.revision() == before {
+            return Ok(Ok(Some(answer.at(store, before))));
+        }
+    }
+    Ok(Ok(None))
+}
+
+/// Reads keys at one revision, from disk where need be. Blocks.
+pub(super) fn get(store: &Arc<Store>, keyspace: KeyspaceId, keys: &[Key]) -> Result<Entries> {
+    let snapshot = StoreSnapshot::take(store.clone());
+    let mut answer = Answer::new(store, keys.len());
+    for key in keys {
+        answer.push(snapshot.row(Table::Entries, &entry_key(keyspace, key))?)?;
+    }
+    Ok(answer.at(store, snapshot.revision()))
+}
+
+struct Answer {
+    entries: Vec<Option<Entry>>,
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl Answer {
+    fn new(store: &Store, keys: usize) -> Self {
+        Self {
+            entries: Vec::with_capacity(keys),
+            bytes: 0,
+            bytes_max: store.options.limits.message_bytes_max,
+        }
+    }
+
+    fn push(&mut self, row: Option<DBPinnableSlice<'_>>) -> Result<()> {
+        let Some(row) = row else {
+            self.entries.push(None);
+            return Ok(());
+        };
+        let (head, at) = layout::parse_entry_value(&row)?;
+        // 24 bytes bound what the wire adds to a value, so that an answer that fits here fits there.
+        self.bytes += row.len() - at + 24;
+        if self.bytes > self.bytes_max {
+            return Err(StorageError::limit(
+                Limit::Message,
+                self.bytes,
+                self.bytes_max,
+            ));
+        }
+        self.entries.push(
+            match layout::state(head, || Bytes::copy_from_slice(&row[at..])) {
+                KeyState::Live(entry) => Some(entry),
+                KeyState::Removed(_) => None,
+            },
+        );
+        Ok(())
+    }
+
+    fn at(self, store: &Store, revision: Revision) -> Entries {
+        Reading {
+            position: store.at(revision),
+            value: self.entries,
+        }
+    }
+}
+
+/// Where a scan stands: what it still has to read, on a snapshot that somebody else holds.
+#[derive(Debug)]
+pub(super) struct ScanCursor {
+    /// Row keys: the next page lies in `start..end`.
+    start: Vec<u8>,
+    end: Vec<u8>,
+    options: ScanOptions,
+    /// Only entries newer than this, tombstones included.
+    newer_than: Option<Revision>,
+    left: u64,
+}
+
+impl ScanCursor {
+    pub(super) fn new(
+        keyspace: KeyspaceId,
+        range: &KeyRange,
+        options: ScanOptions,
+        newer_than: Option<Revision>,
+    ) -> Self {
+        let end = match &range.end {
+            Some(end) => entry_key(keyspace, end),
+            None => keyspace_end(Table::Entries, keyspace),
+        };
+        let start = entry_key(keyspace, &range.start);
+        let end = end.max(start.clone());
+        Self {
+            start,
+            end,
+            options,
+            newer_than,
+            left: options.limit.unwrap_or(u64::MAX),
+        }
+    }
+
+    /// The next page; empty at the end. Blocks.
+    pub(super) fn next_page(
+        &mut self,
+        snapshot: &StoreSnapshot,
+        page_bytes: usize,
+    ) -> Result<Vec<ScanItem>> {
+        let mut page = Vec::new();
+        let mut bytes = 0;
+        let mut seen = None;
+        let mut rows =
+            snapshot.iterate(Table::Entries, &self.start, &self.end, self.options.reverse);
+        while self.left > 0
+            && let Some((row_key, row)) = rows.item()
+        {
+            let (head, at) = layout::parse_entry_value(row)?;
+            let wanted = match self.newer_than {
+                None => head.is_live(),
+                Some(revision) => head.revision > revision,
+            };
+            if wanted {
+                let (_, key) = layout::parse_entry_key(row_key)?;
+                let value = if self.options.keys_only {
+                    &[][..]
+                } else {
+                    &row[at..]
+                };
+                let size = key.len() + value.len() + 32;
+                if !page.is_empty() && bytes + size > page_bytes {
+                    break;
+                }
+                bytes += size;
+                let state = layout::state(head, || Bytes::copy_from_slice(value));
+                page.push(ScanItem {
+                    key: Bytes::copy_from_slice(key),
+                    state,
+                });
+                self.left -= 1;
+            }
+            let seen = seen.get_or_insert_with(Vec::new);
+            seen.clear();
+            seen.extend_from_slice(row_key);
+            if self.options.reverse {
+                rows.prev()
+            } else {
+                rows.next()
+            }
+        }
+        if let Some(seen) = seen {
+            self.step_over(seen);
+        }
+        rows.status()
+            .map_err(|error| super::store::internal("scan", &error))?;
+        Ok(page)
+    }
+
+    /// Takes a row that was dealt with out of what is left.
+    fn step_over(&mut self, mut row_key: Vec<u8>) {
+        if self.options.reverse {
+            self.end = row_key;
+        } else {
+            row_key.push(0);
+            self.start = row_key;
+        }
+    }
+}
+
+/// Where a pass over what changed stands: index rows after `after`, on a snapshot that somebody else holds.
+#[derive(Debug)]
+pub(super) struct ChangesCursor {
+    keyspace: KeyspaceId,
+    range: KeyRange,
+    after: Vec<u8>,
+    tombstones: bool,
+}
+
+impl ChangesCursor {
+    /// What changed after `after` within `range`; without tombstones where the reader begins with nothing.
+    pub(super) fn new(
+        keyspace: KeyspaceId,
+        range: KeyRange,
+        after: Revision,
+        tombstones: bool,
+    ) -> Self {
+        let after = layout::index_key(keyspace, Revision(after.0.saturating_add(1)), b"");
+        Self {
+            keyspace,
+            range,
+            after,
+            tombstones,
+        }
+    }
+
+    /// The next page in revision order; `None` at the end. Blocks.
+    pub(super) fn next_page(
+        &mut self,
+        snapshot: &StoreSnapshot,
+        page_bytes: usize,
+    ) -> Result<Option<Vec<ScanItem>>> {
+        let mut page = Vec::new();
+        let mut bytes = 0;
+        let end = keyspace_end(Table::Index, self.keyspace);
+        let mut rows = snapshot.iterate(Table::Index, &self.after, &end, false);
+        while bytes < page_bytes
+            && let Some(row_key) = rows.key()
+        {
+            let (revision, key) = layout::parse_index_key(row_key)?;
+            if self.range.contains(key)
+                && let Some(row) = snapshot.row(Table::Entries, &entry_key(self.keyspace, key))?
+            {
+                let (head, at) = layout::parse_entry_value(&row)?;
+                if head.revision == revision && (head.is_live() || self.tombstones) {
+                    bytes += row.len() + key.len();
+                    let state = layout::state(head, || Bytes::copy_from_slice(&row[at..]));
+                    page.push(ScanItem {
+                        key: Bytes::copy_from_slice(key),
+                        state,
+                    });
+                }
+            }
+            self.after = row_key.to_vec();
+            self.after.push(0);
+            rows.next();
+        }
+        rows.status()
+            .map_err(|error| super::store::internal("read of changes", &error))?;
+        Ok(if page.is_empty() { None } else { Some(page) })
+    }
+}

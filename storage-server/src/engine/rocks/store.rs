@@ -1,0 +1,395 @@
+//! The opened database and what is known of it in memory: tables, keyspaces, epochs, the clock, the poison.
+//!
+//! Everything else of the engine holds an `Arc<Store>`. Rows are read here by table; they are written by the committer
+//! alone.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Instant;
+
+use rocksdb::{
+    ColumnFamily, DB, DBPinnableSlice, DBRawIterator, ReadOptions, ReadTier, SnapshotWithThreadMode,
+};
+use storage_protocol::{
+    Epoch, Keyspace, Outcome, Position, Result, Revision, StorageError, UnixMillis,
+};
+
+use super::layout::{self, Damaged, KeyspaceId, KeyspaceRow, Table};
+use super::{EngineOptions, OpenError};
+
+/// A keyspace as the engine knows it. One per name, shared by all sessions in it.
+#[derive(Debug)]
+pub(crate) struct KeyspaceState {
+    pub(crate) name: Keyspace,
+    row: Mutex<Option<KeyspaceRow>>,
+    /// What the configuration says, for the time it is made.
+    mwdb_configured: bool,
+    /// Tombstones up to here may be gone. Written by the sweeper, read by scans and watches.
+    horizon: AtomicU64,
+}
+
+impl KeyspaceState {
+    /// Its row; `None` until its first commit.
+    pub(crate) fn row(&self) -> Option<KeyspaceRow> {
+        *self.row.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_row(&self, row: KeyspaceRow) {
+        *self.row.lock().unwrap_or_else(PoisonError::into_inner) = Some(row);
+    }
+
+    pub(crate) fn id(&self) -> Option<KeyspaceId> {
+        Some(self.row()?.id)
+    }
+
+    pub(crate) fn serves_mwdb(&self) -> bool {
+        self.row().map_or(self.mwdb_configured, |row| row.mwdb)
+    }
+
+    pub(crate) fn horizon(&self) -> Revision {
+        Revision(self.horizon.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn raise_horizon(&self, to: Revision) {
+        self.horizon.fetch_max(to.0, Ordering::AcqRel);
+    }
+}
+
+pub(crate) struct Store {
+    pub(crate) db: DB,
+    pub(crate) options: EngineOptions,
+    /// All histories, oldest first. Fixed while the store is open.
+    epochs: Vec<(Epoch, Revision)>,
+    keyspaces: RwLock<HashMap<Keyspace, Arc<KeyspaceState>>>,
+    /// Read without blocking: what is in memory.
+    cached: ReadOptions,
+    /// Read wherever it is.
+    any: ReadOptions,
+    clock: Clock,
+    poison: Poison,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store")
+            .field("data", &self.options.data)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Never goes back: the wall clock at the start (or the last time in the mark, if that is later), then monotonic.
+#[derive(Debug)]
+struct Clock {
+    base: UnixMillis,
+    started: Instant,
+}
+
+#[derive(Debug, Default)]
+struct Poison {
+    set: AtomicBool,
+    reason: Mutex<String>,
+}
+
+/// A read that would have to wait for the disk.
+#[derive(Debug)]
+pub(crate) struct NotInMemory;
+
+impl Store {
+    pub(super) fn new(
+        opened: super::open::Opened,
+        options: EngineOptions,
+    ) -> Result<Self, OpenError> {
+        let super::open::Opened {
+            db, epochs, mark, ..
+        } = opened;
+        let mut cached = ReadOptions::default();
+        cached.set_read_tier(ReadTier::BlockCache);
+        let base = mark.time.max(UnixMillis::now());
+        let store = Self {
+            db,
+            epochs,
+            keyspaces: RwLock::default(),
+            cached,
+            any: ReadOptions::default(),
+            clock: Clock {
+                base,
+                started: Instant::now(),
+            },
+            poison: Poison::default(),
+            options,
+        };
+        store.load_keyspaces()?;
+        Ok(store)
+    }
+
+    fn load_keyspaces(&self) -> Result<(), OpenError> {
+        let damaged = |error: &dyn std::error::Error| OpenError::Damaged {
+            path: self.options.data.clone(),
+            message: error.to_string(),
+        };
+        let mut rows = self.iterate(Table::Meta, layout::KEYSPACE_PREFIX, None);
+        while let Some((key, value)) = rows.item() {
+            let Some(name) = key.strip_prefix(layout::KEYSPACE_PREFIX) else {
+                break;
+            };
+            let row = KeyspaceRow::decode(value).map_err(|error| damaged(&error))?;
+            let name = String::from_utf8_lossy(name);
+            let state = self.keyspace(&Keyspace::new(&name).map_err(|error| damaged(&error))?);
+            state.set_row(row);
+            if let Some(horizon) = self
+                .db
+                .get_cf(self.table(Table::Meta), layout::horizon_key(row.id))
+                .map_err(|error| damaged(&error))?
+            {
+                state.raise_horizon(
+                    layout::decode_revision(&horizon).map_err(|error| damaged(&error))?,
+                );
+            }
+            rows.next();
+        }
+        rows.status().map_err(|error| damaged(&error))
+    }
+
+    pub(crate) fn table(&self, table: Table) -> &ColumnFamily {
+        self.db
+            .cf_handle(table.name())
+            .expect("every table was opened with the store")
+    }
+
+    /// The state of a keyspace, made in memory where there is none yet.
+    pub(crate) fn keyspace(&self, name: &Keyspace) -> Arc<KeyspaceState> {
+        let known = self
+            .keyspaces
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(name)
+            .cloned();
+        known.unwrap_or_else(|| {
+            let mut keyspaces = self
+                .keyspaces
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
+            let fresh = || KeyspaceState {
+                name: name.clone(),
+                row: Mutex::new(None),
+                mwdb_configured: self.options.mwdb_keyspaces.contains(name),
+                horizon: AtomicU64::new(0),
+            };
+            keyspaces
+                .entry(name.clone())
+                .or_insert_with(|| Arc::new(fresh()))
+                .clone()
+        })
+    }
+
+    /// All keyspaces that were ever named since the start, made or not.
+    pub(crate) fn keyspaces(&self) -> Vec<Arc<KeyspaceState>> {
+        self.keyspaces
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect()
+    }
+
+    /// The last commit that is durable and readable.
+    ///
+    /// RocksDB raises this number after a (synced) write went into the memtable, so what it names can be read.
+    pub(crate) fn revision(&self) -> Revision {
+        Revision(self.db.latest_sequence_number())
+    }
+
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.epochs
+            .last()
+            .map(|(epoch, _)| *epoch)
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn at(&self, revision: Revision) -> Position {
+        Position {
+            epoch: self.epoch(),
+            revision,
+        }
+    }
+
+    pub(crate) fn position(&self) -> Position {
+        self.at(self.revision())
+    }
+
+    /// The revision of a position, if it lies in this store's history.
+    pub(crate) fn resolve(&self, position: Position) -> Result<Revision> {
+        let changed = |fork| StorageError::EpochChanged {
+            epoch: self.epoch(),
+            fork,
+        };
+        let Some(place) = self
+            .epochs
+            .iter()
+            .position(|(epoch, _)| *epoch == position.epoch)
+        else {
+            return Err(changed(Revision::ZERO));
+        };
+        let forks = self.epochs.iter().skip(place + 1).map(|(_, fork)| *fork);
+        if let Some(fork) = forks.min()
+            && position.revision > fork
+        {
+            return Err(changed(fork));
+        }
+        let last = self.revision();
+        if position.revision > last {
+            return Err(StorageError::invalid(format!(
+                "position {position} is beyond the store's last revision {last}"
+            )));
+        }
+        Ok(position.revision)
+    }
+
+    pub(crate) fn now(&self) -> UnixMillis {
+        self.clock.base.after(self.clock.started.elapsed())
+    }
+
+    /// Refuses writes from here on; the first reason stays.
+    pub(crate) fn poison(&self, reason: &str) {
+        let mut kept = self
+            .poison
+            .reason
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if !self.poison.set.swap(true, Ordering::SeqCst) {
+            tracing::error!(
+                reason,
+                "a write failed: the store takes no more until it is reopened"
+            );
+            *kept = reason.to_owned();
+        }
+    }
+
+    /// # Errors
+    /// [`StorageError::ReadOnly`] once poisoned.
+    pub(crate) fn check_poison(&self) -> Result<()> {
+        if !self.poison.set.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let reason = self
+            .poison
+            .reason
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        Err(StorageError::ReadOnly { reason })
+    }
+
+    /// A row, if it is in memory.
+    pub(crate) fn row_in_memory(
+        &self,
+        table: Table,
+        key: &[u8],
+    ) -> Result<Result<Option<DBPinnableSlice<'_>>>, NotInMemory> {
+        match self
+            .db
+            .get_pinned_cf_opt(self.table(table), key, &self.cached)
+        {
+            Err(error) if error.kind() == rocksdb::ErrorKind::Incomplete => Err(NotInMemory),
+            read => Ok(read.map_err(|error| internal("read", &error))),
+        }
+    }
+
+    /// A row, wherever it is: may wait for the disk.
+    pub(crate) fn row(&self, table: Table, key: &[u8]) -> Result<Option<DBPinnableSlice<'_>>> {
+        self.db
+            .get_pinned_cf_opt(self.table(table), key, &self.any)
+            .map_err(|error| internal("read", &error))
+    }
+
+    /// Rows from `start`, up to and without `end`. May wait for the disk.
+    pub(crate) fn iterate(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: Option<&[u8]>,
+    ) -> DBRawIterator<'_> {
+        let mut options = ReadOptions::default();
+        if let Some(end) = end {
+            options.set_iterate_upper_bound(end);
+        }
+        let mut rows = self.db.raw_iterator_cf_opt(self.table(table), options);
+        rows.seek(start);
+        rows
+    }
+}
+
+/// A view of the store at one revision that owns its store, so that it can be kept between pages.
+mod owned {
+    #![allow(
+        missing_debug_implementations,
+        unreachable_pub,
+        clippy::allow_attributes,
+        clippy::mem_forget,
+        reason = "what the macro generates"
+    )]
+    use super::{Arc, SnapshotWithThreadMode, Store};
+    type Snapshot<'a> = SnapshotWithThreadMode<'a, rocksdb::DB>;
+    self_cell::self_cell! {
+        pub(crate) struct StoreSnapshot {
+            owner: Arc<Store>,
+            #[covariant]
+            dependent: Snapshot,
+        }
+    }
+}
+pub(crate) use owned::StoreSnapshot;
+
+impl StoreSnapshot {
+    pub(crate) fn take(store: Arc<Store>) -> Self {
+        Self::new(store, |store| store.db.snapshot())
+    }
+
+    pub(crate) fn revision(&self) -> Revision {
+        Revision(self.borrow_dependent().sequence_number())
+    }
+
+    /// Rows of a table in `start..end` at this revision, in order or in reverse.
+    pub(crate) fn iterate(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: &[u8],
+        reverse: bool,
+    ) -> DBRawIterator<'_> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(start);
+        options.set_iterate_upper_bound(end);
+        let mut rows = self
+            .borrow_dependent()
+            .raw_iterator_cf_opt(self.borrow_owner().table(table), options);
+        if reverse {
+            rows.seek_to_last();
+        } else {
+            rows.seek_to_first();
+        }
+        rows
+    }
+
+    pub(crate) fn row(&self, table: Table, key: &[u8]) -> Result<Option<DBPinnableSlice<'_>>> {
+        self.borrow_dependent()
+            .get_pinned_cf(self.borrow_owner().table(table), key)
+            .map_err(|error| internal("read", &error))
+    }
+}
+
+/// An error of RocksDB on a read: logged here, where it is consumed; the caller gets a text without paths.
+pub(crate) fn internal(action: &str, error: &dyn std::error::Error) -> StorageError {
+    tracing::error!(%error, "{action} failed");
+    StorageError::Internal {
+        message: format!("{action} failed"),
+        outcome: Outcome::NotExecuted,
+    }
+}
+
+impl From<Damaged> for StorageError {
+    fn from(damaged: Damaged) -> Self {
+        internal("read", &damaged)
+    }
+}

@@ -1,0 +1,346 @@
+//! The two kinds of watch over the RocksDB engine.
+//!
+//! [`EveryWatch`] drains its place in the feed, and reads the log on the pool where the feed's ring does not reach back.
+//! [`LatestWatch`] goes in passes: a snapshot at revision R, the index rows after the last mark, each with its present
+//! state, then a mark at R. Nothing is buffered per change, so a reader may be as slow as it likes.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use storage_protocol::{
+    CommitRecord, Result, Revision, ScanItem, StorageError, WatchEvent, WatchSource,
+};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, Sleep};
+
+use super::lease::Leased;
+use super::log::{self, LogPage};
+use super::reader::ChangesCursor;
+use super::store::KeyspaceState;
+use super::{PAGE_BYTES, Shared};
+use crate::feed::{Next, Subscription};
+
+/// Probes that were asked for and not answered yet; more than this at once coalesce into the newest.
+const TOKENS_MAX: usize = 64;
+
+fn push_token(tokens: &mut VecDeque<u64>, token: u64) {
+    if tokens.len() >= TOKENS_MAX {
+        tokens.pop_front();
+    }
+    tokens.push_back(token);
+}
+
+pub(super) struct EveryWatch {
+    shared: Arc<Shared>,
+    keyspace: Arc<KeyspaceState>,
+    subscription: Subscription,
+    queue: VecDeque<Arc<CommitRecord>>,
+    /// A read of the log under way.
+    reading: Option<BoxFuture<'static, Result<LogPage>>>,
+    tokens: VecDeque<u64>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl EveryWatch {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        keyspace: Arc<KeyspaceState>,
+        subscription: Subscription,
+        place: OwnedSemaphorePermit,
+    ) -> Self {
+        Self {
+            shared,
+            keyspace,
+            subscription,
+            queue: VecDeque::new(),
+            reading: None,
+            tokens: VecDeque::new(),
+            _place: place,
+        }
+    }
+
+    /// Takes what the log gave: this watch's commits into the queue, its place in the feed to where the log was read.
+    fn take_page(&mut self, page: LogPage) {
+        let id = self.keyspace.id();
+        let mine = page
+            .commits
+            .iter()
+            .filter(|(keyspace, _)| Some(*keyspace) == id);
+        self.queue
+            .extend(mine.filter_map(|(_, record)| record.cut(self.subscription.range())));
+        self.subscription.caught_up(page.reached);
+    }
+}
+
+impl WatchSource for EveryWatch {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<WatchEvent>>> {
+        loop {
+            if let Some(commit) = self.queue.pop_front() {
+                return Poll::Ready(Some(Ok(WatchEvent::Commit(commit))));
+            }
+            if let Some(reading) = &mut self.reading {
+                let page = ready!(reading.as_mut().poll(cx));
+                self.reading = None;
+                match page {
+                    Ok(page) => self.take_page(page),
+                    Err(error) => return Poll::Ready(Some(Err(error))),
+                }
+                continue;
+            }
+            match self.subscription.next(cx.waker()) {
+                Next::Commits(commits) if commits.is_empty() => return Poll::Pending,
+                Next::Commits(commits) => self.queue.extend(commits),
+                Next::ReadLog(after) => {
+                    let shared = self.shared.clone();
+                    let read =
+                        move |shared: &Shared| log::read_after(&shared.store, after, PAGE_BYTES);
+                    self.reading = Some(Box::pin(async move { shared.on_pool(read).await }));
+                }
+                Next::Idle(revision) => {
+                    let Some(token) = self.tokens.pop_front() else {
+                        return Poll::Pending;
+                    };
+                    let position = self.shared.store.at(revision);
+                    let mark = WatchEvent::Progress {
+                        position,
+                        token: Some(token),
+                    };
+                    return Poll::Ready(Some(Ok(mark)));
+                }
+            }
+        }
+    }
+
+    fn request_progress(&mut self, token: u64) {
+        push_token(&mut self.tokens, token);
+    }
+}
+
+pub(super) struct LatestWatch {
+    shared: Arc<Shared>,
+    keyspace: Arc<KeyspaceState>,
+    subscription: Subscription,
+    min_interval: Duration,
+    /// The last mark.
+    mark: Revision,
+    /// Before the first mark: from the beginning, so without tombstones.
+    fresh: bool,
+    /// A first pass is due whatever changed, so that even an empty range has its mark.
+    due: bool,
+    pass: Pass,
+    events: VecDeque<WatchEvent>,
+    next_pass_at: Option<Pin<Box<Sleep>>>,
+    tokens: VecDeque<u64>,
+    /// The tokens that the pass under way will answer: those asked for before its snapshot.
+    answering: VecDeque<u64>,
+    _place: OwnedSemaphorePermit,
+}
+
+enum Pass {
+    None,
+    Beginning(BoxFuture<'static, Result<Begun>>),
+    /// Between two pages.
+    Resting(Leased, ChangesCursor),
+    Reading(BoxFuture<'static, Result<Page>>),
+}
+
+struct Begun {
+    snapshot: Leased,
+    cursor: Option<ChangesCursor>,
+    reset: bool,
+}
+
+struct Page {
+    snapshot: Leased,
+    cursor: ChangesCursor,
+    items: Option<Vec<ScanItem>>,
+}
+
+impl LatestWatch {
+    /// Tells what changed after `mark`; `fresh`: everything that is there, and no tombstones.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        keyspace: Arc<KeyspaceState>,
+        subscription: Subscription,
+        mark: Revision,
+        fresh: bool,
+        min_interval: Duration,
+        place: OwnedSemaphorePermit,
+    ) -> Self {
+        Self {
+            shared,
+            keyspace,
+            subscription,
+            min_interval,
+            mark,
+            fresh,
+            due: true,
+            pass: Pass::None,
+            events: VecDeque::new(),
+            next_pass_at: None,
+            tokens: VecDeque::new(),
+            answering: VecDeque::new(),
+            _place: place,
+        }
+    }
+
+    /// Begins a pass if something changed or was asked for, and the interval is over.
+    fn begin(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // Ordering: the flag is taken before the snapshot, so what commits between sets it again.
+        self.due |= self.subscription.take_dirty(cx.waker());
+        if !self.due && self.tokens.is_empty() {
+            return Poll::Pending;
+        }
+        if let Some(sleep) = &mut self.next_pass_at {
+            ready!(sleep.as_mut().poll(cx));
+        }
+        if !self.min_interval.is_zero() {
+            self.next_pass_at = Some(Box::pin(tokio::time::sleep_until(
+                Instant::now() + self.min_interval,
+            )));
+        }
+        self.due = false;
+        self.answering.append(&mut self.tokens);
+        let shared = self.shared.clone();
+        let keyspace = self.keyspace.clone();
+        let range = self.subscription.range().clone();
+        let (mark, fresh) = (self.mark, self.fresh);
+        let begin = move |shared: &Shared| {
+            let snapshot = shared.leases.lend(&shared.store);
+            // Ordering: after the snapshot. The horizon is raised before tombstones go, so a snapshot without them
+            // comes with a horizon that tells.
+            let reset = !fresh && mark < keyspace.horizon();
+            let after = if reset { Revision::ZERO } else { mark };
+            let cursor = keyspace
+                .id()
+                .map(|id| ChangesCursor::new(id, range, after, !fresh && !reset));
+            Ok(Begun {
+                snapshot,
+                cursor,
+                reset,
+            })
+        };
+        self.pass = Pass::Beginning(Box::pin(async move { shared.on_pool(begin).await }));
+        Poll::Ready(())
+    }
+
+    fn end(&mut self, revision: Revision) {
+        self.mark = revision;
+        self.fresh = false;
+        let position = self.shared.store.at(revision);
+        if self.answering.is_empty() {
+            self.events.push_back(WatchEvent::Progress {
+                position,
+                token: None,
+            });
+        }
+        let tokens = self.answering.drain(..);
+        self.events.extend(tokens.map(|token| WatchEvent::Progress {
+            position,
+            token: Some(token),
+        }));
+    }
+
+    fn read(&mut self, snapshot: Leased, mut cursor: ChangesCursor) {
+        let shared = self.shared.clone();
+        let read = move |_: &Shared| {
+            let items = snapshot.read(|snapshot| cursor.next_page(snapshot, PAGE_BYTES))?;
+            Ok(Page {
+                snapshot,
+                cursor,
+                items,
+            })
+        };
+        self.pass = Pass::Reading(Box::pin(async move { shared.on_pool(read).await }));
+    }
+
+    /// One step of the pass. Errors are final.
+    fn step(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        match std::mem::replace(&mut self.pass, Pass::None) {
+            Pass::None => ready!(self.begin(cx)),
+            Pass::Resting(snapshot, cursor) => self.read(snapshot, cursor),
+            Pass::Beginning(mut beginning) => match beginning.as_mut().poll(cx) {
+                Poll::Pending => {
+                    self.pass = Pass::Beginning(beginning);
+                    return Poll::Pending;
+                }
+                Poll::Ready(begun) => {
+                    let Begun {
+                        snapshot,
+                        cursor,
+                        reset,
+                    } = begun?;
+                    if reset {
+                        self.events.push_back(WatchEvent::Reset);
+                    }
+                    match cursor {
+                        Some(cursor) => self.pass = Pass::Resting(snapshot, cursor),
+                        None => self.end(snapshot.revision()),
+                    }
+                }
+            },
+            Pass::Reading(mut reading) => {
+                match reading.as_mut().poll(cx) {
+                    Poll::Pending => {
+                        self.pass = Pass::Reading(reading);
+                        return Poll::Pending;
+                    }
+                    Poll::Ready(page) => {
+                        let Page {
+                            snapshot,
+                            cursor,
+                            items,
+                        } = page?;
+                        match items {
+                            None => self.end(snapshot.revision()),
+                            Some(items) => {
+                                let events = items.into_iter();
+                                self.events.extend(events.map(|ScanItem { key, state }| {
+                                    WatchEvent::State { key, state }
+                                }));
+                                self.pass = Pass::Resting(snapshot, cursor);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl WatchSource for LatestWatch {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<WatchEvent>>> {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Poll::Ready(Some(Ok(event)));
+            }
+            if let Err(error) = ready!(self.step(cx)) {
+                return Poll::Ready(Some(Err(error)));
+            }
+        }
+    }
+
+    fn request_progress(&mut self, token: u64) {
+        push_token(&mut self.tokens, token);
+    }
+}
+
+/// Checks, on the pool, that a watch `Every` can begin after `after`: its keyspace is younger, or the ring or the log
+/// reaches back.
+pub(super) fn check_reach(shared: &Shared, after: Revision) -> Result<()> {
+    if shared.feed.reaches_back_to(after) {
+        return Ok(());
+    }
+    match log::read_after(&shared.store, after, 1) {
+        Ok(_) => Ok(()),
+        Err(StorageError::Compacted { .. }) => Err(StorageError::Compacted {
+            oldest: log::oldest(&shared.store)?,
+        }),
+        Err(error) => Err(error),
+    }
+}
