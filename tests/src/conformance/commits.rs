@@ -220,7 +220,9 @@ async fn a_stamped_key_equal_to_an_explicit_one_is_refused(context: Context) {
     let storage = context.open().await;
     let last = put(&storage, "other", "").await.revision.0;
     // An engine may take one number for a commit, or one for each of its rows (two for a put).
-    let guesses = (1..10).chain(200..300).map(|n| stamped("log/", Revision(last + n)));
+    let guesses = (1..10)
+        .chain(200..300)
+        .map(|n| stamped("log/", Revision(last + n)));
     let batch = guesses.fold(Batch::new(), |batch, key| batch.put(key, "explicit"));
     let batch = batch.put_stamped("log/", "stamped", Lifetime::Forever);
     assert_invalid(&refused(&storage, batch).await);

@@ -1,0 +1,296 @@
+//! What is wrong with a data folder is found at the start and told; nothing is lost in silence.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use storage_protocol::{
+    KeyRange, Keyspace, Position, Revision, Storage, StorageError, StorageExt, WatchOptions,
+    WatchStart,
+};
+use storage_server::engine::Engine;
+use storage_server::engine::rocks::{Durability, EngineOptions, OpenError, RocksEngine};
+
+fn options(folder: &Path) -> EngineOptions {
+    EngineOptions {
+        disk_reserve_bytes: 0,
+        ..EngineOptions::new(folder)
+    }
+}
+
+fn keyspace() -> Keyspace {
+    Keyspace::new("model").unwrap()
+}
+
+async fn put(engine: &Arc<RocksEngine>, count: u32) -> Position {
+    let session = engine.open_session("cert:w", &keyspace());
+    let mut last = Position::default();
+    for n in 0..count {
+        last = session
+            .put(format!("{n}").into(), vec![b'v'; 1000].into())
+            .await
+            .unwrap();
+    }
+    last
+}
+
+async fn close(engine: Arc<RocksEngine>) {
+    tokio::task::spawn_blocking(move || engine.close())
+        .await
+        .unwrap();
+}
+
+/// The log files that hold something, oldest first.
+fn logs(folder: &Path) -> Vec<PathBuf> {
+    let files = fs::read_dir(folder.join("db"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let is_log = |path: &PathBuf| {
+        path.extension().is_some_and(|e| e == "log") && path.metadata().unwrap().len() > 0
+    };
+    let mut logs: Vec<_> = files.filter(is_log).collect();
+    logs.sort();
+    logs
+}
+
+/// Copies a folder as a crash would leave it: with the log not flushed into tables.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target)
+        } else {
+            fs::copy(entry.path(), target).map(|_| ()).unwrap()
+        }
+    }
+}
+
+fn refusal(options: EngineOptions) -> String {
+    RocksEngine::open(options)
+        .map(|_| ())
+        .unwrap_err()
+        .to_string()
+}
+
+#[tokio::test]
+async fn a_folder_in_use_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let engine = RocksEngine::open(options(&data)).unwrap();
+    let text = refusal(options(&data));
+    assert!(
+        text.contains("in use by another process") && text.contains("data"),
+        "{text}"
+    );
+    put(&engine, 1).await;
+    close(engine).await;
+}
+
+#[test]
+fn a_newer_format_is_refused_with_both_versions() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(
+        folder.path().join("STORE"),
+        "storage-sync store, format 999\n",
+    )
+    .unwrap();
+    let text = refusal(options(folder.path()));
+    assert!(
+        text.contains("format 999") && text.contains("newer"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_folder_of_something_else_is_refused_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("thesis.txt"), "years of work").unwrap();
+    let text = refusal(options(folder.path()));
+    assert!(text.contains("no storage-sync data folder"), "{text}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn an_unreadable_folder_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    // A file where a folder should be: unreadable for root too, whom permissions do not stop.
+    let text = refusal(options(&file.join("data")));
+    assert!(text.contains("file"), "{text}");
+    let locked = folder.path().join("locked");
+    fs::create_dir(&locked).unwrap();
+    fs::set_permissions(&locked, fs::Permissions::from_mode(0o000)).unwrap();
+    if fs::read_dir(&locked).is_err() {
+        assert!(refusal(options(&locked)).contains("locked"));
+    }
+}
+
+#[tokio::test]
+async fn a_log_damaged_in_its_middle_is_refused_then_accepted_under_a_new_epoch() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let engine = RocksEngine::open(options(&data)).unwrap();
+    let early = put(&engine, 10).await;
+    let last = put(&engine, 200).await;
+    close(engine).await;
+    // As after a crash, where the log is what recovery reads: one bit in its middle is flipped.
+    let crashed = folder.path().join("crashed");
+    copy(&data, &crashed);
+    let log = logs(&crashed).pop().unwrap();
+    let mut bytes = fs::read(&log).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x40;
+    fs::write(&log, bytes).unwrap();
+
+    let error = RocksEngine::open(options(&crashed)).unwrap_err();
+    let OpenError::DataLost {
+        synced, recovered, ..
+    } = &error
+    else {
+        panic!("{error}")
+    };
+    assert!(*synced >= last.revision && *recovered < last.revision);
+    assert!(error.to_string().contains("--accept-data-loss"), "{error}");
+
+    let engine = RocksEngine::open(EngineOptions {
+        accept_data_loss: true,
+        ..options(&crashed)
+    })
+    .unwrap();
+    assert_ne!(engine.position().epoch, last.epoch);
+    let session = engine.open_session("cert:r", &keyspace());
+    let lost = session
+        .watch(
+            KeyRange::all(),
+            WatchOptions::every(WatchStart::After(last)),
+        )
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(lost, StorageError::EpochChanged { fork, .. } if fork < last.revision),
+        "{lost:?}"
+    );
+    // A position from before the damage is still good.
+    session
+        .watch(
+            KeyRange::all(),
+            WatchOptions::latest(WatchStart::After(early)),
+        )
+        .await
+        .unwrap();
+    put(&engine, 1).await;
+    close(engine).await;
+}
+
+#[tokio::test]
+async fn a_lost_tail_forks_after_another_boot_with_os_durability_and_only_then() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let os = |path: &Path| EngineOptions {
+        durability: Durability::Os,
+        ..options(path)
+    };
+    let engine = RocksEngine::open(os(&data)).unwrap();
+    put(&engine, 50).await;
+    // As a crash leaves it: the mark says "running".
+    let same_boot = folder.path().join("same");
+    copy(&data, &same_boot);
+    let other_boot = folder.path().join("other");
+    copy(&data, &other_boot);
+    let clean_before = engine.position();
+    close(engine).await;
+
+    let engine = RocksEngine::open(os(&same_boot)).unwrap();
+    assert_eq!(
+        engine.position(),
+        clean_before,
+        "the same boot: nothing can be lost"
+    );
+    close(engine).await;
+
+    let mark = fs::read_to_string(other_boot.join("SYNCED")).unwrap();
+    let (rest, _boot) = mark.trim_end().rsplit_once(' ').unwrap();
+    let synced: u64 = rest.split(' ').next().unwrap().parse().unwrap();
+    fs::write(other_boot.join("SYNCED"), format!("{rest} another-boot\n")).unwrap();
+    let engine = RocksEngine::open(os(&other_boot)).unwrap();
+    assert_ne!(engine.position().epoch, clean_before.epoch);
+    let session = engine.open_session("cert:r", &keyspace());
+    let seen = Position {
+        epoch: clean_before.epoch,
+        revision: Revision(synced + 1),
+    };
+    let error = session
+        .watch(
+            KeyRange::all(),
+            WatchOptions::every(WatchStart::After(seen)),
+        )
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, StorageError::EpochChanged { fork: Revision(fork), .. } if fork == synced),
+        "{error:?}"
+    );
+    close(engine).await;
+
+    let engine = RocksEngine::open(os(&data)).unwrap();
+    assert_eq!(
+        engine.position().epoch,
+        clean_before.epoch,
+        "closed in order: nothing can be lost"
+    );
+    close(engine).await;
+}
+
+#[tokio::test]
+async fn a_missing_mark_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let engine = RocksEngine::open(options(&data)).unwrap();
+    put(&engine, 1).await;
+    close(engine).await;
+    fs::remove_file(data.join("SYNCED")).unwrap();
+    let text = refusal(options(&data));
+    assert!(text.contains("SYNCED"), "{text}");
+}
+
+#[tokio::test]
+async fn at_the_reserve_writes_are_refused_and_reads_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let engine = RocksEngine::open(options(&data)).unwrap();
+    put(&engine, 1).await;
+    close(engine).await;
+    let full = EngineOptions {
+        disk_reserve_bytes: u64::MAX,
+        ..options(&data)
+    };
+    let engine = RocksEngine::open(full).unwrap();
+    let session = engine.open_session("cert:w", &keyspace());
+    let error = session.put("a".into(), "b".into()).await.unwrap_err();
+    assert!(
+        matches!(error, StorageError::StorageFull { .. }),
+        "{error:?}"
+    );
+    assert!(session.get_one("0".into()).await.unwrap().is_some());
+    assert!(engine.check_writable().is_err());
+    close(engine).await;
+}
+
+#[tokio::test]
+async fn revisions_grow_over_restarts_and_the_epoch_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let mut last = Position::default();
+    for round in 0..4 {
+        let engine = RocksEngine::open(options(&data)).unwrap();
+        let position = put(&engine, 3).await;
+        assert!(position.revision > last.revision);
+        assert!(round == 0 || position.epoch == last.epoch);
+        last = position;
+        close(engine).await;
+    }
+}

@@ -1,0 +1,375 @@
+//! The WAL as the change log, trap by trap: a watch that resumes from any position misses nothing and sees nothing twice.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use storage_protocol::{
+    Batch, CommitOptions, Entry, Key, KeyRange, KeyState, Keyspace, Position, Revision,
+    ScanOptions, Storage, StorageError, StorageExt, WatchEvent, WatchOptions, WatchStart,
+};
+use storage_server::engine::Engine;
+use storage_server::engine::rocks::{Durability, EngineOptions, RocksEngine};
+
+fn open(folder: &Path, change: impl FnOnce(&mut EngineOptions)) -> Arc<RocksEngine> {
+    let mut options = EngineOptions::new(folder.join("data"));
+    options.disk_reserve_bytes = 0;
+    change(&mut options);
+    RocksEngine::open(options).expect("the store opens")
+}
+
+async fn close(engine: Arc<RocksEngine>) {
+    tokio::task::spawn_blocking(move || engine.close())
+        .await
+        .unwrap();
+}
+
+fn keyspace(name: &str) -> Keyspace {
+    Keyspace::new(name).unwrap()
+}
+
+/// Many writers at once, so that groups form; returns the revisions of the keyspace's commits, in order.
+async fn write_in_groups(
+    engine: &Arc<RocksEngine>,
+    name: &str,
+    writers: u32,
+    each: u32,
+) -> Vec<Revision> {
+    let writers = (0..writers).map(|writer| {
+        let session = engine.open_session(&format!("cert:w{writer}"), &keyspace(name));
+        tokio::spawn(async move {
+            let mut revisions = Vec::new();
+            for n in 0..each {
+                let key = format!("{:02}/{:03}", writer, n % 7);
+                let batch = match n % 5 {
+                    4 => Batch::new().remove(key),
+                    3 => Batch::new()
+                        .put(key, format!("{writer}-{n}"))
+                        .signal(format!("{writer:02}/signal"), "s"),
+                    _ => Batch::new()
+                        .put(key, format!("{writer}-{n}"))
+                        .put(format!("{writer:02}/other"), "x"),
+                };
+                let options = CommitOptions::labelled("push").with_previous();
+                revisions.push(session.commit(batch, options).await.unwrap().revision);
+            }
+            revisions
+        })
+    });
+    let mut all = Vec::new();
+    for writer in futures_util::future::join_all(writers).await {
+        all.extend(writer.unwrap());
+    }
+    all.sort();
+    all
+}
+
+/// The revisions that a watch `Every` tells up to the present.
+async fn told(
+    storage: &dyn Storage,
+    start: WatchStart,
+    range: KeyRange,
+) -> Result<Vec<Arc<storage_protocol::CommitRecord>>, StorageError> {
+    let mut watch = storage.watch(range, WatchOptions::every(start)).await?;
+    watch.request_progress(1);
+    let mut seen = Vec::new();
+    loop {
+        let event = tokio::time::timeout(Duration::from_secs(20), watch.next())
+            .await
+            .expect("a watch goes on");
+        match event?.expect("a watch does not end") {
+            WatchEvent::Commit(commit) => seen.push(commit),
+            WatchEvent::Progress { token: Some(1), .. } => return Ok(seen),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+async fn full_state(storage: &dyn Storage) -> (Position, BTreeMap<Key, Entry>) {
+    let scan = storage
+        .scan(KeyRange::all(), ScanOptions::default())
+        .await
+        .unwrap();
+    let position = scan.position();
+    let items = scan
+        .collect()
+        .await
+        .unwrap()
+        .into_iter()
+        .filter_map(|item| match item.state {
+            KeyState::Live(entry) => Some((item.key, entry)),
+            KeyState::Removed(_) => None,
+        });
+    (position, items.collect())
+}
+
+/// The state as the changes up to a revision leave it: values and revisions.
+fn replay(
+    commits: &[Arc<storage_protocol::CommitRecord>],
+    to: Revision,
+) -> BTreeMap<Key, (Bytes, Revision)> {
+    use storage_protocol::ChangeKind;
+    let mut state = BTreeMap::new();
+    for commit in commits.iter().take_while(|commit| commit.revision <= to) {
+        for change in &commit.changes {
+            match &change.kind {
+                ChangeKind::Put { value, .. } => {
+                    state.insert(change.key.clone(), (value.clone(), commit.revision));
+                }
+                ChangeKind::Removed { .. } => {
+                    state.remove(&change.key);
+                }
+                ChangeKind::Signalled { .. } => {}
+            }
+        }
+    }
+    state
+}
+
+/// Goes on from a state at a position with `Latest`, to its first mark.
+async fn follow(
+    storage: &dyn Storage,
+    from: Position,
+    mut state: BTreeMap<Key, (Bytes, Revision)>,
+) -> (Position, BTreeMap<Key, (Bytes, Revision)>) {
+    let options = WatchOptions::latest(WatchStart::After(from));
+    let mut watch = storage.watch(KeyRange::all(), options).await.unwrap();
+    let mut last = from.revision;
+    loop {
+        match watch.next().await.unwrap().expect("a watch does not end") {
+            WatchEvent::State { key, state: now } => {
+                assert!(
+                    now.revision() >= last && now.revision() > from.revision,
+                    "in revision order"
+                );
+                last = now.revision();
+                match now {
+                    KeyState::Live(entry) => state.insert(key, (entry.value, entry.revision)),
+                    KeyState::Removed(_) => state.remove(&key),
+                };
+            }
+            WatchEvent::Progress { position, .. } => {
+                assert!(last <= position.revision);
+                return (position, state);
+            }
+            WatchEvent::Reset => state.clear(),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Every position there is, commits' own and the numbers between them, in all of the store's history.
+async fn check_every_position(engine: &Arc<RocksEngine>, revisions: &[Revision]) {
+    let session = engine.open_session("cert:reader", &keyspace("model"));
+    let all = told(&*session, WatchStart::Beginning, KeyRange::all())
+        .await
+        .unwrap();
+    let told_revisions: Vec<_> = all.iter().map(|commit| commit.revision).collect();
+    let with_changes: Vec<_> = revisions
+        .iter()
+        .copied()
+        .filter(|r| told_revisions.contains(r))
+        .collect();
+    assert_eq!(
+        told_revisions, with_changes,
+        "all commits with changes, in order, once"
+    );
+    let (present, state) = full_state(&*session).await;
+    let state: BTreeMap<_, _> = state
+        .into_iter()
+        .map(|(key, entry)| (key, (entry.value, entry.revision)))
+        .collect();
+    for number in 0..=present.revision.0 {
+        let position = Position {
+            epoch: present.epoch,
+            revision: Revision(number),
+        };
+        let seen = told(&*session, WatchStart::After(position), KeyRange::all())
+            .await
+            .unwrap();
+        let expected: Vec<_> = all
+            .iter()
+            .filter(|commit| commit.revision.0 > number)
+            .cloned()
+            .collect();
+        assert_eq!(seen, expected, "after {number}");
+    }
+    for number in (0..=present.revision.0).step_by(3) {
+        let position = Position {
+            epoch: present.epoch,
+            revision: Revision(number),
+        };
+        let (mark, followed) = follow(&*session, position, replay(&all, position.revision)).await;
+        assert_eq!(mark, present);
+        assert_eq!(followed, state, "latest after {number}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_resumes_from_each_position_from_ring_and_log_before_and_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    // A ring of next to nothing: all but the last commits come from the log.
+    let engine = open(folder.path(), |options| options.ring_bytes = 2_000);
+    let mut revisions = write_in_groups(&engine, "model", 8, 20).await;
+    write_in_groups(&engine, "other", 4, 10).await;
+    revisions.extend(write_in_groups(&engine, "model", 8, 5).await);
+    check_every_position(&engine, &revisions).await;
+    close(engine).await;
+    let engine = open(folder.path(), |options| options.ring_bytes = 2_000);
+    check_every_position(&engine, &revisions).await;
+    close(engine).await;
+    // And with a ring that holds all of it, refilled from the log at the start.
+    let engine = open(folder.path(), |_| {});
+    check_every_position(&engine, &revisions).await;
+    close(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn groups_do_form_and_a_position_inside_one_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = open(folder.path(), |options| options.ring_bytes = 0);
+    let session = engine.open_session("cert:w", &keyspace("model"));
+    // One write holds the committer while the others queue up behind it.
+    let commits =
+        (0..200).map(|n| session.put(Bytes::from(format!("{n}")), Bytes::from(vec![b'v'; 10_000])));
+    futures_util::future::try_join_all(commits).await.unwrap();
+    let mut metrics = String::new();
+    engine.write_metrics(&mut metrics);
+    let value = |name: &str| -> f64 {
+        let line = metrics
+            .lines()
+            .find(|line| line.starts_with(&format!("{name} ")))
+            .unwrap();
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    let per_group = value("storage_commits_total") / value("storage_commit_groups_total");
+    assert!(
+        per_group > 2.0,
+        "{per_group} commits a group: this test would show nothing"
+    );
+    let all = told(&*session, WatchStart::Beginning, KeyRange::all())
+        .await
+        .unwrap();
+    for (place, commit) in all.iter().enumerate() {
+        let position = Position {
+            epoch: engine.position().epoch,
+            revision: commit.revision,
+        };
+        let seen = told(&*session, WatchStart::After(position), KeyRange::all())
+            .await
+            .unwrap();
+        assert_eq!(seen.len(), all.len() - place - 1);
+    }
+    close(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_purged_log_is_told_and_latest_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = |options: &mut EngineOptions| {
+        options.durability = Durability::Os;
+        options.memory_bytes = 64 << 20;
+        options.log_bytes = 1 << 20;
+        options.ring_bytes = 0;
+    };
+    let engine = open(folder.path(), small);
+    let session = engine.open_session("cert:w", &keyspace("model"));
+    let early = session.put("early".into(), "1".into()).await.unwrap();
+    let random = |n: u32| Bytes::from(n.to_be_bytes().repeat(16 * 1024));
+    for n in 0..1200 {
+        session
+            .put(Bytes::from(format!("key/{}", n % 50)), random(n))
+            .await
+            .unwrap();
+    }
+    drop(session);
+    close(engine).await;
+    // RocksDB purges at the start what is over the limit.
+    let engine = open(folder.path(), small);
+    let session = engine.open_session("cert:r", &keyspace("model"));
+    let refused = told(&*session, WatchStart::After(early), KeyRange::all())
+        .await
+        .unwrap_err();
+    let StorageError::Compacted { oldest } = refused else {
+        panic!("{refused:?}")
+    };
+    assert!(oldest > early.revision && oldest <= engine.position().revision);
+    // What it says can be had, can be had.
+    let from = Position {
+        epoch: early.epoch,
+        revision: oldest,
+    };
+    told(&*session, WatchStart::After(from), KeyRange::all())
+        .await
+        .unwrap();
+    let state = BTreeMap::from([(Key::from("early"), (Bytes::from("1"), early.revision))]);
+    let (_, followed) = follow(&*session, early, state).await;
+    let (_, now) = full_state(&*session).await;
+    assert_eq!(followed.len(), now.len());
+    assert!(
+        now.iter()
+            .all(|(key, entry)| followed[key].1 == entry.revision)
+    );
+    close(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forgotten_tombstones_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = open(folder.path(), |options| options.tombstones_max = 2);
+    let session = engine.open_session("cert:w", &keyspace("model"));
+    for n in 0..10 {
+        session
+            .put(Bytes::from(format!("{n}")), "v".into())
+            .await
+            .unwrap();
+    }
+    let before = session.sync().await.unwrap();
+    for n in 0..5 {
+        session.remove(Bytes::from(format!("{n}"))).await.unwrap();
+    }
+    let forgetting = engine.clone();
+    tokio::task::spawn_blocking(move || forgetting.forget_tombstones(&keyspace("model")))
+        .await
+        .unwrap()
+        .unwrap();
+    let newer = ScanOptions {
+        newer_than: Some(before),
+        ..ScanOptions::default()
+    };
+    let refused = session.scan(KeyRange::all(), newer).await.unwrap_err();
+    assert!(
+        matches!(refused, StorageError::Compacted { oldest } if oldest > before.revision),
+        "{refused:?}"
+    );
+    // Latest opens with a reset and tells everything that is there.
+    let mut watch = session
+        .watch(
+            KeyRange::all(),
+            WatchOptions::latest(WatchStart::After(before)),
+        )
+        .await
+        .unwrap();
+    assert_eq!(watch.next().await.unwrap(), Some(WatchEvent::Reset));
+    let mut keys = Vec::new();
+    while let Some(WatchEvent::State { key, .. }) = watch.next().await.unwrap() {
+        keys.push(key);
+    }
+    assert_eq!(keys, ["5", "6", "7", "8", "9"]);
+    // The log still has each removal for who watches every commit, and the horizon survives a restart.
+    assert_eq!(
+        told(&*session, WatchStart::After(before), KeyRange::all())
+            .await
+            .unwrap()
+            .len(),
+        5
+    );
+    drop((watch, session));
+    close(engine).await;
+    let engine = open(folder.path(), |options| options.tombstones_max = 2);
+    let session = engine.open_session("cert:w", &keyspace("model"));
+    assert!(session.scan(KeyRange::all(), newer).await.is_err());
+    close(engine).await;
+}
