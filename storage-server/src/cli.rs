@@ -1,0 +1,214 @@
+//! The command line of `storage-server`, and its way into the configuration.
+//!
+//! A flag wins over its environment variable, that over the file, the file over the default.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{ConfigError, DEFAULT_ADDRESS, RawConfig, RawListener, ServerConfig, address};
+
+const EXAMPLES: &str = "Examples:
+  storage-server serve --certs certs/dev --data /var/lib/storage
+  storage-server serve --config /etc/storage-server.toml --listen 0.0.0.0:7443
+  STORAGE_SERVER_DURABILITY=os storage-server serve --certs certs/dev
+  storage-server config check --config /etc/storage-server.toml
+  storage-server config print --certs certs/dev > storage-server.toml
+
+Exit codes: 0 stopped in order, 1 failed to start or to run, 2 wrong usage or configuration.";
+
+/// Remote key-value storage over mutually authenticated WebSockets.
+#[derive(Debug, Parser)]
+#[command(name = "storage-server", version, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve until SIGTERM or Ctrl-C. Prints one line per listener when it is ready.
+    #[command(after_help = EXAMPLES)]
+    Serve(Settings),
+    /// Look at the configuration without serving.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+/// What to do with the configuration.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Say whether it is good; exit code 2 if not.
+    Check(Settings),
+    /// Print all of it, defaults included, as TOML.
+    Print(Settings),
+}
+
+/// Settings that flags and environment variables can give.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Settings {
+    /// Configuration file (TOML).
+    #[arg(long, value_name = "FILE", env = "STORAGE_SERVER_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Folder of the store; made where it is missing.
+    #[arg(long, value_name = "DIR", env = "STORAGE_SERVER_DATA")]
+    pub data: Option<PathBuf>,
+    /// Address of the (first) listener with the gateway `storage`; port 0 takes a free one. [default: 127.0.0.1:7443]
+    #[arg(long, value_name = "ADDR", env = "STORAGE_SERVER_LISTEN")]
+    pub listen: Option<String>,
+    /// Folder of certificates: DIR/server/{cert,key,ca}.pem, and DIR/crl.pem if there is one.
+    #[arg(long, value_name = "DIR", env = "STORAGE_SERVER_CERTS")]
+    pub certs: Option<PathBuf>,
+    /// `sync`: a commit is on the disk before it is acknowledged. `os`: within a second. [default: sync]
+    #[arg(long, value_name = "MODE", env = "STORAGE_SERVER_DURABILITY")]
+    pub durability: Option<String>,
+    /// Start although the store lost acknowledged commits; its history forks.
+    #[arg(long, env = "STORAGE_SERVER_ACCEPT_DATA_LOSS", value_parser = clap::builder::BoolishValueParser::new())]
+    pub accept_data_loss: bool,
+    /// `text` or `json`. [default: text]
+    #[arg(long, value_name = "FORMAT", env = "STORAGE_SERVER_LOG_FORMAT")]
+    pub log_format: Option<String>,
+    /// Also write the log into daily files in this folder.
+    #[arg(long, value_name = "DIR", env = "STORAGE_SERVER_LOG_DIR")]
+    pub log_dir: Option<PathBuf>,
+    /// Which log events, such as `info` or `storage_server=debug`. [default: info]
+    #[arg(long, value_name = "FILTER", env = "STORAGE_SERVER_LOG")]
+    pub log: Option<String>,
+}
+
+impl Settings {
+    /// The checked configuration: these settings over the file over the defaults.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn resolve(&self) -> Result<ServerConfig, ConfigError> {
+        let mut raw = match &self.config {
+            Some(path) => RawConfig::from_file(path)?,
+            None => RawConfig::default(),
+        };
+        or_keep(&mut raw.data, &self.data);
+        or_keep(&mut raw.certs, &self.certs);
+        or_keep(&mut raw.durability, &self.durability);
+        or_keep(&mut raw.log.format, &self.log_format);
+        or_keep(&mut raw.log.dir, &self.log_dir);
+        or_keep(&mut raw.log.filter, &self.log);
+        if self.accept_data_loss {
+            raw.accept_data_loss = Some(true);
+        }
+        if let Some(listen) = &self.listen {
+            address("--listen", listen)?;
+            set_listener(&mut raw, listen);
+        }
+        ServerConfig::from_raw(&raw)
+    }
+}
+
+fn or_keep<T: Clone>(target: &mut Option<T>, value: &Option<T>) {
+    if value.is_some() {
+        target.clone_from(value);
+    }
+}
+
+/// The first listener that serves storage gets the address; a file with none of that kind gets one more.
+fn set_listener(raw: &mut RawConfig, listen: &str) {
+    let serves_storage = |listener: &&mut RawListener| {
+        listener
+            .gateways
+            .as_ref()
+            .is_none_or(|names| names.iter().any(|name| name == "storage"))
+    };
+    match raw.listeners.iter_mut().find(serves_storage) {
+        Some(listener) => listener.address = Some(listen.to_owned()),
+        None => raw.listeners.push(RawListener {
+            address: Some(listen.to_owned()),
+            ..RawListener::default()
+        }),
+    }
+    debug_assert!(
+        DEFAULT_ADDRESS.ip().is_loopback(),
+        "the default reaches nobody else"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_flag_moves_the_storage_listener_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        let file = "certs = 'c'\ndata = 'from-file'\n\
+            [[listener]]\naddress = '127.0.0.1:1'\ntls = 'off'\ngateways = ['admin']\n\
+            [[listener]]\naddress = '127.0.0.1:2'\n";
+        std::fs::write(&path, file).unwrap();
+        let settings = Settings {
+            config: Some(path),
+            listen: Some("127.0.0.1:3".to_owned()),
+            certs: Some("from-flag".into()),
+            ..Settings::default()
+        };
+        let config = settings.resolve().unwrap();
+        let ports: Vec<_> = config
+            .listeners
+            .iter()
+            .map(|listener| listener.address.port())
+            .collect();
+        assert_eq!(ports, [1, 3]);
+        assert_eq!(config.data, PathBuf::from("from-file"));
+        assert_eq!(config.certs, Some("from-flag".into()));
+        let bad = Settings {
+            listen: Some("here".to_owned()),
+            ..Settings::default()
+        };
+        assert!(
+            bad.resolve()
+                .unwrap_err()
+                .to_string()
+                .contains("--listen = \"here\"")
+        );
+    }
+
+    #[test]
+    fn a_bad_file_is_named_with_its_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        let error = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            Settings {
+                config: Some(path.clone()),
+                ..Settings::default()
+            }
+            .resolve()
+            .unwrap_err()
+            .to_string()
+        };
+        let unknown = error("certs = 'c'\n\ndtaa = 'x'\n");
+        assert!(
+            unknown.contains("c.toml:3") && unknown.contains("dtaa"),
+            "{unknown}"
+        );
+        let syntax = error("certs = 'c'\ndata = \n");
+        assert!(syntax.contains("c.toml:2"), "{syntax}");
+        let missing = Settings {
+            config: Some("/no/such.toml".into()),
+            ..Settings::default()
+        };
+        assert!(
+            missing
+                .resolve()
+                .unwrap_err()
+                .to_string()
+                .contains("/no/such.toml")
+        );
+    }
+}

@@ -1,0 +1,365 @@
+//! The configuration: a TOML file, environment and flags become one checked [`ServerConfig`].
+//!
+//! Order of precedence: flag, environment variable (`STORAGE_SERVER_*`, see `--help`), file, default. The fields of a
+//! `ServerConfig` need no further checks. Every error names the key, the value and what is allowed.
+
+mod check;
+mod raw;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use storage_protocol::{Keyspace, Limits};
+
+pub(crate) use check::address;
+pub(crate) use raw::{RawConfig, RawListener};
+
+/// Where the server listens if nothing says otherwise.
+pub const DEFAULT_ADDRESS: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 7443);
+
+/// Why there is no configuration. The texts are complete by themselves.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {}: {source}", path.display())]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// The file is no TOML, has an unknown key, or a value of the wrong type.
+    #[error("{}:{line}: {message}", path.display())]
+    Invalid {
+        /// Which file.
+        path: PathBuf,
+        /// Which line, from 1.
+        line: usize,
+        /// What is wrong there.
+        message: String,
+    },
+    /// A value that is not allowed.
+    #[error("{key} = {value}: {allowed}")]
+    Value {
+        /// The key, with its table.
+        key: String,
+        /// The value.
+        value: String,
+        /// What is allowed.
+        allowed: String,
+    },
+}
+
+impl ConfigError {
+    pub(crate) fn value(
+        key: impl Into<String>,
+        value: impl ToString,
+        allowed: impl Into<String>,
+    ) -> Self {
+        Self::Value {
+            key: key.into(),
+            value: value.to_string(),
+            allowed: allowed.into(),
+        }
+    }
+}
+
+/// How a listener is secured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsMode {
+    /// TLS with client certificates.
+    Mutual,
+    /// TLS without client certificates: peers are `anonymous`.
+    Server,
+    /// No TLS: peers are `anonymous`.
+    Off,
+}
+
+/// The oldest TLS version a listener speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsVersion {
+    /// 1.2 and 1.3.
+    Tls12,
+    /// 1.3 only.
+    Tls13,
+}
+
+/// What a listener serves. At least one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gateways {
+    /// The native and the mwDB dialect.
+    pub storage: bool,
+    /// Health and metrics.
+    pub admin: bool,
+}
+
+impl std::fmt::Display for Gateways {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match (self.storage, self.admin) {
+            (true, true) => "storage,admin",
+            (true, false) => "storage",
+            (false, _) => "admin",
+        })
+    }
+}
+
+/// One listener.
+#[derive(Clone, Debug)]
+pub struct ListenerConfig {
+    /// Where; port 0 takes a free one.
+    pub address: SocketAddr,
+    /// How it is secured.
+    pub tls: TlsMode,
+    /// What it serves.
+    pub gateways: Gateways,
+    /// The oldest TLS version.
+    pub tls_min_version: TlsVersion,
+    /// Whether plaintext on an address that others can reach was asked for.
+    pub danger_plaintext: bool,
+}
+
+impl ListenerConfig {
+    /// Mutual TLS, gateway `storage`.
+    #[must_use]
+    pub fn new(address: SocketAddr) -> Self {
+        Self {
+            address,
+            tls: TlsMode::Mutual,
+            gateways: Gateways {
+                storage: true,
+                admin: false,
+            },
+            tls_min_version: TlsVersion::Tls13,
+            danger_plaintext: false,
+        }
+    }
+
+    /// No TLS, gateway `admin`: what probes use. (On loopback only.)
+    #[must_use]
+    pub fn admin(address: SocketAddr) -> Self {
+        Self {
+            tls: TlsMode::Off,
+            gateways: Gateways {
+                storage: false,
+                admin: true,
+            },
+            ..Self::new(address)
+        }
+    }
+}
+
+/// When an acknowledged commit is on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// Before it is acknowledged.
+    Sync,
+    /// Within a second: the operating system has it when it is acknowledged.
+    Os,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Where log lines go.
+#[derive(Clone, Debug)]
+pub struct LogConfig {
+    /// How they look.
+    pub format: LogFormat,
+    /// Daily files here, besides standard error.
+    pub dir: Option<PathBuf>,
+    /// Directives of `tracing-subscriber`.
+    pub filter: String,
+}
+
+/// Limits of the whole server, besides those that [`Limits`] announces. Sizes in bytes.
+#[derive(Clone, Debug)]
+pub struct ServerLimits {
+    /// What each session is told.
+    pub announced: Limits,
+    /// Requests in flight of all sessions. Default 1 GiB.
+    pub bytes_in_flight_total_max: usize,
+    /// Sessions. Default 20,000.
+    pub sessions_max: usize,
+    /// Sessions of one principal. Default 1,000.
+    pub sessions_per_principal_max: usize,
+    /// Partly received messages of all sessions. Default 1 GiB.
+    pub partial_messages_bytes_max: usize,
+    /// Commits that wait for the committer; `None`: the engine's default.
+    pub commit_queue_bytes_max: Option<usize>,
+    /// Keys of one mwDB message. Default 1,000,000.
+    pub mwdb_keys_max: usize,
+    /// What waits to be sent to one session. Default 8 MiB.
+    pub outbox_bytes_max: usize,
+    /// What waits to be sent to all sessions. Default 1 GiB.
+    pub outbox_bytes_total_max: usize,
+    /// The engine's memory budget; `None`: its default.
+    pub memory_bytes_max: Option<usize>,
+    /// Connections that have not finished TLS and the HTTP request. Default 1,024.
+    pub handshakes_max: usize,
+}
+
+impl Default for ServerLimits {
+    fn default() -> Self {
+        Self {
+            announced: Limits::default(),
+            bytes_in_flight_total_max: 1 << 30,
+            sessions_max: 20_000,
+            sessions_per_principal_max: 1_000,
+            partial_messages_bytes_max: 1 << 30,
+            commit_queue_bytes_max: None,
+            mwdb_keys_max: Limits::MWDB_KEYS,
+            outbox_bytes_max: 8 << 20,
+            outbox_bytes_total_max: 1 << 30,
+            memory_bytes_max: None,
+            handshakes_max: 1_024,
+        }
+    }
+}
+
+/// Every wait on a peer.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// TLS, HTTP upgrade and Hello together.
+    pub handshake: Duration,
+    /// Ping after this much silence.
+    pub heartbeat: Duration,
+    /// Close after this much silence.
+    pub silence: Duration,
+    /// Close a peer that takes nothing for this long.
+    pub slow_peer: Duration,
+    /// Drop a message in parts without progress.
+    pub partial_message: Duration,
+    /// At shutdown: for requests in flight.
+    pub drain: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(10),
+            heartbeat: Duration::from_secs(15),
+            silence: Duration::from_secs(45),
+            slow_peer: Duration::from_secs(30),
+            partial_message: Duration::from_secs(10),
+            drain: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What the engine is told; `None`: its own default.
+#[derive(Clone, Debug, Default)]
+pub struct EngineConfig {
+    /// Bytes of the disk that must stay free.
+    pub disk_reserve_bytes: Option<u64>,
+    /// Bytes of the change log.
+    pub log_bytes: Option<u64>,
+    /// Age of the change log.
+    pub log_age: Option<Duration>,
+    /// Bytes of recent commits in memory.
+    pub ring_bytes: Option<usize>,
+    /// Threads for reads that touch the disk.
+    pub read_threads: Option<usize>,
+    /// How long removed keys are remembered.
+    pub tombstone_age: Option<Duration>,
+    /// How many removed keys are remembered, per keyspace.
+    pub tombstones_max: Option<u64>,
+    /// Keyspaces that mwDB clients may be served from.
+    pub mwdb_keyspaces: Option<Vec<Keyspace>>,
+}
+
+/// A checked configuration.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Folder of the store.
+    pub data: PathBuf,
+    /// Folder of certificates; there if any listener has TLS.
+    pub certs: Option<PathBuf>,
+    /// When a commit is acknowledged.
+    pub durability: Durability,
+    /// Start although the store lost acknowledged commits.
+    pub accept_data_loss: bool,
+    /// Where the log goes.
+    pub log: LogConfig,
+    /// What peers may ask for.
+    pub limits: ServerLimits,
+    /// How long peers are waited for.
+    pub timeouts: Timeouts,
+    /// What the engine is told.
+    pub engine: EngineConfig,
+    /// Where it listens. At least one.
+    pub listeners: Vec<ListenerConfig>,
+}
+
+impl ServerConfig {
+    /// Defaults, with these listeners: for tests and for embedding. The caller sees to what the checks of a
+    /// configuration file would have seen to.
+    #[must_use]
+    pub fn embedded(
+        data: impl Into<PathBuf>,
+        certs: Option<PathBuf>,
+        listeners: Vec<ListenerConfig>,
+    ) -> Self {
+        Self {
+            data: data.into(),
+            certs,
+            durability: Durability::Sync,
+            accept_data_loss: false,
+            log: LogConfig {
+                format: LogFormat::Text,
+                dir: None,
+                filter: "info".to_owned(),
+            },
+            limits: ServerLimits::default(),
+            timeouts: Timeouts::default(),
+            engine: EngineConfig::default(),
+            listeners,
+        }
+    }
+
+    /// Reads a configuration file alone, without environment and flags.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        Self::from_raw(&RawConfig::from_file(path)?)
+    }
+
+    pub(crate) fn from_raw(raw: &RawConfig) -> Result<Self, ConfigError> {
+        check::checked(raw)
+    }
+
+    /// The configuration as a file would say it, defaults included.
+    ///
+    /// # Errors
+    /// A path that is no UTF-8 cannot be written.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string(&check::raw_of(self))
+    }
+}
+
+impl RawConfig {
+    pub(crate) fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
+            path: path.to_owned(),
+            source,
+        })?;
+        toml::from_str(&text).map_err(|error| {
+            let at = error.span().map_or(0, |span| span.start);
+            let before = text.get(..at).unwrap_or_default();
+            ConfigError::Invalid {
+                path: path.to_owned(),
+                line: before.matches('\n').count() + 1,
+                message: error.message().to_owned(),
+            }
+        })
+    }
+}
