@@ -1,0 +1,137 @@
+//! Who a peer is, decided once: the principal of a session.
+//!
+//! Of a verified client certificate, the first that is there: SAN URI, SAN DNS name, common name. Peers without a
+//! certificate are `anonymous`. The text goes into logs and history, so control characters are refused.
+
+use std::fmt;
+
+use rustls_pki_types::CertificateDer;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+/// The longest principal, in bytes.
+const PRINCIPAL_BYTES_MAX: usize = 256;
+
+/// Who a session is: `cert:NAME` or `anonymous`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Principal(String);
+
+impl fmt::Display for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Why a verified certificate names nobody.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum IdentityError {
+    #[error("the client certificate cannot be read")]
+    Unreadable,
+    #[error("the client certificate has neither a URI nor a DNS name nor a common name")]
+    Nameless,
+    #[error(
+        "the client certificate's name is empty, has control characters, or is longer than 256 bytes"
+    )]
+    BadName,
+}
+
+impl Principal {
+    pub(crate) fn anonymous() -> Self {
+        Self("anonymous".to_owned())
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The one of a certificate that was verified.
+    pub(crate) fn of_certificate(certificate: &CertificateDer<'_>) -> Result<Self, IdentityError> {
+        let (_, parsed) =
+            X509Certificate::from_der(certificate).map_err(|_| IdentityError::Unreadable)?;
+        let name = name_of(&parsed)?;
+        let good = !name.is_empty()
+            && name.len() + "cert:".len() <= PRINCIPAL_BYTES_MAX
+            && !name.chars().any(char::is_control);
+        if good {
+            Ok(Self(format!("cert:{name}")))
+        } else {
+            Err(IdentityError::BadName)
+        }
+    }
+}
+
+fn name_of(certificate: &X509Certificate<'_>) -> Result<String, IdentityError> {
+    let names = match certificate.subject_alternative_name() {
+        Ok(extension) => extension.map_or(&[][..], |extension| &extension.value.general_names),
+        Err(_) => return Err(IdentityError::Unreadable),
+    };
+    let uri = names.iter().find_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    let dns = || {
+        names.iter().find_map(|name| match name {
+            GeneralName::DNSName(dns) => Some(*dns),
+            _ => None,
+        })
+    };
+    if let Some(name) = uri.or_else(dns) {
+        return Ok(name.to_owned());
+    }
+    let common_name = certificate.subject().iter_common_name().next();
+    common_name
+        .ok_or(IdentityError::Nameless)?
+        .as_str()
+        .map(str::to_owned)
+        .map_err(|_| IdentityError::Unreadable)
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, DnType, KeyPair, SanType};
+
+    use super::*;
+
+    fn principal(common_name: Option<&str>, names: Vec<SanType>) -> Result<String, IdentityError> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        if let Some(name) = common_name {
+            params.distinguished_name.push(DnType::CommonName, name);
+        }
+        params.subject_alt_names = names;
+        let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        Principal::of_certificate(certificate.der()).map(|principal| principal.to_string())
+    }
+
+    #[test]
+    fn uri_before_dns_before_common_name() {
+        let uri = || SanType::URI("spiffe://example/robot-7".try_into().unwrap());
+        let dns = || SanType::DnsName("robot-7.example".try_into().unwrap());
+        assert_eq!(
+            principal(Some("cn"), vec![dns(), uri()]).unwrap(),
+            "cert:spiffe://example/robot-7"
+        );
+        assert_eq!(
+            principal(Some("cn"), vec![dns()]).unwrap(),
+            "cert:robot-7.example"
+        );
+        assert_eq!(principal(Some("cn"), vec![]).unwrap(), "cert:cn");
+        let address = SanType::IpAddress([127, 0, 0, 1].into());
+        assert_eq!(principal(Some("cn"), vec![address]).unwrap(), "cert:cn");
+    }
+
+    #[test]
+    fn certificates_that_name_nobody_are_refused() {
+        assert_eq!(principal(None, vec![]), Err(IdentityError::Nameless));
+        assert_eq!(principal(Some(""), vec![]), Err(IdentityError::BadName));
+        assert_eq!(principal(Some("a\nb"), vec![]), Err(IdentityError::BadName));
+        assert_eq!(
+            principal(Some(&"x".repeat(300)), vec![]),
+            Err(IdentityError::BadName)
+        );
+        let nonsense = CertificateDer::from(vec![1, 2, 3]);
+        assert_eq!(
+            Principal::of_certificate(&nonsense),
+            Err(IdentityError::Unreadable)
+        );
+    }
+}

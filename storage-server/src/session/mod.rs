@@ -1,0 +1,102 @@
+//! One connection after its upgrade: a task that reads and writes at the same time.
+//!
+//! The [`driver`] owns the WebSocket, its heartbeat and its clock; a [`Dialect`] (native or mwDB) owns what the
+//! messages mean. Bounds are in [`budget`], who the peer is in [`identity`].
+
+pub(crate) mod budget;
+pub(crate) mod driver;
+pub(crate) mod identity;
+pub(crate) mod metered;
+
+use std::task::Context;
+use std::time::Instant;
+
+use bytes::Bytes;
+use storage_protocol::Keyspace;
+use storage_protocol::native::close_code;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::{ClosedLabel, GatewayLabel};
+use budget::SessionSlot;
+use identity::Principal;
+
+/// A peer whose session begins.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) principal: Principal,
+    pub(crate) keyspace: Keyspace,
+    /// Until then it must have said Hello.
+    pub(crate) deadline: Instant,
+    /// Its place among the sessions, until the session ends.
+    #[expect(dead_code, reason = "held for its drop")]
+    pub(crate) slot: SessionSlot,
+    /// Tells it that the server shuts down.
+    pub(crate) drain: CancellationToken,
+    /// Closes it at once.
+    pub(crate) cut: CancellationToken,
+}
+
+/// Why the server closes a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Close {
+    pub(crate) code: u16,
+    pub(crate) reason: String,
+    pub(crate) label: ClosedLabel,
+}
+
+impl Close {
+    pub(crate) fn new(code: u16, label: ClosedLabel, reason: impl Into<String>) -> Self {
+        Self {
+            code,
+            label,
+            reason: reason.into(),
+        }
+    }
+
+    pub(crate) fn protocol(reason: impl std::fmt::Display) -> Self {
+        Self::new(
+            close_code::PROTOCOL,
+            ClosedLabel::Protocol,
+            reason.to_string(),
+        )
+    }
+
+    pub(crate) fn going_away() -> Self {
+        Self::new(
+            close_code::GOING_AWAY,
+            ClosedLabel::Shutdown,
+            "the server shuts down",
+        )
+    }
+}
+
+/// What the messages of a connection mean. Nothing here waits: what takes time is kept as a future and polled by
+/// [`Dialect::poll_work`].
+pub(crate) trait Dialect: Send {
+    /// Which one it is.
+    const GATEWAY: GatewayLabel;
+    /// The longest WebSocket message it takes.
+    fn received_bytes_max(&self) -> usize;
+    /// The longest WebSocket message it sends.
+    fn sent_bytes_max(&self) -> usize;
+    /// Takes a binary message.
+    fn receive(&mut self, cx: &mut Context<'_>, message: Bytes, now: Instant) -> Result<(), Close>;
+    /// Takes a text message.
+    fn receive_text(&mut self) -> Result<(), Close>;
+    /// Whether it takes more messages now; while not, TCP holds the peer back.
+    fn wants_input(&self) -> bool;
+    /// Goes on with what is in progress; tells whether anything was done.
+    fn poll_work(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, Close>;
+    /// The next message to send.
+    fn next_message(&mut self) -> Option<Bytes>;
+    /// When [`Dialect::on_time`] is to be called, if at all.
+    fn deadline(&self) -> Option<Instant>;
+    /// Its deadline passed.
+    fn on_time(&mut self, now: Instant) -> Result<(), Close>;
+    /// The server shuts down: takes no new requests, and tells the peer if it has a way to.
+    fn drain(&mut self);
+    /// Whether, after [`Dialect::drain`], nothing is in progress any more and nothing waits to be sent.
+    fn is_drained(&self) -> bool;
+    /// The socket is gone: finishes what must be, such as commits.
+    fn finish(self) -> impl Future<Output = ()> + Send;
+}

@@ -1,0 +1,81 @@
+//! What all connections of a server share: the engine, the bounds, the metrics, the state of the server.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use storage_protocol::Limit;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::ServerConfig;
+use crate::engine::Engine;
+use crate::gateway::mwdb::PushCache;
+use crate::metrics::Metrics;
+use crate::session::budget::{Budget, SessionSlots};
+
+/// How far the server is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Phase {
+    Starting = 0,
+    Serving = 1,
+    Draining = 2,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: ServerConfig,
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) slots: Arc<SessionSlots>,
+    /// Bytes of requests in flight of all sessions.
+    pub(crate) in_flight: Arc<Budget>,
+    /// Bytes of partly received messages of all sessions.
+    pub(crate) partial: Arc<Budget>,
+    /// Bytes that wait to be sent to all sessions.
+    pub(crate) outbox: Arc<Budget>,
+    pub(crate) pushes: PushCache,
+    /// Every task of this server; shutdown waits for them.
+    pub(crate) tasks: TaskTracker,
+    /// Listeners stop.
+    pub(crate) stop: CancellationToken,
+    /// Sessions take no more requests.
+    pub(crate) drain: CancellationToken,
+    /// Sessions are closed.
+    pub(crate) cut: CancellationToken,
+    phase: AtomicU8,
+}
+
+impl Shared {
+    pub(crate) fn new(config: ServerConfig, engine: Arc<dyn Engine>) -> Arc<Self> {
+        let limits = &config.limits;
+        Arc::new(Self {
+            engine,
+            metrics: Arc::default(),
+            slots: SessionSlots::new(limits.sessions_max, limits.sessions_per_principal_max),
+            in_flight: Budget::new(Limit::BytesInFlightTotal, limits.bytes_in_flight_total_max),
+            partial: Budget::new(Limit::PartialMessages, limits.partial_messages_bytes_max),
+            outbox: Budget::new(Limit::Outbox, limits.outbox_bytes_total_max),
+            pushes: PushCache::default(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            drain: CancellationToken::new(),
+            cut: CancellationToken::new(),
+            phase: AtomicU8::new(Phase::Starting as u8),
+            config,
+        })
+    }
+
+    pub(crate) fn set_phase(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Relaxed);
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Relaxed) {
+            0 => Phase::Starting,
+            1 => Phase::Serving,
+            _ => Phase::Draining,
+        }
+    }
+}
