@@ -1,0 +1,360 @@
+//! The mwDB dialect: existing mwDB clients, served from one keyspace.
+//!
+//! Requests of a connection are carried out in order: reads wait for the writes before them and writes for the reads,
+//! while reads beside reads and writes beside writes go together. What waits is bounded in bytes; above the bound the
+//! socket is not read, so TCP holds the peer back, since this dialect cannot say "overloaded". Pushes are in
+//! [`pushes`], prefixes in [`prefix`], requests against `Storage` in [`requests`].
+//!
+//! Of a key that stands twice in a PUT the later pair counts, at its own place. A removal pushes nothing.
+
+mod prefix;
+mod pushes;
+mod requests;
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use storage_protocol::mwdb::{ID_ZERO, Request, RequestKind, prefix_answer};
+use storage_protocol::native::close_code;
+use storage_protocol::{KeyRange, Result, Watch, WatchOptions};
+
+use crate::engine::SessionStorage;
+use crate::metrics::{ClosedLabel, GatewayLabel, OutcomeLabel, RequestLabel};
+use crate::session::budget::Permit;
+use crate::session::{Close, Dialect, Peer};
+use crate::shared::Shared;
+use prefix::Prefix;
+pub(crate) use pushes::PushCache;
+use pushes::Pushes;
+use requests::Finished;
+
+/// What waits or runs of one connection, in bytes; above it the socket is not read.
+const QUEUED_BYTES_MAX: usize = 64 << 20;
+/// A request costs at least this much of the bound, so that small ones are bounded in number too.
+const REQUEST_BYTES_MIN: usize = 256;
+/// Writes beside writes, or reads beside reads, of one connection.
+const RUNNING_MAX: usize = 256;
+/// mwDB's own client loses messages that fill a buffer of this size.
+const CLIENT_BUFFER_BYTES: usize = 1 << 20;
+
+type Running = Pin<Box<dyn Future<Output = Finished> + Send>>;
+type Opening = Pin<Box<dyn Future<Output = Result<Watch>> + Send>>;
+
+struct Queued {
+    request: Request,
+    permit: Permit,
+}
+
+/// Which kind of request runs; the other kind waits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Reads,
+    Writes,
+}
+
+/// One session.
+pub(crate) struct Mwdb {
+    shared: Arc<Shared>,
+    storage: Arc<dyn SessionStorage>,
+    prefix: Prefix,
+    pushes: Pushes,
+    /// Requests wait until the watch is there, so that no commit behind them is missed.
+    opening: Option<Opening>,
+    queue: VecDeque<Queued>,
+    running: FuturesUnordered<Running>,
+    running_side: Side,
+    /// Bytes of what waits and runs; released request by request.
+    queued_bytes: usize,
+    answers: VecDeque<Bytes>,
+    answer_bytes: usize,
+    outbox: Permit,
+    /// Requests with id `A` that are not answered: no push may go out.
+    unanswered_zero: usize,
+    draining: bool,
+    warned_of_size: bool,
+}
+
+impl Mwdb {
+    pub(crate) fn new(shared: &Arc<Shared>, peer: &Peer) -> Self {
+        let storage = shared
+            .engine
+            .open_session(peer.principal.as_str(), &peer.keyspace);
+        let watched = storage.clone();
+        let opening: Opening = Box::pin(async move {
+            watched
+                .watch(KeyRange::all(), WatchOptions::default())
+                .await
+        });
+        Self {
+            prefix: Prefix::new(shared.engine.clone(), peer.principal.as_str()),
+            pushes: Pushes::new(shared.config.limits.outbox_bytes_max),
+            opening: Some(opening),
+            queue: VecDeque::new(),
+            running: FuturesUnordered::new(),
+            running_side: Side::Reads,
+            queued_bytes: 0,
+            answers: VecDeque::new(),
+            answer_bytes: 0,
+            outbox: shared.outbox.count(),
+            unanswered_zero: 0,
+            draining: false,
+            warned_of_size: false,
+            storage,
+            shared: shared.clone(),
+        }
+    }
+
+    fn answer(&mut self, id: &[u8], message: Bytes) {
+        if id == ID_ZERO {
+            self.unanswered_zero = self.unanswered_zero.saturating_sub(1);
+        }
+        if message.len() >= CLIENT_BUFFER_BYTES && !self.warned_of_size {
+            self.warned_of_size = true;
+            tracing::warn!(
+                bytes = message.len(),
+                "an answer of 1 MiB or more: mwDB's own client loses such messages"
+            );
+        }
+        self.answer_bytes += message.len();
+        self.answers.push_back(message);
+    }
+
+    fn poll_opening(&mut self, cx: &mut Context<'_>) -> std::result::Result<bool, Close> {
+        let Some(opening) = &mut self.opening else {
+            return Ok(true);
+        };
+        match opening.as_mut().poll(cx) {
+            Poll::Pending => Ok(false),
+            Poll::Ready(Ok(watch)) => {
+                self.opening = None;
+                self.pushes.attach(watch);
+                Ok(true)
+            }
+            Poll::Ready(Err(error)) => Err(failed(format!("cannot watch the keyspace: {error}"))),
+        }
+    }
+
+    /// Starts what may run beside what runs already.
+    fn start(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut moved = false;
+        while self.running.len() < RUNNING_MAX
+            && self.answer_bytes < self.shared.config.limits.outbox_bytes_max
+            && let Some(next) = self.queue.front()
+        {
+            let side = match next.request.kind {
+                RequestKind::Get { .. } => Side::Reads,
+                RequestKind::Put { .. } | RequestKind::Remove { .. } | RequestKind::Prefix => {
+                    Side::Writes
+                }
+            };
+            if !self.running.is_empty() && side != self.running_side {
+                break;
+            }
+            let Some(Queued { request, permit }) = self.queue.pop_front() else {
+                break;
+            };
+            self.running_side = side;
+            moved = true;
+            let own_put =
+                matches!(request.kind, RequestKind::Put { .. }).then(|| self.pushes.begin_put());
+            let mut running =
+                requests::run(&self.shared, self.storage.clone(), request, permit, own_put);
+            // Ordering: the first poll hands a commit to the engine, which fixes the order of writes.
+            match running.as_mut().poll(cx) {
+                Poll::Ready(finished) => {
+                    if let Err(close) = self.finished(finished) {
+                        // Told by the next turn, which has a way to.
+                        self.running
+                            .push(Box::pin(std::future::ready(Finished::failed(close))));
+                    }
+                }
+                Poll::Pending => self.running.push(running),
+            }
+        }
+        moved
+    }
+
+    fn finished(&mut self, finished: Finished) -> std::result::Result<(), Close> {
+        let Finished {
+            id,
+            answer,
+            own_put,
+            bytes,
+        } = finished;
+        self.queued_bytes -= bytes;
+        if let Some((number, revision)) = own_put {
+            self.pushes.end_put(number, revision);
+        }
+        self.answer(&id, answer?);
+        Ok(())
+    }
+
+    fn poll_prefix(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some((prefix, ids)) = self.prefix.poll(cx) else {
+            return false;
+        };
+        for id in ids {
+            self.answer(&id, prefix_answer(prefix, &id));
+        }
+        self.pushes.open();
+        true
+    }
+}
+
+fn failed(reason: String) -> Close {
+    Close::new(close_code::INTERNAL, ClosedLabel::Failed, reason)
+}
+
+impl Dialect for Mwdb {
+    const GATEWAY: GatewayLabel = GatewayLabel::Mwdb;
+
+    fn received_bytes_max(&self) -> usize {
+        self.shared.config.limits.announced.message_bytes_max
+    }
+
+    fn sent_bytes_max(&self) -> usize {
+        // An answer has a separator for each of its keys besides the values.
+        self.received_bytes_max() + self.shared.config.limits.mwdb_keys_max + 1024
+    }
+
+    fn receive(
+        &mut self,
+        _cx: &mut Context<'_>,
+        message: Bytes,
+        _now: Instant,
+    ) -> std::result::Result<(), Close> {
+        let bytes = message.len().max(REQUEST_BYTES_MIN);
+        let request = match Request::parse_within(message, self.shared.config.limits.mwdb_keys_max)
+        {
+            Ok(request) => request,
+            Err(error) => {
+                self.shared.metrics.mwdb_ignored.increment();
+                tracing::debug!(%error, "passed over a message");
+                return Ok(());
+            }
+        };
+        if self.draining {
+            // It gets no answer, but a close frame behind those that are due.
+            return Ok(());
+        }
+        if request.id == ID_ZERO {
+            self.unanswered_zero += 1;
+        }
+        if let RequestKind::Prefix = request.kind {
+            self.pushes.expect();
+            self.prefix.ask(request.id).map_err(|()| {
+                Close::new(
+                    close_code::POLICY,
+                    ClosedLabel::Protocol,
+                    "too many questions for a prefix",
+                )
+            })?;
+            self.shared
+                .metrics
+                .request_outcome(RequestLabel::Prefix, OutcomeLabel::Ok);
+            return Ok(());
+        }
+        let mut permit = self.shared.in_flight.count();
+        permit.resize(bytes);
+        self.queued_bytes += bytes;
+        self.queue.push_back(Queued { request, permit });
+        Ok(())
+    }
+
+    fn receive_text(&mut self) -> std::result::Result<(), Close> {
+        self.shared.metrics.mwdb_ignored.increment();
+        Ok(())
+    }
+
+    fn wants_input(&self) -> bool {
+        let total_is_full = self.shared.in_flight.is_full() && self.queued_bytes > 0;
+        self.queued_bytes < QUEUED_BYTES_MAX && !total_is_full
+    }
+
+    fn poll_work(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+    ) -> std::result::Result<bool, Close> {
+        if !self.poll_opening(cx)? {
+            return Ok(false);
+        }
+        let mut moved = false;
+        while self.answer_bytes < self.shared.config.limits.outbox_bytes_max
+            && let Poll::Ready(Some(finished)) = self.running.poll_next_unpin(cx)
+        {
+            self.finished(finished)?;
+            moved = true;
+        }
+        moved |= self.start(cx);
+        moved |= self.poll_prefix(cx);
+        moved |= self.pushes.poll(cx, &self.shared.pushes, now)?;
+        self.outbox.resize(self.answer_bytes + self.pushes.bytes());
+        Ok(moved)
+    }
+
+    fn next_message(&mut self) -> Option<Bytes> {
+        if let Some(answer) = self.answers.pop_front() {
+            self.answer_bytes -= answer.len();
+            return Some(answer);
+        }
+        if self.unanswered_zero > 0 {
+            return None;
+        }
+        let push = self.pushes.pop()?;
+        self.shared.metrics.mwdb_pushes.increment();
+        Some(push)
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.pushes.deadline()
+    }
+
+    fn on_time(&mut self, now: Instant) -> std::result::Result<(), Close> {
+        self.pushes.judge(now)
+    }
+
+    fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    fn is_drained(&self) -> bool {
+        // A prefix that cannot be given is not waited for, nor are pushes: the dialect promises none.
+        self.queue.is_empty() && self.running.is_empty() && self.answers.is_empty()
+    }
+
+    async fn finish(mut self) {
+        self.pushes.detach();
+        self.queue
+            .retain(|queued| !matches!(queued.request.kind, RequestKind::Get { .. }));
+        // What was received happens, and the prefix is free only behind the last PUT.
+        loop {
+            std::future::poll_fn(|cx| {
+                // The peer is gone: its answers are of no use.
+                self.answers.clear();
+                self.answer_bytes = 0;
+                self.start(cx);
+                Poll::Ready(())
+            })
+            .await;
+            match self.running.next().await {
+                Some(finished) => self.queued_bytes -= finished.bytes,
+                None if self.queue.is_empty() => break,
+                None => {}
+            }
+        }
+        self.prefix.release().await;
+        if let Err(error) = self.storage.end().await {
+            tracing::warn!(%error, "cannot end the session");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

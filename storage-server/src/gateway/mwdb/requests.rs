@@ -1,0 +1,225 @@
+//! GET, PUT and REMOVE against `Storage`.
+//!
+//! The dialect has one answer for failure of a write (0) and none for that of a read: a read that stays refused for
+//! want of room is repeated, any other failure closes the connection, since "absent" would be a lie.
+
+use std::collections::{HashMap, HashSet};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use storage_protocol::mwdb::{Request, RequestKind, get_answer, put_answer, remove_answer};
+use storage_protocol::native::close_code;
+use storage_protocol::{
+    Batch, CommitOptions, Entry, Key, Lifetime, Operation, Revision, Storage, StorageError,
+};
+
+use super::failed;
+use crate::engine::SessionStorage;
+use crate::metrics::{ClosedLabel, RequestLabel};
+use crate::session::Close;
+use crate::session::budget::Permit;
+use crate::shared::Shared;
+
+/// Between two attempts of a read: the first and the longest pause.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+/// Attempts of a read; about ten seconds.
+const ATTEMPTS_MAX: u32 = 15;
+
+/// A request that is through.
+pub(super) struct Finished {
+    pub(super) id: Bytes,
+    pub(super) answer: Result<Bytes, Close>,
+    /// Of a PUT: its number, and its revision if it was done.
+    pub(super) own_put: Option<(u64, Option<Revision>)>,
+    /// What it counted in the queue.
+    pub(super) bytes: usize,
+}
+
+impl Finished {
+    pub(super) fn failed(close: Close) -> Self {
+        Self {
+            id: Bytes::new(),
+            answer: Err(close),
+            own_put: None,
+            bytes: 0,
+        }
+    }
+}
+
+/// Carries a request out. `permit` is given back when it is through; `own_put` is the number of a PUT.
+pub(super) fn run(
+    shared: &Arc<Shared>,
+    storage: Arc<dyn SessionStorage>,
+    request: Request,
+    permit: Permit,
+    own_put: Option<u64>,
+) -> Pin<Box<dyn Future<Output = Finished> + Send>> {
+    let shared = shared.clone();
+    Box::pin(async move {
+        let Request { id, kind } = request;
+        let bytes = permit.amount();
+        let mut own_put = own_put.map(|number| (number, None));
+        let answer = match kind {
+            RequestKind::Get { keys } => get(&shared, &*storage, keys, &id).await,
+            RequestKind::Put { pairs, .. } => {
+                let done = commit(&shared, &*storage, RequestLabel::Commit, puts(pairs)).await;
+                if let (Some((_, revision)), Ok(Some(at))) = (&mut own_put, done) {
+                    *revision = Some(at);
+                }
+                Ok(put_answer(done.is_ok(), &id))
+            }
+            RequestKind::Remove { keys } => {
+                let done = commit(&shared, &*storage, RequestLabel::Remove, removals(keys)).await;
+                Ok(remove_answer(done.is_ok(), &id))
+            }
+            RequestKind::Prefix => Err(failed("a prefix is no request of this queue".to_owned())),
+        };
+        drop(permit);
+        Finished {
+            id,
+            answer,
+            own_put,
+            bytes,
+        }
+    })
+}
+
+/// Of a key that stands twice the later pair counts, at its own place; an empty key cannot be stored.
+fn puts(pairs: Vec<(Bytes, Bytes)>) -> Vec<Operation> {
+    let last: HashMap<Bytes, usize> = pairs
+        .iter()
+        .enumerate()
+        .map(|(place, (key, _))| (key.clone(), place))
+        .collect();
+    let counts = |place: usize, key: &Bytes| !key.is_empty() && last.get(key) == Some(&place);
+    let pairs = pairs
+        .into_iter()
+        .enumerate()
+        .filter(|(place, (key, _))| counts(*place, key));
+    pairs
+        .map(|(_, (key, value))| Operation::Put {
+            key,
+            value,
+            lifetime: Lifetime::Forever,
+        })
+        .collect()
+}
+
+fn removals(keys: Vec<Bytes>) -> Vec<Operation> {
+    let mut seen = HashSet::with_capacity(keys.len());
+    let keys = keys
+        .into_iter()
+        .filter(|key| !key.is_empty() && seen.insert(key.clone()));
+    keys.map(|key| Operation::Remove { key }).collect()
+}
+
+/// The revision of the commit; `Ok(None)` where there was nothing to do.
+async fn commit(
+    shared: &Shared,
+    storage: &dyn SessionStorage,
+    label: RequestLabel,
+    operations: Vec<Operation>,
+) -> Result<Option<Revision>, ()> {
+    if operations.is_empty() {
+        return Ok(None);
+    }
+    let batch = Batch {
+        checks: Vec::new(),
+        operations,
+    };
+    let result = storage.commit(batch, CommitOptions::default()).await;
+    shared.metrics.request(label, &result);
+    match result {
+        Ok(position) => Ok(Some(position.revision)),
+        Err(error) => {
+            // The peer is told no reason, so the log is.
+            tracing::info!(%error, "a write was answered with 0");
+            Err(())
+        }
+    }
+}
+
+async fn get(
+    shared: &Shared,
+    storage: &dyn SessionStorage,
+    keys: Vec<Key>,
+    id: &[u8],
+) -> Result<Bytes, Close> {
+    // No entry has an empty key or one over the limit: absent, without asking.
+    let longest = shared.config.limits.announced.key_bytes_max;
+    let askable = |key: &Key| !key.is_empty() && key.len() <= longest;
+    let asked: Vec<Key> = keys.iter().filter(|key| askable(key)).cloned().collect();
+    let result = if asked.is_empty() {
+        Ok(Vec::new())
+    } else {
+        read(storage, &asked).await
+    };
+    shared.metrics.request(RequestLabel::Get, &result);
+    let entries = result.map_err(|error| match error {
+        StorageError::LimitExceeded { .. } => Close::new(
+            close_code::TOO_BIG,
+            ClosedLabel::Failed,
+            format!("a GET cannot be answered: {error}"),
+        ),
+        error => failed(format!("a GET cannot be answered: {error}")),
+    })?;
+    let mut found = entries.iter();
+    let values: Vec<Option<&[u8]>> = keys
+        .iter()
+        .map(|key| {
+            let entry = if askable(key) {
+                found.next().and_then(Option::as_ref)
+            } else {
+                None
+            };
+            entry.map(|entry| entry.value.as_ref())
+        })
+        .collect();
+    get_answer(values.iter().copied(), id)
+        .map_err(|error| failed(format!("a GET cannot be answered: {error}")))
+}
+
+async fn read(
+    storage: &dyn SessionStorage,
+    keys: &[Key],
+) -> Result<Vec<Option<Entry>>, StorageError> {
+    let (mut pause, longest) = PAUSE;
+    for _ in 1..ATTEMPTS_MAX {
+        match Storage::get(storage, keys).await {
+            Err(StorageError::Overloaded { .. }) => tokio::time::sleep(pause).await,
+            result => return result.map(|reading| reading.value),
+        }
+        pause = (pause * 2).min(longest);
+    }
+    Storage::get(storage, keys)
+        .await
+        .map(|reading| reading.value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(of: &[(&'static str, &'static str)]) -> Vec<(Bytes, Bytes)> {
+        of.iter()
+            .map(|(key, value)| (Bytes::from(*key), Bytes::from(*value)))
+            .collect()
+    }
+
+    #[test]
+    fn the_later_of_two_pairs_counts() {
+        let operations = puts(pairs(&[("a", "1"), ("", "x"), ("b", "2"), ("a", "3")]));
+        assert_eq!(
+            operations,
+            Batch::new().put("b", "2").put("a", "3").operations
+        );
+    }
+
+    #[test]
+    fn a_key_is_removed_once() {
+        let operations = removals(vec!["a".into(), "".into(), "a".into(), "b".into()]);
+        assert_eq!(operations, Batch::new().remove("a").remove("b").operations);
+    }
+}

@@ -1,0 +1,166 @@
+//! An mwDB connection over an in-memory stream, against the stub engine.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use storage_protocol::{Keyspace, StorageExt};
+use tokio_tungstenite::tungstenite::Message;
+
+use super::Mwdb;
+use crate::engine::Engine;
+use crate::testing::{Client, MemoryEngine, Running, start};
+
+fn running() -> Running {
+    start(
+        MemoryEngine::new(),
+        |_| {},
+        |shared, peer| Mwdb::new(shared, peer),
+    )
+}
+
+async fn send(client: &mut Client, message: &'static str) {
+    client
+        .send(Message::Binary(Bytes::from_static(message.as_bytes())))
+        .await
+        .unwrap();
+}
+
+async fn receive(client: &mut Client) -> String {
+    match client.next().await.unwrap().unwrap() {
+        Message::Binary(bytes) => String::from_utf8(bytes.to_vec()).unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn silence(client: &mut Client) {
+    let heard = tokio::time::timeout(Duration::from_millis(100), client.next()).await;
+    assert!(heard.is_err(), "{heard:?}");
+}
+
+#[tokio::test]
+async fn what_was_put_is_got() {
+    let mut running = running();
+    let client = &mut running.client;
+    send(client, "a#1#b#2#a#3#c#\x02C").await;
+    assert_eq!(receive(client).await, "\x01#\x03C");
+    send(client, "b#a##x#c#\x00E").await;
+    assert_eq!(receive(client).await, "2#3####\x01E");
+    send(client, "a#a##\x03G").await;
+    assert_eq!(receive(client).await, "\x01#\x04G");
+    send(client, "a#\x00").await;
+    assert_eq!(receive(client).await, "#\x01");
+}
+
+#[tokio::test]
+async fn reads_see_the_writes_before_them() {
+    let mut running = running();
+    running.engine.hold(true);
+    let client = &mut running.client;
+    send(client, "a#1#\x02C").await;
+    send(client, "a#\x00E").await;
+    silence(client).await;
+    running.engine.hold(false);
+    assert_eq!(receive(client).await, "\x01#\x03C");
+    assert_eq!(receive(client).await, "1#\x01E");
+}
+
+#[tokio::test]
+async fn malformed_messages_are_passed_over() {
+    let mut running = running();
+    let client = &mut running.client;
+    for message in ["", "#", "k##", "k#\x09A", "k#v#\x05"] {
+        send(client, message).await;
+    }
+    client.send(Message::text("hi")).await.unwrap();
+    send(client, "a#\x00C").await;
+    assert_eq!(receive(client).await, "#\x01C");
+    let mut metrics = String::new();
+    running.shared.metrics.write(&mut metrics, &[]);
+    assert!(
+        metrics.contains("storage_mwdb_messages_ignored_total 6\n"),
+        "{metrics}"
+    );
+}
+
+#[tokio::test]
+async fn prefixes_are_leased_and_given_back() {
+    let engine = MemoryEngine::new();
+    let session = |engine: &std::sync::Arc<MemoryEngine>| {
+        start(
+            engine.clone(),
+            |_| {},
+            |shared, peer| Mwdb::new(shared, peer),
+        )
+    };
+    let (mut one, mut two) = (session(&engine), session(&engine));
+    send(&mut one.client, "\x06A").await;
+    assert_eq!(receive(&mut one.client).await, "A#\x07A");
+    send(&mut two.client, "#\x06A").await;
+    assert_eq!(receive(&mut two.client).await, "C#\x07A");
+    send(&mut one.client, "\x06C").await;
+    assert_eq!(
+        receive(&mut one.client).await,
+        "A#\x07C",
+        "the same when asked twice"
+    );
+    one.client.close(None).await.unwrap();
+    assert!(matches!(
+        one.client.next().await,
+        Some(Ok(Message::Close(_)))
+    ));
+    one.session.await.unwrap();
+    let mut three = session(&engine);
+    send(&mut three.client, "\x06A").await;
+    assert_eq!(receive(&mut three.client).await, "A#\x07A", "free again");
+}
+
+#[tokio::test]
+async fn pushes_go_to_others_behind_the_prefix() {
+    let mut running = running();
+    let inside = running
+        .engine
+        .open_session("server", &Keyspace::new("test").unwrap());
+    let client = &mut running.client;
+    send(client, "x#\x00C").await;
+    receive(client).await;
+    running.engine.hold(true);
+    // The prefix cannot be reserved yet, so its answer and the pushes behind it are held back.
+    send(client, "\x06A").await;
+    silence(client).await;
+    running.engine.hold(false);
+    assert_eq!(receive(client).await, "A#\x07A");
+    let batch = storage_protocol::Batch::new()
+        .put("b", "2")
+        .remove("x")
+        .put("a", "1");
+    storage_protocol::Storage::commit(&inside, batch, Default::default())
+        .await
+        .unwrap();
+    assert_eq!(receive(client).await, "b#2#a#1#\x05");
+    send(client, "own#1#\x02C").await;
+    assert_eq!(receive(client).await, "\x01#\x03C");
+    silence(client).await;
+    inside.remove("a".into()).await.unwrap();
+    silence(client).await;
+}
+
+#[tokio::test]
+async fn no_push_while_a_request_with_id_zero_is_unanswered() {
+    let mut running = running();
+    let client = &mut running.client;
+    send(client, "\x06C").await;
+    receive(client).await;
+    running.engine.hold(true);
+    send(client, "own#1#\x02A").await;
+    silence(client).await;
+    let other = running.engine.clone();
+    let keyspace = Keyspace::new("test").unwrap();
+    let inside = other.open_session("server", &keyspace);
+    let put = tokio::spawn(async move { inside.put("k".into(), "v".into()).await });
+    silence(client).await;
+    running.engine.hold(false);
+    put.await.unwrap().unwrap();
+    assert_eq!(receive(client).await, "\x01#\x03A");
+    assert_eq!(receive(client).await, "k#v#\x05");
+}

@@ -1,0 +1,585 @@
+//! The native dialect, `storage-sync.v1`: one session's requests, from frame to answer.
+//!
+//! Gets and commits are polled once where they arrive (a commit that came before its turn: when that comes, see
+//! [`order`]), which fixes the order of commits and answers most gets at once; what is not ready goes on beside the others. While the outbox is full, reads wait in memory (their bytes are in
+//! flight and so bounded) and watches park; commits go on, their answers are small. What a message asks for is in
+//! [`requests`], scans are in [`scans`], watches in [`watches`].
+
+mod order;
+mod requests;
+mod scans;
+mod watches;
+
+use std::collections::{HashMap, VecDeque};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::future::AbortHandle;
+use futures_util::stream::FuturesUnordered;
+use storage_protocol::native::{
+    Class, ClientMessage, Hello, Outbox, Packet, ProtocolError, Reassembler, RequestId,
+    ServerMessage, VERSION, Welcome, close_code, kind,
+};
+use storage_protocol::{Entry, Keyspace, Limit, Limits, Position, Reading, StorageError, Watch};
+
+use crate::engine::SessionStorage;
+use crate::metrics::{ClosedLabel, GatewayLabel, Metrics, RequestLabel};
+use crate::session::budget::{Budget, Permit};
+use crate::session::identity::Principal;
+use crate::session::{Close, Dialect, Peer};
+use crate::shared::Shared;
+use order::{Commit, Order};
+use scans::{Scans, Turn};
+use watches::Watches;
+
+/// What a client is told to wait before it connects again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// What is kept of a client's name.
+const AGENT_BYTES_MAX: usize = 256;
+
+/// How often messages in parts are looked at.
+const PARTS_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+type Result<T> = std::result::Result<T, StorageError>;
+type Running = Pin<Box<dyn Future<Output = Finished> + Send>>;
+
+/// A request that is through.
+struct Finished {
+    id: RequestId,
+    label: RequestLabel,
+    /// The scan it belongs to.
+    scan: Option<u64>,
+    result: Result<Output>,
+}
+
+enum Output {
+    Values(Reading<Vec<Option<Entry>>>),
+    Committed(Position),
+    Page(Turn),
+    Watching { watch: Watch, credit: u64 },
+}
+
+/// Its place in the bounds on work in progress.
+#[derive(Debug)]
+struct Permits {
+    _requests: Permit,
+    _bytes: Permit,
+    _total: Permit,
+}
+
+/// An id in use.
+struct InFlight {
+    state: State,
+    /// `None` for what is bounded otherwise: watches.
+    _permits: Option<Permits>,
+}
+
+enum State {
+    /// In `waiting`.
+    Waiting,
+    /// In `reads`, if its first poll was not enough.
+    Reading(Option<AbortHandle>),
+    Committing,
+    /// An open watch; or an Unwatch whose answer waits behind a message in parts.
+    Watching,
+}
+
+/// One session.
+pub(crate) struct Native {
+    shared: Arc<Shared>,
+    principal: Principal,
+    keyspace: Keyspace,
+    hello_deadline: Instant,
+    /// From Hello on.
+    storage: Option<Arc<dyn SessionStorage>>,
+    draining: bool,
+    reassembler: Reassembler,
+    /// What the reassembler holds, in the server's budget.
+    partial: Permit,
+    /// When to look for messages without progress: each second while the reassembler holds anything.
+    parts_check: Option<Instant>,
+    outbox: Outbox,
+    /// What the outbox holds, in the server's budget.
+    outbox_permit: Permit,
+    requests: Arc<Budget>,
+    request_bytes: Arc<Budget>,
+    in_flight: HashMap<RequestId, InFlight>,
+    /// Reads held back while the outbox is full; bounded by the permits of their ids.
+    waiting: VecDeque<(RequestId, ClientMessage)>,
+    reads: FuturesUnordered<Running>,
+    commits: FuturesUnordered<Running>,
+    order: Order,
+    scans: Scans,
+    watches: Watches,
+    /// Watches that are being opened.
+    watches_opening: usize,
+    /// Watches ended by the peer whose last message is still on its way, with the id of the Unwatch.
+    unwatching: Vec<(RequestId, RequestId)>,
+}
+
+impl Native {
+    pub(crate) fn new(shared: &Arc<Shared>, peer: &Peer) -> Self {
+        let limits = &shared.config.limits.announced;
+        Self {
+            principal: peer.principal.clone(),
+            keyspace: peer.keyspace.clone(),
+            hello_deadline: peer.deadline,
+            storage: None,
+            draining: false,
+            reassembler: Reassembler::new(limits.frame_bytes_max, limits.message_bytes_max),
+            partial: shared.partial.count(),
+            parts_check: None,
+            outbox: Outbox::new(),
+            outbox_permit: shared.outbox.count(),
+            requests: Budget::new(Limit::RequestsInFlight, limits.requests_in_flight_max),
+            request_bytes: Budget::new(Limit::BytesInFlight, limits.bytes_in_flight_max),
+            in_flight: HashMap::new(),
+            waiting: VecDeque::new(),
+            reads: FuturesUnordered::new(),
+            commits: FuturesUnordered::new(),
+            order: Order::new(),
+            scans: Scans::new(shared.metrics.clone()),
+            watches: Watches::new(shared.metrics.clone()),
+            watches_opening: 0,
+            unwatching: Vec::new(),
+            shared: shared.clone(),
+        }
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.shared.config.limits.announced
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    fn answer(&mut self, id: RequestId, message: &ServerMessage) {
+        self.outbox.push(Class::Answer, message.encode(Some(id)));
+    }
+
+    /// Answers a request that never was in flight.
+    fn refuse(&mut self, id: RequestId, label: RequestLabel, error: StorageError) {
+        let result = Err(error);
+        self.metrics().request::<()>(label, &result);
+        if let Err(error) = result {
+            self.answer(id, &ServerMessage::Error(error));
+        }
+    }
+
+    fn outbox_is_full(&self) -> bool {
+        is_full(&self.shared, self.outbox.bytes())
+    }
+
+    /// Counts and judges what a frame left in the reassembler; `frame` is refused if it is too much.
+    fn bound_partial(&mut self, frame: Bytes) -> std::result::Result<(), Close> {
+        let held = self.reassembler.bytes();
+        self.partial.resize(held);
+        let session_max = self.limits().bytes_in_flight_max;
+        let error = if self.partial.budget().is_over() {
+            self.partial.budget().overloaded()
+        } else if held > session_max {
+            StorageError::Overloaded {
+                limit: Limit::BytesInFlight,
+                max: session_max as u64,
+            }
+        } else {
+            return Ok(());
+        };
+        let part = Packet::from_frame(frame).map_err(Close::protocol)?;
+        let Some(inner) = part.payload.first().copied() else {
+            return Ok(());
+        };
+        self.reassembler.discard(inner, part.id);
+        self.partial.resize(self.reassembler.bytes());
+        self.refuse_parts(inner, part.id, error)
+    }
+
+    /// Answers a request whose message never became whole. The number of a commit is spent.
+    fn refuse_parts(
+        &mut self,
+        inner: u8,
+        id: Option<RequestId>,
+        error: StorageError,
+    ) -> std::result::Result<(), Close> {
+        let mut label = RequestLabel::Get;
+        if inner == kind::COMMIT {
+            label = RequestLabel::Commit;
+            let head = self.reassembler.head(inner, id).unwrap_or_default();
+            let number = ClientMessage::commit_number(head).ok_or_else(|| {
+                Close::protocol("the first part of a commit does not hold its number")
+            })?;
+            self.order.check(number)?;
+            self.order.spend(number);
+        }
+        match id {
+            Some(id) if !self.in_flight.contains_key(&id) => self.refuse(id, label, error),
+            Some(id) => {
+                return Err(Close::protocol(format!(
+                    "request id {id} is in flight already"
+                )));
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn expire_parts(&mut self, now: Instant) -> std::result::Result<(), Close> {
+        if self.parts_check.is_none_or(|check| now < check) {
+            return Ok(());
+        }
+        let dropped = self
+            .reassembler
+            .expire(now, self.shared.config.timeouts.partial_message);
+        self.partial.resize(self.reassembler.bytes());
+        for (inner, id) in dropped {
+            let error = StorageError::Overloaded {
+                limit: Limit::PartialMessages,
+                max: self.shared.config.limits.partial_messages_bytes_max as u64,
+            };
+            self.refuse_parts(inner, id, error)?;
+        }
+        self.parts_check = (self.reassembler.bytes() > 0).then(|| now + PARTS_CHECK_INTERVAL);
+        Ok(())
+    }
+
+    fn begin(&mut self, hello: &Hello) -> std::result::Result<(), Close> {
+        if hello.version != VERSION {
+            return Err(Close::protocol(format!(
+                "Hello asks for version {}; this server speaks version {VERSION}",
+                hello.version
+            )));
+        }
+        let storage = self
+            .shared
+            .engine
+            .open_session(self.principal.as_str(), &self.keyspace);
+        let agent = &hello.agent[..hello.agent.floor_char_boundary(AGENT_BYTES_MAX)];
+        tracing::debug!(agent = ?agent, "session opened");
+        let timeouts = &self.shared.config.timeouts;
+        let welcome = ServerMessage::Welcome(Welcome {
+            version: VERSION,
+            position: storage.position(),
+            session: storage.session(),
+            executed: storage.executed(),
+            lapsed: false,
+            principal: self.principal.to_string(),
+            heartbeat: timeouts.heartbeat,
+            silence: timeouts.silence,
+            limits: self.limits().clone(),
+        });
+        self.outbox.push(Class::Control, welcome.encode(None));
+        self.storage = Some(storage);
+        Ok(())
+    }
+
+    fn dispatch(
+        &mut self,
+        cx: &mut Context<'_>,
+        packet: Packet,
+        now: Instant,
+    ) -> std::result::Result<(), Close> {
+        let (bytes, id) = (packet.payload.len(), packet.id);
+        let message = ClientMessage::decode(packet).map_err(Close::protocol)?;
+        match (message, id, self.storage.clone()) {
+            (ClientMessage::Hello(hello), _, None) => self.begin(&hello),
+            (ClientMessage::Hello(_), _, Some(_)) => Err(Close::protocol("Hello was said before")),
+            (_, _, None) => Err(Close::protocol("the first message must be Hello")),
+            (_, None, Some(_)) => Err(Close::protocol("a request without an id")),
+            (message, Some(id), Some(storage)) => {
+                let mut request = requests::Request {
+                    session: self,
+                    storage,
+                    id,
+                    now,
+                };
+                request.take(cx, message, bytes)
+            }
+        }
+    }
+
+    /// Frees the request's id and answers it.
+    fn complete(&mut self, finished: Finished, now: Instant) {
+        let Finished {
+            id,
+            label,
+            scan,
+            result,
+        } = finished;
+        self.in_flight.remove(&id);
+        self.metrics().request(label, &result);
+        if label == RequestLabel::Watch {
+            self.watches_opening -= 1;
+        }
+        let message = match result {
+            Err(error) => {
+                if let Some(scan) = scan {
+                    self.scans.remove(scan);
+                }
+                ServerMessage::Error(error)
+            }
+            Ok(Output::Values(reading)) => ServerMessage::Values {
+                revision: reading.position.revision,
+                entries: reading.value,
+            },
+            Ok(Output::Committed(position)) => ServerMessage::Committed {
+                revision: position.revision,
+            },
+            Ok(Output::Page(turn)) => self.scans.page(scan, turn, now),
+            Ok(Output::Watching { watch, credit }) => {
+                let revision = watch.start().revision;
+                self.in_flight.insert(
+                    id,
+                    InFlight {
+                        state: State::Watching,
+                        _permits: None,
+                    },
+                );
+                self.watches.insert(id, watch, credit);
+                ServerMessage::Watching { revision }
+            }
+        };
+        self.answer(id, &message);
+    }
+
+    /// Reads that wait for room, then those that run, as long as there is room for their answers.
+    fn poll_reads(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let mut moved = false;
+        while !self.outbox_is_full() {
+            if let Some((id, message)) = self.waiting.pop_front() {
+                moved = true;
+                if let Some(storage) = self.storage.clone() {
+                    requests::Request {
+                        session: self,
+                        storage,
+                        id,
+                        now,
+                    }
+                    .read(cx, message);
+                }
+                continue;
+            }
+            let Poll::Ready(Some(finished)) = self.reads.poll_next_unpin(cx) else {
+                break;
+            };
+            self.complete(finished, now);
+            moved = true;
+        }
+        moved
+    }
+
+    /// Hands the commits whose turn it is to the engine.
+    ///
+    /// Ordering: the first poll does it, so commits are applied in the order of these polls.
+    fn start_commits(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let Some(storage) = self.storage.clone() else {
+            return false;
+        };
+        let mut moved = false;
+        while let Some(Commit {
+            id,
+            number,
+            batch,
+            options,
+        }) = self.order.pop()
+        {
+            moved = true;
+            let storage = storage.clone();
+            let mut running: Running = Box::pin(async move {
+                let result = storage.commit_numbered(number, batch, options).await;
+                let result = result.map(Output::Committed);
+                Finished {
+                    id,
+                    label: RequestLabel::Commit,
+                    scan: None,
+                    result,
+                }
+            });
+            match running.as_mut().poll(cx) {
+                Poll::Ready(finished) => self.complete(finished, now),
+                Poll::Pending => self.commits.push(running),
+            }
+        }
+        moved
+    }
+
+    fn poll_commits(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let mut moved = false;
+        while let Poll::Ready(Some(finished)) = self.commits.poll_next_unpin(cx) {
+            self.complete(finished, now);
+            moved = true;
+        }
+        moved
+    }
+
+    fn poll_watches(&mut self, cx: &mut Context<'_>) -> bool {
+        let outbox = &mut self.outbox;
+        let watching = |(watch, _): &(RequestId, RequestId)| outbox.has_bulk(*watch);
+        let (unwatching, done) = std::mem::take(&mut self.unwatching)
+            .into_iter()
+            .partition(watching);
+        self.unwatching = unwatching;
+        for (watch, request) in done {
+            self.end_watch(watch, request);
+        }
+        let shared = &self.shared;
+        let turn = self.watches.poll(cx, &mut self.outbox, |outbox| {
+            is_full(shared, outbox.bytes())
+        });
+        for (id, error) in turn.ended {
+            self.in_flight.remove(&id);
+            // Behind the events that are queued.
+            self.outbox
+                .push(Class::Change, ServerMessage::Error(error).encode(Some(id)));
+        }
+        turn.moved
+    }
+
+    /// Both ids are free, and the peer is told behind the watch's last event.
+    fn end_watch(&mut self, watch: RequestId, request: RequestId) {
+        self.in_flight.remove(&watch);
+        self.in_flight.remove(&request);
+        self.outbox
+            .push(Class::Change, ServerMessage::Done.encode(Some(request)));
+    }
+}
+
+/// Whether no more may be put into an outbox of this many bytes. One that is empty takes at least one message.
+fn is_full(shared: &Shared, bytes: usize) -> bool {
+    bytes >= shared.config.limits.outbox_bytes_max || (bytes > 0 && shared.outbox.is_full())
+}
+
+impl Dialect for Native {
+    const GATEWAY: GatewayLabel = GatewayLabel::Native;
+
+    fn received_bytes_max(&self) -> usize {
+        self.limits().frame_bytes_max
+    }
+
+    fn sent_bytes_max(&self) -> usize {
+        self.limits().frame_bytes_max
+    }
+
+    fn receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        message: Bytes,
+        now: Instant,
+    ) -> std::result::Result<(), Close> {
+        let held = self.reassembler.bytes();
+        let packet = match self.reassembler.accept(message.clone(), now) {
+            Ok(packet) => packet,
+            Err(
+                error @ (ProtocolError::FrameTooLong { .. } | ProtocolError::MessageTooLong { .. }),
+            ) => {
+                return Err(Close::new(
+                    close_code::TOO_BIG,
+                    ClosedLabel::Protocol,
+                    error.to_string(),
+                ));
+            }
+            Err(error) => return Err(Close::protocol(error)),
+        };
+        if self.reassembler.bytes() > held {
+            self.parts_check.get_or_insert(now + PARTS_CHECK_INTERVAL);
+            self.bound_partial(message)?;
+        } else {
+            self.partial.resize(self.reassembler.bytes());
+        }
+        match packet {
+            Some(packet) => self.dispatch(cx, packet, now),
+            None if self.storage.is_none() => {
+                Err(Close::protocol("the first message must be Hello"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn receive_text(&mut self) -> std::result::Result<(), Close> {
+        Err(Close::new(
+            close_code::UNSUPPORTED_DATA,
+            ClosedLabel::Protocol,
+            "a text message; this protocol is binary",
+        ))
+    }
+
+    fn wants_input(&self) -> bool {
+        true
+    }
+
+    fn poll_work(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+    ) -> std::result::Result<bool, Close> {
+        self.outbox_permit.resize(self.outbox.bytes());
+        let mut moved = self.start_commits(cx, now);
+        moved |= self.poll_commits(cx, now);
+        moved |= self.poll_reads(cx, now);
+        moved |= self.poll_watches(cx);
+        self.outbox_permit.resize(self.outbox.bytes());
+        Ok(moved)
+    }
+
+    fn next_message(&mut self) -> Option<Bytes> {
+        self.outbox.pop()
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let hello = self.storage.is_none().then_some(self.hello_deadline);
+        let parts = self.parts_check;
+        [hello, parts, self.scans.deadline()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    fn on_time(&mut self, now: Instant) -> std::result::Result<(), Close> {
+        if self.storage.is_none() && self.hello_deadline <= now {
+            return Err(Close::new(
+                close_code::HELLO_TIMEOUT,
+                ClosedLabel::Hello,
+                "no Hello in time",
+            ));
+        }
+        self.scans.expire(now);
+        self.expire_parts(now)
+    }
+
+    fn drain(&mut self) {
+        self.draining = true;
+        let reason = "the server shuts down".to_owned();
+        let message = ServerMessage::GoAway {
+            retry_after: RETRY_AFTER,
+            reason,
+        };
+        self.outbox.push(Class::Control, message.encode(None));
+    }
+
+    fn is_drained(&self) -> bool {
+        self.reads.is_empty()
+            && self.commits.is_empty()
+            && self.waiting.is_empty()
+            && self.outbox.is_empty()
+    }
+
+    async fn finish(mut self) {
+        self.watches.clear();
+        self.scans.clear();
+        self.reads.clear();
+        // What was handed to the engine happens; the session ends behind it.
+        while self.commits.next().await.is_some() {}
+        if let Some(storage) = self.storage.take()
+            && let Err(error) = storage.end().await
+        {
+            tracing::warn!(%error, "cannot end the session");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,476 @@
+//! A native session over an in-memory stream, against the stub engine.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use storage_protocol::native::{
+    ClientMessage, Hello, Packet, RequestId, ServerMessage, VERSION, WatchRequest,
+};
+use storage_protocol::{
+    Batch, CommitOptions, KeyRange, Keyspace, ScanOptions, StorageError, StorageExt, WatchMode,
+    WatchStart,
+};
+use tokio_tungstenite::tungstenite::Message;
+
+use super::Native;
+use crate::config::ServerConfig;
+use crate::engine::Engine;
+use crate::testing::{Client, MemoryEngine, Running, start};
+
+fn running(change: impl FnOnce(&mut ServerConfig)) -> Running {
+    start(MemoryEngine::new(), change, |shared, peer| {
+        Native::new(shared, peer)
+    })
+}
+
+async fn send(client: &mut Client, id: Option<RequestId>, message: ClientMessage) {
+    client
+        .send(Message::Binary(message.encode(id).to_frame()))
+        .await
+        .unwrap();
+}
+
+async fn receive(client: &mut Client) -> (Option<RequestId>, ServerMessage) {
+    loop {
+        match client.next().await.unwrap().unwrap() {
+            Message::Binary(frame) => {
+                let packet = Packet::from_frame(frame).unwrap();
+                return (packet.id, ServerMessage::decode(packet).unwrap());
+            }
+            Message::Ping(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// The code and reason that the server closes with, whatever comes before.
+async fn closed(client: &mut Client) -> (u16, String) {
+    while let Some(Ok(message)) = client.next().await {
+        if let Message::Close(Some(frame)) = message {
+            return (frame.code.into(), frame.reason.to_string());
+        }
+    }
+    panic!("the socket ended without a close frame");
+}
+
+fn hello(version: u64) -> ClientMessage {
+    ClientMessage::Hello(Hello {
+        version,
+        session: None,
+        incarnation: 0,
+        agent: "test".to_owned(),
+    })
+}
+
+async fn open(running: &mut Running) {
+    send(&mut running.client, None, hello(VERSION)).await;
+    let (id, welcome) = receive(&mut running.client).await;
+    assert!(id.is_none());
+    assert!(matches!(welcome, ServerMessage::Welcome(welcome) if welcome.principal == "anonymous"));
+}
+
+fn commit(number: u64, key: &'static str) -> ClientMessage {
+    let batch = Batch::new().put(key, "value");
+    ClientMessage::Commit {
+        number,
+        options: CommitOptions::default(),
+        batch,
+    }
+}
+
+fn get(key: &'static str) -> ClientMessage {
+    ClientMessage::Get {
+        keys: vec![key.into()],
+    }
+}
+
+fn watch(credit: u64) -> ClientMessage {
+    let range = KeyRange::all();
+    ClientMessage::Watch(WatchRequest {
+        range,
+        start: WatchStart::Now,
+        mode: WatchMode::Every,
+        credit,
+    })
+}
+
+#[tokio::test]
+async fn a_commit_is_read_back() {
+    let mut running = running(|_| {});
+    open(&mut running).await;
+    let client = &mut running.client;
+    send(client, Some(1), commit(1, "a")).await;
+    assert!(matches!(
+        receive(client).await,
+        (Some(1), ServerMessage::Committed { .. })
+    ));
+    send(client, Some(2), get("a")).await;
+    let (id, ServerMessage::Values { entries, .. }) = receive(client).await else {
+        panic!("no values")
+    };
+    assert_eq!(
+        (id, entries[0].as_ref().unwrap().value.as_ref()),
+        (Some(2), &b"value"[..])
+    );
+}
+
+#[tokio::test]
+async fn gets_overtake_a_commit_that_waits() {
+    let mut running = running(|_| {});
+    open(&mut running).await;
+    running.engine.hold(true);
+    let client = &mut running.client;
+    send(client, Some(1), commit(1, "a")).await;
+    send(client, Some(2), get("a")).await;
+    assert!(matches!(
+        receive(client).await,
+        (Some(2), ServerMessage::Values { .. })
+    ));
+    running.engine.hold(false);
+    assert!(matches!(
+        receive(client).await,
+        (Some(1), ServerMessage::Committed { .. })
+    ));
+}
+
+#[tokio::test]
+async fn a_started_commit_survives_its_socket() {
+    let mut running = running(|_| {});
+    open(&mut running).await;
+    running.engine.hold(true);
+    send(&mut running.client, Some(1), commit(1, "a")).await;
+    send(&mut running.client, Some(2), get("a")).await;
+    receive(&mut running.client).await;
+    drop(running.client);
+    running.engine.hold(false);
+    running.session.await.unwrap();
+    let inside = running
+        .engine
+        .open_session("server", &Keyspace::new("test").unwrap());
+    assert!(inside.get_one("a".into()).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn what_breaks_the_protocol_is_named() {
+    let opened = |message: ClientMessage, id: Option<u32>| async move {
+        let mut running = running(|_| {});
+        open(&mut running).await;
+        running.engine.hold(true);
+        send(&mut running.client, Some(1), commit(1, "a")).await;
+        send(&mut running.client, id, message).await;
+        closed(&mut running.client).await
+    };
+    let (code, reason) = opened(get("a"), Some(1)).await;
+    assert_eq!(code, 1002);
+    assert!(reason.contains("id 1 is in flight"), "{reason}");
+    let (_, reason) = opened(commit(1, "b"), Some(2)).await;
+    assert!(reason.contains("commit number 1 came before"), "{reason}");
+    let (_, reason) = opened(hello(VERSION), None).await;
+    assert!(reason.contains("Hello was said"), "{reason}");
+
+    let first = |message: Message| async move {
+        let mut running = running(|_| {});
+        running.client.send(message).await.unwrap();
+        closed(&mut running.client).await
+    };
+    let (_, reason) = first(Message::Binary(get("a").encode(Some(1)).to_frame())).await;
+    assert!(reason.contains("must be Hello"), "{reason}");
+    let (_, reason) = first(Message::Binary(hello(9).encode(None).to_frame())).await;
+    assert!(
+        reason.contains("version 9") && reason.contains("speaks version 1"),
+        "{reason}"
+    );
+    assert_eq!(first(Message::text("hi")).await.0, 1003);
+    assert_eq!(
+        first(Message::Binary(Bytes::from(vec![0; 300_000])))
+            .await
+            .0,
+        1009
+    );
+    let (_, reason) = first(Message::Binary(Bytes::from_static(b"nonsense"))).await;
+    assert!(reason.contains("without separator"), "{reason}");
+}
+
+#[tokio::test]
+async fn no_hello_in_time_closes() {
+    let mut running = running(|config| config.timeouts.handshake = Duration::from_millis(100));
+    assert_eq!(closed(&mut running.client).await.0, 4000);
+}
+
+#[tokio::test]
+async fn a_silent_peer_is_pinged_and_then_closed() {
+    let mut running = running(|config| {
+        config.timeouts.heartbeat = Duration::from_millis(50);
+        config.timeouts.silence = Duration::from_millis(150);
+    });
+    open(&mut running).await;
+    // The client's library answers pings only when it is polled, so its stream is read raw from here.
+    let mut raw = Vec::new();
+    let stream = running.client.get_mut();
+    tokio::io::AsyncReadExt::read_to_end(stream, &mut raw)
+        .await
+        .unwrap();
+    assert_eq!(raw[..2], [0x89, 0], "a ping");
+    assert_eq!(raw[2], 0x88, "a close frame");
+    assert_eq!(u16::from_be_bytes([raw[4], raw[5]]), 4001);
+}
+
+#[tokio::test]
+async fn requests_over_the_bound_are_refused_by_its_name() {
+    let mut running = running(|config| config.limits.announced.requests_in_flight_max = 2);
+    open(&mut running).await;
+    running.engine.hold(true);
+    let client = &mut running.client;
+    for number in 1..=3 {
+        send(client, Some(number as u32), commit(number, "a")).await;
+    }
+    let (id, ServerMessage::Error(error)) = receive(client).await else {
+        panic!("no error")
+    };
+    assert_eq!(id, Some(3));
+    assert!(
+        error
+            .to_string()
+            .contains("requests_in_flight_max is reached (2)"),
+        "{error}"
+    );
+    running.engine.hold(false);
+    receive(client).await;
+    receive(client).await;
+    send(client, Some(3), commit(4, "b")).await;
+    assert!(matches!(
+        receive(client).await,
+        (Some(3), ServerMessage::Committed { .. })
+    ));
+}
+
+#[tokio::test]
+async fn a_watch_stops_without_credit_and_goes_on_with_it() {
+    let mut running = running(|_| {});
+    open(&mut running).await;
+    let client = &mut running.client;
+    send(client, Some(1), watch(1)).await;
+    assert!(matches!(
+        receive(client).await,
+        (Some(1), ServerMessage::Watching { .. })
+    ));
+    send(client, Some(2), commit(1, "a")).await;
+    receive(client).await;
+    let (id, ServerMessage::Changes { commits }) = receive(client).await else {
+        panic!("no changes")
+    };
+    assert_eq!((id, commits.len()), (Some(1), 1));
+    for number in 2..=4 {
+        send(client, Some(2), commit(number, "b")).await;
+        assert!(matches!(
+            receive(client).await,
+            (Some(2), ServerMessage::Committed { .. })
+        ));
+    }
+    send(client, Some(1), ClientMessage::Credit { bytes: 10_000 }).await;
+    let (_, ServerMessage::Changes { commits }) = receive(client).await else {
+        panic!("no changes")
+    };
+    assert_eq!(commits.len(), 3, "what waited comes in one message");
+    send(
+        client,
+        Some(3),
+        ClientMessage::Probe {
+            watch: Some(1),
+            token: 9,
+        },
+    )
+    .await;
+    let (id, ServerMessage::Progress { token, .. }) = receive(client).await else {
+        panic!("no mark")
+    };
+    assert_eq!((id, token), (Some(1), Some(9)));
+    send(client, Some(3), ClientMessage::Unwatch { watch: 1 }).await;
+    assert_eq!(receive(client).await, (Some(3), ServerMessage::Done));
+    send(client, Some(1), get("a")).await;
+    assert!(
+        matches!(
+            receive(client).await,
+            (Some(1), ServerMessage::Values { .. })
+        ),
+        "the id is free"
+    );
+}
+
+#[tokio::test]
+async fn a_scan_ends_with_a_page_that_says_so() {
+    let mut running = running(|_| {});
+    open(&mut running).await;
+    let client = &mut running.client;
+    for (number, key) in (1..).zip(["a", "b", "c"]) {
+        send(client, Some(1), commit(number, key)).await;
+        receive(client).await;
+    }
+    let scan = ClientMessage::Scan {
+        range: KeyRange::all(),
+        options: ScanOptions::default(),
+    };
+    send(client, Some(1), scan).await;
+    let mut keys = Vec::new();
+    let mut next = 2;
+    loop {
+        let (_, ServerMessage::Page { scan, items, .. }) = receive(client).await else {
+            panic!("no page")
+        };
+        keys.extend(items.into_iter().map(|item| item.key));
+        let Some(scan) = scan else { break };
+        send(client, Some(next), ClientMessage::ScanNext { scan }).await;
+        next += 1;
+    }
+    assert_eq!(keys, ["a", "b", "c"]);
+    send(client, Some(1), ClientMessage::ScanNext { scan: 0 }).await;
+    assert_eq!(
+        receive(client).await.1,
+        ServerMessage::Error(StorageError::SnapshotExpired)
+    );
+}
+
+#[tokio::test]
+async fn parts_beyond_the_bound_are_refused_and_the_socket_goes_on() {
+    let mut running = running(|config| config.limits.partial_messages_bytes_max = 100_000);
+    open(&mut running).await;
+    let client = &mut running.client;
+    let batch = Batch::new().put("big", vec![7; 300_000]);
+    let message = ClientMessage::Commit {
+        number: 1,
+        options: CommitOptions::default(),
+        batch,
+    };
+    let mut outbox = storage_protocol::native::Outbox::new();
+    outbox.push(
+        storage_protocol::native::Class::Answer,
+        message.encode(Some(1)),
+    );
+    let mut parts = 0;
+    while let Some(frame) = outbox.pop() {
+        parts += 1;
+        client.send(Message::Binary(frame)).await.unwrap();
+    }
+    assert!(parts > 3);
+    let (id, ServerMessage::Error(error)) = receive(client).await else {
+        panic!("no error")
+    };
+    assert_eq!(id, Some(1));
+    assert!(
+        error.to_string().contains("partial_messages_bytes_max"),
+        "{error}"
+    );
+    assert_eq!(running.shared.partial.used(), 0);
+    send(client, Some(1), commit(2, "small")).await;
+    assert!(matches!(
+        receive(client).await,
+        (Some(1), ServerMessage::Committed { .. })
+    ));
+    send(client, Some(1), get("big")).await;
+    let (_, ServerMessage::Values { entries, .. }) = receive(client).await else {
+        panic!("no values")
+    };
+    assert_eq!(entries, [None]);
+    send(client, Some(1), commit(1, "again")).await;
+    let (_, reason) = closed(client).await;
+    assert!(
+        reason.contains("number 1 came before"),
+        "the number is spent: {reason}"
+    );
+}
+
+#[tokio::test]
+async fn shutdown_lets_commits_finish() {
+    let mut running = running(|_| {});
+    open(&mut running).await;
+    running.engine.hold(true);
+    let client = &mut running.client;
+    send(client, Some(1), commit(1, "a")).await;
+    send(client, Some(2), get("a")).await;
+    receive(client).await;
+    running.shared.drain.cancel();
+    assert!(matches!(
+        receive(client).await,
+        (None, ServerMessage::GoAway { .. })
+    ));
+    send(client, Some(2), get("a")).await;
+    let (_, ServerMessage::Error(error)) = receive(client).await else {
+        panic!("no error")
+    };
+    assert!(matches!(error, StorageError::Closed { .. }));
+    running.engine.hold(false);
+    assert!(matches!(
+        receive(client).await,
+        (Some(1), ServerMessage::Committed { .. })
+    ));
+    assert_eq!(closed(client).await.0, 1001);
+}
+
+#[tokio::test]
+async fn a_mark_comes_without_credit_unless_events_are_before_it() {
+    let mut running = running(|_| {});
+    open(&mut running).await;
+    let client = &mut running.client;
+    send(client, Some(1), watch(0)).await;
+    receive(client).await;
+    send(
+        client,
+        Some(2),
+        ClientMessage::Probe {
+            watch: Some(1),
+            token: 5,
+        },
+    )
+    .await;
+    assert!(matches!(
+        receive(client).await,
+        (Some(1), ServerMessage::Progress { token: Some(5), .. })
+    ));
+    send(client, Some(2), commit(1, "a")).await;
+    receive(client).await;
+    send(
+        client,
+        Some(3),
+        ClientMessage::Probe {
+            watch: Some(1),
+            token: 6,
+        },
+    )
+    .await;
+    send(client, Some(4), get("a")).await;
+    assert!(
+        matches!(receive(client).await, (Some(4), _)),
+        "no event and no mark before it"
+    );
+    send(client, Some(1), ClientMessage::Credit { bytes: 1 }).await;
+    assert!(matches!(
+        receive(client).await,
+        (Some(1), ServerMessage::Changes { .. })
+    ));
+    assert!(matches!(
+        receive(client).await,
+        (Some(1), ServerMessage::Progress { token: Some(6), .. })
+    ));
+}
+
+#[tokio::test]
+async fn a_commit_that_comes_early_waits_for_its_turn() {
+    let mut running = running(|_| {});
+    open(&mut running).await;
+    let client = &mut running.client;
+    send(client, Some(2), commit(2, "a")).await;
+    send(client, Some(3), get("a")).await;
+    assert!(matches!(
+        receive(client).await,
+        (Some(3), ServerMessage::Values { .. })
+    ));
+    send(client, Some(1), commit(1, "a")).await;
+    let (first, ServerMessage::Committed { revision: one }) = receive(client).await else {
+        panic!("no answer")
+    };
+    let (_, ServerMessage::Committed { revision: two }) = receive(client).await else {
+        panic!("no answer")
+    };
+    assert!(first == Some(1) && one < two);
+}

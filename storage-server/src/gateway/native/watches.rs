@@ -1,0 +1,393 @@
+//! The watches of a session: polled only when they were woken, have credit, and the outbox has room.
+//!
+//! Each watch has a waker of its own that notes its id, so 10,000 resting watches cost a wake nothing. An id stands at
+//! most once in the line of those to be polled. A watch without credit leaves the line until it is granted more; one
+//! with a message in parts on its way, until that has left. Credit counts the payload bytes of changes and states; marks
+//! are free, so a watch that was asked for one is polled without credit, and keeps the event that it meets instead.
+
+use std::collections::{HashMap, VecDeque};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+
+use futures_util::Stream;
+use futures_util::task::AtomicWaker;
+use storage_protocol::native::{Class, Outbox, PART_BYTES, RequestId, ServerMessage};
+use storage_protocol::{CommitRecord, Key, KeyState, Outcome, StorageError, Watch, WatchEvent};
+
+use crate::metrics::Metrics;
+
+/// What one watch may put into the outbox before the others get a turn.
+const TURN_BYTES: usize = 4 * PART_BYTES;
+
+/// Ids of watches that were woken; filled by wakers on any thread, drained by the session's task.
+#[derive(Debug, Default)]
+struct Woken {
+    ids: Mutex<Vec<RequestId>>,
+    task: AtomicWaker,
+}
+
+#[derive(Debug)]
+struct WatchWaker {
+    id: RequestId,
+    /// Whether the id stands in the line (or in `Woken`) already.
+    queued: AtomicBool,
+    woken: Arc<Woken>,
+}
+
+impl Wake for WatchWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.queued.swap(true, Ordering::AcqRel) {
+            self.woken
+                .ids
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(self.id);
+            self.woken.task.wake();
+        }
+    }
+}
+
+struct Slot {
+    watch: Watch,
+    /// Bytes it may still send; below zero after an event that was longer than what was left.
+    credit: i64,
+    /// Marks that were asked for and did not come yet.
+    marks_due: usize,
+    /// An event that was met without credit for it.
+    kept: Option<WatchEvent>,
+    state: Arc<WatchWaker>,
+    waker: Waker,
+}
+
+/// See the module.
+pub(super) struct Watches {
+    slots: HashMap<RequestId, Slot>,
+    woken: Arc<Woken>,
+    line: VecDeque<RequestId>,
+    behind_bulk: Vec<RequestId>,
+    metrics: Arc<Metrics>,
+}
+
+/// What a turn did.
+#[derive(Default)]
+pub(super) struct Polled {
+    pub(super) moved: bool,
+    /// Watches that ended, and why.
+    pub(super) ended: Vec<(RequestId, StorageError)>,
+}
+
+/// Why a watch's turn is over.
+enum Rest {
+    /// It waits for events, or has no credit.
+    Parked,
+    /// There is more.
+    Again,
+    BehindBulk,
+    Ended(StorageError),
+}
+
+impl Watches {
+    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+        Self {
+            slots: HashMap::new(),
+            woken: Arc::default(),
+            line: VecDeque::new(),
+            behind_bulk: Vec::new(),
+            metrics,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub(super) fn insert(&mut self, id: RequestId, watch: Watch, credit: u64) {
+        let state = Arc::new(WatchWaker {
+            id,
+            queued: AtomicBool::new(false),
+            woken: self.woken.clone(),
+        });
+        let waker = Waker::from(state.clone());
+        let slot = Slot {
+            watch,
+            credit: to_credit(credit),
+            marks_due: 0,
+            kept: None,
+            state,
+            waker,
+        };
+        if self.slots.insert(id, slot).is_none() {
+            self.metrics.watches.add(1);
+        }
+        self.enqueue(id);
+    }
+
+    pub(super) fn remove(&mut self, id: RequestId) -> bool {
+        let removed = self.slots.remove(&id).is_some();
+        if removed {
+            self.metrics.watches.subtract(1);
+        }
+        removed
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.metrics.watches.subtract(self.slots.len() as u64);
+        self.slots.clear();
+    }
+
+    /// Credit for a watch that ended meanwhile is nothing wrong: the two messages crossed.
+    pub(super) fn grant(&mut self, id: RequestId, bytes: u64) {
+        if let Some(slot) = self.slots.get_mut(&id) {
+            slot.credit = slot.credit.saturating_add(to_credit(bytes));
+            self.enqueue(id);
+        }
+    }
+
+    pub(super) fn request_progress(&mut self, id: RequestId, token: u64) -> bool {
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return false;
+        };
+        slot.watch.request_progress(token);
+        slot.marks_due += 1;
+        self.enqueue(id);
+        true
+    }
+
+    fn enqueue(&mut self, id: RequestId) {
+        if let Some(slot) = self.slots.get(&id)
+            && !slot.state.queued.swap(true, Ordering::AcqRel)
+        {
+            self.line.push_back(id);
+        }
+    }
+
+    /// Polls the watches in line, while the outbox has room.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        outbox: &mut Outbox,
+        is_full: impl Fn(&Outbox) -> bool,
+    ) -> Polled {
+        // Ordering: register, then look; a wake in between is seen or wakes the task.
+        self.woken.task.register(cx.waker());
+        self.line.extend(
+            self.woken
+                .ids
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .drain(..),
+        );
+        for id in std::mem::take(&mut self.behind_bulk) {
+            if outbox.has_bulk(id) {
+                self.behind_bulk.push(id)
+            } else {
+                self.enqueue(id)
+            }
+        }
+        let mut polled = Polled::default();
+        while !is_full(outbox)
+            && let Some(id) = self.line.pop_front()
+        {
+            let Some(slot) = self.slots.get_mut(&id) else {
+                continue;
+            };
+            slot.state.queued.store(false, Ordering::Release);
+            let before = outbox.bytes();
+            let rest = slot.take_turn(id, outbox);
+            polled.moved |= outbox.bytes() != before;
+            match rest {
+                Rest::Parked => {}
+                Rest::Again => self.enqueue(id),
+                Rest::BehindBulk => self.behind_bulk.push(id),
+                Rest::Ended(error) => {
+                    self.remove(id);
+                    polled.moved = true;
+                    polled.ended.push((id, error));
+                }
+            }
+        }
+        polled
+    }
+}
+
+impl Drop for Watches {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+impl Slot {
+    fn take_turn(&mut self, id: RequestId, outbox: &mut Outbox) -> Rest {
+        let start = outbox.bytes();
+        let mut sender = Sender {
+            id,
+            outbox,
+            events: Events::None,
+            sent: 0,
+        };
+        loop {
+            if sender.outbox.has_bulk(id) {
+                self.credit -= sender.sent;
+                return Rest::BehindBulk;
+            }
+            let used = sender
+                .sent
+                .saturating_add(to_credit(sender.events.bytes() as u64));
+            let has_credit = self.credit > used;
+            if !has_credit && (self.kept.is_some() || self.marks_due == 0) {
+                break self.settle(sender, Rest::Parked);
+            }
+            if let Some(event) = self.kept.take() {
+                sender.take(event);
+                continue;
+            }
+            if sender.outbox.bytes() - start >= TURN_BYTES {
+                break self.settle(sender, Rest::Again);
+            }
+            match Pin::new(&mut self.watch).poll_next(&mut Context::from_waker(&self.waker)) {
+                Poll::Pending => break self.settle(sender, Rest::Parked),
+                Poll::Ready(Some(Ok(event))) => {
+                    if let WatchEvent::Progress { token: Some(_), .. } = event {
+                        self.marks_due = self.marks_due.saturating_sub(1);
+                    }
+                    if !has_credit
+                        && matches!(event, WatchEvent::Commit(_) | WatchEvent::State { .. })
+                    {
+                        self.kept = Some(event);
+                    } else {
+                        sender.take(event);
+                    }
+                }
+                Poll::Ready(Some(Err(error))) => break self.settle(sender, Rest::Ended(error)),
+                Poll::Ready(None) => {
+                    let error = StorageError::Closed {
+                        reason: "the watch has ended".to_owned(),
+                        outcome: Outcome::NotExecuted,
+                    };
+                    break self.settle(sender, Rest::Ended(error));
+                }
+            }
+        }
+    }
+
+    fn settle(&mut self, mut sender: Sender<'_>, rest: Rest) -> Rest {
+        sender.flush();
+        self.credit -= sender.sent;
+        rest
+    }
+}
+
+/// Events that go into one message.
+enum Events {
+    None,
+    Commits(Vec<Arc<CommitRecord>>, usize),
+    States(Vec<(Key, KeyState)>, usize),
+}
+
+impl Events {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Commits(_, bytes) | Self::States(_, bytes) => *bytes,
+        }
+    }
+}
+
+/// Collects the events of one watch into messages of about a part.
+struct Sender<'a> {
+    id: RequestId,
+    outbox: &'a mut Outbox,
+    events: Events,
+    sent: i64,
+}
+
+impl Sender<'_> {
+    fn take(&mut self, event: WatchEvent) {
+        match event {
+            WatchEvent::Commit(record) => {
+                let bytes = record.encoded().len();
+                self.make_room(bytes, |events| matches!(events, Events::Commits(..)));
+                match &mut self.events {
+                    Events::Commits(records, sum) => {
+                        records.push(record);
+                        *sum += bytes;
+                    }
+                    other => *other = Events::Commits(vec![record], bytes),
+                }
+            }
+            WatchEvent::State { key, state } => {
+                let bytes = state_bytes(&key, &state);
+                self.make_room(bytes, |events| matches!(events, Events::States(..)));
+                match &mut self.events {
+                    Events::States(states, sum) => {
+                        states.push((key, state));
+                        *sum += bytes;
+                    }
+                    other => *other = Events::States(vec![(key, state)], bytes),
+                }
+            }
+            WatchEvent::Progress { position, token } => {
+                self.flush();
+                self.send(&ServerMessage::Progress {
+                    revision: position.revision,
+                    token,
+                });
+            }
+            WatchEvent::Reset => {
+                self.flush();
+                self.send(&ServerMessage::Reset);
+            }
+            // An event that this version of the dialect cannot say does not exist in this version of the server.
+            other => {
+                tracing::error!(event = ?other, "an event that the native dialect cannot carry")
+            }
+        }
+        // A message that goes in parts must be the last one until it has left.
+        if self.events.bytes() > PART_BYTES {
+            self.flush();
+        }
+    }
+
+    /// Sends what is collected if an event of this size does not fit to it.
+    fn make_room(&mut self, bytes: usize, same_kind: impl Fn(&Events) -> bool) {
+        if !same_kind(&self.events) || self.events.bytes() + bytes > PART_BYTES {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        match std::mem::replace(&mut self.events, Events::None) {
+            Events::None => {}
+            Events::Commits(commits, _) => {
+                self.sent += self.send(&ServerMessage::Changes { commits })
+            }
+            Events::States(states, _) => self.sent += self.send(&ServerMessage::States { states }),
+        }
+    }
+
+    /// Tells the length of the payload.
+    fn send(&mut self, message: &ServerMessage) -> i64 {
+        let packet = message.encode(Some(self.id));
+        let bytes = to_credit(packet.payload.len() as u64);
+        self.outbox.push(Class::Change, packet);
+        bytes
+    }
+}
+
+fn to_credit(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+fn state_bytes(key: &Key, state: &KeyState) -> usize {
+    let value = match state {
+        KeyState::Live(entry) => entry.value.len(),
+        KeyState::Removed(_) => 0,
+    };
+    key.len() + value + 32
+}

@@ -1,0 +1,372 @@
+//! A small engine in memory for the tests of sessions: commits, gets, scans and live `Every` watches of one map.
+//!
+//! It keeps no history and judges no limits. Commits wait while [`MemoryEngine::hold`] is set, so that tests can see
+//! what a session does meanwhile.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::FutureExt;
+use storage_protocol::{
+    Batch, Change, ChangeKind, CommitOptions, CommitRecord, Entry, EntryLifetime, Epoch, Expected,
+    Key, KeyRange, KeyState, Keyspace, Lifetime, Limits, Operation, Position, Reading, Result,
+    Revision, Scan, ScanItem, ScanOptions, ScanSource, SessionId, Storage, StorageError,
+    UnixMillis, Watch, WatchEvent, WatchOptions, WatchSource,
+};
+use tokio::io::DuplexStream;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::Role;
+
+use crate::config::ServerConfig;
+use crate::engine::{Engine, SessionStorage};
+use crate::session::identity::Principal;
+use crate::session::{Dialect, Peer, driver};
+use crate::shared::Shared;
+
+#[derive(Debug, Default)]
+struct State {
+    revision: u64,
+    entries: BTreeMap<(Keyspace, Key), (Entry, Option<u64>)>,
+    feeds: Vec<Arc<Mutex<FeedState>>>,
+    sessions: u64,
+}
+
+#[derive(Debug)]
+struct FeedState {
+    keyspace: Keyspace,
+    range: KeyRange,
+    events: VecDeque<WatchEvent>,
+    waker: Option<Waker>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct MemoryEngine {
+    state: Arc<Mutex<State>>,
+    hold: watch::Sender<bool>,
+}
+
+impl MemoryEngine {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            state: Arc::default(),
+            hold: watch::Sender::new(false),
+        })
+    }
+
+    /// Lets commits wait, or go on.
+    pub(crate) fn hold(&self, hold: bool) {
+        self.hold.send_replace(hold);
+    }
+
+    fn position_of(state: &State) -> Position {
+        Position {
+            epoch: Epoch(7),
+            revision: Revision(state.revision),
+        }
+    }
+}
+
+impl Engine for MemoryEngine {
+    fn open_session(&self, principal: &str, keyspace: &Keyspace) -> Arc<dyn SessionStorage> {
+        let mut state = self.state.lock().unwrap();
+        state.sessions += 1;
+        Arc::new(MemorySession {
+            state: self.state.clone(),
+            hold: self.hold.subscribe(),
+            principal: principal.to_owned(),
+            keyspace: keyspace.clone(),
+            number: state.sessions,
+        })
+    }
+
+    fn position(&self) -> Position {
+        Self::position_of(&self.state.lock().unwrap())
+    }
+
+    fn check_writable(&self) -> std::result::Result<(), String> {
+        if *self.hold.borrow() {
+            Err("commits are held".to_owned())
+        } else {
+            Ok(())
+        }
+    }
+
+    fn write_metrics(&self, out: &mut String) {
+        out.push_str("engine_metric 1\n");
+    }
+}
+
+#[derive(Debug)]
+struct MemorySession {
+    state: Arc<Mutex<State>>,
+    hold: watch::Receiver<bool>,
+    principal: String,
+    keyspace: Keyspace,
+    number: u64,
+}
+
+impl MemorySession {
+    fn apply(&self, batch: Batch, options: CommitOptions) -> Result<Position> {
+        let mut state = self.state.lock().unwrap();
+        let at = |key: &Key| (self.keyspace.clone(), key.clone());
+        for check in batch.checks {
+            let actual = state
+                .entries
+                .get(&at(&check.key))
+                .map(|(entry, _)| entry.revision);
+            let expected = match check.expected {
+                Expected::Absent => None,
+                Expected::At(revision) => Some(revision),
+            };
+            if actual != expected {
+                return Err(StorageError::CheckFailed {
+                    key: check.key,
+                    actual,
+                });
+            }
+        }
+        state.revision += 1;
+        let revision = Revision(state.revision);
+        let mut changes = Vec::new();
+        for operation in batch.operations {
+            match operation {
+                Operation::Put {
+                    key,
+                    value,
+                    lifetime,
+                } => {
+                    let session = (lifetime == Lifetime::Session).then_some(self.number);
+                    let lifetime = EntryLifetime::Forever;
+                    let entry = Entry {
+                        value: value.clone(),
+                        revision,
+                        lifetime,
+                    };
+                    state.entries.insert(at(&key), (entry, session));
+                    changes.push(Change {
+                        key,
+                        kind: ChangeKind::Put {
+                            value,
+                            lifetime,
+                            previous: None,
+                        },
+                    });
+                }
+                Operation::Remove { key } => {
+                    if state.entries.remove(&at(&key)).is_some() {
+                        changes.push(Change {
+                            key,
+                            kind: ChangeKind::Removed { previous: None },
+                        });
+                    }
+                }
+                _ => {
+                    return Err(StorageError::Unsupported {
+                        what: "not in this stub".to_owned(),
+                    });
+                }
+            }
+        }
+        let record = CommitRecord::new(
+            revision,
+            UnixMillis(1),
+            options.label,
+            self.principal.clone(),
+            changes,
+        );
+        let record = Arc::new(record);
+        for feed in &state.feeds {
+            let mut feed = feed.lock().unwrap();
+            if feed.keyspace == self.keyspace
+                && let Some(record) = record.cut(&feed.range)
+            {
+                feed.events.push_back(WatchEvent::Commit(record));
+                feed.waker.take().inspect(|waker| waker.wake_by_ref());
+            }
+        }
+        Ok(MemoryEngine::position_of(&state))
+    }
+}
+
+#[async_trait]
+impl Storage for MemorySession {
+    async fn get(&self, keys: &[Key]) -> Result<Reading<Vec<Option<Entry>>>> {
+        let state = self.state.lock().unwrap();
+        let find = |key: &Key| {
+            state
+                .entries
+                .get(&(self.keyspace.clone(), key.clone()))
+                .map(|(entry, _)| entry.clone())
+        };
+        Ok(Reading {
+            position: MemoryEngine::position_of(&state),
+            value: keys.iter().map(find).collect(),
+        })
+    }
+
+    async fn scan(&self, range: KeyRange, _: ScanOptions) -> Result<Scan> {
+        let state = self.state.lock().unwrap();
+        let found = state
+            .entries
+            .iter()
+            .filter(|((keyspace, key), _)| *keyspace == self.keyspace && range.contains(key));
+        let items = found.map(|((_, key), (entry, _))| ScanItem {
+            key: key.clone(),
+            state: KeyState::Live(entry.clone()),
+        });
+        Ok(Scan::new(
+            MemoryEngine::position_of(&state),
+            Box::new(Pages(items.collect())),
+        ))
+    }
+
+    async fn commit(&self, batch: Batch, options: CommitOptions) -> Result<Position> {
+        let mut hold = self.hold.clone();
+        let _ = hold.wait_for(|hold| !hold).await;
+        self.apply(batch, options)
+    }
+
+    async fn watch(&self, range: KeyRange, _: WatchOptions) -> Result<Watch> {
+        let mut state = self.state.lock().unwrap();
+        let feed = FeedState {
+            keyspace: self.keyspace.clone(),
+            range,
+            events: VecDeque::new(),
+            waker: None,
+        };
+        let feed = Arc::new(Mutex::new(feed));
+        state.feeds.push(feed.clone());
+        Ok(Watch::new(
+            MemoryEngine::position_of(&state),
+            Box::new(Feed(feed, self.state.clone())),
+        ))
+    }
+
+    async fn limits(&self) -> Result<Limits> {
+        Ok(Limits::default())
+    }
+}
+
+#[async_trait]
+impl SessionStorage for MemorySession {
+    fn session(&self) -> SessionId {
+        SessionId([u8::try_from(self.number).unwrap_or(0); 16])
+    }
+
+    fn position(&self) -> Position {
+        MemoryEngine::position_of(&self.state.lock().unwrap())
+    }
+
+    fn executed(&self) -> u64 {
+        0
+    }
+
+    fn serves_mwdb(&self) -> bool {
+        true
+    }
+
+    async fn commit_numbered(
+        &self,
+        _: u64,
+        batch: Batch,
+        options: CommitOptions,
+    ) -> Result<Position> {
+        self.commit(batch, options).await
+    }
+
+    async fn end(&self) -> Result<()> {
+        let mut state = self.state.lock().unwrap();
+        state
+            .entries
+            .retain(|_, (_, session)| *session != Some(self.number));
+        Ok(())
+    }
+}
+
+/// One item a page.
+struct Pages(VecDeque<ScanItem>);
+
+#[async_trait]
+impl ScanSource for Pages {
+    async fn next_page(&mut self) -> Result<Option<Vec<ScanItem>>> {
+        Ok(self.0.pop_front().map(|item| vec![item]))
+    }
+}
+
+struct Feed(Arc<Mutex<FeedState>>, Arc<Mutex<State>>);
+
+impl WatchSource for Feed {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<WatchEvent>>> {
+        let mut feed = self.0.lock().unwrap();
+        match feed.events.pop_front() {
+            Some(event) => Poll::Ready(Some(Ok(event))),
+            None => {
+                feed.waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    fn request_progress(&mut self, token: u64) {
+        let position = MemoryEngine::position_of(&self.1.lock().unwrap());
+        let mut feed = self.0.lock().unwrap();
+        feed.events.push_back(WatchEvent::Progress {
+            position,
+            token: Some(token),
+        });
+        feed.waker.take().inspect(|waker| waker.wake_by_ref());
+    }
+}
+
+/// The peer's end of a session under test.
+pub(crate) type Client = WebSocketStream<DuplexStream>;
+
+/// A session under test. Its keyspace is `test`.
+pub(crate) struct Running {
+    pub(crate) client: Client,
+    pub(crate) engine: Arc<MemoryEngine>,
+    pub(crate) shared: Arc<Shared>,
+    /// Ends when the session has ended.
+    pub(crate) session: JoinHandle<()>,
+}
+
+/// Starts a session of this dialect over an in-memory stream.
+pub(crate) fn start<D: Dialect + 'static>(
+    engine: Arc<MemoryEngine>,
+    change: impl FnOnce(&mut ServerConfig),
+    dialect: impl FnOnce(&Arc<Shared>, &Peer) -> D,
+) -> Running {
+    let mut config = ServerConfig::embedded("unused", None, Vec::new());
+    change(&mut config);
+    let deadline = Instant::now() + config.timeouts.handshake;
+    let shared = Shared::new(config, engine.clone());
+    let principal = Principal::anonymous();
+    let peer = Peer {
+        slot: shared.slots.take(principal.as_str()).unwrap(),
+        principal,
+        keyspace: Keyspace::new("test").unwrap(),
+        deadline,
+        drain: shared.drain.child_token(),
+        cut: shared.cut.child_token(),
+    };
+    let (ours, theirs) = tokio::io::duplex(64 * 1024);
+    let dialect = dialect(&shared, &peer);
+    let running = shared.clone();
+    let session =
+        tokio::spawn(async move { driver::run(&running, peer, ours, Bytes::new(), dialect).await });
+    let from_raw = WebSocketStream::from_raw_socket(theirs, Role::Client, None);
+    let client = from_raw.now_or_never().unwrap();
+    Running {
+        client,
+        engine,
+        shared,
+        session,
+    }
+}
