@@ -1,0 +1,227 @@
+//! The server as a library: start, storage from inside, shutdown.
+//!
+//! [`Server::start`] opens the engine, binds every listener, and only then accepts: nobody is answered by half a
+//! server. All tasks belong to one tracker, which [`Server::shutdown`] waits for.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use storage_protocol::{Keyspace, Storage};
+use tokio::sync::Semaphore;
+
+use crate::config::{self, Gateways, ServerConfig, TlsMode};
+use crate::engine::Engine;
+use crate::engine::rocks::{Durability, EngineOptions, OpenError, RocksEngine};
+use crate::listener::Listener;
+use crate::shared::{Phase, Shared};
+use crate::shutdown::{self, ShutdownReport};
+use crate::tls::{Tls, TlsError};
+
+/// The principal of storage that is used from inside.
+const SERVER: &str = "server";
+
+/// Why a server did not start. The texts are complete by themselves.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Engine(#[from] OpenError),
+    /// A listener's address cannot be had (taken, say).
+    #[error("cannot listen on {address}: {source}")]
+    Bind {
+        /// Which address.
+        address: SocketAddr,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The task that opened the store failed.
+    #[error("cannot open the store: {0}")]
+    Failed(String),
+}
+
+/// Where a listener listens, and what for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListenerAddress {
+    /// With the port that port 0 became.
+    pub address: SocketAddr,
+    /// How it is secured.
+    pub tls: TlsMode,
+    /// What it serves.
+    pub gateways: Gateways,
+}
+
+impl std::fmt::Display for ListenerAddress {
+    /// `wss://127.0.0.1:7443 storage`, as the line on standard output has it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let scheme = match (self.tls == TlsMode::Off, self.gateways.storage) {
+            (true, true) => "ws",
+            (false, true) => "wss",
+            (true, false) => "http",
+            (false, false) => "https",
+        };
+        write!(f, "{scheme}://{} {}", self.address, self.gateways)
+    }
+}
+
+/// Flushes and closes the engine; blocks.
+pub(crate) type Closer = Box<dyn FnOnce() + Send>;
+
+/// A running server. Dropping it without [`Server::shutdown`] leaves its tasks to the runtime.
+pub struct Server {
+    shared: Arc<Shared>,
+    addresses: Vec<ListenerAddress>,
+    closer: Closer,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server")
+            .field("addresses", &self.addresses)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Opens the store and serves it.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left behind then.
+    pub async fn start(config: ServerConfig) -> Result<Self, StartError> {
+        let tls = load_tls(&config)?;
+        let options = engine_options(&config);
+        let opening = tokio::task::spawn_blocking(move || RocksEngine::open(options));
+        let engine = opening
+            .await
+            .map_err(|error| StartError::Failed(error.to_string()))??;
+        let closing = engine.clone();
+        Self::serve(config, tls, engine, Box::new(move || closing.close())).await
+    }
+
+    /// Serves an engine of the caller's, who closes it behind [`Server::shutdown`]: for tests and for other engines.
+    ///
+    /// # Errors
+    /// [`StartError::Tls`] and [`StartError::Bind`].
+    pub async fn start_with(
+        config: ServerConfig,
+        engine: Arc<dyn Engine>,
+    ) -> Result<Self, StartError> {
+        let tls = load_tls(&config)?;
+        Self::serve(config, tls, engine, Box::new(|| ())).await
+    }
+
+    async fn serve(
+        config: ServerConfig,
+        tls: Vec<Option<Tls>>,
+        engine: Arc<dyn Engine>,
+        closer: Closer,
+    ) -> Result<Self, StartError> {
+        let mut listeners = Vec::with_capacity(tls.len());
+        for (listener, tls) in config.listeners.iter().zip(tls) {
+            match Listener::bind(listener, tls).await {
+                Ok(bound) => listeners.push(bound),
+                Err(source) => {
+                    // The store was opened in vain; it is closed in order all the same.
+                    let _ = tokio::task::spawn_blocking(closer).await;
+                    return Err(StartError::Bind {
+                        address: listener.address,
+                        source,
+                    });
+                }
+            }
+        }
+        let addresses = config
+            .listeners
+            .iter()
+            .zip(&listeners)
+            .map(|(config, bound)| ListenerAddress {
+                address: bound.address,
+                tls: config.tls,
+                gateways: config.gateways,
+            });
+        let addresses: Vec<_> = addresses.collect();
+        let handshakes = Arc::new(Semaphore::new(config.limits.handshakes_max));
+        let shared = Shared::new(config, engine);
+        shared.set_phase(Phase::Serving);
+        for listener in listeners {
+            shared
+                .tasks
+                .spawn(listener.run(shared.clone(), handshakes.clone()));
+        }
+        Ok(Self {
+            shared,
+            addresses,
+            closer,
+        })
+    }
+
+    /// Where it listens, in the order of the configuration.
+    #[must_use]
+    pub fn addresses(&self) -> &[ListenerAddress] {
+        &self.addresses
+    }
+
+    /// A keyspace, from inside: the same handle that gateways use, as principal `server`. It sees what peers write
+    /// at once, with the same watches.
+    #[must_use]
+    pub fn storage(&self, keyspace: &Keyspace) -> Arc<dyn Storage> {
+        self.shared.engine.open_session(SERVER, keyspace)
+    }
+
+    /// Stops in phases, each with its time-out, and tells what was cut. Acknowledged commits are on the disk then.
+    pub async fn shutdown(self) -> ShutdownReport {
+        shutdown::run(&self.shared, self.closer).await
+    }
+}
+
+fn load_tls(config: &ServerConfig) -> Result<Vec<Option<Tls>>, TlsError> {
+    let load = |listener: &config::ListenerConfig| match &config.certs {
+        Some(dir) => Tls::load(dir, listener.tls, listener.tls_min_version),
+        None if listener.tls == TlsMode::Off => Ok(None),
+        None => Err(TlsError::NoCertificates {
+            address: listener.address,
+        }),
+    };
+    config.listeners.iter().map(load).collect()
+}
+
+fn engine_options(config: &ServerConfig) -> EngineOptions {
+    fn set<T: Clone>(target: &mut T, value: Option<&T>) {
+        if let Some(value) = value {
+            target.clone_from(value);
+        }
+    }
+    let mut options = EngineOptions::new(config.data.clone());
+    let (engine, limits) = (&config.engine, &config.limits);
+    options.durability = match config.durability {
+        config::Durability::Sync => Durability::Sync,
+        config::Durability::Os => Durability::Os,
+    };
+    options.accept_data_loss = config.accept_data_loss;
+    options.limits = limits.announced.clone();
+    set(&mut options.memory_bytes, limits.memory_bytes_max.as_ref());
+    set(
+        &mut options.commit_queue_bytes,
+        limits.commit_queue_bytes_max.as_ref(),
+    );
+    set(
+        &mut options.disk_reserve_bytes,
+        engine.disk_reserve_bytes.as_ref(),
+    );
+    set(&mut options.log_bytes, engine.log_bytes.as_ref());
+    set(&mut options.log_age, engine.log_age.as_ref());
+    set(&mut options.ring_bytes, engine.ring_bytes.as_ref());
+    set(&mut options.read_threads, engine.read_threads.as_ref());
+    set(&mut options.tombstone_age, engine.tombstone_age.as_ref());
+    set(&mut options.tombstones_max, engine.tombstones_max.as_ref());
+    set(&mut options.mwdb_keyspaces, engine.mwdb_keyspaces.as_ref());
+    options
+}
+
+/// How long the engine may take to close, before that is reported as a failure.
+pub(crate) const ENGINE_CLOSE_PATIENCE: Duration = Duration::from_secs(60);

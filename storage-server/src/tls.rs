@@ -1,0 +1,234 @@
+//! TLS of a listener: who is let in, by certificates and revocation lists.
+//!
+//! Sessions are resumed by tickets (half the CPU of a handshake), and rustls then takes the chain out of the ticket
+//! without verifying it. So the invariant lives here, in [`Tls::accept`]: *every* handshake ends with a chain that
+//! was verified now, by dates and revocation lists.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{HandshakeKind, RootCertStore};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
+use storage_certs::{CredentialPaths, Credentials};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
+
+use crate::config::{TlsMode, TlsVersion};
+use crate::session::identity::{IdentityError, Principal};
+
+/// Why the certificates of the server cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TlsError {
+    /// A file is missing or not what it should be. The text names it.
+    #[error(transparent)]
+    Files(#[from] storage_certs::Error),
+    /// A revocation list that belongs to none of the trusted authorities would revoke nothing.
+    #[error("{}: a revocation list in it is by no authority of {}", crl.display(), ca.display())]
+    ForeignCrl {
+        /// The file of lists.
+        crl: PathBuf,
+        /// The file of authorities.
+        ca: PathBuf,
+    },
+    /// A listener with TLS, and no folder of certificates.
+    #[error("listener {address} has TLS, and no folder of certificates is configured")]
+    NoCertificates {
+        /// Which listener.
+        address: SocketAddr,
+    },
+    /// What the TLS library does not take.
+    #[error("cannot set up TLS with {}: {reason}", dir.display())]
+    Unusable {
+        /// The folder.
+        dir: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Why a connection was not let in.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AcceptError {
+    #[error("TLS: {0}")]
+    Handshake(#[from] std::io::Error),
+    #[error("resumed TLS session: {0}")]
+    Resumed(rustls::Error),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+}
+
+/// TLS of one listener.
+pub(crate) struct Tls {
+    acceptor: TlsAcceptor,
+    /// `None`: client certificates are not asked for.
+    verifier: Option<Arc<dyn ClientCertVerifier>>,
+}
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tls")
+            .field("mutual", &self.verifier.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tls {
+    /// Loads `DIR/server/{cert,key,ca}.pem` and, if it is there, `DIR/crl.pem`. `None` for [`TlsMode::Off`].
+    pub(crate) fn load(
+        dir: &Path,
+        mode: TlsMode,
+        oldest: TlsVersion,
+    ) -> Result<Option<Self>, TlsError> {
+        let paths = CredentialPaths::in_dir(dir.join("server"));
+        let verify = match mode {
+            TlsMode::Off => return Ok(None),
+            TlsMode::Server => false,
+            TlsMode::Mutual => true,
+        };
+        let own = Credentials::load_files(&paths)?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let unusable = |error: &dyn std::fmt::Display| TlsError::Unusable {
+            dir: dir.to_owned(),
+            reason: error.to_string(),
+        };
+        let verifier = if verify {
+            Some(verifier(dir, &paths, &own, &provider)?)
+        } else {
+            None
+        };
+        let versions: &[_] = match oldest {
+            TlsVersion::Tls12 => &[&rustls::version::TLS13, &rustls::version::TLS12],
+            TlsVersion::Tls13 => &[&rustls::version::TLS13],
+        };
+        let builder = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)
+            .map_err(|error| unusable(&error))?;
+        let builder = match &verifier {
+            Some(verifier) => builder.with_client_cert_verifier(verifier.clone()),
+            None => builder.with_no_client_auth(),
+        };
+        let mut config = builder
+            .with_single_cert(own.chain, own.key)
+            .map_err(|error| unusable(&error))?;
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.ticketer =
+            rustls::crypto::ring::Ticketer::new().map_err(|error| unusable(&error))?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Some(Self {
+            acceptor: TlsAcceptor::from(Arc::new(config)),
+            verifier,
+        }))
+    }
+
+    /// Shakes hands, and decides who the peer is. Also tells whether an earlier session was resumed.
+    pub(crate) async fn accept<S>(
+        &self,
+        stream: S,
+    ) -> Result<(TlsStream<S>, Principal, bool), AcceptError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let stream = self.acceptor.accept(stream).await?;
+        let connection = stream.get_ref().1;
+        let resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
+        let principal = match (&self.verifier, connection.peer_certificates()) {
+            (None, _) => Principal::anonymous(),
+            (Some(verifier), Some([own, between @ ..])) => {
+                if resumed {
+                    verifier
+                        .verify_client_cert(own, between, UnixTime::now())
+                        .map_err(AcceptError::Resumed)?;
+                }
+                Principal::of_certificate(own)?
+            }
+            // The verifier demands a certificate, so this does not happen; if it did, nobody gets in.
+            (Some(_), _) => {
+                return Err(AcceptError::Resumed(rustls::Error::NoCertificatesPresented));
+            }
+        };
+        Ok((stream, principal, resumed))
+    }
+}
+
+fn verifier(
+    dir: &Path,
+    paths: &CredentialPaths,
+    own: &Credentials,
+    provider: &Arc<rustls::crypto::CryptoProvider>,
+) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let unusable = |error: &dyn std::fmt::Display| TlsError::Unusable {
+        dir: dir.to_owned(),
+        reason: error.to_string(),
+    };
+    let mut roots = RootCertStore::empty();
+    for certificate in &own.ca {
+        roots
+            .add(certificate.clone())
+            .map_err(|error| unusable(&error))?;
+    }
+    let mut builder =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+    let crl_path = dir.join("crl.pem");
+    if crl_path.exists() {
+        let crls = storage_certs::load_crls(&crl_path)?;
+        let covered = authorities_covered(&own.ca, &crls).ok_or_else(|| TlsError::ForeignCrl {
+            crl: crl_path.clone(),
+            ca: paths.ca.clone(),
+        })?;
+        builder = builder.with_crls(crls).only_check_end_entity_revocation();
+        if covered < own.ca.len() {
+            // An authority without a list (a self-signed certificate of a peer, say) revokes nobody.
+            builder = builder.allow_unknown_revocation_status();
+        }
+    }
+    let verifier = builder.build().map_err(|error| unusable(&error))?;
+    Ok(verifier)
+}
+
+/// How many authorities have a list; `None` if a list is by none of them.
+fn authorities_covered(
+    authorities: &[CertificateDer<'_>],
+    crls: &[CertificateRevocationListDer<'_>],
+) -> Option<usize> {
+    let subjects: Vec<Vec<u8>> = authorities
+        .iter()
+        .filter_map(|der| {
+            Some(
+                X509Certificate::from_der(der)
+                    .ok()?
+                    .1
+                    .subject()
+                    .as_raw()
+                    .to_vec(),
+            )
+        })
+        .collect();
+    let issuers: Vec<Vec<u8>> = crls
+        .iter()
+        .filter_map(|der| {
+            Some(
+                CertificateRevocationList::from_der(der)
+                    .ok()?
+                    .1
+                    .issuer()
+                    .as_raw()
+                    .to_vec(),
+            )
+        })
+        .collect();
+    if issuers.iter().any(|issuer| !subjects.contains(issuer)) {
+        return None;
+    }
+    Some(
+        subjects
+            .iter()
+            .filter(|subject| issuers.contains(subject))
+            .count(),
+    )
+}
