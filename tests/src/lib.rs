@@ -6,7 +6,10 @@
 //! Nothing here is shipped. The tests themselves are in `tests/tests/`.
 
 pub mod conformance;
+pub mod harness;
 pub mod model;
+mod remote_fixture;
 mod rocks_fixture;
 
+pub use remote_fixture::RemoteFixture;
 pub use rocks_fixture::RocksFixture;

@@ -1,0 +1,290 @@
+//! A real server process with a throw-away CA, on a port the system gives, that can be killed and started again.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use storage_certs::{AuthorityDir, InitOptions, IssueOptions, Request, server_name};
+use storage_client::{ConnectOptions, RemoteStorage};
+use storage_protocol::Result;
+use tempfile::TempDir;
+
+/// How long a server may take to listen, and to end.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The path of a binary of this workspace, beside the test that runs.
+///
+/// # Panics
+/// If it was not built: `cargo build --release --bins` does.
+#[must_use]
+pub fn binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test has a path");
+    let folder = test
+        .parent()
+        .and_then(Path::parent)
+        .expect("tests lie in target/PROFILE/deps");
+    let path = folder.join(name);
+    assert!(
+        path.exists(),
+        "{} is not there: run `cargo build --release --bins` first",
+        path.display()
+    );
+    path
+}
+
+/// A CA with a server and as many clients as were asked for, in a folder that goes with this.
+#[derive(Debug)]
+pub struct Certificates {
+    folder: TempDir,
+}
+
+impl Certificates {
+    /// Issues server credentials for localhost and 127.0.0.1, and client credentials for each name.
+    ///
+    /// # Panics
+    /// If issuing fails.
+    #[must_use]
+    pub fn issue(clients: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let names = ["localhost", "127.0.0.1"].map(|name| server_name(name).expect("a good name"));
+        let options = InitOptions::new(names.to_vec());
+        drop(AuthorityDir::init(folder.path().join("certs"), &options).expect("a fresh CA"));
+        let certificates = Self { folder };
+        for name in clients {
+            certificates.add(&Request::client(name.parse().expect("a good name")));
+        }
+        certificates
+    }
+
+    /// Issues one more.
+    ///
+    /// # Panics
+    /// If issuing fails.
+    pub fn add(&self, request: &Request) {
+        let authority = AuthorityDir::open(self.dir()).expect("the CA opens");
+        authority
+            .issue(request, &IssueOptions::default())
+            .expect("credentials are issued");
+    }
+
+    /// The folder as `--certs` takes it.
+    #[must_use]
+    pub fn dir(&self) -> PathBuf {
+        self.folder.path().join("certs")
+    }
+}
+
+/// A running `storage-server`. Killed when dropped.
+#[derive(Debug)]
+pub struct ServerProcess {
+    child: Child,
+    arguments: Vec<String>,
+    shell: Option<String>,
+    /// As printed: scheme and address, with the gateways.
+    pub listeners: Vec<(String, String)>,
+}
+
+impl ServerProcess {
+    /// Starts `storage-server serve` with these arguments and waits until it listens.
+    ///
+    /// # Panics
+    /// If it ends before.
+    #[must_use]
+    pub fn start(arguments: &[&str]) -> Self {
+        Self::start_in_shell(
+            None,
+            arguments
+                .iter()
+                .map(|&argument| argument.to_owned())
+                .collect(),
+        )
+    }
+
+    /// The same, with the server started by this shell text (`exec "$@"` at its end), say with limits set.
+    ///
+    /// # Panics
+    /// If it ends before.
+    #[must_use]
+    pub fn start_in_shell(shell: Option<&str>, arguments: Vec<String>) -> Self {
+        let mut command = match shell {
+            None => Command::new(binary("storage-server")),
+            Some(shell) => {
+                let mut command = Command::new("sh");
+                command
+                    .args(["-c", shell, "sh"])
+                    .arg(binary("storage-server"));
+                command
+            }
+        };
+        command.arg("serve").args(&arguments);
+        command.stdout(Stdio::piped()).stdin(Stdio::null());
+        if std::env::var_os("SERVER_LOG").is_none() {
+            command.stderr(Stdio::null());
+        }
+        let mut child = command.spawn().expect("the server starts");
+        let stdout = child.stdout.take().expect("its output is piped");
+        let (lines, read) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout)
+                .lines()
+                .map_while(std::result::Result::ok)
+            {
+                if lines.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut listeners = Vec::new();
+        // The first line may take a recovery; the others come with it.
+        while let Ok(line) = read.recv_timeout(if listeners.is_empty() {
+            PATIENCE
+        } else {
+            Duration::from_millis(200)
+        }) {
+            if let Some(("listening", rest)) = line.split_once(' ')
+                && let Some((url, gateways)) = rest.split_once(' ')
+            {
+                listeners.push((url.to_owned(), gateways.to_owned()));
+            }
+        }
+        assert!(
+            !listeners.is_empty(),
+            "the server does not listen: {:?}",
+            child.try_wait()
+        );
+        Self {
+            child,
+            arguments,
+            shell: shell.map(str::to_owned),
+            listeners,
+        }
+    }
+
+    /// The usual: mutual TLS, one listener, data in `data`.
+    #[must_use]
+    pub fn mutual(certificates: &Certificates, data: &Path, more: &[&str]) -> Self {
+        let (certs, data) = (certificates.dir(), data.display().to_string());
+        let certs = certs.display().to_string();
+        let mut arguments = vec![
+            "--listen",
+            "127.0.0.1:0",
+            "--certs",
+            &certs,
+            "--data",
+            &data,
+        ];
+        arguments.extend(more);
+        Self::start(&arguments)
+    }
+
+    /// `wss://127.0.0.1:PORT` of the first listener with this gateway.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[must_use]
+    pub fn url(&self, gateway: &str) -> &str {
+        let found = self
+            .listeners
+            .iter()
+            .find(|(_, gateways)| gateways.split(',').any(|g| g == gateway));
+        &found.expect("a listener with this gateway").0
+    }
+
+    /// The process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it without a chance to do anything (kill -9).
+    ///
+    /// # Panics
+    /// If it cannot be killed.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("it can be killed");
+        self.child.wait().expect("it can be waited for");
+    }
+
+    /// Asks it to end (SIGTERM) and waits until it did.
+    ///
+    /// # Panics
+    /// If it does not within a minute.
+    pub fn terminate(&mut self) -> ExitStatus {
+        let pid = self.child.id().to_string();
+        Command::new("kill")
+            .args(["-TERM", &pid])
+            .status()
+            .expect("kill is there");
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it can be waited for") {
+                return status;
+            }
+            assert!(
+                began.elapsed() < PATIENCE,
+                "the server did not end on SIGTERM"
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Starts it again as it was, on the same address.
+    pub fn restart(&mut self) {
+        self.kill();
+        let address = self
+            .listeners
+            .first()
+            .and_then(|(url, _)| url.split("://").nth(1));
+        let mut arguments = self.arguments.clone();
+        if let Some(place) = arguments.iter().position(|argument| argument == "--listen")
+            && let (Some(listen), Some(address)) = (arguments.get_mut(place + 1), address)
+        {
+            *listen = address.to_owned();
+        }
+        *self = Self::start_in_shell(self.shell.clone().as_deref(), arguments);
+    }
+
+    /// Resident memory, in bytes.
+    ///
+    /// # Panics
+    /// Where `/proc` does not tell.
+    #[must_use]
+    pub fn resident_bytes(&self) -> u64 {
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.id())).expect("/proc tells");
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .expect("it has a resident size");
+        let kib = line
+            .split_whitespace()
+            .nth(1)
+            .and_then(|number| number.parse::<u64>().ok());
+        kib.expect("a number of KiB") * 1024
+    }
+}
+
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Connects with the credentials of a client.
+///
+/// # Errors
+/// As [`RemoteStorage::connect`].
+pub async fn connect(
+    server: &ServerProcess,
+    certificates: &Certificates,
+    name: &str,
+    keyspace: &str,
+) -> Result<RemoteStorage> {
+    let url = format!("{}/storage/{keyspace}", server.url("storage"));
+    let options = ConnectOptions::new(url).credentials_dir(certificates.dir().join(name));
+    RemoteStorage::connect(options).await
+}
