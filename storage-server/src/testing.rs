@@ -1,7 +1,7 @@
 //! A small engine in memory for the tests of sessions: commits, gets, scans and live `Every` watches of one map.
 //!
-//! It keeps no history and judges no limits. Commits wait while [`MemoryEngine::hold`] is set, so that tests can see
-//! what a session does meanwhile.
+//! It keeps no history and judges no limits. Commits of peers wait while [`MemoryEngine::hold`] says so, before or
+//! after they are applied, so that tests can see what a session does meanwhile; those of `server` never wait.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -45,23 +45,32 @@ struct FeedState {
     waker: Option<Waker>,
 }
 
+/// What waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    Nothing,
+    Commits,
+    /// Commits happen and are told to watches, but not acknowledged.
+    Answers,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct MemoryEngine {
     state: Arc<Mutex<State>>,
-    hold: watch::Sender<bool>,
+    hold: watch::Sender<Hold>,
 }
 
 impl MemoryEngine {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
             state: Arc::default(),
-            hold: watch::Sender::new(false),
+            hold: watch::Sender::new(Hold::Nothing),
         })
     }
 
-    /// Lets commits wait, or go on.
-    pub(crate) fn hold(&self, hold: bool) {
+    /// Lets commits of peers wait, or go on.
+    pub(crate) fn hold(&self, hold: Hold) {
         self.hold.send_replace(hold);
     }
 
@@ -91,7 +100,7 @@ impl Engine for MemoryEngine {
     }
 
     fn check_writable(&self) -> std::result::Result<(), String> {
-        if *self.hold.borrow() {
+        if *self.hold.borrow() != Hold::Nothing {
             Err("commits are held".to_owned())
         } else {
             Ok(())
@@ -106,13 +115,20 @@ impl Engine for MemoryEngine {
 #[derive(Debug)]
 struct MemorySession {
     state: Arc<Mutex<State>>,
-    hold: watch::Receiver<bool>,
+    hold: watch::Receiver<Hold>,
     principal: String,
     keyspace: Keyspace,
     number: u64,
 }
 
 impl MemorySession {
+    async fn passes(&self, gate: Hold) {
+        if self.principal != "server" {
+            let mut hold = self.hold.clone();
+            let _ = hold.wait_for(|hold| *hold != gate).await;
+        }
+    }
+
     fn apply(&self, batch: Batch, options: CommitOptions) -> Result<Position> {
         let mut state = self.state.lock().unwrap();
         let at = |key: &Key| (self.keyspace.clone(), key.clone());
@@ -228,9 +244,10 @@ impl Storage for MemorySession {
     }
 
     async fn commit(&self, batch: Batch, options: CommitOptions) -> Result<Position> {
-        let mut hold = self.hold.clone();
-        let _ = hold.wait_for(|hold| !hold).await;
-        self.apply(batch, options)
+        self.passes(Hold::Commits).await;
+        let result = self.apply(batch, options);
+        self.passes(Hold::Answers).await;
+        result
     }
 
     async fn watch(&self, range: KeyRange, _: WatchOptions) -> Result<Watch> {

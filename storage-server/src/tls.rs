@@ -196,39 +196,22 @@ fn authorities_covered(
     authorities: &[CertificateDer<'_>],
     crls: &[CertificateRevocationListDer<'_>],
 ) -> Option<usize> {
-    let subjects: Vec<Vec<u8>> = authorities
+    let parsed = authorities
         .iter()
-        .filter_map(|der| {
-            Some(
-                X509Certificate::from_der(der)
-                    .ok()?
-                    .1
-                    .subject()
-                    .as_raw()
-                    .to_vec(),
-            )
-        })
-        .collect();
-    let issuers: Vec<Vec<u8>> = crls
-        .iter()
-        .filter_map(|der| {
-            Some(
-                CertificateRevocationList::from_der(der)
-                    .ok()?
-                    .1
-                    .issuer()
-                    .as_raw()
-                    .to_vec(),
-            )
-        })
-        .collect();
-    if issuers.iter().any(|issuer| !subjects.contains(issuer)) {
-        return None;
+        .filter_map(|der| Some(X509Certificate::from_der(der).ok()?.1));
+    let authorities: Vec<_> = parsed.collect();
+    let mut covered = vec![false; authorities.len()];
+    for der in crls {
+        let (_, crl) = CertificateRevocationList::from_der(der).ok()?;
+        // By name and by signature: two authorities may have the same name.
+        let by = authorities.iter().position(|authority| {
+            authority.subject().as_raw() == crl.issuer().as_raw()
+                && crl.verify_signature(authority.public_key()).is_ok()
+        })?;
+        covered[by] = true;
     }
-    Some(
-        subjects
-            .iter()
-            .filter(|subject| issuers.contains(subject))
-            .count(),
-    )
+    Some(covered.into_iter().filter(|covered| *covered).count())
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,14 +9,10 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::Mwdb;
 use crate::engine::Engine;
-use crate::testing::{Client, MemoryEngine, Running, start};
+use crate::testing::{Client, Hold, MemoryEngine, Running, start};
 
 fn running() -> Running {
-    start(
-        MemoryEngine::new(),
-        |_| {},
-        |shared, peer| Mwdb::new(shared, peer),
-    )
+    start(MemoryEngine::new(), |_| {}, Mwdb::new)
 }
 
 async fn send(client: &mut Client, message: &'static str) {
@@ -55,12 +51,12 @@ async fn what_was_put_is_got() {
 #[tokio::test]
 async fn reads_see_the_writes_before_them() {
     let mut running = running();
-    running.engine.hold(true);
+    running.engine.hold(Hold::Commits);
     let client = &mut running.client;
     send(client, "a#1#\x02C").await;
     send(client, "a#\x00E").await;
     silence(client).await;
-    running.engine.hold(false);
+    running.engine.hold(Hold::Nothing);
     assert_eq!(receive(client).await, "\x01#\x03C");
     assert_eq!(receive(client).await, "1#\x01E");
 }
@@ -86,13 +82,7 @@ async fn malformed_messages_are_passed_over() {
 #[tokio::test]
 async fn prefixes_are_leased_and_given_back() {
     let engine = MemoryEngine::new();
-    let session = |engine: &std::sync::Arc<MemoryEngine>| {
-        start(
-            engine.clone(),
-            |_| {},
-            |shared, peer| Mwdb::new(shared, peer),
-        )
-    };
+    let session = |engine: &std::sync::Arc<MemoryEngine>| start(engine.clone(), |_| {}, Mwdb::new);
     let (mut one, mut two) = (session(&engine), session(&engine));
     send(&mut one.client, "\x06A").await;
     assert_eq!(receive(&mut one.client).await, "A#\x07A");
@@ -124,12 +114,14 @@ async fn pushes_go_to_others_behind_the_prefix() {
     let client = &mut running.client;
     send(client, "x#\x00C").await;
     receive(client).await;
-    running.engine.hold(true);
+    running.engine.hold(Hold::Commits);
     // The prefix cannot be reserved yet, so its answer and the pushes behind it are held back.
-    send(client, "\x06A").await;
+    send(client, "\x06E").await;
+    inside.put("early".into(), "e".into()).await.unwrap();
     silence(client).await;
-    running.engine.hold(false);
-    assert_eq!(receive(client).await, "A#\x07A");
+    running.engine.hold(Hold::Nothing);
+    assert_eq!(receive(client).await, "A#\x07E");
+    assert_eq!(receive(client).await, "early#e#\x05");
     let batch = storage_protocol::Batch::new()
         .put("b", "2")
         .remove("x")
@@ -148,19 +140,37 @@ async fn pushes_go_to_others_behind_the_prefix() {
 #[tokio::test]
 async fn no_push_while_a_request_with_id_zero_is_unanswered() {
     let mut running = running();
+    let inside = running
+        .engine
+        .open_session("server", &Keyspace::new("test").unwrap());
     let client = &mut running.client;
     send(client, "\x06C").await;
     receive(client).await;
-    running.engine.hold(true);
-    send(client, "own#1#\x02A").await;
+    running.engine.hold(Hold::Commits);
+    send(client, "x#\x03A").await;
+    inside.put("k".into(), "v".into()).await.unwrap();
     silence(client).await;
-    let other = running.engine.clone();
-    let keyspace = Keyspace::new("test").unwrap();
-    let inside = other.open_session("server", &keyspace);
-    let put = tokio::spawn(async move { inside.put("k".into(), "v".into()).await });
-    silence(client).await;
-    running.engine.hold(false);
-    put.await.unwrap().unwrap();
-    assert_eq!(receive(client).await, "\x01#\x03A");
+    running.engine.hold(Hold::Nothing);
+    assert_eq!(receive(client).await, "\x01#\x04A");
     assert_eq!(receive(client).await, "k#v#\x05");
+}
+
+#[tokio::test]
+async fn an_own_put_is_not_pushed_even_if_its_event_comes_before_its_answer() {
+    let mut running = running();
+    let inside = running
+        .engine
+        .open_session("server", &Keyspace::new("test").unwrap());
+    let client = &mut running.client;
+    send(client, "\x06C").await;
+    receive(client).await;
+    running.engine.hold(Hold::Answers);
+    send(client, "own#1#\x02E").await;
+    silence(client).await;
+    inside.put("k".into(), "v".into()).await.unwrap();
+    silence(client).await;
+    running.engine.hold(Hold::Nothing);
+    assert_eq!(receive(client).await, "\x01#\x03E");
+    assert_eq!(receive(client).await, "k#v#\x05");
+    silence(client).await;
 }

@@ -16,7 +16,7 @@ use tokio_tungstenite::tungstenite::Message;
 use super::Native;
 use crate::config::ServerConfig;
 use crate::engine::Engine;
-use crate::testing::{Client, MemoryEngine, Running, start};
+use crate::testing::{Client, Hold, MemoryEngine, Running, start};
 
 fn running(change: impl FnOnce(&mut ServerConfig)) -> Running {
     start(MemoryEngine::new(), change, |shared, peer| {
@@ -119,7 +119,7 @@ async fn a_commit_is_read_back() {
 async fn gets_overtake_a_commit_that_waits() {
     let mut running = running(|_| {});
     open(&mut running).await;
-    running.engine.hold(true);
+    running.engine.hold(Hold::Commits);
     let client = &mut running.client;
     send(client, Some(1), commit(1, "a")).await;
     send(client, Some(2), get("a")).await;
@@ -127,7 +127,7 @@ async fn gets_overtake_a_commit_that_waits() {
         receive(client).await,
         (Some(2), ServerMessage::Values { .. })
     ));
-    running.engine.hold(false);
+    running.engine.hold(Hold::Nothing);
     assert!(matches!(
         receive(client).await,
         (Some(1), ServerMessage::Committed { .. })
@@ -138,12 +138,12 @@ async fn gets_overtake_a_commit_that_waits() {
 async fn a_started_commit_survives_its_socket() {
     let mut running = running(|_| {});
     open(&mut running).await;
-    running.engine.hold(true);
+    running.engine.hold(Hold::Commits);
     send(&mut running.client, Some(1), commit(1, "a")).await;
     send(&mut running.client, Some(2), get("a")).await;
     receive(&mut running.client).await;
     drop(running.client);
-    running.engine.hold(false);
+    running.engine.hold(Hold::Nothing);
     running.session.await.unwrap();
     let inside = running
         .engine
@@ -156,7 +156,7 @@ async fn what_breaks_the_protocol_is_named() {
     let opened = |message: ClientMessage, id: Option<u32>| async move {
         let mut running = running(|_| {});
         open(&mut running).await;
-        running.engine.hold(true);
+        running.engine.hold(Hold::Commits);
         send(&mut running.client, Some(1), commit(1, "a")).await;
         send(&mut running.client, id, message).await;
         closed(&mut running.client).await
@@ -220,10 +220,10 @@ async fn a_silent_peer_is_pinged_and_then_closed() {
 async fn requests_over_the_bound_are_refused_by_its_name() {
     let mut running = running(|config| config.limits.announced.requests_in_flight_max = 2);
     open(&mut running).await;
-    running.engine.hold(true);
+    running.engine.hold(Hold::Commits);
     let client = &mut running.client;
-    for number in 1..=3 {
-        send(client, Some(number as u32), commit(number, "a")).await;
+    for (id, number) in (1..=3).zip(1..) {
+        send(client, Some(id), commit(number, "a")).await;
     }
     let (id, ServerMessage::Error(error)) = receive(client).await else {
         panic!("no error")
@@ -235,7 +235,7 @@ async fn requests_over_the_bound_are_refused_by_its_name() {
             .contains("requests_in_flight_max is reached (2)"),
         "{error}"
     );
-    running.engine.hold(false);
+    running.engine.hold(Hold::Nothing);
     receive(client).await;
     receive(client).await;
     send(client, Some(3), commit(4, "b")).await;
@@ -384,7 +384,7 @@ async fn parts_beyond_the_bound_are_refused_and_the_socket_goes_on() {
 async fn shutdown_lets_commits_finish() {
     let mut running = running(|_| {});
     open(&mut running).await;
-    running.engine.hold(true);
+    running.engine.hold(Hold::Commits);
     let client = &mut running.client;
     send(client, Some(1), commit(1, "a")).await;
     send(client, Some(2), get("a")).await;
@@ -399,7 +399,7 @@ async fn shutdown_lets_commits_finish() {
         panic!("no error")
     };
     assert!(matches!(error, StorageError::Closed { .. }));
-    running.engine.hold(false);
+    running.engine.hold(Hold::Nothing);
     assert!(matches!(
         receive(client).await,
         (Some(1), ServerMessage::Committed { .. })
