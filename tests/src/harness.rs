@@ -21,10 +21,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[must_use]
 pub fn binary(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test has a path");
-    let folder = test
-        .parent()
-        .and_then(Path::parent)
-        .expect("tests lie in target/PROFILE/deps");
+    let folder = test.parent().expect("a test lies in a folder");
+    let in_deps = folder.file_name().is_some_and(|name| name == "deps");
+    let folder = if in_deps {
+        folder.parent().unwrap_or(folder)
+    } else {
+        folder
+    };
     let path = folder.join(name);
     assert!(
         path.exists(),

@@ -206,11 +206,9 @@ struct Step {
 
 impl Step {
     /// How many rows it writes.
-    fn rows(&self) -> u64 {
-        let old = self
-            .old
-            .map_or(0, |old| 1 + u64::from(old.stored != Stored::Forever));
-        2 + u64::from(self.new != Stored::Forever) + old
+    fn rows(&self, indexed: bool) -> u64 {
+        let rows_of = |stored: Stored| u64::from(indexed) + u64::from(stored != Stored::Forever);
+        1 + rows_of(self.new) + self.old.map_or(0, |old| rows_of(old.stored))
     }
 }
 
@@ -327,6 +325,10 @@ impl<'a> Group<'a> {
         )))
     }
 
+    fn indexed(&self) -> bool {
+        !self.store.options.danger_without_index
+    }
+
     fn id(&self, keyspace: &KeyspaceState) -> Option<KeyspaceId> {
         let made = self
             .made
@@ -412,7 +414,12 @@ impl<'a> Group<'a> {
         signals: Vec<Signal>,
     ) -> Result<Position> {
         let made = self.id(&session.keyspace).is_none();
-        let rows = steps.iter().map(Step::rows).sum::<u64>() + u64::from(made) + 1;
+        let rows = steps
+            .iter()
+            .map(|step| step.rows(self.indexed()))
+            .sum::<u64>()
+            + u64::from(made)
+            + 1;
         let revision = Revision(self.base + self.numbers + rows);
         self.stamp(&session.keyspace, revision, &mut steps)?;
         let id = match self.id(&session.keyspace) {
@@ -533,7 +540,9 @@ impl<'a> Group<'a> {
             &entry_key(id, &key),
             &entry_value(&head, &value),
         );
-        self.put(Table::Index, &index_key(id, revision, &key), &[]);
+        if self.indexed() {
+            self.put(Table::Index, &index_key(id, revision, &key), &[]);
+        }
         if let Some(row) = lifetime_row(id, &key, &head) {
             self.put(
                 Table::Lifetimes,
@@ -542,7 +551,9 @@ impl<'a> Group<'a> {
             );
         }
         if let Some(old) = old {
-            self.delete(Table::Index, &index_key(id, old.revision, &key));
+            if self.indexed() {
+                self.delete(Table::Index, &index_key(id, old.revision, &key));
+            }
             match lifetime_row(id, &key, &old) {
                 // The same row was just put (a session's key put again): a delete would take it away. Something must
                 // take its number, though.

@@ -98,6 +98,9 @@ pub struct EngineOptions {
     pub tombstone_age: Duration,
     /// And so many per keyspace. Default 10 million.
     pub tombstones_max: u64,
+    /// For measuring what the index by revision costs, and for nothing else: without it `Latest` tells nothing.
+    #[doc(hidden)]
+    pub danger_without_index: bool,
 }
 
 impl EngineOptions {
@@ -119,6 +122,7 @@ impl EngineOptions {
             read_threads: 8,
             tombstone_age: Duration::from_secs(7 * 24 * 3600),
             tombstones_max: 10_000_000,
+            danger_without_index: false,
         }
     }
 }
@@ -526,17 +530,15 @@ impl Storage for RocksSession {
             let snapshot = shared.leases.lend(&shared.store);
             // Ordering: after the snapshot; see the watches.
             let horizon = keyspace.horizon();
-            match newer_than {
-                Some(revision) if revision < horizon => {
-                    Err(StorageError::Compacted { oldest: horizon })
-                }
-                _ => {
-                    let cursor = keyspace
-                        .id()
-                        .map(|id| ScanCursor::new(id, &range, options, newer_than));
-                    Ok((snapshot, cursor))
-                }
+            if newer_than.is_some_and(|revision| revision < horizon) {
+                return Err(StorageError::Compacted { oldest: horizon });
             }
+            let Some(id) = keyspace.id() else {
+                return Ok((snapshot, None));
+            };
+            let mut cursor = ScanCursor::new(id, &range, options, newer_than);
+            snapshot.read(|snapshot| cursor.ask_index(snapshot, id))?;
+            Ok((snapshot, Some(cursor)))
         };
         let (snapshot, cursor) = self.shared.on_pool(begin).await?;
         let position = self.shared.store.at(snapshot.revision());

@@ -7,6 +7,7 @@
 //! one writer, and RocksDB raises the revision after a write is readable, so an unchanged revision proves that every read
 //! between was made at it.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,7 +17,7 @@ use storage_protocol::{
     StorageError,
 };
 
-use super::layout::{self, KeyspaceId, Table, entry_key, keyspace_end};
+use super::layout::{self, Head, KeyspaceId, Table, entry_key, keyspace_end};
 use super::store::{NotInMemory, Store, StoreSnapshot};
 
 /// Looks at the revision this often before it takes a snapshot instead.
@@ -104,6 +105,10 @@ impl Answer {
     }
 }
 
+/// What the index may tell a scan with `newer_than` to look at, in bytes of row keys. With more, the scan goes through its
+/// whole range and leaves out what is older: that needs no memory.
+const CHANGED_BYTES_MAX: usize = 8 << 20;
+
 /// Where a scan stands: what it still has to read, on a snapshot that somebody else holds.
 #[derive(Debug)]
 pub(super) struct ScanCursor {
@@ -113,6 +118,8 @@ pub(super) struct ScanCursor {
     options: ScanOptions,
     /// Only entries newer than this, tombstones included.
     newer_than: Option<Revision>,
+    /// The rows that are newer, in the scan's order, where the index told and they are not too many.
+    changed: Option<VecDeque<Vec<u8>>>,
     left: u64,
 }
 
@@ -129,13 +136,55 @@ impl ScanCursor {
         };
         let start = entry_key(keyspace, &range.start);
         let end = end.max(start.clone());
+        let left = options.limit.unwrap_or(u64::MAX);
         Self {
             start,
             end,
             options,
             newer_than,
-            left: options.limit.unwrap_or(u64::MAX),
+            changed: None,
+            left,
         }
+    }
+
+    /// Asks the index which rows are newer, so that only those are looked at. Blocks.
+    pub(super) fn ask_index(
+        &mut self,
+        snapshot: &StoreSnapshot,
+        keyspace: KeyspaceId,
+    ) -> Result<()> {
+        let Some(revision) = self.newer_than else {
+            return Ok(());
+        };
+        let first = layout::index_key(keyspace, Revision(revision.0.saturating_add(1)), b"");
+        let mut rows = snapshot.iterate(
+            Table::Index,
+            &first,
+            &keyspace_end(Table::Index, keyspace),
+            false,
+        );
+        let mut changed = Vec::new();
+        let mut bytes = 0;
+        while let Some(row_key) = rows.key() {
+            let (_, key) = layout::parse_index_key(row_key)?;
+            let row = entry_key(keyspace, key);
+            if row >= self.start && row < self.end {
+                bytes += row.len() + size_of::<Vec<u8>>();
+                changed.push(row);
+            }
+            if bytes > CHANGED_BYTES_MAX {
+                return Ok(());
+            }
+            rows.next();
+        }
+        rows.status()
+            .map_err(|error| super::store::internal("read of changes", &error))?;
+        changed.sort_unstable();
+        if self.options.reverse {
+            changed.reverse();
+        }
+        self.changed = Some(changed.into());
+        Ok(())
     }
 
     /// The next page; empty at the end. Blocks.
@@ -144,53 +193,78 @@ impl ScanCursor {
         snapshot: &StoreSnapshot,
         page_bytes: usize,
     ) -> Result<Vec<ScanItem>> {
-        let mut page = Vec::new();
-        let mut bytes = 0;
+        let mut page = Page {
+            items: Vec::new(),
+            bytes: 0,
+            bytes_max: page_bytes,
+        };
+        if self.changed.is_some() {
+            self.fill_from_changed(snapshot, &mut page)?;
+        } else {
+            self.fill_from_range(snapshot, &mut page)?;
+        }
+        Ok(page.items)
+    }
+
+    fn fill_from_changed(&mut self, snapshot: &StoreSnapshot, page: &mut Page) -> Result<()> {
+        while self.left > 0
+            && let Some(row_key) = self.changed.as_mut().and_then(VecDeque::pop_front)
+        {
+            let Some(row) = snapshot.row(Table::Entries, &row_key)? else {
+                continue;
+            };
+            if !self.offer(page, &row_key, &row)? {
+                self.changed.get_or_insert_default().push_front(row_key);
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn fill_from_range(&mut self, snapshot: &StoreSnapshot, page: &mut Page) -> Result<()> {
         let mut seen = None;
         let mut rows =
             snapshot.iterate(Table::Entries, &self.start, &self.end, self.options.reverse);
         while self.left > 0
             && let Some((row_key, row)) = rows.item()
+            && self.offer(page, row_key, row)?
         {
-            let (head, at) = layout::parse_entry_value(row)?;
-            let wanted = match self.newer_than {
-                None => head.is_live(),
-                Some(revision) => head.revision > revision,
-            };
-            if wanted {
-                let (_, key) = layout::parse_entry_key(row_key)?;
-                let value = if self.options.keys_only {
-                    &[][..]
-                } else {
-                    &row[at..]
-                };
-                let size = key.len() + value.len() + 32;
-                if !page.is_empty() && bytes + size > page_bytes {
-                    break;
-                }
-                bytes += size;
-                let state = layout::state(head, || Bytes::copy_from_slice(value));
-                page.push(ScanItem {
-                    key: Bytes::copy_from_slice(key),
-                    state,
-                });
-                self.left -= 1;
-            }
             let seen = seen.get_or_insert_with(Vec::new);
             seen.clear();
             seen.extend_from_slice(row_key);
             if self.options.reverse {
-                rows.prev()
+                rows.prev();
             } else {
-                rows.next()
+                rows.next();
             }
-        }
-        if let Some(seen) = seen {
-            self.step_over(seen);
         }
         rows.status()
             .map_err(|error| super::store::internal("scan", &error))?;
-        Ok(page)
+        if let Some(seen) = seen {
+            self.step_over(seen);
+        }
+        Ok(())
+    }
+
+    /// Puts a row into the page if the scan wants it; false where the page is full.
+    fn offer(&mut self, page: &mut Page, row_key: &[u8], row: &[u8]) -> Result<bool> {
+        let (head, at) = layout::parse_entry_value(row)?;
+        let wanted = match self.newer_than {
+            None => head.is_live(),
+            Some(revision) => head.revision > revision,
+        };
+        if !wanted {
+            return Ok(true);
+        }
+        let (_, key) = layout::parse_entry_key(row_key)?;
+        let value = if self.options.keys_only {
+            &[][..]
+        } else {
+            &row[at..]
+        };
+        let taken = page.push(key, head, value);
+        self.left -= u64::from(taken);
+        Ok(taken)
     }
 
     /// Takes a row that was dealt with out of what is left.
@@ -201,6 +275,29 @@ impl ScanCursor {
             row_key.push(0);
             self.start = row_key;
         }
+    }
+}
+
+struct Page {
+    items: Vec<ScanItem>,
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl Page {
+    /// False where it is full; an empty page takes any one item.
+    fn push(&mut self, key: &[u8], head: Head, value: &[u8]) -> bool {
+        let size = key.len() + value.len() + 32;
+        if !self.items.is_empty() && self.bytes + size > self.bytes_max {
+            return false;
+        }
+        self.bytes += size;
+        let state = layout::state(head, || Bytes::copy_from_slice(value));
+        self.items.push(ScanItem {
+            key: Bytes::copy_from_slice(key),
+            state,
+        });
+        true
     }
 }
 

@@ -1,0 +1,281 @@
+//! Measures what the operations guide states: rates and latencies over mutual TLS, the cost of the index by revision,
+//! memory per idle connection, and how small reads fare beside big ones.
+//!
+//! Server and client share this machine, so rates are for comparing cells of one run, not for quoting. Run it by
+//! `scripts/bench`, which builds the shipped profile first.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a measurement that cannot be made ends here"
+)]
+#![expect(clippy::cast_precision_loss, reason = "figures for people")]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use storage_client::{ConnectOptions, RemoteStorage};
+use storage_protocol::{Key, Keyspace, StorageExt};
+use storage_server::engine::Engine;
+use storage_server::engine::rocks::{Durability, EngineOptions, RocksEngine};
+use storage_tests::harness::{Certificates, ServerProcess, connect};
+
+const HELP: &str = "usage: storage-bench [rates|index|idle|fairness]...   (default: all)";
+
+/// How long each cell is measured.
+const CELL: Duration = Duration::from_secs(4);
+
+/// Keys that rates spread over; in the cache.
+const KEYS: u64 = 100_000;
+
+fn main() {
+    let parts: Vec<String> = std::env::args().skip(1).collect();
+    let known = ["rates", "index", "idle", "fairness"];
+    if parts.iter().any(|part| !known.contains(&part.as_str())) {
+        println!("{HELP}");
+        return;
+    }
+    let wants = |part: &str| parts.is_empty() || parts.iter().any(|wanted| wanted == part);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    if wants("rates") {
+        runtime.block_on(rates());
+    }
+    if wants("index") {
+        runtime.block_on(index());
+    }
+    if wants("idle") {
+        runtime.block_on(idle());
+    }
+    if wants("fairness") {
+        runtime.block_on(fairness());
+    }
+}
+
+fn key(n: u64) -> Key {
+    Key::from(format!(
+        "bench/{:018}",
+        n.wrapping_mul(0x9e37_79b9_7f4a_7c15) % KEYS
+    ))
+}
+
+fn value(bytes: usize) -> Bytes {
+    // Random, so that compression does not help.
+    (0..bytes)
+        .map(|_| rand::random::<u8>())
+        .collect::<Vec<u8>>()
+        .into()
+}
+
+/// What a cell gave: requests a second, and latencies.
+struct Figures {
+    per_second: f64,
+    p50: Duration,
+    p99: Duration,
+}
+
+impl std::fmt::Display for Figures {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{:>9.0}/s   p50 {:>9.1?}   p99 {:>9.1?}",
+            self.per_second, self.p50, self.p99
+        )
+    }
+}
+
+/// Keeps so many requests in flight on one storage for a cell's time.
+async fn measure<S, F, R>(storage: &S, in_flight: u64, time: Duration, request: F) -> Figures
+where
+    S: Clone + Send + Sync + 'static,
+    F: Fn(S, u64) -> R + Clone + Send + Sync + 'static,
+    R: Future<Output = ()> + Send,
+{
+    let began = Instant::now();
+    let loops = (0..in_flight).map(|lane| {
+        let (storage, request) = (storage.clone(), request.clone());
+        tokio::spawn(async move {
+            let mut took = Vec::new();
+            let mut n = lane;
+            while began.elapsed() < time {
+                let sent = Instant::now();
+                request(storage.clone(), n).await;
+                took.push(sent.elapsed());
+                n += in_flight;
+            }
+            took
+        })
+    });
+    let mut took: Vec<Duration> = join_all(loops)
+        .await
+        .into_iter()
+        .flat_map(Result::unwrap)
+        .collect();
+    let elapsed = began.elapsed();
+    took.sort();
+    let at = |share: f64| took[((took.len() - 1) as f64 * share) as usize];
+    Figures {
+        per_second: took.len() as f64 / elapsed.as_secs_f64(),
+        p50: at(0.5),
+        p99: at(0.99),
+    }
+}
+
+async fn rates() {
+    println!(
+        "# 1 KiB values over mutual TLS 1.3, one connection, server and client on this machine"
+    );
+    for durability in ["sync", "os"] {
+        let folder = tempfile::tempdir().unwrap();
+        let certificates = Certificates::issue(&["bench"]);
+        let data = folder.path().join("data");
+        let server = ServerProcess::mutual(&certificates, &data, &["--durability", durability]);
+        let storage = connect(&server, &certificates, "bench", "bench")
+            .await
+            .unwrap();
+        for in_flight in [1, 64] {
+            let bytes = value(1024);
+            let put = move |storage: RemoteStorage, n| {
+                let bytes = bytes.clone();
+                async move {
+                    storage.put(key(n), bytes).await.unwrap();
+                }
+            };
+            let figures = measure(&storage, in_flight, CELL, put).await;
+            println!("put  durability {durability:<4}  {in_flight:>2} in flight  {figures}");
+        }
+        for in_flight in [1, 64] {
+            let get = |storage: RemoteStorage, n| async move {
+                drop(storage.get_one(key(n)).await.unwrap())
+            };
+            let figures = measure(&storage, in_flight, CELL, get).await;
+            println!("get  durability {durability:<4}  {in_flight:>2} in flight  {figures}");
+        }
+        storage.close().await;
+    }
+}
+
+async fn index() {
+    println!(
+        "# the index by revision: puts of 1 KiB into the engine, in process, 64 in flight, durability os"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    // Interleaved, so that a drift of the machine's speed hits both.
+    let mut sums = [0.0; 2];
+    for round in 0..3 {
+        for (place, without) in [false, true].into_iter().enumerate() {
+            let mut options = EngineOptions::new(folder.path().join(format!("{round}-{without}")));
+            options.durability = Durability::Os;
+            options.danger_without_index = without;
+            let engine = RocksEngine::open(options).unwrap();
+            let session = engine.open_session("cert:bench", &Keyspace::new("bench").unwrap());
+            let bytes = value(1024);
+            let put = move |session: Arc<dyn storage_server::engine::SessionStorage>, n| {
+                let bytes = bytes.clone();
+                async move {
+                    session.put(key(n), bytes).await.unwrap();
+                }
+            };
+            let figures = measure(&session, 64, CELL, put).await;
+            println!(
+                "put  index {:<3}  {figures}",
+                if without { "no" } else { "yes" }
+            );
+            sums[place] += figures.per_second;
+            drop(session);
+            tokio::task::spawn_blocking(move || engine.close())
+                .await
+                .unwrap();
+        }
+    }
+    println!("with / without the index: {:.2}", sums[0] / sums[1]);
+}
+
+async fn idle() {
+    const CONNECTIONS: u64 = 1000;
+    println!("# {CONNECTIONS} idle connections");
+    let folder = tempfile::tempdir().unwrap();
+    let certificates = Certificates::issue(&["bench"]);
+    let server = ServerProcess::mutual(&certificates, &folder.path().join("data"), &[]);
+    let warm = connect(&server, &certificates, "bench", "bench")
+        .await
+        .unwrap();
+    warm.put("k".into(), "v".into()).await.unwrap();
+    let before = server.resident_bytes();
+    let mut open = Vec::new();
+    for _ in 0..CONNECTIONS {
+        // The default bound on sessions of one principal is 1,000: the first one is `warm`.
+        match connect(&server, &certificates, "bench", "bench").await {
+            Ok(storage) => open.push(storage),
+            Err(error) => {
+                println!("refused at {}: {error}", open.len());
+                break;
+            }
+        }
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let per_connection = (server.resident_bytes() - before) / open.len() as u64;
+    println!(
+        "{} connections: {} bytes of server memory each",
+        open.len(),
+        per_connection
+    );
+    // Do they still answer?
+    let pings = join_all(open.iter().map(RemoteStorage::ping)).await;
+    println!(
+        "answer afterwards: {} of {}",
+        pings.iter().filter(|ping| ping.is_ok()).count(),
+        pings.len()
+    );
+}
+
+async fn fairness() {
+    println!("# small gets (100 B) of one session while another reads 10 MiB values without pause");
+    let folder = tempfile::tempdir().unwrap();
+    let certificates = Certificates::issue(&["small", "big"]);
+    let server = ServerProcess::mutual(&certificates, &folder.path().join("data"), &[]);
+    let small = connect(&server, &certificates, "small", "bench")
+        .await
+        .unwrap();
+    let url = format!("{}/storage/bench", server.url("storage"));
+    let options = ConnectOptions::new(url).credentials_dir(certificates.dir().join("big"));
+    let big = RemoteStorage::connect(options).await.unwrap();
+    for n in 0..100 {
+        small.put(key(n), value(100)).await.unwrap();
+    }
+    big.put("big".into(), value(10 << 20)).await.unwrap();
+    let get = |storage: RemoteStorage, n| async move {
+        drop(storage.get_one(key(n % 100)).await.unwrap())
+    };
+    println!("alone              {}", measure(&small, 1, CELL, get).await);
+    for big_in_flight in [1, 4] {
+        let reader = big.clone();
+        let read_big = move |storage: RemoteStorage, _| async move {
+            drop(storage.get_one("big".into()).await.unwrap());
+        };
+        let reading =
+            tokio::spawn(async move { measure(&reader, big_in_flight, CELL, read_big).await });
+        let figures = measure(&small, 1, CELL - Duration::from_millis(500), get).await;
+        let big_figures = reading.await.unwrap();
+        println!(
+            "beside {big_in_flight} x 10 MiB    {figures}   (10 MiB gets: {:.1}/s)",
+            big_figures.per_second
+        );
+    }
+    // And on the very same connection.
+    let reader = small.clone();
+    let read_big = move |storage: RemoteStorage, _| async move {
+        drop(storage.get_one("big".into()).await.unwrap())
+    };
+    let reading = tokio::spawn(async move { measure(&reader, 1, CELL, read_big).await });
+    let figures = measure(&small, 1, CELL - Duration::from_millis(500), get).await;
+    let big_figures = reading.await.unwrap();
+    println!(
+        "same connection    {figures}   (10 MiB gets: {:.1}/s)",
+        big_figures.per_second
+    );
+}
