@@ -240,12 +240,17 @@ impl Context {
     /// A handle on another keyspace of the case.
     async fn open_other(&self, name: &str) -> support::Handle {
         let keyspace = format!("{}-{name}", self.keyspace);
-        self.fixture.session(&keyspace).await.storage
+        let session = self.fixture.session(&keyspace).await;
+        support::giving_way(session.storage)
     }
 
     /// As [`Context::open`], with the means to end the session.
     async fn session(&self) -> Session {
-        self.fixture.session(&self.keyspace).await
+        let session = self.fixture.session(&self.keyspace).await;
+        Session {
+            storage: support::giving_way(session.storage),
+            ..session
+        }
     }
 }
 

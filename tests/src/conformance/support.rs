@@ -8,16 +8,58 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 
+use async_trait::async_trait;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, join_all, maybe_done, poll_fn};
 use storage_protocol::{
     Batch, Change, ChangeKind, CommitOptions, CommitRecord, Entry, Key, KeyRange, KeyState, Limit,
-    Outcome, Position, Result, Revision, Scan, ScanItem, ScanOptions, Storage, StorageError,
-    StorageExt, Value, Watch, WatchEvent, WatchOptions, WatchStart,
+    Limits, Outcome, Position, Reading, Result, Revision, Scan, ScanItem, ScanOptions, Storage,
+    StorageError, StorageExt, Value, Watch, WatchEvent, WatchOptions, WatchStart,
 };
 use tokio::task::coop::consume_budget;
 
 pub(super) type Handle = Arc<dyn Storage>;
+
+/// Makes every call give way now and then, so that a loop over a store that is always ready meets the deadline.
+pub(super) fn giving_way(storage: Handle) -> Handle {
+    Arc::new(GivingWay(storage))
+}
+
+/// See [`giving_way`]. It gives way behind the call: before it, the order of first polls would be lost.
+#[derive(Debug)]
+struct GivingWay(Handle);
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl Storage for GivingWay {
+    async fn get(&self, keys: &[Key]) -> Result<Reading<Vec<Option<Entry>>>> {
+        let done = self.0.get(keys).await;
+        consume_budget().await;
+        done
+    }
+
+    async fn scan(&self, range: KeyRange, options: ScanOptions) -> Result<Scan> {
+        let done = self.0.scan(range, options).await;
+        consume_budget().await;
+        done
+    }
+
+    async fn commit(&self, batch: Batch, options: CommitOptions) -> Result<Position> {
+        let done = self.0.commit(batch, options).await;
+        consume_budget().await;
+        done
+    }
+
+    async fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch> {
+        let done = self.0.watch(range, options).await;
+        consume_budget().await;
+        done
+    }
+
+    async fn limits(&self) -> Result<Limits> {
+        self.0.limits().await
+    }
+}
 
 // ---- calls
 
