@@ -21,6 +21,8 @@
 //! # }
 //! ```
 
+#[cfg(feature = "cli")]
+pub mod cli;
 mod connection;
 mod dial;
 mod driver;

@@ -1,0 +1,369 @@
+//! `import`: a file's rows into the keyspace, many to a commit and several commits on their way.
+//!
+//! A thread reads and cuts batches; here they are sent in the file's order, and answers are taken in that order too.
+//! After the first failure nothing more is sent, and the summary of what is certain covers the commits that were on
+//! their way by then. Invariant: each row is in one state (committed, not committed, unknown) when this ends.
+
+use std::collections::VecDeque;
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use anyhow::anyhow;
+use clap::Args;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, pending};
+use indicatif::ProgressBar;
+use storage_protocol::{
+    CommitOptions, Limit, Outcome, Position, Result, Storage, StorageError, StorageExt,
+};
+use tokio::sync::mpsc;
+
+use super::app::App;
+use super::failure::{Exit, Interrupted, Usage, usage};
+use super::json::Object;
+use super::output::{Output, progress};
+use super::rows::{Batches, Format, Prepared, Rows, open};
+use super::template::Template;
+use crate::RemoteStorage;
+
+const EXAMPLES: &str = "\
+Examples:
+  storage import weather.csv.gz --key 'weather/{origin}/{time_hour}'
+  storage import events.jsonl --key 'event/{id}' --batch 100
+  storage import backup.jsonl
+  storage export | storage --url wss://other:7443/storage/models import -
+
+Without --key, each line is {\"put\":{...}} or {\"remove\":{...}}, as `export` writes them.
+A CSV row becomes a JSON object of strings; a row of JSON lines with --key is kept as it is.";
+
+/// Commits on their way: enough to cover the way to the server and its disk; with `BATCH_BYTES_MAX` it bounds memory.
+const IN_FLIGHT_MAX: usize = 8;
+
+/// Batches that were read and wait for room.
+const READ_AHEAD: usize = 2;
+
+/// Imports a file, or stdin (-)
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Import {
+    /// File, as it is or packed with gzip; - for stdin
+    file: String,
+    /// Format [default: by the file's name; stdin: jsonl]
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// Key of each row, with {column} for a column's value ({{ and }} for braces)
+    #[arg(long, value_name = "TEMPLATE")]
+    key: Option<Template>,
+    /// Rows of one commit, at most; a commit also ends at 1 MiB, and before a key that is in it already
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
+    batch: u32,
+}
+
+impl Import {
+    pub(super) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
+        let start = Instant::now();
+        let format = match self.format {
+            Some(format) => format,
+            None => Format::of(&self.file)?,
+        };
+        let total = std::fs::metadata(&self.file).map_or(0, |metadata| metadata.len());
+        let bar = progress(Some(total));
+        let rows = Rows::new(&self.file, open(&self.file, &bar)?, format, self.key)?;
+        let storage = app.unless_interrupted(app.connect()).await?;
+        let limits = storage.limits().await?;
+        let batch = self.batch as usize;
+        if batch > limits.operations_per_commit_max {
+            let max = limits.operations_per_commit_max;
+            let error = StorageError::limit(Limit::OperationsPerCommit, batch, max);
+            return Err(anyhow::Error::new(error).context("--batch"));
+        }
+        let mut reader = Reader::start(Batches::new(rows, batch, limits));
+        let mut tally = Tally::default();
+        let stopped = send_all(&storage, &mut reader, &mut tally, app, &bar).await;
+        bar.finish_and_clear();
+        tally.judge(&self.file)?;
+        let committed = tally.committed_text();
+        match stopped {
+            Stopped::Interrupted => {
+                let outcome = Outcome::NotExecuted;
+                return Err(anyhow::Error::new(Interrupted { outcome }).context(committed));
+            }
+            Stopped::End => reader
+                .end()
+                .await
+                .map_err(|error| with_count(error, &committed))?,
+        }
+        let position = match tally.last {
+            Some(position) => position,
+            None => storage.sync().await?,
+        };
+        out.line(&tally.summary(position, start.elapsed().as_secs_f64(), app.json()))?;
+        Ok(Exit::Done)
+    }
+}
+
+/// A bad row's error, and what was committed before it.
+fn with_count(error: anyhow::Error, committed: &str) -> anyhow::Error {
+    match error.downcast_ref::<Usage>() {
+        Some(_) => usage(format!("{error}; {committed} before")),
+        None => error.context(committed.to_owned()),
+    }
+}
+
+/// The thread that reads.
+struct Reader {
+    batches: mpsc::Receiver<Prepared>,
+    thread: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+impl Reader {
+    /// It ends at the end of the file, at a bad row, or when nobody takes its batches any more. A read of stdin that
+    /// does not return is left behind when the process ends.
+    fn start(mut batches: Batches) -> Self {
+        let (sender, receiver) = mpsc::channel(READ_AHEAD);
+        let thread = tokio::task::spawn_blocking(move || {
+            while let Some(prepared) = batches.next()? {
+                if sender.blocking_send(prepared).is_err() {
+                    break;
+                }
+            }
+            Ok(())
+        });
+        Self {
+            batches: receiver,
+            thread,
+        }
+    }
+
+    /// How the reading went; called when there are no more batches.
+    async fn end(self) -> anyhow::Result<()> {
+        self.thread
+            .await
+            .map_err(|error| anyhow!("the reading thread failed: {error}"))?
+    }
+}
+
+/// Why no more is sent. After a failed commit it is `End` too; the tally knows.
+enum Stopped {
+    End,
+    Interrupted,
+}
+
+/// A commit on its way.
+struct InFlight {
+    first_row: u64,
+    first_line: u64,
+    rows: u64,
+    answer: BoxFuture<'static, Result<Position>>,
+}
+
+async fn send_all(
+    storage: &RemoteStorage,
+    reader: &mut Reader,
+    tally: &mut Tally,
+    app: &App,
+    bar: &ProgressBar,
+) -> Stopped {
+    let mut in_flight = VecDeque::new();
+    let mut stopped = None;
+    loop {
+        let more = stopped.is_none() && tally.failures.is_empty();
+        if !more && in_flight.is_empty() {
+            return stopped.unwrap_or(Stopped::End);
+        }
+        tokio::select! {
+            biased;
+            () = app.interrupt.cancelled(), if more => stopped = Some(Stopped::Interrupted),
+            answer = front(&mut in_flight) => {
+                if let Some(commit) = in_flight.pop_front() {
+                    tally.add(commit, answer);
+                    bar.set_message(tally.committed_text());
+                }
+            }
+            prepared = reader.batches.recv(), if more && in_flight.len() < IN_FLIGHT_MAX => match prepared {
+                Some(prepared) => in_flight.push_back(send(storage.clone(), prepared)),
+                None => stopped = Some(Stopped::End),
+            }
+        }
+    }
+}
+
+/// The answer to the oldest commit. Cancel-safe: the commit stays where it is.
+async fn front(in_flight: &mut VecDeque<InFlight>) -> Result<Position> {
+    match in_flight.front_mut() {
+        Some(commit) => (&mut commit.answer).await,
+        None => pending().await,
+    }
+}
+
+fn send(storage: RemoteStorage, prepared: Prepared) -> InFlight {
+    let (rows, first_row, first_line) = (prepared.rows(), prepared.first_row, prepared.first_line);
+    let options = CommitOptions::labelled("import");
+    let mut commit = async move { storage.commit(prepared.batch, options).await }.boxed();
+    // Ordering: commits are applied in the order in which they are first polled.
+    let first = commit.poll_unpin(&mut Context::from_waker(Waker::noop()));
+    let answer = match first {
+        Poll::Ready(answer) => futures_util::future::ready(answer).boxed(),
+        Poll::Pending => commit,
+    };
+    InFlight {
+        first_row,
+        first_line,
+        rows,
+        answer,
+    }
+}
+
+/// What became of the rows.
+#[derive(Default)]
+struct Tally {
+    rows: u64,
+    commits: u64,
+    last: Option<Position>,
+    failures: Vec<Failed>,
+    /// Committed although an earlier commit failed.
+    rows_behind: u64,
+}
+
+struct Failed {
+    first_row: u64,
+    first_line: u64,
+    rows: u64,
+    error: StorageError,
+}
+
+impl Tally {
+    fn add(&mut self, commit: InFlight, answer: Result<Position>) {
+        let InFlight {
+            first_row,
+            first_line,
+            rows,
+            ..
+        } = commit;
+        match answer {
+            Ok(position) => {
+                self.commits += 1;
+                self.last = Some(position);
+                match self.failures.is_empty() {
+                    true => self.rows += rows,
+                    false => self.rows_behind += rows,
+                }
+            }
+            Err(error) => self.failures.push(Failed {
+                first_row,
+                first_line,
+                rows,
+                error,
+            }),
+        }
+    }
+
+    fn committed_text(&self) -> String {
+        format!("{} rows were committed", self.rows)
+    }
+
+    /// Fails if a commit did. An unknown outcome says more than one that is certain, so the first such counts.
+    fn judge(&self, file: &str) -> anyhow::Result<()> {
+        let unknown = |failed: &Failed| failed.error.outcome() == Outcome::Unknown;
+        let place = self.failures.iter().position(unknown).unwrap_or(0);
+        let Some(failed) = self.failures.get(place) else {
+            return Ok(());
+        };
+        let (first, line) = (failed.first_row, failed.first_line);
+        let mut text = match unknown(failed) {
+            true => format!("from row {first} on ({file}:{line}) it is unknown what was committed"),
+            false => {
+                let last = first + failed.rows - 1;
+                format!("rows {first} to {last} (from {file}:{line} on) were not committed")
+            }
+        };
+        text.push_str(&format!("; {} before", self.committed_text()));
+        if self.rows_behind > 0 {
+            text.push_str(&format!(
+                ", and {} rows that were on their way behind the first failed commit",
+                self.rows_behind
+            ));
+        }
+        Err(anyhow::Error::new(failed.error.clone()).context(text))
+    }
+
+    fn summary(&self, position: Position, seconds: f64, json: bool) -> String {
+        let (rows, commits) = (self.rows, self.commits);
+        if !json {
+            return format!("{rows} rows in {commits} commits, {seconds:.3} s, at {position}");
+        }
+        Object::new()
+            .number("rows", rows)
+            .number("commits", commits)
+            .raw("seconds", &format!("{seconds:.3}"))
+            .position(position)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use storage_protocol::Revision;
+
+    use super::super::failure::exit_code;
+    use super::*;
+
+    /// What is said after commits of two rows each came to this.
+    fn judged(answers: impl IntoIterator<Item = Result<u64>>) -> (u8, String) {
+        let mut tally = Tally::default();
+        for (place, answer) in (0u64..).zip(answers) {
+            let commit = InFlight {
+                first_row: 2 * place + 1,
+                first_line: 2 * place + 2,
+                rows: 2,
+                answer: pending().boxed(),
+            };
+            let position = |revision| Position {
+                revision: Revision(revision),
+                ..Position::default()
+            };
+            tally.add(commit, answer.map(position));
+        }
+        match tally.judge("f") {
+            Ok(()) => (0, tally.committed_text()),
+            Err(error) => (exit_code(&error), format!("{error}")),
+        }
+    }
+
+    #[test]
+    fn each_row_is_committed_not_committed_or_unknown() {
+        let overloaded = || {
+            let (limit, max) = (Limit::CommitQueue, 1);
+            Err(StorageError::Overloaded { limit, max })
+        };
+        let lost = || {
+            let outcome = Outcome::Unknown;
+            Err(StorageError::DeadlineExceeded { outcome })
+        };
+        let says = |code, text: &str| (code, text.to_owned());
+        assert_eq!(judged([Ok(1), Ok(2)]), says(0, "4 rows were committed"));
+        assert_eq!(
+            judged([Ok(1), overloaded(), Ok(2), overloaded(), Ok(3)]),
+            says(
+                3,
+                "rows 3 to 4 (from f:4 on) were not committed; 2 rows were committed before, and 4 rows that were \
+                     on their way behind the first failed commit"
+            )
+        );
+        assert_eq!(
+            judged([Ok(1), Ok(2), lost(), lost()]),
+            says(
+                4,
+                "from row 5 on (f:6) it is unknown what was committed; 4 rows were committed before"
+            )
+        );
+        // What is certain about the first must not hide what is not certain about the second.
+        assert_eq!(
+            judged([overloaded(), lost()]),
+            says(
+                4,
+                "from row 3 on (f:4) it is unknown what was committed; 0 rows were committed before"
+            )
+        );
+    }
+}

@@ -1,0 +1,161 @@
+//! The `storage` command: one file per sub-command, and what they share.
+//!
+//! Here: the program's arguments and its way from them to an exit code. Arguments and files are judged before the
+//! connection is made, so that a usage error costs nothing; the connection is closed on every way out.
+//!
+//! Invariant: results go to stdout, everything else to stderr, and the exit code is `failure::exit_code`'s.
+
+mod app;
+mod commit;
+mod completions;
+mod digest;
+mod export;
+mod failure;
+mod get;
+mod import;
+mod json;
+mod output;
+mod ping;
+mod put;
+mod rm;
+mod rows;
+mod scan;
+mod template;
+mod text;
+mod watch;
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::anyhow;
+use clap::{Parser, Subcommand};
+
+use app::{App, Globals};
+use failure::Exit;
+use output::Output;
+
+const EXAMPLES: &str = "\
+Keys and values are UTF-8 text, @FILE (the file's bytes; @@ for a literal @) or - (stdin, once).
+
+Examples:
+  export STORAGE_URL=wss://localhost:7443/storage/models STORAGE_CERTS=certs/dev STORAGE_IDENTITY=alice
+  storage put greeting hello
+  storage get greeting
+  storage put weights/1 @weights.bin --ttl 1h
+  storage --json scan --prefix weights/ --keys-only
+  storage import weather.csv.gz --key 'weather/{origin}/{time_hour}'
+  storage watch --prefix weather/ --json
+  storage --url ws://localhost:7000/storage/models --danger-plaintext ping
+
+Exit codes:
+  0    done
+  1    refused: a check failed, a key in `get` is missing, a position in `watch` is no longer served
+  2    wrong usage or configuration, or a local file that cannot be read or written
+  3    not reachable, not authenticated, or not served now; nothing was executed
+  4    outcome unknown: a commit was sent, and no answer came
+  130  interrupted (Ctrl-C, SIGTERM) before it was done; a watch ends with 0";
+
+/// How long the runtime may take to end; what hangs beyond that (a read of stdin) is left behind.
+const RUNTIME_END_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// Reads and writes a keyspace of a storage-sync server.
+#[derive(Debug, Parser)]
+#[command(name = "storage", version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(flatten)]
+    globals: Globals,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Put(put::Put),
+    Get(get::Get),
+    Rm(rm::Rm),
+    Scan(scan::Scan),
+    Commit(commit::Commit),
+    Import(import::Import),
+    Export(export::Export),
+    Watch(watch::Watch),
+    Digest(digest::Digest),
+    Ping(ping::Ping),
+    Completions(completions::Completions),
+}
+
+/// Parses the process's arguments, does what they say and reports; the exit code is for `main` to return.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| anyhow!("the runtime cannot be started: {error}"))
+        .and_then(|runtime| {
+            let done = runtime.block_on(run(cli));
+            runtime.shutdown_timeout(RUNTIME_END_TIMEOUT);
+            done
+        });
+    match done {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            failure::report(&error);
+            failure::exit_code(&error).into()
+        }
+    }
+}
+
+/// Runs the command and closes the connection.
+async fn run(cli: Cli) -> anyhow::Result<Exit> {
+    let app = App::new(cli.globals);
+    let mut out = Output::stdout();
+    let done = Box::pin(dispatch(cli.command, &app, &mut out)).await;
+    // What was found before a failure is a result too. An earlier error says more than that of the flush.
+    let flushed = out.flush();
+    app.close().await;
+    done.and_then(|exit| flushed.map(|()| exit))
+}
+
+async fn dispatch(command: Command, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
+    // These two stop in order by themselves.
+    let stops_in_order = matches!(command, Command::Import(_) | Command::Watch(_));
+    let work = async {
+        match command {
+            Command::Put(put) => put.run(app, out).await,
+            Command::Get(get) => get.run(app, out).await,
+            Command::Rm(rm) => rm.run(app, out).await,
+            Command::Scan(scan) => scan.run(app, out).await,
+            Command::Commit(commit) => commit.run(app, out).await,
+            Command::Import(import) => import.run(app, out).await,
+            Command::Export(export) => export.run(app, out).await,
+            Command::Watch(watch) => watch.run(app, out).await,
+            Command::Digest(digest) => digest.run(app, out).await,
+            Command::Ping(ping) => ping.run(app, out).await,
+            Command::Completions(completions) => completions.run(out),
+        }
+    };
+    if stops_in_order {
+        work.await
+    } else {
+        app.unless_interrupted(work).await
+    }
+}
+
+/// Tells people something. A closed stderr must not end what goes on.
+fn tell(text: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+}

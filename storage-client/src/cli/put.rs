@@ -1,0 +1,63 @@
+//! `put`: one value under one key.
+//!
+//! The position it prints is what `watch --after` takes. Writing begins with the connection: an interruption behind
+//! that leaves the outcome unknown, and says so.
+
+use std::time::Duration;
+
+use clap::Args;
+use storage_protocol::{Batch, CommitOptions, Lifetime, Position, Storage};
+
+use super::app::App;
+use super::failure::Exit;
+use super::json::Object;
+use super::output::Output;
+
+const EXAMPLES: &str = "\
+Examples:
+  storage put greeting hello
+  storage put weights/1 @weights.bin --ttl 1h
+  date | storage put now -
+  storage --hex put 00ff 68656c6c6f
+
+Prints the commit's position, EPOCH:REVISION.";
+
+/// Puts a value
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Put {
+    /// Key (text, @FILE or -)
+    #[arg(allow_negative_numbers = true)]
+    key: String,
+    /// Value (text, @FILE or -)
+    #[arg(allow_negative_numbers = true)]
+    value: String,
+    /// How long it lives, such as 500ms or 1h [default: until it is removed]
+    #[arg(long, value_name = "D", value_parser = humantime::parse_duration)]
+    ttl: Option<Duration>,
+}
+
+impl Put {
+    pub(super) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
+        let mut arguments = app.form().arguments();
+        let key = arguments.bytes("KEY", &self.key)?;
+        let value = arguments.bytes("VALUE", &self.value)?;
+        let lifetime = self.ttl.map_or(Lifetime::Forever, Lifetime::TimeToLive);
+        let batch = Batch::new().put_with(key, value, lifetime);
+        commit(app, out, batch).await
+    }
+}
+
+/// Commits and prints the position.
+pub(super) async fn commit(app: &App, out: &mut Output, batch: Batch) -> anyhow::Result<Exit> {
+    let storage = app.connect().await?;
+    app.writing();
+    let done = storage.commit(batch, CommitOptions::default()).await;
+    app.written();
+    let position: Position = done?;
+    match app.json() {
+        true => out.line(&Object::new().position(position).finish())?,
+        false => out.line(&position.to_string())?,
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,38 @@
+//! `rm`: removes keys, all of them in one commit.
+//!
+//! A key that is absent already is no failure.
+
+use clap::Args;
+use storage_protocol::Batch;
+
+use super::app::App;
+use super::failure::Exit;
+use super::output::Output;
+use super::put;
+
+const EXAMPLES: &str = "\
+Examples:
+  storage rm greeting
+  storage rm weights/1 weights/2
+
+All keys go in one commit; an absent one is no failure. Prints the commit's position, EPOCH:REVISION.";
+
+/// Removes keys
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Rm {
+    /// Keys (text, @FILE or -)
+    #[arg(value_name = "KEY", required = true, allow_negative_numbers = true)]
+    keys: Vec<String>,
+}
+
+impl Rm {
+    pub(super) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
+        let mut arguments = app.form().arguments();
+        let mut batch = Batch::new();
+        for key in &self.keys {
+            batch = batch.remove(arguments.bytes("KEY", key)?);
+        }
+        put::commit(app, out, batch).await
+    }
+}
