@@ -1,0 +1,17 @@
+//! The `storage` command as scripts see it: stdout, stderr and exit code of each sub-command.
+//!
+//! The server is a small one in this process (`fake.rs`) that keeps entries in memory and speaks the native dialect
+//! without TLS; faults are asked of it one by one. One binary, so that it is linked once.
+
+#![cfg(unix)]
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers outside of #[test] functions are tests too"
+)]
+
+mod entries;
+mod failures;
+mod fake;
+mod files;
+mod run;
+mod watches;
