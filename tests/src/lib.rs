@@ -8,6 +8,7 @@
 pub mod conformance;
 pub mod harness;
 pub mod model;
+pub mod raw;
 mod remote_fixture;
 mod rocks_fixture;
 
