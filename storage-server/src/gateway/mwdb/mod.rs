@@ -20,7 +20,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use storage_protocol::mwdb::{ID_ZERO, Request, RequestKind, prefix_answer};
+use storage_protocol::mwdb::{ID_ZERO, Malformed, Request, RequestKind, prefix_answer};
 use storage_protocol::native::close_code;
 use storage_protocol::{KeyRange, Result, Watch, WatchOptions};
 
@@ -233,6 +233,14 @@ impl Dialect for Mwdb {
         let request = match Request::parse_within(message, self.shared.config.limits.mwdb_keys_max)
         {
             Ok(request) => request,
+            // It was meant to be answered, and its client would wait for ever.
+            Err(error @ Malformed::TooManyKeys { .. }) => {
+                return Err(Close::new(
+                    close_code::TOO_BIG,
+                    ClosedLabel::Protocol,
+                    error.to_string(),
+                ));
+            }
             Err(error) => {
                 self.shared.metrics.mwdb_ignored.increment();
                 tracing::debug!(%error, "passed over a message");
