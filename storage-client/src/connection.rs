@@ -26,7 +26,7 @@ use crate::watch::WatchShared;
 pub enum ConnectionState {
     /// Calls are carried out.
     Connected,
-    /// The server is about to close; until it does, calls are carried out.
+    /// The server is about to close: what is in flight is answered, new calls fail with `Closed`, not executed.
     Draining {
         /// Why, as the server says.
         reason: String,

@@ -138,6 +138,11 @@ impl Dialer {
         let upgrade = tokio_tungstenite::client_async_with_config(request, io, config);
         match upgrade.await {
             Ok((socket, _)) => Ok(socket),
+            // Who answered in HTTP did not expect TLS.
+            Err(error) if self.tls.is_none() && !matches!(error, WsError::Http(_)) => Err(format!(
+                "{}; if the port expects TLS, the URL begins with wss://",
+                explain_upgrade(error)
+            )),
             Err(error) => Err(explain_upgrade(error)),
         }
     }

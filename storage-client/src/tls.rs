@@ -95,6 +95,10 @@ fn explain_certificate(error: &CertificateError) -> String {
         CertificateError::UnknownIssuer => {
             "comes from an unknown issuer: no trust anchor of ca.pem vouches for it"
         }
+        // Authorities of `storage-certs` all have one name; the signature tells them apart.
+        CertificateError::BadSignature => {
+            "comes from an unknown issuer: a trust anchor of ca.pem has its issuer's name, and did not sign it"
+        }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             "is for another name"
         }
@@ -107,8 +111,11 @@ fn explain_certificate(error: &CertificateError) -> String {
 fn explain_alert(alert: AlertDescription) -> String {
     let what = match alert {
         AlertDescription::CertificateRequired => "it demands a client certificate",
-        AlertDescription::UnknownCA => "it does not trust the issuer of our certificate",
-        AlertDescription::CertificateExpired => "our certificate is expired",
+        // The latter of an issuer that has the name, and not the key, of one that it trusts.
+        AlertDescription::UnknownCA | AlertDescription::DecryptError => {
+            "it does not trust the issuer of our certificate"
+        }
+        AlertDescription::CertificateExpired => "our certificate is expired or not yet valid",
         AlertDescription::CertificateRevoked => "our certificate is revoked",
         AlertDescription::BadCertificate
         | AlertDescription::UnsupportedCertificate

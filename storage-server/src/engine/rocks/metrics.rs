@@ -74,7 +74,7 @@ pub(super) fn write(shared: &Shared, out: &mut String) {
     );
     let (watches, ring_bytes, floor) = shared.feed.figures();
     metric(
-        "storage_watches",
+        "storage_feed_watches",
         "gauge",
         "Watches attached to the feed.",
         watches as f64,
