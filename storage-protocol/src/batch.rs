@@ -303,8 +303,9 @@ mod tests {
         let ttl = Lifetime::TimeToLive(std::time::Duration::from_micros(1));
         assert!(text(Batch::new().put_with("a", "", ttl)).contains("millisecond"));
         assert!(judge(Batch::new().check_absent("a").put("a", "").remove("b")).is_ok());
-        let many = (0..10_001u32)
-            .fold(Batch::new(), |batch, n| batch.remove(n.to_be_bytes().to_vec()));
+        let many = (0..10_001u32).fold(Batch::new(), |batch, n| {
+            batch.remove(n.to_be_bytes().to_vec())
+        });
         assert!(text(many).contains("operations_per_commit_max is 10000, this has 10001"));
     }
 }

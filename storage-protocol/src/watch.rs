@@ -91,6 +91,36 @@ pub struct Change {
     pub kind: ChangeKind,
 }
 
+impl Change {
+    /// The bytes of its key and values.
+    fn bytes(&self) -> usize {
+        let value = match &self.kind {
+            ChangeKind::Put {
+                value, previous, ..
+            } => value.len() + previous.as_ref().map_or(0, Bytes::len),
+            ChangeKind::Removed { previous } => previous.as_ref().map_or(0, Bytes::len),
+            ChangeKind::Signalled { bytes } => bytes.len(),
+        };
+        self.key.len() + value
+    }
+
+    /// Copies key and values out of the message they came in, which they otherwise keep alive as a whole.
+    pub fn detach(&mut self) {
+        let copy = |bytes: &mut Bytes| *bytes = Bytes::copy_from_slice(bytes);
+        copy(&mut self.key);
+        match &mut self.kind {
+            ChangeKind::Put {
+                value, previous, ..
+            } => {
+                copy(value);
+                previous.iter_mut().for_each(copy);
+            }
+            ChangeKind::Removed { previous } => previous.iter_mut().for_each(copy),
+            ChangeKind::Signalled { bytes } => copy(bytes),
+        }
+    }
+}
+
 /// See [`Change`].
 #[derive(Clone, PartialEq, Eq)]
 pub enum ChangeKind {
@@ -203,32 +233,32 @@ impl CommitRecord {
         if inside == self.changes.len() {
             return Some(self.clone());
         }
-        let changes = self
+        let inside = self
             .changes
             .iter()
             .filter(|change| range.contains(&change.key));
+        let mut changes: Vec<Change> = inside.cloned().collect();
+        let part: usize = changes.iter().map(Change::bytes).sum();
+        // A small part must not keep the whole commit's buffer alive in some watch's queue.
+        if part < self.bytes() / 2 {
+            changes.iter_mut().for_each(Change::detach);
+        }
         Some(Arc::new(Self::new(
             self.revision,
             self.time,
             self.label.clone(),
             self.principal.clone(),
-            changes.cloned().collect(),
+            changes,
         )))
     }
 
     /// The bytes of its keys and values, by which rings and queues are bounded.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let changes = self.changes.iter().map(|change| {
-            let value = match &change.kind {
-                ChangeKind::Put {
-                    value, previous, ..
-                } => value.len() + previous.as_ref().map_or(0, Bytes::len),
-                ChangeKind::Removed { previous } => previous.as_ref().map_or(0, Bytes::len),
-                ChangeKind::Signalled { bytes } => bytes.len(),
-            };
-            change.key.len() + value + size_of::<Change>()
-        });
+        let changes = self
+            .changes
+            .iter()
+            .map(|change| change.bytes() + size_of::<Change>());
         size_of::<Self>() + changes.sum::<usize>()
     }
 

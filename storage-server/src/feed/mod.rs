@@ -112,10 +112,17 @@ impl Feed {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Fills the ring of a feed that was just made with what the log still has after `floor`.
-    pub(crate) fn refill(&self, floor: Revision, commits: Vec<FeedCommit>) {
+    /// Empties the ring: it begins after `floor`.
+    pub(crate) fn restart(&self, floor: Revision) {
         let mut inner = self.lock();
+        inner.ring.clear();
+        inner.ring_bytes = 0;
         inner.floor = floor;
+    }
+
+    /// Puts commits from the log into the ring, before anything is published.
+    pub(crate) fn refill(&self, commits: impl Iterator<Item = FeedCommit>) {
+        let mut inner = self.lock();
         for commit in commits {
             inner.push(commit, self.ring_bytes_max);
         }
@@ -279,7 +286,20 @@ impl Subscription {
         let from = inner
             .ring
             .partition_point(|commit| commit.record.revision <= after);
-        let to = inner.ring.len().min(from + RING_STEP);
+        // Cut by bytes too: who asks holds what it gets until its reader takes it.
+        let mut bytes = 0;
+        let bounded = inner
+            .ring
+            .range(from..)
+            .take(RING_STEP)
+            .take_while(|commit| {
+                let fits = bytes < QUEUE_BYTES_MAX;
+                if commit.keyspace == self.keyspace {
+                    bytes += commit.record.bytes();
+                }
+                fits
+            });
+        let to = from + bounded.count();
         let mine = inner
             .ring
             .range(from..to)

@@ -7,7 +7,7 @@
 //! Invariants: nothing else writes to the database, so the numbers RocksDB will give are known beforehand; a commit's
 //! record is the last of its rows and its number is the commit's revision; the log holds puts and deletes only.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -32,6 +32,12 @@ use crate::feed::FeedCommit;
 
 /// Numbers that a group may take before it is written; a single commit may take more.
 const GROUP_NUMBERS_MAX: u64 = 64 * 1024;
+
+/// A commit up to this size is copied out of its message: cheaper than what it might keep alive.
+const COMPACT_BYTES_MAX: usize = 4 * 1024;
+
+/// Bytes that a group may have before it is written: values before count here that its requests do not carry.
+const GROUP_BYTES_MAX: usize = 16 << 20;
 
 /// A session as the committer knows it.
 #[derive(Debug)]
@@ -102,7 +108,8 @@ impl Committer<'_> {
     fn commit(&mut self, works: Vec<Work>) {
         let mut group = Group::new(&self.shared.store);
         for work in works {
-            if group.numbers >= GROUP_NUMBERS_MAX {
+            if group.numbers >= GROUP_NUMBERS_MAX || group.batch.size_in_bytes() >= GROUP_BYTES_MAX
+            {
                 let full = std::mem::replace(&mut group, Group::new(&self.shared.store));
                 self.write(full);
                 group = Group::new(&self.shared.store);
@@ -129,6 +136,10 @@ impl Committer<'_> {
         if numbers > 0 {
             let began = Instant::now();
             let bytes = batch.size_in_bytes();
+            // Ordering: before the write. Who sees its first commit must find the keyspace; a failed write poisons.
+            for (keyspace, row) in made {
+                keyspace.set_row(row);
+            }
             if let Err(reason) = self.write_batch(batch, base + numbers) {
                 store.poison(&reason);
                 for (reply, _) in answers {
@@ -143,9 +154,6 @@ impl Committer<'_> {
                 return;
             }
             self.shared.metrics.wrote(count, bytes, began.elapsed());
-            for (keyspace, row) in made {
-                keyspace.set_row(row);
-            }
             if let Some(due) = dues.into_iter().min() {
                 self.shared.alarm.set(due);
             }
@@ -182,6 +190,8 @@ struct Group<'a> {
     /// Numbers taken so far.
     numbers: u64,
     now: UnixMillis,
+    /// Bytes of the work at hand, as it was queued.
+    taken: usize,
     /// Entries as the group's commits leave them, for the checks of later ones.
     overlay: HashMap<(KeyspaceId, Key), (Head, Value)>,
     records: Vec<FeedCommit>,
@@ -220,6 +230,7 @@ impl<'a> Group<'a> {
             base: store.db.latest_sequence_number(),
             numbers: 0,
             now: store.now(),
+            taken: 0,
             overlay: HashMap::new(),
             records: Vec::new(),
             made: Vec::new(),
@@ -233,8 +244,9 @@ impl<'a> Group<'a> {
             session,
             task,
             reply,
-            ..
+            bytes,
         } = work;
+        self.taken = bytes;
         let answer = match task {
             Task::Commit {
                 number,
@@ -427,18 +439,23 @@ impl<'a> Group<'a> {
             None => self.make(&session.keyspace, revision),
         };
         let mut changes = Vec::with_capacity(steps.len() + signals.len());
-        for step in steps {
-            changes.push(self.write_step(id, revision, step));
-        }
-        for (place, key, bytes) in signals {
-            changes.insert(
-                place,
-                Change {
+        let mut signals = signals.into_iter().peekable();
+        let mut steps = steps.into_iter();
+        // Both come in the order of their places; a signal's place counts what stands before it, signals included.
+        loop {
+            if let Some((_, key, bytes)) = signals.next_if(|(place, _, _)| *place <= changes.len())
+            {
+                changes.push(Change {
                     key,
                     kind: ChangeKind::Signalled { bytes },
-                },
-            );
+                });
+            } else if let Some(step) = steps.next() {
+                changes.push(self.write_step(id, revision, step));
+            } else {
+                break;
+            }
         }
+        compact(&mut changes, self.taken);
         let record = CommitRecord::new(
             revision,
             self.now,
@@ -478,7 +495,7 @@ impl<'a> Group<'a> {
         if !steps.iter().any(|step| step.stamped) {
             return Ok(());
         }
-        let plain: Vec<Key> = steps
+        let plain: HashSet<Key> = steps
             .iter()
             .filter(|step| !step.stamped)
             .map(|step| step.key.clone())
@@ -690,6 +707,24 @@ fn check_mwdb(batch: &Batch) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// Copies what a small commit changed out of the message it came in, which may be much larger (checks, another
+/// commit's parts): the ring and the queues of watches keep these bytes, and count them.
+fn compact(changes: &mut [Change], message_bytes: usize) {
+    let of = |change: &Change| {
+        change.key.len()
+            + match &change.kind {
+                ChangeKind::Put { value, .. } => value.len(),
+                ChangeKind::Signalled { bytes } => bytes.len(),
+                ChangeKind::Removed { .. } => 0,
+            }
+    };
+    let bytes: usize = changes.iter().map(of).sum();
+    if bytes > COMPACT_BYTES_MAX && bytes >= message_bytes / 2 {
+        return;
+    }
+    changes.iter_mut().for_each(Change::detach);
 }
 
 fn lifetime_row(id: KeyspaceId, key: &Key, head: &Head) -> Option<LifetimeRow> {

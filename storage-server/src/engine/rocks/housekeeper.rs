@@ -1,6 +1,7 @@
-//! What is done beside the requests, on one thread: expiry, the mark, the lease of snapshots, old tombstones, free disk.
+//! What is done beside the requests, on two threads: the housekeeper writes the mark and looks at leases and the disk each
+//! second, whatever the other does; the expirer removes what is due and forgets old tombstones.
 //!
-//! It never writes to the database itself: expiries and forgotten tombstones go through the committer's queue like
+//! They write to the database themselves: expiries and forgotten tombstones go through the committer's queue like
 //! everything else, in bounded bites, so that many at once do not hold up writers.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -20,8 +21,11 @@ const ROUND: Duration = Duration::from_secs(1);
 /// How often old tombstones are looked for.
 const SWEEP: Duration = Duration::from_secs(600);
 
-/// Entries in one commit of the housekeeper.
+/// Entries in one commit of the expirer.
 const BITE: usize = 512;
+
+/// Such commits before it looks at what else there is to do.
+const BITES_PER_VISIT: usize = 32;
 
 /// When the next entry is due; wakes the housekeeper.
 #[derive(Debug, Default)]
@@ -44,6 +48,23 @@ impl Alarm {
         if state.due.is_some_and(|known| due < known) {
             state.due = Some(due);
             self.changed.notify_all();
+        }
+    }
+
+    /// Waits for a round; false when stopped.
+    fn wait_for_round(&self) -> bool {
+        let deadline = Instant::now() + ROUND;
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if state.stopped || left.is_zero() {
+                return !state.stopped;
+            }
+            state = self
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
     }
 
@@ -95,23 +116,31 @@ impl Alarm {
     }
 }
 
-/// Runs until the alarm is stopped.
+/// The housekeeper: runs until the alarm is stopped.
 pub(super) fn run(shared: &Shared) {
-    let mut round = Instant::now();
+    while shared.alarm.wait_for_round() {
+        write_mark(shared, false);
+        shared.leases.expire(Instant::now());
+        shared.disk.look(&shared.store.options);
+    }
+}
+
+/// The expirer: runs until the alarm is stopped.
+pub(super) fn run_expiry(shared: &Shared) {
     let mut sweep = Instant::now();
     while shared.alarm.wait(|| shared.store.now()) {
         if shared.alarm.is_due(shared.store.now()) {
             report("expire entries", expire(shared));
         }
-        if round.elapsed() >= ROUND {
-            round = Instant::now();
-            write_mark(shared, false);
-            shared.leases.expire(Instant::now());
-            shared.disk.look(&shared.store.options);
-        }
         if sweep.elapsed() >= SWEEP {
-            sweep = Instant::now();
-            report("forget tombstones", forget_tombstones(shared));
+            match forget_tombstones(shared) {
+                // There is more: at the next round, so that expiry has its turn between.
+                Ok(true) => {}
+                result => {
+                    sweep = Instant::now();
+                    report("forget tombstones", result.map(|_| ()));
+                }
+            }
         }
     }
 }
@@ -152,13 +181,14 @@ pub(super) fn write_mark(shared: &Shared, clean: bool) {
 /// Removes what is due, as commits labelled `expired`.
 fn expire(shared: &Shared) -> Result<()> {
     let store = &shared.store;
-    loop {
-        let now = store.now();
-        // Until the look is over nothing is expected for a round; commits meanwhile set an earlier time.
-        shared.alarm.expect(now.after(ROUND));
+    let now = store.now();
+    // Until the look is over nothing is expected for a round (should it fail, that is when it is repeated); commits
+    // meanwhile set an earlier time.
+    shared.alarm.expect(now.after(ROUND));
+    let (mut start, end) = LifetimeRow::due_range(UnixMillis(u64::MAX - 1));
+    for _ in 0..BITES_PER_VISIT {
         let mut due: Vec<(KeyspaceId, Key, Revision)> = Vec::new();
         let mut next = None;
-        let (start, end) = LifetimeRow::due_range(UnixMillis(u64::MAX - 1));
         let mut rows = store.iterate(Table::Lifetimes, &start, Some(&end));
         while let Some((row, revision)) = rows.item() {
             let LifetimeRow::Due(time, keyspace, key) = LifetimeRow::parse(row)? else {
@@ -169,33 +199,48 @@ fn expire(shared: &Shared) -> Result<()> {
                 break;
             }
             due.push((keyspace, key, layout::decode_revision(revision)?));
+            start = behind(row);
             rows.next();
         }
         rows.status()
             .map_err(|error| super::store::internal("read of expiries", &error))?;
         drop(rows);
-        if let Some(next) = next {
-            shared.alarm.set(next);
+        if !due.is_empty() {
+            remove(shared, "expired", due)?;
         }
-        if due.is_empty() {
-            return Ok(());
+        match next {
+            Some(time) if time <= now => {}
+            Some(time) => {
+                shared.alarm.set(time);
+                return Ok(());
+            }
+            None => return Ok(()),
         }
-        remove(shared, "expired", due)?;
     }
+    shared.alarm.set(now);
+    Ok(())
+}
+
+/// The first key behind this one.
+fn behind(row: &[u8]) -> Vec<u8> {
+    [row, &[0]].concat()
 }
 
 /// Removes the keys of sessions: of one, or of all there are.
 pub(super) fn end_sessions(shared: &Shared, prefix: &[u8]) -> Result<()> {
+    let mut start = prefix.to_vec();
     loop {
         let mut found: Vec<(KeyspaceId, Key, Revision)> = Vec::new();
-        let mut rows = shared.store.iterate(Table::Lifetimes, prefix, None);
-        while let Some((row, revision)) = rows.item() {
-            if !row.starts_with(prefix) || found.len() >= BITE {
-                break;
-            }
+        let mut rows = shared
+            .store
+            .iterate_prefix(Table::Lifetimes, prefix, &start);
+        while let Some((row, revision)) = rows.item()
+            && found.len() < BITE
+        {
             if let LifetimeRow::Session(_, keyspace, key) = LifetimeRow::parse(row)? {
                 found.push((keyspace, key, layout::decode_revision(revision)?));
             }
+            start = behind(row);
             rows.next();
         }
         rows.status()
@@ -245,29 +290,30 @@ fn wait_for(
     Ok(())
 }
 
-fn forget_tombstones(shared: &Shared) -> Result<()> {
+/// True while there is more.
+fn forget_tombstones(shared: &Shared) -> Result<bool> {
+    let mut more = false;
     for keyspace in shared.store.keyspaces() {
-        forget_of(shared, &keyspace)?;
+        more |= forget_of(shared, &keyspace)?;
     }
-    Ok(())
+    Ok(more)
 }
 
-/// Forgets the tombstones of a keyspace that are too old or too many, oldest first.
-pub(super) fn forget_of(shared: &Shared, keyspace: &Arc<KeyspaceState>) -> Result<()> {
+/// Forgets the tombstones of a keyspace that are too old or too many, oldest first, for a visit; true while there is more.
+pub(super) fn forget_of(shared: &Shared, keyspace: &Arc<KeyspaceState>) -> Result<bool> {
     let store = &shared.store;
     let Some(id) = keyspace.id() else {
-        return Ok(());
+        return Ok(false);
     };
     let prefix = LifetimeRow::tombstone_prefix(id);
     let mut surplus = count(shared, &prefix)?.saturating_sub(store.options.tombstones_max);
-    let oldest = store
-        .now()
-        .0
-        .saturating_sub(u64::try_from(store.options.tombstone_age.as_millis()).unwrap_or(u64::MAX));
-    loop {
+    let age = u64::try_from(store.options.tombstone_age.as_millis()).unwrap_or(u64::MAX);
+    let oldest = store.now().0.saturating_sub(age);
+    let mut start = prefix.clone();
+    for _ in 0..BITES_PER_VISIT {
         let mut bite = Vec::new();
-        let mut rows = store.iterate(Table::Lifetimes, &prefix, None);
-        while let Some(row) = rows.key().filter(|row| row.starts_with(&prefix))
+        let mut rows = store.iterate_prefix(Table::Lifetimes, &prefix, &start);
+        while let Some(row) = rows.key()
             && bite.len() < BITE
         {
             let LifetimeRow::Tombstone(_, revision, key) = LifetimeRow::parse(row)? else {
@@ -278,11 +324,14 @@ pub(super) fn forget_of(shared: &Shared, keyspace: &Arc<KeyspaceState>) -> Resul
             }
             surplus = surplus.saturating_sub(1);
             bite.push((key, revision));
+            start = behind(row);
             rows.next();
         }
+        rows.status()
+            .map_err(|error| super::store::internal("read of tombstones", &error))?;
         drop(rows);
         let Some((_, horizon)) = bite.last().cloned() else {
-            return Ok(());
+            return Ok(false);
         };
         let bytes = bite.iter().map(|(key, _)| key.len() + 64).sum();
         let session = shared.server_session(keyspace);
@@ -292,12 +341,15 @@ pub(super) fn forget_of(shared: &Shared, keyspace: &Arc<KeyspaceState>) -> Resul
         };
         wait_for(vec![submit(&shared.queue, &session, task, bytes)?])?;
     }
+    Ok(true)
 }
 
 fn count(shared: &Shared, prefix: &[u8]) -> Result<u64> {
-    let mut rows = shared.store.iterate(Table::Lifetimes, prefix, None);
+    let mut rows = shared
+        .store
+        .iterate_prefix(Table::Lifetimes, prefix, prefix);
     let mut count = 0;
-    while rows.key().is_some_and(|row| row.starts_with(prefix)) {
+    while rows.valid() {
         count += 1;
         rows.next();
     }

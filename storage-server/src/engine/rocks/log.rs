@@ -195,15 +195,18 @@ fn record(row: CommitRow, mut changes: Vec<Change>) -> Result<CommitRecord, Dama
             what: "a place beyond the changes",
         })
     };
-    for (place, key, bytes) in row.signals {
-        let place = place_of(place, changes.len())?;
-        changes.insert(
-            place,
-            Change {
+    if !row.signals.is_empty() {
+        let mut stored = std::mem::take(&mut changes).into_iter();
+        for (place, key, bytes) in row.signals {
+            let place = usize::try_from(place).unwrap_or(usize::MAX);
+            changes.extend(stored.by_ref().take(place.saturating_sub(changes.len())));
+            place_of(u32::try_from(place).unwrap_or(u32::MAX), changes.len())?;
+            changes.push(Change {
                 key,
                 kind: ChangeKind::Signalled { bytes },
-            },
-        );
+            });
+        }
+        changes.extend(stored);
     }
     for (place, value) in row.previous {
         let place = place_of(place, changes.len())?;

@@ -138,7 +138,7 @@ struct Shared {
     disk: Disk,
     metrics: Metrics,
     /// A place for each read from disk.
-    readers: Semaphore,
+    readers: Arc<Semaphore>,
 }
 
 impl Shared {
@@ -147,21 +147,34 @@ impl Shared {
         self: &Arc<Self>,
         read: impl FnOnce(&Self) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let _place = self.readers.acquire().await.map_err(|_| closed())?;
         let shared = self.clone();
-        let reading = tokio::task::spawn_blocking(move || read(&shared));
-        reading.await.unwrap_or_else(|error| {
-            Err(StorageError::Internal {
-                message: format!("a read failed: {error}"),
-                outcome: Outcome::NotExecuted,
-            })
-        })
+        // On a task of its own: a place is waited for and given back by the read, never held by a caller that does not
+        // look (a parked session, a watch dropped from a `select!`).
+        let reading = tokio::spawn(async move {
+            let place = shared.readers.clone().acquire_owned().await;
+            let place = place.map_err(|_| closed())?;
+            let read = move || {
+                let _place = place;
+                read(&shared)
+            };
+            tokio::task::spawn_blocking(read)
+                .await
+                .unwrap_or_else(read_failed)
+        });
+        reading.await.unwrap_or_else(read_failed)
     }
 
     /// The internal session of a keyspace: its rows never deduplicate.
     fn server_session(&self, keyspace: &Arc<KeyspaceState>) -> Arc<SessionState> {
         new_session(SessionId([0; 16]), SERVER, keyspace.clone())
     }
+}
+
+fn read_failed<T>(error: tokio::task::JoinError) -> Result<T> {
+    Err(StorageError::Internal {
+        message: format!("a read failed: {error}"),
+        outcome: Outcome::NotExecuted,
+    })
 }
 
 fn new_session(id: SessionId, principal: &str, keyspace: Arc<KeyspaceState>) -> Arc<SessionState> {
@@ -211,7 +224,7 @@ impl RocksEngine {
             alarm: Alarm::default(),
             disk: Disk::new(&options),
             metrics: Metrics::default(),
-            readers: Semaphore::new(options.read_threads.max(1)),
+            readers: Arc::new(Semaphore::new(options.read_threads.max(1))),
             store,
         });
         refill_ring(&shared);
@@ -227,7 +240,8 @@ impl RocksEngine {
                 message: error.to_string(),
             }
         })?;
-        engine.spawn("housekeeper", shared, housekeeper::run)?;
+        engine.spawn("housekeeper", shared.clone(), housekeeper::run)?;
+        engine.spawn("expirer", shared, housekeeper::run_expiry)?;
         Ok(engine)
     }
 
@@ -316,7 +330,9 @@ impl RocksEngine {
     /// # Errors
     /// As a commit's.
     pub fn forget_tombstones(&self, keyspace: &Keyspace) -> Result<()> {
-        housekeeper::forget_of(&self.shared, &self.shared.store.keyspace(keyspace))
+        let keyspace = self.shared.store.keyspace(keyspace);
+        while housekeeper::forget_of(&self.shared, &keyspace)? {}
+        Ok(())
     }
 }
 
@@ -331,56 +347,37 @@ const REFILL_NUMBERS: u64 = 100_000;
 
 fn refill_ring(shared: &Shared) {
     let store = &shared.store;
-    let mut reached = Revision(store.revision().0.saturating_sub(REFILL_NUMBERS));
-    let keyspaces = store.keyspaces();
-    let floor = reached;
-    let mut commits = Vec::new();
-    while reached < store.revision() {
-        match log::read_after(store, reached, 1 << 20) {
-            Ok(page) => {
-                reached = page.reached;
-                commits.extend(page.commits.into_iter().filter_map(|(id, record)| {
-                    let keyspace = keyspaces
-                        .iter()
-                        .find(|keyspace| keyspace.id() == Some(id))?;
-                    Some(FeedCommit {
-                        keyspace: keyspace.name.clone(),
-                        record,
-                    })
-                }));
-            }
-            Err(StorageError::Compacted { oldest }) if oldest > floor && commits.is_empty() => {
-                return refill_from(shared, oldest);
-            }
-            // The ring is then empty; the log says so again to who asks for it.
-            Err(error) => {
-                return tracing::warn!(%error, "recent commits cannot be read from the log");
-            }
-        }
+    let last = store.revision();
+    let recent = Revision(last.0.saturating_sub(REFILL_NUMBERS));
+    let floor = log::oldest(store).map(|oldest| oldest.max(recent));
+    if let Err(error) = floor.and_then(|floor| refill_from(shared, floor)) {
+        // The ring begins empty then; the log says so again to who asks for it.
+        tracing::warn!(%error, "recent commits cannot be read from the log");
+        shared.feed.restart(last);
     }
-    shared.feed.refill(floor, commits);
 }
 
-fn refill_from(shared: &Shared, floor: Revision) {
+/// Page by page, so that no more is held than the ring takes.
+fn refill_from(shared: &Shared, floor: Revision) -> Result<()> {
     let keyspaces = shared.store.keyspaces();
     let mut reached = floor;
-    let mut commits = Vec::new();
+    shared.feed.restart(floor);
     while reached < shared.store.revision() {
-        let Ok(page) = log::read_after(&shared.store, reached, 1 << 20) else {
-            return;
-        };
+        let page = log::read_after(&shared.store, reached, 4 << 20)?;
         reached = page.reached;
-        commits.extend(page.commits.into_iter().filter_map(|(id, record)| {
-            let keyspace = keyspaces
-                .iter()
-                .find(|keyspace| keyspace.id() == Some(id))?;
-            Some(FeedCommit {
-                keyspace: keyspace.name.clone(),
-                record,
-            })
-        }));
+        shared
+            .feed
+            .refill(page.commits.into_iter().filter_map(|(id, record)| {
+                let keyspace = keyspaces
+                    .iter()
+                    .find(|keyspace| keyspace.id() == Some(id))?;
+                Some(FeedCommit {
+                    keyspace: keyspace.name.clone(),
+                    record,
+                })
+            }));
     }
-    shared.feed.refill(floor, commits);
+    Ok(())
 }
 
 impl Engine for RocksEngine {
@@ -500,11 +497,12 @@ impl Storage for RocksSession {
     async fn get(&self, keys: &[Key]) -> Result<Reading<Vec<Option<Entry>>>> {
         self.check_keys(keys)?;
         let store = &self.shared.store;
+        // Ordering: the position first. A keyspace is known before its first commit can be read, so one that is not known
+        // after the look at the position had nothing then.
+        let position = store.position();
         let Some(id) = self.state.keyspace.id() else {
-            return Ok(Reading {
-                position: store.position(),
-                value: vec![None; keys.len()],
-            });
+            let value = vec![None; keys.len()];
+            return Ok(Reading { position, value });
         };
         if keys.len() <= READ_INLINE_KEYS
             && let Ok(read) = reader::get_in_memory(store, id, keys)
@@ -561,11 +559,12 @@ impl Storage for RocksSession {
         let limits = &self.shared.store.options.limits;
         let place = take_place(&self.watches, Limit::Watches, limits.watches_max)?;
         let keyspace = self.state.keyspace.clone();
-        let made = keyspace.row().map_or(Revision::ZERO, |row| row.made);
+        // Before it was made there is nothing of it to tell. Ordering: the revision first; see `get`.
+        let present = self.shared.store.revision();
+        let made = keyspace.row().map_or(present, |row| row.made);
         let every = options.mode == WatchMode::Every;
         let after = match options.start {
             WatchStart::Now => None,
-            // Before it was made there is nothing of it to tell.
             WatchStart::Beginning => Some(if every { made } else { Revision::ZERO }),
             WatchStart::After(position) => Some(self.resolve(position)?),
         };

@@ -95,14 +95,20 @@ pub(super) fn open(options: &EngineOptions) -> Result<Opened, OpenError> {
     let recovered = Revision(db.latest_sequence_number());
     let mark = Mark::read(path)?;
     let mut epochs = read_epochs(&db, path)?;
-    let fork = if epochs.is_empty() {
+    // An empty database is a new store only where nothing was ever synced: else everything is lost.
+    let is_new = recovered == Revision::ZERO
+        && mark
+            .as_ref()
+            .is_none_or(|mark| mark.revision == Revision::ZERO);
+    let fork = if is_new {
         Some(Revision::ZERO)
     } else {
-        judge_tail(path, options, mark.as_ref(), recovered)?
+        let fork = judge_tail(path, options, mark.as_ref(), recovered)?;
+        fork.or_else(|| epochs.is_empty().then_some(recovered))
     };
     if let Some(fork) = fork {
         let epoch = Epoch(rand::random());
-        if epochs.is_empty() {
+        if is_new {
             // Before the epoch, so that a crash between the two leaves a new store and not one without its mark.
             fresh_mark(options).write(path)?;
         } else {

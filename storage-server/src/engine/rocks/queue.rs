@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use storage_protocol::{Limit, Outcome, Result, StorageError};
 
-use super::committer::Work;
+use super::committer::{Task, Work};
 
 /// What one principal's line gives at its turn, in bytes.
 const SHARE_BYTES: usize = 256 * 1024;
@@ -62,7 +62,9 @@ impl Queue {
             });
         }
         // One that is larger than the queue still passes an empty one: the message limit bounds it.
-        if lines.bytes > 0 && lines.bytes + work.bytes > self.bytes_max {
+        // What the engine itself queues passes always: it is little, and nobody would repeat it.
+        let bounded = matches!(work.task, Task::Commit { .. });
+        if bounded && lines.bytes > 0 && lines.bytes + work.bytes > self.bytes_max {
             let max = self.bytes_max as u64;
             return Err(StorageError::Overloaded {
                 limit: Limit::CommitQueue,

@@ -303,6 +303,17 @@ impl Store {
             .map_err(|error| internal("read", &error))
     }
 
+    /// Rows that begin with `prefix`, from `start`. May wait for the disk.
+    pub(crate) fn iterate_prefix(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        start: &[u8],
+    ) -> DBRawIterator<'_> {
+        let end = storage_protocol::KeyRange::prefix(prefix.to_vec()).end;
+        self.iterate(table, start, end.as_deref())
+    }
+
     /// Rows from `start`, up to and without `end`. May wait for the disk.
     pub(crate) fn iterate(
         &self,

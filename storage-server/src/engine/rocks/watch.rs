@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use storage_protocol::{
-    CommitRecord, Result, Revision, ScanItem, StorageError, WatchEvent, WatchSource,
+    CommitRecord, Limit, Result, Revision, ScanItem, StorageError, WatchEvent, WatchSource,
 };
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
@@ -24,14 +24,40 @@ use super::store::KeyspaceState;
 use super::{PAGE_BYTES, Shared};
 use crate::feed::{Next, Subscription};
 
-/// Probes that were asked for and not answered yet; more than this at once coalesce into the newest.
-const TOKENS_MAX: usize = 64;
+/// What one visit to the log reads. More than a page of answers, since finding a place in a log file means reading the file
+/// from its start.
+const LOG_PAGE_BYTES: usize = 1 << 20;
 
-fn push_token(tokens: &mut VecDeque<u64>, token: u64) {
-    if tokens.len() >= TOKENS_MAX {
-        tokens.pop_front();
+/// Probes that were asked for and not answered yet. One more ends the watch: a token that is never answered would keep
+/// its asker waiting.
+const TOKENS_MAX: usize = 1024;
+
+/// The tokens of the marks that were asked for, oldest first.
+#[derive(Debug, Default)]
+struct Tokens {
+    asked: VecDeque<u64>,
+    overflowed: bool,
+}
+
+impl Tokens {
+    fn push(&mut self, token: u64) {
+        if self.asked.len() < TOKENS_MAX {
+            self.asked.push_back(token);
+        } else {
+            self.overflowed = true;
+        }
     }
-    tokens.push_back(token);
+
+    fn check(&self) -> Result<()> {
+        let max = TOKENS_MAX as u64;
+        if self.overflowed {
+            return Err(StorageError::Overloaded {
+                limit: Limit::RequestsInFlight,
+                max,
+            });
+        }
+        Ok(())
+    }
 }
 
 pub(super) struct EveryWatch {
@@ -41,7 +67,7 @@ pub(super) struct EveryWatch {
     queue: VecDeque<Arc<CommitRecord>>,
     /// A read of the log under way.
     reading: Option<BoxFuture<'static, Result<LogPage>>>,
-    tokens: VecDeque<u64>,
+    tokens: Tokens,
     _place: OwnedSemaphorePermit,
 }
 
@@ -58,7 +84,7 @@ impl EveryWatch {
             subscription,
             queue: VecDeque::new(),
             reading: None,
-            tokens: VecDeque::new(),
+            tokens: Tokens::default(),
             _place: place,
         }
     }
@@ -78,6 +104,9 @@ impl EveryWatch {
 
 impl WatchSource for EveryWatch {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<WatchEvent>>> {
+        if let Err(error) = self.tokens.check() {
+            return Poll::Ready(Some(Err(error)));
+        }
         loop {
             if let Some(commit) = self.queue.pop_front() {
                 return Poll::Ready(Some(Ok(WatchEvent::Commit(commit))));
@@ -96,12 +125,13 @@ impl WatchSource for EveryWatch {
                 Next::Commits(commits) => self.queue.extend(commits),
                 Next::ReadLog(after) => {
                     let shared = self.shared.clone();
-                    let read =
-                        move |shared: &Shared| log::read_after(&shared.store, after, PAGE_BYTES);
+                    let read = move |shared: &Shared| {
+                        log::read_after(&shared.store, after, LOG_PAGE_BYTES)
+                    };
                     self.reading = Some(Box::pin(async move { shared.on_pool(read).await }));
                 }
                 Next::Idle(revision) => {
-                    let Some(token) = self.tokens.pop_front() else {
+                    let Some(token) = self.tokens.asked.pop_front() else {
                         return Poll::Pending;
                     };
                     let position = self.shared.store.at(revision);
@@ -116,7 +146,7 @@ impl WatchSource for EveryWatch {
     }
 
     fn request_progress(&mut self, token: u64) {
-        push_token(&mut self.tokens, token);
+        self.tokens.push(token);
     }
 }
 
@@ -134,7 +164,7 @@ pub(super) struct LatestWatch {
     pass: Pass,
     events: VecDeque<WatchEvent>,
     next_pass_at: Option<Pin<Box<Sleep>>>,
-    tokens: VecDeque<u64>,
+    tokens: Tokens,
     /// The tokens that the pass under way will answer: those asked for before its snapshot.
     answering: VecDeque<u64>,
     _place: OwnedSemaphorePermit,
@@ -182,7 +212,7 @@ impl LatestWatch {
             pass: Pass::None,
             events: VecDeque::new(),
             next_pass_at: None,
-            tokens: VecDeque::new(),
+            tokens: Tokens::default(),
             answering: VecDeque::new(),
             _place: place,
         }
@@ -192,7 +222,7 @@ impl LatestWatch {
     fn begin(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         // Ordering: the flag is taken before the snapshot, so what commits between sets it again.
         self.due |= self.subscription.take_dirty(cx.waker());
-        if !self.due && self.tokens.is_empty() {
+        if !self.due && self.tokens.asked.is_empty() {
             return Poll::Pending;
         }
         if let Some(sleep) = &mut self.next_pass_at {
@@ -204,7 +234,7 @@ impl LatestWatch {
             )));
         }
         self.due = false;
-        self.answering.append(&mut self.tokens);
+        self.answering.append(&mut self.tokens.asked);
         let shared = self.shared.clone();
         let keyspace = self.keyspace.clone();
         let range = self.subscription.range().clone();
@@ -315,6 +345,9 @@ impl LatestWatch {
 
 impl WatchSource for LatestWatch {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<WatchEvent>>> {
+        if let Err(error) = self.tokens.check() {
+            return Poll::Ready(Some(Err(error)));
+        }
         loop {
             if let Some(event) = self.events.pop_front() {
                 return Poll::Ready(Some(Ok(event)));
@@ -326,7 +359,7 @@ impl WatchSource for LatestWatch {
     }
 
     fn request_progress(&mut self, token: u64) {
-        push_token(&mut self.tokens, token);
+        self.tokens.push(token);
     }
 }
 
