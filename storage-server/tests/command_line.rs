@@ -1,5 +1,7 @@
 //! The binary from outside: precedence of settings, refusals with their exit codes, start and orderly end.
 
+#![expect(clippy::unwrap_used, reason = "a test: what fails is the finding")]
+
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};

@@ -1,5 +1,7 @@
 //! What is wrong with a data folder is found at the start and told; nothing is lost in silence.
 
+#![expect(clippy::unwrap_used, reason = "a test: what fails is the finding")]
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -187,6 +189,35 @@ async fn a_log_damaged_in_its_middle_is_refused_then_accepted_under_a_new_epoch(
 }
 
 #[tokio::test]
+async fn a_store_that_lost_all_does_not_pass_for_a_new_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let engine = RocksEngine::open(options(&data)).unwrap();
+    let last = put(&engine, 20).await;
+    close(engine).await;
+    // The very first record of the log: recovery then finds nothing at all.
+    let first_record = folder.path().join("first");
+    copy(&data, &first_record);
+    let log = logs(&first_record).remove(0);
+    let mut bytes = fs::read(&log).unwrap();
+    bytes[20] ^= 1;
+    fs::write(&log, bytes).unwrap();
+    // And the database gone from beside its mark, as when a disk is not mounted.
+    let unmounted = folder.path().join("unmounted");
+    copy(&data, &unmounted);
+    fs::remove_dir_all(unmounted.join("db")).unwrap();
+    for lost in [first_record, unmounted] {
+        let error = RocksEngine::open(options(&lost)).unwrap_err();
+        let OpenError::DataLost { synced, .. } = &error else {
+            panic!("{error}")
+        };
+        assert!(*synced >= last.revision);
+        // Refused again: the evidence is still there.
+        assert!(RocksEngine::open(options(&lost)).is_err());
+    }
+}
+
+#[tokio::test]
 async fn a_lost_tail_forks_after_another_boot_with_os_durability_and_only_then() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
@@ -205,11 +236,12 @@ async fn a_lost_tail_forks_after_another_boot_with_os_durability_and_only_then()
     close(engine).await;
 
     let engine = RocksEngine::open(os(&same_boot)).unwrap();
+    let reopened = engine.position();
     assert_eq!(
-        engine.position(),
-        clean_before,
+        reopened.epoch, clean_before.epoch,
         "the same boot: nothing can be lost"
     );
+    assert!(reopened.revision >= clean_before.revision);
     close(engine).await;
 
     let mark = fs::read_to_string(other_boot.join("SYNCED")).unwrap();

@@ -1,5 +1,7 @@
 //! The WAL as the change log, trap by trap: a watch that resumes from any position misses nothing and sees nothing twice.
 
+#![expect(clippy::unwrap_used, reason = "a test: what fails is the finding")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -304,6 +306,18 @@ async fn a_purged_log_is_told_and_latest_goes_on() {
     told(&*session, WatchStart::After(from), KeyRange::all())
         .await
         .unwrap();
+    // A keyspace that is yet to be made has missed nothing: its watch begins, and sees its first commit.
+    let later = engine.open_session("cert:r", &keyspace("later"));
+    let start = WatchOptions::every(WatchStart::Beginning);
+    let mut watch = later.watch(KeyRange::all(), start).await.unwrap();
+    later.put("first".into(), "1".into()).await.unwrap();
+    let event = tokio::time::timeout(Duration::from_secs(20), watch.next())
+        .await
+        .unwrap();
+    assert!(
+        matches!(event, Ok(Some(WatchEvent::Commit(_)))),
+        "{event:?}"
+    );
     let state = BTreeMap::from([(Key::from("early"), (Bytes::from("1"), early.revision))]);
     let (_, followed) = follow(&*session, early, state).await;
     let (_, now) = full_state(&*session).await;

@@ -81,6 +81,16 @@ impl Outbox {
         self.bytes
     }
 
+    /// Bytes that wait as whole frames, bulk parts left out: what no reader of answers lets grow.
+    #[must_use]
+    pub fn frames_bytes(&self) -> usize {
+        let bulk = self
+            .bulk
+            .iter()
+            .map(|bulk| bulk.packet.payload.len() - bulk.sent);
+        self.bytes - bulk.sum::<usize>()
+    }
+
     /// Whether nothing waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -117,11 +117,11 @@ where
         .collect();
     let elapsed = began.elapsed();
     took.sort();
-    let at = |share: f64| took[((took.len() - 1) as f64 * share) as usize];
+    let at = |percent: usize| took[(took.len() - 1) * percent / 100];
     Figures {
         per_second: took.len() as f64 / elapsed.as_secs_f64(),
-        p50: at(0.5),
-        p99: at(0.99),
+        p50: at(50),
+        p99: at(99),
     }
 }
 

@@ -37,7 +37,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use self::committer::{SessionState, Task, submit};
 use self::disk::Disk;
 use self::housekeeper::Alarm;
-use self::layout::LifetimeRow;
+use self::layout::{LifetimeRow, Table};
 use self::lease::{Leased, Leases};
 use self::metrics::Metrics;
 pub use self::open::OpenError;
@@ -227,6 +227,10 @@ impl RocksEngine {
             readers: Arc::new(Semaphore::new(options.read_threads.max(1))),
             store,
         });
+        forget_session_rows(&shared.store).map_err(|error| OpenError::Damaged {
+            path: options.data.clone(),
+            message: error.to_string(),
+        })?;
         refill_ring(&shared);
         let engine = Arc::new(Self {
             shared: shared.clone(),
@@ -339,6 +343,29 @@ impl RocksEngine {
 impl Drop for RocksEngine {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+/// Drops the records of sessions that are no more: until sessions outlive their sockets, of all. (The log keeps the
+/// commits; these rows are for repeated ones.) Before the committer starts, so that there is still one writer.
+fn forget_session_rows(store: &Store) -> std::result::Result<(), rocksdb::Error> {
+    // Synced in every durability: the mark may name these numbers a second later.
+    let mut sync = rocksdb::WriteOptions::default();
+    sync.set_sync(true);
+    let mut batch = rocksdb::WriteBatch::default();
+    let mut rows = store.iterate(Table::Sessions, &[Table::Sessions.tag()], None);
+    while let Some(row) = rows.key() {
+        batch.delete_cf(store.table(Table::Sessions), row);
+        if batch.len() >= 4096 {
+            store.db.write_opt(std::mem::take(&mut batch), &sync)?;
+        }
+        rows.next();
+    }
+    rows.status()?;
+    if batch.is_empty() {
+        Ok(())
+    } else {
+        store.db.write_opt(batch, &sync)
     }
 }
 

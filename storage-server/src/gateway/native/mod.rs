@@ -175,6 +175,17 @@ impl Native {
         is_full(&self.shared, self.outbox.bytes())
     }
 
+    /// Small answers go out whatever the outbox holds, so that a full one cannot stand before them. A peer that goes on
+    /// asking for them and takes none is closed at twice the bound, before the time for slow peers is over.
+    fn bound_answers(&self) -> std::result::Result<(), Close> {
+        let max = 2 * self.shared.config.limits.outbox_bytes_max;
+        if self.outbox.frames_bytes() <= max {
+            return Ok(());
+        }
+        let reason = format!("answers of {max} bytes were asked for and not taken");
+        Err(Close::new(close_code::SLOW, ClosedLabel::Slow, reason))
+    }
+
     /// Counts and judges what a frame left in the reassembler; `frame` is refused if it is too much.
     fn bound_partial(&mut self, frame: Bytes) -> std::result::Result<(), Close> {
         let held = self.reassembler.bytes();
@@ -522,6 +533,7 @@ impl Dialect for Native {
         moved |= self.poll_reads(cx, now);
         moved |= self.poll_watches(cx);
         self.outbox_permit.resize(self.outbox.bytes());
+        self.bound_answers()?;
         Ok(moved)
     }
 
