@@ -196,6 +196,9 @@ impl WatchSource for RemoteWatch {
         let watch = self.shared.clone();
         self.control(Control::Probe { watch, token });
     }
+
+    // What is buffered is bounded by the credit, and the server does not send it again.
+    fn park(&mut self) {}
 }
 
 impl Drop for RemoteWatch {

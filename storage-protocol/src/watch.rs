@@ -303,6 +303,9 @@ pub trait WatchSource: Send {
 
     /// See [`Watch::request_progress`].
     fn request_progress(&mut self, token: u64);
+
+    /// See [`Watch::park`].
+    fn park(&mut self);
 }
 
 /// A subscription. Dropping it ends it.
@@ -343,6 +346,14 @@ impl Watch {
     pub fn request_progress(&mut self, token: u64) {
         if let Some(source) = &mut self.source {
             source.request_progress(token);
+        }
+    }
+
+    /// Says that nobody will ask for a while: what is buffered is dropped where the source can tell it again. No event is
+    /// lost or told twice; the next call goes on where this watch was.
+    pub fn park(&mut self) {
+        if let Some(source) = &mut self.source {
+            source.park();
         }
     }
 

@@ -340,6 +340,9 @@ impl WatchSource for Feed {
         });
         feed.waker.take().inspect(|waker| waker.wake_by_ref());
     }
+
+    // A stub: its events are few.
+    fn park(&mut self) {}
 }
 
 /// The peer's end of a session under test.

@@ -387,3 +387,55 @@ async fn forgotten_tombstones_are_told() {
     assert!(session.scan(KeyRange::all(), newer).await.is_err());
     close(engine).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_parked_watch_goes_on_where_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = open(folder.path(), |options| options.ring_bytes = 20_000);
+    let session = engine.open_session("cert:w", &keyspace("model"));
+    let mut every = session
+        .watch(KeyRange::all(), WatchOptions::default())
+        .await
+        .unwrap();
+    for n in 0..300 {
+        session
+            .put(Bytes::from(format!("{n:03}")), vec![b'v'; 500].into())
+            .await
+            .unwrap();
+    }
+    let start = WatchOptions::latest(WatchStart::Beginning);
+    let mut latest = session.watch(KeyRange::all(), start).await.unwrap();
+    let (mut commits, mut states) = (Vec::new(), Vec::new());
+    while commits.len() < 300 {
+        let next = tokio::time::timeout(Duration::from_secs(20), every.next())
+            .await
+            .unwrap()
+            .unwrap();
+        let Some(WatchEvent::Commit(commit)) = next else {
+            panic!("{next:?}")
+        };
+        commits.push(commit.changes[0].key.clone());
+        if commits.len() % 7 == 0 {
+            every.park();
+        }
+    }
+    loop {
+        match tokio::time::timeout(Duration::from_secs(20), latest.next())
+            .await
+            .unwrap()
+            .unwrap()
+        {
+            Some(WatchEvent::State { key, .. }) => states.push(key),
+            Some(WatchEvent::Progress { .. }) => break,
+            other => panic!("{other:?}"),
+        }
+        if states.len() % 7 == 0 {
+            latest.park();
+        }
+    }
+    let all: Vec<_> = (0..300).map(|n| Key::from(format!("{n:03}"))).collect();
+    assert_eq!(commits, all);
+    assert_eq!(states, all);
+    drop((every, latest, session));
+    close(engine).await;
+}

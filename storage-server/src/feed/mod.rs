@@ -342,6 +342,20 @@ impl Subscription {
         }
     }
 
+    /// For a watch `Every`: drops what is queued and stands behind, at the last commit taken, or at `after` if that is
+    /// earlier (its owner dropped some of what it took).
+    pub(crate) fn park(&self, after: Option<Revision>) {
+        let _feed = self.feed.lock();
+        let mut state = self.slot.state();
+        let taken = match &*state {
+            SlotState::Latest { .. } => return,
+            SlotState::Live { after, .. } | SlotState::Behind { after } => *after,
+        };
+        *state = SlotState::Behind {
+            after: after.map_or(taken, |after| after.min(taken)),
+        };
+    }
+
     /// For a watch `Latest`: whether something changed since this was last asked. Registers the waker first.
     pub(crate) fn take_dirty(&self, waker: &std::task::Waker) -> bool {
         self.slot.waker.register(waker);

@@ -56,7 +56,7 @@ fn a_watch_that_falls_behind_is_caught_up_from_the_ring_without_gap_or_double() 
 
 #[test]
 fn a_watch_older_than_the_ring_is_sent_to_the_log() {
-    let feed = Arc::new(Feed::new(2_000, Revision(0)));
+    let feed = Arc::new(Feed::new(20_000, Revision(0)));
     let name = Keyspace::new("a").unwrap();
     let (watch, _) = feed.subscribe(&name, KeyRange::all(), true, Some(Revision(0)));
     for revision in 1..=1_000 {

@@ -67,6 +67,9 @@ impl WatchSource for EveryWatch {
         let position = lock(&self.watch.history).position();
         self.asked.push_back((token, position));
     }
+
+    // The model buffers nothing that counts: its history is in memory anyway.
+    fn park(&mut self) {}
 }
 
 #[derive(Debug)]
@@ -154,4 +157,7 @@ impl WatchSource for LatestWatch {
     fn request_progress(&mut self, token: u64) {
         self.asked.push(token);
     }
+
+    // The model buffers nothing that counts: its history is in memory anyway.
+    fn park(&mut self) {}
 }

@@ -327,6 +327,11 @@ impl ChangesCursor {
         }
     }
 
+    /// Begins the next page with this change, which an earlier one had.
+    pub(super) fn go_back_to(&mut self, revision: Revision, key: &[u8]) {
+        self.after = layout::index_key(self.keyspace, revision, key);
+    }
+
     /// The next page in revision order; `None` at the end. Blocks.
     pub(super) fn next_page(
         &mut self,

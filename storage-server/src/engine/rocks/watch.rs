@@ -148,6 +148,16 @@ impl WatchSource for EveryWatch {
     fn request_progress(&mut self, token: u64) {
         self.tokens.push(token);
     }
+
+    fn park(&mut self) {
+        let first = self
+            .queue
+            .front()
+            .map(|first| Revision(first.revision.0 - 1));
+        self.queue = VecDeque::new();
+        self.reading = None;
+        self.subscription.park(first);
+    }
 }
 
 pub(super) struct LatestWatch {
@@ -360,6 +370,16 @@ impl WatchSource for LatestWatch {
 
     fn request_progress(&mut self, token: u64) {
         self.tokens.push(token);
+    }
+
+    fn park(&mut self) {
+        // A page's states, and nothing else, can be read again from the pass's snapshot.
+        if let Pass::Resting(_, cursor) = &mut self.pass
+            && let Some(WatchEvent::State { key, state }) = self.events.front()
+        {
+            cursor.go_back_to(state.revision(), key);
+            self.events = VecDeque::new();
+        }
     }
 }
 

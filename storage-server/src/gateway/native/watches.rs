@@ -241,6 +241,7 @@ impl Slot {
                 .saturating_add(to_credit(sender.events.bytes() as u64));
             let has_credit = self.credit > used;
             if !has_credit && (self.kept.is_some() || self.marks_due == 0) {
+                self.watch.park();
                 break self.settle(sender, Rest::Parked);
             }
             if let Some(event) = self.kept.take() {
