@@ -14,3 +14,9 @@ mod rocks_fixture;
 
 pub use remote_fixture::RemoteFixture;
 pub use rocks_fixture::RocksFixture;
+
+/// Keeps the README's example compiling.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+#[expect(missing_debug_implementations, reason = "for rustdoc only")]
+pub struct Readme;
