@@ -12,9 +12,15 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 
+use super::welcome::{limit_field, limit_pairs};
 use super::*;
+use crate::native::VERSION;
 use crate::native::{Class, ITEMS_MAX, Outbox, PART_BYTES, Reassembler};
 use crate::number::ID_MAX;
+use crate::{
+    Change, ChangeKind, Check, EntryLifetime, Epoch, Expected, Lifetime, Limit, Operation, Outcome,
+    UnixMillis,
+};
 
 fn id() -> impl Strategy<Value = RequestId> {
     prop_oneof![0..40u32, 0..=ID_MAX, Just(ID_MAX)]
