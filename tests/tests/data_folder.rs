@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use storage_protocol::{
-    KeyRange, Keyspace, Position, Revision, Storage, StorageError, StorageExt, WatchOptions,
-    WatchStart,
+    KeyRange, Keyspace, Position, Revision, Storage, StorageError, StorageExt, WatchEvent,
+    WatchOptions, WatchStart,
 };
 use storage_server::engine::Engine;
 use storage_server::engine::rocks::{Durability, EngineOptions, OpenError, RocksEngine};
@@ -325,4 +325,29 @@ async fn revisions_grow_over_restarts_and_the_epoch_stays() {
         last = position;
         close(engine).await;
     }
+}
+
+#[tokio::test]
+async fn after_an_unclean_end_a_mark_is_no_older_than_what_was_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let engine = RocksEngine::open(options(&data)).unwrap();
+    put(&engine, 5).await;
+    let crashed = folder.path().join("crashed");
+    copy(&data, &crashed);
+    close(engine).await;
+    // The start drops the records of dead sessions, which takes numbers that are no commit's.
+    let engine = RocksEngine::open(options(&crashed)).unwrap();
+    let session = engine.open_session("cert:r", &keyspace());
+    let read = session.sync().await.unwrap();
+    let watching = session
+        .watch(KeyRange::all(), WatchOptions::default())
+        .await;
+    let mut watch = watching.unwrap();
+    watch.request_progress(1);
+    let Some(WatchEvent::Progress { position, .. }) = watch.next().await.unwrap() else {
+        panic!("a mark was asked for, and nothing is due");
+    };
+    assert!(position.revision >= read.revision, "{position} < {read}");
+    close(engine).await;
 }

@@ -217,6 +217,11 @@ impl RocksEngine {
     pub fn open(options: EngineOptions) -> Result<Arc<Self>, OpenError> {
         let opened = open::open(&options)?;
         let store = Arc::new(Store::new(opened, options.clone())?);
+        // Before the feed, which begins at the store's revision: these rows take numbers too.
+        forget_session_rows(&store).map_err(|error| OpenError::Damaged {
+            path: options.data.clone(),
+            message: error.to_string(),
+        })?;
         let shared = Arc::new(Shared {
             queue: Queue::new(options.commit_queue_bytes),
             feed: Arc::new(Feed::new(options.ring_bytes, store.revision())),
@@ -227,10 +232,6 @@ impl RocksEngine {
             readers: Arc::new(Semaphore::new(options.read_threads.max(1))),
             store,
         });
-        forget_session_rows(&shared.store).map_err(|error| OpenError::Damaged {
-            path: options.data.clone(),
-            message: error.to_string(),
-        })?;
         refill_ring(&shared);
         let engine = Arc::new(Self {
             shared: shared.clone(),

@@ -35,14 +35,15 @@ const TOKENS_MAX: usize = 1024;
 /// The tokens of the marks that were asked for, oldest first.
 #[derive(Debug, Default)]
 struct Tokens {
-    asked: VecDeque<u64>,
+    /// Each with the store's revision when it was asked for: its mark is no older.
+    asked: VecDeque<(u64, Revision)>,
     overflowed: bool,
 }
 
 impl Tokens {
-    fn push(&mut self, token: u64) {
+    fn push(&mut self, token: u64, at: Revision) {
         if self.asked.len() < TOKENS_MAX {
-            self.asked.push_back(token);
+            self.asked.push_back((token, at));
         } else {
             self.overflowed = true;
         }
@@ -131,9 +132,16 @@ impl WatchSource for EveryWatch {
                     self.reading = Some(Box::pin(async move { shared.on_pool(read).await }));
                 }
                 Next::Idle(revision) => {
-                    let Some(token) = self.tokens.asked.pop_front() else {
+                    let Some(&(token, at)) = self.tokens.asked.front() else {
                         return Poll::Pending;
                     };
+                    // A commit can be read a moment before it is published. The mark waits that moment; a store that
+                    // broke between the two (poisoned) publishes no more.
+                    if revision < at && self.shared.store.check_poison().is_ok() {
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                    self.tokens.asked.pop_front();
                     let position = self.shared.store.at(revision);
                     let mark = WatchEvent::Progress {
                         position,
@@ -146,7 +154,7 @@ impl WatchSource for EveryWatch {
     }
 
     fn request_progress(&mut self, token: u64) {
-        self.tokens.push(token);
+        self.tokens.push(token, self.shared.store.revision());
     }
 
     fn park(&mut self) {
@@ -244,7 +252,9 @@ impl LatestWatch {
             )));
         }
         self.due = false;
-        self.answering.append(&mut self.tokens.asked);
+        // The snapshot comes later, so it is no older than what was asked for.
+        self.answering
+            .extend(self.tokens.asked.drain(..).map(|(token, _)| token));
         let shared = self.shared.clone();
         let keyspace = self.keyspace.clone();
         let range = self.subscription.range().clone();
@@ -369,7 +379,7 @@ impl WatchSource for LatestWatch {
     }
 
     fn request_progress(&mut self, token: u64) {
-        self.tokens.push(token);
+        self.tokens.push(token, self.shared.store.revision());
     }
 
     fn park(&mut self) {
