@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use storage_protocol::native::{
-    self, ClientMessage, Hello, Packet, ServerMessage, WatchRequest, Welcome,
+    ClientMessage, Hello, Packet, ServerMessage, WatchRequest, Welcome,
 };
 use storage_protocol::{
     Batch, CommitOptions, Entry, Key, KeyRange, Keyspace, Limit, Limits, Outcome, Position,
@@ -76,12 +76,7 @@ impl RemoteStorage {
     /// Dropping the future drops the socket.
     pub async fn connect(options: ConnectOptions) -> Result<Self> {
         let dialer = Dialer::new(&options).await?;
-        let hello = Hello {
-            version: native::VERSION,
-            session: None,
-            incarnation: 0,
-            agent: options.agent,
-        };
+        let hello = Hello::new(options.agent);
         let (socket, welcome) = dialer.dial(hello).await?;
         let connection = Connection::open(socket, welcome, options.queue_len_max);
         let settings = Settings {

@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll, Waker};
 
 use storage_protocol::native::RequestId;
-use storage_protocol::{Limit, Result, StorageError, WatchEvent, WatchSource};
+use storage_protocol::{
+    Limit, Position, Result, StorageError, WatchEvent, WatchSource, WatchState, WatchStatus,
+};
 
 use crate::connection::{Connection, Control, lock};
 
@@ -39,6 +41,8 @@ struct Queue {
     end: Option<StorageError>,
     ended: bool,
     application: Option<Waker>,
+    /// The last commit or mark that the application took.
+    told: Position,
 }
 
 impl WatchShared {
@@ -54,6 +58,7 @@ impl WatchShared {
                 end: None,
                 ended: false,
                 application: None,
+                told: Position::default(),
             }),
         }
     }
@@ -163,6 +168,11 @@ impl WatchSource for RemoteWatch {
             return Poll::Pending;
         };
         queue.consumed += bytes;
+        match &event {
+            WatchEvent::Commit(record) => queue.told.revision = record.revision,
+            WatchEvent::Progress { position, .. } => queue.told = *position,
+            _ => {}
+        }
         let mut granted = 0;
         if queue.consumed >= (self.shared.window / 2).max(1) && !queue.ended {
             granted = std::mem::take(&mut queue.consumed);
@@ -199,6 +209,22 @@ impl WatchSource for RemoteWatch {
 
     // What is buffered is bounded by the credit, and the server does not send it again.
     fn park(&mut self) {}
+
+    fn status(&self) -> WatchStatus {
+        let queue = lock(&self.shared.queue);
+        let state = match (
+            queue.ended && queue.events.is_empty(),
+            queue.events.is_empty(),
+        ) {
+            (true, _) => WatchState::Ended,
+            (false, true) => WatchState::Live,
+            (false, false) => WatchState::CatchingUp,
+        };
+        WatchStatus {
+            state,
+            position: queue.told,
+        }
+    }
 }
 
 impl Drop for RemoteWatch {

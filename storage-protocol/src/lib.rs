@@ -33,6 +33,6 @@ pub use types::{
     Revision, SessionId, UnixMillis, Value,
 };
 pub use watch::{
-    Change, ChangeKind, CommitRecord, Watch, WatchEvent, WatchMode, WatchOptions, WatchSource,
-    WatchStart,
+    Change, ChangeKind, CommitRecord, Continuity, ResyncReason, Watch, WatchEvent, WatchMode,
+    WatchOptions, WatchSource, WatchStart, WatchState, WatchStatus,
 };

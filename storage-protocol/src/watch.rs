@@ -7,14 +7,14 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_core::Stream;
 
 use crate::{
-    EntryLifetime, Key, KeyRange, KeyState, Position, Result, Revision, StorageError, UnixMillis,
-    Value,
+    EntryLifetime, Epoch, Key, KeyRange, KeyState, Position, Result, Revision, StorageError,
+    UnixMillis, Value,
 };
 
 /// Which changes a watch tells.
@@ -291,9 +291,78 @@ pub enum WatchEvent {
         /// The token of the [`Watch::request_progress`] that this answers, if one.
         token: Option<u64>,
     },
-    /// Mode `Latest`, before any state: the tombstones do not reach back to the start, so keys that are not told
-    /// before the first mark are gone.
+    /// Before any state: keys that are not told before the next mark are gone. In mode `Latest` because the tombstones do
+    /// not reach back to the start; in either mode behind a [`Continuity::Resynced`] that cannot tell what was removed.
     Reset,
+    /// What a break meant. Only a watch that outlives its connection tells it: the remote client's.
+    Continuity(Continuity),
+}
+
+/// What a break (a lost connection, a restarted server) meant for a watch: always told, never to be inferred.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Continuity {
+    /// Nothing was missed and nothing comes twice.
+    Continuous,
+    /// Some steps will not be told. The present state of what changed meanwhile follows as `State` events (behind a
+    /// `Reset`, where removals cannot be told), then a mark; at that mark the reader's state is right again, and the watch
+    /// goes on in its own mode.
+    Resynced {
+        /// Why the steps are not known any more.
+        why: ResyncReason,
+    },
+    /// The last word of a watch that cannot be repaired: what happened in between is not told. The error that ended it
+    /// follows.
+    Lost {
+        /// Everything up to here was told.
+        from: Position,
+        /// The server's position when it was found out.
+        to: Position,
+    },
+}
+
+/// Why a watch could not go on step by step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ResyncReason {
+    /// The log (mode `Every`) or the tombstones (mode `Latest`) do not reach back to where the watch stood.
+    Compacted {
+        /// The oldest position that could have been resumed from; zero where it is not known.
+        oldest: Revision,
+    },
+    /// The store forked its history: commits after `fork` that this watch told are no more.
+    EpochChanged {
+        /// The present history.
+        epoch: Epoch,
+        /// Up to here what was told still holds; zero: nothing is known to.
+        fork: Revision,
+    },
+}
+
+/// What a watch is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WatchStatus {
+    /// What it is doing.
+    pub state: WatchState,
+    /// What was last handed to the application: the last commit (mode `Every`) or mark. Everything up to here was told.
+    pub position: Position,
+}
+
+/// See [`WatchStatus`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WatchState {
+    /// It waits for changes; all that was known when it was last asked has been handed over.
+    Live,
+    /// Events are ready or being read.
+    CatchingUp,
+    /// There is no connection; it resumes when there is one.
+    Disconnected {
+        /// Since then.
+        since: Instant,
+    },
+    /// It has ended.
+    Ended,
 }
 
 /// What feeds a [`Watch`]. Implemented by engines and by the remote client.
@@ -306,6 +375,9 @@ pub trait WatchSource: Send {
 
     /// See [`Watch::park`].
     fn park(&mut self);
+
+    /// See [`Watch::status`].
+    fn status(&self) -> WatchStatus;
 }
 
 /// A subscription. Dropping it ends it.
@@ -315,6 +387,8 @@ pub trait WatchSource: Send {
 pub struct Watch {
     start: Position,
     source: Option<Box<dyn WatchSource>>,
+    /// How far it had come when it ended.
+    last: Position,
 }
 
 impl fmt::Debug for Watch {
@@ -332,6 +406,7 @@ impl Watch {
         Self {
             start,
             source: Some(source),
+            last: start,
         }
     }
 
@@ -357,6 +432,18 @@ impl Watch {
         }
     }
 
+    /// What it is doing and how far it has come, without waiting.
+    #[must_use]
+    pub fn status(&self) -> WatchStatus {
+        match &self.source {
+            Some(source) => source.status(),
+            None => WatchStatus {
+                state: WatchState::Ended,
+                position: self.last,
+            },
+        }
+    }
+
     /// The next event; `None` when the watch has ended. Cancel-safe.
     ///
     /// # Errors
@@ -378,6 +465,7 @@ impl Stream for Watch {
         };
         let item = std::task::ready!(source.poll_next(cx));
         if !matches!(item, Some(Ok(_))) {
+            self.last = source.status().position;
             self.source = None;
         }
         Poll::Ready(item)

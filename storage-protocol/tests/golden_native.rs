@@ -308,11 +308,13 @@ fn entry(value: &'static str, revision: u64, lifetime: EntryLifetime) -> Entry {
 }
 
 fn opening() -> Vec<Case> {
-    let hello = |session, incarnation| {
+    let hello = |session, incarnation, sent, unanswered: &[u64]| {
         ClientMessage::Hello(Hello {
             version: VERSION,
             session,
             incarnation,
+            sent,
+            unanswered: unanswered.to_vec(),
             agent: "demo/1".into(),
         })
     };
@@ -326,6 +328,8 @@ fn opening() -> Vec<Case> {
             principal: "cert:demo".into(),
             heartbeat: Duration::from_secs(15),
             silence: Duration::from_secs(45),
+            grace: Duration::from_secs(60),
+            kept: Duration::from_secs(86_400),
             limits,
         })
     };
@@ -338,27 +342,34 @@ fn opening() -> Vec<Case> {
         client(
             "hello/new",
             None,
-            hello(None, 0),
-            "version 1, no session, incarnation 0, agent \"demo/1\"",
+            hello(None, 0, 0, &[]),
+            "version 1, no session, incarnation 0, nothing sent, nothing unanswered, agent \"demo/1\"",
         ),
         client(
             "hello/resume",
             None,
-            hello(Some(SessionId(*b"0123456789abcdef")), 2),
-            "reserved: the session whose id is the bytes \"0123456789abcdef\", incarnation 2",
+            hello(
+                Some(SessionId(*b"0123456789abcdef")),
+                2,
+                305,
+                &[301, 304, 305],
+            ),
+            "the session whose id is the bytes \"0123456789abcdef\", incarnation 2; sent up to 305, of which 301, 304 and \
+             305 are unanswered",
         ),
         server(
             "welcome/new",
             None,
             welcome(0, false, Limits::default()),
             "version 1, epoch 0123456789abcdef, revision 40, session \"0123456789abcdef\", executed 0, not lapsed, \
-             principal \"cert:demo\", heartbeat 15,000 ms, silence 45,000 ms, the ten limits with their defaults",
+             principal \"cert:demo\", heartbeat 15,000 ms, silence 45,000 ms, grace 60,000 ms, kept 86,400,000 ms, the \
+             ten limits with their defaults",
         ),
         server(
             "welcome/resumed",
             None,
             welcome(300, true, small),
-            "reserved: executed 300, lapsed; key_bytes_max 128, scans_max 0",
+            "executed 300, lapsed; key_bytes_max 128, scans_max 0",
         ),
     ]
 }
@@ -798,12 +809,7 @@ fn errors() -> Vec<Case> {
 
 /// The worked example of the document, in its order.
 fn session() -> Vec<Case> {
-    let hello = ClientMessage::Hello(Hello {
-        version: VERSION,
-        session: None,
-        incarnation: 0,
-        agent: "demo/1".into(),
-    });
+    let hello = ClientMessage::Hello(Hello::new("demo/1"));
     let welcome = ServerMessage::Welcome(Welcome {
         version: VERSION,
         position: at(40),
@@ -813,6 +819,8 @@ fn session() -> Vec<Case> {
         principal: "cert:demo".into(),
         heartbeat: Duration::from_secs(15),
         silence: Duration::from_secs(45),
+        grace: Duration::from_secs(60),
+        kept: Duration::from_secs(86_400),
         limits: Limits::default(),
     });
     let commit = ClientMessage::Commit {

@@ -15,7 +15,7 @@ use storage_protocol::{
     Batch, Change, ChangeKind, CommitOptions, CommitRecord, Entry, EntryLifetime, Epoch, Expected,
     Key, KeyRange, KeyState, Keyspace, Lifetime, Limits, Operation, Position, Reading, Result,
     Revision, Scan, ScanItem, ScanOptions, ScanSource, SessionId, Storage, StorageError,
-    UnixMillis, Watch, WatchEvent, WatchOptions, WatchSource,
+    UnixMillis, Watch, WatchEvent, WatchOptions, WatchSource, WatchState, WatchStatus,
 };
 use tokio::io::DuplexStream;
 use tokio::sync::watch;
@@ -343,6 +343,13 @@ impl WatchSource for Feed {
 
     // A stub: its events are few.
     fn park(&mut self) {}
+
+    fn status(&self) -> WatchStatus {
+        WatchStatus {
+            state: WatchState::Live,
+            position: MemoryEngine::position_of(&self.1.lock().unwrap()),
+        }
+    }
 }
 
 /// The peer's end of a session under test.

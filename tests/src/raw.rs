@@ -14,7 +14,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use storage_protocol::native::{
     Class, ClientMessage, Hello, Outbox, Packet, Reassembler, RequestId, SUBPROTOCOL,
-    ServerMessage, VERSION, Welcome,
+    ServerMessage, Welcome,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -539,10 +539,5 @@ fn decode(packet: Packet) -> (Option<RequestId>, ServerMessage) {
 /// A client's first message.
 #[must_use]
 pub fn hello() -> ClientMessage {
-    ClientMessage::Hello(Hello {
-        version: VERSION,
-        session: None,
-        incarnation: 0,
-        agent: "raw/1".to_owned(),
-    })
+    ClientMessage::Hello(Hello::new("raw/1"))
 }

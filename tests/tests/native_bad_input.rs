@@ -365,9 +365,7 @@ async fn the_first_message_is_hello_of_version_1_and_comes_once() {
     let version = |version| {
         let hello = Hello {
             version,
-            session: None,
-            incarnation: 0,
-            agent: String::new(),
+            ..Hello::new("")
         };
         ClientMessage::Hello(hello).encode(None).to_frame()
     };

@@ -29,7 +29,7 @@ use futures_util::{SinkExt, StreamExt};
 use processes::{Ran, run, wait};
 use rustix::process::{Pid, Signal, kill_process};
 use storage_client::{ConnectOptions, ConnectionState, RemoteStorage};
-use storage_protocol::native::{ClientMessage, Hello, Packet, SUBPROTOCOL, ServerMessage, VERSION};
+use storage_protocol::native::{ClientMessage, Hello, Packet, SUBPROTOCOL, ServerMessage};
 use storage_protocol::{
     Batch, CommitOptions, Key, KeyRange, Outcome, Position, ScanOptions, Storage, StorageError,
     StorageExt, WatchOptions, WatchStart,
@@ -891,12 +891,7 @@ async fn raw_session(address: &str) -> Raw {
     let (mut raw, _) = tokio_tungstenite::client_async(request, stream)
         .await
         .unwrap();
-    let hello = Hello {
-        version: VERSION,
-        session: None,
-        incarnation: 0,
-        agent: "raw".to_owned(),
-    };
+    let hello = Hello::new("raw");
     let frame = ClientMessage::Hello(hello).encode(None).to_frame();
     raw.send(Message::Binary(frame)).await.unwrap();
     assert!(matches!(next(&mut raw).await, ServerMessage::Welcome(_)));

@@ -355,6 +355,8 @@ impl Connection {
                     principal: "anonymous".into(),
                     heartbeat: Duration::from_secs(15),
                     silence: Duration::from_secs(45),
+                    grace: Duration::from_secs(60),
+                    kept: Duration::from_secs(86_400),
                     limits: state.limits.clone(),
                 })
             }

@@ -55,6 +55,8 @@ pub(crate) fn welcome() -> Welcome {
         principal: "cert:tester".into(),
         heartbeat: Duration::from_secs(15),
         silence: Duration::from_secs(45),
+        grace: Duration::from_secs(60),
+        kept: Duration::from_secs(86_400),
         limits: Limits::default(),
     }
 }

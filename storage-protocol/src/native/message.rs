@@ -21,7 +21,7 @@ use self::error::{put_error, read_error};
 use self::fields::{
     finish, millis, put_entry, put_flags, put_position, put_range, put_state, read_entry,
     read_flags, read_id, read_position, read_range, read_revision, read_session, read_states,
-    read_version, require_id, state_bytes, to_id,
+    read_unanswered, read_version, require_id, state_bytes, to_id,
 };
 pub use self::record::encode_commit_record;
 use self::record::read_commit_record;
@@ -43,10 +43,32 @@ pub struct Hello {
     pub version: u64,
     /// The session to resume; `None` begins a new one.
     pub session: Option<SessionId>,
-    /// Grows with each incarnation of a resumed session: a new one fences the old one. 0 for a new session.
+    /// Grows with each connection of a session: a higher one fences those below it. 0 for a new session, above 0 to
+    /// resume one.
     pub incarnation: u64,
+    /// The highest commit number that was sent in this session; 0 for none. The numbers that follow on this connection
+    /// begin behind it, or behind [`Welcome::executed`] where that is higher.
+    pub sent: u64,
+    /// The numbers up to `sent` whose commits have no answer and come again on this connection, ascending. At most
+    /// [`COMMIT_WINDOW`](super::COMMIT_WINDOW).
+    pub unanswered: Vec<u64>,
     /// What the client is, for the server's log (`storage-client/0.1.0`). At most 256 bytes are kept.
     pub agent: String,
+}
+
+impl Hello {
+    /// Asks for a new session.
+    #[must_use]
+    pub fn new(agent: impl Into<String>) -> Self {
+        Self {
+            version: super::VERSION,
+            session: None,
+            incarnation: 0,
+            sent: 0,
+            unanswered: Vec::new(),
+            agent: agent.into(),
+        }
+    }
 }
 
 /// The answer to Hello: the session is open.
@@ -56,11 +78,12 @@ pub struct Welcome {
     pub version: u64,
     /// The present position. Every position of this connection has this epoch.
     pub position: Position,
-    /// The session.
+    /// The session: the one that Hello named if it was resumed, else a new one.
     pub session: SessionId,
-    /// The highest commit number of this session that was executed; 0 for none.
+    /// The highest commit number of this session that was executed; 0 for none. Final: what an older incarnation left
+    /// unsent or queued beyond it is never executed.
     pub executed: u64,
-    /// Whether the session's keys with session lifetime lapsed since it was last seen.
+    /// Whether the session's keys with session lifetime were removed since a Welcome of it was last heeded.
     pub lapsed: bool,
     /// Who the server takes the client for (`cert:NAME`).
     pub principal: String,
@@ -68,6 +91,10 @@ pub struct Welcome {
     pub heartbeat: Duration,
     /// Either side closes when it heard nothing for this long.
     pub silence: Duration,
+    /// How long the keys with the lifetime of this session stay after its socket is lost.
+    pub grace: Duration,
+    /// How long the session can be resumed after its socket is lost.
+    pub kept: Duration,
     /// What the server takes.
     pub limits: Limits,
 }
@@ -225,6 +252,12 @@ impl ClientMessage {
                 out.number(hello.version);
                 out.length_prefixed(hello.session.as_ref().map_or(&[][..], |session| &session.0));
                 out.number(hello.incarnation);
+                out.number(hello.sent);
+                out.number(hello.unanswered.len() as u64);
+                hello
+                    .unanswered
+                    .iter()
+                    .for_each(|number| out.number(*number));
                 out.length_prefixed(hello.agent.as_bytes());
                 kind::HELLO
             }
@@ -322,6 +355,8 @@ impl ClientMessage {
                 version: read_version(from)?,
                 session: read_session(from)?,
                 incarnation: from.number("the incarnation")?,
+                sent: from.number("the highest number sent")?,
+                unanswered: read_unanswered(from)?,
                 agent: from.text("the agent")?,
             }),
             kind::GET => {

@@ -184,14 +184,23 @@ fn watch() -> impl Strategy<Value = ClientMessage> {
 
 fn client_message() -> impl Strategy<Value = ClientMessage> {
     prop_oneof![
-        (option::of(session()), number(), text()).prop_map(|(session, incarnation, agent)| {
-            ClientMessage::Hello(Hello {
-                version: VERSION,
-                session,
-                incarnation,
-                agent,
-            })
-        }),
+        (
+            option::of(session()),
+            number(),
+            number(),
+            proptest::collection::btree_set(number(), 0..8),
+            text()
+        )
+            .prop_map(|(session, incarnation, sent, unanswered, agent)| {
+                ClientMessage::Hello(Hello {
+                    version: VERSION,
+                    session,
+                    incarnation,
+                    sent,
+                    unanswered: unanswered.into_iter().collect(),
+                    agent,
+                })
+            }),
         vec(bytes(), 0..8).prop_map(|keys| ClientMessage::Get { keys }),
         scan(),
         number().prop_map(|scan| ClientMessage::ScanNext { scan }),
@@ -293,11 +302,15 @@ fn limits() -> impl Strategy<Value = Limits> {
 fn welcome() -> impl Strategy<Value = ServerMessage> {
     (
         (number(), position(), session(), number(), any::<bool>()),
-        (text(), duration(), duration(), limits()),
+        (
+            text(),
+            [duration(), duration(), duration(), duration()],
+            limits(),
+        ),
     )
         .prop_map(|(session, rest)| {
             let (version, position, session, executed, lapsed) = session;
-            let (principal, heartbeat, silence, limits) = rest;
+            let (principal, [heartbeat, silence, grace, kept], limits) = rest;
             ServerMessage::Welcome(Welcome {
                 version,
                 position,
@@ -307,6 +320,8 @@ fn welcome() -> impl Strategy<Value = ServerMessage> {
                 principal,
                 heartbeat,
                 silence,
+                grace,
+                kept,
                 limits,
             })
         })
@@ -738,6 +753,8 @@ fn a_session_id_has_sixteen_bytes_or_none() {
         payload.number(VERSION);
         payload.length_prefixed(&vec![7; usize::from(length)]);
         payload.number(0);
+        payload.number(0);
+        payload.number(0);
         payload.length_prefixed(b"");
         let packet = Packet {
             kind: kind::HELLO,
@@ -747,6 +764,33 @@ fn a_session_id_has_sixteen_bytes_or_none() {
         let read = ClientMessage::decode(packet);
         assert_eq!(read.is_ok(), matches!(length, 0 | 16), "{length}: {read:?}");
     }
+}
+
+#[test]
+fn unanswered_numbers_ascend_within_the_window() {
+    let decode = |numbers: &[u64]| {
+        let mut payload = BytesMut::new();
+        payload.number(VERSION);
+        payload.length_prefixed(&[7; 16]);
+        payload.number(1);
+        payload.number(9_999);
+        payload.number(numbers.len() as u64);
+        numbers.iter().for_each(|number| payload.number(*number));
+        payload.length_prefixed(b"");
+        ClientMessage::decode(Packet {
+            kind: kind::HELLO,
+            id: None,
+            payload: payload.freeze(),
+        })
+    };
+    assert!(decode(&[]).is_ok());
+    assert!(decode(&[1, 2, 9]).is_ok());
+    assert!(decode(&[1, 1]).is_err());
+    assert!(decode(&[2, 1]).is_err());
+    let window: Vec<u64> = (1..=super::super::COMMIT_WINDOW).collect();
+    assert!(decode(&window).is_ok());
+    let beyond: Vec<u64> = (1..=super::super::COMMIT_WINDOW + 1).collect();
+    assert!(decode(&beyond).is_err());
 }
 
 #[test]
@@ -824,6 +868,8 @@ fn limits_that_this_version_does_not_know_are_passed_over() {
         principal: String::new(),
         heartbeat: Duration::from_secs(15),
         silence: Duration::from_secs(45),
+        grace: Duration::from_secs(60),
+        kept: Duration::from_secs(86_400),
         limits: Limits {
             scans_max: 3,
             ..Limits::default()

@@ -25,6 +25,10 @@ pub const SUBPROTOCOL: &str = "storage-sync.v1";
 /// The version that Hello asks for and Welcome confirms.
 pub const VERSION: u64 = 1;
 
+/// How many commit numbers of a session are remembered: number *n* is sent only once *n* - 1,024 was answered, and a
+/// repeated one within this window gets its first answer.
+pub const COMMIT_WINDOW: u64 = 1024;
+
 /// WebSocket close codes that this protocol uses.
 pub mod close_code {
     /// The session is over as planned.
@@ -49,4 +53,6 @@ pub mod close_code {
     pub const SILENT: u16 = 4001;
     /// The peer did not take its answers for too long.
     pub const SLOW: u16 = 4002;
+    /// A newer incarnation of the session took over: do not connect again with this one.
+    pub const FENCED: u16 = 4003;
 }

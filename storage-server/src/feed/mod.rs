@@ -368,6 +368,15 @@ impl Subscription {
     pub(crate) fn range(&self) -> &KeyRange {
         self.slot.range()
     }
+
+    /// Whether nothing waits for the watch.
+    pub(crate) fn is_live(&self) -> bool {
+        match &*self.slot.state() {
+            SlotState::Live { queue, .. } => queue.is_empty(),
+            SlotState::Behind { .. } => false,
+            SlotState::Latest { dirty } => !dirty,
+        }
+    }
 }
 
 impl Drop for Subscription {

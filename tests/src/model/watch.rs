@@ -7,7 +7,10 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
-use storage_protocol::{KeyRange, Keyspace, Position, Result, Revision, WatchEvent, WatchSource};
+use storage_protocol::{
+    KeyRange, Keyspace, Position, Result, Revision, WatchEvent, WatchSource, WatchState,
+    WatchStatus,
+};
 
 use super::history::History;
 use super::{Permit, lock};
@@ -21,6 +24,22 @@ pub(super) struct Subscription {
     /// Everything up to here was told.
     pub(super) cursor: Revision,
     pub(super) _permit: Permit,
+}
+
+impl Subscription {
+    fn status(&self, history: &History, is_live: bool) -> WatchStatus {
+        WatchStatus {
+            state: if is_live {
+                WatchState::Live
+            } else {
+                WatchState::CatchingUp
+            },
+            position: Position {
+                revision: self.cursor,
+                ..history.position()
+            },
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -70,6 +89,12 @@ impl WatchSource for EveryWatch {
 
     // The model buffers nothing that counts: its history is in memory anyway.
     fn park(&mut self) {}
+
+    fn status(&self) -> WatchStatus {
+        let history = lock(&self.watch.history);
+        let due = history.next_commit(&self.watch.keyspace, &self.watch.range, self.watch.cursor);
+        self.watch.status(&history, due.is_none())
+    }
 }
 
 #[derive(Debug)]
@@ -160,4 +185,10 @@ impl WatchSource for LatestWatch {
 
     // The model buffers nothing that counts: its history is in memory anyway.
     fn park(&mut self) {}
+
+    fn status(&self) -> WatchStatus {
+        let history = lock(&self.watch.history);
+        let idle = self.pass.is_empty() && !self.has_something_to_tell(&history);
+        self.watch.status(&history, idle)
+    }
 }

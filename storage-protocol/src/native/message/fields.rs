@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::super::VERSION;
 use super::super::frame::{ProtocolError, RequestId};
 use super::super::wire::{Reader, Writer};
+use super::super::{COMMIT_WINDOW, VERSION};
 use super::Result;
 use crate::{
     Entry, EntryLifetime, Epoch, Key, KeyRange, KeyState, Lifetime, Position, Revision, SessionId,
@@ -111,6 +111,24 @@ pub(super) fn read_session(from: &mut Reader) -> Result<Option<SessionId>> {
             what: "the session's length",
         }),
     }
+}
+
+/// Ascending and within the window, so that a session's state is bounded by it.
+pub(super) fn read_unanswered(from: &mut Reader) -> Result<Vec<u64>> {
+    let what = "an unanswered number";
+    let count = from.count(1, "the number of unanswered numbers")?;
+    if count as u64 > COMMIT_WINDOW {
+        return Err(ProtocolError::BadNumber { what });
+    }
+    let mut numbers = Vec::with_capacity(count);
+    for _ in 0..count {
+        let number = from.number(what)?;
+        if numbers.last().is_some_and(|last| *last >= number) {
+            return Err(ProtocolError::BadNumber { what });
+        }
+        numbers.push(number);
+    }
+    Ok(numbers)
 }
 
 pub(super) fn put_range(out: &mut BytesMut, range: &KeyRange) {

@@ -18,6 +18,8 @@ pub(super) fn put_welcome(out: &mut BytesMut, welcome: &Welcome) {
     out.length_prefixed(welcome.principal.as_bytes());
     out.number(millis(welcome.heartbeat));
     out.number(millis(welcome.silence));
+    out.number(millis(welcome.grace));
+    out.number(millis(welcome.kept));
     let limits = limit_pairs(&welcome.limits);
     out.number(limits.len() as u64);
     for (limit, value) in limits {
@@ -35,6 +37,8 @@ pub(super) fn read_welcome(from: &mut Reader) -> Result<Welcome> {
     let principal = from.text("the principal")?;
     let heartbeat = Duration::from_millis(from.number("the heartbeat")?);
     let silence = Duration::from_millis(from.number("the silence")?);
+    let grace = Duration::from_millis(from.number("the grace")?);
+    let kept = Duration::from_millis(from.number("the time a session is kept")?);
     let mut limits = Limits::default();
     for _ in 0..from.count(2, "the number of limits")? {
         let limit = Limit::from_wire(from.number("a limit")?);
@@ -53,6 +57,8 @@ pub(super) fn read_welcome(from: &mut Reader) -> Result<Welcome> {
         principal,
         heartbeat,
         silence,
+        grace,
+        kept,
         limits,
     })
 }

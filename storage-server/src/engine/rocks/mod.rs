@@ -609,7 +609,13 @@ impl Storage for RocksSession {
         let start = self.shared.store.at(after.unwrap_or(begun));
         let shared = self.shared.clone();
         let source: Box<dyn storage_protocol::WatchSource> = match options.mode {
-            WatchMode::Every => Box::new(EveryWatch::new(shared, keyspace, subscription, place)),
+            WatchMode::Every => Box::new(EveryWatch::new(
+                shared,
+                keyspace,
+                subscription,
+                start.revision,
+                place,
+            )),
             WatchMode::Latest { min_interval } => {
                 let fresh =
                     options.start == WatchStart::Beginning || start.revision == Revision::ZERO;

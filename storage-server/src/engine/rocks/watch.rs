@@ -13,6 +13,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use storage_protocol::{
     CommitRecord, Limit, Result, Revision, ScanItem, StorageError, WatchEvent, WatchSource,
+    WatchState, WatchStatus,
 };
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
@@ -69,6 +70,8 @@ pub(super) struct EveryWatch {
     /// A read of the log under way.
     reading: Option<BoxFuture<'static, Result<LogPage>>>,
     tokens: Tokens,
+    /// Everything up to here was handed over.
+    told: Revision,
     _place: OwnedSemaphorePermit,
 }
 
@@ -77,12 +80,14 @@ impl EveryWatch {
         shared: Arc<Shared>,
         keyspace: Arc<KeyspaceState>,
         subscription: Subscription,
+        begun: Revision,
         place: OwnedSemaphorePermit,
     ) -> Self {
         Self {
             shared,
             keyspace,
             subscription,
+            told: begun,
             queue: VecDeque::new(),
             reading: None,
             tokens: Tokens::default(),
@@ -110,6 +115,7 @@ impl WatchSource for EveryWatch {
         }
         loop {
             if let Some(commit) = self.queue.pop_front() {
+                self.told = commit.revision;
                 return Poll::Ready(Some(Ok(WatchEvent::Commit(commit))));
             }
             if let Some(reading) = &mut self.reading {
@@ -142,6 +148,7 @@ impl WatchSource for EveryWatch {
                         return Poll::Pending;
                     }
                     self.tokens.asked.pop_front();
+                    self.told = revision;
                     let position = self.shared.store.at(revision);
                     let mark = WatchEvent::Progress {
                         position,
@@ -166,6 +173,15 @@ impl WatchSource for EveryWatch {
         self.reading = None;
         self.subscription.park(first);
     }
+
+    fn status(&self) -> WatchStatus {
+        let is_live =
+            self.queue.is_empty() && self.reading.is_none() && self.subscription.is_live();
+        WatchStatus {
+            state: live_if(is_live),
+            position: self.shared.store.at(self.told),
+        }
+    }
 }
 
 pub(super) struct LatestWatch {
@@ -175,6 +191,8 @@ pub(super) struct LatestWatch {
     min_interval: Duration,
     /// The last mark.
     mark: Revision,
+    /// The last mark that was handed over.
+    told: Revision,
     /// Before the first mark: from the beginning, so without tombstones.
     fresh: bool,
     /// A first pass is due whatever changed, so that even an empty range has its mark.
@@ -225,6 +243,7 @@ impl LatestWatch {
             subscription,
             min_interval,
             mark,
+            told: mark,
             fresh,
             due: true,
             pass: Pass::None,
@@ -370,6 +389,9 @@ impl WatchSource for LatestWatch {
         }
         loop {
             if let Some(event) = self.events.pop_front() {
+                if let WatchEvent::Progress { position, .. } = event {
+                    self.told = position.revision;
+                }
                 return Poll::Ready(Some(Ok(event)));
             }
             if let Err(error) = ready!(self.step(cx)) {
@@ -390,6 +412,22 @@ impl WatchSource for LatestWatch {
             cursor.go_back_to(state.revision(), key);
             self.events = VecDeque::new();
         }
+    }
+
+    fn status(&self) -> WatchStatus {
+        let idle = self.events.is_empty() && !self.due && matches!(self.pass, Pass::None);
+        WatchStatus {
+            state: live_if(idle && self.subscription.is_live()),
+            position: self.shared.store.at(self.told),
+        }
+    }
+}
+
+fn live_if(is_live: bool) -> WatchState {
+    if is_live {
+        WatchState::Live
+    } else {
+        WatchState::CatchingUp
     }
 }
 

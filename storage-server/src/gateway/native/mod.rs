@@ -41,6 +41,11 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// What is kept of a client's name.
 const AGENT_BYTES_MAX: usize = 256;
 
+/// How long a session's keys stay after its socket is lost.
+const SESSION_GRACE: Duration = Duration::from_secs(60);
+/// How long a session can be resumed after its socket is lost.
+const SESSION_KEPT: Duration = Duration::from_secs(24 * 3600);
+
 /// How often messages in parts are looked at.
 const PARTS_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -281,6 +286,8 @@ impl Native {
             principal: self.principal.to_string(),
             heartbeat: timeouts.heartbeat,
             silence: timeouts.silence,
+            grace: SESSION_GRACE,
+            kept: SESSION_KEPT,
             limits: self.limits().clone(),
         });
         self.outbox.push(Class::Control, welcome.encode(None));

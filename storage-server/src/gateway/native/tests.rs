@@ -57,9 +57,7 @@ async fn closed(client: &mut Client) -> (u16, String) {
 fn hello(version: u64) -> ClientMessage {
     ClientMessage::Hello(Hello {
         version,
-        session: None,
-        incarnation: 0,
-        agent: "test".to_owned(),
+        ..Hello::new("test")
     })
 }
 
