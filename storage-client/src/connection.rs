@@ -1,8 +1,9 @@
-//! One connection: the handle that callers hold, and the queue between them and the driver.
+//! The handle that callers hold, and the queue between them and the task that serves it.
 //!
-//! A [`Connection`] is one socket with its session; it never reconnects. Callers put requests into the [`Shared`]
-//! queue and wait for their answers; the driver task (`driver.rs`) owns everything else: socket, ids, deadlines.
-//! Invariant: a request leaves the queue once, and whoever takes it out answers it.
+//! A [`Connection`] is one session over its sockets. Callers put requests into the [`Shared`] queue and wait for their
+//! answers. One task does the rest: while there is a socket it is in the [`driver`](crate::driver), between two sockets
+//! in the [`supervisor`](crate::supervisor). Invariant: a request leaves the queue once, and whoever takes it out answers
+//! it or puts it back in front.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -10,14 +11,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
 
-use storage_protocol::native::{Packet, ServerMessage, Welcome};
-use storage_protocol::{Batch, CommitOptions, Outcome, Result, StorageError};
+use storage_protocol::native::{Packet, RequestId, ServerMessage, Welcome};
+use storage_protocol::{Batch, CommitOptions, Epoch, Outcome, Result, SessionId, StorageError};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
 use crate::dial::Socket;
-use crate::driver::Driver;
+use crate::supervisor::Supervisor;
 use crate::watch::WatchShared;
 
 /// What a connection is at present.
@@ -26,18 +27,62 @@ use crate::watch::WatchShared;
 pub enum ConnectionState {
     /// Calls are carried out.
     Connected,
-    /// The server is about to close: what is in flight is answered, new calls fail with `Closed`, not executed.
+    /// There is no socket; a new one is being tried for. Calls wait for it, each up to its deadline.
+    Disconnected {
+        /// When the last socket was lost.
+        since: std::time::Instant,
+        /// Why it was, or why the last attempt at a new one failed.
+        why: String,
+    },
+    /// The server is about to close: what is in flight is answered, new calls wait for the next connection. (Without
+    /// reconnecting they are sent, and the server refuses them with `Closed`, not executed.)
     Draining {
         /// Why, as the server says.
         reason: String,
         /// When to connect again, as the server asks.
         retry_after: Duration,
     },
-    /// The connection is over; every call fails with `Closed`.
+    /// Over for good: closed by its handles, given up as asked for, or taken over by a newer incarnation of the session.
+    /// Every call fails with `Closed`.
     Closed {
         /// Why.
         why: String,
     },
+}
+
+/// The session of a connection, over its sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SessionInfo {
+    /// Its id. Who knows it, and has the same principal, may resume it: keep it secret.
+    pub id: SessionId,
+    /// The incarnation of the present (or last) socket; 0 for a session that was opened by it.
+    pub incarnation: u64,
+    /// The highest commit number that was sent or found executed.
+    pub sent: u64,
+    /// How many sockets after the first were welcomed.
+    pub reconnects: u64,
+    /// How often the server said that keys with the lifetime of this session were removed meanwhile. When it grows, put
+    /// them (and reserve prefixes) again.
+    pub lapses: u64,
+    /// How often the session could not be resumed and a new one began: its keys are gone, and commits that were sent and
+    /// not answered failed as unknown.
+    pub replaced: u64,
+}
+
+/// A session that another process (or this one, before its end) left: see
+/// [`ConnectOptions::resume_session`](crate::ConnectOptions::resume_session).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedSession {
+    /// Its id.
+    pub id: SessionId,
+    /// The highest incarnation that was used in it.
+    pub incarnation: u64,
+    /// The highest commit number that was sent in it.
+    pub sent: u64,
+    /// The numbers up to `sent` that were not answered, ascending: each has to be sent again, first and in this order,
+    /// with [`RemoteStorage::commit_as`](crate::RemoteStorage::commit_as).
+    pub unanswered: Vec<u64>,
 }
 
 /// How long a connection without handles may take to send what is on its way.
@@ -60,10 +105,18 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) enum Call {
     /// A message that is encoded already; only its id is missing.
     Send { packet: Packet, expect: Expect },
-    /// A commit: it gets its number when it goes out, so that one which never does takes none.
+    /// A commit: it gets its number when it goes out, so that one which never does takes none; or its caller gives it one.
     Commit {
+        number: Option<u64>,
         batch: Batch,
         options: CommitOptions,
+    },
+    /// A commit that went out on an earlier socket, under its number.
+    Repeat {
+        number: u64,
+        /// Its caller gave it that number, and no other will do.
+        given: bool,
+        packet: Packet,
     },
     /// A watch: its queue is attached before the message goes out, so that no event comes too early.
     Watch {
@@ -76,10 +129,20 @@ impl Call {
     /// What it counts towards the bytes in flight; of a commit a bound on what the wire takes.
     pub(crate) fn bytes(&self) -> usize {
         match self {
-            Self::Send { packet, .. } | Self::Watch { packet, .. } => packet.payload.len(),
-            Self::Commit { batch, options } => {
+            Self::Send { packet, .. }
+            | Self::Watch { packet, .. }
+            | Self::Repeat { packet, .. } => packet.payload.len(),
+            Self::Commit { batch, options, .. } => {
                 batch.bytes() + options.label.as_ref().map_or(0, String::len) + 64
             }
+        }
+    }
+
+    /// What is certain about it if it fails before it goes out (again).
+    pub(crate) fn outcome_if_unsent(&self) -> Outcome {
+        match self {
+            Self::Repeat { .. } => Outcome::Unknown,
+            Self::Send { .. } | Self::Commit { .. } | Self::Watch { .. } => Outcome::NotExecuted,
         }
     }
 }
@@ -91,8 +154,8 @@ pub(crate) enum Expect {
     Values { keys: usize },
     /// The first page of a scan.
     FirstPage,
-    /// A further page of this scan.
-    NextPage { scan: u64 },
+    /// A further page of this scan, which lives on one socket.
+    NextPage { scan: u64, socket: u64 },
     /// `Done` for this scan.
     ScanClosed { scan: u64 },
     /// To a commit.
@@ -128,6 +191,8 @@ impl Expect {
 /// An answer on its way to the caller.
 pub(crate) struct Answer {
     pub(crate) message: ServerMessage,
+    /// Of the history that its revisions belong to.
+    pub(crate) epoch: Epoch,
     /// Of a first page that is not the last. Closes the scan when dropped, also where the caller is gone by then.
     pub(crate) scan: Option<OpenScan>,
 }
@@ -135,14 +200,17 @@ pub(crate) struct Answer {
 /// A scan that the server holds for us; dropping it gives it up.
 pub(crate) struct OpenScan {
     pub(crate) number: u64,
+    /// Which of the connection's sockets it lives on.
+    pub(crate) socket: u64,
     /// `None`: the server has closed it already.
     shared: Option<Arc<Shared>>,
 }
 
 impl OpenScan {
-    pub(crate) fn new(number: u64, shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(number: u64, socket: u64, shared: Arc<Shared>) -> Self {
         Self {
             number,
+            socket,
             shared: Some(shared),
         }
     }
@@ -156,7 +224,10 @@ impl OpenScan {
 impl Drop for OpenScan {
     fn drop(&mut self) {
         if let Some(shared) = &self.shared {
-            shared.control(Control::CloseScan { scan: self.number });
+            shared.control(Control::CloseScan {
+                scan: self.number,
+                socket: self.socket,
+            });
         }
     }
 }
@@ -164,17 +235,63 @@ impl Drop for OpenScan {
 /// A request in the queue.
 pub(crate) struct Submission {
     pub(crate) call: Call,
-    /// The caller waits at its other end; closed when the caller gave up.
-    pub(crate) reply: oneshot::Sender<Result<Answer>>,
+    /// The caller waits at its other end; closed when the caller gave up, `None` when it was told already.
+    pub(crate) reply: Option<oneshot::Sender<Result<Answer>>>,
     pub(crate) deadline: Instant,
+}
+
+impl Submission {
+    /// Whether nobody waits for its answer.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.reply.as_ref().is_none_or(oneshot::Sender::is_closed)
+    }
+
+    pub(crate) fn fail(&mut self, error: StorageError) {
+        if let Some(reply) = self.reply.take() {
+            // A caller that is gone needs no answer.
+            let _ = reply.send(Err(error));
+        }
+    }
+
+    /// Fails it since the connection is over.
+    pub(crate) fn fail_closed(mut self, reason: &str) {
+        let outcome = self.call.outcome_if_unsent();
+        let reason = reason.to_owned();
+        self.fail(StorageError::Closed { reason, outcome });
+    }
+
+    /// Tells its caller that the time is over, if it is; whether it was.
+    pub(crate) fn expire(&mut self, now: Instant) -> bool {
+        let expired = self.deadline <= now;
+        if expired {
+            let outcome = self.call.outcome_if_unsent();
+            self.fail(StorageError::DeadlineExceeded { outcome });
+        }
+        expired
+    }
 }
 
 /// What needs no answer to a caller, and may be said from a `Drop`.
 pub(crate) enum Control {
-    Credit { watch: Arc<WatchShared>, bytes: u64 },
-    Probe { watch: Arc<WatchShared>, token: u64 },
-    Unwatch { watch: Arc<WatchShared> },
-    CloseScan { scan: u64 },
+    Credit {
+        watch: Arc<WatchShared>,
+        bytes: u64,
+    },
+    Probe {
+        watch: Arc<WatchShared>,
+        token: u64,
+    },
+    Unwatch {
+        watch: Arc<WatchShared>,
+    },
+    /// Of the task itself: a stream of a watch that goes on without it.
+    EndStream {
+        stream: RequestId,
+    },
+    CloseScan {
+        scan: u64,
+        socket: u64,
+    },
 }
 
 /// That the handles want the connection to end.
@@ -186,11 +303,15 @@ pub(crate) enum Ending {
     Abandoned { until: Instant },
 }
 
-/// What callers and the driver share.
+/// What callers and the connection's task share.
 pub(crate) struct Shared {
-    pub(crate) welcome: Arc<Welcome>,
-    /// Written by the driver, read by whoever asks.
+    /// Of the present (or last) socket. Written by the supervisor.
+    welcome: Mutex<Arc<Welcome>>,
+    /// Whether a lost socket is followed by another. Else calls fail and watches end with their socket.
+    pub(crate) reconnects: bool,
+    /// Written by the connection's task, read by whoever asks.
     state: watch::Sender<ConnectionState>,
+    session: watch::Sender<SessionInfo>,
     /// Held while a request enters the queue. It is fair, so requests enter in the order they were first polled in.
     gate: tokio::sync::Mutex<()>,
     /// Free places in the queue; closed with the connection.
@@ -201,6 +322,9 @@ pub(crate) struct Shared {
 /// Filled by callers, emptied by the driver.
 #[derive(Default)]
 pub(crate) struct Intake {
+    /// Requests that went out (or were about to) on a socket that was lost, in their order; before those of `queue`.
+    /// Bounded by what may be in flight.
+    pub(crate) again: VecDeque<Submission>,
     /// Requests that wait to be sent. Bounded by `Shared::room`: callers wait for a place within their deadline.
     pub(crate) queue: VecDeque<Submission>,
     /// Bounded by what there is to control: one entry for each half of a watch's window that was consumed, one for each
@@ -208,19 +332,29 @@ pub(crate) struct Intake {
     pub(crate) control: Vec<Control>,
     /// A deadline that none in the queue lies before.
     pub(crate) earliest: Option<Instant>,
-    /// Whether a caller gave up since the driver looked.
+    /// Whether a caller gave up since the task looked.
     pub(crate) given_up: bool,
     pub(crate) ending: Option<Ending>,
     /// Why the connection is over; from then on nothing enters.
     pub(crate) closed: Option<String>,
     /// Woken, once, when something of the above changes.
-    pub(crate) driver: Option<Waker>,
+    driver: Option<Waker>,
 }
 
 impl Shared {
-    pub(crate) fn new(welcome: Welcome, queue_len_max: usize) -> Self {
+    pub(crate) fn new(welcome: Welcome, queue_len_max: usize, reconnects: bool) -> Self {
+        let session = SessionInfo {
+            id: welcome.session,
+            incarnation: 0,
+            sent: 0,
+            reconnects: 0,
+            lapses: 0,
+            replaced: 0,
+        };
         Self {
-            welcome: Arc::new(welcome),
+            welcome: Mutex::new(Arc::new(welcome)),
+            reconnects,
+            session: watch::Sender::new(session),
             state: watch::Sender::new(ConnectionState::Connected),
             gate: tokio::sync::Mutex::new(()),
             room: Semaphore::new(queue_len_max.clamp(1, Semaphore::MAX_PERMITS)),
@@ -230,6 +364,22 @@ impl Shared {
 
     pub(crate) fn intake(&self) -> MutexGuard<'_, Intake> {
         lock(&self.intake)
+    }
+
+    pub(crate) fn welcome(&self) -> Arc<Welcome> {
+        lock(&self.welcome).clone()
+    }
+
+    pub(crate) fn set_welcome(&self, welcome: Arc<Welcome>) {
+        *lock(&self.welcome) = welcome;
+    }
+
+    pub(crate) fn session(&self) -> watch::Receiver<SessionInfo> {
+        self.session.subscribe()
+    }
+
+    pub(crate) fn set_session(&self, session: SessionInfo) {
+        self.session.send_replace(session);
     }
 
     /// Changes the intake and wakes the driver.
@@ -269,7 +419,8 @@ impl Shared {
         let mut intake = self.intake();
         intake.closed = Some(why);
         intake.control.clear();
-        let queue = std::mem::take(&mut intake.queue);
+        let mut queue = std::mem::take(&mut intake.again);
+        queue.append(&mut intake.queue);
         drop(intake);
         self.room.close();
         queue
@@ -321,6 +472,35 @@ impl Shared {
 }
 
 impl Intake {
+    /// Registers who is woken by the next change.
+    pub(crate) fn register(&mut self, waker: &Waker) {
+        match &mut self.driver {
+            Some(known) => known.clone_from(waker),
+            none => *none = Some(waker.clone()),
+        }
+    }
+
+    /// Fails those that are past their deadline and lets go of those whose callers are gone. Gives how many left the queue
+    /// (whose places are free then), and the earliest deadline of the rest.
+    pub(crate) fn sweep(&mut self, now: Instant) -> (usize, Option<Instant>) {
+        let before = self.queue.len();
+        self.queue
+            .retain_mut(|waiting| !waiting.expire(now) && !waiting.is_given_up());
+        for waiting in &mut self.again {
+            waiting.expire(now);
+        }
+        // A commit that was sent is kept as it is: the server may be waiting for its number.
+        self.again.retain(|waiting| {
+            matches!(waiting.call, Call::Repeat { .. }) || !waiting.is_given_up()
+        });
+        let waiting = self.again.iter().chain(&self.queue);
+        let earliest = waiting
+            .filter(|waiting| waiting.reply.is_some())
+            .map(|waiting| waiting.deadline)
+            .min();
+        (before - self.queue.len(), earliest)
+    }
+
     fn refusal(&self) -> Option<StorageError> {
         let ending = self.ending.map(|_| "this client is closing".to_owned());
         let reason = self.closed.clone().or(ending)?;
@@ -361,12 +541,11 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// Starts the driver of a socket on which Welcome was received. A panic of the driver, or the end of its runtime,
-    /// closes the connection like any loss.
-    pub(crate) fn open(socket: Socket, welcome: Welcome, queue_len_max: usize) -> Self {
-        let shared = Arc::new(Shared::new(welcome, queue_len_max));
+    /// Starts the task of a connection whose first socket was welcomed. A panic of it, or the end of its runtime, closes
+    /// the connection for good.
+    pub(crate) fn open(shared: Arc<Shared>, supervisor: Supervisor, socket: Socket) -> Self {
         let tasks = TaskTracker::new();
-        tasks.spawn(Driver::new(socket, shared.clone()).run());
+        tasks.spawn(supervisor.run(socket));
         tasks.close();
         Self {
             inner: Arc::new(Inner { shared, tasks }),
@@ -377,8 +556,8 @@ impl Connection {
         &self.inner.shared
     }
 
-    pub(crate) fn welcome(&self) -> &Arc<Welcome> {
-        &self.inner.shared.welcome
+    pub(crate) fn welcome(&self) -> Arc<Welcome> {
+        self.inner.shared.welcome()
     }
 
     pub(crate) fn state(&self) -> watch::Receiver<ConnectionState> {
@@ -393,13 +572,13 @@ impl Connection {
     pub(crate) async fn request(&self, call: Call, deadline: Instant) -> Result<Answer> {
         let shared = &self.inner.shared;
         let outcome_if_lost = match &call {
-            Call::Commit { .. } => Outcome::Unknown,
+            Call::Commit { .. } | Call::Repeat { .. } => Outcome::Unknown,
             Call::Send { .. } | Call::Watch { .. } => Outcome::NotExecuted,
         };
         let (reply, answer) = oneshot::channel();
         let submission = Submission {
             call,
-            reply,
+            reply: Some(reply),
             deadline,
         };
         shared.enter(submission).await?;

@@ -29,7 +29,8 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, WebSocketCon
 
 use crate::connection::deadline_after;
 use crate::endpoint::Endpoint;
-use crate::{ConnectOptions, tls};
+use crate::options::{ConnectOptions, Credentials, TlsVersion};
+use crate::tls;
 
 /// A byte stream, encrypted or not.
 pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -39,18 +40,48 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 /// The socket that a driver owns.
 pub(crate) type Socket = WebSocketStream<Box<dyn Io>>;
 
-/// Connects, as often as asked, with the same TLS configuration (and so with its session tickets).
+/// Why there is no session.
+#[derive(Debug)]
+pub(crate) struct DialError {
+    /// With the URL, for people.
+    pub(crate) message: String,
+    /// The code of a close frame that came instead of Welcome.
+    pub(crate) code: Option<u16>,
+}
+
+impl From<String> for DialError {
+    fn from(message: String) -> Self {
+        Self {
+            message,
+            code: None,
+        }
+    }
+}
+
+/// The TLS configuration, and the files it was made of.
+#[derive(Clone)]
+struct Tls {
+    credentials: Credentials,
+    min_version: TlsVersion,
+    files: Vec<Vec<u8>>,
+    connector: TlsConnector,
+}
+
+/// Connects, as often as asked, to the servers in turn. The TLS configuration (and with it the session tickets) stays as
+/// long as the credentials' files do.
 #[derive(Clone)]
 pub(crate) struct Dialer {
-    pub(crate) endpoint: Endpoint,
-    tls: Option<(TlsConnector, ServerName<'static>)>,
+    endpoints: Vec<Endpoint>,
+    /// The one to try first.
+    next: usize,
+    tls: Option<Tls>,
     timeout: Duration,
 }
 
 impl fmt::Debug for Dialer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Dialer")
-            .field("endpoint", &self.endpoint)
+            .field("endpoints", &self.endpoints)
             .finish_non_exhaustive()
     }
 }
@@ -58,93 +89,183 @@ impl fmt::Debug for Dialer {
 impl Dialer {
     /// Checks the options and reads the credentials.
     pub(crate) async fn new(options: &ConnectOptions) -> Result<Self> {
-        let failed = |what: String| connect_failed(&options.url, what);
-        let endpoint = Endpoint::new(options).map_err(failed)?;
-        let tls = if endpoint.tls {
-            let config = load_tls(options).await.map_err(failed)?;
-            let name = ServerName::try_from(endpoint.host.clone())
-                .map_err(|_| failed("the URL's host is no name and no address".into()))?;
-            Some((TlsConnector::from(Arc::new(config)), name))
+        let mut endpoints: Vec<Endpoint> = Vec::with_capacity(options.urls.len());
+        for url in &options.urls {
+            let failed = |what: String| connect_failed(format!("{url}: {what}"));
+            let endpoint = Endpoint::new(url, options.plaintext).map_err(failed)?;
+            if endpoint.tls && ServerName::try_from(endpoint.host.clone()).is_err() {
+                return Err(failed(
+                    "the URL's host is no name and no address".to_owned(),
+                ));
+            }
+            if let Some(first) = endpoints.first()
+                && first.keyspace != endpoint.keyspace
+            {
+                return Err(failed(format!(
+                    "the keyspace is not that of the first URL, {:?}",
+                    first.keyspace.as_str()
+                )));
+            }
+            endpoints.push(endpoint);
+        }
+        let tls = if endpoints.iter().any(|endpoint| endpoint.tls) {
+            let failed = |what| connect_failed(format!("{}: {what}", options.urls.join(", ")));
+            Some(load_tls(options).await.map_err(failed)?)
         } else {
             None
         };
         Ok(Self {
-            endpoint,
+            endpoints,
+            next: 0,
             tls,
             timeout: options.connect_timeout,
         })
     }
 
-    /// A socket on which Welcome was received.
-    pub(crate) async fn dial(&self, hello: Hello) -> Result<(Socket, Welcome)> {
-        let url = self.endpoint.uri.to_string();
-        let deadline = deadline_after(Instant::now(), self.timeout);
-        let session = Box::pin(self.open(hello, deadline));
-        session.await.map_err(|what| connect_failed(&url, what))
+    /// How many servers there are.
+    pub(crate) fn endpoints(&self) -> usize {
+        self.endpoints.len()
     }
 
-    async fn open(&self, hello: Hello, deadline: Instant) -> Result<(Socket, Welcome), String> {
-        let tcp = self.connect_tcp(deadline).await?;
+    /// The first of the servers; all have the same keyspace.
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        // There is at least the URL that the options began with.
+        &self.endpoints[0]
+    }
+
+    /// Tries each server once, beginning with the next in turn. The error names them all.
+    pub(crate) async fn dial_any(&mut self, hello: &Hello) -> Result<(Socket, Welcome)> {
+        let mut failures = Vec::new();
+        for _ in 0..self.endpoints.len() {
+            match self.dial_next(hello.clone()).await {
+                Ok(session) => return Ok(session),
+                Err(error) => failures.push(error.message),
+            }
+        }
+        Err(connect_failed(failures.join("; ")))
+    }
+
+    /// A socket on which the next server in turn has said Welcome. After a failure the turn is the one behind it.
+    pub(crate) async fn dial_next(&mut self, hello: Hello) -> Result<(Socket, Welcome), DialError> {
+        let endpoint = self.endpoints[self.next % self.endpoints.len()].clone();
+        let deadline = deadline_after(Instant::now(), self.timeout);
+        self.reload().await;
+        let dialled = Box::pin(self.open(&endpoint, hello, deadline)).await;
+        dialled.map_err(|error| {
+            self.next = (self.next + 1) % self.endpoints.len();
+            let message = format!("{}: {}", endpoint.uri, error.message);
+            DialError { message, ..error }
+        })
+    }
+
+    /// Reads the credentials again. Files that cannot be used (they are just being replaced, perhaps) leave the ones that
+    /// were.
+    async fn reload(&mut self) {
+        let Some(tls) = self.tls.clone() else {
+            return;
+        };
+        let reloaded = tokio::task::spawn_blocking(move || tls.reload()).await;
+        match reloaded {
+            Ok(Ok(tls)) => self.tls = Some(tls),
+            Ok(Err(why)) => tracing::warn!(
+                why,
+                "the credentials cannot be read again; the old ones stay"
+            ),
+            Err(_) => {}
+        }
+    }
+
+    async fn open(
+        &self,
+        endpoint: &Endpoint,
+        hello: Hello,
+        deadline: Instant,
+    ) -> Result<(Socket, Welcome), DialError> {
+        let tcp = connect_tcp(endpoint, deadline).await?;
         let io: Box<dyn Io> = match &self.tls {
-            None => Box::new(tcp),
-            Some((connector, name)) => {
-                let handshake = connector.connect(name.clone(), tcp);
+            Some(tls) if endpoint.tls => {
+                let name = ServerName::try_from(endpoint.host.clone())
+                    .map_err(|_| "the URL's host is no name and no address".to_owned())?;
+                let handshake = tls.connector.connect(name, tcp);
                 let shaken = within(deadline, "the TLS handshake", handshake).await?;
                 Box::new(shaken.map_err(|error| explain_io(&error, "the TLS handshake"))?)
             }
+            _ => Box::new(tcp),
         };
-        let upgraded = within(deadline, "the WebSocket upgrade", self.upgrade(io)).await?;
+        let upgraded = within(deadline, "the WebSocket upgrade", upgrade(endpoint, io)).await?;
         let mut socket = upgraded?;
         let welcome = within(deadline, "Welcome", shake_hands(&mut socket, hello)).await??;
         Ok((socket, welcome))
     }
+}
 
-    async fn connect_tcp(&self, deadline: Instant) -> Result<TcpStream, String> {
-        let Endpoint { host, port, .. } = &self.endpoint;
-        let lookup = tokio::net::lookup_host((host.as_str(), *port));
-        let addresses: Vec<SocketAddr> = within(deadline, "the look-up of the host", lookup)
-            .await?
-            .map_err(|error| format!("the host {host:?} cannot be resolved: {error}"))?
-            .collect();
-        let mut failure = format!("the host {host:?} has no address");
-        for (tried, address) in addresses.iter().enumerate() {
-            // Each address gets its share of the time that is left, so that one that swallows packets does not
-            // keep us from the next.
-            let now = Instant::now();
-            let left = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
-            let share = deadline_after(now, deadline.saturating_duration_since(now) / left);
-            match timeout_at(share, TcpStream::connect(address)).await {
-                Ok(Ok(tcp)) => {
-                    tcp.set_nodelay(true)
-                        .map_err(|error| format!("TCP_NODELAY cannot be set: {error}"))?;
-                    return Ok(tcp);
-                }
-                Ok(Err(error)) => failure = format!("{address} cannot be reached: {error}"),
-                Err(_) => failure = format!("{address} did not answer in time"),
-            }
-        }
-        Err(failure)
+impl Tls {
+    /// Blocks on the disk.
+    fn load(credentials: Credentials, min_version: TlsVersion) -> Result<Self, String> {
+        let config = tls::client_config(&credentials, min_version)?;
+        let files = tls::files(&credentials);
+        Ok(Self {
+            connector: TlsConnector::from(Arc::new(config)),
+            credentials,
+            min_version,
+            files,
+        })
     }
 
-    async fn upgrade(&self, io: Box<dyn Io>) -> Result<Socket, String> {
-        let mut request = (&self.endpoint.uri)
-            .into_client_request()
-            .map_err(|error| format!("the URL cannot be asked for: {error}"))?;
-        let protocol = HeaderValue::from_static(SUBPROTOCOL);
-        request
-            .headers_mut()
-            .insert(SEC_WEBSOCKET_PROTOCOL, protocol);
-        let config = Some(socket_config());
-        let upgrade = tokio_tungstenite::client_async_with_config(request, io, config);
-        match upgrade.await {
-            Ok((socket, _)) => Ok(socket),
-            // Who answered in HTTP did not expect TLS.
-            Err(error) if self.tls.is_none() && !matches!(error, WsError::Http(_)) => Err(format!(
-                "{}; if the port expects TLS, the URL begins with wss://",
-                explain_upgrade(error)
-            )),
-            Err(error) => Err(explain_upgrade(error)),
+    /// Blocks on the disk.
+    fn reload(self) -> Result<Self, String> {
+        if tls::files(&self.credentials) == self.files {
+            return Ok(self);
         }
+        Self::load(self.credentials, self.min_version)
+    }
+}
+
+async fn connect_tcp(endpoint: &Endpoint, deadline: Instant) -> Result<TcpStream, String> {
+    let Endpoint { host, port, .. } = endpoint;
+    let lookup = tokio::net::lookup_host((host.as_str(), *port));
+    let addresses: Vec<SocketAddr> = within(deadline, "the look-up of the host", lookup)
+        .await?
+        .map_err(|error| format!("the host {host:?} cannot be resolved: {error}"))?
+        .collect();
+    let mut failure = format!("the host {host:?} has no address");
+    for (tried, address) in addresses.iter().enumerate() {
+        // Each address gets its share of the time that is left, so that one that swallows packets does not
+        // keep us from the next.
+        let now = Instant::now();
+        let left = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
+        let share = deadline_after(now, deadline.saturating_duration_since(now) / left);
+        match timeout_at(share, TcpStream::connect(address)).await {
+            Ok(Ok(tcp)) => {
+                tcp.set_nodelay(true)
+                    .map_err(|error| format!("TCP_NODELAY cannot be set: {error}"))?;
+                return Ok(tcp);
+            }
+            Ok(Err(error)) => failure = format!("{address} cannot be reached: {error}"),
+            Err(_) => failure = format!("{address} did not answer in time"),
+        }
+    }
+    Err(failure)
+}
+
+async fn upgrade(endpoint: &Endpoint, io: Box<dyn Io>) -> Result<Socket, String> {
+    let mut request = (&endpoint.uri)
+        .into_client_request()
+        .map_err(|error| format!("the URL cannot be asked for: {error}"))?;
+    let protocol = HeaderValue::from_static(SUBPROTOCOL);
+    request
+        .headers_mut()
+        .insert(SEC_WEBSOCKET_PROTOCOL, protocol);
+    let config = Some(socket_config());
+    let upgrade = tokio_tungstenite::client_async_with_config(request, io, config);
+    match upgrade.await {
+        Ok((socket, _)) => Ok(socket),
+        // Who answered in HTTP did not expect TLS.
+        Err(error) if !endpoint.tls && !matches!(error, WsError::Http(_)) => Err(format!(
+            "{}; if the port expects TLS, the URL begins with wss://",
+            explain_upgrade(error)
+        )),
+        Err(error) => Err(explain_upgrade(error)),
     }
 }
 
@@ -160,27 +281,33 @@ pub(crate) fn socket_config() -> WebSocketConfig {
 }
 
 /// Says Hello and waits for Welcome.
-async fn shake_hands(socket: &mut Socket, hello: Hello) -> Result<Welcome, String> {
+async fn shake_hands(socket: &mut Socket, hello: Hello) -> Result<Welcome, DialError> {
     let hello = ClientMessage::Hello(hello).encode(None).to_frame();
     let sent = socket.send(Message::Binary(hello)).await;
     // A server that refuses us has sent its reason before our Hello fails: read it all the same.
     loop {
         match (socket.next().await, &sent) {
             (Some(Ok(Message::Ping(_) | Message::Pong(_))), _) => {}
-            (Some(Ok(Message::Binary(frame))), _) => return read_welcome(frame),
+            (Some(Ok(Message::Binary(frame))), _) => return Ok(read_welcome(frame)?),
             (Some(Ok(Message::Close(frame))), _) => {
-                return Err(format!(
-                    "the server closed before Welcome: {}",
-                    close_text(frame)
-                ));
+                return Err(DialError {
+                    code: frame.as_ref().map(|frame| frame.code.into()),
+                    message: format!("the server closed before Welcome: {}", close_text(frame)),
+                });
             }
             (Some(Ok(Message::Text(_) | Message::Frame(_))), _) => {
-                return Err("the server sent a text frame instead of Welcome".into());
+                return Err("the server sent a text frame instead of Welcome"
+                    .to_owned()
+                    .into());
             }
-            (Some(Err(WsError::Io(error))), _) => return Err(explain_io(&error, "Welcome")),
-            (Some(Err(error)), _) => return Err(format!("no Welcome came: {error}")),
-            (None, Err(error)) => return Err(format!("Hello could not be sent: {error}")),
-            (None, Ok(())) => return Err("the server closed the connection before Welcome".into()),
+            (Some(Err(WsError::Io(error))), _) => return Err(explain_io(&error, "Welcome").into()),
+            (Some(Err(error)), _) => return Err(format!("no Welcome came: {error}").into()),
+            (None, Err(error)) => return Err(format!("Hello could not be sent: {error}").into()),
+            (None, Ok(())) => {
+                return Err("the server closed the connection before Welcome"
+                    .to_owned()
+                    .into());
+            }
         }
     }
 }
@@ -216,12 +343,12 @@ pub(crate) fn close_text(frame: Option<CloseFrame>) -> String {
     }
 }
 
-async fn load_tls(options: &ConnectOptions) -> Result<rustls::ClientConfig, String> {
+async fn load_tls(options: &ConnectOptions) -> Result<Tls, String> {
     let credentials = options.credentials.clone().ok_or(
         "there are no credentials: set credentials_dir, or without_client_certificate for a server that asks for none",
     )?;
     let min_version = options.tls_min_version;
-    tokio::task::spawn_blocking(move || tls::client_config(&credentials, min_version))
+    tokio::task::spawn_blocking(move || Tls::load(credentials, min_version))
         .await
         .unwrap_or_else(|_| Err("the runtime stopped while the credentials were read".into()))
 }
@@ -236,10 +363,8 @@ async fn within<T>(
         .map_err(|_| format!("the connect timeout passed while waiting for {phase}"))
 }
 
-fn connect_failed(url: &str, what: String) -> StorageError {
-    StorageError::ConnectFailed {
-        message: format!("{url}: {what}"),
-    }
+fn connect_failed(message: String) -> StorageError {
+    StorageError::ConnectFailed { message }
 }
 
 fn explain_io(error: &io::Error, phase: &str) -> String {

@@ -5,8 +5,6 @@
 use storage_protocol::Keyspace;
 use tokio_tungstenite::tungstenite::http::Uri;
 
-use crate::ConnectOptions;
-
 /// What a URL says.
 #[derive(Clone, Debug)]
 pub(crate) struct Endpoint {
@@ -21,16 +19,15 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    /// Reads the options' URL; the error says what is wrong and what would be right.
-    pub(crate) fn new(options: &ConnectOptions) -> Result<Self, String> {
+    /// Reads a URL; the error says what is wrong and what would be right.
+    pub(crate) fn new(url: &str, plaintext: bool) -> Result<Self, String> {
         const FORM: &str = "expected wss://HOST[:PORT]/storage/KEYSPACE";
-        let uri: Uri = options
-            .url
+        let uri: Uri = url
             .parse()
             .map_err(|error| format!("the URL is invalid ({error}); {FORM}"))?;
         let tls = match uri.scheme_str() {
             Some("wss") => true,
-            Some("ws") if options.plaintext => false,
+            Some("ws") if plaintext => false,
             Some("ws") => {
                 return Err(
                     "the URL is not encrypted (ws://), and danger_plaintext was not asked for"
@@ -83,7 +80,7 @@ mod tests {
     use super::*;
 
     fn parse(url: &str) -> Result<Endpoint, String> {
-        Endpoint::new(&ConnectOptions::new(url))
+        Endpoint::new(url, false)
     }
 
     #[test]

@@ -5,8 +5,11 @@
 //! * [`RemoteStorage::connect`] returns once the server has said Welcome; from there every call either answers or
 //!   fails by its deadline, with its [`Outcome`](storage_protocol::Outcome) class.
 //!
-//! Not here: RocksDB, or anything else of the server. A lost connection is not re-established: calls fail at once
-//! with `Closed`, and [`RemoteStorage::state`] tells.
+//! * A lost connection is found within the announced silence and made anew, for as long as it takes: calls wait for it
+//!   within their deadlines, commits that were sent have one effect, watches go on from where they were and say so.
+//!   [`RemoteStorage::state`] tells what is.
+//!
+//! Not here: RocksDB, or anything else of the server.
 //!
 //! ```no_run
 //! # async fn example() -> storage_protocol::Result<()> {
@@ -31,9 +34,10 @@ mod ids;
 mod options;
 mod remote;
 mod scan;
+mod supervisor;
 mod tls;
 mod watch;
 
-pub use connection::ConnectionState;
+pub use connection::{ConnectionState, SavedSession, SessionInfo};
 pub use options::{ConnectOptions, TlsVersion};
 pub use remote::RemoteStorage;

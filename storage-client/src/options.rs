@@ -7,6 +7,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::connection::SavedSession;
+
 /// The lowest TLS version a client agrees to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TlsVersion {
@@ -38,7 +40,7 @@ pub(crate) enum Credentials {
 /// ```
 #[derive(Clone, Debug)]
 pub struct ConnectOptions {
-    pub(crate) url: String,
+    pub(crate) urls: Vec<String>,
     pub(crate) plaintext: bool,
     pub(crate) credentials: Option<Credentials>,
     pub(crate) tls_min_version: TlsVersion,
@@ -48,6 +50,10 @@ pub struct ConnectOptions {
     pub(crate) queue_len_max: usize,
     pub(crate) watch_credit_bytes: u64,
     pub(crate) agent: String,
+    pub(crate) backoff_min: Duration,
+    pub(crate) backoff_max: Duration,
+    pub(crate) give_up_after: Option<Duration>,
+    pub(crate) resume: Option<SavedSession>,
 }
 
 impl ConnectOptions {
@@ -56,7 +62,7 @@ impl ConnectOptions {
     #[must_use]
     pub fn new(url: impl Into<String>) -> Self {
         Self {
-            url: url.into(),
+            urls: vec![url.into()],
             plaintext: false,
             credentials: None,
             tls_min_version: TlsVersion::default(),
@@ -66,7 +72,46 @@ impl ConnectOptions {
             queue_len_max: 1_024,
             watch_credit_bytes: 1 << 20,
             agent: concat!("storage-client/", env!("CARGO_PKG_VERSION")).to_owned(),
+            backoff_min: Duration::from_millis(50),
+            backoff_max: Duration::from_secs(5),
+            give_up_after: None,
+            resume: None,
         }
+    }
+
+    /// One more server that has the same keyspace, tried in turn with the others: at the start, and whenever the present
+    /// one cannot be reached or goes away as planned. Default: none.
+    #[must_use]
+    pub fn also(mut self, url: impl Into<String>) -> Self {
+        self.urls.push(url.into());
+        self
+    }
+
+    /// Between attempts at a new connection it waits, twice as long each time, from `min` up to `max`, of which a random
+    /// half is left out, so that many clients do not come at once. Default: 50 ms to 5 s.
+    #[must_use]
+    pub fn backoff(mut self, min: Duration, max: Duration) -> Self {
+        self.backoff_min = min;
+        self.backoff_max = max;
+        self
+    }
+
+    /// Gives up for good when there was no connection for so long. Default: never. Zero: a lost connection is final: all
+    /// calls in flight fail at once, and watches end, with their class.
+    #[must_use]
+    pub fn give_up_after(mut self, without_connection: Duration) -> Self {
+        self.give_up_after = Some(without_connection);
+        self
+    }
+
+    /// Resumes a session of an earlier process instead of beginning a new one. Whether the server still had it shows in
+    /// [`RemoteStorage::session_info`](crate::RemoteStorage::session_info) (`replaced`). Each of its `unanswered` numbers
+    /// must then be sent again with [`RemoteStorage::commit_as`](crate::RemoteStorage::commit_as), before anything else is
+    /// committed: the server waits for them. Default: a new session.
+    #[must_use]
+    pub fn resume_session(mut self, session: SavedSession) -> Self {
+        self.resume = Some(session);
+        self
     }
 
     /// Presents `cert.pem` with `key.pem` of this folder, and trusts servers that `ca.pem` vouches for. All three are
@@ -101,15 +146,16 @@ impl ConnectOptions {
         self
     }
 
-    /// The time from the look-up of the host to Welcome. Default 10 s; then `connect` fails and says how far it came.
+    /// The time from the look-up of the host to Welcome, for each attempt. Default 10 s; then it failed, and says how far
+    /// it came.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// The deadline of each call (each page of a scan is a call), waiting for room in the queue included. Default
-    /// 30 s; then the call fails with `DeadlineExceeded`: not executed, or, for a commit that was sent, unknown.
+    /// The deadline of each call (each page of a scan is a call), waiting for room in the queue and for a lost connection
+    /// to come back included. Default 30 s; then the call fails with `DeadlineExceeded`: not executed, or, for a commit that was sent, unknown.
     #[must_use]
     pub fn request_timeout(mut self, timeout: Duration) -> Self {
         self.request_timeout = timeout;

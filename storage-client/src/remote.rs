@@ -1,18 +1,16 @@
-//! [`RemoteStorage`]: the `Storage` contract over one connection.
+//! [`RemoteStorage`]: the `Storage` contract over a connection.
 //!
 //! Each call is judged by the server's announced limits, encoded, handed to the connection and its answer put into
-//! the contract's terms. Nothing is retried here.
+//! the contract's terms. What a lost socket means is the connection's matter.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use storage_protocol::native::{
-    ClientMessage, Hello, Packet, ServerMessage, WatchRequest, Welcome,
-};
+use storage_protocol::native::{ClientMessage, Hello, Packet, ServerMessage, Welcome};
 use storage_protocol::{
-    Batch, CommitOptions, Entry, Key, KeyRange, Keyspace, Limit, Limits, Outcome, Position,
+    Batch, CommitOptions, Entry, Epoch, Key, KeyRange, Keyspace, Limit, Limits, Outcome, Position,
     Reading, Result, Revision, Scan, ScanOptions, SessionId, Storage, StorageError, Watch,
     WatchOptions,
 };
@@ -20,9 +18,13 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::ConnectOptions;
-use crate::connection::{Answer, Call, Connection, ConnectionState, Expect, deadline_after};
+use crate::connection::{
+    Answer, Call, Connection, ConnectionState, Expect, SessionInfo, Shared, deadline_after,
+};
 use crate::dial::Dialer;
+use crate::endpoint::Endpoint;
 use crate::scan::RemoteScan;
+use crate::supervisor::{Backoff, Carry, Supervisor, incarnation_after};
 use crate::watch::{RemoteWatch, WatchShared};
 
 /// A keyspace of a server, as a [`Storage`].
@@ -32,8 +34,14 @@ use crate::watch::{RemoteWatch, WatchShared};
 ///
 /// Every call fails by the [`request_timeout`](ConnectOptions::request_timeout) at the latest, with an error whose
 /// [`outcome`](StorageError::outcome) tells what is certain: `NotExecuted` for whatever was not sent and for all
-/// reads, `Unknown` for a commit that was sent and not answered. When the connection is lost, all calls in flight fail
-/// at once, and so do later ones.
+/// reads, `Unknown` for a commit that was sent and not answered.
+///
+/// When the connection is lost, it is made anew (see [`ConnectOptions::give_up_after`]); calls wait for that within their
+/// deadlines. Reads are asked again. A commit that was sent is sent again under its number and has *one* effect, also
+/// over a restart or crash of the server: it returns the revision of the first. Where the server cannot prove that any
+/// more (its session is gone: after 24 h by default), it fails as `Unknown` and is not repeated. Watches go on from where
+/// they were and say what the break meant ([`WatchEvent::Continuity`](storage_protocol::WatchEvent::Continuity)). Scans do
+/// not outlive a socket: their next page fails with `SnapshotExpired`.
 ///
 /// Commits are applied in the order in which their futures were first polled: each is numbered when it goes out, and
 /// the server waits for a lower number that is still on its way. (A commit of more than 64 KiB travels in parts that
@@ -49,7 +57,7 @@ pub struct RemoteStorage {
 
 /// What outlives a connection.
 struct Settings {
-    dialer: Dialer,
+    endpoint: Endpoint,
     request_timeout: Duration,
     close_timeout: Duration,
     watch_credit_bytes: u64,
@@ -58,7 +66,7 @@ struct Settings {
 impl fmt::Debug for RemoteStorage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RemoteStorage")
-            .field("url", &self.settings.dialer.endpoint.uri)
+            .field("url", &self.settings.endpoint.uri)
             .field("connection", &self.connection)
             .finish_non_exhaustive()
     }
@@ -75,12 +83,34 @@ impl RemoteStorage {
     /// # Cancel safety
     /// Dropping the future drops the socket.
     pub async fn connect(options: ConnectOptions) -> Result<Self> {
-        let dialer = Dialer::new(&options).await?;
-        let hello = Hello::new(options.agent);
-        let (socket, welcome) = dialer.dial(hello).await?;
-        let connection = Connection::open(socket, welcome, options.queue_len_max);
-        let settings = Settings {
+        let mut dialer = Dialer::new(&options).await?;
+        let endpoint = dialer.endpoint().clone();
+        let mut hello = Hello::new(options.agent.clone());
+        if let Some(saved) = options.resume {
+            hello.session = Some(saved.id);
+            hello.incarnation = incarnation_after(saved.incarnation);
+            hello.sent = saved.sent;
+            hello.unanswered = saved.unanswered;
+        }
+        let (socket, welcome) = dialer.dial_any(&hello).await?;
+        let carry = Carry::new(&hello, &welcome);
+        let reconnects = options.give_up_after != Some(Duration::ZERO);
+        let shared = Arc::new(Shared::new(welcome, options.queue_len_max, reconnects));
+        let backoff = Backoff {
+            min: options.backoff_min,
+            max: options.backoff_max,
+        };
+        let supervisor = Supervisor::new(
+            shared.clone(),
             dialer,
+            options.agent,
+            backoff,
+            options.give_up_after,
+            carry,
+        );
+        let connection = Connection::open(shared, supervisor, socket);
+        let settings = Settings {
+            endpoint,
             request_timeout: options.request_timeout,
             close_timeout: options.close_timeout,
             watch_credit_bytes: options.watch_credit_bytes.max(1),
@@ -97,10 +127,55 @@ impl RemoteStorage {
         self.connection.state()
     }
 
-    /// What the server said at the start: limits, session, position, heartbeat.
+    /// What the server said at the start of the present (or last) connection: limits, session, position, heartbeat.
     #[must_use]
     pub fn welcome(&self) -> Arc<Welcome> {
-        self.connection.welcome().clone()
+        self.connection.welcome()
+    }
+
+    /// The session, now and from now on: each reconnect, and whether its keys lapsed or it was replaced meanwhile.
+    #[must_use]
+    pub fn session_info(&self) -> watch::Receiver<SessionInfo> {
+        self.connection.shared().session()
+    }
+
+    /// [`Storage::commit`] under a number that the caller gives it: for programs that keep a journal of what they send, to
+    /// go on after their own crash (see [`ConnectOptions::resume_session`]). The numbers of a session are consecutive from
+    /// 1; such a program numbers all its commits, sends them in this order and calls `commit` never. What was answered, by
+    /// an error too, has spent its number.
+    ///
+    /// # Errors
+    /// As [`Storage::commit`]. A number that was refused before fails as not executed, one that the server does not
+    /// remember as unknown.
+    ///
+    /// # Cancel safety
+    /// As [`Storage::commit`].
+    pub async fn commit_as(
+        &self,
+        number: u64,
+        batch: Batch,
+        options: CommitOptions,
+    ) -> Result<Position> {
+        self.commit_with(Some(number), batch, options).await
+    }
+
+    async fn commit_with(
+        &self,
+        number: Option<u64>,
+        batch: Batch,
+        options: CommitOptions,
+    ) -> Result<Position> {
+        batch.validate(&options, &self.announced().limits)?;
+        let call = Call::Commit {
+            number,
+            batch,
+            options,
+        };
+        let answer = self.request(call).await?;
+        match answer.message {
+            ServerMessage::Committed { revision } => Ok(at(answer.epoch, revision)),
+            _ => Err(Self::wrong_answer()),
+        }
     }
 
     /// Who the server takes us for (`cert:NAME`, `anonymous`).
@@ -118,7 +193,7 @@ impl RemoteStorage {
     /// The keyspace that the URL names.
     #[must_use]
     pub fn keyspace(&self) -> &Keyspace {
-        &self.settings.dialer.endpoint.keyspace
+        &self.settings.endpoint.keyspace
     }
 
     /// The time to the server and back, through the same queues as any call.
@@ -163,17 +238,12 @@ impl RemoteStorage {
         }
     }
 
-    fn announced(&self) -> &Limits {
-        &self.connection.welcome().limits
-    }
-
-    fn position(&self, revision: Revision) -> Position {
-        let epoch = self.connection.welcome().position.epoch;
-        Position { epoch, revision }
+    fn announced(&self) -> Arc<Welcome> {
+        self.connection.welcome()
     }
 
     fn check_message(&self, packet: &Packet) -> Result<()> {
-        let max = self.announced().message_bytes_max;
+        let max = self.announced().limits.message_bytes_max;
         check_max(Limit::Message, packet.payload.len(), max)
     }
 }
@@ -182,7 +252,8 @@ impl RemoteStorage {
 #[deny(clippy::missing_trait_methods)]
 impl Storage for RemoteStorage {
     async fn get(&self, keys: &[Key]) -> Result<Reading<Vec<Option<Entry>>>> {
-        let limits = self.announced();
+        let welcome = self.announced();
+        let limits = &welcome.limits;
         check_max(Limit::KeysPerGet, keys.len(), limits.keys_per_get_max)?;
         for key in keys {
             check_max(Limit::Key, key.len(), limits.key_bytes_max)?;
@@ -192,9 +263,10 @@ impl Storage for RemoteStorage {
         let packet = ClientMessage::Get { keys }.encode(None);
         self.check_message(&packet)?;
         let expect = Expect::Values { keys: count };
-        match self.request(Call::Send { packet, expect }).await?.message {
+        let answer = self.request(Call::Send { packet, expect }).await?;
+        match answer.message {
             ServerMessage::Values { revision, entries } => Ok(Reading {
-                position: self.position(revision),
+                position: at(answer.epoch, revision),
                 value: entries,
             }),
             _ => Err(Self::wrong_answer()),
@@ -211,36 +283,28 @@ impl Storage for RemoteStorage {
                 revision, items, ..
             } => {
                 let source = RemoteScan::new(self.clone(), items, answer.scan);
-                Ok(Scan::new(self.position(revision), Box::new(source)))
+                Ok(Scan::new(at(answer.epoch, revision), Box::new(source)))
             }
             _ => Err(Self::wrong_answer()),
         }
     }
 
     async fn commit(&self, batch: Batch, options: CommitOptions) -> Result<Position> {
-        batch.validate(&options, self.announced())?;
-        match self.request(Call::Commit { batch, options }).await?.message {
-            ServerMessage::Committed { revision } => Ok(self.position(revision)),
-            _ => Err(Self::wrong_answer()),
-        }
+        self.commit_with(None, batch, options).await
     }
 
     async fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch> {
         let credit = self.settings.watch_credit_bytes;
-        let message = ClientMessage::Watch(WatchRequest {
-            range,
-            start: options.start,
-            mode: options.mode,
-            credit,
-        });
+        let watch = Arc::new(WatchShared::new(range, options.mode, credit));
+        let message = ClientMessage::Watch(watch.first_request(options));
         let packet = message.encode(None);
         self.check_message(&packet)?;
-        let watch = Arc::new(WatchShared::new(credit));
         // Before the request: wherever this future is dropped or fails, the drop of `source` ends the watch.
         let source = RemoteWatch::new(self.connection.clone(), watch.clone());
-        match self.request(Call::Watch { packet, watch }).await?.message {
+        let answer = self.request(Call::Watch { packet, watch }).await?;
+        match answer.message {
             ServerMessage::Watching { revision } => {
-                Ok(Watch::new(self.position(revision), Box::new(source)))
+                Ok(Watch::new(at(answer.epoch, revision), Box::new(source)))
             }
             _ => Err(Self::wrong_answer()),
         }
@@ -249,9 +313,13 @@ impl Storage for RemoteStorage {
     async fn limits(&self) -> Result<Limits> {
         match self.connection.shared().refusal() {
             Some(closed) => Err(closed),
-            None => Ok(self.announced().clone()),
+            None => Ok(self.announced().limits.clone()),
         }
     }
+}
+
+fn at(epoch: Epoch, revision: Revision) -> Position {
+    Position { epoch, revision }
 }
 
 fn check_max(limit: Limit, actual: usize, max: usize) -> Result<()> {

@@ -1,6 +1,7 @@
 //! A remote scan: the pages after the first, asked for one by one.
 //!
-//! The server holds the snapshot until the last page, or until the scan is dropped. A page that may have got lost (a
+//! The server holds the snapshot until the last page, until the scan is dropped, or until the socket is lost: a scan does
+//! not outlive it (`SnapshotExpired`), since no other snapshot would be at its revision. A page that may have got lost (a
 //! failed or a dropped call) ends the scan: what follows would have a hole.
 
 use async_trait::async_trait;
@@ -34,10 +35,10 @@ impl RemoteScan {
         }
     }
 
-    async fn ask(&mut self, scan: u64) -> Result<Vec<ScanItem>> {
+    async fn ask(&mut self, scan: u64, socket: u64) -> Result<Vec<ScanItem>> {
         let call = Call::Send {
             packet: ClientMessage::ScanNext { scan }.encode(None),
-            expect: Expect::NextPage { scan },
+            expect: Expect::NextPage { scan, socket },
         };
         match self.storage.request(call).await?.message {
             ServerMessage::Page {
@@ -67,13 +68,14 @@ impl ScanSource for RemoteScan {
             if let Some(failure) = &self.failure {
                 return Err(failure.clone());
             }
-            let Some(scan) = self.open.as_ref().map(|open| open.number) else {
+            let Some((scan, socket)) = self.open.as_ref().map(|open| (open.number, open.socket))
+            else {
                 return Ok(None);
             };
             self.failure = Some(StorageError::invalid(
                 "an earlier call for the next page was dropped, so that page is lost: start the scan again",
             ));
-            let page = self.ask(scan).await;
+            let page = self.ask(scan, socket).await;
             self.failure = page.as_ref().err().cloned();
             let items = page?;
             if !items.is_empty() {

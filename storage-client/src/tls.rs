@@ -1,6 +1,6 @@
 //! TLS of a client: the configuration from PEM files, and words for what goes wrong.
 //!
-//! One [`ClientConfig`] lives as long as its `RemoteStorage`, so that session tickets are used. The verifier is
+//! One [`ClientConfig`] lives as long as its files stay as they are, so that session tickets are used. The verifier is
 //! rustls' own; nothing here weakens it.
 
 use std::io;
@@ -44,6 +44,18 @@ pub(crate) fn client_config(
                 })
         }
     }
+}
+
+/// What the files hold, to see whether they changed; nothing of one that cannot be read. Blocks on the disk.
+pub(crate) fn files(credentials: &Credentials) -> Vec<Vec<u8>> {
+    let paths = match credentials {
+        Credentials::ServerOnly { ca } => vec![ca.clone()],
+        Credentials::Mutual { dir } => ["ca.pem", "cert.pem", "key.pem"]
+            .map(|name| dir.join(name))
+            .to_vec(),
+    };
+    let content = |path| std::fs::read(path).unwrap_or_default();
+    paths.into_iter().map(content).collect()
 }
 
 fn roots(path: &Path) -> Result<RootCertStore, String> {

@@ -1,16 +1,24 @@
-//! A remote watch: its queue between the driver and the application, and its credit.
+//! A remote watch: its queue between the connection's task and the application, its credit, and how it goes on after a
+//! break.
 //!
-//! The driver puts events in and never waits; the application takes them out at its leisure. The bytes of a message
+//! The task puts events in and never waits; the application takes them out at its leisure. The bytes of a message
 //! are given back to the server when its last event is consumed, in portions of half the window. Marks cost nothing;
 //! a plain mark right behind another replaces it, so that they do not pile up.
+//!
+//! There is one way to go on, whatever the break and the mode: `Every` is asked for again from the last commit or mark
+//! that was received, `Latest` from the last mark. Where the server cannot go on from there, a `Latest` stage repairs the
+//! state up to its first mark, and `Every` goes on from that.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
-use storage_protocol::native::RequestId;
+use storage_protocol::native::{RequestId, WatchRequest};
 use storage_protocol::{
-    Limit, Position, Result, StorageError, WatchEvent, WatchSource, WatchState, WatchStatus,
+    Continuity, Epoch, KeyRange, Limit, Position, Result, ResyncReason, Revision, StorageError,
+    WatchEvent, WatchMode, WatchOptions, WatchSource, WatchStart, WatchState, WatchStatus,
 };
 
 use crate::connection::{Connection, Control, lock};
@@ -20,47 +28,263 @@ const MARKS_MAX: usize = 1_024;
 
 /// The queue of one watch.
 pub(crate) struct WatchShared {
-    /// Set by the driver when the request goes out.
-    pub(crate) id: OnceLock<RequestId>,
+    /// Of the stream that feeds it on the present socket, plus one; 0 for none. Written by the connection's task.
+    id: AtomicU64,
     /// The bytes that the server was granted at first.
     window: u64,
+    range: KeyRange,
+    mode: WatchMode,
     queue: Mutex<Queue>,
 }
 
+/// What feeds a watch at present.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Its own mode.
+    Own,
+    /// A repair of an `Every`: `Latest` up to the first mark.
+    Repair,
+}
+
+/// Whether a stream is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Link {
+    /// It was asked for.
+    Opening,
+    Open,
+    Lost {
+        since: Instant,
+    },
+}
+
 struct Queue {
-    /// Filled by the driver, emptied by the application. Each event with the bytes that consuming it gives back.
-    /// Bounded by the credit: the server may overdraw it by one message, and is thrown out if it goes far beyond.
-    events: VecDeque<(WatchEvent, u64)>,
+    /// Filled by the task, emptied by the application. Bounded by the credit: the server may overdraw it by one message,
+    /// and is thrown out if it goes far beyond.
+    events: VecDeque<Waiting>,
     /// What the server may still send, as we count it.
     balance: i128,
     /// Consumed and not yet given back.
     consumed: u64,
-    /// Marks that were asked for and did not come.
-    marks: usize,
+    /// The tokens of the marks that were asked for and did not come.
+    asked: VecDeque<u64>,
     /// Why the watch is over; told after the events.
     end: Option<StorageError>,
     ended: bool,
     application: Option<Waker>,
+    stage: Stage,
+    link: Link,
+    /// Where it goes on: the last commit (`Every`) or mark that was received.
+    received: Position,
     /// The last commit or mark that the application took.
     told: Position,
+    /// Whether states were handed over that no mark has closed yet.
+    handed_over: bool,
+    /// The stream broke off, and what that means was not told yet.
+    broken: bool,
+    /// A stream `Latest` goes on; its first event tells whether that is without a gap.
+    undecided: bool,
+    /// The next event is to stand behind a `Reset`.
+    reset_due: bool,
+}
+
+/// An event that waits for the application.
+struct Waiting {
+    event: WatchEvent,
+    /// What consuming it gives back.
+    bytes: u64,
+    /// The history it belongs to.
+    epoch: Epoch,
+}
+
+/// What the connection's task is to do about a watch whose stream ended with an error.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Repair {
+    /// Ask again, now.
+    Again,
+    /// Ask again a little later.
+    Later,
+    /// It has ended.
+    None,
 }
 
 impl WatchShared {
-    pub(crate) fn new(window: u64) -> Self {
+    pub(crate) fn new(range: KeyRange, mode: WatchMode, window: u64) -> Self {
         Self {
-            id: OnceLock::new(),
+            id: AtomicU64::new(0),
             window,
+            range,
+            mode,
             queue: Mutex::new(Queue {
                 events: VecDeque::new(),
                 balance: i128::from(window),
                 consumed: 0,
-                marks: 0,
+                asked: VecDeque::new(),
                 end: None,
                 ended: false,
                 application: None,
+                stage: Stage::Own,
+                link: Link::Opening,
+                received: Position::default(),
                 told: Position::default(),
+                handed_over: false,
+                broken: false,
+                undecided: false,
+                reset_due: false,
             }),
         }
+    }
+
+    /// The first request for it.
+    pub(crate) fn first_request(&self, options: WatchOptions) -> WatchRequest {
+        WatchRequest {
+            range: self.range.clone(),
+            start: options.start,
+            mode: options.mode,
+            credit: self.window,
+        }
+    }
+
+    /// The id of its stream, if it has one.
+    pub(crate) fn id(&self) -> Option<RequestId> {
+        let id = self.id.load(Ordering::Acquire).checked_sub(1)?;
+        RequestId::try_from(id).ok()
+    }
+
+    pub(crate) fn set_id(&self, id: Option<RequestId>) {
+        let id = id.map_or(0, |id| u64::from(id) + 1);
+        self.id.store(id, Ordering::Release);
+    }
+
+    fn is_latest(&self, queue: &Queue) -> bool {
+        queue.stage == Stage::Repair || self.mode != WatchMode::Every
+    }
+
+    /// The first stream is attached: the watch begins after `start`.
+    pub(crate) fn begin(&self, start: Position) {
+        let mut queue = lock(&self.queue);
+        queue.link = Link::Open;
+        queue.received = start;
+        queue.told = start;
+    }
+
+    /// Its stream is gone. What the application did not take of a pass without its mark is dropped: it comes again.
+    pub(crate) fn lose(&self, since: Instant) {
+        self.set_id(None);
+        let mut queue = lock(&self.queue);
+        if !matches!(queue.link, Link::Lost { .. }) {
+            queue.link = Link::Lost { since };
+        }
+        queue.broken = true;
+        queue.drop_open_pass();
+    }
+
+    /// The request for the next stream.
+    pub(crate) fn next_request(&self) -> WatchRequest {
+        let mut queue = lock(&self.queue);
+        queue.drop_open_pass();
+        let buffered: u64 = queue.events.iter().map(|waiting| waiting.bytes).sum();
+        let credit = self.window.saturating_sub(buffered);
+        queue.balance = i128::from(self.window) - i128::from(buffered);
+        queue.consumed = 0;
+        let is_latest = self.is_latest(&queue);
+        queue.undecided = is_latest && queue.stage == Stage::Own && queue.broken;
+        // From the beginning only what is there comes: what was handed over of an open pass and is not there any more
+        // must go.
+        let afresh = is_latest && queue.received.revision == Revision::ZERO;
+        queue.reset_due |= afresh && queue.handed_over;
+        let start = match queue.received {
+            Position {
+                revision: Revision::ZERO,
+                ..
+            } if afresh => WatchStart::Beginning,
+            position => WatchStart::After(position),
+        };
+        let mode = match (queue.stage, self.mode) {
+            (Stage::Repair, _) => WatchMode::Latest {
+                min_interval: Duration::ZERO,
+            },
+            (Stage::Own, mode) => mode,
+        };
+        let range = self.range.clone();
+        WatchRequest {
+            range,
+            start,
+            mode,
+            credit,
+        }
+    }
+
+    /// The stream that [`next_request`](Self::next_request) asked for is open. Gives the tokens of the marks that are to
+    /// be asked for on it, and the bytes to grant: of what was consumed since the request.
+    pub(crate) fn resume(&self) -> (Vec<u64>, u64) {
+        let mut queue = lock(&self.queue);
+        queue.link = Link::Open;
+        if !self.is_latest(&queue) && queue.broken {
+            queue.tell(Continuity::Continuous);
+        }
+        let asked = if queue.stage == Stage::Own {
+            queue.asked.iter().copied().collect()
+        } else {
+            Vec::new()
+        };
+        let granted = std::mem::take(&mut queue.consumed);
+        queue.balance += i128::from(granted);
+        wake(queue);
+        (asked, granted)
+    }
+
+    /// Whether a mark can be asked for on the present stream; else it is when the next one is open.
+    pub(crate) fn takes_probes(&self) -> bool {
+        let queue = lock(&self.queue);
+        queue.stage == Stage::Own && queue.link == Link::Open
+    }
+
+    /// Its stream ended with an error, or could not be opened. `server` is the server's position.
+    pub(crate) fn repair(&self, error: StorageError, server: Position) -> Repair {
+        self.set_id(None);
+        let mut queue = lock(&self.queue);
+        if queue.ended {
+            return Repair::None;
+        }
+        queue.drop_open_pass();
+        if queue.link == Link::Open {
+            queue.link = Link::Opening;
+        }
+        let repair = match &error {
+            StorageError::Compacted { oldest } if self.mode == WatchMode::Every => {
+                queue.stage = Stage::Repair;
+                let why = ResyncReason::Compacted { oldest: *oldest };
+                queue.tell(Continuity::Resynced { why });
+                Repair::Again
+            }
+            StorageError::EpochChanged { epoch, fork } => {
+                if self.mode == WatchMode::Every {
+                    queue.stage = Stage::Repair;
+                }
+                let (epoch, fork) = (*epoch, *fork);
+                let why = ResyncReason::EpochChanged { epoch, fork };
+                queue.tell(Continuity::Resynced { why });
+                // What the lost history removed or put is not known: everything comes anew.
+                queue.received = Position::default();
+                queue.reset_due = true;
+                Repair::Again
+            }
+            // A pass that its reader left lying: from its last mark again.
+            StorageError::SnapshotExpired => {
+                queue.broken = true;
+                Repair::Again
+            }
+            StorageError::Overloaded { .. } | StorageError::Closed { .. } => Repair::Later,
+            _ => {
+                let from = queue.received;
+                queue.tell(Continuity::Lost { from, to: server });
+                queue.ended = true;
+                queue.end = Some(error);
+                Repair::None
+            }
+        };
+        wake(queue);
+        repair
     }
 
     /// Takes the events of one message of so many bytes.
@@ -71,6 +295,7 @@ impl WatchShared {
         &self,
         events: impl ExactSizeIterator<Item = WatchEvent>,
         bytes: u64,
+        epoch: Epoch,
     ) -> Result<(), String> {
         let mut queue = lock(&self.queue);
         if queue.ended {
@@ -82,39 +307,71 @@ impl WatchShared {
                 "it sent events far beyond the credit of a watch (its window is {max} bytes)"
             ));
         }
+        queue.decide();
         queue.balance -= i128::from(bytes);
         let last = events.len().saturating_sub(1);
         for (place, event) in events.enumerate() {
-            queue
-                .events
-                .push_back((event, if place == last { bytes } else { 0 }));
+            if let WatchEvent::Commit(record) = &event {
+                queue.received = Position {
+                    epoch,
+                    revision: record.revision,
+                };
+            }
+            let bytes = if place == last { bytes } else { 0 };
+            queue.events.push_back(Waiting {
+                event,
+                bytes,
+                epoch,
+            });
         }
         wake(queue);
         Ok(())
     }
 
-    /// Takes a mark, or a reset.
+    /// Takes a mark. True: it closes a repair, and the watch is to go on in its own mode.
     ///
     /// # Errors
     /// It has a token, and none was asked for.
-    pub(crate) fn push_mark(&self, event: WatchEvent) -> Result<(), String> {
+    pub(crate) fn push_mark(&self, position: Position, token: Option<u64>) -> Result<bool, String> {
         let mut queue = lock(&self.queue);
-        match &event {
-            WatchEvent::Progress { token: Some(_), .. } => {
-                queue.marks = queue
-                    .marks
-                    .checked_sub(1)
-                    .ok_or("it sent a mark with a token that nobody asked for")?;
-                queue.events.push_back((event, 0));
-            }
-            // Of several in a row without events between them, the last says it all.
-            _ => match queue.events.back_mut() {
-                Some((last, _)) if is_plain_mark(last) && is_plain_mark(&event) => *last = event,
-                _ => queue.events.push_back((event, 0)),
-            },
+        if queue.ended {
+            return Ok(false);
+        }
+        if let Some(token) = token {
+            let place = queue.asked.iter().position(|asked| *asked == token);
+            let place = place.ok_or("it sent a mark with a token that nobody asked for")?;
+            queue.asked.remove(place);
+        }
+        queue.decide();
+        queue.received = position;
+        let event = WatchEvent::Progress { position, token };
+        // Of several in a row without events between them, the last says it all.
+        match queue.events.back_mut() {
+            Some(last) if is_plain_mark(&last.event) && token.is_none() => last.event = event,
+            _ => queue.add(event, position.epoch),
+        }
+        let repaired = queue.stage == Stage::Repair;
+        if repaired {
+            queue.stage = Stage::Own;
+            queue.link = Link::Opening;
         }
         wake(queue);
-        Ok(())
+        Ok(repaired)
+    }
+
+    /// Takes a reset.
+    pub(crate) fn push_reset(&self, epoch: Epoch) {
+        let mut queue = lock(&self.queue);
+        queue.reset_due = false;
+        if queue.undecided {
+            queue.undecided = false;
+            let why = ResyncReason::Compacted {
+                oldest: Revision::ZERO,
+            };
+            queue.tell(Continuity::Resynced { why });
+        }
+        queue.add(WatchEvent::Reset, epoch);
+        wake(queue);
     }
 
     /// Ends the watch: after the queued events comes `error`.
@@ -125,6 +382,59 @@ impl WatchShared {
             queue.end = Some(error);
         }
         wake(queue);
+    }
+
+    /// The end of a watch whose connection is over for good: what is not known any more is said.
+    pub(crate) fn end_unresumed(&self, error: StorageError, server: Position) {
+        let mut queue = lock(&self.queue);
+        if !queue.ended && matches!(queue.link, Link::Lost { .. }) {
+            let from = queue.received;
+            queue.tell(Continuity::Lost { from, to: server });
+        }
+        drop(queue);
+        self.end(error);
+    }
+}
+
+impl Queue {
+    /// Puts an event that costs no credit.
+    fn add(&mut self, event: WatchEvent, epoch: Epoch) {
+        self.events.push_back(Waiting {
+            event,
+            bytes: 0,
+            epoch,
+        });
+    }
+
+    fn tell(&mut self, continuity: Continuity) {
+        self.broken = false;
+        let event = WatchEvent::Continuity(continuity);
+        // Of several breaks without an event between them, one word is enough.
+        if self.events.back().is_none_or(|last| last.event != event) {
+            let epoch = self.received.epoch;
+            self.add(event, epoch);
+        }
+    }
+
+    /// Before the first event of a stream: what was still open is said.
+    fn decide(&mut self) {
+        if std::mem::take(&mut self.undecided) {
+            self.tell(Continuity::Continuous);
+        }
+        if std::mem::take(&mut self.reset_due) {
+            let epoch = self.received.epoch;
+            self.add(WatchEvent::Reset, epoch);
+        }
+    }
+
+    /// Drops the states behind the last mark that the application did not take: they come again.
+    fn drop_open_pass(&mut self) {
+        while let Some(WatchEvent::State { .. } | WatchEvent::Reset) =
+            self.events.back().map(|last| &last.event)
+        {
+            let last = self.events.pop_back();
+            self.reset_due |= last.is_some_and(|last| last.event == WatchEvent::Reset);
+        }
     }
 }
 
@@ -160,21 +470,38 @@ impl RemoteWatch {
 impl WatchSource for RemoteWatch {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<WatchEvent>>> {
         let mut queue = lock(&self.shared.queue);
-        let Some((event, bytes)) = queue.events.pop_front() else {
+        let Some(Waiting {
+            event,
+            bytes,
+            epoch,
+        }) = queue.events.pop_front()
+        else {
             if queue.ended {
                 return Poll::Ready(queue.end.take().map(Err));
             }
             queue.application = Some(cx.waker().clone());
             return Poll::Pending;
         };
-        queue.consumed += bytes;
         match &event {
-            WatchEvent::Commit(record) => queue.told.revision = record.revision,
-            WatchEvent::Progress { position, .. } => queue.told = *position,
+            WatchEvent::Commit(record) => {
+                queue.told = Position {
+                    epoch,
+                    revision: record.revision,
+                };
+            }
+            WatchEvent::State { .. } => queue.handed_over = true,
+            WatchEvent::Progress { position, .. } => {
+                queue.told = *position;
+                queue.handed_over = false;
+            }
             _ => {}
         }
+        queue.consumed += bytes;
         let mut granted = 0;
-        if queue.consumed >= (self.shared.window / 2).max(1) && !queue.ended {
+        if queue.consumed >= (self.shared.window / 2).max(1)
+            && queue.link == Link::Open
+            && !queue.ended
+        {
             granted = std::mem::take(&mut queue.consumed);
             queue.balance += i128::from(granted);
         }
@@ -194,14 +521,14 @@ impl WatchSource for RemoteWatch {
         if queue.ended {
             return;
         }
-        if queue.marks == MARKS_MAX {
+        if queue.asked.len() == MARKS_MAX {
             drop(queue);
             return self.shared.end(StorageError::Overloaded {
                 limit: Limit::RequestsInFlight,
                 max: MARKS_MAX as u64,
             });
         }
-        queue.marks += 1;
+        queue.asked.push_back(token);
         drop(queue);
         let watch = self.shared.clone();
         self.control(Control::Probe { watch, token });
@@ -212,13 +539,14 @@ impl WatchSource for RemoteWatch {
 
     fn status(&self) -> WatchStatus {
         let queue = lock(&self.shared.queue);
-        let state = match (
-            queue.ended && queue.events.is_empty(),
-            queue.events.is_empty(),
-        ) {
-            (true, _) => WatchState::Ended,
-            (false, true) => WatchState::Live,
-            (false, false) => WatchState::CatchingUp,
+        let is_empty = queue.events.is_empty();
+        let state = match queue.link {
+            _ if queue.ended && is_empty => WatchState::Ended,
+            Link::Lost { since } => WatchState::Disconnected { since },
+            Link::Open if is_empty && queue.stage == Stage::Own && !queue.undecided => {
+                WatchState::Live
+            }
+            Link::Open | Link::Opening => WatchState::CatchingUp,
         };
         WatchStatus {
             state,

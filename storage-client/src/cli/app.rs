@@ -22,7 +22,7 @@ use crate::{ConnectOptions, RemoteStorage, tls};
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Connection and form")]
 pub(super) struct Globals {
-    /// Keyspace: wss://HOST:PORT/storage/KEYSPACE
+    /// Keyspace: wss://HOST:PORT/storage/KEYSPACE; several servers that have it: URL,URL
     #[arg(long, value_name = "URL", env = "STORAGE_URL", global = true)]
     url: Option<String>,
     /// Folder of certificates: DIR/NAME/{ca,cert,key}.pem
@@ -40,6 +40,9 @@ pub(super) struct Globals {
     /// How long to wait for the connection, and for each answer, such as 500ms or 1m [default: 10s and 30s]
     #[arg(long, value_name = "D", value_parser = humantime::parse_duration, global = true)]
     timeout: Option<Duration>,
+    /// End when there was no connection for so long [default: never; calls wait for it up to their --timeout]
+    #[arg(long, value_name = "D", value_parser = humantime::parse_duration, global = true)]
+    give_up_after: Option<Duration>,
     /// Print JSON for machines, one object per line
     #[arg(long, action = ArgAction::SetTrue, global = true)]
     json: bool,
@@ -172,21 +175,32 @@ impl Globals {
         let url = self.url.as_deref().ok_or_else(|| {
             usage("which keyspace? Give --url wss://HOST:PORT/storage/KEYSPACE, or set STORAGE_URL")
         })?;
+        let mut urls = url.split(',');
+        let first = urls.next().unwrap_or_default();
         let mut options =
-            ConnectOptions::new(url).agent(concat!("storage/", env!("CARGO_PKG_VERSION")));
+            ConnectOptions::new(first).agent(concat!("storage/", env!("CARGO_PKG_VERSION")));
+        options = urls.fold(options, ConnectOptions::also);
         if self.danger_plaintext {
             options = options.danger_plaintext();
-        } else if url.starts_with("ws://") {
-            return Err(usage(format!(
-                "{url} is not encrypted; use wss://, or allow it with --danger-plaintext"
-            )));
         }
         if let Some(timeout) = self.timeout {
             options = options.connect_timeout(timeout).request_timeout(timeout);
         }
-        let endpoint =
-            Endpoint::new(&options).map_err(|what| usage(format!("--url {url}: {what}")))?;
-        if !endpoint.tls {
+        if let Some(duration) = self.give_up_after {
+            options = options.give_up_after(duration);
+        }
+        let mut tls = false;
+        for url in url.split(',') {
+            if url.starts_with("ws://") && !self.danger_plaintext {
+                return Err(usage(format!(
+                    "{url} is not encrypted; use wss://, or allow it with --danger-plaintext"
+                )));
+            }
+            let endpoint = Endpoint::new(url, self.danger_plaintext)
+                .map_err(|what| usage(format!("--url {url}: {what}")))?;
+            tls |= endpoint.tls;
+        }
+        if !tls {
             return Ok(options);
         }
         options = self.with_credentials(options)?;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use clap::Args;
 use storage_protocol::{
-    ChangeKind, CommitRecord, Epoch, Key, KeyState, Position, Storage, StorageError, Value,
-    WatchEvent, WatchMode, WatchOptions, WatchStart,
+    ChangeKind, CommitRecord, Continuity, Epoch, Key, KeyState, Position, ResyncReason, Storage,
+    StorageError, Value, WatchEvent, WatchMode, WatchOptions, WatchStart,
 };
 
 use super::app::App;
@@ -112,10 +112,46 @@ impl Watch {
                 tell("reset: keys that are not told now are gone");
                 None
             }
+            WatchEvent::Continuity(continuity) => show_continuity(continuity, json),
             // A newer library may tell more.
             _ => None,
         }
     }
+}
+
+/// What a break meant: a line for machines, a word to people on stderr.
+fn show_continuity(continuity: &Continuity, json: bool) -> Option<String> {
+    let text = match continuity {
+        Continuity::Continuous => "continuous: nothing was missed".to_owned(),
+        Continuity::Resynced {
+            why: ResyncReason::Compacted { .. },
+        } => "resynced: steps are missing (the history is compacted); what changed follows"
+            .to_owned(),
+        Continuity::Resynced {
+            why: ResyncReason::EpochChanged { epoch, fork },
+        } => format!(
+            "resynced: the store's history is now epoch {epoch}, forked at revision {fork}; everything follows anew"
+        ),
+        Continuity::Resynced { .. } => {
+            "resynced: steps are missing; what changed follows".to_owned()
+        }
+        Continuity::Lost { from, to } => {
+            format!("lost: what happened from {from} to {to} is not told")
+        }
+        // A newer library may tell more.
+        other => format!("{other:?}"),
+    };
+    if json {
+        let word = text.split(':').next().unwrap_or_default().to_owned();
+        return Some(
+            Object::new()
+                .text("continuity", &word)
+                .text("message", &text)
+                .finish(),
+        );
+    }
+    tell(&text);
+    None
 }
 
 /// A watch ends with an error; if one ever ends without, that is the server's doing.

@@ -87,7 +87,7 @@ fn a_server_that_does_not_answer_the_upgrade_exits_with_3_after_the_timeout() {
 fn a_lost_answer_to_a_commit_exits_with_4() {
     let server = Server::start();
     server.fault(Fault::Lost);
-    let ran = server.run(&["put", "a", "1"]);
+    let ran = server.run(&["put", "a", "1", "--give-up-after", "0s"]);
     assert_eq!((ran.code, ran.out.as_str()), (4, ""));
     assert!(ran.err.contains("outcome: unknown"), "{ran:?}");
     assert_eq!(server.entries().len(), 1);

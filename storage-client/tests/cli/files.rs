@@ -178,7 +178,7 @@ fn an_import_whose_connection_is_lost_says_from_which_row_on_it_is_unknown() {
     let file = folder.file("rows.jsonl", lines(10));
     server.fault(Fault::None);
     server.fault(Fault::Lost);
-    let ran = server.run(&["import", &file, "--batch", "3"]);
+    let ran = server.run(&["import", &file, "--batch", "3", "--give-up-after", "0s"]);
     assert_eq!((ran.code, ran.out.as_str()), (4, ""), "{ran:?}");
     assert!(ran.err.contains("from row 4 on ("), "{ran:?}");
     assert!(

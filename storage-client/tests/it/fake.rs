@@ -36,8 +36,15 @@ impl Listener {
         format!("{scheme}://localhost:{port}/storage/models")
     }
 
+    /// Of a client that takes a lost connection for final; `reconnecting` is for those that do not.
     pub(crate) fn options(&self) -> ConnectOptions {
-        ConnectOptions::new(self.url("ws")).danger_plaintext()
+        self.reconnecting().give_up_after(Duration::ZERO)
+    }
+
+    pub(crate) fn reconnecting(&self) -> ConnectOptions {
+        ConnectOptions::new(self.url("ws"))
+            .danger_plaintext()
+            .backoff(Duration::from_millis(5), Duration::from_millis(50))
     }
 
     pub(crate) async fn accept_tcp(&self) -> TcpStream {

@@ -12,5 +12,6 @@ mod calls;
 mod connecting;
 mod fake;
 mod lifecycle;
+mod reconnect;
 mod scans;
 mod watches;

@@ -1,0 +1,380 @@
+//! What comes in: frames to messages, messages to the callers and watches that wait for them.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::Stream;
+use storage_protocol::native::{RequestId, ServerMessage, close_code};
+use storage_protocol::{Outcome, Position, StorageError, WatchEvent};
+use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::error::Error as WsError;
+use tokio_tungstenite::tungstenite::error::ProtocolError as WsProtocolError;
+use tokio_tungstenite::tungstenite::protocol::Message;
+
+use super::{Driver, End, EndKind, Pending};
+use crate::connection::{Answer, Call, ConnectionState, Control, Expect, OpenScan};
+use crate::dial::close_text;
+use crate::watch::Repair;
+
+/// Messages that one poll reads before it writes.
+const READS_PER_POLL: usize = 512;
+
+impl Driver {
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        for read in 0..READS_PER_POLL {
+            let Poll::Ready(message) = Pin::new(&mut self.socket).poll_next(cx) else {
+                return Ok(());
+            };
+            if read == 0 {
+                self.last_received = Instant::now();
+            }
+            match message {
+                Some(Ok(Message::Binary(frame))) => self.on_frame(frame)?,
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                Some(Ok(Message::Close(frame))) => {
+                    let fenced = frame
+                        .as_ref()
+                        .is_some_and(|frame| u16::from(frame.code) == close_code::FENCED);
+                    let mut end = End::lost(format!("the server closed: {}", close_text(frame)));
+                    if fenced {
+                        end.kind = EndKind::Fenced;
+                    }
+                    return Err(end);
+                }
+                Some(Ok(Message::Text(_) | Message::Frame(_))) => {
+                    let mut end = End::misbehaved("the server sent a text frame");
+                    end.close = Some(close_code::UNSUPPORTED_DATA);
+                    return Err(end);
+                }
+                Some(Err(error)) => return Err(read_failed(&error)),
+                None => return Err(End::lost("the server closed the connection")),
+            }
+        }
+        // There may be more: write first, then go on.
+        cx.waker().wake_by_ref();
+        Ok(())
+    }
+
+    fn on_frame(&mut self, frame: Bytes) -> Result<(), End> {
+        let unreadable = |error| End::misbehaved(format!("an unreadable frame: {error}"));
+        let held = self.reassembler.bytes();
+        let now = self.last_received.into_std();
+        let Some(packet) = self.reassembler.accept(frame, now).map_err(unreadable)? else {
+            return self.check_partial(held);
+        };
+        let bytes = packet.payload.len() as u64;
+        let id = packet.id;
+        let message = ServerMessage::decode(packet).map_err(unreadable)?;
+        match (message, id) {
+            (
+                ServerMessage::GoAway {
+                    reason,
+                    retry_after,
+                },
+                _,
+            ) => {
+                self.draining = Some((reason.clone(), retry_after));
+                let state = ConnectionState::Draining {
+                    reason,
+                    retry_after,
+                };
+                self.shared.set_state(state);
+                Ok(())
+            }
+            (ServerMessage::Error(error), Some(id)) => self.on_error(id, error),
+            (
+                message @ (ServerMessage::Changes { .. }
+                | ServerMessage::States { .. }
+                | ServerMessage::Progress { .. }
+                | ServerMessage::Reset),
+                Some(id),
+            ) => self.on_event(id, message, bytes),
+            (message, Some(id)) => self.on_answer(id, message),
+            (_, None) => Err(End::misbehaved("a second Welcome")),
+        }
+    }
+
+    /// Parts are only held for what was asked for: else the server would decide how much memory we take.
+    fn check_partial(&self, held_before: usize) -> Result<(), End> {
+        let limit = self.welcome.limits.message_bytes_max;
+        if self.reassembler.bytes() / limit.max(1) == held_before / limit.max(1) {
+            return Ok(());
+        }
+        let asked = |id| self.pending.contains_key(&id) || self.watches.contains_key(&id);
+        let mut ids = self.reassembler.pending().map(|(_, id)| id);
+        if ids.all(|id| id.is_some_and(asked)) {
+            return Ok(());
+        }
+        Err(End::misbehaved("parts of a message that nobody asked for"))
+    }
+
+    fn remove_pending(&mut self, id: RequestId) -> Option<Pending> {
+        let pending = self.pending.remove(&id)?;
+        self.pending_bytes -= pending.bytes;
+        if let Some(number) = pending.number() {
+            self.unanswered.remove(&number);
+        }
+        Some(pending)
+    }
+
+    fn on_answer(&mut self, id: RequestId, message: ServerMessage) -> Result<(), End> {
+        let Some(expect) = self.pending.get(&id).map(|pending| pending.expect) else {
+            return Err(End::misbehaved(format!(
+                "an answer to {id}, which is not in flight"
+            )));
+        };
+        let fits = match (expect, &message) {
+            (Expect::Values { keys }, ServerMessage::Values { entries, .. }) => {
+                entries.len() == keys
+            }
+            (Expect::FirstPage, ServerMessage::Page { .. })
+            | (Expect::Committed, ServerMessage::Committed { .. })
+            | (Expect::Watching, ServerMessage::Watching { .. })
+            | (Expect::Unwatched { .. } | Expect::ScanClosed { .. }, ServerMessage::Done) => true,
+            (Expect::NextPage { scan, .. }, ServerMessage::Page { scan: more, .. }) => {
+                more.is_none_or(|more| more == scan)
+            }
+            (Expect::Probed { token }, ServerMessage::Probed { token: came, .. }) => token == *came,
+            _ => false,
+        };
+        if !fits {
+            return Err(End::misbehaved(format!(
+                "the answer to {id} does not fit its request ({expect:?})"
+            )));
+        }
+        let reply = self.remove_pending(id).and_then(|pending| pending.reply);
+        let mut scan = None;
+        match (expect, &message) {
+            (
+                Expect::FirstPage,
+                ServerMessage::Page {
+                    scan: Some(number), ..
+                },
+            ) => {
+                self.scans.insert(*number);
+                // Dropped with the answer where nobody waits for it, which closes the scan.
+                scan = Some(OpenScan::new(
+                    *number,
+                    self.carry.socket,
+                    self.shared.clone(),
+                ));
+            }
+            (Expect::NextPage { scan, .. }, ServerMessage::Page { scan: None, .. }) => {
+                self.scans.remove(&scan);
+            }
+            (Expect::Watching, ServerMessage::Watching { revision }) => {
+                let position = Position {
+                    epoch: self.welcome.position.epoch,
+                    revision: *revision,
+                };
+                self.on_watching(id, position);
+            }
+            (Expect::Unwatched { watch }, _) => self.forget_watch(watch),
+            _ => {}
+        }
+        if let Some(reply) = reply {
+            let epoch = self.welcome.position.epoch;
+            // Where the caller is gone, the answer is passed over.
+            let _ = reply.send(Ok(Answer {
+                message,
+                epoch,
+                scan,
+            }));
+        }
+        Ok(())
+    }
+
+    fn on_error(&mut self, id: RequestId, error: StorageError) -> Result<(), End> {
+        if let Some(pending) = self.remove_pending(id) {
+            match pending.expect {
+                Expect::Watching if pending.reply.is_none() => {
+                    self.on_watch_error(id, error);
+                    return Ok(());
+                }
+                Expect::Watching => self.forget_watch(id),
+                Expect::Unwatched { watch } => self.forget_watch(watch),
+                // The mark will never come, and its asker waits for it.
+                Expect::Mark { watch } => {
+                    if let Some(entry) = self.watches.get(&watch) {
+                        entry.shared.end(error.clone());
+                    }
+                }
+                _ => {}
+            }
+            // What a server that goes away refuses is for the next one.
+            let refused = matches!(
+                error,
+                StorageError::Closed {
+                    outcome: Outcome::NotExecuted,
+                    ..
+                }
+            );
+            let given = matches!(pending.call, Some(Call::Repeat { given: true, .. }));
+            if refused && !given && self.shared.reconnects && self.draining.is_some() {
+                self.keep_for_next(pending, true);
+            } else if let Some(reply) = pending.reply {
+                let _ = reply.send(Err(error));
+            }
+            return Ok(());
+        }
+        if self.watches.contains_key(&id) {
+            self.on_watch_error(id, error);
+            return Ok(());
+        }
+        self.passed_over(id)
+    }
+
+    /// A watch's stream ended, or its next one could not be opened.
+    fn on_watch_error(&mut self, id: RequestId, error: StorageError) {
+        let Some(entry) = self.watches.get(&id) else {
+            return;
+        };
+        let watch = entry.shared.clone();
+        let dropped = entry.dropped;
+        self.forget_watch(id);
+        if dropped {
+            return;
+        }
+        if !self.shared.reconnects {
+            watch.end(error);
+            return;
+        }
+        tracing::debug!(%error, "a watch is opened again");
+        match watch.repair(error, self.welcome.position) {
+            Repair::Again => self.carry.watches.push_back(watch),
+            Repair::Later => self.delay_watch(watch),
+            Repair::None => {}
+        }
+    }
+
+    fn on_event(&mut self, id: RequestId, message: ServerMessage, bytes: u64) -> Result<(), End> {
+        let mut watch = id;
+        if let Some(Expect::Mark { watch: asked }) =
+            self.pending.get(&id).map(|pending| pending.expect)
+        {
+            self.remove_pending(id);
+            watch = asked;
+        }
+        let epoch = self.welcome.position.epoch;
+        let Some(entry) = self.watches.get(&watch) else {
+            return self.passed_over(watch);
+        };
+        if entry.dropped {
+            return Ok(());
+        }
+        let shared = entry.shared.clone();
+        let misbehaved = |what| End::misbehaved(format!("the server misbehaved: {what}"));
+        match message {
+            ServerMessage::Changes { commits } => shared
+                .push(commits.into_iter().map(WatchEvent::Commit), bytes, epoch)
+                .map_err(misbehaved),
+            ServerMessage::States { states } => {
+                let event = |(key, state)| WatchEvent::State { key, state };
+                shared
+                    .push(states.into_iter().map(event), bytes, epoch)
+                    .map_err(misbehaved)
+            }
+            ServerMessage::Progress { revision, token } => {
+                if token.is_some() && watch == id {
+                    self.forget_one_mark(watch);
+                }
+                let position = Position { epoch, revision };
+                if shared.push_mark(position, token).map_err(misbehaved)? {
+                    self.end_repair(watch);
+                }
+                Ok(())
+            }
+            _ => {
+                shared.push_reset(epoch);
+                Ok(())
+            }
+        }
+    }
+
+    /// The stage that repaired a watch is over: its stream ends, and the watch goes on in its own mode.
+    fn end_repair(&mut self, id: RequestId) {
+        if let Some(entry) = self.watches.get_mut(&id) {
+            entry.dropped = true;
+            let watch = entry.shared.clone();
+            watch.set_id(None);
+            self.carry.watches.push_back(watch);
+            self.deferred.push(Control::EndStream { stream: id });
+        }
+    }
+
+    /// Something for an id that is not in use: what is left of a watch that has ended, or nonsense.
+    fn passed_over(&self, id: RequestId) -> Result<(), End> {
+        if self.ids.was_taken(id) {
+            return Ok(());
+        }
+        Err(End::misbehaved(format!(
+            "a frame for {id}, which was never asked for"
+        )))
+    }
+
+    fn on_watching(&mut self, id: RequestId, position: Position) {
+        let Some(entry) = self.watches.get_mut(&id) else {
+            return;
+        };
+        entry.attached = true;
+        if entry.dropped {
+            self.deferred.push(Control::EndStream { stream: id });
+            return;
+        }
+        let watch = entry.shared.clone();
+        if !entry.resumed {
+            watch.begin(position);
+            return;
+        }
+        let (tokens, granted) = watch.resume();
+        if granted > 0 {
+            self.deferred.push(Control::Credit {
+                watch: watch.clone(),
+                bytes: granted,
+            });
+        }
+        let probes = tokens.into_iter().map(|token| Control::Probe {
+            watch: watch.clone(),
+            token,
+        });
+        self.deferred.extend(probes);
+    }
+
+    /// The watch's id is free, and so are those of the marks that will not come.
+    pub(super) fn forget_watch(&mut self, watch: RequestId) {
+        self.watches.remove(&watch);
+        let mark = Expect::Mark { watch };
+        self.pending.retain(|_, pending| pending.expect != mark);
+    }
+
+    /// A mark came under the watch's id: one probe of that watch is answered.
+    fn forget_one_mark(&mut self, watch: RequestId) {
+        let mark = Expect::Mark { watch };
+        let asked = self
+            .pending
+            .iter()
+            .find(|(_, pending)| pending.expect == mark);
+        if let Some(id) = asked.map(|(id, _)| *id) {
+            self.remove_pending(id);
+        }
+    }
+}
+
+fn read_failed(error: &WsError) -> End {
+    match error {
+        WsError::Capacity(error) => End {
+            close: Some(close_code::TOO_BIG),
+            ..End::misbehaved(format!("the server sent too much: {error}"))
+        },
+        WsError::Utf8(_) => End {
+            close: Some(close_code::UNSUPPORTED_DATA),
+            ..End::misbehaved("the server sent a text frame")
+        },
+        WsError::Protocol(WsProtocolError::ResetWithoutClosingHandshake) => {
+            End::lost("the connection was lost: the server ended it without a word")
+        }
+        WsError::Protocol(error) => End::misbehaved(format!("a bad WebSocket frame: {error}")),
+        error => End::lost(format!("the connection was lost: {error}")),
+    }
+}
