@@ -329,8 +329,10 @@ impl Driver {
         {
             entry.dropped = true;
             // One that is not attached yet is ended when `Watching` comes.
-            if entry.attached {
-                self.deferred.push(Control::EndStream { stream: id });
+            let attached = entry.attached;
+            let end = Control::EndStream { stream: id };
+            if attached && !self.send_control(&end) {
+                self.deferred.push(end);
             }
         }
         true
