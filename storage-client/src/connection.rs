@@ -297,8 +297,8 @@ pub(crate) enum Control {
 /// That the handles want the connection to end.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Ending {
-    /// After the calls in flight, or at this time.
-    Graceful { until: Instant },
+    /// After the calls in flight, or at this time. `leave`: the session stays, to be resumed.
+    Graceful { until: Instant, leave: bool },
     /// As soon as what was taken from the queue is sent, or at this time: nobody holds a handle any more.
     Abandoned { until: Instant },
 }
@@ -597,11 +597,11 @@ impl Connection {
     }
 
     /// Takes no more requests, waits for those in flight (up to `timeout`), closes, waits for the driver to end.
-    pub(crate) async fn close(&self, timeout: Duration) {
+    pub(crate) async fn close(&self, timeout: Duration, leave: bool) {
         let until = deadline_after(Instant::now(), timeout);
         self.inner
             .shared
-            .change(|intake| intake.ending = Some(Ending::Graceful { until }));
+            .change(|intake| intake.ending = Some(Ending::Graceful { until, leave }));
         self.inner.tasks.wait().await;
     }
 }

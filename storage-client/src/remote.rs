@@ -222,7 +222,19 @@ impl RemoteStorage {
     /// # Cancel safety
     /// Dropping the future does not stop the closing.
     pub async fn close(&self) {
-        self.connection.close(self.settings.close_timeout).await;
+        let timeout = self.settings.close_timeout;
+        self.connection.close(timeout, false).await;
+    }
+
+    /// [`close`](Self::close), but the session stays: keys with its lifetime for the server's grace, its commit numbers for
+    /// as long as the server keeps it. Another process (or this one, started again) can resume it:
+    /// [`ConnectOptions::resume_session`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not stop the closing.
+    pub async fn leave(&self) {
+        let timeout = self.settings.close_timeout;
+        self.connection.close(timeout, true).await;
     }
 
     pub(crate) async fn request(&self, call: Call) -> Result<Answer> {

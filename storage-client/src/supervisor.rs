@@ -5,7 +5,7 @@
 //! commits under their numbers, reads, watches. Between two sockets it keeps the callers' deadlines. It never gives up
 //! unless it was told to.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
@@ -34,6 +34,8 @@ pub(crate) struct Carry {
     pub(crate) sent: u64,
     /// Counts the sockets.
     pub(crate) socket: u64,
+    /// Numbers of a saved session that its owner is to send again.
+    pub(crate) promised: BTreeSet<u64>,
     /// Watches whose next stream is to be opened.
     pub(crate) watches: VecDeque<Arc<WatchShared>>,
     reconnects: u64,
@@ -49,6 +51,7 @@ impl Default for Carry {
             incarnation: 0,
             sent: 0,
             socket: 0,
+            promised: BTreeSet::new(),
             watches: VecDeque::new(),
             reconnects: 0,
             lapses: 0,
@@ -68,6 +71,11 @@ impl Carry {
                 hello.sent.max(welcome.executed)
             } else {
                 0
+            },
+            promised: if resumed {
+                hello.unanswered.iter().copied().collect()
+            } else {
+                BTreeSet::new()
             },
             lapses: u64::from(welcome.lapsed),
             replaced: u64::from(hello.session.is_some() && !resumed),
@@ -261,14 +269,14 @@ impl Supervisor {
                 Call::Repeat { number, .. } => Some(number),
                 _ => None,
             });
-        let mut unanswered: Vec<u64> = numbers.collect();
-        unanswered.sort_unstable();
+        let mut unanswered = self.carry.promised.clone();
+        unanswered.extend(numbers);
         drop(intake);
         Hello {
             session: Some(self.carry.session),
             incarnation,
             sent: self.carry.sent,
-            unanswered,
+            unanswered: unanswered.into_iter().collect(),
             ..Hello::new(self.agent.clone())
         }
     }
@@ -286,6 +294,7 @@ impl Supervisor {
             carry.session = welcome.session;
             carry.incarnation = 0;
             carry.sent = 0;
+            carry.promised.clear();
             self.fail_repeats();
         }
         debug_assert!(hello.unanswered.len() <= 1024);
@@ -356,10 +365,12 @@ impl Supervisor {
         self.shared.free_room(places);
         match ending {
             Some(Ending::Abandoned { .. }) => return Err(End::ours("closed by this client")),
-            Some(Ending::Graceful { until }) if !waits || until <= now => {
+            Some(Ending::Graceful { until, .. }) if !waits || until <= now => {
                 return Err(End::ours("closed by this client"));
             }
-            Some(Ending::Graceful { until }) => next = Some(next.map_or(until, |at| at.min(until))),
+            Some(Ending::Graceful { until, .. }) => {
+                next = Some(next.map_or(until, |at| at.min(until)))
+            }
             None => {}
         }
         Ok(next.unwrap_or_else(|| deadline_after(now, Duration::MAX)))

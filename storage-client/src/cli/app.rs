@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::failure::{Interrupted, usage};
 use super::text::Form;
 use crate::endpoint::Endpoint;
-use crate::{ConnectOptions, RemoteStorage, tls};
+use crate::{ConnectOptions, RemoteStorage, SavedSession, tls};
 
 /// Options of the program, before or behind the sub-command.
 #[derive(Clone, Debug, Args)]
@@ -90,10 +90,30 @@ impl App {
     /// Connects; called once per run. From here on a signal ends the run in order; before, where an argument may be
     /// read from stdin, it has its usual effect.
     pub(super) async fn connect(&self) -> anyhow::Result<RemoteStorage> {
-        let options = self.globals.connect_options()?;
+        self.connect_as(None).await
+    }
+
+    /// The same, with the session of an earlier run.
+    pub(super) async fn connect_as(
+        &self,
+        saved: Option<SavedSession>,
+    ) -> anyhow::Result<RemoteStorage> {
+        let mut options = self.globals.connect_options()?;
+        if let Some(saved) = saved {
+            options = options.resume_session(saved);
+        }
         self.listen_to_signals();
         let storage = RemoteStorage::connect(options).await?;
         Ok(self.storage.get_or_init(|| storage).clone())
+    }
+
+    /// The keyspace that the URL names.
+    pub(super) fn keyspace(&self) -> anyhow::Result<String> {
+        let options = self.globals.connect_options()?;
+        let url = options.urls.first().map_or("", String::as_str);
+        let endpoint =
+            Endpoint::new(url, true).map_err(|what| usage(format!("--url {url}: {what}")))?;
+        Ok(endpoint.keyspace.as_str().to_owned())
     }
 
     /// Says that a commit is about to be sent.

@@ -5,6 +5,7 @@
 //! their way by then. Invariant: each row is in one state (committed, not committed, unknown) when this ends.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
@@ -20,9 +21,11 @@ use tokio::sync::mpsc;
 
 use super::app::App;
 use super::failure::{Exit, Interrupted, Usage, usage};
+use super::journal::{Journal, Source, digest_of};
 use super::json::Object;
 use super::output::{Output, progress};
 use super::rows::{Batches, Format, Prepared, Rows, open};
+use super::tell;
 use super::template::Template;
 use crate::RemoteStorage;
 
@@ -31,6 +34,7 @@ Examples:
   storage import weather.csv.gz --key 'weather/{origin}/{time_hour}'
   storage import events.jsonl --key 'event/{id}' --batch 100
   storage import backup.jsonl
+  storage import big.jsonl --session-file big.session   # killed and started again, it goes on
   storage export | storage --url wss://other:7443/storage/models import -
 
 Without --key, each line is {\"put\":{...}} or {\"remove\":{...}}, as `export` writes them.
@@ -57,11 +61,19 @@ pub(super) struct Import {
     /// Rows of one commit, at most; a commit also ends at 1 MiB, and before a key that is in it already
     #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
     batch: u32,
+    /// Keep a journal in FILE: the same command again goes on where it was, and no row takes effect twice
+    #[arg(long, value_name = "FILE")]
+    session_file: Option<PathBuf>,
 }
 
 impl Import {
     pub(super) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
         let start = Instant::now();
+        let mut journal = self.open_journal(app).await?;
+        if let Some(rows) = journal.as_ref().and_then(|journal| journal.complete) {
+            tell(format!("all {rows} rows were committed before"));
+            return Ok(Exit::Done);
+        }
         let format = match self.format {
             Some(format) => format,
             None => Format::of(&self.file)?,
@@ -69,7 +81,11 @@ impl Import {
         let total = std::fs::metadata(&self.file).map_or(0, |metadata| metadata.len());
         let bar = progress(Some(total));
         let rows = Rows::new(&self.file, open(&self.file, &bar)?, format, self.key)?;
-        let storage = app.unless_interrupted(app.connect()).await?;
+        let saved = journal.as_ref().and_then(Journal::saved);
+        let storage = app.unless_interrupted(app.connect_as(saved)).await?;
+        if let Some(journal) = &mut journal {
+            begin_session(journal, &storage)?;
+        }
         let limits = storage.limits().await?;
         let batch = self.batch as usize;
         if batch > limits.operations_per_commit_max {
@@ -79,19 +95,30 @@ impl Import {
         }
         let mut reader = Reader::start(Batches::new(rows, batch, limits));
         let mut tally = Tally::default();
-        let stopped = send_all(&storage, &mut reader, &mut tally, app, &bar).await;
+        let mut sender = Sender {
+            storage: storage.clone(),
+            journal,
+        };
+        let stopped = send_all(&mut sender, &mut reader, &mut tally, app, &bar).await;
         bar.finish_and_clear();
-        tally.judge(&self.file)?;
+        let stopped = stopped?;
+        if let Err(error) = tally.judge(&self.file) {
+            return Err(sender.leave(error).await);
+        }
         let committed = tally.committed_text();
         match stopped {
             Stopped::Interrupted => {
                 let outcome = Outcome::NotExecuted;
-                return Err(anyhow::Error::new(Interrupted { outcome }).context(committed));
+                let error = anyhow::Error::new(Interrupted { outcome }).context(committed);
+                return Err(sender.leave(error).await);
             }
             Stopped::End => reader
                 .end()
                 .await
                 .map_err(|error| with_count(error, &committed))?,
+        }
+        if let Some(journal) = &mut sender.journal {
+            journal.completed(tally.rows + tally.rows_before)?;
         }
         let position = match tally.last {
             Some(position) => position,
@@ -100,6 +127,51 @@ impl Import {
         out.line(&tally.summary(position, start.elapsed().as_secs_f64(), app.json()))?;
         Ok(Exit::Done)
     }
+}
+
+impl Import {
+    async fn open_journal(&self, app: &App) -> anyhow::Result<Option<Journal>> {
+        let Some(path) = self.session_file.clone() else {
+            return Ok(None);
+        };
+        if self.file == "-" {
+            return Err(usage(
+                "--session-file goes with a file, not with stdin: what was read of that is gone",
+            ));
+        }
+        let (keyspace, key) = (app.keyspace()?, self.key.as_ref().map(Template::to_string));
+        let (file, batch) = (PathBuf::from(&self.file), self.batch);
+        let opening = tokio::task::spawn_blocking(move || {
+            let sha256 =
+                digest_of(&file).map_err(|error| usage(format!("{}: {error}", file.display())))?;
+            let source = Source {
+                sha256,
+                keyspace,
+                key,
+                batch,
+            };
+            Journal::open(&path, &source)
+        });
+        Ok(Some(opening.await??))
+    }
+}
+
+/// Notes the session that the server gave us. What an earlier one left without an answer can then never be known.
+fn begin_session(journal: &mut Journal, storage: &RemoteStorage) -> anyhow::Result<()> {
+    let info = *storage.session_info().borrow();
+    let lost = journal.begin_session(info.id, info.incarnation)?;
+    let Some(first) = lost.iter().map(|sent| sent.row).min() else {
+        return Ok(());
+    };
+    let last = lost.iter().map(|sent| sent.row + sent.rows - 1).max();
+    let last = last.unwrap_or(first);
+    let error = StorageError::Closed {
+        reason: "the server does not know the session any more".to_owned(),
+        outcome: Outcome::Unknown,
+    };
+    Err(anyhow::Error::new(error).context(format!(
+        "of rows {first} to {last} it is unknown what was committed. The same command again commits them (again)"
+    )))
 }
 
 /// A bad row's error, and what was committed before it.
@@ -154,34 +226,119 @@ struct InFlight {
     first_row: u64,
     first_line: u64,
     rows: u64,
+    /// Of its session, where there is a journal.
+    number: Option<u64>,
     answer: BoxFuture<'static, Result<Position>>,
 }
 
+/// Sends batches, and keeps the journal if there is one.
+struct Sender {
+    storage: RemoteStorage,
+    journal: Option<Journal>,
+}
+
+impl Sender {
+    /// Sends a batch; `None` where the journal says that it is committed.
+    fn send(&mut self, prepared: Prepared) -> anyhow::Result<Option<InFlight>> {
+        let (rows, first_row, first_line) =
+            (prepared.rows(), prepared.first_row, prepared.first_line);
+        let options = CommitOptions::labelled("import");
+        let mut number = None;
+        if let Some(journal) = &mut self.journal {
+            if journal.is_done(first_row, rows) {
+                return Ok(None);
+            }
+            if journal.contradicts(first_row, rows) {
+                return Err(usage(format!(
+                    "rows {first_row} to {} do not make the commits that the session file tells of; have the server's \
+                     limits changed?",
+                    first_row + rows - 1
+                )));
+            }
+            number = Some(match journal.unanswered_number(first_row, rows) {
+                Some(number) => number,
+                None => {
+                    let sent = self.storage.session_info().borrow().sent;
+                    journal.send(first_row, rows, sent)?
+                }
+            });
+        }
+        let storage = self.storage.clone();
+        let mut commit = async move {
+            match number {
+                Some(number) => storage.commit_as(number, prepared.batch, options).await,
+                None => storage.commit(prepared.batch, options).await,
+            }
+        }
+        .boxed();
+        // Ordering: commits are applied in the order in which they are first polled.
+        let first = commit.poll_unpin(&mut Context::from_waker(Waker::noop()));
+        let answer = match first {
+            Poll::Ready(answer) => futures_util::future::ready(answer).boxed(),
+            Poll::Pending => commit,
+        };
+        Ok(Some(InFlight {
+            first_row,
+            first_line,
+            rows,
+            number,
+            answer,
+        }))
+    }
+
+    fn answered(&mut self, number: Option<u64>, answer: &Result<Position>) -> anyhow::Result<()> {
+        let (Some(journal), Some(number)) = (&mut self.journal, number) else {
+            return Ok(());
+        };
+        match answer {
+            Ok(_) => journal.executed(number),
+            Err(error) if error.outcome() != Outcome::Unknown => journal.refused(number),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// The import stops before its end: with a journal the session stays, to be resumed.
+    async fn leave(&self, error: anyhow::Error) -> anyhow::Error {
+        if self.journal.is_none() {
+            return error;
+        }
+        self.storage.leave().await;
+        error.context("the session file knows; the same command goes on from there")
+    }
+}
+
 async fn send_all(
-    storage: &RemoteStorage,
+    sender: &mut Sender,
     reader: &mut Reader,
     tally: &mut Tally,
     app: &App,
     bar: &ProgressBar,
-) -> Stopped {
+) -> anyhow::Result<Stopped> {
     let mut in_flight = VecDeque::new();
     let mut stopped = None;
     loop {
         let more = stopped.is_none() && tally.failures.is_empty();
         if !more && in_flight.is_empty() {
-            return stopped.unwrap_or(Stopped::End);
+            return Ok(stopped.unwrap_or(Stopped::End));
         }
         tokio::select! {
             biased;
             () = app.interrupt.cancelled(), if more => stopped = Some(Stopped::Interrupted),
             answer = front(&mut in_flight) => {
                 if let Some(commit) = in_flight.pop_front() {
+                    sender.answered(commit.number, &answer)?;
                     tally.add(commit, answer);
                     bar.set_message(tally.committed_text());
                 }
             }
             prepared = reader.batches.recv(), if more && in_flight.len() < IN_FLIGHT_MAX => match prepared {
-                Some(prepared) => in_flight.push_back(send(storage.clone(), prepared)),
+                Some(prepared) => {
+                    let rows = prepared.rows();
+                    match sender.send(prepared)? {
+                        Some(commit) => in_flight.push_back(commit),
+                        None => tally.rows_before += rows,
+                    }
+                }
                 None => stopped = Some(Stopped::End),
             }
         }
@@ -196,24 +353,6 @@ async fn front(in_flight: &mut VecDeque<InFlight>) -> Result<Position> {
     }
 }
 
-fn send(storage: RemoteStorage, prepared: Prepared) -> InFlight {
-    let (rows, first_row, first_line) = (prepared.rows(), prepared.first_row, prepared.first_line);
-    let options = CommitOptions::labelled("import");
-    let mut commit = async move { storage.commit(prepared.batch, options).await }.boxed();
-    // Ordering: commits are applied in the order in which they are first polled.
-    let first = commit.poll_unpin(&mut Context::from_waker(Waker::noop()));
-    let answer = match first {
-        Poll::Ready(answer) => futures_util::future::ready(answer).boxed(),
-        Poll::Pending => commit,
-    };
-    InFlight {
-        first_row,
-        first_line,
-        rows,
-        answer,
-    }
-}
-
 /// What became of the rows.
 #[derive(Default)]
 struct Tally {
@@ -221,6 +360,8 @@ struct Tally {
     commits: u64,
     last: Option<Position>,
     failures: Vec<Failed>,
+    /// Committed by an earlier run.
+    rows_before: u64,
     /// Committed although an earlier commit failed.
     rows_behind: u64,
 }
@@ -289,14 +430,22 @@ impl Tally {
 
     fn summary(&self, position: Position, seconds: f64, json: bool) -> String {
         let (rows, commits) = (self.rows, self.commits);
+        let before = self.rows_before;
         if !json {
-            return format!("{rows} rows in {commits} commits, {seconds:.3} s, at {position}");
+            let earlier = match before {
+                0 => String::new(),
+                before => format!(" ({before} rows were committed before)"),
+            };
+            return format!(
+                "{rows} rows in {commits} commits, {seconds:.3} s, at {position}{earlier}"
+            );
         }
         Object::new()
             .number("rows", rows)
             .number("commits", commits)
             .raw("seconds", &format!("{seconds:.3}"))
             .position(position)
+            .number("rows_before", before)
             .finish()
     }
 }
@@ -316,6 +465,7 @@ mod tests {
                 first_row: 2 * place + 1,
                 first_line: 2 * place + 2,
                 rows: 2,
+                number: None,
                 answer: pending().boxed(),
             };
             let position = |revision| Position {

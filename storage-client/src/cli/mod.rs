@@ -13,6 +13,7 @@ mod export;
 mod failure;
 mod get;
 mod import;
+mod journal;
 mod json;
 mod output;
 mod ping;

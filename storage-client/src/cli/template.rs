@@ -3,6 +3,7 @@
 //! A template is parsed without knowing the columns; whoever fills it in says what a column's value is. `{{` and
 //! `}}` stand for braces. A column's name is what stands between the braces, byte for byte.
 
+use std::fmt;
 use std::str::FromStr;
 
 use bytes::Bytes;
@@ -19,6 +20,20 @@ pub(super) struct Template {
 enum Segment {
     Literal(String),
     Column(String),
+}
+
+/// As it was given.
+impl fmt::Display for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let doubled = |text: &str| text.replace('{', "{{").replace('}', "}}");
+        for segment in &self.segments {
+            match segment {
+                Segment::Literal(text) => f.write_str(&doubled(text))?,
+                Segment::Column(name) => write!(f, "{{{name}}}")?,
+            }
+        }
+        Ok(())
+    }
 }
 
 impl FromStr for Template {

@@ -334,7 +334,7 @@ impl Driver {
         let silent = deadline_after(self.last_received, self.silence);
         let ping = deadline_after(self.last_received.max(self.last_ping), self.heartbeat);
         let until = match self.ending {
-            Some(Ending::Graceful { until } | Ending::Abandoned { until }) => Some(until),
+            Some(Ending::Graceful { until, .. } | Ending::Abandoned { until }) => Some(until),
             None => None,
         };
         let times = [Some(silent), Some(ping), self.earliest, until];
@@ -366,10 +366,10 @@ impl Driver {
         if self.earliest.is_some_and(|earliest| now >= earliest) {
             self.expire(now);
         }
-        if let Some(Ending::Graceful { until } | Ending::Abandoned { until }) = self.ending
+        if let Some(Ending::Graceful { until, .. } | Ending::Abandoned { until }) = self.ending
             && now >= until
         {
-            return Err(End::ours("this client closed before the answer came"));
+            return Err(self.end_ours("this client closed before the answer came"));
         }
         Ok(())
     }
@@ -407,6 +407,15 @@ impl Driver {
 
     // The end.
 
+    /// The end that the handles asked for. Closed with 1000, the session ends; with 1001, it stays.
+    fn end_ours(&self, why: &str) -> End {
+        let mut end = End::ours(why);
+        if let Some(Ending::Graceful { leave: true, .. }) = self.ending {
+            end.close = Some(close_code::GOING_AWAY);
+        }
+        end
+    }
+
     /// Whether no new requests go out, since the server goes away and another socket follows.
     fn is_leaving(&self) -> bool {
         self.draining.is_some() && self.shared.reconnects
@@ -428,7 +437,7 @@ impl Driver {
             }
         };
         if done {
-            return Err(End::ours("closed by this client"));
+            return Err(self.end_ours("closed by this client"));
         }
         if let Some((reason, retry_after)) = &self.draining
             && self.shared.reconnects

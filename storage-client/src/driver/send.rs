@@ -5,7 +5,7 @@ use std::task::Context;
 use std::time::Duration;
 
 use storage_protocol::native::{COMMIT_WINDOW, Class, ClientMessage, Packet, RequestId};
-use storage_protocol::{Limit, Result, StorageError};
+use storage_protocol::{Limit, Outcome, Result, StorageError};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -102,6 +102,20 @@ impl Driver {
         // A repeated commit goes out whoever waits for it: the server waits for its number.
         if submission.is_given_up() && !is_repeat {
             return;
+        }
+        if let Call::Commit {
+            number: Some(number),
+            ..
+        } = submission.call
+            && number != self.carry.sent + 1
+            && !self.carry.promised.remove(&number)
+        {
+            let sent = self.carry.sent;
+            let reason = format!(
+                "{number} is no number to go on with: {sent} was the session's last (or it was replaced)"
+            );
+            let outcome = Outcome::NotExecuted;
+            return submission.fail(StorageError::Closed { reason, outcome });
         }
         if let Some(refusal) = self.refusal(&submission.call) {
             return submission.fail(refusal);

@@ -1,0 +1,373 @@
+//! The session file of an import: which rows went into which commit of which session, so that an import that was killed
+//! goes on where it was and no row takes effect twice.
+//!
+//! JSON lines, appended. A commit's line is on disk before the commit goes out, so whatever a crash of this process leaves
+//! behind, every commit that may have been executed has its line; the server tells, by the session's numbers, which were.
+//! A last line that was cut short by a crash is no line. Invariant: a line's rows are a batch that the same file and
+//! options cut again.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use storage_protocol::SessionId;
+
+use super::failure::usage;
+use crate::SavedSession;
+
+/// What is imported, and how it is cut: on this the rows of each commit depend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Source {
+    /// Of the file's bytes, in hex.
+    pub(super) sha256: String,
+    pub(super) keyspace: String,
+    pub(super) key: Option<String>,
+    pub(super) batch: u32,
+}
+
+/// A row of the journal.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Line {
+    /// The first one.
+    Import(Source),
+    /// From here on numbers are of this session. Of the same one again: a new incarnation of it.
+    Session { id: String, incarnation: u64 },
+    /// This commit is about to go out.
+    Commit { number: u64, row: u64, rows: u64 },
+    /// It was executed.
+    Done { number: u64 },
+    /// It was refused, and will not be executed under this number.
+    Refused { number: u64 },
+    /// All rows are committed.
+    Complete { rows: u64 },
+}
+
+/// Rows that went into a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sent {
+    pub(super) number: u64,
+    pub(super) row: u64,
+    pub(super) rows: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Journal {
+    path: PathBuf,
+    file: File,
+    session: Option<(SessionId, u64)>,
+    /// The highest number of the session.
+    sent: u64,
+    /// Without a known outcome, by ascending numbers.
+    pub(super) unanswered: Vec<Sent>,
+    /// Row ranges that were committed, as first row and count, by ascending rows.
+    done: Vec<(u64, u64)>,
+    /// All is committed: so many rows.
+    pub(super) complete: Option<u64>,
+}
+
+impl Journal {
+    /// Opens it, or begins it; only one process at a time. Blocks on the disk.
+    pub(super) fn open(path: &Path, source: &Source) -> anyhow::Result<Self> {
+        let name = path.display();
+        let file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .open(path)
+            .with_context(|| format!("{name} cannot be opened"))?;
+        file.try_lock()
+            .map_err(|_| usage(format!("{name} is in use by another import")))?;
+        let mut journal = Self {
+            path: path.to_owned(),
+            file,
+            session: None,
+            sent: 0,
+            unanswered: Vec::new(),
+            done: Vec::new(),
+            complete: None,
+        };
+        let was = journal
+            .read()
+            .with_context(|| format!("{name} cannot be read"))?;
+        match was {
+            None => journal.append(&Line::Import(source.clone()))?,
+            Some(was) if was == *source => {}
+            Some(was) => {
+                return Err(usage(format!(
+                    "{name} belongs to another import: {}. Give another --session-file, or remove it",
+                    difference(&was, source)
+                )));
+            }
+        }
+        Ok(journal)
+    }
+
+    /// Reads what is there; what it says that is imported, if it says anything.
+    fn read(&mut self) -> anyhow::Result<Option<Source>> {
+        let mut source = None;
+        let mut whole = 0;
+        let mut reader = BufReader::new(&self.file);
+        let mut lines = Vec::new();
+        loop {
+            let mut line = Vec::new();
+            let bytes = reader.read_until(b'\n', &mut line)?;
+            if line.last() != Some(&b'\n') {
+                break;
+            }
+            whole += bytes as u64;
+            let parsed: Line = serde_json::from_slice(&line)
+                .map_err(|error| usage(format!("it is no session file of an import: {error}")))?;
+            lines.push(parsed);
+        }
+        for line in lines {
+            match line {
+                Line::Import(read) => source = Some(read),
+                line => self.apply(&line)?,
+            }
+        }
+        // What a crash cut short was never acted upon.
+        self.file.set_len(whole)?;
+        self.file.seek(SeekFrom::End(0))?;
+        self.done.sort_unstable();
+        Ok(source)
+    }
+
+    fn apply(&mut self, line: &Line) -> anyhow::Result<()> {
+        match *line {
+            Line::Import(_) => {}
+            Line::Session {
+                ref id,
+                incarnation,
+            } => {
+                let id = parse_session(id)?;
+                if self.session.is_none_or(|(known, _)| known != id) {
+                    self.sent = 0;
+                    self.unanswered.clear();
+                }
+                self.session = Some((id, incarnation));
+            }
+            Line::Commit { number, row, rows } => {
+                self.sent = self.sent.max(number);
+                self.unanswered.push(Sent { number, row, rows });
+            }
+            Line::Done { number } => {
+                if let Some(sent) = self.take(number) {
+                    self.done.push((sent.row, sent.rows));
+                }
+            }
+            Line::Refused { number } => {
+                self.take(number);
+            }
+            Line::Complete { rows } => self.complete = Some(rows),
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, number: u64) -> Option<Sent> {
+        let place = self
+            .unanswered
+            .iter()
+            .position(|sent| sent.number == number)?;
+        Some(self.unanswered.remove(place))
+    }
+
+    fn append(&mut self, line: &Line) -> anyhow::Result<()> {
+        let name = self.path.display();
+        let failed = || format!("{name} cannot be written");
+        let mut text = serde_json::to_vec(line).with_context(failed)?;
+        text.push(b'\n');
+        self.file.write_all(&text).with_context(failed)?;
+        // An answer may get lost in a crash: the server knows it. What goes out must be known before.
+        if !matches!(line, Line::Done { .. } | Line::Refused { .. }) {
+            self.file.sync_data().with_context(failed)?;
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, line: &Line) -> anyhow::Result<()> {
+        self.append(line)?;
+        self.apply(line)
+    }
+
+    /// The session to resume, if there was one.
+    pub(super) fn saved(&self) -> Option<SavedSession> {
+        let (id, incarnation) = self.session?;
+        Some(SavedSession {
+            id,
+            incarnation,
+            sent: self.sent,
+            unanswered: self.unanswered.iter().map(|sent| sent.number).collect(),
+        })
+    }
+
+    /// From here on numbers are of this session; those without an answer of another are given back, unknown for ever.
+    pub(super) fn begin_session(
+        &mut self,
+        id: SessionId,
+        incarnation: u64,
+    ) -> anyhow::Result<Vec<Sent>> {
+        let before = self.unanswered.clone();
+        let id = hex::encode(id.0);
+        self.note(&Line::Session { id, incarnation })?;
+        if self.unanswered.is_empty() {
+            Ok(before)
+        } else {
+            Ok(Vec::new())
+        }
+    }
+
+    /// Whether these rows are committed.
+    pub(super) fn is_done(&self, row: u64, rows: u64) -> bool {
+        self.done.binary_search(&(row, rows)).is_ok()
+    }
+
+    /// The commit that these rows went out in, if its outcome is not known.
+    pub(super) fn unanswered_number(&self, row: u64, rows: u64) -> Option<u64> {
+        let sent = self
+            .unanswered
+            .iter()
+            .find(|sent| (sent.row, sent.rows) == (row, rows))?;
+        Some(sent.number)
+    }
+
+    /// The rows of the journal that a batch with this first row does not fit to: the file is cut in another way now.
+    pub(super) fn contradicts(&self, row: u64, rows: u64) -> bool {
+        let overlaps = |first: u64, count: u64| {
+            first < row + rows && row < first + count && (first, count) != (row, rows)
+        };
+        // Batches are short and sorted: only the neighbours can overlap.
+        let place = self.done.partition_point(|(first, _)| *first < row);
+        let near = self.done.iter().skip(place.saturating_sub(1)).take(3);
+        near.copied().any(|(first, count)| overlaps(first, count))
+            || self
+                .unanswered
+                .iter()
+                .any(|sent| overlaps(sent.row, sent.rows))
+    }
+
+    /// Notes, durably, that these rows are about to go out; gives the commit's number.
+    pub(super) fn send(&mut self, row: u64, rows: u64, sent_before: u64) -> anyhow::Result<u64> {
+        let number = self.sent.max(sent_before) + 1;
+        self.note(&Line::Commit { number, row, rows })?;
+        Ok(number)
+    }
+
+    pub(super) fn executed(&mut self, number: u64) -> anyhow::Result<()> {
+        self.note(&Line::Done { number })
+    }
+
+    pub(super) fn refused(&mut self, number: u64) -> anyhow::Result<()> {
+        self.note(&Line::Refused { number })
+    }
+
+    pub(super) fn completed(&mut self, rows: u64) -> anyhow::Result<()> {
+        self.note(&Line::Complete { rows })
+    }
+}
+
+fn parse_session(hex_id: &str) -> anyhow::Result<SessionId> {
+    let mut id = [0; 16];
+    hex::decode_to_slice(hex_id, &mut id)
+        .map_err(|_| usage(format!("{hex_id:?} is no session's id")))?;
+    Ok(SessionId(id))
+}
+
+fn difference(was: &Source, is: &Source) -> String {
+    let text = |key: &Option<String>| key.clone().unwrap_or_else(|| "none".to_owned());
+    if was.keyspace != is.keyspace {
+        format!("its keyspace is {}, this is {}", was.keyspace, is.keyspace)
+    } else if was.sha256 != is.sha256 {
+        "the file has other content".to_owned()
+    } else if was.key != is.key {
+        format!("its --key is {}, this is {}", text(&was.key), text(&is.key))
+    } else {
+        format!("its --batch is {}, this is {}", was.batch, is.batch)
+    }
+}
+
+/// The SHA-256 of a file's bytes, in hex. Blocks on the disk.
+pub(super) fn digest_of(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hex::encode(hash.finalize())),
+            bytes => hash.update(buffer.get(..bytes).unwrap_or_default()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source() -> Source {
+        Source {
+            sha256: "00".into(),
+            keyspace: "models".into(),
+            key: None,
+            batch: 2,
+        }
+    }
+
+    const ID: SessionId = SessionId([7; 16]);
+
+    #[test]
+    fn what_was_noted_is_there_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("session");
+        let mut journal = Journal::open(&path, &source()).unwrap();
+        assert!(journal.saved().is_none());
+        journal.begin_session(ID, 3).unwrap();
+        assert_eq!(journal.send(1, 2, 0).unwrap(), 1);
+        assert_eq!(journal.send(3, 2, 0).unwrap(), 2);
+        assert_eq!(journal.send(5, 2, 0).unwrap(), 3);
+        journal.executed(1).unwrap();
+        journal.refused(3).unwrap();
+        drop(journal);
+        // A crash in the middle of a line.
+        let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+        file.write_all(b"{\"commit\":{\"numb").unwrap();
+        drop(file);
+        let mut journal = Journal::open(&path, &source()).unwrap();
+        let saved = journal.saved().unwrap();
+        assert_eq!((saved.id, saved.incarnation, saved.sent), (ID, 3, 3));
+        assert_eq!(saved.unanswered, [2]);
+        assert!(journal.is_done(1, 2) && !journal.is_done(3, 2));
+        assert_eq!(journal.unanswered_number(3, 2), Some(2));
+        assert!(journal.contradicts(2, 2) && journal.contradicts(3, 1));
+        assert!(!journal.contradicts(5, 9) && !journal.contradicts(1, 2));
+        // The same session goes on; of another, what has no answer is unknown.
+        assert_eq!(journal.begin_session(ID, 4).unwrap(), []);
+        let lost = journal.begin_session(SessionId([8; 16]), 0).unwrap();
+        assert_eq!(lost.iter().map(|sent| sent.number).collect::<Vec<_>>(), [2]);
+        assert_eq!(journal.send(3, 2, 0).unwrap(), 1);
+        journal.completed(6).unwrap();
+        drop(journal);
+        let journal = Journal::open(&path, &source()).unwrap();
+        assert_eq!(journal.complete, Some(6));
+    }
+
+    #[test]
+    fn another_import_and_another_process_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("session");
+        let journal = Journal::open(&path, &source()).unwrap();
+        let error = Journal::open(&path, &source()).unwrap_err().to_string();
+        assert!(error.contains("in use"), "{error}");
+        drop(journal);
+        let mut other = source();
+        other.batch = 3;
+        let error = Journal::open(&path, &other).unwrap_err().to_string();
+        assert!(error.contains("--batch is 2, this is 3"), "{error}");
+        std::fs::write(&path, "no json\n").unwrap();
+        let error = format!("{:#}", Journal::open(&path, &source()).unwrap_err());
+        assert!(error.contains("no session file"), "{error}");
+    }
+}
