@@ -3,7 +3,7 @@
 //! It keeps no history and judges no limits. Commits of peers wait while [`MemoryEngine::hold`] says so, before or
 //! after they are applied, so that tests can see what a session does meanwhile; those of `server` never wait.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
@@ -22,9 +22,10 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::ServerConfig;
-use crate::engine::{Engine, SessionStorage};
+use crate::engine::{Engine, Resumed, SessionStorage};
 use crate::session::identity::Principal;
 use crate::session::{Dialect, Peer, driver};
 use crate::shared::Shared;
@@ -35,6 +36,8 @@ struct State {
     entries: BTreeMap<(Keyspace, Key), (Entry, Option<u64>)>,
     feeds: Vec<Arc<Mutex<FeedState>>>,
     sessions: u64,
+    /// Of each session that did not end: whose it is, its incarnation, and how that is told that it was fenced.
+    resumable: HashMap<SessionId, (String, u64, CancellationToken)>,
 }
 
 #[derive(Debug)]
@@ -52,6 +55,7 @@ pub(crate) enum Hold {
     Commits,
     /// Commits happen and are told to watches, but not acknowledged.
     Answers,
+    Resumes,
 }
 
 /// See the module.
@@ -82,17 +86,58 @@ impl MemoryEngine {
     }
 }
 
-impl Engine for MemoryEngine {
-    fn open_session(&self, principal: &str, keyspace: &Keyspace) -> Arc<dyn SessionStorage> {
-        let mut state = self.state.lock().unwrap();
-        state.sessions += 1;
+impl MemoryEngine {
+    fn session(
+        &self,
+        principal: &str,
+        keyspace: &Keyspace,
+        number: u64,
+        fence: &CancellationToken,
+    ) -> Arc<MemorySession> {
         Arc::new(MemorySession {
             state: self.state.clone(),
             hold: self.hold.subscribe(),
             principal: principal.to_owned(),
             keyspace: keyspace.clone(),
-            number: state.sessions,
+            number,
+            fence: fence.clone(),
         })
+    }
+}
+
+#[async_trait]
+impl Engine for MemoryEngine {
+    fn open_session(&self, principal: &str, keyspace: &Keyspace) -> Arc<dyn SessionStorage> {
+        let mut state = self.state.lock().unwrap();
+        state.sessions += 1;
+        let fence = CancellationToken::new();
+        let session = self.session(principal, keyspace, state.sessions, &fence);
+        let entry = (principal.to_owned(), 0, fence);
+        state.resumable.insert(session.session(), entry);
+        session
+    }
+
+    async fn resume_session(
+        &self,
+        principal: &str,
+        keyspace: &Keyspace,
+        id: SessionId,
+        incarnation: u64,
+    ) -> Result<Resumed> {
+        let mut hold = self.hold.subscribe();
+        let _ = hold.wait_for(|hold| *hold != Hold::Resumes).await;
+        let mut state = self.state.lock().unwrap();
+        let entry = state.resumable.get_mut(&id);
+        let Some((_, last, fence)) = entry.filter(|(whose, ..)| whose == principal) else {
+            return Ok(Resumed::Gone);
+        };
+        if incarnation <= *last {
+            return Ok(Resumed::Fenced);
+        }
+        *last = incarnation;
+        std::mem::replace(fence, CancellationToken::new()).cancel();
+        let session = self.session(principal, keyspace, u64::from(id.0[0]), fence);
+        Ok(Resumed::Session(session))
     }
 
     fn position(&self) -> Position {
@@ -119,6 +164,7 @@ struct MemorySession {
     principal: String,
     keyspace: Keyspace,
     number: u64,
+    fence: CancellationToken,
 }
 
 impl MemorySession {
@@ -289,6 +335,17 @@ impl SessionStorage for MemorySession {
         true
     }
 
+    fn lapsed(&self) -> bool {
+        false
+    }
+
+    // A stub: nothing lapses here.
+    fn heed(&self) {}
+
+    fn fenced(&self) -> CancellationToken {
+        self.fence.clone()
+    }
+
     async fn commit_numbered(
         &self,
         _: u64,
@@ -298,8 +355,12 @@ impl SessionStorage for MemorySession {
         self.commit(batch, options).await
     }
 
+    // A stub: what is lost stays for ever.
+    fn lose(&self) {}
+
     async fn end(&self) -> Result<()> {
         let mut state = self.state.lock().unwrap();
+        state.resumable.remove(&self.session());
         state
             .entries
             .retain(|_, (_, session)| *session != Some(self.number));
