@@ -440,13 +440,15 @@ impl Tally {
                 "{rows} rows in {commits} commits, {seconds:.3} s, at {position}{earlier}"
             );
         }
-        Object::new()
+        let summary = Object::new()
             .number("rows", rows)
             .number("commits", commits)
             .raw("seconds", &format!("{seconds:.3}"))
-            .position(position)
-            .number("rows_before", before)
-            .finish()
+            .position(position);
+        match before {
+            0 => summary.finish(),
+            before => summary.number("rows_before", before).finish(),
+        }
     }
 }
 
