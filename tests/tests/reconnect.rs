@@ -1,0 +1,365 @@
+//! The client over the end of its server, planned and not: real processes over mutual TLS.
+//!
+//! What each message does is tested beside the client against a scripted server, and random faults in `histories.rs`;
+//! here are the few ways that users will see.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers outside of #[test] functions are tests too"
+)]
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use storage_client::{ConnectOptions, ConnectionState, RemoteStorage};
+use storage_protocol::{
+    Batch, ChangeKind, CommitOptions, Continuity, Key, KeyRange, Storage, StorageError, StorageExt,
+    Watch, WatchEvent, WatchOptions, WatchStart,
+};
+use storage_tests::harness::{Certificates, ServerProcess, binary, connect};
+use tempfile::TempDir;
+
+/// For each single wait.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct House {
+    server: ServerProcess,
+    certificates: Certificates,
+    folder: TempDir,
+}
+
+impl House {
+    fn new() -> Self {
+        let certificates = Certificates::issue(&["alice", "bob"]);
+        let folder = tempfile::tempdir().unwrap();
+        let server = ServerProcess::mutual(&certificates, &folder.path().join("data"), &[]);
+        Self {
+            server,
+            certificates,
+            folder,
+        }
+    }
+
+    async fn connect(&self, name: &str) -> RemoteStorage {
+        connect(&self.server, &self.certificates, name, "model")
+            .await
+            .unwrap()
+    }
+
+    /// Ends the server in order, and starts it again at the same address.
+    fn restart_in_order(&mut self) {
+        assert!(self.server.terminate().success());
+        self.server.restart();
+    }
+}
+
+/// How often each key was put, by the log.
+async fn puts_by_key(storage: &RemoteStorage) -> HashMap<Key, u64> {
+    let options = WatchOptions::every(WatchStart::Beginning);
+    let mut watch = storage.watch(KeyRange::all(), options).await.unwrap();
+    watch.request_progress(1);
+    let mut puts = HashMap::new();
+    loop {
+        match next(&mut watch).await {
+            WatchEvent::Commit(record) => {
+                for change in &record.changes {
+                    if matches!(change.kind, ChangeKind::Put { .. }) {
+                        *puts.entry(change.key.clone()).or_default() += 1;
+                    }
+                }
+            }
+            WatchEvent::Progress { token: Some(1), .. } => return puts,
+            _ => {}
+        }
+    }
+}
+
+async fn next(watch: &mut Watch) -> WatchEvent {
+    let event = tokio::time::timeout(PATIENCE, watch.next()).await;
+    event.expect("no event came").unwrap().expect("it ended")
+}
+
+/// Clients that put (each key once) and read without pause until they are told to stop. Gives how many keys were put.
+async fn work(
+    storage: RemoteStorage,
+    name: u32,
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicU64>,
+) -> u64 {
+    let mut count = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let key: Key = format!("{name}/{count}").into();
+        storage.put(key.clone(), "v".into()).await.unwrap();
+        // It sees its own write, whatever server process it was acknowledged by.
+        let found = storage.get_one(key).await.unwrap();
+        assert!(found.is_some());
+        count += 1;
+        done.fetch_add(1, Ordering::Relaxed);
+    }
+    count
+}
+
+async fn calls_go_on_over(restart: impl Fn(&mut House)) {
+    let mut house = House::new();
+    let (stop, done) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicU64::new(0)),
+    );
+    let watcher = house.connect("bob").await;
+    let mut watch = watcher
+        .watch(KeyRange::all(), WatchOptions::default())
+        .await
+        .unwrap();
+    let mut workers = Vec::new();
+    for name in 0..4 {
+        let storage = house.connect("alice").await;
+        workers.push(tokio::spawn(work(
+            storage,
+            name,
+            stop.clone(),
+            done.clone(),
+        )));
+    }
+    for round in 0..3 {
+        let before = done.load(Ordering::Relaxed);
+        let began = Instant::now();
+        while done.load(Ordering::Relaxed) < before + 50 {
+            assert!(began.elapsed() < PATIENCE, "round {round}: nothing goes on");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        tokio::task::block_in_place(|| restart(&mut house));
+    }
+    let before = done.load(Ordering::Relaxed);
+    while done.load(Ordering::Relaxed) < before + 50 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut total = 0;
+    for worker in workers {
+        total += worker.await.unwrap();
+    }
+    let puts = puts_by_key(&watcher).await;
+    assert_eq!(puts.len() as u64, total);
+    assert!(
+        puts.values().all(|count| *count == 1),
+        "a put took effect twice"
+    );
+    // The watch was there all the time: it was told each of them once, and of each break.
+    watch.request_progress(7);
+    let (mut told, mut breaks) = (0, 0);
+    loop {
+        match next(&mut watch).await {
+            WatchEvent::Commit(_) => told += 1,
+            WatchEvent::Continuity(Continuity::Continuous) => breaks += 1,
+            WatchEvent::Progress { token: Some(7), .. } => break,
+            WatchEvent::Progress { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(told, total);
+    // Two that lie close together may be one for a client that was still on its way back.
+    assert!((1..=3).contains(&breaks), "{breaks} breaks were told");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_call_fails_over_planned_restarts() {
+    calls_go_on_over(House::restart_in_order).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_commit_takes_effect_once_over_kills() {
+    // `restart` kills with SIGKILL.
+    calls_go_on_over(|house| house.server.restart()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reserved_prefix_is_kept_over_a_restart() {
+    let mut house = House::new();
+    let alice = house.connect("alice").await;
+    assert_eq!(alice.reserve_prefix("p/".into()).await.unwrap(), 0);
+    let mut info = alice.session_info();
+    tokio::task::block_in_place(|| house.restart_in_order());
+    info.wait_for(|info| info.reconnects == 1).await.unwrap();
+    // Well within the grace: nobody else gets it.
+    let bob = house.connect("bob").await;
+    assert_eq!(bob.reserve_prefix("p/".into()).await.unwrap(), 1);
+    assert_eq!((info.borrow().lapses, info.borrow().replaced), (0, 0));
+    // With the session goes the prefix.
+    alice.close().await;
+    let began = Instant::now();
+    while bob
+        .get_one(Key::from_static(b"p/\0\0"))
+        .await
+        .unwrap()
+        .is_some()
+    {
+        assert!(began.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn credentials_are_read_again_on_each_reconnect() {
+    let mut house = House::new();
+    let mine = house.folder.path().join("mine");
+    let copy = |from: &str| {
+        fs::create_dir_all(&mine).unwrap();
+        for name in ["ca.pem", "cert.pem", "key.pem"] {
+            fs::copy(
+                house.certificates.dir().join(from).join(name),
+                mine.join(name),
+            )
+            .unwrap();
+        }
+    };
+    copy("alice");
+    let url = format!("{}/storage/model", house.server.url("storage"));
+    let options = ConnectOptions::new(url).credentials_dir(&mine);
+    let storage = RemoteStorage::connect(options).await.unwrap();
+    assert_eq!(storage.principal(), "cert:alice");
+    // A session that never committed has nothing that could be another's.
+    storage.put("k".into(), "v".into()).await.unwrap();
+    copy("bob");
+    let mut info = storage.session_info();
+    tokio::task::block_in_place(|| house.server.restart());
+    info.wait_for(|info| info.reconnects == 1).await.unwrap();
+    assert_eq!(storage.principal(), "cert:bob");
+    // A session belongs to its principal.
+    assert_eq!(info.borrow().replaced, 1);
+    // Files that cannot be used leave those that were.
+    fs::write(mine.join("cert.pem"), "nonsense").unwrap();
+    tokio::task::block_in_place(|| house.server.restart());
+    info.wait_for(|info| info.reconnects == 2).await.unwrap();
+    assert_eq!(storage.principal(), "cert:bob");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_server_is_away_calls_wait_and_the_state_says_why() {
+    let mut house = House::new();
+    let url = format!("{}/storage/model", house.server.url("storage"));
+    let options = ConnectOptions::new(url)
+        .credentials_dir(house.certificates.dir().join("alice"))
+        .request_timeout(Duration::from_millis(300));
+    let storage = RemoteStorage::connect(options).await.unwrap();
+    let mut state = storage.state();
+    tokio::task::block_in_place(|| house.server.kill());
+    state
+        .wait_for(|state| matches!(state, ConnectionState::Disconnected { why, .. } if why.contains("refused")))
+        .await
+        .unwrap();
+    let error = storage.put("k".into(), "v".into()).await.unwrap_err();
+    assert!(
+        matches!(error, StorageError::DeadlineExceeded { .. }),
+        "{error:?}"
+    );
+    tokio::task::block_in_place(|| house.server.restart());
+    state
+        .wait_for(|state| *state == ConnectionState::Connected)
+        .await
+        .unwrap();
+    storage.put("k".into(), "v".into()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_import_goes_on_and_no_row_takes_effect_twice() {
+    const ROWS: usize = 20_000;
+    let mut house = House::new();
+    let file = house.folder.path().join("rows.jsonl");
+    let rows: String = (0..ROWS)
+        .map(|row| format!("{{\"put\":{{\"key\":\"row/{row}\",\"value\":\"v\"}}}}\n"))
+        .collect();
+    fs::write(&file, rows).unwrap();
+    let session = house.folder.path().join("session");
+    let command = |house: &House, file: &Path| {
+        let mut command = Command::new(binary("storage"));
+        command
+            .args([
+                "--url",
+                &format!("{}/storage/model", house.server.url("storage")),
+            ])
+            .arg("--certs")
+            .arg(house.certificates.dir())
+            .args(["--identity", "alice", "import", "--batch", "10"])
+            .arg("--session-file")
+            .arg(&session)
+            .arg(file)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    };
+    let observer = house.connect("bob").await;
+    let committed = async || {
+        let scan = observer
+            .scan(KeyRange::all(), storage_protocol::ScanOptions::default())
+            .await
+            .unwrap();
+        scan.collect().await.unwrap().len()
+    };
+    let mut kills = 0;
+    // Killed whenever it has done a little more, and once together with the server.
+    for more in [500, 1_500, 4_000, 8_000, 12_000] {
+        let mut import = command(&house, &file).spawn().unwrap();
+        let began = Instant::now();
+        while committed().await < more && import.try_wait().unwrap().is_none() {
+            assert!(began.elapsed() < PATIENCE, "the import does not go on");
+        }
+        if more == 4_000 {
+            tokio::task::block_in_place(|| house.server.kill());
+        }
+        kills += usize::from(import.try_wait().unwrap().is_none());
+        import.kill().unwrap();
+        import.wait().unwrap();
+        if more == 4_000 {
+            tokio::task::block_in_place(|| house.server.restart());
+        }
+    }
+    assert!(kills >= 3, "the import was too fast to be killed: {kills}");
+    let ran = tokio::task::block_in_place(|| command(&house, &file).output().unwrap());
+    let text = String::from_utf8_lossy(&ran.stdout).into_owned();
+    assert!(
+        ran.status.success(),
+        "{text}{}",
+        String::from_utf8_lossy(&ran.stderr)
+    );
+    assert!(text.contains("rows were committed before"), "{text}");
+    let puts = puts_by_key(&observer).await;
+    assert_eq!(puts.len(), ROWS);
+    assert!(
+        puts.values().all(|count| *count == 1),
+        "a row took effect twice"
+    );
+    // Once more: there is nothing to do.
+    let ran = tokio::task::block_in_place(|| command(&house, &file).output().unwrap());
+    let text = String::from_utf8_lossy(&ran.stderr).into_owned();
+    assert!(
+        ran.status.success() && text.contains("all 20000 rows were committed before"),
+        "{text}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_was_told_conflicts_once_conflicts_for_its_retry_too() {
+    // A compare-and-set whose answer is lost must not fail against its own effect.
+    let mut house = House::new();
+    let storage = house.connect("alice").await;
+    let first = storage.put("n".into(), "0".into()).await.unwrap();
+    let mut revision = first.revision;
+    for round in 0..5 {
+        let batch = Batch::new()
+            .check_revision("n", revision)
+            .put("n", format!("{round}"));
+        let commit = storage.commit(batch, CommitOptions::default());
+        let kill = async {
+            tokio::task::block_in_place(|| house.server.restart());
+        };
+        let (position, ()) = tokio::join!(commit, kill);
+        revision = position.unwrap().revision;
+        let found = storage.get_one("n".into()).await.unwrap().unwrap();
+        assert_eq!(found.revision, revision);
+    }
+}
