@@ -4,6 +4,7 @@
 //! after they are applied, so that tests can see what a session does meanwhile; those of `server` never wait.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
@@ -63,6 +64,8 @@ pub(crate) enum Hold {
 pub(crate) struct MemoryEngine {
     state: Arc<Mutex<State>>,
     hold: watch::Sender<Hold>,
+    /// What sessions that are resumed have executed.
+    pub(crate) executed: AtomicU64,
 }
 
 impl MemoryEngine {
@@ -70,6 +73,7 @@ impl MemoryEngine {
         Arc::new(Self {
             state: Arc::default(),
             hold: watch::Sender::new(Hold::Nothing),
+            executed: AtomicU64::new(0),
         })
     }
 
@@ -91,7 +95,7 @@ impl MemoryEngine {
         &self,
         principal: &str,
         keyspace: &Keyspace,
-        number: u64,
+        (number, executed): (u64, u64),
         fence: &CancellationToken,
     ) -> Arc<MemorySession> {
         Arc::new(MemorySession {
@@ -100,6 +104,7 @@ impl MemoryEngine {
             principal: principal.to_owned(),
             keyspace: keyspace.clone(),
             number,
+            executed,
             fence: fence.clone(),
         })
     }
@@ -111,7 +116,7 @@ impl Engine for MemoryEngine {
         let mut state = self.state.lock().unwrap();
         state.sessions += 1;
         let fence = CancellationToken::new();
-        let session = self.session(principal, keyspace, state.sessions, &fence);
+        let session = self.session(principal, keyspace, (state.sessions, 0), &fence);
         let entry = (principal.to_owned(), 0, fence);
         state.resumable.insert(session.session(), entry);
         session
@@ -136,7 +141,9 @@ impl Engine for MemoryEngine {
         }
         *last = incarnation;
         std::mem::replace(fence, CancellationToken::new()).cancel();
-        let session = self.session(principal, keyspace, u64::from(id.0[0]), fence);
+        let executed = self.executed.load(Ordering::Relaxed);
+        let numbers = (u64::from(id.0[0]), executed);
+        let session = self.session(principal, keyspace, numbers, fence);
         Ok(Resumed::Session(session))
     }
 
@@ -164,6 +171,7 @@ struct MemorySession {
     principal: String,
     keyspace: Keyspace,
     number: u64,
+    executed: u64,
     fence: CancellationToken,
 }
 
@@ -328,7 +336,7 @@ impl SessionStorage for MemorySession {
     }
 
     fn executed(&self) -> u64 {
-        0
+        self.executed
     }
 
     fn serves_mwdb(&self) -> bool {

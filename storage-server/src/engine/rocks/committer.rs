@@ -346,6 +346,12 @@ impl<'a> Group<'a> {
         Ok(position)
     }
 
+    /// What the last work is to be answered with.
+    #[cfg(test)]
+    pub(super) fn last_answer(&self) -> Result<Position> {
+        self.answers.last().expect("a work was taken").1.clone()
+    }
+
     /// Where the store is, with what the group did so far.
     pub(super) fn here(&self) -> Result<Position> {
         Ok(self.store.at(Revision(self.base + self.numbers)))

@@ -314,7 +314,11 @@ fn look_after_sessions(shared: &Shared) -> Result<()> {
 }
 
 /// Removes the keys of a lost session, for a visit; true when there are none left.
-fn lapse(shared: &Shared, since: UnixMillis, session: &Arc<SessionState>) -> Result<bool> {
+pub(super) fn lapse(
+    shared: &Shared,
+    since: UnixMillis,
+    session: &Arc<SessionState>,
+) -> Result<bool> {
     let prefix = LifetimeRow::session_prefix(session.id);
     let has_keys = {
         let rows = shared
