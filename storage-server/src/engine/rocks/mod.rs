@@ -3,8 +3,10 @@
 //! A commit's way: [`RocksSession::commit`] validates it and puts it into the [`queue`]; the [`committer`] evaluates
 //! it with its group, writes the group with one synced write, publishes to the feed and answers. Reads go to RocksDB
 //! directly, from memory on the caller's task, from disk on the read pool. [`layout`] is the disk format, [`open`] judges
-//! a data folder, [`log`] reads the WAL as the change log, [`housekeeper`] does what is done beside requests.
+//! a data folder, [`log`] reads the WAL as the change log, [`catch_up`] does it for all watches that fell behind,
+//! [`housekeeper`] does what is done beside requests.
 
+mod catch_up;
 mod committer;
 mod disk;
 mod housekeeper;
@@ -19,6 +21,7 @@ mod reader;
 mod store;
 mod watch;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -34,6 +37,7 @@ use storage_protocol::{
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use self::catch_up::CatchUp;
 use self::committer::{SessionState, Task, submit};
 use self::disk::Disk;
 use self::housekeeper::Alarm;
@@ -133,6 +137,7 @@ struct Shared {
     store: Arc<Store>,
     queue: Queue,
     feed: Arc<Feed>,
+    catch_up: CatchUp,
     leases: Arc<Leases>,
     alarm: Alarm,
     disk: Disk,
@@ -225,6 +230,7 @@ impl RocksEngine {
         let shared = Arc::new(Shared {
             queue: Queue::new(options.commit_queue_bytes),
             feed: Arc::new(Feed::new(options.ring_bytes, store.revision())),
+            catch_up: CatchUp::default(),
             leases: Arc::default(),
             alarm: Alarm::default(),
             disk: Disk::new(&options),
@@ -245,6 +251,7 @@ impl RocksEngine {
                 message: error.to_string(),
             }
         })?;
+        engine.spawn("catch-up", shared.clone(), catch_up::run)?;
         engine.spawn("housekeeper", shared.clone(), housekeeper::run)?;
         engine.spawn("expirer", shared, housekeeper::run_expiry)?;
         Ok(engine)
@@ -317,6 +324,7 @@ impl RocksEngine {
         }
         self.shared.queue.close();
         self.shared.alarm.stop();
+        self.shared.catch_up.stop();
         for thread in threads {
             // A panic of it was caught, told and poisoned the store.
             let _ = thread.join();
@@ -387,22 +395,20 @@ fn refill_ring(shared: &Shared) {
 
 /// Page by page, so that no more is held than the ring takes.
 fn refill_from(shared: &Shared, floor: Revision) -> Result<()> {
-    let keyspaces = shared.store.keyspaces();
+    let keyspaces = shared.store.keyspaces().into_iter();
+    let names: HashMap<_, _> = keyspaces
+        .filter_map(|keyspace| Some((keyspace.id()?, keyspace.name.clone())))
+        .collect();
     let mut reached = floor;
     shared.feed.restart(floor);
     while reached < shared.store.revision() {
         let page = log::read_after(&shared.store, reached, 4 << 20)?;
-        reached = page.reached;
+        reached = page.reached();
         shared
             .feed
-            .refill(page.commits.into_iter().filter_map(|(id, record)| {
-                let keyspace = keyspaces
-                    .iter()
-                    .find(|keyspace| keyspace.id() == Some(id))?;
-                Some(FeedCommit {
-                    keyspace: keyspace.name.clone(),
-                    record,
-                })
+            .refill(page.into_commits().into_iter().filter_map(|(id, record)| {
+                let keyspace = names.get(&id)?.clone();
+                Some(FeedCommit { keyspace, record })
             }));
     }
     Ok(())
@@ -596,16 +602,16 @@ impl Storage for RocksSession {
             WatchStart::Beginning => Some(if every { made } else { Revision::ZERO }),
             WatchStart::After(position) => Some(self.resolve(position)?),
         };
-        if every && let Some(after) = after.map(|after| after.max(made)) {
-            self.shared
-                .on_pool(move |shared| watch::check_reach(shared, after))
-                .await?;
-        }
         let from = after.map(|after| if every { after.max(made) } else { after });
         let (subscription, begun) = self
             .shared
             .feed
             .subscribe(&keyspace.name, range, every, from);
+        // Ordering: attached first. A position that the ring holds now is in the log when it leaves the ring; one that it
+        // does not hold is looked for from here on, so nothing can be purged between a look and the attaching.
+        if let Some(after) = subscription.needs_log() {
+            self.shared.catch_up.page_after(after).await?;
+        }
         let start = self.shared.store.at(after.unwrap_or(begun));
         let shared = self.shared.clone();
         let source: Box<dyn storage_protocol::WatchSource> = match options.mode {
