@@ -19,7 +19,7 @@ use std::time::Duration;
 use storage_protocol::{Outcome, Result, Revision, StorageError};
 use tokio::sync::oneshot;
 
-use super::log::{LogCursor, LogPage};
+use super::log::{self, LogCursor, LogPage};
 use super::{Shared, closed};
 
 /// What a page reads of the log. Long, since each watch that is caught up searches each page once.
@@ -57,8 +57,6 @@ struct State {
     waiting: BTreeMap<Revision, Vec<oneshot::Sender<Result<()>>>>,
     /// The places in the order in which they were asked for. One that nobody waits for any more is passed over.
     line: VecDeque<Revision>,
-    /// The log is known not to reach back beyond this; it never does again.
-    oldest: Revision,
     stopped: bool,
 }
 
@@ -86,11 +84,6 @@ impl CatchUp {
                 let mut state = self.lock();
                 if let Some(page) = state.cached_after(after) {
                     return Ok(page);
-                }
-                if after < state.oldest {
-                    return Err(StorageError::Compacted {
-                        oldest: state.oldest,
-                    });
                 }
                 if state.stopped {
                     return Err(closed());
@@ -124,7 +117,6 @@ impl CatchUp {
         let mut state = self.lock();
         *state = State {
             stopped: true,
-            oldest: state.oldest,
             ..State::default()
         };
         self.work.notify_all();
@@ -225,24 +217,15 @@ impl State {
         }
     }
 
-    fn failed(&mut self, after: Revision, error: StorageError) {
-        if let StorageError::Compacted { oldest } = error {
-            self.oldest = self.oldest.max(oldest);
-            let places: Vec<_> = self
-                .waiting
-                .range(..self.oldest)
-                .map(|(at, _)| *at)
-                .collect();
-            for place in places {
-                self.answer(
-                    place,
-                    &Err(StorageError::Compacted {
-                        oldest: self.oldest,
-                    }),
-                );
+    fn failed(&mut self, after: Revision, error: &StorageError) {
+        if let StorageError::Compacted { oldest } = *error {
+            // It is the same for all who stand before it: the log is not looked through for each of them.
+            let late: Vec<_> = self.waiting.range(..oldest).map(|(at, _)| *at).collect();
+            for place in late {
+                self.answer(place, &Err(StorageError::Compacted { oldest }));
             }
         }
-        self.answer(after, &Err(error));
+        self.answer(after, &Err(error.clone()));
     }
 
     fn answer(&mut self, place: Revision, answer: &Result<()>) {
@@ -266,11 +249,21 @@ pub(super) fn run(shared: &Shared) {
     // Places of a database that `shared` keeps open. Longest unused first.
     let mut cursors = VecDeque::new();
     while let Some((after, until)) = shared.catch_up.next_place(|| cursors.clear()) {
-        let page = read(shared, &mut cursors, after, until);
+        let page = read(shared, &mut cursors, after, until).or_else(|error| {
+            // A file may be purged while it is opened. What is at fault then is the place, not the log.
+            cursors.clear();
+            if matches!(error, StorageError::Compacted { .. }) {
+                return Err(error);
+            }
+            match log::oldest(&shared.store) {
+                Ok(oldest) if after < oldest => Err(StorageError::Compacted { oldest }),
+                _ => read(shared, &mut cursors, after, until),
+            }
+        });
         let mut state = shared.catch_up.lock();
         match page {
             Ok(page) => state.came(page),
-            Err(error) => state.failed(after, error),
+            Err(error) => state.failed(after, &error),
         }
     }
 }
@@ -327,3 +320,6 @@ fn take_nearest(cursors: &mut VecDeque<LogCursor>, after: Revision) -> Option<Lo
     }
     cursors.remove(nearest)
 }
+
+#[cfg(test)]
+mod tests;
