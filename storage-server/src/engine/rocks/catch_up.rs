@@ -48,10 +48,12 @@ pub(super) struct CatchUp {
 
 #[derive(Debug, Default)]
 struct State {
-    /// By where they start.
-    cache: BTreeMap<Revision, Arc<LogPage>>,
-    /// The same places, longest read first.
-    cached: VecDeque<Revision>,
+    /// By where they start, with when they were last used.
+    cache: BTreeMap<Revision, (Arc<LogPage>, u64)>,
+    /// Where they start by when they were used: while some are still to come by an early page, the later ones go.
+    used: BTreeMap<u64, Revision>,
+    /// Counts uses.
+    now: u64,
     cache_bytes: usize,
     /// Who waits for what comes after a place.
     waiting: BTreeMap<Revision, Vec<oneshot::Sender<Result<()>>>>,
@@ -157,9 +159,16 @@ impl CatchUp {
 }
 
 impl State {
-    fn cached_after(&self, after: Revision) -> Option<Arc<LogPage>> {
-        let (_, page) = self.cache.range(..=after).next_back()?;
-        (after < page.reached()).then(|| page.clone())
+    fn cached_after(&mut self, after: Revision) -> Option<Arc<LogPage>> {
+        let (start, (page, used)) = self.cache.range_mut(..=after).next_back()?;
+        if after >= page.reached() {
+            return None;
+        }
+        self.now += 1;
+        self.used.remove(used);
+        self.used.insert(self.now, *start);
+        *used = self.now;
+        Some(page.clone())
     }
 
     fn ask(&mut self, after: Revision, sender: oneshot::Sender<Result<()>>) {
@@ -198,18 +207,19 @@ impl State {
         }
         let (start, end) = (page.starts_after(), page.reached());
         self.cache_bytes += page.bytes();
-        if let Some(replaced) = self.cache.insert(start, Arc::new(page)) {
-            self.cache_bytes -= replaced.bytes();
-            self.cached.retain(|cached| *cached != start);
-        }
-        self.cached.push_back(start);
+        // Room first, so that it is not the new one that goes.
         while self.cache_bytes > CACHE_BYTES
-            && self.cached.len() > 1
-            && let Some(oldest) = self.cached.pop_front()
+            && let Some((_, oldest)) = self.used.pop_first()
         {
-            if let Some(dropped) = self.cache.remove(&oldest) {
+            if let Some((dropped, _)) = self.cache.remove(&oldest) {
                 self.cache_bytes -= dropped.bytes();
             }
+        }
+        self.now += 1;
+        self.used.insert(self.now, start);
+        if let Some((replaced, used)) = self.cache.insert(start, (Arc::new(page), self.now)) {
+            self.cache_bytes -= replaced.bytes();
+            self.used.remove(&used);
         }
         let places: Vec<_> = self.waiting.range(start..end).map(|(at, _)| *at).collect();
         for place in places {
@@ -237,7 +247,7 @@ impl State {
 
     fn forget(&mut self) {
         self.cache.clear();
-        self.cached.clear();
+        self.used.clear();
         self.cache_bytes = 0;
     }
 }
