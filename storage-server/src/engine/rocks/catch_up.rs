@@ -2,8 +2,9 @@
 //!
 //! To find a place in the log is to read one of its files from the start, so one thread does it for all, and keeps a few
 //! places open to go on from. What it reads goes, page by page, into a small cache: who asks for a place inside a cached
-//! page has it at once, and all who wait for places inside a page are answered when it comes. Places are read in the
-//! order in which they were first asked for, and who wants more asks again, so nobody is passed over for long.
+//! page has it at once, and all who wait for places inside a page are answered when it comes. The earliest
+//! place is read first, so that those who started late join those ahead of them and the log is read once for all; but each
+//! fourth time it is the place that was asked for longest ago, so nobody is passed over for long.
 //!
 //! What it holds is bounded: the cache by its bytes ([`CACHE_BYTES`], or one page if that is larger), the askers by the
 //! bound on watches. An asker is told that its page has come and takes it from the cache when it is polled, so one that
@@ -34,6 +35,9 @@ const CURSORS_MAX: usize = 4;
 /// An open place is read on to a later one, rather than that one be looked for, if so few numbers lie between.
 const SKIP_MAX: u64 = 64 * 1024;
 
+/// Each so many pages one is read for who waits longest.
+const OLDEST_EVERY: u64 = 4;
+
 /// Without an asker for so long, cache and places are given up: an open place keeps a purged file on the disk.
 const REST: Duration = Duration::from_secs(5);
 
@@ -59,6 +63,8 @@ struct State {
     waiting: BTreeMap<Revision, Vec<oneshot::Sender<Result<()>>>>,
     /// The places in the order in which they were asked for. One that nobody waits for any more is passed over.
     line: VecDeque<Revision>,
+    /// Counts the places that were given out.
+    turn: u64,
     stopped: bool,
 }
 
@@ -181,7 +187,11 @@ impl State {
     }
 
     fn next_place(&mut self) -> Option<(Revision, Option<Revision>)> {
-        while let Some(after) = self.line.pop_front() {
+        while let Some((earliest, _)) = self.waiting.first_key_value() {
+            let after = match self.turn % OLDEST_EVERY {
+                0 => self.line.pop_front().unwrap_or(*earliest),
+                _ => *earliest,
+            };
             let Some(askers) = self.waiting.get_mut(&after) else {
                 continue;
             };
@@ -194,9 +204,11 @@ impl State {
                 self.answer(after, &Ok(()));
                 continue;
             }
+            self.turn += 1;
             let next = self.cache.range(after..).next();
             return Some((after, next.map(|(start, _)| *start)));
         }
+        self.line.clear();
         None
     }
 

@@ -63,19 +63,32 @@ fn all_who_wait_inside_a_page_are_answered_by_one_read() {
 }
 
 #[test]
-fn places_are_read_in_the_order_asked_and_not_for_those_who_went_away() {
+fn the_earliest_place_is_read_first_and_nobody_is_passed_over() {
     let reader = CatchUp::default();
-    let mut askers: Vec<_> = [50, 10, 30]
+    let mut askers: Vec<_> = [50, 10, 60, 30]
         .map(|after| Box::pin(reader.page_after(Revision(after))))
         .into();
     for asker in &mut askers {
         assert!(asker.as_mut().now_or_never().is_none());
     }
+    // Who went away is not read for.
     drop(askers.remove(1));
     assert_eq!(next_place(&reader), Some((50, None)));
-    assert_eq!(next_place(&reader), Some((30, None)));
-    assert_eq!(next_place(&reader), None);
-    assert_eq!(reader.figures().waiting, 2, "who went away is forgotten");
+    reader.lock().came(page(50, 51, 1));
+    // Whoever comes with an earlier place is read for first, but not for ever.
+    let mut read = Vec::new();
+    for early in 1..8 {
+        let mut asker = Box::pin(reader.page_after(Revision(early)));
+        assert!(asker.as_mut().now_or_never().is_none());
+        askers.push(asker);
+        let (place, _) = next_place(&reader).unwrap();
+        reader.lock().came(page(place, place + 1, 1));
+        read.push(place);
+    }
+    assert_eq!(read, [1, 2, 3, 60, 4, 5, 6]);
+    assert_eq!(reader.figures().waiting, 2);
+    let rest = [next_place(&reader), next_place(&reader)];
+    assert_eq!(rest.map(|place| place.unwrap().0), [30, 7]);
 }
 
 #[test]
