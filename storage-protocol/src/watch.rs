@@ -222,25 +222,33 @@ impl CommitRecord {
     /// The part of this commit that lies in `range`: itself (shared) where all of it does, `None` where nothing does.
     #[must_use]
     pub fn cut(self: &Arc<Self>, range: &KeyRange) -> Option<Arc<Self>> {
-        let inside = self
-            .changes
-            .iter()
-            .filter(|change| range.contains(&change.key))
-            .count();
-        if inside == 0 {
+        let places = self.changes.iter().enumerate();
+        let inside = places.filter(|(_, change)| range.contains(&change.key));
+        let inside: Vec<usize> = inside.map(|(place, _)| place).collect();
+        self.pick(&inside)
+    }
+
+    /// The part of this commit that these changes are, given by their places in rising order: itself (shared) where that
+    /// is all of them, `None` where it is none. For who knows the places already: it costs as much as the part is long.
+    #[must_use]
+    pub fn pick(self: &Arc<Self>, places: &[usize]) -> Option<Arc<Self>> {
+        if places.is_empty() {
             return None;
         }
-        if inside == self.changes.len() {
+        if places.len() == self.changes.len() {
             return Some(self.clone());
         }
-        let inside = self
-            .changes
-            .iter()
-            .filter(|change| range.contains(&change.key));
+        let inside = places.iter().filter_map(|place| self.changes.get(*place));
         let mut changes: Vec<Change> = inside.cloned().collect();
         let part: usize = changes.iter().map(Change::bytes).sum();
-        // A small part must not keep the whole commit's buffer alive in some watch's queue.
-        if part < self.bytes() / 2 {
+        // A small part must not keep the whole commit's buffer alive in some watch's queue. As much of the commit is looked
+        // at as shows it: each of a large one's many watches comes by here.
+        let mut seen = 0;
+        let is_small = self.changes.iter().any(|change| {
+            seen += change.bytes();
+            seen > 2 * part
+        });
+        if is_small {
             changes.iter_mut().for_each(Change::detach);
         }
         Some(Arc::new(Self::new(
@@ -260,6 +268,14 @@ impl CommitRecord {
             .iter()
             .map(|change| change.bytes() + size_of::<Change>());
         size_of::<Self>() + changes.sum::<usize>()
+    }
+
+    /// The most memory it takes: [`CommitRecord::bytes`], who committed it, and its wire form, whether that was made yet
+    /// or not.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        let names = self.principal.len() + self.label.as_ref().map_or(0, String::len);
+        2 * (self.bytes() + names)
     }
 
     /// Its wire form (see [`native`](crate::native)), made once.

@@ -255,17 +255,45 @@ impl ServerProcess {
     /// Where `/proc` does not tell.
     #[must_use]
     pub fn resident_bytes(&self) -> u64 {
+        self.status_bytes("VmRSS:")
+    }
+
+    /// The most resident memory that it had since it was started, in bytes.
+    ///
+    /// # Panics
+    /// Where `/proc` does not tell.
+    #[must_use]
+    pub fn peak_resident_bytes(&self) -> u64 {
+        self.status_bytes("VmHWM:")
+    }
+
+    fn status_bytes(&self, name: &str) -> u64 {
         let status =
             std::fs::read_to_string(format!("/proc/{}/status", self.id())).expect("/proc tells");
         let line = status
             .lines()
-            .find(|line| line.starts_with("VmRSS:"))
+            .find(|line| line.starts_with(name))
             .expect("it has a resident size");
         let kib = line
             .split_whitespace()
             .nth(1)
             .and_then(|number| number.parse::<u64>().ok());
         kib.expect("a number of KiB") * 1024
+    }
+
+    /// The processor time it has taken, of all threads, in steps of 10 ms.
+    ///
+    /// # Panics
+    /// Where `/proc` does not tell.
+    #[must_use]
+    pub fn cpu_time(&self) -> Duration {
+        let stat =
+            std::fs::read_to_string(format!("/proc/{}/stat", self.id())).expect("/proc tells");
+        // Behind the name, which may hold anything, come the fields from the third on; times are the 14th and 15th.
+        let fields = stat.rsplit(')').next().expect("it has fields");
+        let ticks = fields.split_whitespace().skip(11).take(2);
+        let ticks = ticks.map(|ticks| ticks.parse::<u64>().expect("a number of ticks"));
+        Duration::from_millis(10 * ticks.sum::<u64>())
     }
 }
 

@@ -6,6 +6,7 @@
 //! Nothing here is shipped. The tests themselves are in `tests/tests/`.
 
 pub mod conformance;
+pub mod crowd;
 pub mod harness;
 pub mod model;
 pub mod raw;

@@ -2,12 +2,15 @@
 //!
 //! The committer publishes each commit once it is durable. A watch that keeps up has it in its own short queue; one that
 //! does not (no credit, a long pause) drops its queue and stands *behind* at a revision, which costs nothing, until it
-//! asks again and is caught up: from the [ring](Feed) while that reaches back, else from the log.
+//! asks again and is caught up: from the [`ring`] while that reaches back, else from the log. Both are read in
+//! [`page`]s, which are searched by key and without the lock, so that thousands may resume at once.
 //!
 //! Invariant, under the one lock of the feed: a live watch has in its queue exactly the commits of its range after its
 //! last delivered one, up to `published`.
 
 mod matching;
+pub(crate) mod page;
+mod ring;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,15 +19,24 @@ use futures_util::task::AtomicWaker;
 use storage_protocol::{CommitRecord, KeyRange, Keyspace, Revision};
 
 use self::matching::{Matcher, WatchId};
+use self::page::{Found, Page};
+use self::ring::Ring;
 
 /// A live watch keeps at most this many commits; with more it stands behind and is served from the ring.
 const QUEUE_COMMITS_MAX: usize = 128;
 
-/// And at most this many bytes.
-const QUEUE_BYTES_MAX: usize = 256 * 1024;
+/// And at most this many bytes. Who stands behind takes about as many at a time: it holds what it took until its reader
+/// takes it.
+pub(crate) const QUEUE_BYTES_MAX: usize = 256 * 1024;
 
-/// A watch that is behind looks at this many commits of the ring at a time, so that the lock is held for microseconds.
-const RING_STEP: usize = 1024;
+/// What the queues of all live watches may hold together; beyond it, who is told something stands behind instead.
+const QUEUES_BYTES_MAX: usize = 64 << 20;
+
+/// A watch that is behind searches this many pages of the ring at a time, then lets others run.
+const RING_STEP: usize = 64;
+
+/// And so many commits with the feed's lock held: what was published while it searched without.
+const LOCKED_COMMITS_MAX: usize = 256;
 
 /// A commit in the feed.
 #[derive(Clone, Debug)]
@@ -40,13 +52,12 @@ pub(crate) struct Feed {
     ring_bytes_max: usize,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
-    /// All commits after `floor`, in revision order.
-    ring: VecDeque<FeedCommit>,
-    ring_bytes: usize,
-    floor: Revision,
+    ring: Ring,
     published: Revision,
+    /// What all live watches have queued; a commit counts for each that has it.
+    queued: usize,
     watches: HashMap<Keyspace, Matcher>,
     next_id: u64,
 }
@@ -87,7 +98,7 @@ enum SlotState {
 /// What a watch `Every` finds when it asks.
 #[derive(Debug)]
 pub(crate) enum Next {
-    /// Commits, in order, each cut to the range. Never empty.
+    /// Commits, in order, each cut to the range. None of them: it searched a part of the ring, and the waker was called.
     Commits(Vec<Arc<CommitRecord>>),
     /// Nothing in the range up to this revision, and the watch is live.
     Idle(Revision),
@@ -98,9 +109,11 @@ pub(crate) enum Next {
 impl Feed {
     pub(crate) fn new(ring_bytes_max: usize, at: Revision) -> Self {
         let inner = Inner {
-            floor: at,
+            ring: Ring::new(ring_bytes_max, at),
             published: at,
-            ..Inner::default()
+            queued: 0,
+            watches: HashMap::new(),
+            next_id: 0,
         };
         Self {
             inner: Mutex::new(inner),
@@ -114,28 +127,33 @@ impl Feed {
 
     /// Empties the ring: it begins after `floor`.
     pub(crate) fn restart(&self, floor: Revision) {
-        let mut inner = self.lock();
-        inner.ring.clear();
-        inner.ring_bytes = 0;
-        inner.floor = floor;
+        self.lock().ring = Ring::new(self.ring_bytes_max, floor);
     }
 
     /// Puts commits from the log into the ring, before anything is published.
     pub(crate) fn refill(&self, commits: impl Iterator<Item = FeedCommit>) {
         let mut inner = self.lock();
         for commit in commits {
-            inner.push(commit, self.ring_bytes_max);
+            inner.ring.push(commit);
         }
     }
 
     /// Tells all watches of commits that are durable, in revision order; everything up to `published` is out.
     pub(crate) fn publish(&self, commits: Vec<FeedCommit>, published: Revision) {
         let mut inner = self.lock();
+        let Inner {
+            ring,
+            queued,
+            watches,
+            ..
+        } = &mut *inner;
         for commit in commits {
-            if let Some(matcher) = inner.watches.get(&commit.keyspace) {
-                matcher.each(&commit.record, |slot| slot.tell(&commit.record));
+            if let Some(matcher) = watches.get(&commit.keyspace) {
+                matcher.each(&commit.record, |slot, places| {
+                    slot.tell(&commit.record, places, queued);
+                });
             }
-            inner.push(commit, self.ring_bytes_max);
+            ring.push(commit);
         }
         inner.published = published;
     }
@@ -182,33 +200,27 @@ impl Feed {
         )
     }
 
-    /// Watches attached, bytes in the ring, the revision it reaches back to.
-    pub(crate) fn figures(&self) -> (usize, usize, Revision) {
+    pub(crate) fn figures(&self) -> Figures {
         let inner = self.lock();
-        (
-            inner.watches.values().map(Matcher::len).sum(),
-            inner.ring_bytes,
-            inner.floor,
-        )
-    }
-
-    /// Whether the ring holds everything after this revision.
-    pub(crate) fn reaches_back_to(&self, after: Revision) -> bool {
-        after >= self.lock().floor
+        Figures {
+            watches: inner.watches.values().map(Matcher::len).sum(),
+            queued_bytes: inner.queued,
+            ring_bytes: inner.ring.bytes(),
+            ring_floor: inner.ring.floor(),
+        }
     }
 }
 
-impl Inner {
-    fn push(&mut self, commit: FeedCommit, bytes_max: usize) {
-        self.ring_bytes += commit.record.bytes();
-        self.ring.push_back(commit);
-        while self.ring_bytes > bytes_max
-            && let Some(oldest) = self.ring.pop_front()
-        {
-            self.ring_bytes -= oldest.record.bytes();
-            self.floor = oldest.record.revision;
-        }
-    }
+/// What the feed holds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Figures {
+    /// Watches attached.
+    pub(crate) watches: usize,
+    /// Bytes in their queues.
+    pub(crate) queued_bytes: usize,
+    pub(crate) ring_bytes: usize,
+    /// The revision that the ring reaches back to.
+    pub(crate) ring_floor: Revision,
 }
 
 impl Slot {
@@ -220,20 +232,20 @@ impl Slot {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A commit with a change in the range.
-    fn tell(&self, record: &Arc<CommitRecord>) {
+    /// A commit with changes in the range, at these places.
+    fn tell(&self, record: &Arc<CommitRecord>, places: &[usize], queued: &mut usize) {
         match &mut *self.state() {
             SlotState::Behind { .. } => return,
             SlotState::Latest { dirty } => *dirty = true,
             SlotState::Live { after, .. } if record.revision <= *after => return,
-            state @ SlotState::Live { .. } => state.queue(record, &self.range),
+            state @ SlotState::Live { .. } => state.queue(record, places, queued),
         }
         self.waker.wake();
     }
 }
 
 impl SlotState {
-    fn queue(&mut self, record: &Arc<CommitRecord>, range: &KeyRange) {
+    fn queue(&mut self, record: &Arc<CommitRecord>, places: &[usize], queued: &mut usize) {
         let Self::Live {
             queue,
             bytes,
@@ -242,17 +254,27 @@ impl SlotState {
         else {
             return;
         };
-        let Some(record) = record.cut(range) else {
+        let Some(record) = record.pick(places) else {
             return;
         };
         *bytes += record.bytes();
+        *queued += record.bytes();
         queue.push_back(record);
-        if queue.len() > QUEUE_COMMITS_MAX || *bytes > QUEUE_BYTES_MAX {
+        if queue.len() > QUEUE_COMMITS_MAX || *bytes > QUEUE_BYTES_MAX || *queued > QUEUES_BYTES_MAX
+        {
             // Nothing of the range lies between the last delivered commit and the first queued one.
             let first = queue
                 .front()
                 .map_or(*after, |first| Revision(first.revision.0 - 1));
+            *queued -= *bytes;
             *self = Self::Behind { after: first };
+        }
+    }
+
+    fn queued_bytes(&self) -> usize {
+        match self {
+            Self::Live { bytes, .. } => *bytes,
+            Self::Behind { .. } | Self::Latest { .. } => 0,
         }
     }
 }
@@ -261,76 +283,86 @@ impl Subscription {
     /// What a watch `Every` is to be told next. Registers the waker first, so nothing is missed.
     pub(crate) fn next(&self, waker: &std::task::Waker) -> Next {
         self.slot.waker.register(waker);
-        let inner = self.feed.lock();
-        let mut state = self.slot.state();
-        let after = match &mut *state {
-            SlotState::Latest { .. } => return Next::Idle(inner.published),
-            SlotState::Live { queue, after, .. } if queue.is_empty() => {
-                return Next::Idle(inner.published.max(*after));
-            }
-            SlotState::Live {
-                queue,
-                bytes,
-                after,
-            } => {
-                let commits: Vec<_> = std::mem::take(queue).into();
-                *bytes = 0;
-                *after = commits.last().map_or(*after, |last| last.revision);
-                return Next::Commits(commits);
-            }
-            SlotState::Behind { after } => *after,
-        };
-        if after < inner.floor {
-            return Next::ReadLog(after);
-        }
-        let from = inner
-            .ring
-            .partition_point(|commit| commit.record.revision <= after);
-        // Cut by bytes too: who asks holds what it gets until its reader takes it.
-        let mut bytes = 0;
-        let bounded = inner
-            .ring
-            .range(from..)
-            .take(RING_STEP)
-            .take_while(|commit| {
-                let fits = bytes < QUEUE_BYTES_MAX;
-                if commit.keyspace == self.keyspace {
-                    bytes += commit.record.bytes();
+        let (after, pages) = {
+            let mut inner = self.feed.lock();
+            let inner = &mut *inner;
+            match &mut *self.slot.state() {
+                SlotState::Latest { .. } => return Next::Idle(inner.published),
+                SlotState::Live { queue, after, .. } if queue.is_empty() => {
+                    return Next::Idle(inner.published.max(*after));
                 }
-                fits
-            });
-        let to = from + bounded.count();
-        let mine = inner
-            .ring
-            .range(from..to)
-            .filter(|commit| commit.keyspace == self.keyspace);
-        let commits: Vec<_> = mine
-            .filter_map(|commit| commit.record.cut(&self.slot.range))
-            .collect();
-        let reached = inner
-            .ring
-            .range(from..to)
-            .next_back()
-            .map_or(after, |commit| commit.record.revision);
-        *state = if to == inner.ring.len() {
+                SlotState::Live {
+                    queue,
+                    bytes,
+                    after,
+                } => {
+                    let commits: Vec<_> = std::mem::take(queue).into();
+                    inner.queued -= std::mem::take(bytes);
+                    *after = commits.last().map_or(*after, |last| last.revision);
+                    return Next::Commits(commits);
+                }
+                SlotState::Behind { after } if *after < inner.ring.floor() => {
+                    return Next::ReadLog(*after);
+                }
+                SlotState::Behind { after } => (*after, inner.ring.pages_after(*after, RING_STEP)),
+            }
+        };
+        let mut found = Found::after(after, QUEUE_BYTES_MAX);
+        // Without the lock: nobody else moves a watch that stands behind.
+        self.search(&pages, &mut found);
+        let is_live = self.go_live(&mut found, pages.len() < RING_STEP);
+        if !is_live && found.commits.is_empty() {
+            // There is more to search; let others run first.
+            waker.wake_by_ref();
+        }
+        if is_live && found.commits.is_empty() {
+            return Next::Idle(found.reached);
+        }
+        Next::Commits(found.commits)
+    }
+
+    fn search(&self, pages: &[Arc<Page<Keyspace>>], found: &mut Found) {
+        for page in pages {
+            page.search(&self.keyspace, &self.slot.range, found);
+        }
+    }
+
+    /// Takes the watch to where the ring was searched: live if that is all there is, or so nearly that the rest is searched
+    /// here, under the lock, so that no commit comes between.
+    fn go_live(&self, found: &mut Found, searched_all: bool) -> bool {
+        let mut inner = self.feed.lock();
+        let mut is_live = false;
+        // What was searched is in hand, but the ring may have moved on beyond it meanwhile.
+        if searched_all && !found.is_full() && found.reached >= inner.ring.floor() {
+            let newer = inner.ring.pages_after(found.reached, RING_STEP);
+            let commits: usize = newer.iter().map(|page| page.len()).sum();
+            if newer.len() < RING_STEP && commits <= LOCKED_COMMITS_MAX {
+                self.search(&newer, found);
+                is_live = !found.is_full();
+            }
+        }
+        if is_live {
+            found.reached = found.reached.max(inner.published);
+        }
+        let after = found.reached;
+        *self.slot.state() = if is_live {
             SlotState::Live {
                 queue: VecDeque::new(),
                 bytes: 0,
-                after: reached.max(inner.published),
+                after,
             }
         } else {
-            SlotState::Behind { after: reached }
+            SlotState::Behind { after }
         };
-        if !commits.is_empty() {
-            return Next::Commits(commits);
-        }
-        match &*state {
-            SlotState::Behind { .. } => {
-                // More of the ring is to be looked at; let others have the lock first.
-                waker.wake_by_ref();
-                Next::Commits(Vec::new())
-            }
-            SlotState::Live { .. } | SlotState::Latest { .. } => Next::Idle(inner.published),
+        is_live
+    }
+
+    /// Where this watch stands, if the ring does not reach back to there.
+    pub(crate) fn needs_log(&self) -> Option<Revision> {
+        let inner = self.feed.lock();
+        match &*self.slot.state() {
+            SlotState::Behind { after } if *after < inner.ring.floor() => Some(*after),
+            SlotState::Behind { .. } | SlotState::Live { .. } | SlotState::Latest { .. } => None,
         }
     }
 
@@ -345,8 +377,9 @@ impl Subscription {
     /// For a watch `Every`: drops what is queued and stands behind, at the last commit taken, or at `after` if that is
     /// earlier (its owner dropped some of what it took).
     pub(crate) fn park(&self, after: Option<Revision>) {
-        let _feed = self.feed.lock();
+        let mut feed = self.feed.lock();
         let mut state = self.slot.state();
+        feed.queued -= state.queued_bytes();
         let taken = match &*state {
             SlotState::Latest { .. } => return,
             SlotState::Live { after, .. } | SlotState::Behind { after } => *after,
@@ -382,6 +415,7 @@ impl Subscription {
 impl Drop for Subscription {
     fn drop(&mut self) {
         let mut inner = self.feed.lock();
+        inner.queued -= self.slot.state().queued_bytes();
         if let Some(matcher) = inner.watches.get_mut(&self.keyspace) {
             matcher.remove(self.id, &self.slot);
             if matcher.len() == 0 {

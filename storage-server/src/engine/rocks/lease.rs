@@ -4,6 +4,7 @@
 //! [`LEASE`], or taken back by the housekeeper. Whoever comes later finds `SnapshotExpired`.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,8 @@ pub(super) const LEASE: Duration = Duration::from_secs(30);
 #[derive(Debug, Default)]
 pub(super) struct Leases {
     loans: Mutex<HashMap<u64, Weak<Loan>>>,
+    /// The number of the next one.
+    next: AtomicU64,
 }
 
 struct Loan {
@@ -57,7 +60,7 @@ impl Leases {
             used: Instant::now(),
         });
         let mut loans = self.loans.lock().unwrap_or_else(PoisonError::into_inner);
-        let id = loans.keys().max().map_or(0, |id| id + 1);
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
         let loan = Arc::new(Loan {
             id,
             leases: Arc::downgrade(self),

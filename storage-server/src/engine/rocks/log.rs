@@ -16,6 +16,7 @@ use storage_protocol::{
 
 use super::layout::{self, CommitRow, Damaged, KeyspaceId, Table};
 use super::store::{Store, internal};
+use crate::feed::page::Page;
 
 /// How far before a position the log is asked, in turn, until the answer covers it: a group's numbers are few as a
 /// rule, and a far look costs the reading of what lies between. `u64::MAX` asks for everything there is.
@@ -24,42 +25,96 @@ const LOOK_BACK: [u64; 5] = [0, 256, 16 * 1024, 1 << 20, u64::MAX];
 /// How far before the log's end the last commit is looked for, in turn: what is not a commit takes few numbers, as a rule.
 const LAST_COMMIT_LOOK_BACK: [u64; 3] = [64, 4096, 100_000];
 
-/// Commits read from the log.
-#[derive(Debug, Default)]
-pub(super) struct LogPage {
-    pub(super) commits: Vec<(KeyspaceId, Arc<CommitRecord>)>,
-    /// Everything up to here was read.
-    pub(super) reached: Revision,
-}
+/// Commits of all keyspaces, read from the log.
+pub(super) type LogPage = Page<KeyspaceId>;
 
 /// Reads the commits after `after`, of all keyspaces, until about `page_bytes` are read or the log ends. Blocks.
 ///
 /// # Errors
 /// [`StorageError::Compacted`] where the log does not reach back to `after`.
 pub(super) fn read_after(store: &Store, after: Revision, page_bytes: usize) -> Result<LogPage> {
-    let last = store.revision();
-    let mut page = LogPage {
-        commits: Vec::new(),
-        reached: after,
-    };
-    if after >= last {
-        return Ok(page);
+    if after >= store.revision() {
+        return Ok(Page::new(after, after, Vec::new()));
     }
-    let (mut batches, mut batch) = find(store, after)?;
-    let mut bytes = 0;
-    loop {
-        let (first, rows) = batch;
-        let count = rows.len() as u64;
-        if count > 0 {
-            // Recovery writes empty batches; the others follow each other without a gap.
-            if first > page.reached.0 + 1 {
-                return Err(hole(page.reached, first));
+    let page = LogCursor::find(store, after)?.read(store, after, None, page_bytes)?;
+    page.ok_or_else(|| hole(after, store.revision().0 + 1))
+}
+
+/// An open place in the log, from which it is read on without looking for it again.
+///
+/// It must not outlive the store. While it is open, its file stays on the disk even when it is purged.
+pub(super) struct LogCursor {
+    batches: DBWALIterator,
+    /// A batch that was taken from them already.
+    held: Option<(u64, WriteBatch)>,
+    /// Everything up to here was read.
+    at: Revision,
+    /// Whether it was just opened, so that what it does not find is not there.
+    is_fresh: bool,
+}
+
+impl LogCursor {
+    /// The place of `after`, which must lie before the store's last revision. Reads a log file from its start. Blocks.
+    ///
+    /// # Errors
+    /// [`StorageError::Compacted`] where the log does not reach back to there.
+    pub(super) fn find(store: &Store, after: Revision) -> Result<Self> {
+        let (batches, batch) = find(store, after)?;
+        Ok(Self {
+            batches,
+            held: Some(batch),
+            at: after,
+            is_fresh: true,
+        })
+    }
+
+    /// Where it stands.
+    pub(super) fn at(&self) -> Revision {
+        self.at
+    }
+
+    /// Reads the commits after `after`, which must not lie before [`LogCursor::at`] nor at the store's last revision, until
+    /// about `page_bytes` are read, or `until` or the end is reached. `None`: it has come to its own end, since it sees
+    /// nothing that was written after it got there; find the place anew. Blocks.
+    ///
+    /// # Errors
+    /// [`StorageError::Compacted`] where the log has a hole.
+    pub(super) fn read(
+        &mut self,
+        store: &Store,
+        after: Revision,
+        until: Option<Revision>,
+        page_bytes: usize,
+    ) -> Result<Option<LogPage>> {
+        let last = store.revision();
+        let end = until.map_or(last, |until| until.min(last));
+        let mut reached = after;
+        let mut commits = Vec::new();
+        let mut bytes = 0;
+        while bytes < page_bytes && reached < end {
+            let Some((first, rows)) = self.next(reached, last)? else {
+                break;
+            };
+            let count = rows.len() as u64;
+            if count == 0 {
+                // Recovery writes empty batches; the others follow each other without a gap.
+                continue;
+            }
+            if first > reached.0 + 1 {
+                if self.is_fresh {
+                    return Err(hole(reached, first));
+                }
+                break;
+            }
+            self.at = Revision(first + count - 1);
+            if self.at <= after {
+                continue;
             }
             bytes += rows.size_in_bytes();
             let mut replay = Replay {
                 number: first,
                 after,
-                page: &mut page,
+                commits: &mut commits,
                 changes: Vec::new(),
                 damage: None,
             };
@@ -67,20 +122,27 @@ pub(super) fn read_after(store: &Store, after: Revision, page_bytes: usize) -> R
             if let Some(damage) = replay.damage {
                 return Err(damage.into());
             }
-            page.reached = page.reached.max(Revision(first + count - 1));
+            reached = self.at;
         }
-        if bytes >= page_bytes || page.reached >= last {
-            return Ok(page);
-        }
-        batch = match batches.next() {
-            Some(next) => next.map_err(|error| internal("read of the log", &error))?,
-            None => {
-                batches
-                    .status()
-                    .map_err(|error| internal("read of the log", &error))?;
-                return Err(hole(page.reached, last.0 + 1));
-            }
+        self.is_fresh = false;
+        Ok((reached > after).then(|| Page::new(after, reached, commits)))
+    }
+
+    fn next(&mut self, reached: Revision, last: Revision) -> Result<Option<(u64, WriteBatch)>> {
+        let failed = |error| internal("read of the log", &error);
+        let next = match self.held.take() {
+            Some(held) => return Ok(Some(held)),
+            None => self.batches.next(),
         };
+        match next {
+            Some(Ok(next)) => Ok(Some(next)),
+            _ if !self.is_fresh => Ok(None),
+            Some(Err(error)) => Err(failed(error)),
+            None => {
+                self.batches.status().map_err(failed)?;
+                Err(hole(reached, last.0 + 1))
+            }
+        }
     }
 }
 
@@ -104,8 +166,9 @@ pub(super) fn last_time(store: &Store) -> Result<Option<UnixMillis>> {
         let mut time = None;
         while reached < last {
             let page = read_after(store, reached, 4 << 20)?;
-            reached = page.reached;
-            time = page.commits.last().map(|(_, record)| record.time).or(time);
+            reached = page.reached();
+            let last = page.into_commits().pop();
+            time = last.map(|(_, record)| record.time).or(time);
         }
         if time.is_some() {
             return Ok(time);
@@ -135,6 +198,10 @@ fn find(store: &Store, after: Revision) -> Result<(DBWALIterator, (u64, WriteBat
         batches
             .status()
             .map_err(|error| internal("read of the log", &error))?;
+        if after.0 <= back {
+            // That was all there is.
+            break;
+        }
     }
     Err(StorageError::Compacted { oldest })
 }
@@ -162,7 +229,7 @@ struct Replay<'a> {
     /// The number of the row at hand.
     number: u64,
     after: Revision,
-    page: &'a mut LogPage,
+    commits: &'a mut Vec<(KeyspaceId, Arc<CommitRecord>)>,
     /// Of the commit at hand.
     changes: Vec<Change>,
     damage: Option<Damaged>,
@@ -198,9 +265,8 @@ impl Replay<'_> {
                 }
                 if row.revision > self.after {
                     let keyspace = row.keyspace;
-                    self.page
-                        .commits
-                        .push((keyspace, Arc::new(record(row, changes)?)));
+                    let record = Arc::new(record(row, changes)?);
+                    self.commits.push((keyspace, record));
                 }
             }
             _ => {}

@@ -102,24 +102,55 @@ pub(super) fn write(shared: &Shared, out: &mut String) {
         "Commits that came again and were answered with what they did the first time.",
         count(repeated),
     );
-    let (watches, ring_bytes, floor) = shared.feed.figures();
+    let feed = shared.feed.figures();
     metric(
         "storage_feed_watches",
         "gauge",
         "Watches attached to the feed.",
-        watches as f64,
+        feed.watches as f64,
+    );
+    metric(
+        "storage_feed_queued_bytes",
+        "gauge",
+        "Bytes of commits that wait for live watches; one counts for each that has it.",
+        feed.queued_bytes as f64,
     );
     metric(
         "storage_ring_bytes",
         "gauge",
         "Bytes of recent commits in memory.",
-        ring_bytes as f64,
+        feed.ring_bytes as f64,
     );
     metric(
         "storage_ring_oldest_revision",
         "gauge",
         "Watches resume in memory from here.",
-        floor.0 as f64,
+        feed.ring_floor.0 as f64,
+    );
+    let catch_up = shared.catch_up.figures();
+    metric(
+        "storage_catch_up_waiting",
+        "gauge",
+        "Watches that wait for a page of the log.",
+        catch_up.waiting as f64,
+    );
+    metric(
+        "storage_catch_up_bytes",
+        "gauge",
+        "Bytes of log pages in memory.",
+        catch_up.cache_bytes as f64,
+    );
+    metric(
+        "storage_catch_up_pages_total",
+        "counter",
+        "Pages read from the log for watches.",
+        catch_up.pages_read as f64,
+    );
+    metric(
+        "storage_catch_up_places_total",
+        "counter",
+        "Places looked for in the log, each by reading a file from its start.",
+        catch_up.places_found as f64,
     );
     let oldest = log::oldest(&shared.store).map_or(0, |oldest| oldest.0);
     metric(

@@ -3,8 +3,10 @@
 //! A commit's way: [`RocksSession::commit`] validates it and puts it into the [`queue`]; the [`committer`] evaluates
 //! it with its group, writes the group with one synced write, publishes to the feed and answers. Reads go to RocksDB
 //! directly, from memory on the caller's task, from disk on the read pool. [`layout`] is the disk format, [`open`] judges
-//! a data folder, [`sessions`] knows what outlives a socket, [`log`] reads the WAL as the change log, [`housekeeper`] does what is done beside requests.
+//! a data folder, [`sessions`] knows what outlives a socket, [`log`] reads the WAL as the change log, [`catch_up`] does it
+//! for all watches that fell behind, [`housekeeper`] does what is done beside requests.
 
+mod catch_up;
 mod committer;
 mod disk;
 mod housekeeper;
@@ -20,6 +22,7 @@ mod sessions;
 mod store;
 mod watch;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,6 +39,7 @@ use storage_protocol::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use self::catch_up::CatchUp;
 use self::committer::{Task, submit};
 use self::disk::Disk;
 use self::housekeeper::Alarm;
@@ -147,6 +151,7 @@ struct Shared {
     queue: Queue,
     feed: Arc<Feed>,
     sessions: Sessions,
+    catch_up: CatchUp,
     leases: Arc<Leases>,
     alarm: Alarm,
     disk: Disk,
@@ -238,6 +243,7 @@ impl RocksEngine {
             queue: Queue::new(options.commit_queue_bytes),
             feed: Arc::new(Feed::new(options.ring_bytes, store.revision())),
             sessions,
+            catch_up: CatchUp::default(),
             leases: Arc::default(),
             alarm: Alarm::default(),
             disk: Disk::new(&options),
@@ -257,6 +263,7 @@ impl RocksEngine {
             shared.sessions.to_remove(id)
         })
         .map_err(damaged)?;
+        engine.spawn("catch-up", shared.clone(), catch_up::run)?;
         engine.spawn("housekeeper", shared.clone(), housekeeper::run)?;
         engine.spawn("expirer", shared, housekeeper::run_expiry)?;
         Ok(engine)
@@ -317,6 +324,7 @@ impl RocksEngine {
         }
         self.shared.queue.close();
         self.shared.alarm.stop();
+        self.shared.catch_up.stop();
         for thread in threads {
             // A panic of it was caught, told and poisoned the store.
             let _ = thread.join();
@@ -364,22 +372,20 @@ fn refill_ring(shared: &Shared) {
 
 /// Page by page, so that no more is held than the ring takes.
 fn refill_from(shared: &Shared, floor: Revision) -> Result<()> {
-    let keyspaces = shared.store.keyspaces();
+    let keyspaces = shared.store.keyspaces().into_iter();
+    let names: HashMap<_, _> = keyspaces
+        .filter_map(|keyspace| Some((keyspace.id()?, keyspace.name.clone())))
+        .collect();
     let mut reached = floor;
     shared.feed.restart(floor);
     while reached < shared.store.revision() {
         let page = log::read_after(&shared.store, reached, 4 << 20)?;
-        reached = page.reached;
+        reached = page.reached();
         shared
             .feed
-            .refill(page.commits.into_iter().filter_map(|(id, record)| {
-                let keyspace = keyspaces
-                    .iter()
-                    .find(|keyspace| keyspace.id() == Some(id))?;
-                Some(FeedCommit {
-                    keyspace: keyspace.name.clone(),
-                    record,
-                })
+            .refill(page.into_commits().into_iter().filter_map(|(id, record)| {
+                let keyspace = names.get(&id)?.clone();
+                Some(FeedCommit { keyspace, record })
             }));
     }
     Ok(())
@@ -650,16 +656,16 @@ impl Storage for RocksSession {
             WatchStart::Beginning => Some(if every { made } else { Revision::ZERO }),
             WatchStart::After(position) => Some(self.resolve(position)?),
         };
-        if every && let Some(after) = after.map(|after| after.max(made)) {
-            self.shared
-                .on_pool(move |shared| watch::check_reach(shared, after))
-                .await?;
-        }
         let from = after.map(|after| if every { after.max(made) } else { after });
         let (subscription, begun) = self
             .shared
             .feed
             .subscribe(&keyspace.name, range, every, from);
+        // Ordering: attached first. A position that the ring holds now is in the log when it leaves the ring; one that it
+        // does not hold is looked for from here on, so nothing can be purged between a look and the attaching.
+        if let Some(after) = subscription.needs_log() {
+            self.shared.catch_up.page_after(after).await?;
+        }
         let start = self.shared.store.at(after.unwrap_or(begun));
         let shared = self.shared.clone();
         let source: Box<dyn storage_protocol::WatchSource> = match options.mode {

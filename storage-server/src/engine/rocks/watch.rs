@@ -1,6 +1,7 @@
 //! The two kinds of watch over the RocksDB engine.
 //!
-//! [`EveryWatch`] drains its place in the feed, and reads the log on the pool where the feed's ring does not reach back.
+//! [`EveryWatch`] drains its place in the feed, and asks the reader of the log ([`catch_up`](super::catch_up)) where the
+//! feed's ring does not reach back.
 //! [`LatestWatch`] goes in passes: a snapshot at revision R, the index rows after the last mark, each with its present
 //! state, then a mark at R. Nothing is buffered per change, so a reader may be as slow as it likes.
 
@@ -19,19 +20,19 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
 
 use super::lease::Leased;
-use super::log::{self, LogPage};
+use super::log::LogPage;
 use super::reader::ChangesCursor;
 use super::store::KeyspaceState;
 use super::{PAGE_BYTES, Shared};
-use crate::feed::{Next, Subscription};
-
-/// What one visit to the log reads. More than a page of answers, since finding a place in a log file means reading the file
-/// from its start.
-const LOG_PAGE_BYTES: usize = 1 << 20;
+use crate::feed::page::Found;
+use crate::feed::{Next, QUEUE_BYTES_MAX, Subscription};
 
 /// Probes that were asked for and not answered yet. One more ends the watch: a token that is never answered would keep
 /// its asker waiting.
 const TOKENS_MAX: usize = 1024;
+
+/// Pages in memory that a watch which catches up searches at a time, before it looks at what it was asked for.
+const PAGES_PER_TURN: usize = 16;
 
 /// The tokens of the marks that were asked for, oldest first.
 #[derive(Debug, Default)]
@@ -62,13 +63,16 @@ impl Tokens {
     }
 }
 
+/// A question to the reader of the log: what comes after the revision?
+type Reading = (Revision, BoxFuture<'static, Result<Arc<LogPage>>>);
+
 pub(super) struct EveryWatch {
     shared: Arc<Shared>,
     keyspace: Arc<KeyspaceState>,
     subscription: Subscription,
     queue: VecDeque<Arc<CommitRecord>>,
-    /// A read of the log under way.
-    reading: Option<BoxFuture<'static, Result<LogPage>>>,
+    /// A page of the log that was asked for.
+    reading: Option<Reading>,
     tokens: Tokens,
     /// Everything up to here was handed over.
     told: Revision,
@@ -95,16 +99,26 @@ impl EveryWatch {
         }
     }
 
-    /// Takes what the log gave: this watch's commits into the queue, its place in the feed to where the log was read.
-    fn take_page(&mut self, page: LogPage) {
-        let id = self.keyspace.id();
-        let mine = page
-            .commits
-            .iter()
-            .filter(|(keyspace, _)| Some(*keyspace) == id);
-        self.queue
-            .extend(mine.filter_map(|(_, record)| record.cut(self.subscription.range())));
-        self.subscription.caught_up(page.reached);
+    /// Takes what the log gave, and what else is in memory of it: this watch's commits into the queue, as many as it may
+    /// hold, its place in the feed to where the log was searched.
+    fn take_page(&mut self, after: Revision, mut page: Arc<LogPage>) {
+        let mut found = Found::after(after, QUEUE_BYTES_MAX);
+        for _ in 0..PAGES_PER_TURN {
+            match self.keyspace.id() {
+                Some(id) => page.search(&id, self.subscription.range(), &mut found),
+                // It has no commits yet.
+                None => found.reached = page.reached(),
+            }
+            if found.is_full() {
+                break;
+            }
+            match self.shared.catch_up.cached_after(found.reached) {
+                Some(next) => page = next,
+                None => break,
+            }
+        }
+        self.queue.extend(found.commits);
+        self.subscription.caught_up(found.reached);
     }
 }
 
@@ -118,11 +132,11 @@ impl WatchSource for EveryWatch {
                 self.told = commit.revision;
                 return Poll::Ready(Some(Ok(WatchEvent::Commit(commit))));
             }
-            if let Some(reading) = &mut self.reading {
-                let page = ready!(reading.as_mut().poll(cx));
+            if let Some((after, reading)) = &mut self.reading {
+                let (after, page) = (*after, ready!(reading.as_mut().poll(cx)));
                 self.reading = None;
                 match page {
-                    Ok(page) => self.take_page(page),
+                    Ok(page) => self.take_page(after, page),
                     Err(error) => return Poll::Ready(Some(Err(error))),
                 }
                 continue;
@@ -132,10 +146,8 @@ impl WatchSource for EveryWatch {
                 Next::Commits(commits) => self.queue.extend(commits),
                 Next::ReadLog(after) => {
                     let shared = self.shared.clone();
-                    let read = move |shared: &Shared| {
-                        log::read_after(&shared.store, after, LOG_PAGE_BYTES)
-                    };
-                    self.reading = Some(Box::pin(async move { shared.on_pool(read).await }));
+                    let page = async move { shared.catch_up.page_after(after).await };
+                    self.reading = Some((after, Box::pin(page)));
                 }
                 Next::Idle(revision) => {
                     let Some(&(token, at)) = self.tokens.asked.front() else {
@@ -428,20 +440,5 @@ fn live_if(is_live: bool) -> WatchState {
         WatchState::Live
     } else {
         WatchState::CatchingUp
-    }
-}
-
-/// Checks, on the pool, that a watch `Every` can begin after `after`: its keyspace is younger, or the ring or the log
-/// reaches back.
-pub(super) fn check_reach(shared: &Shared, after: Revision) -> Result<()> {
-    if shared.feed.reaches_back_to(after) {
-        return Ok(());
-    }
-    match log::read_after(&shared.store, after, 1) {
-        Ok(_) => Ok(()),
-        Err(StorageError::Compacted { .. }) => Err(StorageError::Compacted {
-            oldest: log::oldest(&shared.store)?,
-        }),
-        Err(error) => Err(error),
     }
 }

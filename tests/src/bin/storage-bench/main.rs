@@ -1,5 +1,5 @@
 //! Measures what the operations guide states: rates and latencies over mutual TLS, the cost of the index by revision,
-//! memory per idle connection, and how small reads fare beside big ones.
+//! memory per idle connection, how small reads fare beside big ones, and what ten thousand watches cost.
 //!
 //! Server and client share this machine, so rates are for comparing cells of one run, not for quoting. Run it by
 //! `scripts/bench`, which builds the shipped profile first.
@@ -9,6 +9,8 @@
     reason = "a measurement that cannot be made ends here"
 )]
 #![expect(clippy::cast_precision_loss, reason = "figures for people")]
+
+mod watches;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +23,7 @@ use storage_server::engine::Engine;
 use storage_server::engine::rocks::{Durability, EngineOptions, RocksEngine};
 use storage_tests::harness::{Certificates, ServerProcess, connect};
 
-const HELP: &str = "usage: storage-bench [rates|index|idle|fairness]...   (default: all)";
+const HELP: &str = "usage: storage-bench [rates|index|idle|fairness|watches]...   (default: all)";
 
 /// How long each cell is measured.
 const CELL: Duration = Duration::from_secs(4);
@@ -31,7 +33,7 @@ const KEYS: u64 = 100_000;
 
 fn main() {
     let parts: Vec<String> = std::env::args().skip(1).collect();
-    let known = ["rates", "index", "idle", "fairness"];
+    let known = ["rates", "index", "idle", "fairness", "watches"];
     if parts.iter().any(|part| !known.contains(&part.as_str())) {
         println!("{HELP}");
         return;
@@ -53,6 +55,9 @@ fn main() {
     }
     if wants("fairness") {
         runtime.block_on(fairness());
+    }
+    if wants("watches") {
+        runtime.block_on(watches::watches());
     }
 }
 

@@ -1,0 +1,172 @@
+//! A run of commits that never changes, and an index of its keys: what the ring and the log are read in.
+//!
+//! Whoever stands behind asks a page for its range. The index answers in the time of a binary search, however many
+//! commits of others the page holds; it is made by the first who asks, so a page that nobody asks costs its writer nothing.
+
+use std::sync::{Arc, OnceLock};
+
+use storage_protocol::{CommitRecord, KeyRange, Revision};
+
+/// A change in a page: the place of its commit, and its place therein.
+type Place = (usize, usize);
+
+/// The commits of keyspaces `S` (their names or numbers) after one revision, up to another, without a gap.
+#[derive(Debug)]
+pub(crate) struct Page<S> {
+    after: Revision,
+    reached: Revision,
+    /// In revision order.
+    commits: Vec<(S, Arc<CommitRecord>)>,
+    bytes: usize,
+    /// All changes by keyspace, key and commit.
+    index: OnceLock<Vec<Place>>,
+}
+
+/// What a search has found so far.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// In order, each cut to the range.
+    pub(crate) commits: Vec<Arc<CommitRecord>>,
+    /// Everything of the range up to here is in `commits`.
+    pub(crate) reached: Revision,
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl Found {
+    /// Nothing yet: for a search after `after` that takes no more once it has `bytes_max`.
+    pub(crate) fn after(after: Revision, bytes_max: usize) -> Self {
+        Self {
+            commits: Vec::new(),
+            reached: after,
+            bytes: 0,
+            bytes_max,
+        }
+    }
+
+    /// Whether it has all that it may.
+    pub(crate) fn is_full(&self) -> bool {
+        self.bytes >= self.bytes_max
+    }
+}
+
+/// What a commit costs in a page, its share of the index and its wire form included, whether these were made or not.
+pub(crate) fn memory_bytes<S>(record: &CommitRecord) -> usize {
+    // 64 bytes stand for the name of its keyspace and what allocations add.
+    let index = record.changes.len() * size_of::<Place>();
+    record.memory_bytes() + index + size_of::<(S, Arc<CommitRecord>)>() + 64
+}
+
+impl<S: Ord + Clone> Page<S> {
+    /// All commits after `after`, up to `reached`, in revision order.
+    pub(crate) fn new(
+        after: Revision,
+        reached: Revision,
+        commits: Vec<(S, Arc<CommitRecord>)>,
+    ) -> Self {
+        let bytes = commits.iter().map(|(_, record)| memory_bytes::<S>(record));
+        Self {
+            after,
+            reached,
+            bytes: bytes.sum(),
+            commits,
+            index: OnceLock::new(),
+        }
+    }
+
+    /// This page and the one behind it in one.
+    pub(crate) fn joined(self: Arc<Self>, next: Self) -> Self {
+        let (after, bytes) = (self.after, self.bytes + next.bytes);
+        let mut commits =
+            Arc::try_unwrap(self).map_or_else(|shared| shared.commits.clone(), |own| own.commits);
+        commits.extend(next.commits);
+        Self {
+            after,
+            reached: next.reached,
+            commits,
+            bytes,
+            index: OnceLock::new(),
+        }
+    }
+
+    /// It holds what comes after this revision.
+    pub(crate) fn starts_after(&self) -> Revision {
+        self.after
+    }
+
+    /// It holds everything up to this revision.
+    pub(crate) fn reached(&self) -> Revision {
+        self.reached
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.commits.len()
+    }
+
+    /// The memory it may take.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn into_commits(self) -> Vec<(S, Arc<CommitRecord>)> {
+        self.commits
+    }
+
+    fn index(&self) -> &[Place] {
+        self.index.get_or_init(|| {
+            let mut places = Vec::new();
+            for (commit, (_, record)) in self.commits.iter().enumerate() {
+                places.extend((0..record.changes.len()).map(|change| (commit, change)));
+            }
+            places.sort_unstable_by(|a, b| self.key(*a).cmp(&self.key(*b)).then(a.cmp(b)));
+            places
+        })
+    }
+
+    fn key(&self, (commit, change): Place) -> (&S, &[u8]) {
+        let (keyspace, record) = &self.commits[commit];
+        (keyspace, &record.changes[change].key)
+    }
+
+    /// Adds what this page has of the range after `found.reached`, in revision order and cut to the range, until it is
+    /// full; at least one commit, where there is one. The page must begin at or before `found.reached`.
+    pub(crate) fn search(&self, keyspace: &S, range: &KeyRange, found: &mut Found) {
+        debug_assert!(self.after <= found.reached, "a page behind a gap");
+        if found.is_full() {
+            return;
+        }
+        let index = self.index();
+        let start = (keyspace, range.start.as_ref());
+        let first = index.partition_point(|place| self.key(*place) < start);
+        let mine = &index[first..];
+        let end = match &range.end {
+            Some(end) => mine.partition_point(|place| self.key(*place) < (keyspace, end.as_ref())),
+            None => mine.partition_point(|place| self.key(*place).0 <= keyspace),
+        };
+        let told = self
+            .commits
+            .partition_point(|(_, record)| record.revision <= found.reached);
+        let mut places: Vec<Place> = mine[..end]
+            .iter()
+            .copied()
+            .filter(|(commit, _)| *commit >= told)
+            .collect();
+        places.sort_unstable();
+        for part in places.chunk_by(|a, b| a.0 == b.0) {
+            let Some((commit, _)) = part.first() else {
+                continue;
+            };
+            if found.is_full() {
+                return;
+            }
+            let (_, record) = &self.commits[*commit];
+            let changes: Vec<usize> = part.iter().map(|(_, change)| *change).collect();
+            if let Some(part) = record.pick(&changes) {
+                found.bytes += part.bytes();
+                found.reached = part.revision;
+                found.commits.push(part);
+            }
+        }
+        found.reached = found.reached.max(self.reached);
+    }
+}

@@ -1,0 +1,116 @@
+//! Recent commits of all keyspaces in memory, bounded in bytes, in pages that are searched without the feed's lock.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use storage_protocol::{CommitRecord, Keyspace, Revision};
+
+use super::FeedCommit;
+use super::page::{Page, memory_bytes};
+
+/// Commits in a full page.
+const PAGE_COMMITS: usize = 4096;
+
+/// So many pages of the ring's bytes, at least: the oldest page goes as a whole.
+const PAGES_MIN: usize = 16;
+
+/// All commits after `floor`, in revision order: full pages, then smaller ones, then those in no page yet.
+///
+/// Who asks gets pages only, so it ends the last one. Pages so made are joined like the digits of a binary counter when
+/// they are carried: each is more than twice as long as the next, so there are few small ones and a commit moves a dozen times at most.
+#[derive(Debug)]
+pub(super) struct Ring {
+    pages: VecDeque<Arc<Page<Keyspace>>>,
+    /// What came after the last page.
+    tail: Vec<(Keyspace, Arc<CommitRecord>)>,
+    tail_bytes: usize,
+    /// Of pages and tail.
+    bytes: usize,
+    bytes_max: usize,
+    /// Everything up to here is in pages, or gone.
+    paged: Revision,
+    /// The last commit.
+    last: Revision,
+    floor: Revision,
+}
+
+impl Ring {
+    pub(super) fn new(bytes_max: usize, floor: Revision) -> Self {
+        Self {
+            pages: VecDeque::new(),
+            tail: Vec::new(),
+            tail_bytes: 0,
+            bytes: 0,
+            bytes_max,
+            paged: floor,
+            last: floor,
+            floor,
+        }
+    }
+
+    /// It holds all commits after this revision.
+    pub(super) fn floor(&self) -> Revision {
+        self.floor
+    }
+
+    /// What it may take in memory, indexes and wire forms included. Never over its bound between two calls.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn push(&mut self, commit: FeedCommit) {
+        let bytes = memory_bytes::<Keyspace>(&commit.record);
+        self.last = commit.record.revision;
+        self.tail.push((commit.keyspace, commit.record));
+        self.tail_bytes += bytes;
+        self.bytes += bytes;
+        if self.tail.len() >= PAGE_COMMITS || self.tail_bytes >= self.page_bytes_max() {
+            self.end_page();
+        }
+        while self.bytes > self.bytes_max {
+            if self.pages.is_empty() {
+                self.end_page();
+            }
+            let Some(oldest) = self.pages.pop_front() else {
+                return;
+            };
+            self.bytes -= oldest.bytes();
+            self.floor = oldest.reached();
+        }
+    }
+
+    fn page_bytes_max(&self) -> usize {
+        self.bytes_max / PAGES_MIN
+    }
+
+    fn end_page(&mut self) {
+        if self.tail.is_empty() {
+            return;
+        }
+        let commits = std::mem::take(&mut self.tail);
+        let mut page = Page::new(self.paged, self.last, commits);
+        self.paged = self.last;
+        self.tail_bytes = 0;
+        let is_carried = |last: &mut Arc<Page<Keyspace>>, page: &Page<Keyspace>, bytes_max| {
+            last.len() <= 2 * page.len()
+                && last.len() + page.len() <= PAGE_COMMITS
+                && last.bytes() + page.bytes() <= bytes_max
+        };
+        let bytes_max = self.page_bytes_max();
+        while let Some(last) = self
+            .pages
+            .pop_back_if(|last| is_carried(last, &page, bytes_max))
+        {
+            page = last.joined(page);
+        }
+        self.pages.push_back(Arc::new(page));
+    }
+
+    /// The first pages, so many at most, that hold all commits after `after`, which must not lie before the floor. They
+    /// go on to the last commit if they are fewer.
+    pub(super) fn pages_after(&mut self, after: Revision, max: usize) -> Vec<Arc<Page<Keyspace>>> {
+        self.end_page();
+        let first = self.pages.partition_point(|page| page.reached() <= after);
+        self.pages.range(first..).take(max).cloned().collect()
+    }
+}
