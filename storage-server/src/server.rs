@@ -204,6 +204,9 @@ fn engine_options(config: &ServerConfig) -> EngineOptions {
     };
     options.accept_data_loss = config.accept_data_loss;
     options.limits = limits.announced.clone();
+    options.session_grace = config.timeouts.session_grace;
+    options.session_kept = config.timeouts.session_kept;
+    options.sessions_kept_max = limits.sessions_kept_max;
     set(&mut options.memory_bytes, limits.memory_bytes_max.as_ref());
     set(
         &mut options.commit_queue_bytes,

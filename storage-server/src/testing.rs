@@ -3,7 +3,8 @@
 //! It keeps no history and judges no limits. Commits of peers wait while [`MemoryEngine::hold`] says so, before or
 //! after they are applied, so that tests can see what a session does meanwhile; those of `server` never wait.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
@@ -22,9 +23,10 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::ServerConfig;
-use crate::engine::{Engine, SessionStorage};
+use crate::engine::{Engine, Resumed, SessionStorage};
 use crate::session::identity::Principal;
 use crate::session::{Dialect, Peer, driver};
 use crate::shared::Shared;
@@ -35,6 +37,8 @@ struct State {
     entries: BTreeMap<(Keyspace, Key), (Entry, Option<u64>)>,
     feeds: Vec<Arc<Mutex<FeedState>>>,
     sessions: u64,
+    /// Of each session that did not end: whose it is, its incarnation, and how that is told that it was fenced.
+    resumable: HashMap<SessionId, (String, u64, CancellationToken)>,
 }
 
 #[derive(Debug)]
@@ -52,6 +56,7 @@ pub(crate) enum Hold {
     Commits,
     /// Commits happen and are told to watches, but not acknowledged.
     Answers,
+    Resumes,
 }
 
 /// See the module.
@@ -59,6 +64,8 @@ pub(crate) enum Hold {
 pub(crate) struct MemoryEngine {
     state: Arc<Mutex<State>>,
     hold: watch::Sender<Hold>,
+    /// What sessions that are resumed have executed.
+    pub(crate) executed: AtomicU64,
 }
 
 impl MemoryEngine {
@@ -66,6 +73,7 @@ impl MemoryEngine {
         Arc::new(Self {
             state: Arc::default(),
             hold: watch::Sender::new(Hold::Nothing),
+            executed: AtomicU64::new(0),
         })
     }
 
@@ -82,17 +90,61 @@ impl MemoryEngine {
     }
 }
 
-impl Engine for MemoryEngine {
-    fn open_session(&self, principal: &str, keyspace: &Keyspace) -> Arc<dyn SessionStorage> {
-        let mut state = self.state.lock().unwrap();
-        state.sessions += 1;
+impl MemoryEngine {
+    fn session(
+        &self,
+        principal: &str,
+        keyspace: &Keyspace,
+        (number, executed): (u64, u64),
+        fence: &CancellationToken,
+    ) -> Arc<MemorySession> {
         Arc::new(MemorySession {
             state: self.state.clone(),
             hold: self.hold.subscribe(),
             principal: principal.to_owned(),
             keyspace: keyspace.clone(),
-            number: state.sessions,
+            number,
+            executed,
+            fence: fence.clone(),
         })
+    }
+}
+
+#[async_trait]
+impl Engine for MemoryEngine {
+    fn open_session(&self, principal: &str, keyspace: &Keyspace) -> Arc<dyn SessionStorage> {
+        let mut state = self.state.lock().unwrap();
+        state.sessions += 1;
+        let fence = CancellationToken::new();
+        let session = self.session(principal, keyspace, (state.sessions, 0), &fence);
+        let entry = (principal.to_owned(), 0, fence);
+        state.resumable.insert(session.session(), entry);
+        session
+    }
+
+    async fn resume_session(
+        &self,
+        principal: &str,
+        keyspace: &Keyspace,
+        id: SessionId,
+        incarnation: u64,
+    ) -> Result<Resumed> {
+        let mut hold = self.hold.subscribe();
+        let _ = hold.wait_for(|hold| *hold != Hold::Resumes).await;
+        let mut state = self.state.lock().unwrap();
+        let entry = state.resumable.get_mut(&id);
+        let Some((_, last, fence)) = entry.filter(|(whose, ..)| whose == principal) else {
+            return Ok(Resumed::Gone);
+        };
+        if incarnation <= *last {
+            return Ok(Resumed::Fenced);
+        }
+        *last = incarnation;
+        std::mem::replace(fence, CancellationToken::new()).cancel();
+        let executed = self.executed.load(Ordering::Relaxed);
+        let numbers = (u64::from(id.0[0]), executed);
+        let session = self.session(principal, keyspace, numbers, fence);
+        Ok(Resumed::Session(session))
     }
 
     fn position(&self) -> Position {
@@ -119,6 +171,8 @@ struct MemorySession {
     principal: String,
     keyspace: Keyspace,
     number: u64,
+    executed: u64,
+    fence: CancellationToken,
 }
 
 impl MemorySession {
@@ -282,11 +336,22 @@ impl SessionStorage for MemorySession {
     }
 
     fn executed(&self) -> u64 {
-        0
+        self.executed
     }
 
     fn serves_mwdb(&self) -> bool {
         true
+    }
+
+    fn lapsed(&self) -> bool {
+        false
+    }
+
+    // A stub: nothing lapses here.
+    fn heed(&self) {}
+
+    fn fenced(&self) -> CancellationToken {
+        self.fence.clone()
     }
 
     async fn commit_numbered(
@@ -298,8 +363,12 @@ impl SessionStorage for MemorySession {
         self.commit(batch, options).await
     }
 
+    // A stub: what is lost stays for ever.
+    fn lose(&self) {}
+
     async fn end(&self) -> Result<()> {
         let mut state = self.state.lock().unwrap();
+        state.resumable.remove(&self.session());
         state
             .entries
             .retain(|_, (_, session)| *session != Some(self.number));

@@ -324,6 +324,13 @@ fn limits(raw: &RawLimits) -> Result<ServerLimits> {
         10_000_000,
     )?;
     set(
+        &mut limits.sessions_kept_max,
+        "sessions_kept_max",
+        raw.sessions_kept_max,
+        0,
+        10_000_000,
+    )?;
+    set(
         &mut limits.mwdb_keys_max,
         "mwdb_keys_max",
         raw.mwdb_keys_max,
@@ -395,6 +402,22 @@ fn timeouts(raw: &RawTimeouts) -> Result<Timeouts> {
         raw.partial_message,
     )?;
     set(&mut timeouts.drain, "drain", raw.drain)?;
+    set(
+        &mut timeouts.session_grace,
+        "session_grace",
+        raw.session_grace,
+    )?;
+    set(&mut timeouts.session_kept, "session_kept", raw.session_kept)?;
+    if timeouts.session_kept < timeouts.session_grace {
+        return Err(ConfigError::value(
+            "timeouts.session_kept",
+            humantime::format_duration(timeouts.session_kept),
+            format!(
+                "at least timeouts.session_grace ({})",
+                humantime::format_duration(timeouts.session_grace)
+            ),
+        ));
+    }
     if timeouts.silence < 2 * timeouts.heartbeat {
         return Err(ConfigError::value(
             "timeouts.silence",
@@ -484,6 +507,7 @@ pub(super) fn raw_of(config: &ServerConfig) -> RawConfig {
             scans_max: size(said.scans_max),
             sessions_max: size(limits.sessions_max),
             sessions_per_principal_max: size(limits.sessions_per_principal_max),
+            sessions_kept_max: size(limits.sessions_kept_max),
             partial_messages_bytes_max: size(limits.partial_messages_bytes_max),
             commit_queue_bytes_max: limits.commit_queue_bytes_max.and_then(size),
             mwdb_keys_max: size(limits.mwdb_keys_max),
@@ -499,6 +523,8 @@ pub(super) fn raw_of(config: &ServerConfig) -> RawConfig {
             slow_peer: span(timeouts.slow_peer),
             partial_message: span(timeouts.partial_message),
             drain: span(timeouts.drain),
+            session_grace: span(timeouts.session_grace),
+            session_kept: span(timeouts.session_kept),
         },
         engine: RawEngine {
             disk_reserve_bytes: engine.disk_reserve_bytes.map(Size),
@@ -608,6 +634,11 @@ mod tests {
                 "certs = 'c'\n[timeouts]\nsilence = '20s'",
                 "timeouts.silence = 20s",
                 "twice",
+            ),
+            (
+                "certs = 'c'\n[timeouts]\nsession_kept = '30s'",
+                "timeouts.session_kept = 30s",
+                "session_grace (1m)",
             ),
             (
                 "certs = 'c'\n[engine]\nread_threads = 0",

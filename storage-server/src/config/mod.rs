@@ -191,6 +191,8 @@ pub struct ServerLimits {
     pub sessions_max: usize,
     /// Sessions of one principal. Default 1,000.
     pub sessions_per_principal_max: usize,
+    /// Sessions without a socket that are kept. Default 100,000.
+    pub sessions_kept_max: usize,
     /// Partly received messages of all sessions. Default 1 GiB.
     pub partial_messages_bytes_max: usize,
     /// Commits that wait for the committer; `None`: the engine's default.
@@ -214,6 +216,7 @@ impl Default for ServerLimits {
             bytes_in_flight_total_max: 1 << 30,
             sessions_max: 20_000,
             sessions_per_principal_max: 1_000,
+            sessions_kept_max: 100_000,
             partial_messages_bytes_max: 1 << 30,
             commit_queue_bytes_max: None,
             mwdb_keys_max: Limits::MWDB_KEYS,
@@ -240,6 +243,10 @@ pub struct Timeouts {
     pub partial_message: Duration,
     /// At shutdown: for requests in flight.
     pub drain: Duration,
+    /// How long a session's keys stay after its socket was lost.
+    pub session_grace: Duration,
+    /// How long it can be resumed after its socket was lost; no shorter than the grace.
+    pub session_kept: Duration,
 }
 
 impl Default for Timeouts {
@@ -251,6 +258,8 @@ impl Default for Timeouts {
             slow_peer: Duration::from_secs(30),
             partial_message: Duration::from_secs(10),
             drain: Duration::from_secs(10),
+            session_grace: Duration::from_secs(60),
+            session_kept: Duration::from_secs(24 * 3600),
         }
     }
 }

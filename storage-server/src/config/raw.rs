@@ -79,7 +79,7 @@ sizes! {
     RawLimits {
         key_bytes_max, value_bytes_max, message_bytes_max, keys_per_get_max, operations_per_commit_max,
         requests_in_flight_max, bytes_in_flight_max, bytes_in_flight_total_max, watches_max, scans_max,
-        sessions_max, sessions_per_principal_max, partial_messages_bytes_max, commit_queue_bytes_max,
+        sessions_max, sessions_per_principal_max, sessions_kept_max, partial_messages_bytes_max, commit_queue_bytes_max,
         mwdb_keys_max, outbox_bytes_max,
         /// Bytes that wait to be sent to all sessions together.
         outbox_bytes_total_max,
@@ -105,6 +105,10 @@ pub(crate) struct RawTimeouts {
     pub(crate) partial_message: Option<Span>,
     /// At shutdown: for requests in flight. Default 10s.
     pub(crate) drain: Option<Span>,
+    /// Keys of a session stay for so long after its socket was lost. Default 60s.
+    pub(crate) session_grace: Option<Span>,
+    /// The session can be resumed for so long. Default 24h.
+    pub(crate) session_kept: Option<Span>,
 }
 
 /// `[engine]`; what is left out is the engine's default.

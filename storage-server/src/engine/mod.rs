@@ -8,13 +8,40 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use storage_protocol::{Batch, CommitOptions, Keyspace, Position, Result, SessionId, Storage};
+use tokio_util::sync::CancellationToken;
 
 pub mod rocks;
 
+/// How an attempt to resume a session went.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Resumed {
+    /// It goes on with this handle; no other one can commit any more.
+    Session(Arc<dyn SessionStorage>),
+    /// There is no such session of this principal in this keyspace and epoch (any more).
+    Gone,
+    /// An incarnation that is not below this one has it.
+    Fenced,
+}
+
 /// A store that the server serves.
+#[async_trait]
 pub trait Engine: fmt::Debug + Send + Sync {
     /// A new session of `principal` in `keyspace`. The keyspace need not exist: the first commit makes it.
     fn open_session(&self, principal: &str, keyspace: &Keyspace) -> Arc<dyn SessionStorage>;
+
+    /// The session of this id, taken over by a higher incarnation: from the answer on no commit of a lower one is
+    /// executed, and what the session has executed is final. It stands behind all that the lower one queued.
+    ///
+    /// # Errors
+    /// The store cannot be read, cannot make the incarnation durable, or is closed; then nothing was resumed.
+    async fn resume_session(
+        &self,
+        principal: &str,
+        keyspace: &Keyspace,
+        id: SessionId,
+        incarnation: u64,
+    ) -> Result<Resumed>;
 
     /// The present position.
     fn position(&self) -> Position;
@@ -45,10 +72,25 @@ pub trait SessionStorage: Storage {
     /// Whether the keyspace is (or would be made) one that the mwDB dialect serves.
     fn serves_mwdb(&self) -> bool;
 
-    /// [`Storage::commit`] with the peer's number, which must be above all of this session before.
+    /// Whether keys of the session were removed because it was without a socket for too long, since a client of it
+    /// last [heeded](SessionStorage::heed) that: as it was when this handle attached.
+    fn lapsed(&self) -> bool;
+
+    /// The client of this handle knows by now what [`SessionStorage::lapsed`] said.
+    fn heed(&self);
+
+    /// Cancelled when a newer incarnation took the session over: the socket of this handle is to be closed.
+    fn fenced(&self) -> CancellationToken;
+
+    /// [`Storage::commit`] with the peer's number. One above [`SessionStorage::executed`] must be above all before; it is
+    /// executed. One that is not above it is never executed (again), whatever comes with it:
+    ///
+    /// * if it was executed, the answer is its original position, also after a restart;
+    /// * if it is 1,024 or more below, `Closed` with outcome *unknown*;
+    /// * else it was refused before: `Closed`, *not executed*.
     ///
     /// # Errors
-    /// As [`Storage::commit`].
+    /// As [`Storage::commit`]; `Closed` for a handle that was fenced.
     async fn commit_numbered(
         &self,
         number: u64,
@@ -56,7 +98,12 @@ pub trait SessionStorage: Storage {
         options: CommitOptions,
     ) -> Result<Position>;
 
-    /// Ends the session: its keys with session lifetime are removed by a commit. Later commits are refused.
+    /// The socket of this handle is lost: the session can be resumed for a while, and its keys stay for a shorter one.
+    /// So it is when a handle with numbered commits is dropped. Does not wait.
+    fn lose(&self);
+
+    /// Ends the session: its keys with session lifetime are removed by a commit. Later commits are refused. Of a handle
+    /// that was fenced it does nothing.
     ///
     /// # Errors
     /// As [`Storage::commit`].

@@ -21,7 +21,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::metered::Metered;
-use super::{Close, Dialect, Peer};
+use super::{Close, Departure, Dialect, Peer};
 use crate::config::Timeouts;
 use crate::metrics::ClosedLabel;
 use crate::shared::Shared;
@@ -42,8 +42,8 @@ const CLOSE_REASON_BYTES_MAX: usize = 123;
 /// How a session ended.
 #[derive(Debug)]
 enum End {
-    /// The peer closed, orderly.
-    PeerClosed,
+    /// The peer closed, orderly; with this code, if it gave one.
+    PeerClosed(Option<u16>),
     /// The socket broke.
     Broken(Error),
     /// We close.
@@ -102,8 +102,12 @@ where
         draining: false,
     };
     let end = std::future::poll_fn(|cx| driver.poll(cx)).await;
+    let departure = match end {
+        End::PeerClosed(Some(close_code::NORMAL)) => Departure::Left,
+        _ => Departure::Lost,
+    };
     match end {
-        End::PeerClosed => {
+        End::PeerClosed(_) => {
             tracing::debug!("the peer closed");
             bounded(CLOSE_PATIENCE, answer_close(&mut socket)).await;
         }
@@ -125,7 +129,7 @@ where
     }
     // The socket goes first: a peer must not wait for what only concerns us.
     drop(socket);
-    dialect.finish().await;
+    dialect.finish(departure).await;
     gauge.subtract(1);
     drop(peer);
 }
@@ -190,14 +194,17 @@ where
             let Poll::Ready(message) = self.socket.poll_next_unpin(cx) else {
                 break;
             };
-            let message = message.ok_or(End::PeerClosed)?.map_err(end_of)?;
+            let message = message.ok_or(End::PeerClosed(None))?.map_err(end_of)?;
             moved = true;
             self.heard = now;
             self.pinged = false;
             match message {
                 Message::Binary(bytes) => self.dialect.receive(cx, bytes, now)?,
                 Message::Text(_) => self.dialect.receive_text()?,
-                Message::Close(_) => return Err(End::PeerClosed),
+                Message::Close(frame) => {
+                    let code = frame.map(|frame| frame.code.into());
+                    return Err(End::PeerClosed(code));
+                }
                 // Pings are answered by the library, at its next read.
                 Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
             }
@@ -315,7 +322,7 @@ impl From<Close> for End {
 /// What an error of the WebSocket means: the peer is gone, or it broke the protocol.
 fn end_of(error: Error) -> End {
     match error {
-        Error::ConnectionClosed | Error::AlreadyClosed => End::PeerClosed,
+        Error::ConnectionClosed | Error::AlreadyClosed => End::PeerClosed(None),
         Error::Io(_) | Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => {
             End::Broken(error)
         }

@@ -70,6 +70,15 @@ impl Close {
     }
 }
 
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Departure {
+    /// The peer closed it with 1000: it will not come again.
+    Left,
+    /// In any other way, ours included: it may come again.
+    Lost,
+}
+
 /// What the messages of a connection mean. Nothing here waits: what takes time is kept as a future and polled by
 /// [`Dialect::poll_work`].
 pub(crate) trait Dialect: Send {
@@ -98,5 +107,5 @@ pub(crate) trait Dialect: Send {
     /// Whether, after [`Dialect::drain`], nothing is in progress any more and nothing waits to be sent.
     fn is_drained(&self) -> bool;
     /// The socket is gone: finishes what must be, such as commits.
-    fn finish(self) -> impl Future<Output = ()> + Send;
+    fn finish(self, departure: Departure) -> impl Future<Output = ()> + Send;
 }

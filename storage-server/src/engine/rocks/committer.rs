@@ -8,8 +8,8 @@
 //! record is the last of its rows and its number is the commit's revision; the log holds puts and deletes only.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -20,12 +20,14 @@ use storage_protocol::{
     Value,
 };
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use super::layout::{
     self, CommitRow, Head, KeyspaceId, KeyspaceRow, LifetimeRow, Stored, Table, entry_key,
     entry_value, index_key,
 };
 use super::queue::Queue;
+use super::sessions::{Handle, SessionState, Verdict};
 use super::store::{KeyspaceState, Store};
 use super::{Durability, Shared};
 use crate::feed::FeedCommit;
@@ -39,24 +41,12 @@ const COMPACT_BYTES_MAX: usize = 4 * 1024;
 /// Bytes that a group may have before it is written: values before count here that its requests do not carry.
 const GROUP_BYTES_MAX: usize = 16 << 20;
 
-/// A session as the committer knows it.
-#[derive(Debug)]
-pub(super) struct SessionState {
-    pub(super) id: SessionId,
-    pub(super) principal: Arc<str>,
-    pub(super) keyspace: Arc<KeyspaceState>,
-    /// The last number given or taken. Written when a commit is queued.
-    pub(super) numbered: AtomicU64,
-    /// The highest executed number. Written by the committer.
-    pub(super) executed: AtomicU64,
-    /// No more commits. Written by the committer.
-    pub(super) ended: AtomicBool,
-}
-
 /// One thing for the committer to do.
 #[derive(Debug)]
 pub(super) struct Work {
     pub(super) session: Arc<SessionState>,
+    /// The number of the session's handle that asks for it; 0: the engine itself.
+    pub(super) handle: u64,
     pub(super) task: Task,
     /// What it counts in the queue.
     pub(super) bytes: usize,
@@ -65,9 +55,10 @@ pub(super) struct Work {
 
 #[derive(Debug)]
 pub(super) enum Task {
-    /// A peer's commit.
+    /// A commit. `repeatable`: numbered by a peer, which may send it again.
     Commit {
         number: u64,
+        repeatable: bool,
         batch: Batch,
         options: CommitOptions,
     },
@@ -80,6 +71,23 @@ pub(super) enum Task {
     Forget {
         tombstones: Vec<(Key, Revision)>,
         horizon: Revision,
+    },
+    /// A newer incarnation takes the session over.
+    Attach {
+        handle: Handle,
+        incarnation: u64,
+        verdict: Arc<OnceLock<Verdict>>,
+    },
+    /// The handle's socket was lost.
+    Lose,
+    /// The handle's client knows that the session's keys were removed.
+    Heed,
+    /// The session was lost at this time, for too long: its keys are to go.
+    Lapse { since: UnixMillis },
+    /// The session was lost at this time and is kept no longer: these records go, and its row.
+    ForgetSession {
+        since: UnixMillis,
+        records: Vec<Vec<u8>>,
     },
     /// The session takes no more commits; its records go.
     End,
@@ -106,13 +114,13 @@ struct Committer<'a> {
 
 impl Committer<'_> {
     fn commit(&mut self, works: Vec<Work>) {
-        let mut group = Group::new(&self.shared.store);
+        let mut group = Group::new(self.shared);
         for work in works {
             if group.numbers >= GROUP_NUMBERS_MAX || group.batch.size_in_bytes() >= GROUP_BYTES_MAX
             {
-                let full = std::mem::replace(&mut group, Group::new(&self.shared.store));
+                let full = std::mem::replace(&mut group, Group::new(self.shared));
                 self.write(full);
-                group = Group::new(&self.shared.store);
+                group = Group::new(self.shared);
             }
             group.take(work);
         }
@@ -129,6 +137,7 @@ impl Committer<'_> {
             made,
             answers,
             dues,
+            fenced,
             ..
         } = group;
         let store = &self.shared.store;
@@ -163,6 +172,9 @@ impl Committer<'_> {
         for (reply, answer) in answers {
             let _ = reply.send(answer);
         }
+        for before in fenced {
+            before.cancel();
+        }
     }
 
     fn write_batch(&self, batch: WriteBatch, last: u64) -> std::result::Result<(), String> {
@@ -182,22 +194,35 @@ impl Committer<'_> {
 }
 
 /// Commits that become durable together.
-struct Group<'a> {
-    store: &'a Store,
+pub(super) struct Group<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) store: &'a Store,
     batch: WriteBatch,
     /// The store's revision before the group.
-    base: u64,
+    pub(super) base: u64,
     /// Numbers taken so far.
-    numbers: u64,
-    now: UnixMillis,
+    pub(super) numbers: u64,
+    pub(super) now: UnixMillis,
     /// Bytes of the work at hand, as it was queued.
     taken: usize,
     /// Entries as the group's commits leave them, for the checks of later ones.
     overlay: HashMap<(KeyspaceId, Key), (Head, Value)>,
+    /// What peers' numbers became in this group.
+    pub(super) executed: HashMap<(SessionId, u64), Revision>,
+    /// Handles that others took over from.
+    pub(super) fenced: Vec<CancellationToken>,
     records: Vec<FeedCommit>,
     made: Vec<(Arc<KeyspaceState>, KeyspaceRow)>,
     dues: Vec<UnixMillis>,
     answers: Vec<(oneshot::Sender<Result<Position>>, Result<Position>)>,
+}
+
+/// What a commit is known by: whose, which, and whether its number may come again.
+#[derive(Clone, Copy)]
+struct Number {
+    handle: u64,
+    number: u64,
+    repeatable: bool,
 }
 
 /// A signal, with its place among the changes.
@@ -223,8 +248,10 @@ impl Step {
 }
 
 impl<'a> Group<'a> {
-    fn new(store: &'a Store) -> Self {
+    pub(super) fn new(shared: &'a Shared) -> Self {
+        let store: &Store = &shared.store;
         Self {
+            shared,
             store,
             batch: WriteBatch::default(),
             base: store.db.latest_sequence_number(),
@@ -232,6 +259,8 @@ impl<'a> Group<'a> {
             now: store.now(),
             taken: 0,
             overlay: HashMap::new(),
+            executed: HashMap::new(),
+            fenced: Vec::new(),
             records: Vec::new(),
             made: Vec::new(),
             dues: Vec::new(),
@@ -239,9 +268,10 @@ impl<'a> Group<'a> {
         }
     }
 
-    fn take(&mut self, work: Work) {
+    pub(super) fn take(&mut self, work: Work) {
         let Work {
             session,
+            handle,
             task,
             reply,
             bytes,
@@ -250,15 +280,34 @@ impl<'a> Group<'a> {
         let answer = match task {
             Task::Commit {
                 number,
+                repeatable,
                 batch,
                 options,
-            } => self.commit(&session, number, batch, options),
+            } => {
+                let number = Number {
+                    handle,
+                    number,
+                    repeatable,
+                };
+                self.commit(&session, number, batch, options)
+            }
             Task::Remove { label, entries } => self.remove(&session, label, entries),
             Task::Forget {
                 tombstones,
                 horizon,
             } => self.forget(&session.keyspace, tombstones, horizon),
-            Task::End => self.end(&session),
+            Task::Attach {
+                handle,
+                incarnation,
+                verdict,
+            } => self.attach(&session, handle, incarnation, &verdict),
+            Task::Lose => self.lose(&session, handle),
+            Task::Heed => self.heed(&session, handle),
+            Task::Lapse { since } => self.lapse(&session, since),
+            Task::ForgetSession { since, records } => {
+                self.forget_session(&session, since, &records)
+            }
+            Task::End => self.end(&session, handle),
         };
         self.answers.push((reply, answer));
     }
@@ -266,25 +315,46 @@ impl<'a> Group<'a> {
     fn commit(
         &mut self,
         session: &Arc<SessionState>,
-        number: u64,
+        number: Number,
         batch: Batch,
         options: CommitOptions,
     ) -> Result<Position> {
-        self.store.check_poison()?;
-        if session.ended.load(Ordering::Acquire) {
-            return Err(StorageError::Closed {
-                reason: "the session has ended".to_owned(),
-                outcome: Outcome::NotExecuted,
-            });
+        let Number {
+            handle,
+            number,
+            repeatable,
+        } = number;
+        self.check_session(session, handle, number)?;
+        // Before anything that could refuse it: what was executed was not refused.
+        if repeatable && number <= session.executed.load(Ordering::Acquire) {
+            return self.repeat(session, number);
         }
+        self.store.check_poison()?;
         if session.keyspace.serves_mwdb() {
             check_mwdb(&batch)?;
         }
         self.check(&session.keyspace, &batch)?;
         let (steps, signals) = self.plan(session, batch, &options)?;
-        let position = self.apply(session, Some(number), options.label, steps, signals)?;
+        let unstored = repeatable && Self::is_unstored(session);
+        let numbered = Some((number, unstored));
+        let position = self.apply(session, numbered, options.label, steps, signals)?;
         session.executed.fetch_max(number, Ordering::AcqRel);
+        if repeatable {
+            self.executed
+                .insert((session.id, number), position.revision);
+        }
         Ok(position)
+    }
+
+    /// What the last work is to be answered with.
+    #[cfg(test)]
+    pub(super) fn last_answer(&self) -> Result<Position> {
+        self.answers.last().expect("a work was taken").1.clone()
+    }
+
+    /// Where the store is, with what the group did so far.
+    pub(super) fn here(&self) -> Result<Position> {
+        Ok(self.store.at(Revision(self.base + self.numbers)))
     }
 
     fn check(&self, keyspace: &KeyspaceState, batch: &Batch) -> Result<()> {
@@ -416,21 +486,23 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// Puts a planned commit's rows into the batch.
+    /// Puts a planned commit's rows into the batch. `numbered`: its number, and whether the session's row goes with it.
     fn apply(
         &mut self,
         session: &Arc<SessionState>,
-        number: Option<u64>,
+        numbered: Option<(u64, bool)>,
         label: Option<String>,
         mut steps: Vec<Step>,
         signals: Vec<Signal>,
     ) -> Result<Position> {
         let made = self.id(&session.keyspace).is_none();
+        let unstored = numbered.is_some_and(|(_, unstored)| unstored);
         let rows = steps
             .iter()
             .map(|step| step.rows(self.indexed()))
             .sum::<u64>()
             + u64::from(made)
+            + u64::from(unstored)
             + 1;
         let revision = Revision(self.base + self.numbers + rows);
         self.stamp(&session.keyspace, revision, &mut steps)?;
@@ -438,6 +510,9 @@ impl<'a> Group<'a> {
             Some(id) => id,
             None => self.make(&session.keyspace, revision),
         };
+        if unstored {
+            self.put_session_row(session);
+        }
         let mut changes = Vec::with_capacity(steps.len() + signals.len());
         let mut signals = signals.into_iter().peekable();
         let mut steps = steps.into_iter();
@@ -463,7 +538,7 @@ impl<'a> Group<'a> {
             session.principal.to_string(),
             changes,
         );
-        let number = number.unwrap_or(revision.0);
+        let number = numbered.map_or(revision.0, |(number, _)| number);
         let row = commit_row(number, id, &record);
         self.put(
             Table::Sessions,
@@ -630,7 +705,7 @@ impl<'a> Group<'a> {
             }
         }
         if steps.is_empty() {
-            return Ok(self.store.at(Revision(self.base + self.numbers)));
+            return self.here();
         }
         self.apply(session, None, Some(label.to_owned()), steps, Vec::new())
     }
@@ -667,26 +742,15 @@ impl<'a> Group<'a> {
         );
         // Ordering: before the write, so that who sees the tombstones gone in a snapshot finds the horizon raised.
         keyspace.raise_horizon(horizon);
-        Ok(self.store.at(Revision(self.base + self.numbers)))
+        self.here()
     }
 
-    fn end(&mut self, session: &SessionState) -> Result<Position> {
-        session.ended.store(true, Ordering::Release);
-        self.store.check_poison()?;
-        let executed = session.executed.load(Ordering::Acquire);
-        let first = executed.saturating_sub(layout::SESSION_WINDOW);
-        for number in first + 1..=executed {
-            self.delete(Table::Sessions, &layout::session_key(session.id, number));
-        }
-        Ok(self.store.at(Revision(self.base + self.numbers)))
-    }
-
-    fn put(&mut self, table: Table, key: &[u8], value: &[u8]) {
+    pub(super) fn put(&mut self, table: Table, key: &[u8], value: &[u8]) {
         self.batch.put_cf(self.store.table(table), key, value);
         self.numbers += 1;
     }
 
-    fn delete(&mut self, table: Table, key: &[u8]) {
+    pub(super) fn delete(&mut self, table: Table, key: &[u8]) {
         self.batch.delete_cf(self.store.table(table), key);
         self.numbers += 1;
     }
@@ -768,19 +832,21 @@ fn commit_row(number: u64, keyspace: KeyspaceId, record: &CommitRecord) -> Commi
     }
 }
 
-/// Puts work into the queue.
+/// Puts work into the queue, for a handle of the session (0: for the engine itself).
 ///
 /// # Errors
 /// As [`Queue::push`].
 pub(super) fn submit(
     queue: &Queue,
     session: &Arc<SessionState>,
+    handle: u64,
     task: Task,
     bytes: usize,
 ) -> Result<oneshot::Receiver<Result<Position>>> {
     let (reply, answer) = oneshot::channel();
     queue.push(Work {
         session: session.clone(),
+        handle,
         task,
         bytes,
         reply,

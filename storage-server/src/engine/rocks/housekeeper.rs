@@ -1,5 +1,5 @@
 //! What is done beside the requests, on two threads: the housekeeper writes the mark and looks at leases and the disk each
-//! second, whatever the other does; the expirer removes what is due and forgets old tombstones.
+//! second, whatever the other does; the expirer removes what is due, what lost sessions held, and forgets old tombstones.
 //!
 //! They write to the database themselves: expiries and forgotten tombstones go through the committer's queue like
 //! everything else, in bounded bites, so that many at once do not hold up writers.
@@ -7,11 +7,12 @@
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use storage_protocol::{Key, Result, Revision, StorageError, UnixMillis};
+use storage_protocol::{Key, Result, Revision, SessionId, StorageError, UnixMillis};
 
 use super::committer::{Task, submit};
 use super::layout::{self, Head, KeyspaceId, LifetimeRow, Stored, Table, entry_key};
 use super::mark::{Mark, boot_id};
+use super::sessions::{SessionState, record_keys};
 use super::store::KeyspaceState;
 use super::{Durability, Shared};
 
@@ -26,6 +27,12 @@ const BITE: usize = 512;
 
 /// Such commits before it looks at what else there is to do.
 const BITES_PER_VISIT: usize = 32;
+
+/// Lost sessions whose keys are looked at in one visit.
+const SESSIONS_PER_VISIT: usize = 1024;
+
+/// Lost sessions that are forgotten in one group; each has up to 1,024 records.
+const SESSIONS_PER_BITE: usize = 64;
 
 /// When the next entry is due; wakes the housekeeper.
 #[derive(Debug, Default)]
@@ -132,6 +139,7 @@ pub(super) fn run_expiry(shared: &Shared) {
         if shared.alarm.is_due(shared.store.now()) {
             report("expire entries", expire(shared));
         }
+        report("look after lost sessions", look_after_sessions(shared));
         if sweep.elapsed() >= SWEEP {
             match forget_tombstones(shared) {
                 // There is more: at the next round, so that expiry has its turn between.
@@ -226,10 +234,16 @@ fn behind(row: &[u8]) -> Vec<u8> {
     [row, &[0]].concat()
 }
 
-/// Removes the keys of sessions: of one, or of all there are.
-pub(super) fn end_sessions(shared: &Shared, prefix: &[u8]) -> Result<()> {
+/// Removes the keys of sessions whose rows begin with `prefix`, as commits labelled `session ended`: of each session
+/// those up to the revision that `up_to` gives, or none. True while there is more, after `bites`.
+pub(super) fn end_sessions(
+    shared: &Shared,
+    prefix: &[u8],
+    bites: usize,
+    up_to: impl Fn(SessionId) -> Option<Revision>,
+) -> Result<bool> {
     let mut start = prefix.to_vec();
-    loop {
+    for _ in 0..bites {
         let mut found: Vec<(KeyspaceId, Key, Revision)> = Vec::new();
         let mut rows = shared
             .store
@@ -237,20 +251,99 @@ pub(super) fn end_sessions(shared: &Shared, prefix: &[u8]) -> Result<()> {
         while let Some((row, revision)) = rows.item()
             && found.len() < BITE
         {
-            if let LifetimeRow::Session(_, keyspace, key) = LifetimeRow::parse(row)? {
-                found.push((keyspace, key, layout::decode_revision(revision)?));
-            }
             start = behind(row);
+            if let LifetimeRow::Session(session, keyspace, key) = LifetimeRow::parse(row)? {
+                let Some(last) = up_to(session) else {
+                    start = super::sessions::past(&LifetimeRow::session_prefix(session));
+                    rows.seek(&start);
+                    continue;
+                };
+                let revision = layout::decode_revision(revision)?;
+                if revision <= last {
+                    found.push((keyspace, key, revision));
+                }
+            }
             rows.next();
         }
         rows.status()
             .map_err(|error| super::store::internal("read of session keys", &error))?;
         drop(rows);
         if found.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         remove(shared, "session ended", found)?;
     }
+    Ok(true)
+}
+
+/// Removes the keys of sessions that are without a socket for too long, and forgets those that are kept no longer.
+fn look_after_sessions(shared: &Shared) -> Result<()> {
+    let options = &shared.store.options;
+    let before = |age: Duration| {
+        let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        UnixMillis(shared.store.now().0.saturating_sub(age))
+    };
+    let sessions = &shared.sessions;
+    for (since, session) in sessions.with_keys(before(options.session_grace), SESSIONS_PER_VISIT) {
+        lapse(shared, since, &session)?;
+    }
+    for _ in 0..BITES_PER_VISIT {
+        let (kept, max) = (before(options.session_kept), options.sessions_kept_max);
+        let overdue = sessions.overdue(kept, max, SESSIONS_PER_BITE);
+        let mut answers = Vec::new();
+        for (since, session) in &overdue {
+            // What is left of its keys goes first, or nothing would know that they are to go.
+            if !lapse(shared, *since, session)? {
+                continue;
+            }
+            let records = record_keys(&shared.store, session.id)?;
+            let bytes = records.iter().map(|key| key.len() + 64).sum::<usize>() + 64;
+            let task = Task::ForgetSession {
+                since: *since,
+                records,
+            };
+            answers.push(submit(&shared.queue, session, 0, task, bytes)?);
+        }
+        let more = answers.len() == SESSIONS_PER_BITE;
+        wait_for(answers)?;
+        if !more {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the keys of a lost session, for a visit; true when there are none left.
+pub(super) fn lapse(
+    shared: &Shared,
+    since: UnixMillis,
+    session: &Arc<SessionState>,
+) -> Result<bool> {
+    let prefix = LifetimeRow::session_prefix(session.id);
+    let has_keys = {
+        let rows = shared
+            .store
+            .iterate_prefix(Table::Lifetimes, &prefix, &prefix);
+        rows.status()
+            .map_err(|error| super::store::internal("read of session keys", &error))?;
+        rows.valid()
+    };
+    if has_keys {
+        wait_for(vec![submit(
+            &shared.queue,
+            session,
+            0,
+            Task::Lapse { since },
+            64,
+        )?])?;
+        // A session that was resumed meanwhile keeps what it put since then: it is newer.
+        let last = session.lapse();
+        if end_sessions(shared, &prefix, BITES_PER_VISIT, |_| Some(last))? {
+            return Ok(false);
+        }
+    }
+    shared.sessions.without_keys(since, session.id);
+    Ok(true)
 }
 
 /// One commit for each keyspace. Waits for them: blocks.
@@ -273,6 +366,7 @@ fn remove(
             answers.push(submit(
                 &shared.queue,
                 &session,
+                0,
                 Task::Remove { label, entries },
                 bytes,
             )?);
@@ -339,7 +433,7 @@ pub(super) fn forget_of(shared: &Shared, keyspace: &Arc<KeyspaceState>) -> Resul
             tombstones: bite,
             horizon,
         };
-        wait_for(vec![submit(&shared.queue, &session, task, bytes)?])?;
+        wait_for(vec![submit(&shared.queue, &session, 0, task, bytes)?])?;
     }
     Ok(true)
 }

@@ -11,11 +11,18 @@
 //! | `index` | keyspace u32, revision u64, user key | empty: one row per live entry or tombstone |
 //! | `lifetimes` | due time, or session, or tombstone's age: see [`LifetimeRow`] | revision u64 |
 //! | `sessions` | session 16, slot u16 | the commit's record ([`CommitRow`]) |
-//! | `meta` | `epochs`, `keyspace/NAME`, `horizon/KEYSPACE` | see the functions |
+//! | `meta` | `epochs`, `keyspace/NAME`, `horizon/KEYSPACE`, `session/ID`, `session-horizon` | see the functions |
+
+mod session;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use storage_protocol::{
     Entry, EntryLifetime, Epoch, Key, KeyState, Keyspace, Revision, SessionId, UnixMillis, Value,
+};
+
+pub(crate) use self::session::{
+    SESSION_HORIZON_KEY, SESSION_PREFIX, SessionHorizon, SessionRow, new_session_id, opened_at,
+    parse_session_row_key, session_row_key,
 };
 
 /// The version of all that is written here. A store of a higher one is refused.
@@ -327,6 +334,22 @@ pub(crate) fn session_key(session: SessionId, number: u64) -> Vec<u8> {
     out
 }
 
+/// Where the records of a session begin; all of them begin with this.
+pub(crate) fn session_records(session: SessionId) -> Vec<u8> {
+    let mut out = vec![Table::Sessions.tag()];
+    out.extend_from_slice(&session.0);
+    out
+}
+
+/// The session of a record's key.
+pub(crate) fn parse_session_key(key: &[u8]) -> Result<SessionId, Damaged> {
+    let id = key.get(1..).and_then(<[u8]>::split_first_chunk::<16>);
+    id.map(|(id, _)| SessionId(*id)).ok_or(Damaged {
+        table: "sessions",
+        what: "a short key",
+    })
+}
+
 /// A commit's record: the last row of its rows in the log, so that a replay finds where it ends. What the `entries`
 /// rows before it cannot say stands here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -368,6 +391,19 @@ impl CommitRow {
             put_bytes(&mut out, value);
         }
         out.into()
+    }
+
+    /// Number and revision alone, without a copy of what may be large.
+    pub(crate) fn decode_number(mut row: &[u8]) -> Result<(u64, Revision), Damaged> {
+        let mut parse = || -> Option<(u64, Revision)> {
+            let number = row.try_get_u64().ok()?;
+            row.try_get_u32().ok()?;
+            Some((number, Revision(row.try_get_u64().ok()?)))
+        };
+        parse().ok_or(Damaged {
+            table: "sessions",
+            what: "a short record",
+        })
     }
 
     pub(crate) fn decode(row: &[u8]) -> Result<Self, Damaged> {
@@ -551,6 +587,8 @@ mod tests {
         };
         let encoded = row.encode();
         assert_eq!(CommitRow::decode(&encoded).unwrap(), row);
+        let number = CommitRow::decode_number(&encoded).unwrap();
+        assert_eq!(number, (row.number, row.revision));
         for cut in 0..encoded.len() {
             assert!(CommitRow::decode(&encoded[..cut]).is_err(), "cut at {cut}");
         }

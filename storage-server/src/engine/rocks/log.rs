@@ -10,7 +10,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rocksdb::{DBWALIterator, WriteBatch, WriteBatchIteratorCf};
 use storage_protocol::{
-    Change, ChangeKind, CommitRecord, Key, KeyState, Result, Revision, StorageError, Value,
+    Change, ChangeKind, CommitRecord, Key, KeyState, Result, Revision, StorageError, UnixMillis,
+    Value,
 };
 
 use super::layout::{self, CommitRow, Damaged, KeyspaceId, Table};
@@ -19,6 +20,9 @@ use super::store::{Store, internal};
 /// How far before a position the log is asked, in turn, until the answer covers it: a group's numbers are few as a
 /// rule, and a far look costs the reading of what lies between. `u64::MAX` asks for everything there is.
 const LOOK_BACK: [u64; 5] = [0, 256, 16 * 1024, 1 << 20, u64::MAX];
+
+/// How far before the log's end the last commit is looked for, in turn: what is not a commit takes few numbers, as a rule.
+const LAST_COMMIT_LOOK_BACK: [u64; 3] = [64, 4096, 100_000];
 
 /// Commits read from the log.
 #[derive(Debug, Default)]
@@ -89,6 +93,25 @@ pub(super) fn oldest(store: &Store) -> Result<Revision> {
         }
     }
     Ok(store.revision())
+}
+
+/// When the last commit was made, if the log's end tells. Blocks.
+pub(super) fn last_time(store: &Store) -> Result<Option<UnixMillis>> {
+    let last = store.revision();
+    let oldest = oldest(store)?;
+    for back in LAST_COMMIT_LOOK_BACK {
+        let mut reached = Revision(last.0.saturating_sub(back)).max(oldest);
+        let mut time = None;
+        while reached < last {
+            let page = read_after(store, reached, 4 << 20)?;
+            reached = page.reached;
+            time = page.commits.last().map(|(_, record)| record.time).or(time);
+        }
+        if time.is_some() {
+            return Ok(time);
+        }
+    }
+    Ok(None)
 }
 
 /// The batches from the one that holds number `after + 1`.

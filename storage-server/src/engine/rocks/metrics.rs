@@ -13,9 +13,19 @@ pub(super) struct Metrics {
     groups: AtomicU64,
     bytes: AtomicU64,
     write_micros: AtomicU64,
+    resumed: AtomicU64,
+    repeated: AtomicU64,
 }
 
 impl Metrics {
+    pub(super) fn resumed(&self) {
+        self.resumed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn repeated(&self) {
+        self.repeated.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(super) fn wrote(&self, works: usize, bytes: usize, took: Duration) {
         self.works.fetch_add(works as u64, Ordering::Relaxed);
         self.groups.fetch_add(1, Ordering::Relaxed);
@@ -41,6 +51,8 @@ pub(super) fn write(shared: &Shared, out: &mut String) {
         groups,
         bytes,
         write_micros,
+        resumed,
+        repeated,
     } = &shared.metrics;
     metric(
         "storage_commits_total",
@@ -71,6 +83,24 @@ pub(super) fn write(shared: &Shared, out: &mut String) {
         "gauge",
         "Bytes that wait for the committer.",
         shared.queue.bytes() as f64,
+    );
+    metric(
+        "storage_sessions_kept",
+        "gauge",
+        "Sessions without a socket that can be resumed.",
+        shared.sessions.kept() as f64,
+    );
+    metric(
+        "storage_sessions_resumed_total",
+        "counter",
+        "Sessions that were resumed.",
+        count(resumed),
+    );
+    metric(
+        "storage_commits_repeated_total",
+        "counter",
+        "Commits that came again and were answered with what they did the first time.",
+        count(repeated),
     );
     let (watches, ring_bytes, floor) = shared.feed.figures();
     metric(

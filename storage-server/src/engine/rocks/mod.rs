@@ -3,7 +3,7 @@
 //! A commit's way: [`RocksSession::commit`] validates it and puts it into the [`queue`]; the [`committer`] evaluates
 //! it with its group, writes the group with one synced write, publishes to the feed and answers. Reads go to RocksDB
 //! directly, from memory on the caller's task, from disk on the read pool. [`layout`] is the disk format, [`open`] judges
-//! a data folder, [`log`] reads the WAL as the change log, [`housekeeper`] does what is done beside requests.
+//! a data folder, [`sessions`] knows what outlives a socket, [`log`] reads the WAL as the change log, [`housekeeper`] does what is done beside requests.
 
 mod committer;
 mod disk;
@@ -16,13 +16,14 @@ mod metrics;
 mod open;
 mod queue;
 mod reader;
+mod sessions;
 mod store;
 mod watch;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -32,20 +33,22 @@ use storage_protocol::{
     Reading, Result, Revision, Scan, ScanItem, ScanOptions, ScanSource, SessionId, Storage,
     StorageError, Watch, WatchMode, WatchOptions, WatchStart,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio_util::sync::CancellationToken;
 
-use self::committer::{SessionState, Task, submit};
+use self::committer::{Task, submit};
 use self::disk::Disk;
 use self::housekeeper::Alarm;
-use self::layout::{LifetimeRow, Table};
+use self::layout::LifetimeRow;
 use self::lease::{Leased, Leases};
 use self::metrics::Metrics;
 pub use self::open::OpenError;
 use self::queue::Queue;
 use self::reader::ScanCursor;
+use self::sessions::{Handle, SessionState, Sessions, Verdict};
 use self::store::{KeyspaceState, Store};
 use self::watch::{EveryWatch, LatestWatch};
-use super::{Engine, SessionStorage};
+use super::{Engine, Resumed, SessionStorage};
 use crate::feed::{Feed, FeedCommit};
 
 /// What is read from the log, an index or a scan at a time.
@@ -98,6 +101,13 @@ pub struct EngineOptions {
     pub tombstone_age: Duration,
     /// And so many per keyspace. Default 10 million.
     pub tombstones_max: u64,
+    /// Keys of a session stay for so long after its socket was lost (or the server started). Default 60 s. Looked at
+    /// each second.
+    pub session_grace: Duration,
+    /// And the session can be resumed for so long. Default 24 h.
+    pub session_kept: Duration,
+    /// So many sessions without a socket are kept; the longest lost is forgotten first. Default 100,000.
+    pub sessions_kept_max: usize,
     /// For measuring what the index by revision costs, and for nothing else: without it `Latest` tells nothing.
     #[doc(hidden)]
     pub danger_without_index: bool,
@@ -122,6 +132,9 @@ impl EngineOptions {
             read_threads: 8,
             tombstone_age: Duration::from_secs(7 * 24 * 3600),
             tombstones_max: 10_000_000,
+            session_grace: Duration::from_secs(60),
+            session_kept: Duration::from_secs(24 * 3600),
+            sessions_kept_max: 100_000,
             danger_without_index: false,
         }
     }
@@ -133,6 +146,7 @@ struct Shared {
     store: Arc<Store>,
     queue: Queue,
     feed: Arc<Feed>,
+    sessions: Sessions,
     leases: Arc<Leases>,
     alarm: Alarm,
     disk: Disk,
@@ -166,7 +180,9 @@ impl Shared {
 
     /// The internal session of a keyspace: its rows never deduplicate.
     fn server_session(&self, keyspace: &Arc<KeyspaceState>) -> Arc<SessionState> {
-        new_session(SessionId([0; 16]), SERVER, keyspace.clone())
+        let handle = Handle::engine();
+        let state = SessionState::new(SessionId([0; 16]), SERVER, keyspace.clone(), handle);
+        Arc::new(state)
     }
 }
 
@@ -174,17 +190,6 @@ fn read_failed<T>(error: tokio::task::JoinError) -> Result<T> {
     Err(StorageError::Internal {
         message: format!("a read failed: {error}"),
         outcome: Outcome::NotExecuted,
-    })
-}
-
-fn new_session(id: SessionId, principal: &str, keyspace: Arc<KeyspaceState>) -> Arc<SessionState> {
-    Arc::new(SessionState {
-        id,
-        principal: principal.into(),
-        keyspace,
-        numbered: 0.into(),
-        executed: 0.into(),
-        ended: false.into(),
     })
 }
 
@@ -216,15 +221,23 @@ impl RocksEngine {
     /// [`OpenError`]: what is wrong with the folder. Nothing in it was changed then.
     pub fn open(options: EngineOptions) -> Result<Arc<Self>, OpenError> {
         let opened = open::open(&options)?;
-        let store = Arc::new(Store::new(opened, options.clone())?);
-        // Before the feed, which begins at the store's revision: these rows take numbers too.
-        forget_session_rows(&store).map_err(|error| OpenError::Damaged {
+        let mut store = Store::new(opened, options.clone())?;
+        // The mark is up to a second older than the last commit, and the wall clock may have been set back.
+        match log::last_time(&store) {
+            Ok(time) => store.set_clock_at_least(time.unwrap_or_default()),
+            Err(error) => tracing::warn!(%error, "the time of the last commit cannot be read"),
+        }
+        let store = Arc::new(store);
+        let damaged = |error: StorageError| OpenError::Damaged {
             path: options.data.clone(),
             message: error.to_string(),
-        })?;
+        };
+        // Before the feed, which begins at the store's revision: rows that go take numbers too.
+        let sessions = sessions::load(&store).map_err(damaged)?;
         let shared = Arc::new(Shared {
             queue: Queue::new(options.commit_queue_bytes),
             feed: Arc::new(Feed::new(options.ring_bytes, store.revision())),
+            sessions,
             leases: Arc::default(),
             alarm: Alarm::default(),
             disk: Disk::new(&options),
@@ -238,13 +251,12 @@ impl RocksEngine {
             threads: Mutex::default(),
         });
         engine.spawn("committer", shared.clone(), committer::run)?;
-        // Until sessions outlive their sockets, none outlives the server.
-        housekeeper::end_sessions(&shared, &LifetimeRow::sessions_prefix()).map_err(|error| {
-            OpenError::Damaged {
-                path: options.data.clone(),
-                message: error.to_string(),
-            }
-        })?;
+        // Keys of sessions that are no more, and what a lapse left when the server ended.
+        let prefix = LifetimeRow::sessions_prefix();
+        housekeeper::end_sessions(&shared, &prefix, usize::MAX, |id| {
+            shared.sessions.to_remove(id)
+        })
+        .map_err(damaged)?;
         engine.spawn("housekeeper", shared.clone(), housekeeper::run)?;
         engine.spawn("expirer", shared, housekeeper::run_expiry)?;
         Ok(engine)
@@ -285,26 +297,14 @@ impl RocksEngine {
     #[must_use]
     pub fn storage(&self, keyspace: &Keyspace) -> Arc<RocksSession> {
         let keyspace = self.shared.store.keyspace(keyspace);
-        self.session(self.shared.server_session(&keyspace))
+        let state = self.shared.server_session(&keyspace);
+        RocksSession::new(&self.shared, state, Handle::engine(), false)
     }
 
     /// The number of a revision's history: see [`Position`].
     #[must_use]
     pub fn position(&self) -> Position {
         self.shared.store.position()
-    }
-
-    fn session(&self, state: Arc<SessionState>) -> Arc<RocksSession> {
-        let limits = &self.shared.store.options.limits;
-        let places = |max: usize| Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
-        let (scans, watches) = (places(limits.scans_max), places(limits.watches_max));
-        let shared = self.shared.clone();
-        Arc::new(RocksSession {
-            shared,
-            state,
-            scans,
-            watches,
-        })
     }
 
     /// Commits what is queued, syncs, marks the store as cleanly closed and stops the threads. Later commits fail; reads
@@ -347,29 +347,6 @@ impl Drop for RocksEngine {
     }
 }
 
-/// Drops the records of sessions that are no more: until sessions outlive their sockets, of all. (The log keeps the
-/// commits; these rows are for repeated ones.) Before the committer starts, so that there is still one writer.
-fn forget_session_rows(store: &Store) -> std::result::Result<(), rocksdb::Error> {
-    // Synced in every durability: the mark may name these numbers a second later.
-    let mut sync = rocksdb::WriteOptions::default();
-    sync.set_sync(true);
-    let mut batch = rocksdb::WriteBatch::default();
-    let mut rows = store.iterate(Table::Sessions, &[Table::Sessions.tag()], None);
-    while let Some(row) = rows.key() {
-        batch.delete_cf(store.table(Table::Sessions), row);
-        if batch.len() >= 4096 {
-            store.db.write_opt(std::mem::take(&mut batch), &sync)?;
-        }
-        rows.next();
-    }
-    rows.status()?;
-    if batch.is_empty() {
-        Ok(())
-    } else {
-        store.db.write_opt(batch, &sync)
-    }
-}
-
 /// What of the ring's bytes is looked for in the log at the start, in numbers: bounds the time it takes.
 const REFILL_NUMBERS: u64 = 100_000;
 
@@ -408,10 +385,48 @@ fn refill_from(shared: &Shared, floor: Revision) -> Result<()> {
     Ok(())
 }
 
+#[async_trait]
 impl Engine for RocksEngine {
     fn open_session(&self, principal: &str, keyspace: &Keyspace) -> Arc<dyn SessionStorage> {
-        let keyspace = self.shared.store.keyspace(keyspace);
-        self.session(new_session(SessionId(rand::random()), principal, keyspace))
+        let shared = &self.shared;
+        let (state, handle) = shared.sessions.open(&shared.store, principal, keyspace);
+        RocksSession::new(shared, state, handle, false)
+    }
+
+    async fn resume_session(
+        &self,
+        principal: &str,
+        keyspace: &Keyspace,
+        id: SessionId,
+        incarnation: u64,
+    ) -> Result<Resumed> {
+        let shared = &self.shared;
+        let found = shared.sessions.find(&shared.store, id, principal, keyspace);
+        let Some(state) = found else {
+            return Ok(Resumed::Gone);
+        };
+        if !state.is_loaded() {
+            let state = state.clone();
+            shared
+                .on_pool(move |shared| sessions::read_executed(&shared.store, &state))
+                .await?;
+        }
+        let handle = shared.sessions.handle();
+        let verdict = Arc::new(OnceLock::new());
+        let task = Task::Attach {
+            handle: handle.clone(),
+            incarnation,
+            verdict: verdict.clone(),
+        };
+        let answer = submit(&shared.queue, &state, handle.number, task, 64)?;
+        // Before the wait: who gives it up must not leave a session that nobody has and nobody lost.
+        let attached = RocksSession::new(shared, state, handle, true);
+        answer.await.map_err(|_| closed())??;
+        Ok(match verdict.get() {
+            Some(Verdict::Attached) => Resumed::Session(attached),
+            Some(Verdict::Fenced) => Resumed::Fenced,
+            Some(Verdict::Gone) | None => Resumed::Gone,
+        })
     }
 
     fn position(&self) -> Position {
@@ -437,9 +452,18 @@ impl Engine for RocksEngine {
 pub struct RocksSession {
     shared: Arc<Shared>,
     state: Arc<SessionState>,
+    handle: Handle,
+    /// What is left of it when the handle goes is to be kept: it was resumed, or has numbered commits.
+    outlives: AtomicBool,
     /// A place for each open scan and each watch of the session.
     scans: Arc<Semaphore>,
     watches: Arc<Semaphore>,
+}
+
+impl Drop for RocksSession {
+    fn drop(&mut self) {
+        self.lose();
+    }
 }
 
 /// A place in one of the session's bounds, or the error that names it.
@@ -452,6 +476,30 @@ fn take_place(places: &Arc<Semaphore>, limit: Limit, max: usize) -> Result<Owned
 }
 
 impl RocksSession {
+    fn new(
+        shared: &Arc<Shared>,
+        state: Arc<SessionState>,
+        handle: Handle,
+        outlives: bool,
+    ) -> Arc<Self> {
+        let limits = &shared.store.options.limits;
+        let places = |max: usize| Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
+        Arc::new(Self {
+            shared: shared.clone(),
+            state,
+            handle,
+            outlives: outlives.into(),
+            scans: places(limits.scans_max),
+            watches: places(limits.watches_max),
+        })
+    }
+
+    /// Puts a task of this handle into the queue.
+    fn queue(&self, task: Task, bytes: usize) -> Result<oneshot::Receiver<Result<Position>>> {
+        let queue = &self.shared.queue;
+        submit(queue, &self.state, self.handle.number, task, bytes)
+    }
+
     /// The limits that hold in this keyspace: an mwDB keyspace takes whole graph saves.
     fn own_limits(&self) -> Limits {
         let limits = self.shared.store.options.limits.clone();
@@ -491,12 +539,17 @@ impl RocksSession {
         batch: Batch,
         options: CommitOptions,
     ) -> Result<Position> {
-        batch.validate(&options, &self.own_limits())?;
-        self.shared.store.check_poison()?;
-        self.shared.disk.check(&self.shared.store.options)?;
+        // A number that was executed (or refused) before is answered with that, whatever holds now.
+        let executed = || self.state.executed.load(Ordering::Acquire);
+        if number.is_none_or(|number| number > executed()) {
+            batch.validate(&options, &self.own_limits())?;
+            self.shared.store.check_poison()?;
+            self.shared.disk.check(&self.shared.store.options)?;
+        }
         let answer = {
             // Ordering: the number is taken and the work queued in one go, so that numbers are queued in order.
             let is_server = self.state.principal.as_ref() == SERVER;
+            let repeatable = number.is_some();
             let number = match number {
                 Some(number) => number,
                 None if is_server => 0,
@@ -505,10 +558,11 @@ impl RocksSession {
             let bytes = batch.bytes();
             let task = Task::Commit {
                 number,
+                repeatable,
                 batch,
                 options,
             };
-            submit(&self.shared.queue, &self.state, task, bytes)?
+            self.queue(task, bytes)?
         };
         answer.await.map_err(|_| closed())?
     }
@@ -659,22 +713,52 @@ impl SessionStorage for RocksSession {
         self.state.keyspace.serves_mwdb()
     }
 
+    fn lapsed(&self) -> bool {
+        self.state.is_lapsed()
+    }
+
+    fn heed(&self) {
+        if self.state.is_lapsed() {
+            // A queue that is closed is that of a store which is: the client is told again then.
+            let _ = self.queue(Task::Heed, 64);
+        }
+    }
+
+    fn fenced(&self) -> CancellationToken {
+        self.handle.fence.clone()
+    }
+
     async fn commit_numbered(
         &self,
         number: u64,
         batch: Batch,
         options: CommitOptions,
     ) -> Result<Position> {
+        self.outlives.store(true, Ordering::Release);
         self.submit(Some(number), batch, options).await
     }
 
+    fn lose(&self) {
+        if self.outlives.swap(false, Ordering::AcqRel) {
+            // A queue that is closed is that of a store which is: at its next start all sessions count as lost.
+            let _ = self.queue(Task::Lose, 64);
+        }
+    }
+
     async fn end(&self) -> Result<()> {
-        // First no more commits, then what they left: the second look finds everything the first let in.
-        let answer = submit(&self.shared.queue, &self.state, Task::End, 64)?;
+        // First no more commits, then what they left: the look at the keys finds everything that was let in.
+        let answer = self.queue(Task::End, 64)?;
+        self.outlives.store(false, Ordering::Release);
         answer.await.map_err(|_| closed())??;
+        if !self.state.has_ended() {
+            return Ok(());
+        }
         let prefix = LifetimeRow::session_prefix(self.state.id);
+        let all = |_| Some(Revision(u64::MAX));
         self.shared
-            .on_pool(move |shared| housekeeper::end_sessions(shared, &prefix))
+            .on_pool(move |shared| {
+                housekeeper::end_sessions(shared, &prefix, usize::MAX, all).map(|_| ())
+            })
             .await
     }
 }

@@ -78,7 +78,8 @@ impl std::fmt::Debug for Store {
     }
 }
 
-/// Never goes back: the wall clock at the start (or the last time in the mark, if that is later), then monotonic.
+/// Never goes back: the wall clock at the start (or the last time in the mark or in the log, if that is later), then
+/// monotonic.
 #[derive(Debug)]
 struct Clock {
     base: UnixMillis,
@@ -248,6 +249,11 @@ impl Store {
 
     pub(crate) fn now(&self) -> UnixMillis {
         self.clock.base.after(self.clock.started.elapsed())
+    }
+
+    /// Sets the clock no earlier than this. At the start only: others would see it jump.
+    pub(super) fn set_clock_at_least(&mut self, time: UnixMillis) {
+        self.clock.base = self.clock.base.max(time);
     }
 
     /// Refuses writes from here on; the first reason stays.

@@ -27,7 +27,7 @@ use storage_protocol::{KeyRange, Result, Watch, WatchOptions};
 use crate::engine::SessionStorage;
 use crate::metrics::{ClosedLabel, GatewayLabel, OutcomeLabel, RequestLabel};
 use crate::session::budget::Permit;
-use crate::session::{Close, Dialect, Peer};
+use crate::session::{Close, Departure, Dialect, Peer};
 use crate::shared::Shared;
 use prefix::Prefix;
 pub(crate) use pushes::PushCache;
@@ -337,7 +337,8 @@ impl Dialect for Mwdb {
         self.queue.is_empty() && self.running.is_empty() && self.answers.is_empty()
     }
 
-    async fn finish(mut self) {
+    // Its sessions cannot be resumed: the dialect has no word for it.
+    async fn finish(mut self, _: Departure) {
         self.pushes.detach();
         self.queue
             .retain(|queued| !matches!(queued.request.kind, RequestKind::Get { .. }));

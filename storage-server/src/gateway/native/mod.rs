@@ -1,7 +1,9 @@
 //! The native dialect, `storage-sync.v1`: one session's requests, from frame to answer.
 //!
 //! Gets and commits are polled once where they arrive (a commit that came before its turn: when that comes, see
-//! [`order`]), which fixes the order of commits and answers most gets at once; what is not ready goes on beside the others. While the outbox is full, reads wait in memory (their bytes are in
+//! [`order`]), which fixes the order of commits and answers most gets at once; what is not ready goes on beside the
+//! others. A session that is resumed is waited for between Hello and Welcome, and outlives the socket unless the peer
+//! closes it with 1000. While the outbox is full, reads wait in memory (their bytes are in
 //! flight and so bounded) and watches park; commits go on, their answers are small. What a message asks for is in
 //! [`requests`], scans are in [`scans`], watches in [`watches`].
 
@@ -24,13 +26,16 @@ use storage_protocol::native::{
     Class, ClientMessage, Hello, Outbox, Packet, ProtocolError, Reassembler, RequestId,
     ServerMessage, VERSION, Welcome, close_code, kind,
 };
-use storage_protocol::{Entry, Keyspace, Limit, Limits, Position, Reading, StorageError, Watch};
+use storage_protocol::{
+    Batch, CommitOptions, Entry, Keyspace, Limit, Limits, Position, Reading, StorageError, Watch,
+};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use crate::engine::SessionStorage;
+use crate::engine::{Resumed, SessionStorage};
 use crate::metrics::{ClosedLabel, GatewayLabel, Metrics, RequestLabel};
 use crate::session::budget::{Budget, Permit};
 use crate::session::identity::Principal;
-use crate::session::{Close, Dialect, Peer};
+use crate::session::{Close, Departure, Dialect, Peer};
 use crate::shared::Shared;
 use order::{Commit, Order};
 use scans::{Scans, Turn};
@@ -41,16 +46,17 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// What is kept of a client's name.
 const AGENT_BYTES_MAX: usize = 256;
 
-/// How long a session's keys stay after its socket is lost.
-const SESSION_GRACE: Duration = Duration::from_secs(60);
-/// How long a session can be resumed after its socket is lost.
-const SESSION_KEPT: Duration = Duration::from_secs(24 * 3600);
-
 /// How often messages in parts are looked at.
 const PARTS_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 type Result<T> = std::result::Result<T, StorageError>;
 type Running = Pin<Box<dyn Future<Output = Finished> + Send>>;
+
+/// A session that is being resumed.
+struct Resuming {
+    hello: Hello,
+    attempt: Pin<Box<dyn Future<Output = Result<Resumed>> + Send>>,
+}
 
 /// A request that is through.
 struct Finished {
@@ -99,8 +105,16 @@ pub(crate) struct Native {
     principal: Principal,
     keyspace: Keyspace,
     hello_deadline: Instant,
-    /// From Hello on.
+    /// Between Hello and Welcome, if there is something to wait for.
+    resuming: Option<Resuming>,
+    /// From Welcome on.
     storage: Option<Arc<dyn SessionStorage>>,
+    /// Whether the client was told that its session's keys were removed, and did not go on yet.
+    unheeded: bool,
+    /// Ends when a newer incarnation took the session over.
+    fenced: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    /// The highest number that was executed before Welcome: those up to it come again, and are not executed.
+    executed: u64,
     draining: bool,
     reassembler: Reassembler,
     /// What the reassembler holds, in the server's budget.
@@ -133,7 +147,11 @@ impl Native {
             principal: peer.principal.clone(),
             keyspace: peer.keyspace.clone(),
             hello_deadline: peer.deadline,
+            resuming: None,
             storage: None,
+            unheeded: false,
+            fenced: None,
+            executed: 0,
             draining: false,
             reassembler: Reassembler::new(limits.frame_bytes_max, limits.message_bytes_max),
             partial: shared.partial.count(),
@@ -215,33 +233,58 @@ impl Native {
         self.refuse_parts(inner, part.id, error)
     }
 
-    /// Answers a request whose message never became whole. The number of a commit is spent.
+    /// Answers a request whose message never became whole. The number of a commit is spent; one that comes again is
+    /// answered by its number alone.
     fn refuse_parts(
         &mut self,
         inner: u8,
         id: Option<RequestId>,
         error: StorageError,
     ) -> std::result::Result<(), Close> {
+        let Some(id) = id else {
+            return Ok(());
+        };
         let mut label = RequestLabel::Get;
+        let mut repeated = None;
         if inner == kind::COMMIT {
             label = RequestLabel::Commit;
-            let head = self.reassembler.head(inner, id).unwrap_or_default();
+            let head = self.reassembler.head(inner, Some(id)).unwrap_or_default();
             let number = ClientMessage::commit_number(head).ok_or_else(|| {
                 Close::protocol("the first part of a commit does not hold its number")
             })?;
             self.order.check(number)?;
-            self.order.spend(number);
-        }
-        match id {
-            Some(id) if !self.in_flight.contains_key(&id) => self.refuse(id, label, error),
-            Some(id) => {
-                return Err(Close::protocol(format!(
-                    "request id {id} is in flight already"
-                )));
+            if number <= self.executed {
+                repeated = Some(number);
+            } else {
+                self.order.spend(number);
             }
-            None => {}
+        }
+        if self.in_flight.contains_key(&id) {
+            return Err(Close::protocol(format!(
+                "request id {id} is in flight already"
+            )));
+        }
+        match repeated {
+            Some(number) => self.repeat(id, number),
+            None => self.refuse(id, label, error),
         }
         Ok(())
+    }
+
+    /// Takes a commit that comes again and is not executed, whatever it holds. No bound refuses it: the answer would
+    /// be that it was not executed. There are no more of them than Hello named.
+    fn repeat(&mut self, id: RequestId, number: u64) {
+        let in_flight = InFlight {
+            state: State::Committing,
+            _permits: None,
+        };
+        self.in_flight.insert(id, in_flight);
+        self.order.push(Commit {
+            id,
+            number,
+            batch: Batch::new(),
+            options: CommitOptions::default(),
+        });
     }
 
     fn expire_parts(&mut self, now: Instant) -> std::result::Result<(), Close> {
@@ -263,35 +306,107 @@ impl Native {
         Ok(())
     }
 
-    fn begin(&mut self, hello: &Hello) -> std::result::Result<(), Close> {
+    /// Takes Hello. Nothing else is taken until Welcome is on its way.
+    fn begin(&mut self, hello: Hello) -> std::result::Result<(), Close> {
         if hello.version != VERSION {
             return Err(Close::protocol(format!(
                 "Hello asks for version {}; this server speaks version {VERSION}",
                 hello.version
             )));
         }
-        let storage = self
-            .shared
-            .engine
-            .open_session(self.principal.as_str(), &self.keyspace);
+        order::check_hello(&hello)?;
         let agent = &hello.agent[..hello.agent.floor_char_boundary(AGENT_BYTES_MAX)];
-        tracing::debug!(agent = ?agent, "session opened");
+        let Some(id) = hello.session else {
+            tracing::debug!(agent = ?agent, "session opened");
+            let storage = self.open_session();
+            self.welcome(storage);
+            return Ok(());
+        };
+        tracing::debug!(agent = ?agent, incarnation = hello.incarnation, "session to be resumed");
+        let engine = self.shared.engine.clone();
+        let (principal, keyspace) = (self.principal.clone(), self.keyspace.clone());
+        let incarnation = hello.incarnation;
+        let attempt = Box::pin(async move {
+            let principal = principal.as_str();
+            let resumed = engine.resume_session(principal, &keyspace, id, incarnation);
+            resumed.await
+        });
+        self.resuming = Some(Resuming { hello, attempt });
+        Ok(())
+    }
+
+    fn open_session(&self) -> Arc<dyn SessionStorage> {
+        let principal = self.principal.as_str();
+        self.shared.engine.open_session(principal, &self.keyspace)
+    }
+
+    fn poll_resuming(&mut self, cx: &mut Context<'_>) -> std::result::Result<bool, Close> {
+        let Some(resuming) = &mut self.resuming else {
+            return Ok(false);
+        };
+        let Poll::Ready(resumed) = resuming.attempt.as_mut().poll(cx) else {
+            return Ok(false);
+        };
+        let Some(Resuming { hello, .. }) = self.resuming.take() else {
+            return Ok(false);
+        };
+        match resumed {
+            Ok(Resumed::Session(storage)) => {
+                self.order = Order::resumed(&hello, storage.executed());
+                self.welcome(storage);
+            }
+            // A new session, in which nothing was sent yet.
+            Ok(Resumed::Gone) => {
+                let storage = self.open_session();
+                self.welcome(storage);
+            }
+            Ok(Resumed::Fenced) => {
+                let incarnation = hello.incarnation;
+                return Err(fenced(format!(
+                    "incarnation {incarnation} of the session is not higher than one before"
+                )));
+            }
+            Err(_) if self.draining => return Err(Close::going_away()),
+            Err(error) => {
+                return Err(Close::new(
+                    close_code::INTERNAL,
+                    ClosedLabel::Failed,
+                    format!("cannot resume the session: {error}"),
+                ));
+            }
+        }
+        Ok(true)
+    }
+
+    fn welcome(&mut self, storage: Arc<dyn SessionStorage>) {
         let timeouts = &self.shared.config.timeouts;
+        self.executed = storage.executed();
+        self.unheeded = storage.lapsed();
         let welcome = ServerMessage::Welcome(Welcome {
             version: VERSION,
             position: storage.position(),
             session: storage.session(),
-            executed: storage.executed(),
-            lapsed: false,
+            executed: self.executed,
+            lapsed: self.unheeded,
             principal: self.principal.to_string(),
             heartbeat: timeouts.heartbeat,
             silence: timeouts.silence,
-            grace: SESSION_GRACE,
-            kept: SESSION_KEPT,
+            grace: timeouts.session_grace,
+            kept: timeouts.session_kept,
             limits: self.limits().clone(),
         });
         self.outbox.push(Class::Control, welcome.encode(None));
+        self.fenced = Some(Box::pin(storage.fenced().cancelled_owned()));
         self.storage = Some(storage);
+    }
+
+    fn check_fence(&mut self, cx: &mut Context<'_>) -> std::result::Result<(), Close> {
+        let fence = self.fenced.as_mut();
+        if fence.is_some_and(|fence| fence.as_mut().poll(cx).is_ready()) {
+            return Err(fenced(
+                "a newer incarnation of the session took over".to_owned(),
+            ));
+        }
         Ok(())
     }
 
@@ -304,11 +419,14 @@ impl Native {
         let (bytes, id) = (packet.payload.len(), packet.id);
         let message = ClientMessage::decode(packet).map_err(Close::protocol)?;
         match (message, id, self.storage.clone()) {
-            (ClientMessage::Hello(hello), _, None) => self.begin(&hello),
-            (ClientMessage::Hello(_), _, Some(_)) => Err(Close::protocol("Hello was said before")),
-            (_, _, None) => Err(Close::protocol("the first message must be Hello")),
+            (ClientMessage::Hello(hello), _, None) if self.resuming.is_none() => self.begin(hello),
+            (ClientMessage::Hello(_), _, _) => Err(Close::protocol("Hello was said before")),
+            (_, _, None) => Err(self.too_early()),
             (_, None, Some(_)) => Err(Close::protocol("a request without an id")),
             (message, Some(id), Some(storage)) => {
+                if std::mem::take(&mut self.unheeded) {
+                    storage.heed();
+                }
                 let mut request = requests::Request {
                     session: self,
                     storage,
@@ -318,6 +436,15 @@ impl Native {
                 request.take(cx, message, bytes)
             }
         }
+    }
+
+    /// Why nothing is taken before there is a session.
+    fn too_early(&self) -> Close {
+        Close::protocol(if self.resuming.is_some() {
+            "a message between Hello and Welcome"
+        } else {
+            "the first message must be Hello"
+        })
     }
 
     /// Frees the request's id and answers it.
@@ -466,6 +593,10 @@ impl Native {
     }
 }
 
+fn fenced(reason: String) -> Close {
+    Close::new(close_code::FENCED, ClosedLabel::Fenced, reason)
+}
+
 /// Whether no more may be put into an outbox of this many bytes. One that is empty takes at least one message.
 fn is_full(shared: &Shared, bytes: usize) -> bool {
     bytes >= shared.config.limits.outbox_bytes_max || (bytes > 0 && shared.outbox.is_full())
@@ -510,9 +641,7 @@ impl Dialect for Native {
         }
         match packet {
             Some(packet) => self.dispatch(cx, packet, now),
-            None if self.storage.is_none() => {
-                Err(Close::protocol("the first message must be Hello"))
-            }
+            None if self.storage.is_none() => Err(self.too_early()),
             None => Ok(()),
         }
     }
@@ -535,7 +664,9 @@ impl Dialect for Native {
         now: Instant,
     ) -> std::result::Result<bool, Close> {
         self.outbox_permit.resize(self.outbox.bytes());
-        let mut moved = self.start_commits(cx, now);
+        let mut moved = self.poll_resuming(cx)?;
+        self.check_fence(cx)?;
+        moved |= self.start_commits(cx, now);
         moved |= self.poll_commits(cx, now);
         moved |= self.poll_reads(cx, now);
         moved |= self.poll_watches(cx);
@@ -580,22 +711,29 @@ impl Dialect for Native {
     }
 
     fn is_drained(&self) -> bool {
-        self.reads.is_empty()
+        self.resuming.is_none()
+            && self.reads.is_empty()
             && self.commits.is_empty()
             && self.waiting.is_empty()
             && self.outbox.is_empty()
     }
 
-    async fn finish(mut self) {
+    async fn finish(mut self, departure: Departure) {
         self.watches.clear();
         self.scans.clear();
         self.reads.clear();
-        // What was handed to the engine happens; the session ends behind it.
+        // What was handed to the engine happens; the session is left behind it.
         while self.commits.next().await.is_some() {}
-        if let Some(storage) = self.storage.take()
-            && let Err(error) = storage.end().await
-        {
-            tracing::warn!(%error, "cannot end the session");
+        let Some(storage) = self.storage.take() else {
+            return;
+        };
+        match departure {
+            Departure::Lost => storage.lose(),
+            Departure::Left => {
+                if let Err(error) = storage.end().await {
+                    tracing::warn!(%error, "cannot end the session");
+                }
+            }
         }
     }
 }

@@ -221,6 +221,11 @@ impl Request<'_> {
         bytes: usize,
     ) -> std::result::Result<(), Close> {
         self.session.order.check(number)?;
+        if number <= self.session.executed {
+            self.session.repeat(self.id, number);
+            self.session.start_commits(cx, self.now);
+            return Ok(());
+        }
         match self.admit(RequestLabel::Commit, bytes) {
             None => self.session.order.spend(number),
             Some(permits) => {

@@ -1,15 +1,17 @@
 //! A native session over an in-memory stream, against the stub engine.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use storage_protocol::native::{
-    ClientMessage, Hello, Packet, RequestId, ServerMessage, VERSION, WatchRequest,
+    ClientMessage, Hello, Packet, RequestId, ServerMessage, VERSION, WatchRequest, Welcome,
 };
 use storage_protocol::{
-    Batch, CommitOptions, KeyRange, Keyspace, ScanOptions, StorageError, StorageExt, WatchMode,
-    WatchStart,
+    Batch, CommitOptions, KeyRange, Keyspace, ScanOptions, SessionId, StorageError, StorageExt,
+    WatchMode, WatchStart,
 };
 use tokio_tungstenite::tungstenite::Message;
 
@@ -22,6 +24,32 @@ fn running(change: impl FnOnce(&mut ServerConfig)) -> Running {
     start(MemoryEngine::new(), change, |shared, peer| {
         Native::new(shared, peer)
     })
+}
+
+/// Another connection to an engine.
+fn beside(engine: &Arc<MemoryEngine>, change: impl FnOnce(&mut ServerConfig)) -> Running {
+    start(engine.clone(), change, |shared, peer| {
+        Native::new(shared, peer)
+    })
+}
+
+/// Asks for the engine's first session.
+async fn say_resume(client: &mut Client, incarnation: u64, sent: u64, unanswered: &[u64]) {
+    let hello = Hello {
+        session: Some(SessionId([1; 16])),
+        incarnation,
+        sent,
+        unanswered: unanswered.to_vec(),
+        ..Hello::new("test")
+    };
+    send(client, None, ClientMessage::Hello(hello)).await;
+}
+
+async fn welcomed(client: &mut Client) -> Welcome {
+    match receive(client).await {
+        (None, ServerMessage::Welcome(welcome)) => welcome,
+        other => panic!("not Welcome: {other:?}"),
+    }
 }
 
 async fn send(client: &mut Client, id: Option<RequestId>, message: ClientMessage) {
@@ -471,4 +499,136 @@ async fn a_commit_that_comes_early_waits_for_its_turn() {
         panic!("no answer")
     };
     assert!(first == Some(1) && one < two);
+}
+
+#[tokio::test]
+async fn a_session_is_resumed_beside_the_heartbeat_and_fences_its_old_socket() {
+    let mut old = running(|_| {});
+    open(&mut old).await;
+    let engine = old.engine.clone();
+    engine.hold(Hold::Resumes);
+    let mut new = beside(&engine, |config| {
+        config.timeouts.heartbeat = Duration::from_millis(50);
+    });
+    say_resume(&mut new.client, 1, 0, &[]).await;
+    let first = new.client.next().await.unwrap().unwrap();
+    assert!(
+        matches!(first, Message::Ping(_)),
+        "{first:?} while it waits"
+    );
+    engine.hold(Hold::Nothing);
+    let welcome = welcomed(&mut new.client).await;
+    assert_eq!(welcome.session, SessionId([1; 16]));
+    let (code, reason) = closed(&mut old.client).await;
+    assert!(code == 4003 && reason.contains("newer"), "{reason}");
+    send(&mut new.client, Some(1), commit(1, "a")).await;
+    assert!(matches!(
+        receive(&mut new.client).await,
+        (Some(1), ServerMessage::Committed { .. })
+    ));
+    let mut late = beside(&engine, |_| {});
+    say_resume(&mut late.client, 1, 0, &[]).await;
+    let (code, reason) = closed(&mut late.client).await;
+    assert!(code == 4003 && reason.contains("incarnation 1"), "{reason}");
+}
+
+#[tokio::test]
+async fn nothing_is_taken_between_hello_and_welcome() {
+    let mut old = running(|_| {});
+    open(&mut old).await;
+    let engine = old.engine.clone();
+    engine.hold(Hold::Resumes);
+    for (message, id, why) in [
+        (get("a"), Some(1), "between Hello and Welcome"),
+        (hello(VERSION), None, "Hello was said before"),
+    ] {
+        let mut new = beside(&engine, |_| {});
+        say_resume(&mut new.client, 1, 0, &[]).await;
+        send(&mut new.client, id, message).await;
+        let (code, reason) = closed(&mut new.client).await;
+        assert!(code == 1002 && reason.contains(why), "{code}: {reason}");
+    }
+    let mut new = beside(&engine, |config| {
+        config.timeouts.handshake = Duration::from_millis(100);
+    });
+    say_resume(&mut new.client, 1, 0, &[]).await;
+    assert_eq!(closed(&mut new.client).await.0, 4000, "not in time");
+}
+
+#[tokio::test]
+async fn no_bound_refuses_a_commit_that_comes_again() {
+    let mut old = running(|_| {});
+    open(&mut old).await;
+    let engine = old.engine.clone();
+    engine.executed.store(5, Ordering::Relaxed);
+    let mut new = beside(&engine, |config| {
+        config.limits.announced.requests_in_flight_max = 1;
+        config.limits.partial_messages_bytes_max = 100_000;
+    });
+    let client = &mut new.client;
+    say_resume(client, 1, 7, &[3, 4, 5, 6]).await;
+    assert_eq!(welcomed(client).await.executed, 5);
+    engine.hold(Hold::Commits);
+    for number in [3, 4] {
+        send(client, Some(number), commit(u64::from(number), "again")).await;
+    }
+    // In parts, and too long for the bound.
+    let batch = Batch::new().put("again", vec![7; 300_000]);
+    let message = ClientMessage::Commit {
+        number: 5,
+        options: CommitOptions::default(),
+        batch,
+    };
+    let mut outbox = storage_protocol::native::Outbox::new();
+    outbox.push(
+        storage_protocol::native::Class::Answer,
+        message.encode(Some(5)),
+    );
+    while let Some(frame) = outbox.pop() {
+        client.send(Message::Binary(frame)).await.unwrap();
+    }
+    // Nor does the shutdown. What was not executed before is refused by it.
+    new.shared.drain.cancel();
+    assert!(matches!(
+        receive(client).await,
+        (None, ServerMessage::GoAway { .. })
+    ));
+    send(client, Some(6), commit(6, "new")).await;
+    let (id, ServerMessage::Error(error)) = receive(client).await else {
+        panic!("it was not refused")
+    };
+    assert_eq!(id, Some(6));
+    assert!(error.to_string().contains("shuts down"), "{error}");
+    engine.hold(Hold::Nothing);
+    let mut answered = Vec::new();
+    for _ in 0..3 {
+        let (id, ServerMessage::Committed { .. }) = receive(client).await else {
+            panic!("not answered with what it did")
+        };
+        answered.extend(id);
+    }
+    answered.sort_unstable();
+    assert_eq!(answered, [3, 4, 5]);
+    assert_eq!(closed(client).await.0, 1001);
+    let inside = engine.open_session("server", &Keyspace::new("test").unwrap());
+    assert!(inside.get_one("again".into()).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_close_with_1000_ends_the_session_and_a_lost_socket_does_not() {
+    use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+    for (code, stays) in [(1000, false), (1001, true)] {
+        let mut running = running(|_| {});
+        open(&mut running).await;
+        let frame = CloseFrame {
+            code: code.into(),
+            reason: "".into(),
+        };
+        running.client.close(Some(frame)).await.unwrap();
+        running.session.await.unwrap();
+        let mut again = beside(&running.engine, |_| {});
+        say_resume(&mut again.client, 1, 0, &[]).await;
+        let welcome = welcomed(&mut again.client).await;
+        assert_eq!(welcome.session == SessionId([1; 16]), stays, "{code}");
+    }
 }

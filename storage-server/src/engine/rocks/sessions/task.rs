@@ -1,0 +1,234 @@
+//! What the committer does with sessions: repeated numbers, incarnations, and their ends.
+//!
+//! It alone changes a session, so each change has a place among the session's commits. What a group plans here holds
+//! for the group's later work at once, and for others when the group is written; if that fails, the store is poisoned
+//! and executes nothing more.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
+
+use storage_protocol::{Outcome, Position, Result, StorageError, UnixMillis};
+
+use super::super::committer::Group;
+use super::super::layout::{self, CommitRow, SESSION_WINDOW, SessionHorizon, Table};
+use super::{ENDED_MAX, Handle, SessionState, Verdict};
+
+impl Group<'_> {
+    /// Whether a commit may be judged at all: not from a handle that was fenced, and not after the end.
+    pub(in super::super) fn check_session(
+        &self,
+        session: &SessionState,
+        handle: u64,
+        number: u64,
+    ) -> Result<()> {
+        let reason = if !session.is_attached(handle) {
+            "fenced: a newer incarnation of the session took over"
+        } else if session.has_ended() {
+            "the session has ended"
+        } else {
+            return Ok(());
+        };
+        // Under a number that was executed, it may be this one.
+        let outcome = if number <= session.executed.load(Ordering::Acquire) {
+            Outcome::Unknown
+        } else {
+            Outcome::NotExecuted
+        };
+        let reason = reason.to_owned();
+        Err(StorageError::Closed { reason, outcome })
+    }
+
+    /// The answer to a peer's number that is not above the highest executed one: what it did the first time.
+    pub(in super::super) fn repeat(
+        &mut self,
+        session: &SessionState,
+        number: u64,
+    ) -> Result<Position> {
+        let closed = |reason: &str, outcome| {
+            let reason = reason.to_owned();
+            Err(StorageError::Closed { reason, outcome })
+        };
+        let revision = match self.executed.get(&(session.id, number)) {
+            Some(revision) => Some(*revision),
+            None => {
+                let key = layout::session_key(session.id, number);
+                let found = self.store.row(Table::Sessions, &key).and_then(|row| {
+                    let record = row.map(|row| CommitRow::decode_number(&row)).transpose()?;
+                    Ok(record.filter(|record| record.0 == number))
+                });
+                match found {
+                    Ok(record) => record.map(|(_, revision)| revision),
+                    // Logged where it happened. It may well have been executed.
+                    Err(_) => {
+                        return closed("the session cannot be read", Outcome::Unknown);
+                    }
+                }
+            }
+        };
+        if let Some(revision) = revision {
+            self.shared.metrics.repeated();
+            return Ok(self.store.at(revision));
+        }
+        let executed = session.executed.load(Ordering::Acquire);
+        if number.saturating_add(SESSION_WINDOW) <= executed {
+            return closed(
+                "the number is too old: what it did is forgotten",
+                Outcome::Unknown,
+            );
+        }
+        // After a failed write, what is executed and what is on disk may differ.
+        if self.store.check_poison().is_err() {
+            return closed("the store takes no more writes", Outcome::Unknown);
+        }
+        closed(
+            "it was refused before and will not be executed under this number",
+            Outcome::NotExecuted,
+        )
+    }
+
+    /// Whether a session's row goes into the batch with its next commit: the first one.
+    pub(in super::super) fn is_unstored(session: &SessionState) -> bool {
+        !session.stored.load(Ordering::Acquire)
+    }
+
+    pub(in super::super) fn put_session_row(&mut self, session: &SessionState) {
+        let row = session.row(self.store).encode();
+        self.put(Table::Meta, &layout::session_row_key(session.id), &row);
+        session.stored.store(true, Ordering::Release);
+    }
+
+    /// The same for a session that has one already. Not after a failed write: then nothing is executed either.
+    fn update_session_row(&mut self, session: &SessionState) {
+        if !Self::is_unstored(session) && self.store.check_poison().is_ok() {
+            self.put_session_row(session);
+        }
+    }
+
+    pub(in super::super) fn attach(
+        &mut self,
+        session: &SessionState,
+        handle: Handle,
+        incarnation: u64,
+        verdict: &OnceLock<Verdict>,
+    ) -> Result<Position> {
+        let judged = if session.has_ended() {
+            Verdict::Gone
+        } else if incarnation <= session.incarnation.load(Ordering::Acquire) {
+            Verdict::Fenced
+        } else {
+            session.incarnation.store(incarnation, Ordering::Release);
+            let before = std::mem::replace(&mut *session.attached(), handle);
+            // Told when the new one is durable: its owner must not come again.
+            self.fenced.push(before.fence);
+            self.shared.sessions.registry().unlose(session);
+            self.update_session_row(session);
+            self.shared.metrics.resumed();
+            Verdict::Attached
+        };
+        // The task has one verdict.
+        let _ = verdict.set(judged);
+        self.here()
+    }
+
+    /// The socket of a handle was lost.
+    pub(in super::super) fn lose(
+        &self,
+        session: &Arc<SessionState>,
+        handle: u64,
+    ) -> Result<Position> {
+        // Without a commit it leaves nothing behind; it can be resumed all the same.
+        let kept =
+            session.is_attached(handle) && !session.has_ended() && !Self::is_unstored(session);
+        if kept {
+            let mut registry = self.shared.sessions.registry();
+            registry.unlose(session);
+            registry.lose(session, self.now);
+        }
+        self.here()
+    }
+
+    /// The client knows that keys of its session were removed.
+    pub(in super::super) fn heed(
+        &mut self,
+        session: &SessionState,
+        handle: u64,
+    ) -> Result<Position> {
+        if session.is_attached(handle) && session.lapsed.swap(false, Ordering::AcqRel) {
+            self.update_session_row(session);
+        }
+        self.here()
+    }
+
+    /// The keys that a session has now are to go, unless it was resumed.
+    pub(in super::super) fn lapse(
+        &mut self,
+        session: &SessionState,
+        since: UnixMillis,
+    ) -> Result<Position> {
+        self.store.check_poison()?;
+        if session.is_lost_since(since) {
+            let last = self.base + self.numbers;
+            session.lapse.store(last, Ordering::Release);
+            session.lapsed.store(true, Ordering::Release);
+            self.update_session_row(session);
+        }
+        self.here()
+    }
+
+    /// Forgets a session, unless it was resumed.
+    pub(in super::super) fn forget_session(
+        &mut self,
+        session: &SessionState,
+        since: UnixMillis,
+        records: &[Vec<u8>],
+    ) -> Result<Position> {
+        self.store.check_poison()?;
+        if session.is_lost_since(since) {
+            let sessions = &self.shared.sessions;
+            let opened = layout::opened_at(session.id).max(sessions.horizon());
+            // Ordering: before the session is out of the registry, where its id would be judged by the horizon.
+            sessions.horizon.store(opened.0, Ordering::Release);
+            session.ended.store(true, Ordering::Release);
+            sessions.registry().unlose(session);
+            let epoch = self.store.epoch();
+            let horizon = SessionHorizon { opened, epoch };
+            self.put(Table::Meta, layout::SESSION_HORIZON_KEY, &horizon.encode());
+            self.delete(Table::Meta, &layout::session_row_key(session.id));
+            for record in records {
+                self.delete(Table::Sessions, record);
+            }
+        }
+        self.here()
+    }
+
+    /// The session takes no more commits; its row and its records go. Not for a handle that was fenced.
+    pub(in super::super) fn end(
+        &mut self,
+        session: &SessionState,
+        handle: u64,
+    ) -> Result<Position> {
+        if !session.is_attached(handle) || session.ended.swap(true, Ordering::AcqRel) {
+            return self.here();
+        }
+        {
+            let mut registry = self.shared.sessions.registry();
+            registry.unlose(session);
+            registry.ended.insert(session.id);
+            registry.ended_order.push_back(session.id);
+            if registry.ended_order.len() > ENDED_MAX
+                && let Some(oldest) = registry.ended_order.pop_front()
+            {
+                registry.ended.remove(&oldest);
+            }
+        }
+        self.store.check_poison()?;
+        if !Self::is_unstored(session) {
+            self.delete(Table::Meta, &layout::session_row_key(session.id));
+        }
+        let executed = session.executed.load(Ordering::Acquire);
+        for number in executed.saturating_sub(SESSION_WINDOW) + 1..=executed {
+            self.delete(Table::Sessions, &layout::session_key(session.id, number));
+        }
+        self.here()
+    }
+}

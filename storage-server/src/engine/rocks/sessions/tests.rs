@@ -1,0 +1,481 @@
+//! Sessions on a store of their own, without a gateway.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use storage_protocol::{
+    Batch, CommitOptions, Keyspace, Lifetime, Outcome, Position, Result, SessionId, StorageError,
+    StorageExt, UnixMillis,
+};
+use tempfile::TempDir;
+
+use super::super::committer::{Group, Task, Work};
+use super::super::layout;
+use super::super::{EngineOptions, RocksEngine};
+use crate::engine::{Engine, Resumed, SessionStorage};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn options(folder: &Path) -> EngineOptions {
+    EngineOptions {
+        disk_reserve_bytes: 0,
+        session_grace: Duration::from_secs(3600),
+        ..EngineOptions::new(folder.join("data"))
+    }
+}
+
+fn fresh(change: impl FnOnce(&mut EngineOptions)) -> (TempDir, Arc<RocksEngine>) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = options(folder.path());
+    change(&mut options);
+    let engine = RocksEngine::open(options).unwrap();
+    (folder, engine)
+}
+
+/// Closes the store and gives its folder, copied: handles that are left keep the old one in use.
+async fn closed(folder: &TempDir, engine: Arc<RocksEngine>) -> TempDir {
+    tokio::task::spawn_blocking(move || engine.close())
+        .await
+        .unwrap();
+    let target = tempfile::tempdir().unwrap();
+    copy(&folder.path().join("data"), &target.path().join("data"));
+    target
+}
+
+async fn reopened(options: EngineOptions) -> Arc<RocksEngine> {
+    let opening = tokio::task::spawn_blocking(|| RocksEngine::open(options));
+    opening.await.unwrap().unwrap()
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+fn keyspace() -> Keyspace {
+    Keyspace::new("model").unwrap()
+}
+
+fn open(engine: &RocksEngine) -> Arc<dyn SessionStorage> {
+    engine.open_session("cert:a", &keyspace())
+}
+
+async fn put(
+    session: &Arc<dyn SessionStorage>,
+    number: u64,
+    key: &'static str,
+) -> Result<Position> {
+    let batch = Batch::new().put_with(key, "value", Lifetime::Session);
+    let options = CommitOptions::default();
+    session.commit_numbered(number, batch, options).await
+}
+
+async fn attempt(engine: &RocksEngine, id: SessionId, incarnation: u64) -> Resumed {
+    let here = keyspace();
+    let resumed = engine.resume_session("cert:a", &here, id, incarnation);
+    resumed.await.unwrap()
+}
+
+async fn resume(engine: &RocksEngine, id: SessionId, incarnation: u64) -> Arc<dyn SessionStorage> {
+    match attempt(engine, id, incarnation).await {
+        Resumed::Session(session) => session,
+        other => panic!("not resumed: {other:?}"),
+    }
+}
+
+async fn is_gone(engine: &RocksEngine, id: SessionId) -> bool {
+    matches!(attempt(engine, id, 1000).await, Resumed::Gone)
+}
+
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let began = std::time::Instant::now();
+    while !holds().await {
+        assert!(began.elapsed() < PATIENCE, "{what}: not in time");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn closed_with<T: std::fmt::Debug>(result: Result<T>, outcome: Outcome, why: &str) {
+    match result {
+        Err(StorageError::Closed {
+            reason,
+            outcome: found,
+        }) => assert!(
+            found == outcome && reason.contains(why),
+            "{reason}: {found:?}"
+        ),
+        other => panic!("not closed: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn both_copies_of_a_commit_in_one_group_have_one_effect() {
+    let (_folder, engine) = fresh(|_| {});
+    let shared = &engine.shared;
+    let (state, handle) = shared.sessions.open(&shared.store, "cert:a", &keyspace());
+    // A group of the test's own: it is never written.
+    let mut group = Group::new(shared);
+    let mut take = |number, repeatable| {
+        let (reply, _answer) = tokio::sync::oneshot::channel();
+        group.take(Work {
+            session: state.clone(),
+            handle: handle.number,
+            task: Task::Commit {
+                number,
+                repeatable,
+                batch: Batch::new().put("a", "b"),
+                options: CommitOptions::default(),
+            },
+            bytes: 100,
+            reply,
+        });
+        let numbers = group.numbers;
+        (numbers, group.last_answer())
+    };
+    let (before, first) = take(1, true);
+    let (after, second) = take(1, true);
+    assert_eq!(first.unwrap(), second.unwrap());
+    assert_eq!(before, after, "the copy writes nothing");
+    let (later, third) = take(2, true);
+    assert!(later > after);
+    assert!(third.unwrap().revision.0 > before);
+    // What the session's handle numbers itself is no copy of anything.
+    assert!(take(1, false).0 > later);
+}
+
+#[tokio::test]
+async fn a_higher_incarnation_fences_and_what_was_queued_counts() {
+    let (_folder, engine) = fresh(|_| {});
+    let old = open(&engine);
+    let id = old.session();
+    // Queued by the first poll, and not waited for.
+    let queued: Vec<_> = (1..=50)
+        .map(|number| {
+            let old = old.clone();
+            let commit = async move { put(&old, number, "a").await };
+            let mut commit = futures_util::future::maybe_done(Box::pin(commit));
+            let _ = futures_util::FutureExt::now_or_never(&mut commit);
+            commit
+        })
+        .collect();
+    let new = resume(&engine, id, 1).await;
+    assert_eq!((new.session(), new.executed()), (id, 50));
+    assert!(old.fenced().is_cancelled() && !new.fenced().is_cancelled());
+    closed_with(put(&old, 51, "a").await, Outcome::NotExecuted, "fenced");
+    assert_eq!(new.executed(), 50, "final");
+    for (number, mut commit) in (1..).zip(queued) {
+        (&mut commit).await;
+        let first = std::pin::Pin::new(&mut commit).take_output();
+        let first = first.unwrap().unwrap();
+        assert_eq!(put(&new, number, "a").await.unwrap(), first);
+    }
+    // An end or a loss of the old handle is none of the session.
+    old.end().await.unwrap();
+    old.lose();
+    put(&new, 51, "a").await.unwrap();
+    for incarnation in [0, 1] {
+        let again = attempt(&engine, id, incarnation).await;
+        assert!(matches!(again, Resumed::Fenced), "{again:?}");
+    }
+    put(&new, 52, "a").await.unwrap();
+    assert!(new.get_one("a".into()).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn an_attempt_that_is_given_up_leaves_the_session_lost() {
+    let (_folder, engine) = fresh(|_| {});
+    let old = open(&engine);
+    put(&old, 1, "a").await.unwrap();
+    let id = old.session();
+    let space = keyspace();
+    // Polled once, which queues it. If it is through already, what it gives is dropped at once.
+    let given_up = engine.resume_session("cert:a", &space, id, 1);
+    drop(futures_util::FutureExt::now_or_never(given_up));
+    until("the session is lost", async || {
+        engine.shared.sessions.kept() == 1
+    })
+    .await;
+    let _again = resume(&engine, id, 2).await;
+    assert_eq!(engine.shared.sessions.kept(), 0);
+}
+
+#[tokio::test]
+async fn sessions_survive_the_store_and_their_numbers_too() {
+    let (folder, engine) = fresh(|_| {});
+    let session = open(&engine);
+    let id = session.session();
+    let idle = open(&engine).session();
+    let first = put(&session, 1, "a").await.unwrap();
+    let failing = Batch::new().check_absent("a");
+    let refused = session.commit_numbered(2, failing, CommitOptions::default());
+    assert_eq!(refused.await.unwrap_err().outcome(), Outcome::Refused);
+    for number in 3..=1100 {
+        put(&session, number, "b").await.unwrap();
+    }
+    let unnumbered = engine.open_session("cert:a", &keyspace());
+    unnumbered
+        .commit(
+            Batch::new().put_with("c", "own", Lifetime::Session),
+            CommitOptions::default(),
+        )
+        .await
+        .unwrap();
+    let of_unnumbered = unnumbered.session();
+    session.lose();
+    drop((session, unnumbered));
+    let folder = closed(&folder, engine).await;
+
+    let engine = reopened(options(folder.path())).await;
+    assert_eq!(engine.shared.sessions.kept(), 1, "it counts as lost now");
+    let session = resume(&engine, id, 1).await;
+    assert_eq!(session.executed(), 1100);
+    closed_with(put(&session, 1, "x").await, Outcome::Unknown, "too old");
+    closed_with(put(&session, 76, "x").await, Outcome::Unknown, "too old");
+    let repeated = put(&session, 77, "x").await.unwrap();
+    assert!(repeated.revision > first.revision);
+    put(&session, 1101, "x").await.unwrap();
+    // Session keys of the one stay; those of one that numbers itself are gone, as before.
+    assert!(session.get_one("a".into()).await.unwrap().is_some());
+    assert!(session.get_one("c".into()).await.unwrap().is_none());
+    let left = super::record_keys(&engine.shared.store, of_unnumbered);
+    assert_eq!(left.unwrap().len(), 0, "and its records");
+    assert_eq!(resume(&engine, idle, 1).await.executed(), 0);
+}
+
+#[tokio::test]
+async fn a_refused_number_below_the_highest_is_never_executed() {
+    let (_folder, engine) = fresh(|_| {});
+    let session = open(&engine);
+    put(&session, 1, "a").await.unwrap();
+    let failing = || Batch::new().check_absent("a").put("z", "z");
+    let options = CommitOptions::default;
+    let refused = session.commit_numbered(2, failing(), options()).await;
+    assert_eq!(refused.unwrap_err().outcome(), Outcome::Refused);
+    let session = resume(&engine, session.session(), 1).await;
+    // Above the highest executed number it is as the first time.
+    let refused = session.commit_numbered(2, failing(), options()).await;
+    assert_eq!(refused.unwrap_err().outcome(), Outcome::Refused);
+    put(&session, 3, "b").await.unwrap();
+    closed_with(
+        put(&session, 2, "z").await,
+        Outcome::NotExecuted,
+        "refused before",
+    );
+    assert!(session.get_one("z".into()).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_repeated_commit_is_answered_whatever_holds_now() {
+    let (folder, engine) = fresh(|_| {});
+    let session = open(&engine);
+    let first = put(&session, 1, "a").await.unwrap();
+    let id = session.session();
+    drop(session);
+    engine.shared.store.poison("a test");
+    let session = resume(&engine, id, 1).await;
+    assert_eq!(put(&session, 1, "a").await.unwrap(), first);
+    let error = put(&session, 2, "a").await.unwrap_err();
+    assert!(matches!(error, StorageError::ReadOnly { .. }), "{error}");
+    drop(session);
+    let folder = closed(&folder, engine).await;
+    let full = EngineOptions {
+        disk_reserve_bytes: u64::MAX,
+        ..options(folder.path())
+    };
+    let engine = reopened(full).await;
+    let session = resume(&engine, id, 2).await;
+    let invalid = Batch::new().put("", "");
+    let repeated = session.commit_numbered(1, invalid, CommitOptions::default());
+    assert_eq!(repeated.await.unwrap(), first);
+    let error = put(&session, 2, "a").await.unwrap_err();
+    assert!(matches!(error, StorageError::StorageFull { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn the_longest_lost_are_forgotten_first_when_there_are_too_many() {
+    let (folder, engine) = fresh(|options| options.sessions_kept_max = 2);
+    let mut sessions = Vec::new();
+    for _ in 0..4 {
+        let session = open(&engine);
+        put(&session, 1, "a").await.unwrap();
+        sessions.push(session.session());
+        session.lose();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // Opened before the last of the forgotten, and never committed: it is not told apart from those without a row.
+    until("two are kept", async || engine.shared.sessions.kept() == 2).await;
+    let records = |id| super::record_keys(&engine.shared.store, id).unwrap().len();
+    until("their records go", async || {
+        let left: Vec<_> = sessions.iter().map(|id| records(*id)).collect();
+        left == [0, 0, 1, 1]
+    })
+    .await;
+    assert!(is_gone(&engine, sessions[0]).await && is_gone(&engine, sessions[1]).await);
+    let horizon = engine.shared.sessions.horizon();
+    assert_eq!(horizon, layout::opened_at(sessions[1]));
+    let folder = closed(&folder, engine).await;
+    let engine = reopened(options(folder.path())).await;
+    assert_eq!(engine.shared.sessions.horizon(), horizon);
+    assert!(is_gone(&engine, sessions[1]).await, "after a start too");
+    resume(&engine, sessions[2], 1).await;
+}
+
+#[tokio::test]
+async fn an_id_that_cannot_be_proved_is_gone() {
+    let (folder, engine) = fresh(|_| {});
+    let session = open(&engine);
+    put(&session, 1, "a").await.unwrap();
+    let idle = open(&engine).session();
+    let ended = open(&engine);
+    put(&ended, 1, "b").await.unwrap();
+    ended.end().await.unwrap();
+    let ended_id = ended.session();
+    assert!(is_gone(&engine, ended_id).await, "it ended");
+    drop(ended);
+    assert!(is_gone(&engine, ended_id).await, "and is remembered");
+    let here = keyspace();
+    let other = engine.resume_session("cert:b", &here, session.session(), 9);
+    assert!(
+        matches!(other.await.unwrap(), Resumed::Gone),
+        "another principal"
+    );
+    let elsewhere = Keyspace::new("other").unwrap();
+    let other = engine.resume_session("cert:a", &elsewhere, session.session(), 9);
+    assert!(
+        matches!(other.await.unwrap(), Resumed::Gone),
+        "another keyspace"
+    );
+    assert!(!session.fenced().is_cancelled(), "and nobody was fenced");
+    put(&session, 2, "a").await.unwrap();
+    let now = engine.shared.store.now();
+    let early = layout::new_session_id(UnixMillis(5));
+    let late = layout::new_session_id(now.after(Duration::from_secs(60)));
+    assert!(is_gone(&engine, early).await && is_gone(&engine, late).await);
+    let id = session.session();
+    drop(session);
+    let folder = closed(&folder, engine).await;
+    // The history forks: what was committed may be gone.
+    std::fs::remove_file(folder.path().join("data/SYNCED")).unwrap();
+    let forked = EngineOptions {
+        accept_data_loss: true,
+        ..options(folder.path())
+    };
+    let engine = reopened(forked).await;
+    assert!(is_gone(&engine, id).await && is_gone(&engine, idle).await);
+    assert_eq!(engine.shared.sessions.kept(), 0);
+    let reader = open(&engine);
+    assert!(
+        reader.get_one("a".into()).await.unwrap().is_none(),
+        "its key went with it"
+    );
+}
+
+#[tokio::test]
+async fn what_is_put_after_a_resume_outlives_the_lapse_before_it() {
+    let (folder, engine) = fresh(|options| options.session_grace = Duration::from_millis(300));
+    let session = open(&engine);
+    put(&session, 1, "a").await.unwrap();
+    put(&session, 2, "b").await.unwrap();
+    let id = session.session();
+    session.lose();
+    let reader = open(&engine);
+    until("the keys go", async || {
+        reader.get_one("a".into()).await.unwrap().is_none()
+    })
+    .await;
+    let session = resume(&engine, id, 1).await;
+    assert!(session.lapsed());
+    put(&session, 3, "a").await.unwrap();
+    // Not heeded: the next incarnation is told as well. Nor is it forgotten with the server.
+    let session = resume(&engine, id, 2).await;
+    assert!(session.lapsed());
+    session.heed();
+    put(&session, 4, "b").await.unwrap();
+    assert!(!resume(&engine, id, 3).await.lapsed(), "it was heeded");
+    drop(session);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let folder = closed(&folder, engine).await;
+    let engine = reopened(options(folder.path())).await;
+    let session = resume(&engine, id, 4).await;
+    assert!(!session.lapsed());
+    for key in ["a", "b"] {
+        assert!(
+            session.get_one(key.into()).await.unwrap().is_some(),
+            "{key}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_lapse_that_was_cut_short_is_finished_at_the_next_start() {
+    let (folder, engine) = fresh(|_| {});
+    let session = open(&engine);
+    put(&session, 1, "a").await.unwrap();
+    let id = session.session();
+    session.lose();
+    let (since, state) = lost(&engine).await;
+    let task = Task::Lapse { since };
+    let answer = super::super::submit(&engine.shared.queue, &state, 0, task, 64).unwrap();
+    answer.await.unwrap().unwrap();
+    drop((session, state));
+    let folder = closed(&folder, engine).await;
+    let engine = reopened(options(folder.path())).await;
+    let session = resume(&engine, id, 1).await;
+    assert!(session.lapsed());
+    assert!(session.get_one("a".into()).await.unwrap().is_none());
+}
+
+/// The only lost session, and since when.
+async fn lost(engine: &RocksEngine) -> (UnixMillis, Arc<super::SessionState>) {
+    until("it is lost", async || engine.shared.sessions.kept() == 1).await;
+    let sessions = &engine.shared.sessions;
+    sessions.with_keys(UnixMillis(u64::MAX), 1).remove(0)
+}
+
+#[tokio::test]
+async fn a_session_that_is_resumed_during_its_lapse_keeps_what_it_puts() {
+    let (_folder, engine) = fresh(|_| {});
+    let session = open(&engine);
+    let id = session.session();
+    put(&session, 1, "a").await.unwrap();
+    put(&session, 2, "b").await.unwrap();
+    session.lose();
+    let (since, state) = lost(&engine).await;
+    let lapse = async |since, state: &Arc<super::SessionState>| {
+        let (shared, state) = (engine.shared.clone(), state.clone());
+        let lapsing = move || super::super::housekeeper::lapse(&shared, since, &state);
+        tokio::task::spawn_blocking(lapsing).await.unwrap().unwrap()
+    };
+    // Resumed between the look of the housekeeper and the lapse: nothing lapses.
+    let session = resume(&engine, id, 1).await;
+    lapse(since, &state).await;
+    for key in ["a", "b"] {
+        assert!(
+            session.get_one(key.into()).await.unwrap().is_some(),
+            "{key}"
+        );
+    }
+    session.lose();
+    let (since, state) = lost(&engine).await;
+    // Resumed between the lapse and the removal of the keys.
+    let task = Task::Lapse { since };
+    let answer = super::super::submit(&engine.shared.queue, &state, 0, task, 64).unwrap();
+    answer.await.unwrap().unwrap();
+    let session = resume(&engine, id, 2).await;
+    assert!(session.lapsed());
+    put(&session, 3, "a").await.unwrap();
+    put(&session, 4, "c").await.unwrap();
+    lapse(since, &state).await;
+    let found = session.get(&["a".into(), "b".into(), "c".into()]).await;
+    let found: Vec<_> = found.unwrap().value.iter().map(Option::is_some).collect();
+    assert_eq!(found, [true, false, true]);
+}
