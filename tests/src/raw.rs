@@ -504,6 +504,15 @@ impl Raw {
         }
     }
 
+    /// The native message that a frame completes, if it does.
+    ///
+    /// # Panics
+    /// If it breaks the protocol.
+    pub fn read(&mut self, frame: Bytes) -> Option<(Option<RequestId>, ServerMessage)> {
+        let packet = self.reassembler.accept(frame, Instant::now());
+        packet.expect("the server keeps the protocol").map(decode)
+    }
+
     /// The next native message, put together from its parts.
     ///
     /// # Panics
@@ -511,9 +520,8 @@ impl Raw {
     pub async fn hear(&mut self) -> (Option<RequestId>, ServerMessage) {
         loop {
             let frame = self.binary().await;
-            let packet = self.reassembler.accept(frame, Instant::now());
-            if let Some(packet) = packet.expect("the server keeps the protocol") {
-                return decode(packet);
+            if let Some(message) = self.read(frame) {
+                return message;
             }
         }
     }

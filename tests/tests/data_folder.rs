@@ -351,3 +351,46 @@ async fn after_an_unclean_end_a_mark_is_no_older_than_what_was_read() {
     assert!(position.revision >= read.revision, "{position} < {read}");
     close(engine).await;
 }
+
+/// Sets the clock in the mark.
+fn set_time(folder: &Path, time: u64) {
+    let mark = fs::read_to_string(folder.join("SYNCED")).unwrap();
+    let mut words: Vec<_> = mark.trim_end().split(' ').collect();
+    let time = time.to_string();
+    words[1] = &time;
+    fs::write(folder.join("SYNCED"), words.join(" ") + "\n").unwrap();
+}
+
+#[tokio::test]
+async fn the_clock_is_never_behind_the_last_commit() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let engine = RocksEngine::open(options(&data)).unwrap();
+    put(&engine, 1).await;
+    close(engine).await;
+    // The machine's clock was an hour ahead, and was set back while the server was down.
+    let ahead = storage_protocol::UnixMillis::now().0 + 3_600_000;
+    set_time(&data, ahead);
+    let engine = RocksEngine::open(options(&data)).unwrap();
+    put(&engine, 3).await;
+    let crashed = folder.path().join("crashed");
+    copy(&data, &crashed);
+    close(engine).await;
+    // The mark of a crash is older than the last commit.
+    set_time(&crashed, 0);
+    let engine = RocksEngine::open(options(&crashed)).unwrap();
+    put(&engine, 1).await;
+    let session = engine.open_session("cert:r", &keyspace());
+    let from_the_beginning = WatchOptions::every(WatchStart::Beginning);
+    let watching = session.watch(KeyRange::all(), from_the_beginning).await;
+    let mut watch = watching.unwrap();
+    let mut times = Vec::new();
+    while times.len() < 5 {
+        if let Some(WatchEvent::Commit(record)) = watch.next().await.unwrap() {
+            times.push(record.time.0);
+        }
+    }
+    assert!(times.is_sorted(), "{times:?}");
+    assert!(times[1] >= ahead && times[4] >= ahead, "{times:?}");
+    close(engine).await;
+}
