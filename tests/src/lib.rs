@@ -2,11 +2,15 @@
 //!
 //! * [`model`]: `Storage` in a `BTreeMap`, the specification one can run.
 //! * [`conformance`]: one suite of promises, run against every implementation, with the differences as a table.
+//! * [`fault_proxy`]: the faults of a network, between a client and a server.
+//! * [`history`]: what concurrent clients did and saw, and the judges of it: linearizability, watches, replicas.
 //!
 //! Nothing here is shipped. The tests themselves are in `tests/tests/`.
 
 pub mod conformance;
+pub mod fault_proxy;
 pub mod harness;
+pub mod history;
 pub mod model;
 pub mod raw;
 mod remote_fixture;
