@@ -145,6 +145,9 @@ fn by_key(calls: &[Call]) -> BTreeMap<&str, Vec<KeyCall>> {
             _ => {}
         }
     }
+    for calls in keys.values_mut() {
+        calls.sort_by_key(|call| call.invoked);
+    }
     keys
 }
 

@@ -2,6 +2,9 @@
 
 use std::collections::HashSet;
 
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
 use super::{KeyCall, Kind};
 use crate::history::Expect;
 
@@ -28,12 +31,18 @@ struct State {
     floor: u64,
 }
 
-/// Searches for an order of `calls` that keeps real time and explains each answer, from an absent key on.
+/// Searches for an order of `calls` (sorted by when they were made) that keeps real time and explains each answer, from
+/// an absent key on.
 #[must_use]
 pub fn search(calls: &[KeyCall], steps_max: usize) -> Found {
+    debug_assert!(calls.is_sorted_by_key(|call| call.invoked));
+    let mut random = StdRng::seed_from_u64(0);
     let mut search = Search {
         calls,
+        names: calls.iter().map(|_| random.random()).collect(),
         placed: vec![false; calls.len()],
+        placed_name: 0,
+        first_left: 0,
         tried: HashSet::new(),
         steps: 0,
         steps_max,
@@ -53,8 +62,14 @@ struct Frame {
 
 struct Search<'a> {
     calls: &'a [KeyCall],
+    /// A random name for each place; a set of places is named by all of its names together (exclusive or).
+    names: Vec<u128>,
     placed: Vec<bool>,
-    tried: HashSet<(Vec<bool>, State)>,
+    placed_name: u128,
+    /// All before it are placed.
+    first_left: usize,
+    /// Sets of places, by name, with the state behind them. (Two sets of one name are as likely as a broken disk.)
+    tried: HashSet<(u128, State)>,
     steps: usize,
     steps_max: usize,
     best: usize,
@@ -83,12 +98,11 @@ impl Search<'_> {
                 return Found::Violation { stuck };
             };
             let Some(choice) = frame.choices.pop() else {
-                for place in &frame.placed {
-                    if let Some(placed) = self.placed.get_mut(*place) {
-                        *placed = false;
-                    }
-                }
+                let placed = std::mem::take(&mut frame.placed);
                 frames.pop();
+                for place in placed {
+                    self.mark(place, false);
+                }
                 continue;
             };
             let Some(mut state) = self.step(&frame.state, choice) else {
@@ -99,10 +113,10 @@ impl Search<'_> {
                 return Found::Undecided;
             }
             let mut placed = vec![choice];
-            self.mark(choice);
+            self.mark(choice, true);
             self.place_all_that_fit(&mut state, &mut placed);
             // The same calls with the same state were tried on another way: what follows is the same.
-            let known = !self.tried.insert((self.placed.clone(), state.clone()));
+            let known = !self.tried.insert((self.placed_name, state.clone()));
             let choices = if known {
                 Vec::new()
             } else {
@@ -117,15 +131,23 @@ impl Search<'_> {
         }
     }
 
-    fn mark(&mut self, place: usize) {
-        if let Some(placed) = self.placed.get_mut(place) {
-            *placed = true;
+    fn mark(&mut self, place: usize, is_placed: bool) {
+        if let (Some(placed), Some(name)) = (self.placed.get_mut(place), self.names.get(place)) {
+            *placed = is_placed;
+            self.placed_name ^= name;
+        }
+        self.first_left = self.first_left.min(place);
+        while self.placed.get(self.first_left) == Some(&true) {
+            self.first_left += 1;
         }
     }
 
     fn left(&self) -> impl Iterator<Item = (usize, &KeyCall)> {
         let calls = self.calls.iter().enumerate().zip(&self.placed);
-        calls.filter(|(_, placed)| !**placed).map(|(call, _)| call)
+        calls
+            .skip(self.first_left)
+            .filter(|(_, placed)| !**placed)
+            .map(|(call, _)| call)
     }
 
     fn done(&self) -> bool {
@@ -134,15 +156,21 @@ impl Search<'_> {
 
     /// Calls that nothing that is left precedes in real time.
     fn ready(&self) -> impl Iterator<Item = (usize, &KeyCall)> {
-        let first_return = self.left().map(|(_, call)| call.returned).min();
-        let first_return = first_return.unwrap_or(u64::MAX);
+        let mut first_return = u64::MAX;
+        for (_, call) in self.left() {
+            // Those behind it return later still.
+            if call.invoked > first_return {
+                break;
+            }
+            first_return = first_return.min(call.returned);
+        }
         self.left()
-            .filter(move |(_, call)| call.invoked <= first_return)
+            .take_while(move |(_, call)| call.invoked <= first_return)
     }
 
-    /// The lowest revision that is left: it comes before all others that have one. Of one revision, the commit first.
+    /// The lowest revision that is ready: it comes before all others that have one. Of one revision, the commit first.
     fn next_revision(&self) -> Option<(u64, bool)> {
-        self.left()
+        self.ready()
             .filter_map(|(_, call)| {
                 Some((call.revision?, !matches!(call.kind, Kind::Writes { .. })))
             })
@@ -169,7 +197,7 @@ impl Search<'_> {
             let Some((place, after)) = fits else { return };
             *state = after;
             placed.push(place);
-            self.mark(place);
+            self.mark(place, true);
         }
     }
 
@@ -223,11 +251,10 @@ impl Search<'_> {
     }
 
     fn note_progress(&mut self, state: &State) {
-        let count = self.placed.iter().filter(|placed| **placed).count();
-        if count < self.best {
+        if self.first_left < self.best {
             return;
         }
-        self.best = count;
+        self.best = self.first_left;
         let ready: Vec<String> = self
             .ready()
             .filter(|(_, call)| !call.optional)
