@@ -60,15 +60,15 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// What a test takes: under a second, some hundred calls.
+    /// What a test takes: a second, some hundred calls.
     #[must_use]
     pub fn short() -> Self {
         Self {
-            length: Duration::from_millis(800),
+            length: Duration::from_secs(1),
             connections: 3,
             watchers: 3,
-            calls_max: 120,
-            pace: Some(Duration::from_millis(120)),
+            calls_max: 200,
+            pace: Some(Duration::from_millis(90)),
         }
     }
 }

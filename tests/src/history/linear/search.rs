@@ -37,12 +37,25 @@ struct State {
 pub fn search(calls: &[KeyCall], steps_max: usize) -> Found {
     debug_assert!(calls.is_sorted_by_key(|call| call.invoked));
     let mut random = StdRng::seed_from_u64(0);
+    let with_revision = (0..calls.len())
+        .filter(|&place| calls.get(place).is_some_and(|call| call.revision.is_some()));
+    let mut by_revision: Vec<usize> = with_revision.collect();
+    by_revision.sort_by_key(|&place| calls.get(place).and_then(turn));
+    let mut turns = vec![usize::MAX; calls.len()];
+    for (at, &place) in by_revision.iter().enumerate() {
+        if let Some(turn) = turns.get_mut(place) {
+            *turn = at;
+        }
+    }
     let mut search = Search {
         calls,
         names: calls.iter().map(|_| random.random()).collect(),
         placed: vec![false; calls.len()],
         placed_name: 0,
         first_left: 0,
+        by_revision,
+        turns,
+        first_by_revision: 0,
         tried: HashSet::new(),
         steps: 0,
         steps_max,
@@ -68,6 +81,12 @@ struct Search<'a> {
     placed_name: u128,
     /// All before it are placed.
     first_left: usize,
+    /// The places of calls with a revision, in their turn.
+    by_revision: Vec<usize>,
+    /// Where in `by_revision` each place stands.
+    turns: Vec<usize>,
+    /// All before it in `by_revision` are placed.
+    first_by_revision: usize,
     /// Sets of places, by name, with the state behind them. (Two sets of one name are as likely as a broken disk.)
     tried: HashSet<(u128, State)>,
     steps: usize,
@@ -140,6 +159,13 @@ impl Search<'_> {
         while self.placed.get(self.first_left) == Some(&true) {
             self.first_left += 1;
         }
+        let turn = self.turns.get(place).copied().unwrap_or(usize::MAX);
+        self.first_by_revision = self.first_by_revision.min(turn);
+        while let Some(place) = self.by_revision.get(self.first_by_revision)
+            && self.placed.get(*place) == Some(&true)
+        {
+            self.first_by_revision += 1;
+        }
     }
 
     fn left(&self) -> impl Iterator<Item = (usize, &KeyCall)> {
@@ -168,13 +194,10 @@ impl Search<'_> {
             .take_while(move |(_, call)| call.invoked <= first_return)
     }
 
-    /// The lowest revision that is ready: it comes before all others that have one. Of one revision, the commit first.
+    /// The lowest revision that is left: it comes before all others that have one. Of one revision, the commit first.
     fn next_revision(&self) -> Option<(u64, bool)> {
-        self.ready()
-            .filter_map(|(_, call)| {
-                Some((call.revision?, !matches!(call.kind, Kind::Writes { .. })))
-            })
-            .min()
+        let place = *self.by_revision.get(self.first_by_revision)?;
+        turn(self.calls.get(place)?)
     }
 
     /// Places reads and refusals that fit, as long as there are any: they change nothing, so sooner is never worse.
@@ -270,11 +293,15 @@ impl Search<'_> {
     }
 }
 
-/// Whether `call` does not come before its turn by revision.
+/// When a call with a revision has its turn: in the order of revisions, and of one revision the commit first.
+fn turn(call: &KeyCall) -> Option<(u64, bool)> {
+    let reads = !matches!(call.kind, Kind::Writes { .. });
+    call.revision.map(|revision| (revision, reads))
+}
+
+/// Whether `call` does not come before its turn.
 fn in_turn(call: &KeyCall, next: Option<(u64, bool)>) -> bool {
-    let own = call
-        .revision
-        .map(|revision| (revision, !matches!(call.kind, Kind::Writes { .. })));
+    let own = turn(call);
     own.is_none() || own == next
 }
 

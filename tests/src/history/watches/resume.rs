@@ -113,7 +113,7 @@ impl Resume<'_> {
         if self.told.is_some() {
             self.pending = Some(asked);
         }
-        self.told.get_or_insert(asked);
+        self.told.get_or_insert(position);
         self.silent = false;
     }
 
