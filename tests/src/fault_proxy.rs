@@ -251,13 +251,10 @@ impl Drop for FaultProxy {
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let mut links = JoinSet::new();
     loop {
-        let client = match listener.accept().await {
-            Ok((client, _)) => client,
+        let Ok((client, _)) = listener.accept().await else {
             // Out of descriptors, say.
-            Err(_) => {
-                sleep(Duration::from_millis(10)).await;
-                continue;
-            }
+            sleep(Duration::from_millis(10)).await;
+            continue;
         };
         while links.try_join_next().is_some() {}
         let (mode, seed) = {

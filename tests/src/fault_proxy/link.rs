@@ -74,7 +74,7 @@ impl Mode {
     /// What lost bytes cannot go on.
     pub(super) fn heal(&mut self) {
         let lossy = self.drop_up || self.drop_down;
-        let cut = self.cut.or(lossy.then_some(Cut::Rst));
+        let cut = if lossy { Some(Cut::Rst) } else { self.cut };
         *self = Self {
             cut,
             ..Self::default()

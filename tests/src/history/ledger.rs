@@ -102,7 +102,7 @@ impl Ledger<'_> {
     fn real_time(&self, call: &Call, entry: Option<&Logged>, found: &mut Vec<Violation>) {
         let floor = self.acknowledged.before(call.invoked);
         let is_commit = matches!(call.request, Request::Commit { .. });
-        let revision = call.revision().or(entry.map(|entry| entry.revision));
+        let revision = call.revision().or_else(|| Some(entry?.revision));
         if let Some(revision) = revision
             && (revision < floor || is_commit && revision == floor)
         {

@@ -295,7 +295,7 @@ fn by_force(calls: &[KeyCall]) -> bool {
                         .map(|seen| (seen.value.clone(), Some(seen.revision)));
                     (now == told).then_some(value)
                 }
-                Kind::Finds(found) => is_at(*found).then(|| match (value, found) {
+                Kind::Finds(found) => is_at(*found).then_some(match (value, found) {
                     (Some((value, None)), Some(found)) => Some((value, Some(*found))),
                     _ => value,
                 }),

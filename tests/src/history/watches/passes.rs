@@ -112,9 +112,9 @@ impl Pass {
     pub(super) fn missed(&self, stream: &WatchStream, reference: &Reference) -> Vec<String> {
         let changed = reference.changed(&stream.range, self.from, self.mark);
         let due = changed.into_iter().filter(|key| {
-            !self.told.contains(key)
-                // Where the reader began with nothing, what is gone is not told.
-                && !(self.whole && reference.value(key, self.mark).is_none())
+            // Where the reader began with nothing, what is gone is not told.
+            let gone = self.whole && reference.value(key, self.mark).is_none();
+            !gone && !self.told.contains(key)
         });
         due.map(|key| {
             format!(
