@@ -10,7 +10,7 @@ use storage_protocol::{
     WatchOptions, WatchStart,
 };
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::client::Client;
 use super::{key_range, logged, text};
@@ -121,7 +121,10 @@ pub(super) async fn follow(
             Ok(watch) => {
                 let position = watch.start();
                 let revision = follower.client.shared.revision(position);
-                follower.at.get_or_insert(position);
+                // `Latest` from the beginning begins anew until there was a mark: what it told before is no position.
+                if asked != Start::Beginning || follower.plan.mode == Mode::Every {
+                    follower.at.get_or_insert(position);
+                }
                 follower.note(Told::Opened {
                     start: asked,
                     position: revision,
@@ -165,8 +168,8 @@ impl Follower {
         if last.is_some() {
             self.ask(&mut watch, LAST);
         }
+        let mut next_ask = Instant::now();
         loop {
-            let pause = Duration::from_millis(self.plan.random.random_range(20..120));
             let event = tokio::select! {
                 event = watch.next() => event,
                 _ = finishing.changed(), if last.is_none() => {
@@ -174,7 +177,9 @@ impl Follower {
                     self.ask(&mut watch, LAST);
                     continue;
                 }
-                () = sleep(pause) => {
+                // By the clock, whatever comes meanwhile: a mark says most where commits are dense.
+                () = sleep_until(next_ask) => {
+                    next_ask += Duration::from_millis(self.plan.random.random_range(10..100));
                     // With the last one too: an answer can be lost with its connection.
                     self.tokens += 1;
                     let token = self.tokens;

@@ -39,13 +39,17 @@ pub(super) fn passes(stream: &WatchStream) -> Vec<Pass> {
         base: 0,
     };
     let mut opened = false;
-    // Keys the reader was told are gone, which its base may have.
     for (_, told) in &stream.events {
         match told {
             Told::Opened { start, position } => {
                 if opened {
                     pass.broken = true;
                     pass.told.clear();
+                    if *start == Start::Beginning {
+                        // The reader begins anew, with nothing.
+                        pass.whole = true;
+                        pass.state.clear();
+                    }
                 } else {
                     pass.from = *position;
                     pass.whole = *start == Start::Beginning;

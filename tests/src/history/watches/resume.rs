@@ -14,6 +14,7 @@ pub fn resumable(stream: &WatchStream, reference: &Reference) -> Vec<Violation> 
         silent: false,
         resyncing: false,
         lost: false,
+        marked: false,
     };
     for (_, told) in &stream.events {
         resume.take(told);
@@ -44,6 +45,7 @@ struct Resume<'a> {
     silent: bool,
     resyncing: bool,
     lost: bool,
+    marked: bool,
 }
 
 impl Resume<'_> {
@@ -84,16 +86,23 @@ impl Resume<'_> {
                 self.event(revision.saturating_add(1), up_to, "mark");
                 self.told = self.told.max(Some(*revision));
                 self.resyncing = false;
+                self.marked = true;
                 self.pending = None;
             }
             Told::Reset | Told::Asked { .. } => {}
         }
     }
 
+    fn unmarked(&self) -> bool {
+        self.findings.stream.mode == Mode::Latest && !self.marked
+    }
+
     fn opened(&mut self, start: Start, position: u64) {
         let range = &self.findings.stream.range;
         let asked = match (start, self.told) {
             (Start::Beginning, None) => 0,
+            // Without a mark there is no position yet: it begins anew, with nothing.
+            (Start::Beginning, Some(_)) if self.unmarked() => 0,
             (Start::After(after), told) if told.is_none_or(|told| told == after) => after,
             (Start::Now, None) => position,
             (start, told) => {

@@ -220,6 +220,28 @@ fn true_streams_of_the_latest_pass() {
     assert_eq!(broken(Mode::Latest, events), []);
 }
 
+/// What is gone is not told from the beginning, so a reader whose first pass broke must begin with nothing.
+#[test]
+fn a_first_pass_that_broke_begins_with_nothing() {
+    let rest = [state("a", "a12", 12), state("c", "c12", 12), mark(12)];
+    let mut events = vec![
+        opened(BEGINNING, 0),
+        state("b", "b4", 4),
+        broke(),
+        opened(BEGINNING, 0),
+    ];
+    events.extend(rest.clone());
+    assert_eq!(broken(Mode::Latest, events), []);
+    // Whoever calls that continuous leaves its reader with what is gone.
+    let mut events = vec![opened(BEGINNING, 0), state("b", "b4", 4), Told::Continuous];
+    events.extend(rest.clone());
+    assert_eq!(broken(Mode::Latest, events), [Promise::Bookmarkable]);
+    // And behind a mark there is a position to go on from.
+    let mut events = vec![opened(BEGINNING, 0), mark(0), broke(), opened(BEGINNING, 0)];
+    events.extend(rest);
+    assert_eq!(broken(Mode::Latest, events), [Promise::Resumable]);
+}
+
 #[test]
 fn a_mark_that_was_asked_for_passes() {
     let asked = Told::Asked { token: 7 };
