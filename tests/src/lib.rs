@@ -2,16 +2,21 @@
 //!
 //! * [`model`]: `Storage` in a `BTreeMap`, the specification one can run.
 //! * [`conformance`]: one suite of promises, run against every implementation, with the differences as a table.
+//! * [`workload`]: concurrent clients under faults, of which [`fault_proxy`] makes those of the network.
+//! * [`history`]: what they did and saw, and the judges of it: linearizability, watches, replicas.
 //!
 //! Nothing here is shipped. The tests themselves are in `tests/tests/`.
 
 pub mod conformance;
 pub mod crowd;
+pub mod fault_proxy;
 pub mod harness;
+pub mod history;
 pub mod model;
 pub mod raw;
 mod remote_fixture;
 mod rocks_fixture;
+pub mod workload;
 
 pub use remote_fixture::RemoteFixture;
 pub use rocks_fixture::RocksFixture;
