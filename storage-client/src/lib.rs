@@ -4,6 +4,7 @@
 //! * [`ConnectOptions`] say where to connect, with which credentials and within which bounds.
 //! * [`RemoteStorage::connect`] returns once the server has said Welcome; from there every call either answers or
 //!   fails by its deadline, with its [`Outcome`](storage_protocol::Outcome) class.
+//! * [`Replica`] keeps a coherent copy of a range in memory, and in a folder if asked to, over this or any other storage.
 //!
 //! Not here: RocksDB, or anything else of the server. A lost connection is not re-established: calls fail at once
 //! with `Closed`, and [`RemoteStorage::state`] tells.
@@ -30,6 +31,7 @@ mod endpoint;
 mod ids;
 mod options;
 mod remote;
+pub mod replica;
 mod scan;
 mod tls;
 mod watch;
@@ -37,3 +39,4 @@ mod watch;
 pub use connection::ConnectionState;
 pub use options::{ConnectOptions, TlsVersion};
 pub use remote::RemoteStorage;
+pub use replica::{Replica, ReplicaOptions};
