@@ -12,8 +12,9 @@ use super::changes::KeyChange;
 use super::clock::Moment;
 
 /// What an entry costs beside the bytes of its key and its value: its place in the tree (88 bytes, in nodes that are at
-/// least half full) and the allocator's and `Bytes`' share of two buffers. Measured, rounded up (`docs/guarantees.md`).
-pub(super) const ENTRY_OVERHEAD_BYTES: usize = 256;
+/// least half full) and the allocator's and `Bytes`' share of two buffers. Above what was measured, with what the tree of
+/// the staging leaves behind: 324 of a process's resident bytes (`scripts/bench replica`).
+pub(super) const ENTRY_OVERHEAD_BYTES: usize = 336;
 
 /// What the staged or held entry counts as.
 fn cost(key: &Key, value: Option<&Bytes>) -> usize {
