@@ -4,6 +4,7 @@
 //! * [`ConnectOptions`] say where to connect, with which credentials and within which bounds.
 //! * [`RemoteStorage::connect`] returns once the server has said Welcome; from there every call either answers or
 //!   fails by its deadline, with its [`Outcome`](storage_protocol::Outcome) class.
+//! * [`Replica`] keeps a coherent copy of a range in memory, and in a folder if asked to, over this or any other storage.
 //!
 //! * A lost connection is found within the announced silence and made anew, for as long as it takes: calls wait for it
 //!   within their deadlines, commits that were sent have one effect, watches go on from where they were and say so.
@@ -33,6 +34,7 @@ mod endpoint;
 mod ids;
 mod options;
 mod remote;
+pub mod replica;
 mod scan;
 mod supervisor;
 mod tls;
@@ -41,3 +43,4 @@ mod watch;
 pub use connection::{ConnectionState, SavedSession, SessionInfo};
 pub use options::{ConnectOptions, TlsVersion};
 pub use remote::RemoteStorage;
+pub use replica::{Replica, ReplicaOptions};

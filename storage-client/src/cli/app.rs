@@ -87,6 +87,11 @@ impl App {
         }
     }
 
+    /// How long one answer may take.
+    pub(super) fn timeout(&self) -> Duration {
+        self.globals.timeout.unwrap_or(Duration::from_secs(30))
+    }
+
     /// Connects; called once per run. From here on a signal ends the run in order; before, where an argument may be
     /// read from stdin, it has its usual effect.
     pub(super) async fn connect(&self) -> anyhow::Result<RemoteStorage> {

@@ -64,17 +64,17 @@ impl Digest {
 
 /// Entries that are being hashed, in key order.
 #[derive(Default)]
-struct Entries(Sha256);
+pub(super) struct Entries(Sha256);
 
 impl Entries {
-    fn add(&mut self, key: &[u8], value: &[u8]) {
+    pub(super) fn add(&mut self, key: &[u8], value: &[u8]) {
         for bytes in [key, value] {
             self.0.update((bytes.len() as u64).to_be_bytes());
             self.0.update(bytes);
         }
     }
 
-    fn finish(self) -> String {
+    pub(super) fn finish(self) -> String {
         hex::encode(self.0.finalize())
     }
 }

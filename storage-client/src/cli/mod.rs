@@ -18,6 +18,7 @@ mod json;
 mod output;
 mod ping;
 mod put;
+mod replica;
 mod rm;
 mod rows;
 mod scan;
@@ -47,6 +48,7 @@ Examples:
   storage --json scan --prefix weights/ --keys-only
   storage import weather.csv.gz --key 'weather/{origin}/{time_hour}'
   storage watch --prefix weather/ --json
+  storage replica --prefix weather/ --dir weather.copy
   storage --url ws://localhost:7000/storage/models --danger-plaintext ping
 
 Exit codes:
@@ -55,7 +57,7 @@ Exit codes:
   2    wrong usage or configuration, or a local file that cannot be read or written
   3    not reachable, not authenticated, or not served now; nothing was executed
   4    outcome unknown: a commit was sent, and no answer came
-  130  interrupted (Ctrl-C, SIGTERM) before it was done; a watch ends with 0";
+  130  interrupted (Ctrl-C, SIGTERM) before it was done; a watch and a replica end with 0";
 
 /// How long the runtime may take to end; what hangs beyond that (a read of stdin) is left behind.
 const RUNTIME_END_TIMEOUT: Duration = Duration::from_millis(100);
@@ -80,6 +82,7 @@ enum Command {
     Import(import::Import),
     Export(export::Export),
     Watch(watch::Watch),
+    Replica(replica::ReplicaCommand),
     Digest(digest::Digest),
     Ping(ping::Ping),
     Completions(completions::Completions),
@@ -120,8 +123,11 @@ async fn run(cli: Cli) -> anyhow::Result<Exit> {
 }
 
 async fn dispatch(command: Command, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
-    // These two stop in order by themselves.
-    let stops_in_order = matches!(command, Command::Import(_) | Command::Watch(_));
+    // These stop in order by themselves.
+    let stops_in_order = matches!(
+        command,
+        Command::Import(_) | Command::Watch(_) | Command::Replica(_)
+    );
     let work = async {
         match command {
             Command::Put(put) => put.run(app, out).await,
@@ -132,6 +138,7 @@ async fn dispatch(command: Command, app: &App, out: &mut Output) -> anyhow::Resu
             Command::Import(import) => import.run(app, out).await,
             Command::Export(export) => export.run(app, out).await,
             Command::Watch(watch) => watch.run(app, out).await,
+            Command::Replica(replica) => replica.run(app, out).await,
             Command::Digest(digest) => digest.run(app, out).await,
             Command::Ping(ping) => ping.run(app, out).await,
             Command::Completions(completions) => completions.run(out),

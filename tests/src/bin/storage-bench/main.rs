@@ -1,5 +1,10 @@
 //! Measures what the operations guide states: rates and latencies over mutual TLS, the cost of the index by revision,
-//! memory per idle connection, how small reads fare beside big ones, and what ten thousand watches cost.
+<<<<<<< HEAD:tests/src/bin/storage-bench/main.rs
+//! memory per idle connection, how small reads fare beside big ones, what ten thousand watches cost, and what a
+//! replica costs and gives.
+=======
+//! memory per idle connection, how small reads fare beside big ones, and what a replica costs and gives.
+>>>>>>> replica:tests/src/bin/storage-bench.rs
 //!
 //! Server and client share this machine, so rates are for comparing cells of one run, not for quoting. Run it by
 //! `scripts/bench`, which builds the shipped profile first.
@@ -17,13 +22,17 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use storage_client::{ConnectOptions, RemoteStorage};
-use storage_protocol::{Key, Keyspace, StorageExt};
+use storage_client::{ConnectOptions, RemoteStorage, Replica, ReplicaOptions};
+use storage_protocol::{Batch, CommitOptions, Key, KeyRange, Keyspace, Storage, StorageExt};
 use storage_server::engine::Engine;
 use storage_server::engine::rocks::{Durability, EngineOptions, RocksEngine};
 use storage_tests::harness::{Certificates, ServerProcess, connect};
 
-const HELP: &str = "usage: storage-bench [rates|index|idle|fairness|watches]...   (default: all)";
+<<<<<<< HEAD:tests/src/bin/storage-bench/main.rs
+const HELP: &str = "usage: storage-bench [rates|index|idle|fairness|watches|replica]...   (default: all)";
+=======
+const HELP: &str = "usage: storage-bench [rates|index|idle|fairness|replica]...   (default: all)";
+>>>>>>> replica:tests/src/bin/storage-bench.rs
 
 /// How long each cell is measured.
 const CELL: Duration = Duration::from_secs(4);
@@ -33,7 +42,11 @@ const KEYS: u64 = 100_000;
 
 fn main() {
     let parts: Vec<String> = std::env::args().skip(1).collect();
-    let known = ["rates", "index", "idle", "fairness", "watches"];
+<<<<<<< HEAD:tests/src/bin/storage-bench/main.rs
+    let known = ["rates", "index", "idle", "fairness", "watches", "replica"];
+=======
+    let known = ["rates", "index", "idle", "fairness", "replica"];
+>>>>>>> replica:tests/src/bin/storage-bench.rs
     if parts.iter().any(|part| !known.contains(&part.as_str())) {
         println!("{HELP}");
         return;
@@ -56,8 +69,16 @@ fn main() {
     if wants("fairness") {
         runtime.block_on(fairness());
     }
+<<<<<<< HEAD:tests/src/bin/storage-bench/main.rs
     if wants("watches") {
         runtime.block_on(watches::watches());
+    }
+    if wants("replica") {
+        runtime.block_on(replica());
+=======
+    if wants("replica") {
+        runtime.block_on(replica());
+>>>>>>> replica:tests/src/bin/storage-bench.rs
     }
 }
 
@@ -283,4 +304,113 @@ async fn fairness() {
         "same connection    {figures}   (10 MiB gets: {:.1}/s)",
         big_figures.per_second
     );
+}
+
+async fn replica() {
+    const ENTRIES: u64 = 100_000;
+    const VALUE_BYTES: usize = 100;
+    println!("# a replica of {ENTRIES} entries of {VALUE_BYTES} bytes");
+    let folder = tempfile::tempdir().unwrap();
+    let certificates = Certificates::issue(&["bench"]);
+    let server = ServerProcess::mutual(&certificates, &folder.path().join("server"), &[]);
+    let remote = connect(&server, &certificates, "bench", "bench").await;
+    let remote: Arc<dyn Storage> = Arc::new(remote.unwrap());
+    fill(&*remote, ENTRIES, VALUE_BYTES).await;
+    for round in 1..=3 {
+        let (before, began) = (resident_bytes(), Instant::now());
+        let replica = Replica::start(remote.clone(), KeyRange::all(), ReplicaOptions::new()).await;
+        let replica = replica.unwrap();
+        replica.ready().await.unwrap();
+        let took = began.elapsed();
+        let grown = resident_bytes().saturating_sub(before);
+        let status = replica.status();
+        println!(
+            "over TLS, round {round}: ready after {took:?}; counts {} bytes an entry, the process grew by {}",
+            status.bytes as u64 / ENTRIES,
+            grown / ENTRIES
+        );
+        replica.close().await.unwrap();
+    }
+    let options = ReplicaOptions::new().persist(folder.path().join("copy"), "bench");
+    for round in ["fresh folder", "again"] {
+        let began = Instant::now();
+        let replica = Replica::start(remote.clone(), KeyRange::all(), options.clone()).await;
+        let replica = replica.unwrap();
+        replica.ready().await.unwrap();
+        let ready = began.elapsed();
+        replica.sync(CELL).await.unwrap();
+        let proven = began.elapsed();
+        let fetched = replica.status().states_fetched;
+        let closing = Instant::now();
+        replica.close().await.unwrap();
+        let closed = closing.elapsed();
+        println!(
+            "{round}: ready after {ready:?}, proven after {proven:?}, {fetched} fetched, closed in {closed:?}"
+        );
+    }
+
+    let engine = RocksEngine::open(EngineOptions::new(folder.path().join("engine"))).unwrap();
+    let session = engine.open_session("cert:bench", &Keyspace::new("bench").unwrap());
+    fill(&*session, ENTRIES, VALUE_BYTES).await;
+    let inside: Arc<dyn Storage> = session.clone();
+    let began = Instant::now();
+    let replica = Replica::start(inside, KeyRange::all(), ReplicaOptions::new()).await;
+    let replica = replica.unwrap();
+    replica.ready().await.unwrap();
+    println!("in the engine's process: ready after {:?}", began.elapsed());
+    let (mut of_replica, mut of_engine) = (0.0, 0.0);
+    for _ in 0..3 {
+        let (mut reads, began) = (0u64, Instant::now());
+        while began.elapsed() < CELL / 2 {
+            for _ in 0..1_000 {
+                let place = reads.wrapping_mul(7_919) % ENTRIES;
+                assert!(replica.get(&entry_key(place)).unwrap().value.is_some());
+                reads += 1;
+            }
+        }
+        of_replica += reads as f64 / began.elapsed().as_secs_f64();
+        let (mut reads, began) = (0u64, Instant::now());
+        while began.elapsed() < CELL / 2 {
+            for _ in 0..100 {
+                let place = reads.wrapping_mul(7_919) % ENTRIES;
+                assert!(session.get_one(entry_key(place)).await.unwrap().is_some());
+                reads += 1;
+            }
+        }
+        of_engine += reads as f64 / began.elapsed().as_secs_f64();
+    }
+    println!(
+        "gets of one key by one task: replica {:.0}/s, engine in process {:.0}/s; ratio {:.1}",
+        of_replica / 3.0,
+        of_engine / 3.0,
+        of_replica / of_engine
+    );
+    replica.close().await.unwrap();
+    drop(session);
+    tokio::task::spawn_blocking(move || engine.close())
+        .await
+        .unwrap();
+}
+
+/// Unlike [`key`], each number has its own.
+fn entry_key(n: u64) -> Key {
+    Key::from(format!("bench/{n:018}"))
+}
+
+async fn fill(storage: &dyn Storage, entries: u64, value_bytes: usize) {
+    for first in (0..entries).step_by(10_000) {
+        let batch = (first..entries.min(first + 10_000)).fold(Batch::new(), |batch, n| {
+            batch.put(entry_key(n), value(value_bytes))
+        });
+        let options = CommitOptions::default();
+        storage.commit(batch, options).await.unwrap();
+    }
+}
+
+/// Of this process.
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let kib = line.unwrap().split_whitespace().nth(1).unwrap();
+    kib.parse::<u64>().unwrap() * 1024
 }
