@@ -12,8 +12,8 @@
 //! may not be on disk yet. Cutting the files is the work of `storage-tests` (`power`), after the process was killed: what
 //! was written and not synced is still in the files then.
 //!
-//! `POWER_LOSS_KILL_AT=N` kills the process right before its N-th such call, so that any moment can be had, also those
-//! that last microseconds. `POWER_LOSS_LIES=SUFFIX` passes over the syncs of files whose names end so, as a disk does that
+//! A number N in `FOLDER/kill-at` kills the process right before the N-th such call from when the file is there, so that
+//! any moment can be had, also those that last microseconds. `POWER_LOSS_LIES=SUFFIX` passes over the syncs of files whose names end so, as a disk does that
 //! says "done" too early.
 //!
 //! Not seen: writes into what was synced before (RocksDB and the marks only ever append or replace), and changes by
@@ -39,8 +39,9 @@ struct Notes {
     data: PathBuf,
     kept: PathBuf,
     lies: Option<String>,
-    kill_at: u64,
-    calls: AtomicU64,
+    kill_at: PathBuf,
+    /// Calls left until the process is killed; zero: no end is known.
+    left: AtomicU64,
 }
 
 /// `None`: nothing is to be noted.
@@ -53,14 +54,13 @@ impl Notes {
     fn from_env() -> Option<Self> {
         let folder = PathBuf::from(std::env::var_os("POWER_LOSS_FOLDER")?);
         let log = OpenOptions::new().append(true).open(folder.join("log"));
-        let number = |name| std::env::var(name).ok()?.parse().ok();
         Some(Self {
             log: log.ok()?,
             data: folder.join("data"),
             kept: folder.join("kept"),
             lies: std::env::var("POWER_LOSS_LIES").ok(),
-            kill_at: number("POWER_LOSS_KILL_AT").unwrap_or(0),
-            calls: AtomicU64::new(0),
+            kill_at: folder.join("kill-at"),
+            left: AtomicU64::new(0),
         })
     }
 
@@ -74,7 +74,18 @@ impl Notes {
 
     /// Counts a call about to be made; the last one is not made any more.
     fn count(&self) {
-        if self.calls.fetch_add(1, Ordering::SeqCst) + 1 == self.kill_at {
+        if self.left.load(Ordering::SeqCst) == 0 {
+            let number = fs::read_to_string(&self.kill_at);
+            let number = number.ok().and_then(|text| text.trim().parse().ok());
+            let Some(number @ 1..) = number else {
+                return;
+            };
+            // Another thread may be here too; then its number is as good.
+            let _ = self
+                .left
+                .compare_exchange(0, number, Ordering::SeqCst, Ordering::SeqCst);
+        }
+        if self.left.fetch_sub(1, Ordering::SeqCst) == 1 {
             loop {
                 // SAFETY: no memory is involved.
                 unsafe { libc::raise(libc::SIGKILL) };
@@ -126,7 +137,9 @@ impl Notes {
         if !path.starts_with(&self.data) {
             return None;
         }
-        fs::symlink_metadata(path).ok().filter(fs::Metadata::is_file)
+        fs::symlink_metadata(path)
+            .ok()
+            .filter(fs::Metadata::is_file)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the tests of several crates share: the executable model of the contract and the conformance suite.
 //!
 //! * [`model`]: `Storage` in a `BTreeMap`, the specification one can run.
+//! * [`power`]: what a power cut would leave of a server's files.
 //! * [`conformance`]: one suite of promises, run against every implementation, with the differences as a table.
 //!
 //! Nothing here is shipped. The tests themselves are in `tests/tests/`.
@@ -8,6 +9,7 @@
 pub mod conformance;
 pub mod harness;
 pub mod model;
+pub mod power;
 pub mod raw;
 mod remote_fixture;
 mod rocks_fixture;
