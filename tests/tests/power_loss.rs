@@ -11,14 +11,16 @@
 #![expect(clippy::unwrap_used, reason = "a test: what fails is the finding")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use rustix::fs::{FallocateFlags, fallocate};
 use storage_client::RemoteStorage;
 use storage_protocol::{
     Batch, CommitOptions, CommitRecord, Epoch, KeyRange, KeyState, Position, Revision, ScanOptions,
@@ -69,7 +71,9 @@ fn parse(text: &[u8]) -> Option<Name> {
 fn batch(name: Name) -> Batch {
     let (_, writer, number) = name;
     let text = text(name);
-    let value = Bytes::from(vec![b'v'; 40 + (number as usize * 389) % 6000]);
+    // Now and then one that RocksDB keeps in a blob.
+    let length = if number % 50 == 7 { 6000 } else { 40 };
+    let value = Bytes::from(vec![b'v'; length]);
     Batch::new()
         .put(format!("{text}/a"), value.clone())
         .put(format!("{text}/b"), value)
@@ -83,6 +87,8 @@ enum End {
     After(Duration),
     /// Killed before the n-th sync, rename or removal, or after so long.
     Before(u64, Duration),
+    /// Killed after so long without a commit.
+    Idle(Duration),
     /// Asked to end after so long, and killed before the n-th such call, if there is a number.
     Orderly(Duration, Option<u64>),
 }
@@ -269,7 +275,8 @@ impl Machine {
             1 => End::Orderly(short, Some(rng.random_range(1..=12))),
             2 => End::After(long),
             3 => End::Before(rng.random_range(1..=6), Duration::from_millis(2300)),
-            4..12 => End::Before(rng.random_range(1..=60), short),
+            4 => End::Idle(long),
+            5..13 => End::Before(rng.random_range(1..=60), short),
             _ => End::After(short),
         }
     }
@@ -343,7 +350,11 @@ impl Machine {
             let connecting = connect(server, &self.certificates, "producer", "model");
             producers.push(Arc::new(self.runtime.block_on(connecting).unwrap()));
         }
-        for writer in 0..WRITERS {
+        let writers = match end {
+            End::Idle(_) => 0,
+            _ => WRITERS,
+        };
+        for writer in 0..writers {
             let producer = producers[(writer % PRODUCERS) as usize].clone();
             let seen = self.seen.clone();
             tasks.push(self.runtime.spawn(async move {
@@ -366,9 +377,7 @@ impl Machine {
             }
         }));
         match end {
-            End::After(time) => {
-                std::thread::sleep(time);
-            }
+            End::After(time) | End::Idle(time) => std::thread::sleep(time),
             End::Before(calls, time) => {
                 self.disk.kill_at(calls).unwrap();
                 server.wait(time);
@@ -756,6 +765,106 @@ fn with_os_durability_a_power_cut_leaves_a_prefix_and_whoever_saw_more_is_told()
     let found = &machine.findings;
     assert!(!found.broken.is_empty() || found.cycles < 50 || (found.lost > 0 && found.forks > 0));
     machine.check(seed);
+}
+
+/// What the next test runs in a process of its own, with `power-loss` loaded into it.
+#[test]
+fn as_a_process_that_writes() {
+    let Some(data) = std::env::var_os("POWER_LOSS_TEST_DATA").map(PathBuf::from) else {
+        return;
+    };
+    let append = |name: &str, text: &str| {
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(data.join(name));
+        let mut file = file.unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file
+    };
+    let sync_names = |folder: &Path| File::open(folder).unwrap().sync_all().unwrap();
+    // As RocksDB does: room beyond the length, which no one sees.
+    let file = append("appended", "synced");
+    let room = FallocateFlags::KEEP_SIZE;
+    // Not every file system can.
+    let _ = fallocate(&file, room, 0, 1 << 20);
+    file.sync_data().unwrap();
+    append("appended", " and more");
+    append("nameless", "synced").sync_all().unwrap();
+    append("never", "synced");
+    append("replaced", "old").sync_all().unwrap();
+    append("removed", "old").sync_all().unwrap();
+    append("moved", "old").sync_all().unwrap();
+    fs::create_dir(data.join("inner")).unwrap();
+    fs::rename(data.join("nameless"), data.join("nameless.away")).unwrap();
+    sync_names(&data);
+    fs::rename(data.join("nameless.away"), data.join("nameless")).unwrap();
+    append("fresh", "new").sync_all().unwrap();
+    fs::rename(data.join("fresh"), data.join("replaced")).unwrap();
+    fs::remove_file(data.join("removed")).unwrap();
+    fs::rename(data.join("moved"), data.join("inner/moved")).unwrap();
+    append("late", "synced, but not its name")
+        .sync_all()
+        .unwrap();
+    std::process::abort();
+}
+
+#[test]
+fn what_was_synced_is_kept_and_nothing_else() {
+    for (tail, names) in [
+        (Tail::Lost, Names::AsSynced),
+        (Tail::Prefix, Names::AsSynced),
+        (Tail::Lost, Names::Present),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Disk::new(folder.path()).unwrap();
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "as_a_process_that_writes"]);
+        command.envs(disk.environment());
+        command.env("POWER_LOSS_TEST_DATA", disk.data());
+        let ended = command.output().unwrap();
+        assert!(!ended.status.success(), "{ended:?}");
+        let cut = disk
+            .cut(tail, names, &mut StdRng::seed_from_u64(1))
+            .unwrap();
+        let read = |name: &str| fs::read_to_string(disk.data().join(name)).ok();
+        let text = |text: &str| Some(text.to_owned());
+        let appended = read("appended").unwrap();
+        match tail {
+            Tail::Lost => assert_eq!(appended, "synced"),
+            Tail::Prefix | Tail::Torn => assert!("synced and more".starts_with(&appended)),
+        }
+        if names == Names::AsSynced {
+            assert_eq!(read("nameless.away"), text("synced"));
+            assert_eq!(read("nameless"), None);
+            assert_eq!(read("replaced"), text("old"));
+            assert_eq!(read("removed"), text("old"));
+            assert_eq!((read("moved"), read("inner/moved")), (text("old"), None));
+            assert_eq!((read("fresh"), read("late")), (None, None));
+            // Two replaced or removed files are back, and the name of two new ones is gone.
+            assert_eq!((cut.restored, cut.files), (2, 2));
+        } else {
+            assert_eq!((read("replaced"), read("removed")), (text("new"), None));
+            assert_eq!(read("inner/moved"), text("old"));
+            assert_eq!(read("late"), text("synced, but not its name"));
+        }
+        if tail == Tail::Lost {
+            // The name was synced, the bytes were not.
+            assert_eq!(read("never"), text(""));
+            let new_files = "new".len() + "synced, but not its name".len();
+            let gone = " and more".len() + "synced".len();
+            let gone = gone
+                + if names == Names::AsSynced {
+                    new_files
+                } else {
+                    0
+                };
+            assert_eq!(cut.bytes, gone as u64);
+        }
+        // All that is left counts as on disk: nothing more can be cut.
+        let again = disk.cut(Tail::Lost, Names::AsSynced, &mut StdRng::seed_from_u64(1));
+        assert_eq!(again.unwrap(), Cut::default());
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::task::AtomicWaker;
-use storage_protocol::{CommitRecord, KeyRange, Keyspace, Revision};
+use storage_protocol::{CommitRecord, KeyRange, Keyspace, Revision, planted};
 
 use self::matching::{Matcher, WatchId};
 
@@ -242,10 +242,18 @@ impl SlotState {
         else {
             return;
         };
-        let Some(record) = record.cut(range) else {
+        let Some(mut record) = record.cut(range) else {
             return;
         };
+        if planted("split-commit") && record.changes.len() > 1 {
+            let mut first = CommitRecord::clone(&record);
+            Arc::make_mut(&mut record).changes = first.changes.split_off(1);
+            queue.push_back(Arc::new(first));
+        }
         *bytes += record.bytes();
+        if planted("drop-at-overflow") && queue.len() >= QUEUE_COMMITS_MAX {
+            return;
+        }
         queue.push_back(record);
         if queue.len() > QUEUE_COMMITS_MAX || *bytes > QUEUE_BYTES_MAX {
             // Nothing of the range lies between the last delivered commit and the first queued one.
@@ -285,7 +293,8 @@ impl Subscription {
         }
         let from = inner
             .ring
-            .partition_point(|commit| commit.record.revision <= after);
+            .partition_point(|commit| commit.record.revision <= after)
+            .saturating_sub(usize::from(planted("ring-boundary-repeats")));
         // Cut by bytes too: who asks holds what it gets until its reader takes it.
         let mut bytes = 0;
         let bounded = inner

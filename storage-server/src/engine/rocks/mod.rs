@@ -30,7 +30,7 @@ use async_trait::async_trait;
 use storage_protocol::{
     Batch, CommitOptions, Entry, Key, KeyRange, Keyspace, Limit, Limits, Outcome, Position,
     Reading, Result, Revision, Scan, ScanItem, ScanOptions, ScanSource, SessionId, Storage,
-    StorageError, Watch, WatchMode, WatchOptions, WatchStart,
+    StorageError, Watch, WatchMode, WatchOptions, WatchStart, planted,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -352,7 +352,7 @@ impl Drop for RocksEngine {
 fn forget_session_rows(store: &Store) -> std::result::Result<(), rocksdb::Error> {
     // Synced in every durability: the mark may name these numbers a second later.
     let mut sync = rocksdb::WriteOptions::default();
-    sync.set_sync(true);
+    sync.set_sync(!planted("forgetting-not-synced"));
     let mut batch = rocksdb::WriteBatch::default();
     let mut rows = store.iterate(Table::Sessions, &[Table::Sessions.tag()], None);
     while let Some(row) = rows.key() {
@@ -393,17 +393,20 @@ fn refill_from(shared: &Shared, floor: Revision) -> Result<()> {
     while reached < shared.store.revision() {
         let page = log::read_after(&shared.store, reached, 4 << 20)?;
         reached = page.reached;
-        shared
-            .feed
-            .refill(page.commits.into_iter().filter_map(|(id, record)| {
-                let keyspace = keyspaces
-                    .iter()
-                    .find(|keyspace| keyspace.id() == Some(id))?;
-                Some(FeedCommit {
-                    keyspace: keyspace.name.clone(),
-                    record,
-                })
-            }));
+        shared.feed.refill(
+            page.commits
+                .into_iter()
+                .skip(usize::from(planted("refill-late")))
+                .filter_map(|(id, record)| {
+                    let keyspace = keyspaces
+                        .iter()
+                        .find(|keyspace| keyspace.id() == Some(id))?;
+                    Some(FeedCommit {
+                        keyspace: keyspace.name.clone(),
+                        record,
+                    })
+                }),
+        );
     }
     Ok(())
 }
@@ -692,7 +695,12 @@ impl ScanSource for RocksScan {
         let Some((snapshot, mut cursor)) = self.state.take() else {
             return Ok(None);
         };
-        let read = move |_: &Shared| {
+        let read = move |shared: &Shared| {
+            let snapshot = if planted("scan-pages-drift") {
+                shared.leases.lend(&shared.store)
+            } else {
+                snapshot
+            };
             let page = snapshot.read(|snapshot| cursor.next_page(snapshot, PAGE_BYTES))?;
             Ok((page, snapshot, cursor))
         };

@@ -1,0 +1,18 @@
+//! Deliberate bugs (`scripts/planted-bugs`) are in the build made for them, and in no other.
+
+#![expect(clippy::unwrap_used, reason = "a test: what fails is the finding")]
+
+use storage_tests::harness::binary;
+
+#[test]
+fn only_the_build_for_planted_bugs_knows_of_them() {
+    for name in ["storage-server", "storage"] {
+        let program = std::fs::read(binary(name)).unwrap();
+        let knows = |text: &[u8]| program.windows(text.len()).any(|part| part == text);
+        assert_eq!(
+            knows(b"STORAGE_PLANTED_BUG"),
+            cfg!(feature = "planted-bugs"),
+            "{name}"
+        );
+    }
+}
