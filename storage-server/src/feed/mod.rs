@@ -251,11 +251,12 @@ impl SlotState {
             queue.push_back(Arc::new(first));
         }
         *bytes += record.bytes();
-        if planted("drop-at-overflow") && queue.len() >= QUEUE_COMMITS_MAX {
-            return;
-        }
         queue.push_back(record);
         if queue.len() > QUEUE_COMMITS_MAX || *bytes > QUEUE_BYTES_MAX {
+            if planted("drop-at-overflow") {
+                queue.pop_back();
+                return;
+            }
             // Nothing of the range lies between the last delivered commit and the first queued one.
             let first = queue
                 .front()
