@@ -197,8 +197,8 @@ pub extern "C" fn fdatasync(descriptor: c_int) -> c_int {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn rename(from: *const c_char, to: *const c_char) -> c_int {
     // SAFETY: a path, as libc asks of our caller.
-    if let Some(notes) = notes()
-        && let Some(path) = unsafe { path_of(to) }
+    let path = unsafe { path_of(to) };
+    if let (Some(notes), Some(path)) = (notes(), path)
         && path.starts_with(&notes.data)
     {
         notes.count();
@@ -216,12 +216,12 @@ pub unsafe extern "C" fn rename(from: *const c_char, to: *const c_char) -> c_int
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn unlink(path: *const c_char) -> c_int {
     // SAFETY: a path, as libc asks of our caller.
-    if let Some(notes) = notes()
-        && let Some(path) = unsafe { path_of(path) }
-        && path.starts_with(&notes.data)
+    let name = unsafe { path_of(path) };
+    if let (Some(notes), Some(name)) = (notes(), name)
+        && name.starts_with(&notes.data)
     {
         notes.count();
-        notes.keep(path);
+        notes.keep(name);
     }
     // SAFETY: a path, as libc asks of our caller.
     as_int(unsafe { libc::syscall(libc::SYS_unlinkat, libc::AT_FDCWD, path, 0) })

@@ -1,7 +1,5 @@
 //! Deliberate bugs (`scripts/planted-bugs`) are in the build made for them, and in no other.
 
-#![expect(clippy::unwrap_used, reason = "a test: what fails is the finding")]
-
 use storage_tests::harness::binary;
 
 #[test]
