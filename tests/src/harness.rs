@@ -1,5 +1,6 @@
 //! A real server process with a throw-away CA, on a port the system gives, that can be killed and started again.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -79,12 +80,38 @@ impl Certificates {
     }
 }
 
+/// How to start a `storage-server`.
+#[derive(Clone, Debug, Default)]
+pub struct Launch {
+    /// Behind `serve`.
+    pub arguments: Vec<String>,
+    /// Shell text that starts it (`exec "$@"` at its end), say with limits set.
+    pub shell: Option<String>,
+    /// More for its environment.
+    pub environment: Vec<(String, String)>,
+    /// Where its log goes, behind what is there; nowhere by default, unless `SERVER_LOG` is set.
+    pub log: Option<PathBuf>,
+}
+
+impl Launch {
+    /// How many addresses it will say that it listens on; `None` where the arguments do not tell.
+    fn listeners(&self) -> Option<usize> {
+        let behind = self.arguments.iter().skip(1).zip(&self.arguments);
+        let addresses = behind.filter(|(_, flag)| *flag == "--listen");
+        let mut count = 0;
+        for (address, _) in addresses {
+            address.parse::<std::net::SocketAddr>().ok()?;
+            count += 1;
+        }
+        (count > 0).then_some(count)
+    }
+}
+
 /// A running `storage-server`. Killed when dropped.
 #[derive(Debug)]
 pub struct ServerProcess {
     child: Child,
-    arguments: Vec<String>,
-    shell: Option<String>,
+    launch: Launch,
     /// As printed: scheme and address, with the gateways.
     pub listeners: Vec<(String, String)>,
 }
@@ -111,7 +138,24 @@ impl ServerProcess {
     /// If it ends before.
     #[must_use]
     pub fn start_in_shell(shell: Option<&str>, arguments: Vec<String>) -> Self {
-        let mut command = match shell {
+        let shell = shell.map(str::to_owned);
+        let launched = Self::launch(Launch {
+            arguments,
+            shell,
+            ..Launch::default()
+        });
+        launched.unwrap_or_else(|status| panic!("the server does not listen: {status:?}"))
+    }
+
+    /// Starts it and waits until it listens.
+    ///
+    /// # Errors
+    /// How it ended, if it did before; `None` if it neither ended nor listens.
+    ///
+    /// # Panics
+    /// If it cannot be started at all.
+    pub fn launch(launch: Launch) -> std::result::Result<Self, Option<ExitStatus>> {
+        let mut command = match &launch.shell {
             None => Command::new(binary("storage-server")),
             Some(shell) => {
                 let mut command = Command::new("sh");
@@ -121,9 +165,13 @@ impl ServerProcess {
                 command
             }
         };
-        command.arg("serve").args(&arguments);
+        command.arg("serve").args(&launch.arguments);
+        command.envs(launch.environment.iter().cloned());
         command.stdout(Stdio::piped()).stdin(Stdio::null());
-        if std::env::var_os("SERVER_LOG").is_none() {
+        if let Some(log) = &launch.log {
+            let log = File::options().create(true).append(true).open(log);
+            command.stderr(log.expect("the log can be written"));
+        } else if std::env::var_os("SERVER_LOG").is_none() {
             command.stderr(Stdio::null());
         }
         let mut child = command.spawn().expect("the server starts");
@@ -140,6 +188,7 @@ impl ServerProcess {
             }
         });
         let mut listeners = Vec::new();
+        let expected = launch.listeners();
         // The first line may take a recovery; the others come with it.
         while let Ok(line) = read.recv_timeout(if listeners.is_empty() {
             PATIENCE
@@ -151,18 +200,24 @@ impl ServerProcess {
             {
                 listeners.push((url.to_owned(), gateways.to_owned()));
             }
+            if Some(listeners.len()) == expected {
+                break;
+            }
         }
-        assert!(
-            !listeners.is_empty(),
-            "the server does not listen: {:?}",
-            child.try_wait()
-        );
-        Self {
+        if listeners.is_empty() {
+            // Its output is closed by its end, or it is stuck.
+            let stuck = child.try_wait().ok().flatten().is_none();
+            std::thread::sleep(Duration::from_millis(if stuck { 200 } else { 0 }));
+            let status = child.try_wait().ok().flatten();
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(status);
+        }
+        Ok(Self {
             child,
-            arguments,
-            shell: shell.map(str::to_owned),
+            launch,
             listeners,
-        }
+        })
     }
 
     /// The usual: mutual TLS, one listener, data in `data`.
@@ -210,6 +265,28 @@ impl ServerProcess {
         self.child.wait().expect("it can be waited for");
     }
 
+    /// Waits until it ended by itself, for so long; whether it did.
+    ///
+    /// # Panics
+    /// If it cannot be waited for.
+    pub fn wait(&mut self, patience: Duration) -> bool {
+        let began = Instant::now();
+        loop {
+            if self
+                .child
+                .try_wait()
+                .expect("it can be waited for")
+                .is_some()
+            {
+                return true;
+            }
+            if began.elapsed() >= patience {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Asks it to end (SIGTERM) and waits until it did.
     ///
     /// # Panics
@@ -240,13 +317,15 @@ impl ServerProcess {
             .listeners
             .first()
             .and_then(|(url, _)| url.split("://").nth(1));
-        let mut arguments = self.arguments.clone();
+        let mut launch = self.launch.clone();
+        let arguments = &mut launch.arguments;
         if let Some(place) = arguments.iter().position(|argument| argument == "--listen")
             && let (Some(listen), Some(address)) = (arguments.get_mut(place + 1), address)
         {
             *listen = address.to_owned();
         }
-        *self = Self::start_in_shell(self.shell.clone().as_deref(), arguments);
+        *self = Self::launch(launch)
+            .unwrap_or_else(|status| panic!("the server does not listen again: {status:?}"));
     }
 
     /// Resident memory, in bytes.

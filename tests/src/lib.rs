@@ -1,6 +1,7 @@
 //! What the tests of several crates share: the executable model of the contract and the conformance suite.
 //!
 //! * [`model`]: `Storage` in a `BTreeMap`, the specification one can run.
+//! * [`power`]: what a power cut would leave of a server's files.
 //! * [`conformance`]: one suite of promises, run against every implementation, with the differences as a table.
 //! * [`workload`]: concurrent clients under faults, of which [`fault_proxy`] makes those of the network.
 //! * [`history`]: what they did and saw, and the judges of it: linearizability, watches, replicas.
@@ -13,6 +14,7 @@ pub mod fault_proxy;
 pub mod harness;
 pub mod history;
 pub mod model;
+pub mod power;
 pub mod raw;
 mod remote_fixture;
 mod rocks_fixture;

@@ -7,6 +7,10 @@
     clippy::unwrap_used,
     reason = "helpers outside of #[test] functions are tests too"
 )]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "these tests wait for processes, beside clients that go on"
+)]
 
 use std::collections::HashMap;
 use std::fs;

@@ -16,7 +16,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::task::AtomicWaker;
-use storage_protocol::{CommitRecord, KeyRange, Keyspace, Revision};
+use storage_protocol::{CommitRecord, KeyRange, Keyspace, Revision, planted};
 
 use self::matching::{Matcher, WatchId};
 use self::page::{Found, Page};
@@ -254,14 +254,23 @@ impl SlotState {
         else {
             return;
         };
-        let Some(record) = record.pick(places) else {
+        let Some(mut record) = record.pick(places) else {
             return;
         };
+        if planted("split-commit") && record.changes.len() > 1 {
+            let mut first = CommitRecord::clone(&record);
+            Arc::make_mut(&mut record).changes = first.changes.split_off(1);
+            queue.push_back(Arc::new(first));
+        }
         *bytes += record.bytes();
         *queued += record.bytes();
         queue.push_back(record);
         if queue.len() > QUEUE_COMMITS_MAX || *bytes > QUEUE_BYTES_MAX || *queued > QUEUES_BYTES_MAX
         {
+            if planted("drop-at-overflow") {
+                queue.pop_back();
+                return;
+            }
             // Nothing of the range lies between the last delivered commit and the first queued one.
             let first = queue
                 .front()
@@ -307,7 +316,8 @@ impl Subscription {
                 SlotState::Behind { after } => (*after, inner.ring.pages_after(*after, RING_STEP)),
             }
         };
-        let mut found = Found::after(after, QUEUE_BYTES_MAX);
+        let repeated = u64::from(planted("ring-boundary-repeats"));
+        let mut found = Found::after(Revision(after.0.saturating_sub(repeated)), QUEUE_BYTES_MAX);
         // Without the lock: nobody else moves a watch that stands behind.
         self.search(&pages, &mut found);
         let is_live = self.go_live(&mut found, pages.len() < RING_STEP);

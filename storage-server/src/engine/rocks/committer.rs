@@ -17,7 +17,7 @@ use rocksdb::{WriteBatch, WriteOptions};
 use storage_protocol::{
     Batch, Change, ChangeKind, CommitOptions, CommitRecord, EntryLifetime, Expected, Key, Lifetime,
     Limit, Operation, Outcome, Position, Result, Revision, SessionId, StorageError, UnixMillis,
-    Value,
+    Value, planted,
 };
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -96,7 +96,7 @@ pub(super) enum Task {
 /// Runs until the queue is closed and drained.
 pub(super) fn run(shared: &Shared) {
     let mut sync = WriteOptions::default();
-    sync.set_sync(shared.store.options.durability == Durability::Sync);
+    sync.set_sync(shared.store.options.durability == Durability::Sync && !planted("skip-sync"));
     let mut committer = Committer { shared, sync };
     loop {
         let works = shared.queue.take();
@@ -133,7 +133,7 @@ impl Committer<'_> {
             batch,
             base,
             numbers,
-            records,
+            mut records,
             made,
             answers,
             dues,
@@ -148,6 +148,10 @@ impl Committer<'_> {
             // Ordering: before the write. Who sees its first commit must find the keyspace; a failed write poisons.
             for (keyspace, row) in made {
                 keyspace.set_row(row);
+            }
+            if planted("show-before-durable") {
+                let early = std::mem::take(&mut records);
+                self.shared.feed.publish(early, Revision(base + numbers));
             }
             if let Err(reason) = self.write_batch(batch, base + numbers) {
                 store.poison(&reason);
@@ -390,7 +394,9 @@ impl<'a> Group<'a> {
         let Some(id) = self.id(keyspace) else {
             return Ok(None);
         };
-        if let Some((head, value)) = self.overlay.get(&(id, key.clone())) {
+        if let Some((head, value)) = self.overlay.get(&(id, key.clone()))
+            && !planted("checks-without-overlay")
+        {
             return Ok(Some((*head, value.clone())));
         }
         let Some(row) = self.store.row(Table::Entries, &entry_key(id, key))? else {

@@ -7,7 +7,7 @@
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use storage_protocol::{Key, Result, Revision, SessionId, StorageError, UnixMillis};
+use storage_protocol::{Key, Result, Revision, SessionId, StorageError, UnixMillis, planted};
 
 use super::committer::{Task, submit};
 use super::layout::{self, Head, KeyspaceId, LifetimeRow, Stored, Table, entry_key};
@@ -166,6 +166,7 @@ pub(super) fn write_mark(shared: &Shared, clean: bool) {
     let store = &shared.store;
     let revision = store.revision();
     if store.options.durability == Durability::Os
+        && !planted("mark-before-sync")
         && let Err(error) = store.db.flush_wal(true)
     {
         store.poison(&format!("sync of the log: {error}"));

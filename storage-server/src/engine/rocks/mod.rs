@@ -34,7 +34,7 @@ use async_trait::async_trait;
 use storage_protocol::{
     Batch, CommitOptions, Entry, Key, KeyRange, Keyspace, Limit, Limits, Outcome, Position,
     Reading, Result, Revision, Scan, ScanItem, ScanOptions, ScanSource, SessionId, Storage,
-    StorageError, Watch, WatchMode, WatchOptions, WatchStart,
+    StorageError, Watch, WatchMode, WatchOptions, WatchStart, planted,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -381,12 +381,15 @@ fn refill_from(shared: &Shared, floor: Revision) -> Result<()> {
     while reached < shared.store.revision() {
         let page = log::read_after(&shared.store, reached, 4 << 20)?;
         reached = page.reached();
-        shared
-            .feed
-            .refill(page.into_commits().into_iter().filter_map(|(id, record)| {
-                let keyspace = names.get(&id)?.clone();
-                Some(FeedCommit { keyspace, record })
-            }));
+        shared.feed.refill(
+            page.into_commits()
+                .into_iter()
+                .skip(usize::from(planted("refill-late")))
+                .filter_map(|(id, record)| {
+                    let keyspace = names.get(&id)?.clone();
+                    Some(FeedCommit { keyspace, record })
+                }),
+        );
     }
     Ok(())
 }
@@ -782,7 +785,12 @@ impl ScanSource for RocksScan {
         let Some((snapshot, mut cursor)) = self.state.take() else {
             return Ok(None);
         };
-        let read = move |_: &Shared| {
+        let read = move |shared: &Shared| {
+            let snapshot = if planted("scan-pages-drift") {
+                shared.leases.lend(&shared.store)
+            } else {
+                snapshot
+            };
             let page = snapshot.read(|snapshot| cursor.next_page(snapshot, PAGE_BYTES))?;
             Ok((page, snapshot, cursor))
         };

@@ -12,7 +12,7 @@ use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode,
     Options, WriteBatch, WriteBufferManager, WriteOptions,
 };
-use storage_protocol::{Epoch, Revision, UnixMillis};
+use storage_protocol::{Epoch, Revision, UnixMillis, planted};
 
 use super::layout::{self, FORMAT, Table};
 use super::mark::{Mark, boot_id};
@@ -168,6 +168,7 @@ fn judge_tail(
     }
     // What the operating system had and did not write is gone with its boot, and only then.
     let may_have_lost = mark.durability == Durability::Os && !mark.clean && mark.boot != boot_id();
+    let may_have_lost = may_have_lost && !planted("fork-unnoticed");
     Ok(may_have_lost.then_some(mark.revision))
 }
 
@@ -317,7 +318,7 @@ fn write_epochs(db: &DB, path: &Path, epochs: &[(Epoch, Revision)]) -> Result<()
     let mut batch = WriteBatch::default();
     batch.put_cf(meta, layout::EPOCHS_KEY, layout::encode_epochs(epochs));
     let mut sync = WriteOptions::default();
-    sync.set_sync(true);
+    sync.set_sync(!planted("epoch-not-synced"));
     db.write_opt(batch, &sync)
         .map_err(|error| damaged(error.to_string()))
 }

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use rocksdb::DBPinnableSlice;
 use storage_protocol::{
     Entry, Key, KeyRange, KeyState, Limit, Reading, Result, Revision, ScanItem, ScanOptions,
-    StorageError,
+    StorageError, planted,
 };
 
 use super::layout::{self, Head, KeyspaceId, Table, entry_key, keyspace_end};
@@ -36,12 +36,15 @@ pub(super) fn get_in_memory(
         let before = store.revision();
         let mut answer = Answer::new(store, keys.len());
         for key in keys {
+            if planted("get-at-two-revisions") {
+                std::thread::sleep(std::time::Duration::from_micros(200));
+            }
             let row = store.row_in_memory(Table::Entries, &entry_key(keyspace, key))?;
             if let Err(error) = row.and_then(|row| answer.push(row)) {
                 return Ok(Err(error));
             }
         }
-        if store.revision() == before {
+        if store.revision() == before || planted("get-at-two-revisions") {
             return Ok(Ok(Some(answer.at(store, before))));
         }
     }
@@ -350,7 +353,8 @@ impl ChangesCursor {
                 && let Some(row) = snapshot.row(Table::Entries, &entry_key(self.keyspace, key))?
             {
                 let (head, at) = layout::parse_entry_value(&row)?;
-                if head.revision == revision && (head.is_live() || self.tombstones) {
+                let tombstones = self.tombstones && !planted("latest-forgets-tombstones");
+                if head.revision == revision && (head.is_live() || tombstones) {
                     bytes += row.len() + key.len();
                     let state = layout::state(head, || Bytes::copy_from_slice(&row[at..]));
                     page.push(ScanItem {

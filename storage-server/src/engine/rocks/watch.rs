@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use storage_protocol::{
     CommitRecord, Limit, Result, Revision, ScanItem, StorageError, WatchEvent, WatchSource,
-    WatchState, WatchStatus,
+    WatchState, WatchStatus, planted,
 };
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
@@ -124,6 +124,12 @@ impl EveryWatch {
 
 impl WatchSource for EveryWatch {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<WatchEvent>>> {
+        if planted("mark-overtakes")
+            && let Some((token, at)) = self.tokens.asked.pop_front()
+        {
+            let (position, token) = (self.shared.store.at(at), Some(token));
+            return Poll::Ready(Some(Ok(WatchEvent::Progress { position, token })));
+        }
         if let Err(error) = self.tokens.check() {
             return Poll::Ready(Some(Err(error)));
         }

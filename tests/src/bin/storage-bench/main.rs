@@ -1,10 +1,6 @@
 //! Measures what the operations guide states: rates and latencies over mutual TLS, the cost of the index by revision,
-<<<<<<< HEAD:tests/src/bin/storage-bench/main.rs
 //! memory per idle connection, how small reads fare beside big ones, what ten thousand watches cost, and what a
 //! replica costs and gives.
-=======
-//! memory per idle connection, how small reads fare beside big ones, and what a replica costs and gives.
->>>>>>> replica:tests/src/bin/storage-bench.rs
 //!
 //! Server and client share this machine, so rates are for comparing cells of one run, not for quoting. Run it by
 //! `scripts/bench`, which builds the shipped profile first.
@@ -28,11 +24,8 @@ use storage_server::engine::Engine;
 use storage_server::engine::rocks::{Durability, EngineOptions, RocksEngine};
 use storage_tests::harness::{Certificates, ServerProcess, connect};
 
-<<<<<<< HEAD:tests/src/bin/storage-bench/main.rs
-const HELP: &str = "usage: storage-bench [rates|index|idle|fairness|watches|replica]...   (default: all)";
-=======
-const HELP: &str = "usage: storage-bench [rates|index|idle|fairness|replica]...   (default: all)";
->>>>>>> replica:tests/src/bin/storage-bench.rs
+const HELP: &str =
+    "usage: storage-bench [rates|index|idle|fairness|watches|replica]...   (default: all)";
 
 /// How long each cell is measured.
 const CELL: Duration = Duration::from_secs(4);
@@ -42,11 +35,7 @@ const KEYS: u64 = 100_000;
 
 fn main() {
     let parts: Vec<String> = std::env::args().skip(1).collect();
-<<<<<<< HEAD:tests/src/bin/storage-bench/main.rs
     let known = ["rates", "index", "idle", "fairness", "watches", "replica"];
-=======
-    let known = ["rates", "index", "idle", "fairness", "replica"];
->>>>>>> replica:tests/src/bin/storage-bench.rs
     if parts.iter().any(|part| !known.contains(&part.as_str())) {
         println!("{HELP}");
         return;
@@ -69,16 +58,11 @@ fn main() {
     if wants("fairness") {
         runtime.block_on(fairness());
     }
-<<<<<<< HEAD:tests/src/bin/storage-bench/main.rs
     if wants("watches") {
         runtime.block_on(watches::watches());
     }
     if wants("replica") {
         runtime.block_on(replica());
-=======
-    if wants("replica") {
-        runtime.block_on(replica());
->>>>>>> replica:tests/src/bin/storage-bench.rs
     }
 }
 
