@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use storage_protocol::{Keyspace, Result, Revision, SessionId, UnixMillis};
+use storage_protocol::{Keyspace, Result, Revision, SessionId, UnixMillis, planted};
 use tokio_util::sync::CancellationToken;
 
 use super::layout::{self, CommitRow, SessionHorizon, SessionRow, Table};
