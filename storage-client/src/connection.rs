@@ -58,7 +58,7 @@ pub struct SessionInfo {
     pub id: SessionId,
     /// The incarnation of the present (or last) socket; 0 for a session that was opened by it.
     pub incarnation: u64,
-    /// The highest commit number that was sent or found executed.
+    /// The highest commit number that was sent or found executed when the present (or last) socket was welcomed.
     pub sent: u64,
     /// How many sockets after the first were welcomed.
     pub reconnects: u64,
@@ -112,12 +112,7 @@ pub(crate) enum Call {
         options: CommitOptions,
     },
     /// A commit that went out on an earlier socket, under its number.
-    Repeat {
-        number: u64,
-        /// Its caller gave it that number, and no other will do.
-        given: bool,
-        packet: Packet,
-    },
+    Repeat { number: u64, packet: Packet },
     /// A watch: its queue is attached before the message goes out, so that no event comes too early.
     Watch {
         packet: Packet,
@@ -141,7 +136,11 @@ impl Call {
     /// What is certain about it if it fails before it goes out (again).
     pub(crate) fn outcome_if_unsent(&self) -> Outcome {
         match self {
-            Self::Repeat { .. } => Outcome::Unknown,
+            // A number that its caller gave it may have been sent by an earlier process.
+            Self::Repeat { .. }
+            | Self::Commit {
+                number: Some(_), ..
+            } => Outcome::Unknown,
             Self::Send { .. } | Self::Commit { .. } | Self::Watch { .. } => Outcome::NotExecuted,
         }
     }
@@ -166,8 +165,6 @@ pub(crate) enum Expect {
     Unwatched { watch: u32 },
     /// To a probe of no watch.
     Probed { token: u64 },
-    /// A mark with a token, which comes under the watch's id.
-    Mark { watch: u32 },
 }
 
 impl Expect {
@@ -428,11 +425,12 @@ impl Shared {
 
     /// What a call gets that comes too late.
     pub(crate) fn refusal(&self) -> Option<StorageError> {
-        self.intake().refusal()
+        self.intake().refusal(Outcome::NotExecuted)
     }
 
     /// Puts a request into the queue, waiting for a place.
     async fn enter(&self, submission: Submission) -> Result<()> {
+        let outcome = submission.call.outcome_if_unsent();
         if let Ok(turn) = self.gate.try_lock()
             && let Ok(place) = self.room.try_acquire()
         {
@@ -448,17 +446,15 @@ impl Shared {
             }
             self.push(submission, turn)
         };
-        timeout_at(deadline, wait).await.unwrap_or_else(|_| {
-            Err(StorageError::DeadlineExceeded {
-                outcome: Outcome::NotExecuted,
-            })
-        })
+        timeout_at(deadline, wait)
+            .await
+            .unwrap_or_else(|_| Err(StorageError::DeadlineExceeded { outcome }))
     }
 
     fn push(&self, submission: Submission, turn: tokio::sync::MutexGuard<'_, ()>) -> Result<()> {
         let mut refusal = None;
         self.change(|intake| {
-            refusal = intake.refusal();
+            refusal = intake.refusal(submission.call.outcome_if_unsent());
             if refusal.is_none() {
                 let deadline = submission.deadline;
                 intake.earliest = Some(intake.earliest.map_or(deadline, |time| time.min(deadline)));
@@ -501,13 +497,10 @@ impl Intake {
         (before - self.queue.len(), earliest)
     }
 
-    fn refusal(&self) -> Option<StorageError> {
+    fn refusal(&self, outcome: Outcome) -> Option<StorageError> {
         let ending = self.ending.map(|_| "this client is closing".to_owned());
         let reason = self.closed.clone().or(ending)?;
-        Some(StorageError::Closed {
-            reason,
-            outcome: Outcome::NotExecuted,
-        })
+        Some(StorageError::Closed { reason, outcome })
     }
 }
 
@@ -527,7 +520,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         let until = deadline_after(Instant::now(), ABANDONED_TIMEOUT);
         self.shared
-            .change(|intake| intake.ending = Some(Ending::Abandoned { until }));
+            .change(|intake| intake.ending = intake.ending.or(Some(Ending::Abandoned { until })));
     }
 }
 

@@ -127,6 +127,11 @@ impl Dialer {
         self.endpoints.len()
     }
 
+    /// The turn is the next server's: this one goes away.
+    pub(crate) fn pass_over(&mut self) {
+        self.next = (self.next + 1) % self.endpoints.len();
+    }
+
     /// The first of the servers; all have the same keyspace.
     pub(crate) fn endpoint(&self) -> &Endpoint {
         // There is at least the URL that the options began with.
@@ -202,8 +207,9 @@ impl Dialer {
 impl Tls {
     /// Blocks on the disk.
     fn load(credentials: Credentials, min_version: TlsVersion) -> Result<Self, String> {
-        let config = tls::client_config(&credentials, min_version)?;
+        // Ordering: the bytes first. If the files change in between, the next look sees it.
         let files = tls::files(&credentials);
+        let config = tls::client_config(&credentials, min_version)?;
         Ok(Self {
             connector: TlsConnector::from(Arc::new(config)),
             credentials,

@@ -94,9 +94,14 @@ impl Carry {
         }
     }
 
-    /// The application let a watch go.
-    pub(crate) fn forget(&mut self, watch: &Arc<WatchShared>) {
-        self.watches.retain(|kept| !Arc::ptr_eq(kept, watch));
+    /// The next watch whose stream is to be opened, those let go meanwhile passed over.
+    pub(crate) fn next_watch(&mut self) -> Option<Arc<WatchShared>> {
+        loop {
+            let watch = self.watches.pop_front()?;
+            if !watch.is_dropped() {
+                return Some(watch);
+            }
+        }
     }
 }
 
@@ -208,6 +213,9 @@ impl Supervisor {
             EndKind::Drained { retry_after } => retry_after,
             _ => Duration::ZERO,
         };
+        if matches!(lost.kind, EndKind::Drained { .. }) {
+            self.dialer.pass_over();
+        }
         loop {
             let state = ConnectionState::Disconnected {
                 since,
@@ -258,7 +266,12 @@ impl Supervisor {
 
     /// What to say first. Commits whose callers are gone are not repeated: nobody would hear of it.
     fn hello(&mut self) -> Hello {
-        let incarnation = incarnation_after(self.carry.incarnation);
+        // Not by the clock, but for the first time: one that was fenced, and did not hear of it, must not come back above
+        // the one that took over.
+        let incarnation = match self.carry.incarnation {
+            0 => incarnation_after(0),
+            before => before + 1,
+        };
         self.carry.incarnation = incarnation;
         let mut intake = self.shared.intake();
         intake.again.retain(|waiting| !waiting.is_given_up());
@@ -349,7 +362,7 @@ impl Supervisor {
         intake.register(cx.waker());
         for control in std::mem::take(&mut intake.control) {
             if let Control::Unwatch { watch } = control {
-                self.carry.forget(&watch);
+                watch.set_dropped();
             }
         }
         let (places, mut next) = intake.sweep(now);

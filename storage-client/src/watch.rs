@@ -63,10 +63,10 @@ struct Queue {
     events: VecDeque<Waiting>,
     /// What the server may still send, as we count it.
     balance: i128,
-    /// Consumed and not yet given back.
-    consumed: u64,
-    /// The tokens of the marks that were asked for and did not come.
-    asked: VecDeque<u64>,
+    /// Consumed and not yet given back. Below zero: what was buffered beyond the window when the stream was opened.
+    consumed: i128,
+    /// The tokens of the marks that were asked for and did not come, each with whether the present stream was asked.
+    asked: VecDeque<(u64, bool)>,
     /// Why the watch is over; told after the events.
     end: Option<StorageError>,
     ended: bool,
@@ -85,6 +85,8 @@ struct Queue {
     undecided: bool,
     /// The next event is to stand behind a `Reset`.
     reset_due: bool,
+    /// The application let it go.
+    dropped: bool,
 }
 
 /// An event that waits for the application.
@@ -130,6 +132,7 @@ impl WatchShared {
                 broken: false,
                 undecided: false,
                 reset_due: false,
+                dropped: false,
             }),
         }
     }
@@ -176,6 +179,7 @@ impl WatchShared {
         }
         queue.broken = true;
         queue.drop_open_pass();
+        queue.forget_probes();
     }
 
     /// The request for the next stream.
@@ -184,8 +188,8 @@ impl WatchShared {
         queue.drop_open_pass();
         let buffered: u64 = queue.events.iter().map(|waiting| waiting.bytes).sum();
         let credit = self.window.saturating_sub(buffered);
-        queue.balance = i128::from(self.window) - i128::from(buffered);
-        queue.consumed = 0;
+        queue.balance = i128::from(credit);
+        queue.consumed = (i128::from(self.window) - i128::from(buffered)).min(0);
         let is_latest = self.is_latest(&queue);
         queue.undecided = is_latest && queue.stage == Stage::Own && queue.broken;
         // From the beginning only what is there comes: what was handed over of an open pass and is not there any more
@@ -223,20 +227,36 @@ impl WatchShared {
             queue.tell(Continuity::Continuous);
         }
         let asked = if queue.stage == Stage::Own {
-            queue.asked.iter().copied().collect()
+            queue.asked.iter().map(|(token, _)| *token).collect()
         } else {
             Vec::new()
         };
-        let granted = std::mem::take(&mut queue.consumed);
-        queue.balance += i128::from(granted);
+        let granted = queue.take_grant(0);
         wake(queue);
         (asked, granted)
     }
 
-    /// Whether a mark can be asked for on the present stream; else it is when the next one is open.
-    pub(crate) fn takes_probes(&self) -> bool {
-        let queue = lock(&self.queue);
-        queue.stage == Stage::Own && queue.link == Link::Open
+    /// Whether this mark is to be asked for now: there is a stream, and it was not asked yet. (Else it is when the next
+    /// one is open.)
+    pub(crate) fn claim_probe(&self, token: u64) -> bool {
+        let mut queue = lock(&self.queue);
+        if queue.stage != Stage::Own || queue.link != Link::Open {
+            return false;
+        }
+        let waiting = queue
+            .asked
+            .iter_mut()
+            .find(|asked| **asked == (token, false));
+        waiting.map(|asked| asked.1 = true).is_some()
+    }
+
+    /// The application let it go: no further stream is to be opened.
+    pub(crate) fn set_dropped(&self) {
+        lock(&self.queue).dropped = true;
+    }
+
+    pub(crate) fn is_dropped(&self) -> bool {
+        lock(&self.queue).dropped
     }
 
     /// Its stream ended with an error, or could not be opened. `server` is the server's position.
@@ -247,6 +267,7 @@ impl WatchShared {
             return Repair::None;
         }
         queue.drop_open_pass();
+        queue.forget_probes();
         if queue.link == Link::Open {
             queue.link = Link::Opening;
         }
@@ -338,14 +359,17 @@ impl WatchShared {
             return Ok(false);
         }
         if let Some(token) = token {
-            let place = queue.asked.iter().position(|asked| *asked == token);
+            let place = queue.asked.iter().position(|asked| *asked == (token, true));
             let place = place.ok_or("it sent a mark with a token that nobody asked for")?;
             queue.asked.remove(place);
         }
         queue.decide();
         queue.received = position;
         let event = WatchEvent::Progress { position, token };
-        // Of several in a row without events between them, the last says it all.
+        // Of several in a row without events between them, the last says it all; breaks between them too.
+        if token.is_none() {
+            queue.drop_marks_before_break();
+        }
         match queue.events.back_mut() {
             Some(last) if is_plain_mark(&last.event) && token.is_none() => last.event = event,
             _ => queue.add(event, position.epoch),
@@ -427,6 +451,44 @@ impl Queue {
         }
     }
 
+    /// The present stream is gone, and with it the marks it was asked for: the next one is asked.
+    fn forget_probes(&mut self) {
+        for asked in &mut self.asked {
+            asked.1 = false;
+        }
+    }
+
+    /// What is to be granted, if it is at least so much.
+    fn take_grant(&mut self, least: u64) -> u64 {
+        let granted = u64::try_from(self.consumed).unwrap_or(0);
+        if granted == 0 || granted < least {
+            return 0;
+        }
+        self.consumed = 0;
+        self.balance += i128::from(granted);
+        granted
+    }
+
+    /// A plain mark before a break without an event behind either is outdone by the mark that comes now.
+    fn drop_marks_before_break(&mut self) {
+        let continuous = WatchEvent::Continuity(Continuity::Continuous);
+        let from_the_end = |events: &VecDeque<Waiting>, place: usize| {
+            events.len().checked_sub(place).and_then(|place| {
+                let event = &events.get(place)?.event;
+                Some((event == &continuous, is_plain_mark(event)))
+            })
+        };
+        if from_the_end(&self.events, 1).is_some_and(|(is_break, _)| is_break)
+            && from_the_end(&self.events, 2).is_some_and(|(_, is_mark)| is_mark)
+        {
+            let place = self.events.len() - 2;
+            self.events.remove(place);
+            if from_the_end(&self.events, 2).is_some_and(|(is_break, _)| is_break) {
+                self.events.pop_back();
+            }
+        }
+    }
+
     /// Drops the states behind the last mark that the application did not take: they come again.
     fn drop_open_pass(&mut self) {
         while let Some(WatchEvent::State { .. } | WatchEvent::Reset) =
@@ -496,14 +558,10 @@ impl WatchSource for RemoteWatch {
             }
             _ => {}
         }
-        queue.consumed += bytes;
+        queue.consumed += i128::from(bytes);
         let mut granted = 0;
-        if queue.consumed >= (self.shared.window / 2).max(1)
-            && queue.link == Link::Open
-            && !queue.ended
-        {
-            granted = std::mem::take(&mut queue.consumed);
-            queue.balance += i128::from(granted);
+        if queue.link == Link::Open && !queue.ended {
+            granted = queue.take_grant((self.shared.window / 2).max(1));
         }
         drop(queue);
         if granted > 0 {
@@ -528,7 +586,7 @@ impl WatchSource for RemoteWatch {
                 max: MARKS_MAX as u64,
             });
         }
-        queue.asked.push_back(token);
+        queue.asked.push_back((token, false));
         drop(queue);
         let watch = self.shared.clone();
         self.control(Control::Probe { watch, token });

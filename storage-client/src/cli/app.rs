@@ -62,6 +62,7 @@ pub(super) struct App {
     signals: Arc<OnceLock<AbortHandle>>,
     /// Set while a commit is on its way: an interruption leaves its outcome unknown.
     writes: Arc<AtomicBool>,
+    keeps_session: Arc<AtomicBool>,
 }
 
 impl App {
@@ -72,6 +73,7 @@ impl App {
             interrupt: CancellationToken::new(),
             signals: Arc::default(),
             writes: Arc::default(),
+            keeps_session: Arc::default(),
         }
     }
 
@@ -149,10 +151,18 @@ impl App {
         }
     }
 
+    /// Whether the session is to stay when the connection is closed.
+    pub(super) fn keep_session(&self, keep: bool) {
+        self.keeps_session.store(keep, Ordering::Relaxed);
+    }
+
     /// Closes the connection, if there is one.
     pub(super) async fn close(&self) {
         if let Some(storage) = self.storage.get() {
-            storage.close().await;
+            match self.keeps_session.load(Ordering::Relaxed) {
+                true => storage.leave().await,
+                false => storage.close().await,
+            }
         }
         if let Some(signals) = self.signals.get() {
             signals.abort();

@@ -84,6 +84,8 @@ impl Import {
         let saved = journal.as_ref().and_then(Journal::saved);
         let storage = app.unless_interrupted(app.connect_as(saved)).await?;
         if let Some(journal) = &mut journal {
+            // However this ends before its end: the session stays, so that the next run can ask it.
+            app.keep_session(true);
             begin_session(journal, &storage)?;
         }
         let limits = storage.limits().await?;
@@ -103,14 +105,14 @@ impl Import {
         bar.finish_and_clear();
         let stopped = stopped?;
         if let Err(error) = tally.judge(&self.file) {
-            return Err(sender.leave(error).await);
+            return Err(sender.explain(error));
         }
         let committed = tally.committed_text();
         match stopped {
             Stopped::Interrupted => {
                 let outcome = Outcome::NotExecuted;
                 let error = anyhow::Error::new(Interrupted { outcome }).context(committed);
-                return Err(sender.leave(error).await);
+                return Err(sender.explain(error));
             }
             Stopped::End => reader
                 .end()
@@ -119,6 +121,7 @@ impl Import {
         }
         if let Some(journal) = &mut sender.journal {
             journal.completed(tally.rows + tally.rows_before)?;
+            app.keep_session(false);
         }
         let position = match tally.last {
             Some(position) => position,
@@ -141,6 +144,11 @@ impl Import {
         }
         let (keyspace, key) = (app.keyspace()?, self.key.as_ref().map(Template::to_string));
         let (file, batch) = (PathBuf::from(&self.file), self.batch);
+        let format = match self.format {
+            Some(format) => format,
+            None => Format::of(&self.file)?,
+        };
+        let format = format!("{format:?}");
         let opening = tokio::task::spawn_blocking(move || {
             let sha256 =
                 digest_of(&file).map_err(|error| usage(format!("{}: {error}", file.display())))?;
@@ -148,6 +156,7 @@ impl Import {
                 sha256,
                 keyspace,
                 key,
+                format,
                 batch,
             };
             Journal::open(&path, &source)
@@ -258,6 +267,13 @@ impl Sender {
             number = Some(match journal.unanswered_number(first_row, rows) {
                 Some(number) => number,
                 None => {
+                    if journal.is_overtaken(first_row) {
+                        let last = first_row + rows - 1;
+                        tell(format!(
+                            "rows {first_row} to {last} were refused before and go in now, behind later rows: of a key \
+                             that stands in both, this older row stays"
+                        ));
+                    }
                     let sent = self.storage.session_info().borrow().sent;
                     journal.send(first_row, rows, sent)?
                 }
@@ -297,12 +313,11 @@ impl Sender {
         }
     }
 
-    /// The import stops before its end: with a journal the session stays, to be resumed.
-    async fn leave(&self, error: anyhow::Error) -> anyhow::Error {
+    /// The import stops before its end.
+    fn explain(&self, error: anyhow::Error) -> anyhow::Error {
         if self.journal.is_none() {
             return error;
         }
-        self.storage.leave().await;
         error.context("the session file knows; the same command goes on from there")
     }
 }

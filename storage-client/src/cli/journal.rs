@@ -25,6 +25,7 @@ pub(super) struct Source {
     pub(super) sha256: String,
     pub(super) keyspace: String,
     pub(super) key: Option<String>,
+    pub(super) format: String,
     pub(super) batch: u32,
 }
 
@@ -95,7 +96,10 @@ impl Journal {
             .read()
             .with_context(|| format!("{name} cannot be read"))?;
         match was {
-            None => journal.append(&Line::Import(source.clone()))?,
+            None => {
+                journal.append(&Line::Import(source.clone()))?;
+                sync_folder(path).with_context(|| format!("the folder of {name}"))?;
+            }
             Some(was) if was == *source => {}
             Some(was) => {
                 return Err(usage(format!(
@@ -133,7 +137,6 @@ impl Journal {
         // What a crash cut short was never acted upon.
         self.file.set_len(whole)?;
         self.file.seek(SeekFrom::End(0))?;
-        self.done.sort_unstable();
         Ok(source)
     }
 
@@ -157,7 +160,9 @@ impl Journal {
             }
             Line::Done { number } => {
                 if let Some(sent) = self.take(number) {
-                    self.done.push((sent.row, sent.rows));
+                    // Answers come in the order of numbers, which may not be that of rows.
+                    let place = self.done.partition_point(|(row, _)| *row < sent.row);
+                    self.done.insert(place, (sent.row, sent.rows));
                 }
             }
             Line::Refused { number } => {
@@ -250,6 +255,11 @@ impl Journal {
                 .any(|sent| overlaps(sent.row, sent.rows))
     }
 
+    /// Whether rows behind this one were committed: it was refused before, and comes after them now.
+    pub(super) fn is_overtaken(&self, row: u64) -> bool {
+        self.done.last().is_some_and(|(last, _)| *last > row)
+    }
+
     /// Notes, durably, that these rows are about to go out; gives the commit's number.
     pub(super) fn send(&mut self, row: u64, rows: u64, sent_before: u64) -> anyhow::Result<u64> {
         let number = self.sent.max(sent_before) + 1;
@@ -270,6 +280,14 @@ impl Journal {
     }
 }
 
+/// So that the file's name outlives a power cut, like its content.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or_else(|| Path::new(".")))?.sync_all()
+}
+
 fn parse_session(hex_id: &str) -> anyhow::Result<SessionId> {
     let mut id = [0; 16];
     hex::decode_to_slice(hex_id, &mut id)
@@ -283,6 +301,8 @@ fn difference(was: &Source, is: &Source) -> String {
         format!("its keyspace is {}, this is {}", was.keyspace, is.keyspace)
     } else if was.sha256 != is.sha256 {
         "the file has other content".to_owned()
+    } else if was.format != is.format {
+        format!("its --format is {}, this is {}", was.format, is.format)
     } else if was.key != is.key {
         format!("its --key is {}, this is {}", text(&was.key), text(&is.key))
     } else {
@@ -312,6 +332,7 @@ mod tests {
             sha256: "00".into(),
             keyspace: "models".into(),
             key: None,
+            format: "Jsonl".into(),
             batch: 2,
         }
     }
@@ -343,6 +364,13 @@ mod tests {
         assert_eq!(journal.unanswered_number(3, 2), Some(2));
         assert!(journal.contradicts(2, 2) && journal.contradicts(3, 1));
         assert!(!journal.contradicts(5, 9) && !journal.contradicts(1, 2));
+        // A batch that was refused is answered after later ones: what is done is found all the same.
+        let number = journal.send(7, 2, 0).unwrap();
+        journal.executed(number).unwrap();
+        assert!(journal.is_overtaken(5));
+        let number = journal.send(5, 2, 0).unwrap();
+        journal.executed(number).unwrap();
+        assert!(journal.is_done(1, 2) && journal.is_done(5, 2) && journal.is_done(7, 2));
         // The same session goes on; of another, what has no answer is unknown.
         assert_eq!(journal.begin_session(ID, 4).unwrap(), []);
         let lost = journal.begin_session(SessionId([8; 16]), 0).unwrap();

@@ -74,7 +74,6 @@ impl Watch {
         };
         let mut watch = app.unless_interrupted(open).await?;
         tell(format_args!("watching from {}", watch.start()));
-        let epoch = watch.start().epoch;
         let mut left = self.count;
         while left != Some(0) {
             let event = tokio::select! {
@@ -83,6 +82,8 @@ impl Watch {
                 event = watch.next() => event?.ok_or_else(ended)?,
             };
             let counts = matches!(event, WatchEvent::Commit(_) | WatchEvent::State { .. });
+            // Of the history that the event belongs to: it may change with a break.
+            let epoch = watch.status().position.epoch;
             if let Some(line) = self.show(&event, epoch, app) {
                 out.line(&line)?;
                 out.flush()?;

@@ -18,9 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Sink, SinkExt, StreamExt};
-use storage_protocol::native::{
-    ClientMessage, Outbox, Reassembler, RequestId, Welcome, close_code,
-};
+use storage_protocol::native::{Outbox, Reassembler, RequestId, Welcome, close_code};
 use storage_protocol::{Limits, Outcome, Result, StorageError};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep};
@@ -37,6 +35,9 @@ use crate::watch::WatchShared;
 
 /// How long the goodbye to the server may take.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The same where another socket follows.
+const GOODBYE_IN_PASSING: Duration = Duration::from_millis(50);
 
 /// What kind of end it was, and so what comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,9 +157,14 @@ pub(crate) struct Driver {
     /// Bounded by the bytes in flight that the server announced, and the controls.
     outbox: Outbox,
     ids: Ids,
+    /// What the server counts as in flight, and what ends watches and scans.
     pending: HashMap<RequestId, Pending>,
+    /// Probes of watches, each with its watch's stream: their answers come through the watch.
+    marks: HashMap<RequestId, RequestId>,
     pending_bytes: usize,
     watches: HashMap<RequestId, WatchEntry>,
+    /// How many of them their applications let go.
+    dropped_watches: usize,
     /// Scans that the server holds for us.
     scans: HashSet<u64>,
     /// Controls that wait for a free id. Bounded as those of the intake.
@@ -213,6 +219,8 @@ impl Driver {
             outbox: Outbox::new(),
             ids: Ids::default(),
             pending: HashMap::new(),
+            marks: HashMap::new(),
+            dropped_watches: 0,
             pending_bytes: 0,
             watches: HashMap::new(),
             scans: HashSet::new(),
@@ -251,11 +259,15 @@ impl Driver {
         };
         tracing::debug!(why = end.why, in_flight = self.pending.len(), "socket over");
         self.let_go(&end);
-        let goodbye = self.say_goodbye(&end);
-        if tokio::time::timeout(GOODBYE_TIMEOUT, goodbye)
-            .await
-            .is_err()
-        {
+        let is_last = end.is_final() || !self.shared.reconnects;
+        let patience = if is_last {
+            GOODBYE_TIMEOUT
+        } else {
+            // Callers wait meanwhile; a close frame that leaves is enough.
+            GOODBYE_IN_PASSING
+        };
+        let goodbye = self.say_goodbye(&end, is_last);
+        if tokio::time::timeout(patience, goodbye).await.is_err() {
             tracing::debug!("the server did not answer the close in time");
         }
         self.over = true;
@@ -455,8 +467,8 @@ impl Driver {
         Ok(())
     }
 
-    /// A request that is for the next socket. `refused`: its number is spent.
-    fn keep_for_next(&mut self, pending: Pending, refused: bool) {
+    /// A request that is for the next socket. A commit keeps its number, and so its place.
+    fn keep_for_next(&mut self, pending: Pending) {
         let Pending {
             reply: Some(reply),
             deadline,
@@ -467,7 +479,6 @@ impl Driver {
         else {
             return;
         };
-        let call = if refused { unnumbered(call) } else { call };
         if let (Call::Watch { watch, .. }, false) = (&call, reply.is_closed()) {
             watch.set_id(None);
         }
@@ -492,7 +503,7 @@ impl Driver {
                     let _ = reply.send(Err(StorageError::SnapshotExpired));
                 }
             } else if goes_on {
-                self.keep_for_next(pending, false);
+                self.keep_for_next(pending);
             } else if let Some(reply) = pending.reply {
                 let _ = reply.send(Err(end.error(pending.expect.outcome_if_lost())));
             }
@@ -530,7 +541,7 @@ impl Driver {
 
     /// Sends the close frame and reads up to the server's own, or sends the answer to the server's. Bounded by the
     /// caller.
-    async fn say_goodbye(&mut self, end: &End) {
+    async fn say_goodbye(&mut self, end: &End, is_last: bool) {
         if let Some(code) = end.close {
             // A close reason has at most 123 bytes; ours are plain, and cut at a character.
             let mut cut = end.why.len().min(120);
@@ -545,7 +556,7 @@ impl Driver {
                 return;
             }
         }
-        if end.close.is_none() {
+        if end.close.is_none() || !is_last {
             let _ = self.socket.flush().await;
             return;
         }
@@ -562,23 +573,5 @@ impl Drop for Driver {
         if !self.over {
             self.let_go(&End::ours("the connection's task was stopped"));
         }
-    }
-}
-
-/// A commit whose number the server refused takes a new one.
-fn unnumbered(call: Call) -> Call {
-    let Call::Repeat { packet, .. } = &call else {
-        return call;
-    };
-    let mut packet = packet.clone();
-    packet.id = Some(0);
-    match ClientMessage::decode(packet) {
-        Ok(ClientMessage::Commit { options, batch, .. }) => Call::Commit {
-            number: None,
-            batch,
-            options,
-        },
-        // We have encoded it ourselves.
-        _ => call,
     }
 }

@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::error::ProtocolError as WsProtocolError;
 use tokio_tungstenite::tungstenite::protocol::Message;
 
 use super::{Driver, End, EndKind, Pending};
-use crate::connection::{Answer, Call, ConnectionState, Control, Expect, OpenScan};
+use crate::connection::{Answer, ConnectionState, Control, Expect, OpenScan};
 use crate::dial::close_text;
 use crate::watch::Repair;
 
@@ -194,12 +194,6 @@ impl Driver {
                 }
                 Expect::Watching => self.forget_watch(id),
                 Expect::Unwatched { watch } => self.forget_watch(watch),
-                // The mark will never come, and its asker waits for it.
-                Expect::Mark { watch } => {
-                    if let Some(entry) = self.watches.get(&watch) {
-                        entry.shared.end(error.clone());
-                    }
-                }
                 _ => {}
             }
             // What a server that goes away refuses is for the next one.
@@ -210,12 +204,15 @@ impl Driver {
                     ..
                 }
             );
-            let given = matches!(pending.call, Some(Call::Repeat { given: true, .. }));
-            if refused && !given && self.shared.reconnects && self.draining.is_some() {
-                self.keep_for_next(pending, true);
+            if refused && self.shared.reconnects && self.draining.is_some() {
+                self.keep_for_next(pending);
             } else if let Some(reply) = pending.reply {
                 let _ = reply.send(Err(error));
             }
+            return Ok(());
+        }
+        // Of a probe: its watch is over. The watch's own error, which this one overtook, says why.
+        if self.marks.remove(&id).is_some() {
             return Ok(());
         }
         if self.watches.contains_key(&id) {
@@ -249,13 +246,7 @@ impl Driver {
     }
 
     fn on_event(&mut self, id: RequestId, message: ServerMessage, bytes: u64) -> Result<(), End> {
-        let mut watch = id;
-        if let Some(Expect::Mark { watch: asked }) =
-            self.pending.get(&id).map(|pending| pending.expect)
-        {
-            self.remove_pending(id);
-            watch = asked;
-        }
+        let watch = self.marks.remove(&id).unwrap_or(id);
         let epoch = self.welcome.position.epoch;
         let Some(entry) = self.watches.get(&watch) else {
             return self.passed_over(watch);
@@ -295,6 +286,7 @@ impl Driver {
     /// The stage that repaired a watch is over: its stream ends, and the watch goes on in its own mode.
     fn end_repair(&mut self, id: RequestId) {
         if let Some(entry) = self.watches.get_mut(&id) {
+            self.dropped_watches += usize::from(!entry.dropped);
             entry.dropped = true;
             let watch = entry.shared.clone();
             watch.set_id(None);
@@ -343,20 +335,21 @@ impl Driver {
 
     /// The watch's id is free, and so are those of the marks that will not come.
     pub(super) fn forget_watch(&mut self, watch: RequestId) {
-        self.watches.remove(&watch);
-        let mark = Expect::Mark { watch };
-        self.pending.retain(|_, pending| pending.expect != mark);
+        if self
+            .watches
+            .remove(&watch)
+            .is_some_and(|entry| entry.dropped)
+        {
+            self.dropped_watches -= 1;
+        }
+        self.marks.retain(|_, asked| *asked != watch);
     }
 
     /// A mark came under the watch's id: one probe of that watch is answered.
     fn forget_one_mark(&mut self, watch: RequestId) {
-        let mark = Expect::Mark { watch };
-        let asked = self
-            .pending
-            .iter()
-            .find(|(_, pending)| pending.expect == mark);
+        let asked = self.marks.iter().find(|(_, asked)| **asked == watch);
         if let Some(id) = asked.map(|(id, _)| *id) {
-            self.remove_pending(id);
+            self.marks.remove(&id);
         }
     }
 }

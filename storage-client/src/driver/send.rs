@@ -5,7 +5,7 @@ use std::task::Context;
 use std::time::Duration;
 
 use storage_protocol::native::{COMMIT_WINDOW, Class, ClientMessage, Packet, RequestId};
-use storage_protocol::{Limit, Outcome, Result, StorageError};
+use storage_protocol::{Limit, Result, StorageError};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -114,7 +114,8 @@ impl Driver {
             let reason = format!(
                 "{number} is no number to go on with: {sent} was the session's last (or it was replaced)"
             );
-            let outcome = Outcome::NotExecuted;
+            // Of a session that was replaced it may have been executed.
+            let outcome = submission.call.outcome_if_unsent();
             return submission.fail(StorageError::Closed { reason, outcome });
         }
         if let Some(refusal) = self.refusal(&submission.call) {
@@ -156,17 +157,11 @@ impl Driver {
             }
         };
         let call = match (call, number) {
-            (call, Some(number)) => {
+            (_, Some(number)) => {
                 self.carry.sent = self.carry.sent.max(number);
                 self.unanswered.insert(number);
-                let given = match call {
-                    Call::Commit { number, .. } => number.is_some(),
-                    Call::Repeat { given, .. } => given,
-                    Call::Send { .. } | Call::Watch { .. } => false,
-                };
                 Call::Repeat {
                     number,
-                    given,
                     packet: packet.clone(),
                 }
             }
@@ -196,7 +191,7 @@ impl Driver {
         let limits = &self.welcome.limits;
         let (limit, used, max) = match call {
             Call::Watch { .. } => {
-                let live = self.watches.values().filter(|entry| !entry.dropped).count();
+                let live = self.watches.len() - self.dropped_watches;
                 (Limit::Watches, live, limits.watches_max)
             }
             Call::Send {
@@ -218,9 +213,10 @@ impl Driver {
     }
 
     fn fresh_id(&mut self) -> RequestId {
-        let (pending, watches) = (&self.pending, &self.watches);
-        self.ids
-            .take(|id| pending.contains_key(&id) || watches.contains_key(&id))
+        let (pending, watches, marks) = (&self.pending, &self.watches, &self.marks);
+        self.ids.take(|id| {
+            pending.contains_key(&id) || watches.contains_key(&id) || marks.contains_key(&id)
+        })
     }
 
     fn put(
@@ -250,9 +246,9 @@ impl Driver {
 
     /// Opens the streams of watches that have none, as far as half of the requests in flight: callers have the rest.
     pub(super) fn send_watches(&mut self) {
-        while self.pending.len() < self.in_flight_max() / 2 + 1
+        while self.pending.len() + self.taken.len() < self.in_flight_max() / 2 + 1
             && !self.is_leaving()
-            && let Some(watch) = self.carry.watches.pop_front()
+            && let Some(watch) = self.carry.next_watch()
         {
             let request = watch.next_request();
             let id = self.fresh_id();
@@ -271,85 +267,61 @@ impl Driver {
         self.earliest = Some(self.earliest.map_or(at, |time| time.min(at)));
     }
 
-    /// Sends what the handles' drops and the watches asked for, as far as there are ids in flight left.
+    /// Sends what the handles' drops and the watches asked for. None of it counts as in flight for the server.
     pub(super) fn send_controls(&mut self) {
-        if self.deferred.is_empty() {
-            return;
+        for control in std::mem::take(&mut self.deferred) {
+            self.send_control(control);
         }
-        let mut waiting = std::mem::take(&mut self.deferred);
-        waiting.retain(|control| !self.send_control(control));
-        self.deferred.append(&mut waiting);
     }
 
-    /// Whether it is done with.
-    fn send_control(&mut self, control: &Control) -> bool {
-        let full = self.pending.len() + self.taken.len() >= self.in_flight_max();
+    fn send_control(&mut self, control: Control) {
         match control {
             Control::Credit { watch, bytes } => {
-                if let Some(id) = self.live_watch(watch) {
-                    let credit = ClientMessage::Credit { bytes: *bytes };
+                if let Some(id) = self.live_watch(&watch) {
+                    let credit = ClientMessage::Credit { bytes };
                     self.outbox.push(Class::Control, credit.encode(Some(id)));
                 }
-                true
             }
             Control::Probe { watch, token } => {
-                let Some(id) = self.live_watch(watch) else {
-                    return true;
-                };
-                // Else it is asked for when the watch's next stream is open.
-                if !watch.takes_probes() {
-                    return true;
-                }
-                if !full {
+                if let Some(stream) = self.live_watch(&watch)
+                    && watch.claim_probe(token)
+                {
                     let probe = ClientMessage::Probe {
-                        watch: Some(id),
-                        token: *token,
+                        watch: Some(stream),
+                        token,
                     };
-                    self.put_control(&probe, Expect::Mark { watch: id });
+                    let id = self.fresh_id();
+                    self.marks.insert(id, stream);
+                    self.outbox.push(Class::Answer, probe.encode(Some(id)));
                 }
-                !full
             }
-            Control::Unwatch { watch } => self.unwatch(watch),
-            Control::EndStream { stream } => {
-                if !full {
-                    self.put_control(
-                        &ClientMessage::Unwatch { watch: *stream },
-                        Expect::Unwatched { watch: *stream },
-                    );
-                }
-                !full
-            }
+            Control::Unwatch { watch } => self.unwatch(&watch),
+            Control::EndStream { stream } => self.put_control(
+                &ClientMessage::Unwatch { watch: stream },
+                Expect::Unwatched { watch: stream },
+            ),
             Control::CloseScan { scan, socket } => {
-                if *socket != self.carry.socket || !self.scans.contains(scan) {
-                    return true;
+                if socket == self.carry.socket && self.scans.remove(&scan) {
+                    let close = ClientMessage::ScanClose { scan };
+                    self.put_control(&close, Expect::ScanClosed { scan });
                 }
-                if !full {
-                    self.scans.remove(scan);
-                    let close = ClientMessage::ScanClose { scan: *scan };
-                    self.put_control(&close, Expect::ScanClosed { scan: *scan });
-                }
-                !full
             }
         }
     }
 
     /// The application let a watch go.
-    fn unwatch(&mut self, watch: &Arc<WatchShared>) -> bool {
-        self.carry.forget(watch);
-        self.delayed
-            .retain(|(_, delayed)| !Arc::ptr_eq(delayed, watch));
+    fn unwatch(&mut self, watch: &Arc<WatchShared>) {
+        watch.set_dropped();
         if let Some(id) = self.live_watch(watch)
             && let Some(entry) = self.watches.get_mut(&id)
         {
+            self.dropped_watches += usize::from(!entry.dropped);
             entry.dropped = true;
             // One that is not attached yet is ended when `Watching` comes.
-            let attached = entry.attached;
-            let end = Control::EndStream { stream: id };
-            if attached && !self.send_control(&end) {
-                self.deferred.push(end);
+            if entry.attached {
+                self.send_control(Control::EndStream { stream: id });
             }
         }
-        true
     }
 
     fn put_control(&mut self, message: &ClientMessage, expect: Expect) {

@@ -154,11 +154,13 @@ impl Replica {
             let saver = Saver::new(disk, shared.clone(), ended.clone());
             tasks.spawn(saver.run())
         });
+        // Dropped in a panic too, so that the saver ends and `close` does not wait for ever.
+        let ended = ended.drop_guard();
         let followed = shared.clone();
         // On a panic of either the state stays as it is, and its age grows.
         tasks.spawn(async move {
             let why = follower.run().await;
-            ended.cancel();
+            drop(ended);
             if let Some(saver) = saver {
                 // The last write is of a state; only then it is given up.
                 let _ = saver.await;

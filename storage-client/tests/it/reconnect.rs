@@ -340,30 +340,77 @@ async fn a_planned_end_loses_no_call() {
 }
 
 #[tokio::test]
-async fn what_a_leaving_server_refuses_goes_to_the_next_under_a_new_number() {
+async fn what_a_leaving_server_refuses_goes_to_the_next_in_its_place() {
     let (server, storage, mut peer) = connect().await;
-    let put = storage.put("a".into(), "v".into());
+    let puts = async {
+        let first = storage.put("k".into(), "1".into());
+        let second = storage.put("k".into(), "2".into());
+        let (first, second) = join(first, second).await;
+        (first.unwrap(), second.unwrap())
+    };
     let script = async {
         let (id, _) = peer.receive().await;
+        let (_, unread) = peer.receive().await;
+        assert_eq!(number(&unread), 2);
         let goes = ServerMessage::GoAway {
             retry_after: Duration::ZERO,
             reason: "restart".into(),
         };
         peer.send_as(None, goes).await;
+        // The first crossed with that and is refused; the second is not even read any more.
         let error = StorageError::Closed {
             reason: "the server shuts down".into(),
             outcome: Outcome::NotExecuted,
         };
         peer.send(id, ServerMessage::Error(error)).await;
-        peer.closed().await;
+        drop(peer);
         let (mut peer, hello) = server.accept(welcome()).await;
-        assert_eq!((hello.sent, hello.unanswered), (1, vec![]));
-        let (id, message) = peer.receive().await;
-        assert_eq!(number(&message), 2);
-        committed(&mut peer, id, 101).await;
+        assert_eq!((hello.sent, hello.unanswered), (2, vec![1, 2]));
+        for (expected, revision) in [(1, 101), (2, 102)] {
+            let (id, message) = peer.receive().await;
+            assert_eq!(number(&message), expected);
+            committed(&mut peer, id, revision).await;
+        }
         peer
     };
-    assert_eq!(join(put, script).await.0.unwrap(), position(101));
+    let (revisions, _peer) = join(puts, script).await;
+    assert_eq!(revisions, (position(101), position(102)));
+}
+
+#[tokio::test]
+async fn a_promised_number_that_is_not_sent_again_is_unknown() {
+    let server = Server {
+        listener: Listener::bind().await,
+    };
+    let saved = SavedSession {
+        id: SessionId([7; 16]),
+        incarnation: 5,
+        sent: 9,
+        unanswered: vec![9],
+    };
+    let options = server
+        .listener
+        .reconnecting()
+        .request_timeout(Duration::from_millis(100))
+        .resume_session(saved);
+    let (storage, (peer, first)) =
+        tokio::join!(RemoteStorage::connect(options), server.accept(welcome()));
+    let storage = storage.unwrap();
+    let mut state = storage.state();
+    drop(peer);
+    state
+        .wait_for(|state| matches!(state, ConnectionState::Disconnected { .. }))
+        .await
+        .unwrap();
+    // It may have been executed when the earlier process sent it.
+    let batch = Batch::new().put("k", "v");
+    let error = storage.commit_as(9, batch, CommitOptions::default()).await;
+    assert_eq!(error.unwrap_err().outcome(), Outcome::Unknown);
+    // It is promised again.
+    let (_peer, hello) = server.accept(welcome()).await;
+    assert_eq!((hello.sent, hello.unanswered), (9, vec![9]));
+    // It is not the clock that makes it higher: who was fenced must stay below who fenced it.
+    assert_eq!(hello.incarnation, first.incarnation + 1);
 }
 
 #[tokio::test]
@@ -573,6 +620,89 @@ async fn marks_that_were_asked_for_are_asked_for_again() {
         token: Some(9),
     };
     assert_eq!(next(&mut watch).await, expected);
+}
+
+#[tokio::test]
+async fn a_mark_asked_for_while_the_watch_comes_back_is_asked_for_once() {
+    let (server, storage, mut peer) = connect().await;
+    let (mut watch, _) = watch(&storage, &mut peer, WatchOptions::default()).await;
+    drop(peer);
+    let (mut peer, _) = server.accept(welcome()).await;
+    let (id, ..) = expect_watch(&mut peer).await;
+    // The answer and the application's wish meet.
+    let revision = Revision(100);
+    let watching = ServerMessage::Watching { revision };
+    peer.send(id, watching).await;
+    watch.request_progress(4);
+    let (probe, message) = peer.receive().await;
+    assert!(
+        matches!(message, ClientMessage::Probe { token: 4, .. }),
+        "{message:?}"
+    );
+    let ping = storage.ping();
+    let script = async {
+        // Nothing but the ping comes: no second probe for the mark.
+        let (id, message) = peer.receive().await;
+        assert!(
+            matches!(message, ClientMessage::Probe { watch: None, .. }),
+            "{message:?}"
+        );
+        peer.probed(id).await;
+        let revision = Revision(120);
+        let token = Some(4);
+        peer.send(probe, ServerMessage::Progress { revision, token })
+            .await;
+    };
+    join(ping, script).await.0.unwrap();
+    assert_eq!(next(&mut watch).await, CONTINUOUS);
+    assert!(matches!(
+        next(&mut watch).await,
+        WatchEvent::Progress { token: Some(4), .. }
+    ));
+}
+
+#[tokio::test]
+async fn what_was_buffered_at_a_break_is_not_granted_beyond_the_window() {
+    let (server, storage, mut peer) =
+        Server::connect(|options| options.watch_credit_bytes(100)).await;
+    let (mut watch, id) = watch(&storage, &mut peer, WatchOptions::default()).await;
+    // One commit is larger than the window: it may overdraw.
+    let kind = ChangeKind::Put {
+        value: vec![1; 1_000].into(),
+        lifetime: EntryLifetime::Forever,
+        previous: None,
+    };
+    let key = "k".into();
+    let record = CommitRecord::new(
+        Revision(101),
+        UnixMillis(1),
+        None,
+        "cert:w".into(),
+        vec![Change { key, kind }],
+    );
+    let commits = vec![Arc::new(record)];
+    peer.send(id, ServerMessage::Changes { commits }).await;
+    let ping = storage.ping();
+    let script = async {
+        let (id, _) = peer.receive().await;
+        peer.probed(id).await;
+    };
+    join(ping, script).await.0.unwrap();
+    drop(peer);
+    let (mut peer, _) = server.accept(welcome()).await;
+    let (id, message) = peer.receive().await;
+    let ClientMessage::Watch(request) = message else {
+        panic!("no watch")
+    };
+    assert_eq!(request.credit, 0);
+    watching(&mut peer, id, 101).await;
+    assert!(matches!(next(&mut watch).await, WatchEvent::Commit(_)));
+    assert_eq!(next(&mut watch).await, CONTINUOUS);
+    // The window, and not the thousand bytes of the commit.
+    assert_eq!(
+        peer.receive().await,
+        (id, ClientMessage::Credit { bytes: 100 })
+    );
 }
 
 #[tokio::test]
