@@ -868,6 +868,49 @@ fn what_was_synced_is_kept_and_nothing_else() {
 }
 
 #[test]
+fn a_store_whose_folder_the_server_made_does_not_vanish_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = Disk::new(folder.path()).unwrap();
+    let certificates = Certificates::issue(&["producer"]);
+    let runtime = Runtime::new().unwrap();
+    let _entered = runtime.enter();
+    let start = || {
+        let data = disk.data().join("of/a/program").display().to_string();
+        let certificates = certificates.dir().display().to_string();
+        let arguments = ["--listen", "127.0.0.1:0", "--certs", &certificates];
+        let arguments = [&arguments[..], &["--data", &data]].concat();
+        let launch = Launch {
+            arguments: arguments.into_iter().map(str::to_owned).collect(),
+            environment: disk.environment(),
+            ..Launch::default()
+        };
+        ServerProcess::launch(launch).unwrap()
+    };
+    let open = |server: &ServerProcess| {
+        let connecting = connect(server, &certificates, "producer", "model");
+        runtime.block_on(connecting).unwrap()
+    };
+    let mut server = start();
+    let storage = open(&server);
+    let putting = storage.put("k".into(), "v".into());
+    let position = runtime.block_on(putting).unwrap();
+    server.kill();
+    disk.cut(
+        Tail::Lost,
+        Names::AsSynced,
+        &mut StdRng::seed_from_u64(seed()),
+    )
+    .unwrap();
+    let server = start();
+    let found = runtime.block_on(open(&server).get_one("k".into())).unwrap();
+    assert_eq!(
+        found.map(|entry| entry.revision),
+        Some(position.revision),
+        "what was acknowledged is gone"
+    );
+}
+
+#[test]
 fn a_disk_that_only_says_that_it_synced_is_found_out() {
     let seed = seed();
     let mut machine = Machine::new("sync", seed);
