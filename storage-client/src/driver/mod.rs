@@ -21,7 +21,7 @@ use futures_util::{Sink, SinkExt, StreamExt};
 use storage_protocol::native::{
     ClientMessage, Outbox, Reassembler, RequestId, Welcome, close_code,
 };
-use storage_protocol::{Limits, Outcome, Result, StorageError};
+use storage_protocol::{Limits, Outcome, Result, StorageError, planted};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep};
 use tokio_tungstenite::tungstenite::error::Error as WsError;
@@ -467,7 +467,11 @@ impl Driver {
         else {
             return;
         };
-        let call = if refused { unnumbered(call) } else { call };
+        let call = if refused || planted("repeat-under-new-number") {
+            unnumbered(call)
+        } else {
+            call
+        };
         if let (Call::Watch { watch, .. }, false) = (&call, reply.is_closed()) {
             watch.set_id(None);
         }
