@@ -235,7 +235,7 @@ fn create_durably(path: &Path) -> io::Result<()> {
         let above = folder
             .parent()
             .filter(|above| !above.as_os_str().is_empty());
-        File::open(above.unwrap_or(Path::new(".")))?.sync_all()
+        File::open(above.unwrap_or_else(|| Path::new(".")))?.sync_all()
     };
     if planted("folder-not-synced") {
         return Ok(());
