@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use storage_protocol::native::{RequestId, WatchRequest};
 use storage_protocol::{
     Continuity, Epoch, KeyRange, Limit, Position, Result, ResyncReason, Revision, StorageError,
-    WatchEvent, WatchMode, WatchOptions, WatchSource, WatchStart, WatchState, WatchStatus,
+    WatchEvent, WatchMode, WatchOptions, WatchSource, WatchStart, WatchState, WatchStatus, planted,
 };
 
 use crate::connection::{Connection, Control, lock};
@@ -195,13 +195,16 @@ impl WatchShared {
         // From the beginning only what is there comes: what was handed over of an open pass and is not there any more
         // must go.
         let afresh = is_latest && queue.received.revision == Revision::ZERO;
-        queue.reset_due |= afresh && queue.handed_over;
+        queue.reset_due |= afresh && queue.handed_over && !planted("pass-without-reset");
         let start = match queue.received {
             Position {
                 revision: Revision::ZERO,
                 ..
             } if afresh => WatchStart::Beginning,
-            position => WatchStart::After(position),
+            mut position => {
+                position.revision.0 += u64::from(planted("resumes-one-late"));
+                WatchStart::After(position)
+            }
         };
         let mode = match (queue.stage, self.mode) {
             (Stage::Repair, _) => WatchMode::Latest {
@@ -432,6 +435,10 @@ impl Queue {
 
     fn tell(&mut self, continuity: Continuity) {
         self.broken = false;
+        let continuity = match continuity {
+            Continuity::Resynced { .. } if planted("break-untold") => Continuity::Continuous,
+            continuity => continuity,
+        };
         let event = WatchEvent::Continuity(continuity);
         // Of several breaks without an event between them, one word is enough.
         if self.events.back().is_none_or(|last| last.event != event) {

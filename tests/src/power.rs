@@ -77,8 +77,8 @@ pub struct Disk {
 struct Synced {
     lengths: HashMap<u64, u64>,
     names: HashMap<PathBuf, HashMap<OsString, u64>>,
-    /// Everything that ever had a name on disk.
-    named: HashSet<u64>,
+    /// The folders in which something ever had a name on disk.
+    named: HashMap<u64, HashSet<PathBuf>>,
 }
 
 /// A file of the folder as it is.
@@ -235,6 +235,7 @@ impl Disk {
         }
         let mut found = Vec::new();
         let mut folders = vec![data.clone()];
+        let mut on_disk = HashSet::new();
         while let Some(folder) = folders.pop() {
             // A folder that was never synced has no names on disk.
             for (name, inode) in synced.names.get(&folder).into_iter().flatten() {
@@ -246,11 +247,15 @@ impl Disk {
                     found.push((within(&path), *inode));
                 }
             }
+            on_disk.insert(folder);
         }
         let reached: HashSet<u64> = found.iter().map(|(_, inode)| *inode).collect();
         // Moved away from a folder that was synced since, to one that was not.
-        let moved = files
-            .filter(|file| synced.named.contains(&file.inode) && !reached.contains(&file.inode));
+        let was_on_disk = |inode: &u64| {
+            let mut folders = synced.named.get(inode).into_iter().flatten();
+            folders.any(|folder| on_disk.contains(folder))
+        };
+        let moved = files.filter(|file| was_on_disk(&file.inode) && !reached.contains(&file.inode));
         found.extend(moved.map(|file| (within(&file.path), file.inode)));
         found.sort();
         found
@@ -276,7 +281,8 @@ impl Disk {
                     for word in words {
                         let (name, inode) = word.rsplit_once('=').ok_or_else(bad)?;
                         let inode = inode.parse().map_err(|_| bad())?;
-                        synced.named.insert(inode);
+                        let named = synced.named.entry(inode).or_default();
+                        named.insert(folder.clone());
                         names.insert(OsString::from(name), inode);
                     }
                     synced.names.insert(folder, names);

@@ -3,8 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "a test: what fails is the finding")]
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
+use storage_client::{ConnectOptions, RemoteStorage};
 use storage_protocol::{
     Batch, CommitOptions, Key, KeyRange, KeyState, Outcome, Position, Revision, ScanOptions,
     Storage, StorageExt,
@@ -17,11 +20,15 @@ const KILLS: u32 = 50;
 /// Commits in flight at once.
 const WRITERS: u32 = 8;
 
+/// How long the first acknowledgement of a round may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Pushes pairs of keys until the connection is lost; gives what was acknowledged.
 async fn push(
-    storage: storage_client::RemoteStorage,
+    storage: RemoteStorage,
     round: u32,
     writer: u32,
+    under_way: Arc<AtomicBool>,
 ) -> Vec<(Key, Position)> {
     let mut acknowledged = Vec::new();
     for n in 0u32.. {
@@ -31,7 +38,10 @@ async fn push(
             .put(format!("{name}/a"), value.clone())
             .put(format!("{name}/b"), value);
         match storage.commit(batch, CommitOptions::default()).await {
-            Ok(position) => acknowledged.push((Key::from(name), position)),
+            Ok(position) => {
+                acknowledged.push((Key::from(name), position));
+                under_way.store(true, Ordering::Relaxed);
+            }
             Err(error) => {
                 // Lost in flight, or not sent any more: never something else.
                 assert!(
@@ -83,9 +93,12 @@ async fn every_acknowledged_commit_survives_fifty_kills() {
     let mut last = Position::default();
     let (mut acknowledged, mut unknown_but_there) = (0, 0);
     for round in 0..KILLS {
-        let storage = connect(&server, &certificates, "producer", "model")
-            .await
-            .unwrap();
+        // For whom a lost connection is final: else the push would go on behind the kill.
+        let url = format!("{}/storage/model", server.url("storage"));
+        let options = ConnectOptions::new(url)
+            .credentials_dir(certificates.dir().join("producer"))
+            .give_up_after(Duration::ZERO);
+        let storage = RemoteStorage::connect(options).await.unwrap();
         let position = storage.sync().await.unwrap();
         assert!(
             round == 0 || position.epoch == last.epoch,
@@ -95,11 +108,16 @@ async fn every_acknowledged_commit_survives_fifty_kills() {
             position.revision >= last.revision,
             "the revision never goes back"
         );
+        let under_way = Arc::new(AtomicBool::new(false));
         let pushing: Vec<_> = (0..WRITERS)
-            .map(|writer| tokio::spawn(push(storage.clone(), round, writer)))
+            .map(|writer| tokio::spawn(push(storage.clone(), round, writer, under_way.clone())))
             .collect();
-        // At another moment each time, in the middle of the push.
-        tokio::time::sleep(Duration::from_millis(40 + u64::from(round * 37 % 120))).await;
+        // At another moment each time, in the middle of the push: behind its first answer, however long that takes.
+        let began = Instant::now();
+        while !under_way.load(Ordering::Relaxed) && began.elapsed() < PATIENCE {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(20 + u64::from(round * 37 % 120))).await;
         server.restart();
         let mut acks = Vec::new();
         for writer in pushing {

@@ -161,6 +161,13 @@ struct Mark {
     clean: bool,
 }
 
+impl Mark {
+    /// Whether the next start must take it that something behind it may be lost.
+    fn forks(&self) -> bool {
+        self.os && !self.clean
+    }
+}
+
 struct Machine {
     durability: &'static str,
     disk: Disk,
@@ -184,6 +191,9 @@ struct Machine {
 impl Machine {
     fn new(durability: &'static str, seed: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        // Each start fills the ring from the log: with the usual size, that soon is most of a cycle.
+        let config = "[engine]\nring_bytes = '1 MiB'\n";
+        fs::write(folder.path().join("server.toml"), config).unwrap();
         Self {
             durability,
             disk: Disk::new(folder.path()).unwrap(),
@@ -213,7 +223,11 @@ impl Machine {
     fn launch(&self) -> Launch {
         let certificates = self.certificates.dir().display().to_string();
         let data = self.disk.data().display().to_string();
+        let config = self.folder.path().join("server.toml");
+        let config = config.display().to_string();
         let arguments = [
+            "--config",
+            &config,
             "--listen",
             "127.0.0.1:0",
             "--certs",
@@ -578,13 +592,16 @@ impl Verdict<'_> {
                 None => lost.push((*name, *revision)),
             }
         }
+        // Behind a mark that forks the history, those of later starts are of another one.
+        let forks = self.marks.iter().position(Mark::forks);
+        let own_marks = forks.map_or(&self.marks[..], |place| &self.marks[..=place]);
         for (name, revision) in &lost {
             if *revision < last {
                 broken.push(format!(
                     "a hole: {name:?} at {revision} is gone, {last} is there"
                 ));
             }
-            if let Some(mark) = self.marks.iter().find(|mark| *revision <= mark.revision) {
+            if let Some(mark) = own_marks.iter().find(|mark| *revision <= mark.revision) {
                 broken.push(format!("{name:?} at {revision} is gone, below {mark:?}"));
             }
         }
@@ -669,8 +686,8 @@ impl Verdict<'_> {
     /// Whether the history forked where it must, and only then; where.
     fn judge_epoch(&mut self, position: Position, broken: &mut Vec<String>) -> Option<Revision> {
         let epoch = self.epoch?;
-        let unsure = self.marks.iter().filter(|mark| mark.os && !mark.clean);
-        let fork = unsure.map(|mark| mark.revision).min();
+        let mut unsure = self.marks.iter().filter(|mark| mark.forks());
+        let fork = unsure.next().map(|mark| mark.revision);
         if (position.epoch != epoch) != fork.is_some() {
             broken.push(format!(
                 "the epoch was {epoch}, now {position}; marks {:?}",
@@ -865,6 +882,49 @@ fn what_was_synced_is_kept_and_nothing_else() {
         let again = disk.cut(Tail::Lost, Names::AsSynced, &mut StdRng::seed_from_u64(1));
         assert_eq!(again.unwrap(), Cut::default());
     }
+}
+
+#[test]
+fn a_store_whose_folder_the_server_made_does_not_vanish_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = Disk::new(folder.path()).unwrap();
+    let certificates = Certificates::issue(&["producer"]);
+    let runtime = Runtime::new().unwrap();
+    let _entered = runtime.enter();
+    let start = || {
+        let data = disk.data().join("of/a/program").display().to_string();
+        let certificates = certificates.dir().display().to_string();
+        let arguments = ["--listen", "127.0.0.1:0", "--certs", &certificates];
+        let arguments = [&arguments[..], &["--data", &data]].concat();
+        let launch = Launch {
+            arguments: arguments.into_iter().map(str::to_owned).collect(),
+            environment: disk.environment(),
+            ..Launch::default()
+        };
+        ServerProcess::launch(launch).unwrap()
+    };
+    let open = |server: &ServerProcess| {
+        let connecting = connect(server, &certificates, "producer", "model");
+        runtime.block_on(connecting).unwrap()
+    };
+    let mut server = start();
+    let storage = open(&server);
+    let putting = storage.put("k".into(), "v".into());
+    let position = runtime.block_on(putting).unwrap();
+    server.kill();
+    disk.cut(
+        Tail::Lost,
+        Names::AsSynced,
+        &mut StdRng::seed_from_u64(seed()),
+    )
+    .unwrap();
+    let server = start();
+    let found = runtime.block_on(open(&server).get_one("k".into())).unwrap();
+    assert_eq!(
+        found.map(|entry| entry.revision),
+        Some(position.revision),
+        "what was acknowledged is gone"
+    );
 }
 
 #[test]

@@ -12,7 +12,7 @@
     reason = "these tests wait for processes, beside clients that go on"
 )]
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -22,9 +22,10 @@ use std::time::{Duration, Instant};
 
 use storage_client::{ConnectOptions, ConnectionState, RemoteStorage};
 use storage_protocol::{
-    Batch, ChangeKind, CommitOptions, Continuity, Key, KeyRange, Storage, StorageError, StorageExt,
-    Watch, WatchEvent, WatchOptions, WatchStart,
+    Batch, ChangeKind, CommitOptions, Continuity, Key, KeyRange, KeyState, ResyncReason, Revision,
+    Storage, StorageError, StorageExt, Value, Watch, WatchEvent, WatchOptions, WatchStart,
 };
+use storage_tests::fault_proxy::{Fault, FaultProxy, Scope};
 use storage_tests::harness::{Certificates, ServerProcess, binary, connect};
 use tempfile::TempDir;
 
@@ -39,9 +40,14 @@ struct House {
 
 impl House {
     fn new() -> Self {
+        Self::with(&[])
+    }
+
+    /// With more arguments for the server.
+    fn with(more: &[&str]) -> Self {
         let certificates = Certificates::issue(&["alice", "bob"]);
         let folder = tempfile::tempdir().unwrap();
-        let server = ServerProcess::mutual(&certificates, &folder.path().join("data"), &[]);
+        let server = ServerProcess::mutual(&certificates, &folder.path().join("data"), more);
         Self {
             server,
             certificates,
@@ -53,6 +59,18 @@ impl House {
         connect(&self.server, &self.certificates, name, "model")
             .await
             .unwrap()
+    }
+
+    /// A network of its own, and how it is connected through. It comes back soon when it is healed.
+    async fn proxy(&self, name: &str) -> (FaultProxy, ConnectOptions) {
+        let (_, address) = self.server.url("storage").split_once("://").unwrap();
+        let proxy = FaultProxy::start(address.parse().unwrap(), 1).await;
+        let proxy = proxy.unwrap();
+        let url = format!("wss://{}/storage/model", proxy.address());
+        let options = ConnectOptions::new(url)
+            .credentials_dir(self.certificates.dir().join(name))
+            .backoff(Duration::from_millis(10), Duration::from_millis(100));
+        (proxy, options)
     }
 
     /// Ends the server in order, and starts it again at the same address.
@@ -366,4 +384,183 @@ async fn a_commit_that_was_told_conflicts_once_conflicts_for_its_retry_too() {
         let found = storage.get_one("n".into()).await.unwrap().unwrap();
         assert_eq!(found.revision, revision);
     }
+}
+
+/// Cuts a client off until the heal, and waits until it knows.
+async fn cut_off(proxy: &FaultProxy, storage: &RemoteStorage) {
+    proxy.apply(Fault::Refuse { during: PATIENCE }, Scope::All);
+    proxy.reset_all();
+    let mut state = storage.state();
+    let is_lost = |state: &ConnectionState| matches!(state, ConnectionState::Disconnected { .. });
+    let lost = tokio::time::timeout(PATIENCE, state.wait_for(is_lost)).await;
+    drop(lost.unwrap().unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_whose_answer_is_lost_takes_effect_once() {
+    const ROUNDS: u64 = 5;
+    let house = House::new();
+    let (proxy, options) = house.proxy("alice").await;
+    let alice = RemoteStorage::connect(options).await.unwrap();
+    for round in 0..ROUNDS {
+        proxy.apply(Fault::CutBeforeAnswer, Scope::All);
+        let key: Key = format!("{round}").into();
+        alice.put(key, "v".into()).await.unwrap();
+    }
+    assert_eq!(alice.session_info().borrow().reconnects, ROUNDS);
+    let puts = puts_by_key(&house.connect("bob").await).await;
+    assert_eq!(puts.len() as u64, ROUNDS);
+    assert!(
+        puts.values().all(|count| *count == 1),
+        "a put took effect twice: {puts:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_goes_on_right_behind_what_it_was_told() {
+    let house = House::new();
+    let (proxy, options) = house.proxy("bob").await;
+    let alice = house.connect("alice").await;
+    let bob = RemoteStorage::connect(options).await.unwrap();
+    let mut watch = bob
+        .watch(KeyRange::all(), WatchOptions::default())
+        .await
+        .unwrap();
+    // A signal takes one revision: nothing lies between two of them.
+    let signal = async |name: String| {
+        let batch = Batch::new().signal("s", name);
+        let options = CommitOptions::default();
+        alice.commit(batch, options).await.unwrap().revision
+    };
+    let mut last = signal("first".to_owned()).await;
+    let told = next(&mut watch).await;
+    assert!(matches!(&told, WatchEvent::Commit(record) if record.revision == last));
+    // The last time nothing happened meanwhile.
+    for (token, missed) in (1..).zip([3, 1, 0]) {
+        cut_off(&proxy, &bob).await;
+        let mut expected = Vec::new();
+        for number in 0..missed {
+            let revision = signal(format!("{token}/{number}")).await;
+            assert_eq!(revision.0, last.0 + 1, "a signal takes more revisions");
+            last = revision;
+            expected.push(revision);
+        }
+        proxy.heal();
+        watch.request_progress(token);
+        let mut told = Vec::new();
+        loop {
+            match next(&mut watch).await {
+                WatchEvent::Commit(record) => told.push(record.revision),
+                WatchEvent::Progress {
+                    token: Some(came), ..
+                } if came == token => break,
+                WatchEvent::Progress { .. } => {}
+                WatchEvent::Continuity(Continuity::Continuous) => assert!(told.is_empty()),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(told, expected, "{missed} came while it was away");
+    }
+}
+
+/// Follows a watch `Latest` from this state to its next mark; tells whether there was a `Reset`.
+async fn to_the_mark(watch: &mut Watch, state: &mut BTreeMap<Key, Value>) -> bool {
+    let mut reset = false;
+    loop {
+        match next(watch).await {
+            WatchEvent::State { key, state: now } => {
+                match now {
+                    KeyState::Live(entry) => state.insert(key, entry.value),
+                    KeyState::Removed(_) => state.remove(&key),
+                };
+            }
+            WatchEvent::Reset => {
+                state.clear();
+                reset = true;
+            }
+            WatchEvent::Progress { .. } => return reset,
+            WatchEvent::Continuity(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_first_pass_that_broke_leaves_nothing_that_is_gone() {
+    let house = House::new();
+    let (proxy, options) = house.proxy("bob").await;
+    let alice = house.connect("alice").await;
+    let value = Value::from(vec![b'v'; 100_000]);
+    for key in 0..100 {
+        let key: Key = format!("{key:03}").into();
+        alice.put(key, value.clone()).await.unwrap();
+    }
+    // Credit for a small part of the pass, so that it is under way.
+    let options = options.watch_credit_bytes(200_000);
+    let bob = RemoteStorage::connect(options).await.unwrap();
+    let options = WatchOptions::latest(WatchStart::Beginning);
+    let mut watch = bob.watch(KeyRange::all(), options).await.unwrap();
+    let WatchEvent::State {
+        key: gone,
+        state: KeyState::Live(entry),
+    } = next(&mut watch).await
+    else {
+        panic!("a pass begins with a state");
+    };
+    cut_off(&proxy, &bob).await;
+    alice.remove(gone.clone()).await.unwrap();
+    proxy.heal();
+    let mut state = BTreeMap::from([(gone.clone(), entry.value)]);
+    to_the_mark(&mut watch, &mut state).await;
+    assert!(!state.contains_key(&gone), "{gone:?} is gone, and stayed");
+    assert_eq!(state.len(), 99);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_lost_its_tail_is_no_continuation() {
+    let mut house = House::with(&["--durability", "os"]);
+    let alice = house.connect("alice").await;
+    let mut every = alice
+        .watch(KeyRange::all(), WatchOptions::default())
+        .await
+        .unwrap();
+    let options = WatchOptions::latest(WatchStart::Beginning);
+    let mut latest = alice.watch(KeyRange::all(), options).await.unwrap();
+    let mut state = BTreeMap::new();
+    alice.put("a".into(), "1".into()).await.unwrap();
+    assert!(matches!(next(&mut every).await, WatchEvent::Commit(_)));
+    while state.is_empty() {
+        to_the_mark(&mut latest, &mut state).await;
+    }
+    // As after a power cut: another boot, and what was synced ends before all that.
+    tokio::task::block_in_place(|| house.server.kill());
+    let mark = house.folder.path().join("data/SYNCED");
+    fs::write(mark, "1 0 os running another-boot\n").unwrap();
+    tokio::task::block_in_place(|| house.server.restart());
+    for watch in [&mut every, &mut latest] {
+        let told = next(watch).await;
+        assert!(
+            matches!(
+                told,
+                WatchEvent::Continuity(Continuity::Resynced {
+                    why: ResyncReason::EpochChanged {
+                        fork: Revision(1),
+                        ..
+                    }
+                })
+            ),
+            "{told:?}"
+        );
+        let mut state = BTreeMap::from([("lost".into(), "x".into())]);
+        assert!(to_the_mark(watch, &mut state).await, "no Reset");
+        assert_eq!(state, BTreeMap::from([("a".into(), "1".into())]));
+    }
+    // And each goes on in its own mode.
+    alice.put("b".into(), "2".into()).await.unwrap();
+    while !matches!(next(&mut every).await, WatchEvent::Commit(_)) {}
+    let mut state = BTreeMap::new();
+    while state.is_empty() {
+        to_the_mark(&mut latest, &mut state).await;
+    }
+    assert_eq!(state, BTreeMap::from([("b".into(), "2".into())]));
 }

@@ -6,13 +6,16 @@
 #![expect(clippy::unwrap_used, reason = "a test: what fails is the finding")]
 
 use std::fmt::Write;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use storage_protocol::native::{ClientMessage, Hello, ServerMessage, Welcome};
 use storage_protocol::{
-    Batch, CommitOptions, KeyRange, Lifetime, Outcome, Revision, ScanOptions, SessionId, Storage,
-    StorageError, StorageExt,
+    Batch, CommitOptions, KeyRange, Keyspace, Lifetime, Outcome, Revision, ScanOptions, SessionId,
+    Storage, StorageError, StorageExt,
 };
+use storage_server::engine::rocks::{EngineOptions, RocksEngine};
+use storage_server::engine::{Engine, Resumed, SessionStorage};
 use storage_tests::harness::{Certificates, ServerProcess, connect};
 use storage_tests::raw::{PATIENCE, Raw, Received, metric};
 use tempfile::TempDir;
@@ -330,6 +333,38 @@ async fn a_higher_incarnation_fences_the_one_before() {
     fixture.resume(session, 6, 2, &[]).await.unwrap();
 }
 
+/// Without a gateway, which closes the older socket: here nothing but the engine holds its commits back.
+#[tokio::test]
+async fn an_older_incarnation_executes_nothing_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = RocksEngine::open(EngineOptions {
+        disk_reserve_bytes: 0,
+        ..EngineOptions::new(folder.path().join("data"))
+    });
+    let (engine, keyspace) = (engine.unwrap(), Keyspace::new("model").unwrap());
+    let put = async |session: &Arc<dyn SessionStorage>, number, key: &'static str| {
+        let batch = Batch::new().put(key, "v");
+        let options = CommitOptions::default();
+        session.commit_numbered(number, batch, options).await
+    };
+    let old = engine.open_session("cert:a", &keyspace);
+    put(&old, 1, "first").await.unwrap();
+    let resumed = engine.resume_session("cert:a", &keyspace, old.session(), 1);
+    let Resumed::Session(new) = resumed.await.unwrap() else {
+        panic!("the session is there");
+    };
+    let late = put(&old, 2, "late").await;
+    let not_executed = Outcome::NotExecuted;
+    assert!(
+        matches!(&late, Err(StorageError::Closed { outcome, .. }) if *outcome == not_executed),
+        "{late:?}"
+    );
+    put(&new, 2, "second").await.unwrap();
+    let found = new.get(&["late".into(), "second".into()]).await.unwrap();
+    let there: Vec<_> = found.value.iter().map(Option::is_some).collect();
+    assert_eq!(there, [false, true]);
+}
+
 #[tokio::test]
 async fn nobody_else_resumes_a_session() {
     let fixture = Fixture::new();
@@ -346,6 +381,35 @@ async fn nobody_else_resumes_a_session() {
     done(&mut raw, 2, &stamp(2)).await;
     let (_, welcome) = fixture.resume(session, 1, 2, &[]).await.unwrap();
     assert_eq!(welcome.session, session, "nor was it harmed");
+}
+
+#[tokio::test]
+async fn keys_of_a_session_are_there_while_its_socket_is_lost() {
+    let fixture = Fixture::new();
+    let (mut raw, session) = fixture.open().await;
+    done(&mut raw, 1, &session_key(1, "mine")).await;
+    drop(raw);
+    let began = Instant::now();
+    while metric(&fixture.server, "storage_sessions_kept").await < 1.0 {
+        assert!(began.elapsed() < PATIENCE, "the loss is not noticed");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // The server looks after lost sessions each second.
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    assert!(fixture.has("mine").await, "the grace is a minute");
+    let (_, welcome) = fixture.resume(session, 1, 1, &[]).await.unwrap();
+    assert!(!welcome.lapsed);
+}
+
+#[tokio::test]
+async fn a_client_whose_keys_were_removed_is_told() {
+    let fixture = Fixture::with_timeouts("session_grace = '100ms'");
+    let (mut raw, session) = fixture.open().await;
+    done(&mut raw, 1, &session_key(1, "mine")).await;
+    drop(raw);
+    fixture.wait_until_gone("mine").await;
+    let (_, welcome) = fixture.resume(session, 1, 1, &[]).await.unwrap();
+    assert!(welcome.lapsed && welcome.session == session);
 }
 
 #[tokio::test]

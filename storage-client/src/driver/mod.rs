@@ -479,6 +479,8 @@ impl Driver {
         else {
             return;
         };
+        #[cfg(feature = "planted-bugs")]
+        let call = renumber_if_planted(call);
         if let (Call::Watch { watch, .. }, false) = (&call, reply.is_closed()) {
             watch.set_id(None);
         }
@@ -573,5 +575,28 @@ impl Drop for Driver {
         if !self.over {
             self.let_go(&End::ours("the connection's task was stopped"));
         }
+    }
+}
+
+/// The planted bug `repeat-under-new-number`.
+#[cfg(feature = "planted-bugs")]
+fn renumber_if_planted(call: Call) -> Call {
+    use storage_protocol::native::ClientMessage;
+    let Call::Repeat { packet, .. } = &call else {
+        return call;
+    };
+    let mut packet = packet.clone();
+    packet.id = Some(0);
+    match ClientMessage::decode(packet) {
+        Ok(ClientMessage::Commit { options, batch, .. })
+            if storage_protocol::planted("repeat-under-new-number") =>
+        {
+            Call::Commit {
+                number: None,
+                batch,
+                options,
+            }
+        }
+        _ => call,
     }
 }

@@ -330,7 +330,10 @@ impl<'a> Group<'a> {
         } = number;
         self.check_session(session, handle, number)?;
         // Before anything that could refuse it: what was executed was not refused.
-        if repeatable && number <= session.executed.load(Ordering::Acquire) {
+        if repeatable
+            && number <= session.executed.load(Ordering::Acquire)
+            && !planted("drop-session-row")
+        {
             return self.repeat(session, number);
         }
         self.store.check_poison()?;

@@ -229,6 +229,7 @@ impl RocksEngine {
         let mut store = Store::new(opened, options.clone())?;
         // The mark is up to a second older than the last commit, and the wall clock may have been set back.
         match log::last_time(&store) {
+            Ok(_) if planted("clock-goes-back") => {}
             Ok(time) => store.set_clock_at_least(time.unwrap_or_default()),
             Err(error) => tracing::warn!(%error, "the time of the last commit cannot be read"),
         }
@@ -723,7 +724,7 @@ impl SessionStorage for RocksSession {
     }
 
     fn lapsed(&self) -> bool {
-        self.state.is_lapsed()
+        self.state.is_lapsed() && !planted("lapse-not-told")
     }
 
     fn heed(&self) {

@@ -3,7 +3,7 @@
 //! A folder holds `STORE` (the format's version, readable without RocksDB), `SYNCED` (see [`mark`](super::mark)) and
 //! `db/`. Whatever is wrong is refused with the path and the reason; nothing is ever repaired in silence.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -181,11 +181,7 @@ fn prepare_folder(path: &Path) -> Result<(), OpenError> {
             source,
         }
     };
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(io_error("create the data folder", path))?;
+    create_durably(path).map_err(io_error("create the data folder", path))?;
     let store = path.join("STORE");
     match fs::read_to_string(&store) {
         Ok(text) => match text
@@ -224,6 +220,32 @@ fn prepare_folder(path: &Path) -> Result<(), OpenError> {
             source,
         }),
     }
+}
+
+/// Makes a folder, and those above it that are missing. Their names are on disk then: whatever is synced in a folder
+/// without a name is gone with it in a power cut.
+fn create_durably(path: &Path) -> io::Result<()> {
+    let is_missing = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
+    let made: Vec<_> = path.ancestors().take_while(is_missing).collect();
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)?;
+    let sync_name = |folder: &Path| {
+        let above = folder
+            .parent()
+            .filter(|above| !above.as_os_str().is_empty());
+        File::open(above.unwrap_or_else(|| Path::new(".")))?.sync_all()
+    };
+    if planted("folder-not-synced") {
+        return Ok(());
+    }
+    if made.is_empty() {
+        // It may be of a start that was killed just behind making it. If somebody else made it, the folder above it
+        // need not be readable for us.
+        let _ = sync_name(path);
+    }
+    made.into_iter().try_for_each(sync_name)
 }
 
 fn open_db(path: &Path, options: &EngineOptions, cache: &Cache) -> Result<DB, OpenError> {

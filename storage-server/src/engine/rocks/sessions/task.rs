@@ -7,7 +7,7 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
-use storage_protocol::{Outcome, Position, Result, StorageError, UnixMillis};
+use storage_protocol::{Outcome, Position, Result, StorageError, UnixMillis, planted};
 
 use super::super::committer::Group;
 use super::super::layout::{self, CommitRow, SESSION_WINDOW, SessionHorizon, Table};
@@ -21,7 +21,7 @@ impl Group<'_> {
         handle: u64,
         number: u64,
     ) -> Result<()> {
-        let reason = if !session.is_attached(handle) {
+        let reason = if !session.is_attached(handle) && !planted("fence-forgotten") {
             "fenced: a newer incarnation of the session took over"
         } else if session.has_ended() {
             "the session has ended"
@@ -67,6 +67,9 @@ impl Group<'_> {
         };
         if let Some(revision) = revision {
             self.shared.metrics.repeated();
+            if planted("repeat-new-revision") {
+                return self.here();
+            }
             return Ok(self.store.at(revision));
         }
         let executed = session.executed.load(Ordering::Acquire);
