@@ -264,7 +264,23 @@ async fn groups_do_form_and_a_position_inside_one_is_found() {
             .unwrap();
         assert_eq!(seen.len(), all.len() - place - 1);
     }
+    drop(session);
     close(engine).await;
+    // And where nothing was read of the group before.
+    for place in [40, 80, 120, 160] {
+        let engine = open(folder.path(), |options| options.ring_bytes = 0);
+        let session = engine.open_session("cert:r", &keyspace("model"));
+        let position = Position {
+            epoch: engine.position().epoch,
+            revision: all[place].revision,
+        };
+        let seen = told(&*session, WatchStart::After(position), KeyRange::all())
+            .await
+            .unwrap();
+        assert_eq!(seen.len(), all.len() - place - 1, "behind {place}");
+        drop(session);
+        close(engine).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -884,6 +884,36 @@ fn what_was_synced_is_kept_and_nothing_else() {
     }
 }
 
+/// A fork leaves rows of sessions to be forgotten at the start, before anything else is committed.
+#[test]
+fn what_a_start_forgets_is_on_disk_before_a_mark_counts_it() {
+    let seed = seed();
+    let mut machine = Machine::new("os", seed);
+    let runtime = machine.runtime.handle().clone();
+    let _entered = runtime.enter();
+    // Behind a mark that counts what stands in the log by then, and another.
+    let two_marks = Duration::from_millis(2_200);
+    let mut server = machine.start().unwrap();
+    let connecting = connect(&server, &machine.certificates, "producer", "model");
+    let producer = runtime.block_on(connecting).unwrap();
+    for number in 0..20 {
+        let committing = producer.commit(batch((0, 0, number)), CommitOptions::default());
+        runtime.block_on(committing).unwrap();
+    }
+    std::thread::sleep(two_marks);
+    server.kill();
+    machine.cut();
+    machine.durability = "sync";
+    let mut server = machine.start().unwrap();
+    std::thread::sleep(two_marks);
+    server.kill();
+    let disk = &machine.disk;
+    disk.cut(Tail::Lost, Names::AsSynced, &mut machine.rng)
+        .unwrap();
+    drop(machine.start());
+    machine.check(seed);
+}
+
 #[test]
 fn a_store_whose_folder_the_server_made_does_not_vanish_whole() {
     let folder = tempfile::tempdir().unwrap();

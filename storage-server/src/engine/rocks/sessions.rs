@@ -424,7 +424,8 @@ impl<'a> Cleaner<'a> {
         }
         // Synced in every durability: the mark may name these numbers a second later.
         let mut sync = rocksdb::WriteOptions::default();
-        sync.set_sync(!planted("forgetting-not-synced"));
+        // The first one of a new epoch, so it would hide that the epoch was not synced.
+        sync.set_sync(!planted("forgetting-not-synced") && !planted("epoch-not-synced"));
         let written = self
             .store
             .db
