@@ -112,6 +112,8 @@ struct Pending {
     sequence: u64,
     /// What it was, for the next socket.
     call: Option<Call>,
+    /// A commit that went out on a socket before this one too.
+    repeated: bool,
 }
 
 impl Pending {
@@ -547,6 +549,10 @@ impl Driver {
         }
         if end.close.is_none() {
             let _ = self.socket.flush().await;
+            return;
+        }
+        // Who said nothing for so long does not answer now.
+        if end.close == Some(close_code::SILENT) {
             return;
         }
         while let Some(Ok(message)) = self.socket.next().await {

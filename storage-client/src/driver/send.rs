@@ -178,6 +178,9 @@ impl Driver {
         };
         packet.id = Some(id);
         self.put(packet, expect, reply, deadline, bytes, Some(call));
+        if let Some(pending) = self.pending.get_mut(&id) {
+            pending.repeated = is_repeat;
+        }
     }
 
     fn open_watch(&mut self, id: RequestId, shared: Arc<WatchShared>, resumed: bool) {
@@ -241,6 +244,7 @@ impl Driver {
                 bytes,
                 sequence: self.sequence,
                 call,
+                repeated: false,
             };
             self.pending.insert(id, pending);
             self.pending_bytes += bytes;
