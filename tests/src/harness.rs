@@ -320,7 +320,7 @@ impl ServerProcess {
         // `--listen` is of the first that serves storage; others come from a file.
         let storage = |(_, gateways): &&(String, String)| gateways.contains("storage");
         let listener = self.listeners.iter().find(storage);
-        let listener = listener.or(self.listeners.first());
+        let listener = listener.or_else(|| self.listeners.first());
         let address = listener.and_then(|(url, _)| url.split("://").nth(1));
         let mut launch = self.launch.clone();
         let arguments = &mut launch.arguments;

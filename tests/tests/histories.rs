@@ -124,7 +124,7 @@ async fn with_deadlines_beyond_the_outages_no_call_fails_and_no_commit_is_unknow
         ..Settings::short()
     };
     let mut total = Figures::default();
-    for first in (1_000..1_000 + 3 * AT_ONCE).step_by(usize::try_from(AT_ONCE).unwrap()) {
+    for first in (1_010..1_010 + 3 * AT_ONCE).step_by(usize::try_from(AT_ONCE).unwrap()) {
         let seeds: Vec<u64> = (first..first + AT_ONCE).collect();
         let (reports, figures) = batch(&stage, &seeds, settings).await;
         total.add(&figures);

@@ -2,6 +2,10 @@
 //! open. A real server, and the real client over mutual TLS through a proxy; the reference is what a direct reader sees.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "these tests wait for processes, beside clients that go on"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -256,7 +260,7 @@ async fn beyond_the_log_a_watch_and_a_replica_get_what_changed_and_go_on() {
     let replica = replica_of(house.through().await).await;
     replica.wait_for(first, PATIENCE).await.unwrap();
     let (commits, before) = (reader.commits, replica.status());
-    assert_eq!((before.states_fetched, before.full_passes), (1_000, 1));
+    assert_eq!(before.states_fetched, 1_000);
     house.cut();
     let changed = change_a_hundred(&direct, 5_000).await;
     house.purge().await;
@@ -456,7 +460,7 @@ async fn a_half_open_link_is_found_by_both_sides_and_all_goes_on() {
         (4, &[Continuity::Continuous][..])
     );
     assert_eq!(reader.state, state_of(&direct).await);
-    let info = storage.session_info().borrow().clone();
+    let info = *storage.session_info().borrow();
     assert_eq!((info.reconnects, info.replaced), (1, 0));
 }
 

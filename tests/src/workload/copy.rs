@@ -70,7 +70,7 @@ pub(super) struct Copy {
 impl Copy {
     /// The first copies everything and keeps it in memory, the second a prefix, with a folder; and so on.
     pub(super) fn new(client: Client, number: u32, keyspace: &str, random: &mut StdRng) -> Self {
-        let (range, folder) = if number % 2 == 0 {
+        let (range, folder) = if number.is_multiple_of(2) {
             (Range::all(), None)
         } else {
             let folder = tempfile::tempdir().expect("a temporary folder");

@@ -103,6 +103,7 @@ impl Stage {
         self.repeated.load(Ordering::SeqCst) + self.repeated_by_present().await
     }
 
+    #[expect(clippy::cast_possible_truncation, reason = "a counter, far below 2^53")]
     async fn repeated_by_present(&self) -> u64 {
         let admin = {
             let server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
