@@ -16,6 +16,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -114,6 +115,7 @@ pub struct FaultProxy {
 #[derive(Debug)]
 struct Shared {
     upstream: watch::Sender<SocketAddr>,
+    passed: Arc<AtomicU64>,
     inner: Mutex<Inner>,
 }
 
@@ -144,6 +146,7 @@ impl FaultProxy {
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             upstream: watch::Sender::new(upstream),
+            passed: Arc::default(),
             inner: Mutex::new(Inner {
                 mode: Mode::default(),
                 refusing_until: None,
@@ -233,6 +236,12 @@ impl FaultProxy {
         self.shared.lock().counts.clone()
     }
 
+    /// The bytes that were passed on, both ways together.
+    #[must_use]
+    pub fn passed(&self) -> u64 {
+        self.shared.passed.load(Ordering::SeqCst)
+    }
+
     /// Connections that are open.
     #[must_use]
     pub fn open(&self) -> usize {
@@ -273,9 +282,10 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             (watched, inner.random.random())
         };
         let upstream = *shared.upstream.borrow();
+        let passed = shared.passed.clone();
         links.spawn(async move {
             if let Ok(server) = TcpStream::connect(upstream).await {
-                link::run(client, server, mode, seed).await;
+                link::run(client, server, mode, passed, seed).await;
             } else {
                 let _ = client.set_zero_linger();
             }

@@ -96,6 +96,10 @@ pub struct Launch {
 impl Launch {
     /// How many addresses it will say that it listens on; `None` where the arguments do not tell.
     fn listeners(&self) -> Option<usize> {
+        // A file may name more of them.
+        if self.arguments.iter().any(|argument| argument == "--config") {
+            return None;
+        }
         let behind = self.arguments.iter().skip(1).zip(&self.arguments);
         let addresses = behind.filter(|(_, flag)| *flag == "--listen");
         let mut count = 0;
@@ -313,10 +317,11 @@ impl ServerProcess {
     /// Starts it again as it was, on the same address.
     pub fn restart(&mut self) {
         self.kill();
-        let address = self
-            .listeners
-            .first()
-            .and_then(|(url, _)| url.split("://").nth(1));
+        // `--listen` is of the first that serves storage; others come from a file.
+        let storage = |(_, gateways): &&(String, String)| gateways.contains("storage");
+        let listener = self.listeners.iter().find(storage);
+        let listener = listener.or_else(|| self.listeners.first());
+        let address = listener.and_then(|(url, _)| url.split("://").nth(1));
         let mut launch = self.launch.clone();
         let arguments = &mut launch.arguments;
         if let Some(place) = arguments.iter().position(|argument| argument == "--listen")

@@ -212,7 +212,15 @@ pub async fn http(
 /// # Panics
 /// If the server has no admin listener without TLS.
 pub async fn metric(server: &ServerProcess, name: &str) -> f64 {
-    let (_, address) = server.url("admin").split_once("://").expect("a URL");
+    metric_at(server.url("admin"), name).await
+}
+
+/// The same, by the URL of an admin listener.
+///
+/// # Panics
+/// If there is none without TLS.
+pub async fn metric_at(url: &str, name: &str) -> f64 {
+    let (_, address) = url.split_once("://").expect("a URL");
     let mut stream = in_time("TCP", TcpStream::connect(address))
         .await
         .expect("the server listens");

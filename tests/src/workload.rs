@@ -2,14 +2,15 @@
 //!
 //! A [`Stage`] is a server process that many runs share, each with a keyspace and a proxy of its own. [`run`] is one
 //! run: for a while [`Settings::connections`] clients with two lanes each read, commit, compare and set, remove and
-//! scan, while watchers follow, and a seeded plan of faults goes on; whoever holds the stage may kill the server
-//! meanwhile. Then everything is healed, the watchers follow to the last commit, the store's log is read, and all is
-//! judged.
+//! scan, while watchers follow, replicas are read and opened again, and a seeded plan of faults goes on; whoever holds
+//! the stage may kill the server meanwhile. Then everything is healed, watchers and replicas follow to the last commit,
+//! the store's log is read, and all is judged.
 //!
-//! It is right with a client that reconnects by itself and with one that does not: a call that failed is taken as its
-//! error says, and a client whose connection is over connects again.
+//! The client reconnects by itself and repeats commits under their numbers, so a call fails where its deadline comes
+//! first and nowhere else; and a break of a watch is told by the watch.
 
 mod client;
+mod copy;
 mod lane;
 mod stage;
 mod watcher;
@@ -36,6 +37,7 @@ use crate::history::{
     Write, judge,
 };
 use client::Client;
+use copy::{Copied, Copy};
 pub use stage::Stage;
 
 /// How long watchers may take to the end once all is healed, and anything else of the end.
@@ -53,10 +55,14 @@ pub struct Settings {
     pub connections: u32,
     /// Connections of watchers.
     pub watchers: u32,
+    /// Replicas, each with a connection of its own.
+    pub replicas: u32,
     /// The calls of a lane, at most.
     pub calls_max: u32,
     /// The time from fault to fault, about; none: no faults.
     pub pace: Option<Duration>,
+    /// The deadline of each call. Where it is longer than all faults together, no call fails.
+    pub deadline: Duration,
 }
 
 impl Settings {
@@ -67,8 +73,10 @@ impl Settings {
             length: Duration::from_secs(1),
             connections: 3,
             watchers: 3,
+            replicas: 2,
             calls_max: 200,
             pace: Some(Duration::from_millis(90)),
+            deadline: Duration::from_millis(700),
         }
     }
 }
@@ -103,10 +111,34 @@ pub struct Figures {
     pub unknown_in_effect: u64,
     /// Events that watches told (commits, states, marks).
     pub events: u64,
-    /// Breaks of watches that the client mended by itself.
-    pub continued: u64,
-    /// Connections that were made again by the application.
+    /// Breaks of watches over which nothing was missed.
+    pub continuous: u64,
+    /// Breaks of watches over which steps were left out.
+    pub resynced: u64,
+    /// Watches that ended with an error, and were opened again by the application.
+    pub reopened: u64,
+    /// Sockets that clients made by themselves after the first.
     pub reconnects: u64,
+    /// Sessions that could not be resumed.
+    pub replaced: u64,
+    /// Connections that were over for good, and made again by the application.
+    pub connected_anew: u64,
+    /// Commits that came again and were answered with what they did the first time. Of a stage, not of a run.
+    pub repeated: u64,
+    /// Reads of replicas, and states at their changes.
+    pub replica_reads: u64,
+    /// Changes that replicas told.
+    pub replica_batches: u64,
+    /// Commits that were read from a replica after waiting for them.
+    pub own_writes: u64,
+    /// Replicas that were opened again from their folders.
+    pub replicas_reopened: u64,
+    /// Times that a replica went on from a position.
+    pub replicas_resumed: u64,
+    /// Times that a replica fetched everything.
+    pub replica_full_passes: u64,
+    /// Breaks of the watches of replicas.
+    pub replica_breaks: u64,
     /// Keys whose search was given up.
     pub undecided: u64,
     /// Faults of the proxy by kind, and of the server.
@@ -124,12 +156,30 @@ impl Figures {
         self.unknown += other.unknown;
         self.unknown_in_effect += other.unknown_in_effect;
         self.events += other.events;
-        self.continued += other.continued;
+        self.continuous += other.continuous;
+        self.resynced += other.resynced;
+        self.reopened += other.reopened;
         self.reconnects += other.reconnects;
+        self.replaced += other.replaced;
+        self.connected_anew += other.connected_anew;
+        self.repeated += other.repeated;
+        self.replica_reads += other.replica_reads;
+        self.replica_batches += other.replica_batches;
+        self.own_writes += other.own_writes;
+        self.replicas_reopened += other.replicas_reopened;
+        self.replicas_resumed += other.replicas_resumed;
+        self.replica_full_passes += other.replica_full_passes;
+        self.replica_breaks += other.replica_breaks;
         self.undecided += other.undecided;
         for (kind, count) in &other.faults {
             *self.faults.entry(kind).or_default() += count;
         }
+    }
+
+    /// Of the commits that had an effect or may have had one, in percent, those of which nobody knows.
+    #[must_use]
+    pub fn unknown_percent(&self) -> f64 {
+        self.unknown as f64 * 100.0 / (self.committed + self.unknown).max(1) as f64
     }
 }
 
@@ -141,6 +191,8 @@ struct Shared {
     epoch: Mutex<Option<Epoch>>,
     strange: Mutex<Vec<Violation>>,
     reconnects: AtomicU64,
+    replaced: AtomicU64,
+    connected_anew: AtomicU64,
     stop: AtomicBool,
 }
 
@@ -159,6 +211,10 @@ impl Shared {
             self.strange(Violation::new(Promise::ExactlyOnce, what));
         }
         position.revision.0
+    }
+
+    fn epoch(&self) -> Option<Epoch> {
+        *self.epoch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn strange(&self, violation: Violation) {
@@ -185,11 +241,13 @@ pub async fn run(stage: &Stage, seed: u64, keyspace: &str, settings: Settings) -
         epoch: Mutex::default(),
         strange: Mutex::default(),
         reconnects: AtomicU64::new(0),
+        replaced: AtomicU64::new(0),
+        connected_anew: AtomicU64::new(0),
         stop: AtomicBool::new(false),
     });
     let client = || {
         let options = stage.options(proxy.address(), keyspace);
-        Client::new(options, shared.clone())
+        Client::new(options.request_timeout(settings.deadline), shared.clone())
     };
     let (finish, finishing) = watch::channel(None);
     let mut watchers = JoinSet::new();
@@ -197,9 +255,16 @@ pub async fn run(stage: &Stage, seed: u64, keyspace: &str, settings: Settings) -
         let plan = watcher::Plan::from_random(number, &mut random);
         watchers.spawn(watcher::follow(client(), plan, finishing.clone()));
     }
+    let mut copies = JoinSet::new();
+    for number in 0..settings.replicas {
+        let copy = Copy::new(client(), number, keyspace, &mut random);
+        copies.spawn(copy.work());
+    }
     let mut lanes = JoinSet::new();
+    let mut workers = Vec::new();
     for connection in 0..settings.connections {
         let client = client();
+        workers.push(client.clone());
         for lane in [2 * connection, 2 * connection + 1] {
             let random = StdRng::seed_from_u64(random.random());
             lanes.spawn(lane::work(client.clone(), lane, random, settings.calls_max));
@@ -211,17 +276,35 @@ pub async fn run(stage: &Stage, seed: u64, keyspace: &str, settings: Settings) -
     shared.stop.store(true, Ordering::SeqCst);
     proxy.heal();
     lanes.join_all().await;
-    let log = finish_up(stage, keyspace, &shared, &finish, watchers);
-    let (watches, log, log_end) = log.await;
+    let copies = copies.join_all().await;
+    let ended = finish_up(stage, keyspace, &shared, &finish, watchers, copies);
+    let (watches, copied, log, log_end) = ended.await;
+    for worker in workers {
+        worker.close().await;
+    }
+    let mut figures = Figures {
+        faults: proxy.counts(),
+        ..Figures::default()
+    };
+    let mut replica_reads = Vec::new();
+    for copied in copied {
+        figures.replica_batches += copied.batches;
+        figures.own_writes += copied.own_writes;
+        figures.replicas_reopened += copied.reopened;
+        figures.replicas_resumed += copied.resumed;
+        figures.replica_full_passes += copied.full_passes;
+        figures.replica_breaks += copied.breaks;
+        replica_reads.extend(copied.reads);
+    }
     let history = History {
         seed,
         calls: shared.recorder.take(),
         watches,
-        replica_reads: Vec::new(),
+        replica_reads,
         log,
         log_end,
     };
-    let figures = figures(&history, &proxy, &shared);
+    let figures = with_counts(figures, &history, &shared);
     let judging = tokio::task::spawn_blocking(move || (judge(&history), history));
     let (mut verdict, history) = judging.await.expect("the judges come to an end");
     let strange = std::mem::take(
@@ -242,25 +325,30 @@ pub async fn run(stage: &Stage, seed: u64, keyspace: &str, settings: Settings) -
     }
 }
 
-/// Lets the watchers follow to the end, then reads the log, which so is complete for all that they told.
+/// Lets watchers and replicas follow to the end, then reads the log, which so is complete for all that they told.
 async fn finish_up(
     stage: &Stage,
     keyspace: &str,
     shared: &Arc<Shared>,
     finish: &watch::Sender<Option<u64>>,
     mut watchers: JoinSet<WatchStream>,
-) -> (Vec<WatchStream>, Vec<Logged>, u64) {
+    copies: Vec<Copy>,
+) -> (Vec<WatchStream>, Vec<Copied>, Vec<Logged>, u64) {
     let direct = Client::new(stage.options(stage.address(), keyspace), shared.clone());
     let last = timeout(PATIENCE, async {
         loop {
             if let Ok(position) = direct.storage().await.sync().await {
-                return shared.revision(position);
+                shared.revision(position);
+                return position;
             }
             sleep(Duration::from_millis(20)).await;
         }
     });
-    let last = last.await.expect("the server is there again");
+    let end = last.await.expect("the server is there again");
+    let last = end.revision.0;
     finish.send_replace(Some(last));
+    let copies = copies.into_iter().map(|copy| copy.finish(end.epoch, last));
+    let copied = futures_util::future::join_all(copies).await;
     let mut streams = Vec::new();
     let all = async {
         while let Some(stream) = watchers.join_next().await {
@@ -285,7 +373,7 @@ async fn finish_up(
     });
     let (log, end) = reading.await.expect("the log can be read");
     direct.close().await;
-    (streams, log, end)
+    (streams, copied, log, end)
 }
 
 /// All commits from the first on, and how far that is.
@@ -309,12 +397,14 @@ async fn read_log(storage: &impl Storage, shared: &Shared) -> Result<(Vec<Logged
     Err(storage_protocol::StorageError::invalid("the log broke off"))
 }
 
-fn figures(history: &History, proxy: &FaultProxy, shared: &Shared) -> Figures {
+fn with_counts(figures: Figures, history: &History, shared: &Shared) -> Figures {
     let mut figures = Figures {
         calls: history.calls.len() as u64,
         reconnects: shared.reconnects.load(Ordering::SeqCst),
-        faults: proxy.counts(),
-        ..Figures::default()
+        replaced: shared.replaced.load(Ordering::SeqCst),
+        connected_anew: shared.connected_anew.load(Ordering::SeqCst),
+        replica_reads: history.replica_reads.len() as u64,
+        ..figures
     };
     for call in &history.calls {
         let count = match call.outcome {
@@ -340,7 +430,9 @@ fn figures(history: &History, proxy: &FaultProxy, shared: &Shared) -> Figures {
     for (_, told) in history.watches.iter().flat_map(|stream| &stream.events) {
         match told {
             Told::Commit(_) | Told::State { .. } | Told::Mark { .. } => figures.events += 1,
-            Told::Continuous | Told::Resynced { .. } => figures.continued += 1,
+            Told::Continuous => figures.continuous += 1,
+            Told::Resynced { .. } => figures.resynced += 1,
+            Told::Broke { .. } => figures.reopened += 1,
             _ => {}
         }
     }

@@ -8,7 +8,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use storage_tests::history::jsonl;
+use storage_tests::history::{Outcome, jsonl};
 use storage_tests::workload::{Figures, Report, Settings, Stage, run};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -91,15 +91,69 @@ async fn two_hundred_seeded_runs_under_faults_keep_every_promise() {
             }
         }
     }
-    println!("{runs} runs: {total:#?}");
+    total.repeated = stage.repeated().await;
+    println!(
+        "{runs} runs, {:.2} % of the commits unknown: {total:#?}",
+        total.unknown_percent()
+    );
     assert!(bad.is_empty(), "{}", bad.join("\n"));
     assert_eq!(total.undecided, 0, "searches were given up");
     // The runs are worth something.
     if runs >= 100 {
-        assert!(total.calls > runs * 100, "{} calls", total.calls);
-        assert!(total.events > runs * 100, "{} events", total.events);
+        // (The bounds are for a machine that does ten other things.)
+        assert!(total.calls > runs * 20, "{} calls", total.calls);
+        assert!(total.events > runs * 20, "{} events", total.events);
         assert!(total.faults.len() >= 12, "{:?}", total.faults);
+        assert!(total.continuous > runs, "{total:?}");
+        assert!(total.repeated > runs / 4, "{total:?}");
+        assert!(total.replica_reads > runs * 10, "{total:?}");
+        assert!(total.own_writes > runs / 2, "{total:?}");
+        assert!(total.replicas_reopened > runs / 10, "{total:?}");
+        assert!(total.replicas_resumed > runs / 10, "{total:?}");
     }
+    // Sessions outlive sockets and servers, and clients never give up.
+    assert_eq!((total.replaced, total.connected_anew), (0, 0));
+}
+
+/// Where callers have time, nothing of all this is seen by them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_deadlines_beyond_the_outages_no_call_fails_and_no_commit_is_unknown() {
+    let stage = tokio::task::spawn_blocking(Stage::start).await.unwrap();
+    let settings = Settings {
+        deadline: Duration::from_secs(30),
+        ..Settings::short()
+    };
+    let mut total = Figures::default();
+    for first in (1_010..1_010 + 3 * AT_ONCE).step_by(usize::try_from(AT_ONCE).unwrap()) {
+        let seeds: Vec<u64> = (first..first + AT_ONCE).collect();
+        let (reports, figures) = batch(&stage, &seeds, settings).await;
+        total.add(&figures);
+        for report in reports {
+            let violations = &report.verdict.violations;
+            assert!(
+                violations.is_empty(),
+                "seed {}: {violations:?}",
+                report.history.seed
+            );
+            total.add(&report.figures);
+            let failed = report.history.calls.iter().filter(|call| {
+                matches!(
+                    call.outcome,
+                    Outcome::Unknown { .. } | Outcome::NotExecuted { .. }
+                )
+            });
+            let failed: Vec<_> = failed.take(3).collect();
+            assert!(
+                failed.is_empty(),
+                "seed {}: {failed:?}",
+                report.history.seed
+            );
+        }
+    }
+    total.repeated = stage.repeated().await;
+    println!("{total:#?}");
+    assert!(total.repeated > 5, "{total:?}");
+    assert!(total.reconnects > 100, "{total:?}");
 }
 
 /// Without faults nothing fails, and nobody has to connect again.
@@ -117,8 +171,10 @@ async fn a_run_without_faults_has_no_failures() {
         not_executed,
         unknown,
         reconnects,
+        replica_breaks,
         ..
     } = report.figures;
-    assert_eq!((not_executed, unknown, reconnects), (0, 0, 0));
+    assert_eq!((not_executed, unknown), (0, 0));
+    assert_eq!((reconnects, replica_breaks), (0, 0));
     assert!(report.figures.calls > 300, "{:?}", report.figures);
 }

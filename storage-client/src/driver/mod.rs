@@ -18,8 +18,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Sink, SinkExt, StreamExt};
-use storage_protocol::native::{Outbox, Reassembler, RequestId, Welcome, close_code};
-use storage_protocol::{Limits, Outcome, Result, StorageError};
+use storage_protocol::native::{
+    ClientMessage, Outbox, Reassembler, RequestId, Welcome, close_code,
+};
+use storage_protocol::{Limits, Outcome, Result, StorageError, planted};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep};
 use tokio_tungstenite::tungstenite::error::Error as WsError;
@@ -113,6 +115,8 @@ struct Pending {
     sequence: u64,
     /// What it was, for the next socket.
     call: Option<Call>,
+    /// A commit that went out on a socket before this one too.
+    repeated: bool,
 }
 
 impl Pending {
@@ -479,8 +483,11 @@ impl Driver {
         else {
             return;
         };
-        #[cfg(feature = "planted-bugs")]
-        let call = renumber_if_planted(call);
+        let call = if planted("repeat-under-new-number") {
+            unnumbered(call)
+        } else {
+            call
+        };
         if let (Call::Watch { watch, .. }, false) = (&call, reply.is_closed()) {
             watch.set_id(None);
         }
@@ -578,25 +585,20 @@ impl Drop for Driver {
     }
 }
 
-/// The planted bug `repeat-under-new-number`.
-#[cfg(feature = "planted-bugs")]
-fn renumber_if_planted(call: Call) -> Call {
-    use storage_protocol::native::ClientMessage;
+/// A commit that takes a new number.
+fn unnumbered(call: Call) -> Call {
     let Call::Repeat { packet, .. } = &call else {
         return call;
     };
     let mut packet = packet.clone();
     packet.id = Some(0);
     match ClientMessage::decode(packet) {
-        Ok(ClientMessage::Commit { options, batch, .. })
-            if storage_protocol::planted("repeat-under-new-number") =>
-        {
-            Call::Commit {
-                number: None,
-                batch,
-                options,
-            }
-        }
+        Ok(ClientMessage::Commit { options, batch, .. }) => Call::Commit {
+            number: None,
+            batch,
+            options,
+        },
+        // We have encoded it ourselves.
         _ => call,
     }
 }

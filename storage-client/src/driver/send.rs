@@ -157,11 +157,17 @@ impl Driver {
             }
         };
         let call = match (call, number) {
-            (_, Some(number)) => {
+            (call, Some(number)) => {
+                let given = match call {
+                    Call::Commit { number, .. } => number.is_some(),
+                    Call::Repeat { given, .. } => given,
+                    Call::Send { .. } | Call::Watch { .. } => false,
+                };
                 self.carry.sent = self.carry.sent.max(number);
                 self.unanswered.insert(number);
                 Call::Repeat {
                     number,
+                    given,
                     packet: packet.clone(),
                 }
             }
@@ -173,6 +179,9 @@ impl Driver {
         };
         packet.id = Some(id);
         self.put(packet, expect, reply, deadline, bytes, Some(call));
+        if let Some(pending) = self.pending.get_mut(&id) {
+            pending.repeated = is_repeat;
+        }
     }
 
     fn open_watch(&mut self, id: RequestId, shared: Arc<WatchShared>, resumed: bool) {
@@ -237,6 +246,7 @@ impl Driver {
                 bytes,
                 sequence: self.sequence,
                 call,
+                repeated: false,
             };
             self.pending.insert(id, pending);
             self.pending_bytes += bytes;

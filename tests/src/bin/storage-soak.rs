@@ -34,8 +34,10 @@ const ROUND: Settings = Settings {
     length: Duration::from_secs(5),
     connections: 4,
     watchers: 4,
+    replicas: 2,
     calls_max: 1_500,
     pace: Some(Duration::from_millis(350)),
+    deadline: Duration::from_millis(700),
 };
 
 /// Wait until the server is ended next, in milliseconds.
@@ -128,6 +130,7 @@ async fn soak(options: Options) -> bool {
             total.add(&report.figures);
             kept &= tell(report, seed, options.keep.as_ref());
         }
+        total.repeated = stage.repeated().await;
         progress(began.elapsed(), seed, &total, &stage);
         if !kept {
             return false;
@@ -195,8 +198,10 @@ fn tell(report: &Report, first: u64, keep: Option<&PathBuf>) -> bool {
 fn progress(elapsed: Duration, seed: u64, total: &Figures, stage: &Stage) {
     let faults: u64 = total.faults.values().sum();
     println!(
-        "{:>5} s  seed {seed}: {} calls ({} committed, {} read, {} refused, {} not executed, {} unknown, of them {} in \
-         effect), {} events, {} reconnects, {} mended watches, {} undecided, server {} MiB; {faults} faults: {}",
+        "{:>5} s  seed {seed}: {} calls ({} committed, {} read, {} refused, {} not executed, {} unknown ({:.2} %), of \
+         them {} in effect), {} commits repeated, {} events, {} reconnects, {} sessions replaced, {} connected anew, \
+         watches: {} continuous, {} resynced, {} opened again, replicas: {} reads, {} changes, {} own writes, {} opened \
+         again, {} resumed, {} full passes; {} undecided, server {} MiB; {faults} faults: {}",
         elapsed.as_secs(),
         total.calls,
         total.committed,
@@ -204,10 +209,22 @@ fn progress(elapsed: Duration, seed: u64, total: &Figures, stage: &Stage) {
         total.refused,
         total.not_executed,
         total.unknown,
+        total.unknown_percent(),
         total.unknown_in_effect,
+        total.repeated,
         total.events,
         total.reconnects,
-        total.continued,
+        total.replaced,
+        total.connected_anew,
+        total.continuous,
+        total.resynced,
+        total.reopened,
+        total.replica_reads,
+        total.replica_batches,
+        total.own_writes,
+        total.replicas_reopened,
+        total.replicas_resumed,
+        total.replica_full_passes,
         total.undecided,
         stage.resident_bytes() >> 20,
         total

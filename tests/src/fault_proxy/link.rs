@@ -1,5 +1,7 @@
 //! One connection through the proxy.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -103,6 +105,7 @@ pub(super) async fn run(
     mut client: TcpStream,
     mut server: TcpStream,
     mode: watch::Receiver<Mode>,
+    passed: Arc<AtomicU64>,
     seed: u64,
 ) {
     // A small frame must not wait for the next; if the socket is gone already, the first read tells.
@@ -111,8 +114,15 @@ pub(super) async fn run(
     let end = {
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
-        let up = Pump::new(from_client, to_server, Direction::Up, &mode, seed);
-        let down = Pump::new(from_server, to_client, Direction::Down, &mode, !seed);
+        let up = Pump::new(from_client, to_server, Direction::Up, &mode, &passed, seed);
+        let down = Pump::new(
+            from_server,
+            to_client,
+            Direction::Down,
+            &mode,
+            &passed,
+            !seed,
+        );
         let (up, down) = (up.run(), down.run());
         tokio::pin!(up, down);
         let first = tokio::select! {
@@ -152,6 +162,7 @@ struct Pump<'a> {
     to: WriteHalf<'a>,
     direction: Direction,
     mode: watch::Receiver<Mode>,
+    passed: Arc<AtomicU64>,
     random: StdRng,
 }
 
@@ -161,6 +172,7 @@ impl<'a> Pump<'a> {
         to: WriteHalf<'a>,
         direction: Direction,
         mode: &watch::Receiver<Mode>,
+        passed: &Arc<AtomicU64>,
         seed: u64,
     ) -> Self {
         Self {
@@ -168,6 +180,7 @@ impl<'a> Pump<'a> {
             to,
             direction,
             mode: mode.clone(),
+            passed: passed.clone(),
             random: StdRng::seed_from_u64(seed),
         }
     }
@@ -218,6 +231,7 @@ impl<'a> Pump<'a> {
             if self.to.write_all(bytes).await.is_err() {
                 return End::Cut(Cut::Rst);
             }
+            self.passed.fetch_add(count as u64, Ordering::SeqCst);
             if mode.after_request && self.direction == Direction::Up {
                 return End::AfterRequest;
             }

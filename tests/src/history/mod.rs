@@ -348,6 +348,8 @@ pub enum Promise {
     ReplicaState,
     /// Replica: the age is true.
     ReplicaAge,
+    /// Replica: who waited for a position reads it, and one that is in reach is come to.
+    ReplicaWait,
 }
 
 /// A broken promise.

@@ -1,4 +1,4 @@
-//! A connection that is made again when it is over.
+//! A connection, which reconnects by itself, and is made anew where it is over for good.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,10 +41,13 @@ impl Client {
             {
                 return storage.clone();
             }
+            if let Some(over) = present.take() {
+                self.count(&over);
+            }
             match RemoteStorage::connect(self.options.clone()).await {
                 Ok(storage) => {
                     if self.was_connected.swap(true, Ordering::SeqCst) {
-                        self.shared.reconnects.fetch_add(1, Ordering::SeqCst);
+                        self.shared.connected_anew.fetch_add(1, Ordering::SeqCst);
                     }
                     *present = Some(storage);
                 }
@@ -56,7 +59,20 @@ impl Client {
     /// Closes it in order.
     pub(super) async fn close(&self) {
         if let Some(storage) = self.present.lock().await.take() {
+            self.count(&storage);
             storage.close().await;
         }
+    }
+
+    fn count(&self, storage: &RemoteStorage) {
+        let info = storage.session_info();
+        let info = info.borrow();
+        let Shared {
+            reconnects,
+            replaced,
+            ..
+        } = &*self.shared;
+        reconnects.fetch_add(info.reconnects, Ordering::SeqCst);
+        replaced.fetch_add(info.replaced, Ordering::SeqCst);
     }
 }

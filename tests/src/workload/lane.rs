@@ -150,7 +150,12 @@ fn learn(known: &mut HashMap<String, Option<u64>>, request: &Request, outcome: &
     }
 }
 
-async fn perform(client: &Client, storage: &impl Storage, id: OpId, request: &Request) -> Outcome {
+pub(super) async fn perform(
+    client: &Client,
+    storage: &impl Storage,
+    id: OpId,
+    request: &Request,
+) -> Outcome {
     let done = match request {
         Request::Get { keys } => get(client, storage, keys).await,
         Request::Scan { range } => scan(client, storage, range).await,
@@ -219,7 +224,7 @@ fn failed(error: &StorageError) -> Outcome {
     }
 }
 
-fn seen(entry: &Entry) -> Seen {
+pub(super) fn seen(entry: &Entry) -> Seen {
     Seen {
         value: from_stored(&entry.value),
         revision: entry.revision.0,

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::client::Client;
 use super::{key_range, logged, text};
-use crate::history::{Mode, Range, Start, Told, WatchStream};
+use crate::history::{Mode, Promise, Range, Start, Told, Violation, WatchStream};
 
 /// The token of the last mark that is asked for; others count from 1.
 const LAST: u64 = 1 << 40;
@@ -152,10 +152,7 @@ impl Follower {
     fn failed(&mut self, error: &StorageError) -> Next {
         match error {
             StorageError::Compacted { .. } | StorageError::EpochChanged { .. } => {
-                let what = format!("watch {}: {error}", self.plan.name);
-                let promise = crate::history::Promise::Resumable;
-                let violation = crate::history::Violation::new(promise, what);
-                self.client.shared.strange(violation);
+                self.strange(error.to_string());
                 Next::Over
             }
             _ => Next::Again,
@@ -207,6 +204,12 @@ impl Follower {
         }
     }
 
+    fn strange(&self, what: String) {
+        let what = format!("watch {}: {what}", self.plan.name);
+        let violation = Violation::new(Promise::Resumable, what);
+        self.client.shared.strange(violation);
+    }
+
     fn ask(&mut self, watch: &mut Watch, token: u64) {
         self.note(Told::Asked { token });
         watch.request_progress(token);
@@ -244,18 +247,19 @@ impl Follower {
             }
             WatchEvent::Reset => Told::Reset,
             WatchEvent::Continuity(Continuity::Continuous) => Told::Continuous,
-            WatchEvent::Continuity(Continuity::Resynced { why }) => Told::Resynced {
-                why: format!("{why:?}"),
-            },
+            // Nothing is purged in a run, and no history ends.
+            WatchEvent::Continuity(Continuity::Resynced { why }) => {
+                self.strange(format!("resynced without a cause: {why:?}"));
+                Told::Resynced {
+                    why: format!("{why:?}"),
+                }
+            }
             WatchEvent::Continuity(Continuity::Lost { from, to }) => Told::Lost {
                 from: from.revision.0,
                 to: to.revision.0,
             },
             other => {
-                let what = format!("watch {} told {other:?}", self.plan.name);
-                let promise = crate::history::Promise::Resumable;
-                let violation = crate::history::Violation::new(promise, what);
-                self.client.shared.strange(violation);
+                self.strange(format!("told {other:?}"));
                 return None;
             }
         };
