@@ -55,10 +55,11 @@ pub(super) struct Work {
 
 #[derive(Debug)]
 pub(super) enum Task {
-    /// A commit. `repeatable`: numbered by a peer, which may send it again.
+    /// A commit. `repeatable`: numbered by a peer, which may send it again. `again`: it did, and nothing is executed.
     Commit {
         number: u64,
         repeatable: bool,
+        again: bool,
         batch: Batch,
         options: CommitOptions,
     },
@@ -285,6 +286,7 @@ impl<'a> Group<'a> {
             Task::Commit {
                 number,
                 repeatable,
+                again: _,
                 batch,
                 options,
             } => {

@@ -550,7 +550,8 @@ impl RocksSession {
     ) -> Result<Position> {
         // A number that was executed (or refused) before is answered with that, whatever holds now.
         let executed = || self.state.executed.load(Ordering::Acquire);
-        if number.is_none_or(|number| number > executed()) {
+        let again = number.is_some_and(|number| number <= executed());
+        if !again {
             batch.validate(&options, &self.own_limits())?;
             self.shared.store.check_poison()?;
             self.shared.disk.check(&self.shared.store.options)?;
@@ -568,10 +569,15 @@ impl RocksSession {
             let task = Task::Commit {
                 number,
                 repeatable,
+                again,
                 batch,
                 options,
             };
-            self.queue(task, bytes)?
+            match self.queue(task, bytes) {
+                // Not by this queue; but it was, or may have been, before.
+                Err(_) if again => return Err(closed()),
+                queued => queued?,
+            }
         };
         answer.await.map_err(|_| closed())?
     }

@@ -132,6 +132,7 @@ async fn both_copies_of_a_commit_in_one_group_have_one_effect() {
             task: Task::Commit {
                 number,
                 repeatable,
+                again: false,
                 batch: Batch::new().put("a", "b"),
                 options: CommitOptions::default(),
             },
@@ -298,6 +299,52 @@ async fn a_repeated_commit_is_answered_whatever_holds_now() {
     assert_eq!(repeated.await.unwrap(), first);
     let error = put(&session, 2, "a").await.unwrap_err();
     assert!(matches!(error, StorageError::StorageFull { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn neither_a_full_nor_a_closed_queue_makes_an_executed_commit_look_refused() {
+    let (_folder, engine) = fresh(|options| options.commit_queue_bytes = 1);
+    let session = open(&engine);
+    let first = put(&session, 1, "a").await.unwrap();
+    let session = resume(&engine, session.session(), 1).await;
+    let big = || Batch::new().put("big", vec![0; 1 << 20]);
+    let polled = |number, batch| {
+        let session = session.clone();
+        let commit = async move {
+            let options = CommitOptions::default();
+            session.commit_numbered(number, batch, options).await
+        };
+        let mut commit = Box::pin(commit);
+        let now = futures_util::FutureExt::now_or_never(&mut commit);
+        (commit, now)
+    };
+    let mut number = 2;
+    for _ in 0..50 {
+        let mut running = Vec::new();
+        // Until the queue is full; what comes again right behind that is taken all the same.
+        loop {
+            let (commit, now) = polled(number, big());
+            number += 1;
+            match now {
+                Some(Err(StorageError::Overloaded { .. })) => break,
+                Some(other) => panic!("answered at once: {other:?}"),
+                None => running.push(commit),
+            }
+        }
+        let (again, now) = polled(1, Batch::new());
+        let answer = match now {
+            Some(answer) => answer,
+            None => again.await,
+        };
+        assert_eq!(answer.unwrap(), first);
+        for commit in running {
+            commit.await.unwrap();
+        }
+    }
+    engine.shared.queue.close();
+    closed_with(put(&session, 1, "a").await, Outcome::Unknown, "closed");
+    let later = put(&session, number, "a").await;
+    closed_with(later, Outcome::NotExecuted, "closing");
 }
 
 #[tokio::test]
