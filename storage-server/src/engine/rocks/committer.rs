@@ -174,11 +174,12 @@ impl Committer<'_> {
         }
         // Ordering: durable, then in the feed, then answered: who has an answer finds the commit everywhere.
         self.shared.feed.publish(records, Revision(base + numbers));
-        for (reply, answer) in answers {
-            let _ = reply.send(answer);
-        }
+        // The fences first: a socket that was taken over is closed rather than told what its successor asks again.
         for before in fenced {
             before.cancel();
+        }
+        for (reply, answer) in answers {
+            let _ = reply.send(answer);
         }
     }
 
@@ -330,7 +331,7 @@ impl<'a> Group<'a> {
             number,
             repeatable,
         } = number;
-        self.check_session(session, handle, number)?;
+        self.check_session(session, handle, number, repeatable)?;
         // Before anything that could refuse it: what was executed was not refused.
         if repeatable && number <= session.executed.load(Ordering::Acquire) {
             return self.repeat(session, number);

@@ -20,16 +20,21 @@ impl Group<'_> {
         session: &SessionState,
         handle: u64,
         number: u64,
+        repeatable: bool,
     ) -> Result<()> {
-        let reason = if !session.is_attached(handle) {
+        let is_fenced = !session.is_attached(handle);
+        let reason = if is_fenced {
             "fenced: a newer incarnation of the session took over"
         } else if session.has_ended() {
             "the session has ended"
         } else {
             return Ok(());
         };
-        // Under a number that was executed, it may be this one.
-        let outcome = if number <= session.executed.load(Ordering::Acquire) {
+        // Under a number that was executed, it may be this one. And what was sent on a fenced socket may come again on the
+        // newer one, and be executed there.
+        let may_come_again = is_fenced && repeatable;
+        let was_executed = number <= session.executed.load(Ordering::Acquire);
+        let outcome = if may_come_again || was_executed {
             Outcome::Unknown
         } else {
             Outcome::NotExecuted
