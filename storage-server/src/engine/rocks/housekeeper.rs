@@ -290,7 +290,8 @@ fn look_after_sessions(shared: &Shared) -> Result<()> {
     }
     for _ in 0..BITES_PER_VISIT {
         let (kept, max) = (before(options.session_kept), options.sessions_kept_max);
-        let overdue = sessions.overdue(kept, max, SESSIONS_PER_BITE);
+        let grace = before(options.session_grace);
+        let overdue = sessions.overdue(kept, max, grace, SESSIONS_PER_BITE);
         let mut answers = Vec::new();
         for (since, session) in &overdue {
             // What is left of its keys goes first, or nothing would know that they are to go.
@@ -305,11 +306,10 @@ fn look_after_sessions(shared: &Shared) -> Result<()> {
             };
             answers.push(submit(&shared.queue, session, 0, task, bytes)?);
         }
-        let more = answers.len() == SESSIONS_PER_BITE;
-        wait_for(answers)?;
-        if !more {
+        if answers.is_empty() {
             break;
         }
+        wait_for(answers)?;
     }
     Ok(())
 }

@@ -110,7 +110,8 @@ pub struct EngineOptions {
     pub session_grace: Duration,
     /// And the session can be resumed for so long. Default 24 h.
     pub session_kept: Duration,
-    /// So many sessions without a socket are kept; the longest lost is forgotten first. Default 100,000.
+    /// So many sessions without a socket are kept, and those within their grace. Of more, the longest lost one of the
+    /// principal that has the most is forgotten first. Default 100,000.
     pub sessions_kept_max: usize,
     /// For measuring what the index by revision costs, and for nothing else: without it `Latest` tells nothing.
     #[doc(hidden)]

@@ -180,6 +180,9 @@ struct Registry {
     lost: BTreeMap<(UnixMillis, SessionId), Arc<SessionState>>,
     /// Of these, those that may have keys.
     with_keys: BTreeSet<(UnixMillis, SessionId)>,
+    /// The same as `lost` by principal, and the principals by how many they have.
+    lost_of: HashMap<Arc<str>, BTreeSet<(UnixMillis, SessionId)>>,
+    principals: BTreeSet<(usize, Arc<str>)>,
     ended: HashSet<SessionId>,
     ended_order: VecDeque<SessionId>,
 }
@@ -197,12 +200,68 @@ impl Registry {
         state.lost.store(now.0, Ordering::Release);
         self.lost.insert((now, state.id), state.clone());
         self.with_keys.insert((now, state.id));
+        self.change_lost_of(&state.principal, |lost| {
+            lost.insert((now, state.id));
+        });
     }
 
     fn unlose(&mut self, state: &SessionState) {
         let since = UnixMillis(state.lost.swap(0, Ordering::AcqRel));
-        self.lost.remove(&(since, state.id));
-        self.with_keys.remove(&(since, state.id));
+        let at = (since, state.id);
+        if self.lost.remove(&at).is_none() {
+            return;
+        }
+        self.with_keys.remove(&at);
+        self.change_lost_of(&state.principal, |lost| {
+            lost.remove(&at);
+        });
+    }
+
+    fn change_lost_of(
+        &mut self,
+        principal: &Arc<str>,
+        change: impl FnOnce(&mut BTreeSet<(UnixMillis, SessionId)>),
+    ) {
+        let lost = self.lost_of.entry(principal.clone()).or_default();
+        let before = lost.len();
+        change(lost);
+        let after = lost.len();
+        if after == 0 {
+            self.lost_of.remove(principal);
+        }
+        self.principals.remove(&(before, principal.clone()));
+        if after > 0 {
+            self.principals.insert((after, principal.clone()));
+        }
+    }
+
+    /// The surplus of so many, the longest lost of whoever has the most at each step, at most `max`. It ends where that one
+    /// was lost after `before`: nobody is to pay for another's sessions that are too young to go.
+    fn surplus(
+        &self,
+        surplus: usize,
+        before: UnixMillis,
+        max: usize,
+    ) -> Vec<(UnixMillis, Arc<SessionState>)> {
+        // Each step takes one, so no more principals than steps have a turn.
+        let steps = surplus.min(max);
+        let most = self.principals.iter().rev().take(steps);
+        let mut line: BTreeMap<_, _> = most
+            .filter_map(|(count, principal)| {
+                let lost = self.lost_of.get(principal)?.iter();
+                Some(((*count, principal), lost))
+            })
+            .collect();
+        let mut found = Vec::new();
+        while found.len() < steps
+            && let Some(((count, principal), mut lost)) = line.pop_last()
+            && let Some(at) = lost.next()
+            && at.0 <= before
+        {
+            found.extend(self.lost.get(at).map(|state| (at.0, state.clone())));
+            line.insert((count - 1, principal), lost);
+        }
+        found
     }
 }
 
@@ -309,21 +368,27 @@ impl Sessions {
         self.registry().with_keys.remove(&(since, id));
     }
 
-    /// Those to be forgotten: lost up to `before`, or the longest lost of more than `kept_max`; at most `max`.
+    /// Those to be forgotten, at most `max`: the ones lost up to `before`; if there are none, the surplus over `kept_max` of
+    /// those lost up to `grace`, from the principals with the most.
     pub(super) fn overdue(
         &self,
         before: UnixMillis,
         kept_max: usize,
+        grace: UnixMillis,
         max: usize,
     ) -> Vec<(UnixMillis, Arc<SessionState>)> {
         let registry = self.registry();
-        let surplus = registry.lost.len().saturating_sub(kept_max);
-        let overdue = registry.lost.iter().enumerate();
-        overdue
-            .take_while(|(place, ((since, _), _))| *place < surplus || *since <= before)
-            .map(|(_, ((since, _), state))| (*since, state.clone()))
+        let lost = registry.lost.iter();
+        let overdue: Vec<_> = lost
+            .take_while(|((since, _), _)| *since <= before)
+            .map(|((since, _), state)| (*since, state.clone()))
             .take(max)
-            .collect()
+            .collect();
+        if !overdue.is_empty() {
+            return overdue;
+        }
+        let surplus = registry.lost.len().saturating_sub(kept_max);
+        registry.surplus(surplus, grace, max)
     }
 }
 

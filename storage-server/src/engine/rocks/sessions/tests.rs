@@ -308,7 +308,7 @@ async fn neither_a_full_nor_a_closed_queue_makes_an_executed_commit_look_refused
     let session = open(&engine);
     let first = put(&session, 1, "a").await.unwrap();
     let session = resume(&engine, session.session(), 1).await;
-    let big = || Batch::new().put("big", vec![0; 1 << 20]);
+    let big = || Batch::new().put("big", vec![0; 1024]);
     let polled = |number, batch| {
         let session = session.clone();
         let commit = async move {
@@ -350,7 +350,10 @@ async fn neither_a_full_nor_a_closed_queue_makes_an_executed_commit_look_refused
 
 #[tokio::test]
 async fn the_longest_lost_are_forgotten_first_when_there_are_too_many() {
-    let (folder, engine) = fresh(|options| options.sessions_kept_max = 2);
+    let (folder, engine) = fresh(|options| {
+        options.sessions_kept_max = 2;
+        options.session_grace = Duration::from_millis(50);
+    });
     let mut sessions = Vec::new();
     for _ in 0..4 {
         let session = open(&engine);
@@ -375,6 +378,46 @@ async fn the_longest_lost_are_forgotten_first_when_there_are_too_many() {
     assert_eq!(engine.shared.sessions.horizon(), horizon);
     assert!(is_gone(&engine, sessions[1]).await, "after a start too");
     resume(&engine, sessions[2], 1).await;
+}
+
+#[tokio::test]
+async fn the_surplus_is_of_who_has_the_most_and_of_nobody_within_the_grace() {
+    let (_folder, engine) = fresh(|_| {});
+    let sessions = &engine.shared.sessions;
+    let mut lost = Vec::new();
+    for principal in ["cert:few", "cert:a", "cert:a", "cert:b", "cert:a", "cert:b"] {
+        let session = engine.open_session(principal, &keyspace());
+        put(&session, 1, "a").await.unwrap();
+        session.lose();
+        let id = session.session();
+        until("it is lost", async || sessions.kept() == lost.len() + 1).await;
+        lost.push((engine.shared.store.now(), id));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let overdue = |kept_max, grace, max| {
+        let overdue = sessions.overdue(UnixMillis(0), kept_max, grace, max);
+        let ids = overdue.into_iter().map(|(_, state)| state.id);
+        ids.map(|id| lost.iter().position(|(_, lost)| *lost == id).unwrap())
+            .collect::<Vec<_>>()
+    };
+    let (none, all) = (UnixMillis(0), UnixMillis(u64::MAX));
+    assert_eq!(overdue(6, all, 9), [0; 0]);
+    assert_eq!(overdue(5, all, 9), [1]);
+    assert_eq!(
+        overdue(3, all, 9),
+        [1, 3, 2],
+        "and not the longest lost of all"
+    );
+    assert_eq!(overdue(0, all, 2), [1, 3]);
+    assert_eq!(overdue(0, all, 9).len(), 6);
+    assert_eq!(overdue(0, none, 9), [0; 0], "all are within their grace");
+    let grace = lost[2].0;
+    assert_eq!(overdue(0, grace, 9), [1], "nobody pays for the others");
+    let kept = sessions.overdue(lost[0].0, 9, none, 9);
+    assert_eq!(kept.len(), 1, "kept long enough");
+    // Who is resumed counts no more.
+    let _session = resume(&engine, lost[1].1, 1).await;
+    assert_eq!(overdue(4, all, 9), [3]);
 }
 
 #[tokio::test]
