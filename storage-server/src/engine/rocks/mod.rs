@@ -260,10 +260,8 @@ impl RocksEngine {
         engine.spawn("committer", shared.clone(), committer::run)?;
         // Keys of sessions that are no more, and what a lapse left when the server ended.
         let prefix = LifetimeRow::sessions_prefix();
-        housekeeper::end_sessions(&shared, &prefix, usize::MAX, |id| {
-            shared.sessions.to_remove(id)
-        })
-        .map_err(damaged)?;
+        housekeeper::end_sessions(&shared, &prefix, |id| shared.sessions.to_remove(id))
+            .map_err(damaged)?;
         engine.spawn("catch-up", shared.clone(), catch_up::run)?;
         engine.spawn("housekeeper", shared.clone(), housekeeper::run)?;
         engine.spawn("expirer", shared, housekeeper::run_expiry)?;
@@ -772,9 +770,7 @@ impl SessionStorage for RocksSession {
         let prefix = LifetimeRow::session_prefix(self.state.id);
         let all = |_| Some(Revision(u64::MAX));
         self.shared
-            .on_pool(move |shared| {
-                housekeeper::end_sessions(shared, &prefix, usize::MAX, all).map(|_| ())
-            })
+            .on_pool(move |shared| housekeeper::end_sessions(shared, &prefix, all))
             .await
     }
 }

@@ -180,6 +180,8 @@ struct Registry {
     lost: BTreeMap<(UnixMillis, SessionId), Arc<SessionState>>,
     /// Of these, those that may have keys.
     with_keys: BTreeSet<(UnixMillis, SessionId)>,
+    /// Those whose lapse is begun and not finished, also if they were resumed since.
+    lapsing: BTreeMap<SessionId, Arc<SessionState>>,
     /// The same as `lost` by principal, and the principals by how many they have.
     lost_of: HashMap<Arc<str>, BTreeSet<(UnixMillis, SessionId)>>,
     principals: BTreeSet<(usize, Arc<str>)>,
@@ -366,6 +368,19 @@ impl Sessions {
     /// It has no keys any more, since it was lost then.
     pub(super) fn without_keys(&self, since: UnixMillis, id: SessionId) {
         self.registry().with_keys.remove(&(since, id));
+    }
+
+    /// Those whose keys are to be removed up to their lapse.
+    pub(super) fn lapsing(&self) -> Vec<Arc<SessionState>> {
+        self.registry().lapsing.values().cloned().collect()
+    }
+
+    /// The keys of a session up to this lapse are removed.
+    pub(super) fn lapse_finished(&self, session: &SessionState, lapse: Revision) {
+        let mut registry = self.registry();
+        if session.lapse() == lapse {
+            registry.lapsing.remove(&session.id);
+        }
     }
 
     /// Those to be forgotten, at most `max`: the ones lost up to `before`; if there are none, the surplus over `kept_max` of

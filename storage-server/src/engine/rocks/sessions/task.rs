@@ -167,12 +167,15 @@ impl Group<'_> {
     /// The keys that a session has now are to go, unless it was resumed.
     pub(in super::super) fn lapse(
         &mut self,
-        session: &SessionState,
+        session: &Arc<SessionState>,
         since: UnixMillis,
     ) -> Result<Position> {
         self.store.check_poison()?;
         if session.is_lost_since(since) {
             let last = self.base + self.numbers;
+            let mut registry = self.shared.sessions.registry();
+            registry.lapsing.insert(session.id, session.clone());
+            drop(registry);
             session.lapse.store(last, Ordering::Release);
             session.lapsed.store(true, Ordering::Release);
             self.update_session_row(session);

@@ -543,7 +543,7 @@ async fn a_session_that_is_resumed_during_its_lapse_keeps_what_it_puts() {
     let (since, state) = lost(&engine).await;
     let lapse = async |since, state: &Arc<super::SessionState>| {
         let (shared, state) = (engine.shared.clone(), state.clone());
-        let lapsing = move || super::super::housekeeper::lapse(&shared, since, &state);
+        let lapsing = move || super::super::housekeeper::lapse(&shared, &[(since, state)]);
         tokio::task::spawn_blocking(lapsing).await.unwrap().unwrap()
     };
     // Resumed between the look of the housekeeper and the lapse: nothing lapses.
@@ -569,4 +569,95 @@ async fn a_session_that_is_resumed_during_its_lapse_keeps_what_it_puts() {
     let found = session.get(&["a".into(), "b".into(), "c".into()]).await;
     let found: Vec<_> = found.unwrap().value.iter().map(Option::is_some).collect();
     assert_eq!(found, [true, false, true]);
+}
+
+#[tokio::test]
+async fn a_lapse_is_finished_although_the_session_is_resumed_meanwhile() {
+    const COMMITS: u64 = 36;
+    const KEYS: u64 = 500;
+    let (_folder, engine) = fresh(|options| options.session_grace = Duration::from_millis(1));
+    let session = open(&engine);
+    for number in 1..=COMMITS {
+        let mut batch = Batch::new();
+        for key in 0..KEYS {
+            let key = format!("{number:02}/{key}");
+            batch = batch.put_with(key, "value", Lifetime::Session);
+        }
+        let options = CommitOptions::default();
+        session
+            .commit_numbered(number, batch, options)
+            .await
+            .unwrap();
+    }
+    let id = session.session();
+    let reader = open(&engine);
+    session.lose();
+    let began = std::time::Instant::now();
+    while reader.get_one("01/0".into()).await.unwrap().is_some() {
+        assert!(began.elapsed() < PATIENCE, "nothing lapses");
+        tokio::task::yield_now().await;
+    }
+    let session = resume(&engine, id, 1).await;
+    put(&session, COMMITS + 1, "new").await.unwrap();
+    let last = format!("{COMMITS:02}/{}", KEYS - 1);
+    let first_of_last = format!("{COMMITS:02}/0");
+    until("all of it goes", async || {
+        let keys = [last.clone().into(), first_of_last.clone().into()];
+        let found = reader.get(&keys).await.unwrap().value;
+        found.iter().all(Option::is_none)
+    })
+    .await;
+    assert!(reader.get_one("new".into()).await.unwrap().is_some());
+    until("it is finished", async || {
+        engine.shared.sessions.lapsing().is_empty()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn many_sessions_lapse_together_and_each_at_once() {
+    let (_folder, engine) = fresh(|_| {});
+    let mut expected = 0;
+    for keys in [1, 2, 500, 30, 1, 513] {
+        let session = open(&engine);
+        let mut batch = Batch::new();
+        for key in 0..keys {
+            let key = format!("{keys}/{expected}/{key}");
+            batch = batch.put_with(key, "value", Lifetime::Session);
+        }
+        let options = CommitOptions::default();
+        session.commit_numbered(1, batch, options).await.unwrap();
+        session.lose();
+        expected += 1;
+    }
+    until("they are lost", async || {
+        engine.shared.sessions.kept() == expected
+    })
+    .await;
+    let shared = engine.shared.clone();
+    let before = shared.store.revision();
+    let lapsing = move || {
+        let lost = shared.sessions.with_keys(UnixMillis(u64::MAX), 100);
+        super::super::housekeeper::lapse(&shared, &lost).unwrap();
+        let page = super::super::log::read_after(&shared.store, before, 64 << 20);
+        let commits = page.unwrap().into_commits().into_iter();
+        commits.map(|(_, record)| record).collect::<Vec<_>>()
+    };
+    let commits = tokio::task::spawn_blocking(lapsing).await.unwrap();
+    assert!(commits.len() <= 5, "{} commits", commits.len());
+    let removed = commits.iter().map(|record| record.changes.len());
+    assert_eq!(removed.sum::<usize>(), 1047);
+    // No session's keys are in two commits, unless they are more than one takes.
+    let mut seen = std::collections::HashMap::new();
+    for (place, record) in commits.iter().enumerate() {
+        assert_eq!(record.label.as_deref(), Some("session ended"));
+        for change in &record.changes {
+            let key = String::from_utf8(change.key.to_vec()).unwrap();
+            let session = key.rsplit_once('/').unwrap().0.to_owned();
+            if !session.starts_with("513/") {
+                assert_eq!(*seen.entry(session).or_insert(place), place);
+            }
+        }
+    }
+    assert!(engine.shared.sessions.lapsing().is_empty());
 }
