@@ -167,6 +167,8 @@ pub(super) struct Sessions {
     registry: Mutex<Registry>,
     /// See [`SessionHorizon`].
     horizon: AtomicU64,
+    /// The latest opening time of an ended session that had rows. Written by the committer.
+    ended: AtomicU64,
     handles: AtomicU64,
 }
 
@@ -272,6 +274,7 @@ impl Sessions {
         Self {
             registry: Mutex::default(),
             horizon: horizon.0.into(),
+            ended: 0.into(),
             handles: 0.into(),
         }
     }
@@ -331,6 +334,12 @@ impl Sessions {
     /// The time that a session is opened at: behind the horizon, also in the millisecond that made it.
     fn time(&self, store: &Store) -> UnixMillis {
         store.now().max(UnixMillis(self.horizon().0 + 1))
+    }
+
+    /// The horizon is not before this session's opening.
+    fn raise_horizon(&self, session: SessionId) {
+        let opened = layout::opened_at(session);
+        self.horizon.fetch_max(opened.0, Ordering::AcqRel);
     }
 
     fn horizon(&self) -> UnixMillis {
@@ -416,10 +425,15 @@ impl Sessions {
 pub(super) fn load(store: &Store) -> Result<Sessions> {
     let now = store.now();
     let mut cleaner = Cleaner::new(store);
-    let row = store.row(Table::Meta, layout::SESSION_HORIZON_KEY)?;
-    let horizon = row.map(|row| SessionHorizon::decode(&row)).transpose()?;
-    let horizon = match horizon.filter(|horizon| horizon.epoch == store.epoch()) {
-        Some(horizon) => horizon.opened,
+    let read = |key| -> Result<Option<UnixMillis>> {
+        let row = store.row(Table::Meta, key)?;
+        let horizon = row.map(|row| SessionHorizon::decode(&row)).transpose()?;
+        let horizon = horizon.filter(|horizon| horizon.epoch == store.epoch());
+        Ok(horizon.map(|horizon| horizon.opened))
+    };
+    let ended = read(layout::SESSION_ENDED_KEY)?.unwrap_or_default();
+    let horizon = match read(layout::SESSION_HORIZON_KEY)? {
+        Some(horizon) => horizon.max(ended),
         // What was committed in another epoch may be lost, so an id without a row proves nothing there.
         None => {
             cleaner.put_horizon(now);
@@ -427,6 +441,7 @@ pub(super) fn load(store: &Store) -> Result<Sessions> {
         }
     };
     let sessions = Sessions::new(horizon);
+    sessions.ended.store(ended.0, Ordering::Release);
     {
         let mut registry = sessions.registry();
         let prefix = layout::SESSION_PREFIX;

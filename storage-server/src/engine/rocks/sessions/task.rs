@@ -193,9 +193,9 @@ impl Group<'_> {
         self.store.check_poison()?;
         if session.is_lost_since(since) {
             let sessions = &self.shared.sessions;
-            let opened = layout::opened_at(session.id).max(sessions.horizon());
             // Ordering: before the session is out of the registry, where its id would be judged by the horizon.
-            sessions.horizon.store(opened.0, Ordering::Release);
+            sessions.raise_horizon(session.id);
+            let opened = sessions.horizon();
             session.ended.store(true, Ordering::Release);
             sessions.registry().unlose(session);
             let epoch = self.store.epoch();
@@ -218,20 +218,30 @@ impl Group<'_> {
         if !session.is_attached(handle) || session.ended.swap(true, Ordering::AcqRel) {
             return self.here();
         }
+        let sessions = &self.shared.sessions;
         {
-            let mut registry = self.shared.sessions.registry();
+            let mut registry = sessions.registry();
             registry.unlose(session);
             registry.ended.insert(session.id);
             registry.ended_order.push_back(session.id);
             if registry.ended_order.len() > ENDED_MAX
                 && let Some(oldest) = registry.ended_order.pop_front()
             {
+                // Ordering: before it is forgotten, as above.
+                sessions.raise_horizon(oldest);
                 registry.ended.remove(&oldest);
             }
         }
         self.store.check_poison()?;
         if !Self::is_unstored(session) {
             self.delete(Table::Meta, &layout::session_row_key(session.id));
+            let opened = layout::opened_at(session.id);
+            let before = sessions.ended.fetch_max(opened.0, Ordering::AcqRel);
+            if opened.0 > before {
+                let epoch = self.store.epoch();
+                let row = SessionHorizon { opened, epoch }.encode();
+                self.put(Table::Meta, layout::SESSION_ENDED_KEY, &row);
+            }
         }
         let executed = session.executed.load(Ordering::Acquire);
         for number in executed.saturating_sub(SESSION_WINDOW) + 1..=executed {

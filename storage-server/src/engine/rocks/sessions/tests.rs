@@ -471,6 +471,36 @@ async fn an_id_that_cannot_be_proved_is_gone() {
 }
 
 #[tokio::test]
+async fn an_ended_session_is_gone_after_a_start_too() {
+    let (folder, engine) = fresh(|_| {});
+    let before = open(&engine);
+    put(&before, 1, "a").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let session = open(&engine);
+    put(&session, 1, "b").await.unwrap();
+    session.end().await.unwrap();
+    let (id, before_id) = (session.session(), before.session());
+    // One without a row leaves nothing to be remembered.
+    let older = open(&engine);
+    older.end().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let idle = open(&engine).session();
+    drop((session, before, older));
+    let folder = closed(&folder, engine).await;
+    let engine = reopened(options(folder.path())).await;
+    assert!(is_gone(&engine, id).await);
+    assert_eq!(resume(&engine, before_id, 1).await.executed(), 1);
+    assert_eq!(resume(&engine, idle, 1).await.executed(), 0);
+    // The older one ends later, and does not hide the newer one.
+    let before = resume(&engine, before_id, 2).await;
+    before.end().await.unwrap();
+    drop(before);
+    let folder = closed(&folder, engine).await;
+    let engine = reopened(options(folder.path())).await;
+    assert!(is_gone(&engine, id).await && is_gone(&engine, before_id).await);
+}
+
+#[tokio::test]
 async fn what_is_put_after_a_resume_outlives_the_lapse_before_it() {
     let (folder, engine) = fresh(|options| options.session_grace = Duration::from_millis(300));
     let session = open(&engine);
