@@ -724,6 +724,12 @@ impl Dialect for Native {
         self.reads.clear();
         // What was handed to the engine happens; the session is left behind it.
         while self.commits.next().await.is_some() {}
+        if let (Departure::Left, Some(resuming)) = (&departure, self.resuming.take()) {
+            // It left a session that it did not have yet. An attempt that fails has nothing to end.
+            if let Ok(Resumed::Session(storage)) = resuming.attempt.await {
+                self.storage = Some(storage);
+            }
+        }
         let Some(storage) = self.storage.take() else {
             return;
         };

@@ -615,6 +615,31 @@ async fn no_bound_refuses_a_commit_that_comes_again() {
 }
 
 #[tokio::test]
+async fn a_close_with_1000_before_welcome_ends_the_session_too() {
+    use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+    let mut old = running(|_| {});
+    open(&mut old).await;
+    let engine = old.engine.clone();
+    engine.hold(Hold::Resumes);
+    let mut new = beside(&engine, |_| {});
+    say_resume(&mut new.client, 1, 0, &[]).await;
+    let frame = CloseFrame {
+        code: 1000.into(),
+        reason: "".into(),
+    };
+    new.client.close(Some(frame)).await.unwrap();
+    while let Some(Ok(_)) = new.client.next().await {}
+    engine.hold(Hold::Nothing);
+    new.session.await.unwrap();
+    let mut again = beside(&engine, |_| {});
+    say_resume(&mut again.client, 2, 0, &[]).await;
+    assert_ne!(
+        welcomed(&mut again.client).await.session,
+        SessionId([1; 16])
+    );
+}
+
+#[tokio::test]
 async fn a_close_with_1000_ends_the_session_and_a_lost_socket_does_not() {
     use tokio_tungstenite::tungstenite::protocol::CloseFrame;
     for (code, stays) in [(1000, false), (1001, true)] {
