@@ -438,6 +438,11 @@ impl Native {
         }
     }
 
+    /// Once Hello came it is the engine that is waited for, behind what the session has queued; heartbeat and silence hold.
+    fn awaits_hello(&self) -> bool {
+        self.storage.is_none() && self.resuming.is_none()
+    }
+
     /// Why nothing is taken before there is a session.
     fn too_early(&self) -> Close {
         Close::protocol(if self.resuming.is_some() {
@@ -680,7 +685,7 @@ impl Dialect for Native {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let hello = self.storage.is_none().then_some(self.hello_deadline);
+        let hello = self.awaits_hello().then_some(self.hello_deadline);
         let parts = self.parts_check;
         [hello, parts, self.scans.deadline()]
             .into_iter()
@@ -689,7 +694,7 @@ impl Dialect for Native {
     }
 
     fn on_time(&mut self, now: Instant) -> std::result::Result<(), Close> {
-        if self.storage.is_none() && self.hello_deadline <= now {
+        if self.awaits_hello() && self.hello_deadline <= now {
             return Err(Close::new(
                 close_code::HELLO_TIMEOUT,
                 ClosedLabel::Hello,

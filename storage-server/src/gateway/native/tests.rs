@@ -552,7 +552,19 @@ async fn nothing_is_taken_between_hello_and_welcome() {
         config.timeouts.handshake = Duration::from_millis(100);
     });
     say_resume(&mut new.client, 1, 0, &[]).await;
-    assert_eq!(closed(&mut new.client).await.0, 4000, "not in time");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    engine.hold(Hold::Nothing);
+    let welcome = welcomed(&mut new.client).await;
+    assert_eq!(welcome.session, SessionId([1; 16]), "however long it takes");
+    engine.hold(Hold::Resumes);
+    let mut new = beside(&engine, |config| {
+        config.timeouts.heartbeat = Duration::from_millis(50);
+        config.timeouts.silence = Duration::from_millis(150);
+    });
+    say_resume(&mut new.client, 2, 0, &[]).await;
+    // The library answers pings only when it is polled.
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert_eq!(closed(&mut new.client).await.0, 4001, "but not in silence");
 }
 
 #[tokio::test]
