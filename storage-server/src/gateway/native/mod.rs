@@ -46,6 +46,9 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// What is kept of a client's name.
 const AGENT_BYTES_MAX: usize = 256;
 
+/// Small answers of so many bytes may wait, however small the outbox is: those to what was read at once come together.
+const ANSWERS_BYTES_MIN: usize = 1 << 20;
+
 /// How often messages in parts are looked at.
 const PARTS_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -201,7 +204,8 @@ impl Native {
     /// Small answers go out whatever the outbox holds, so that a full one cannot stand before them. A peer that goes on
     /// asking for them and takes none is closed at twice the bound, before the time for slow peers is over.
     fn bound_answers(&self) -> std::result::Result<(), Close> {
-        let max = 2 * self.shared.config.limits.outbox_bytes_max;
+        let outbox = self.shared.config.limits.outbox_bytes_max;
+        let max = outbox.saturating_mul(2).max(ANSWERS_BYTES_MIN);
         if self.outbox.frames_bytes() <= max {
             return Ok(());
         }

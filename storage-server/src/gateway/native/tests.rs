@@ -627,6 +627,26 @@ async fn no_bound_refuses_a_commit_that_comes_again() {
 }
 
 #[tokio::test]
+async fn a_small_outbox_closes_nobody_who_takes_his_answers() {
+    let mut running = running(|config| config.limits.outbox_bytes_max = 64);
+    open(&mut running).await;
+    let client = &mut running.client;
+    for number in 1..=100 {
+        let message = commit(number, "a").encode(u32::try_from(number).ok());
+        client
+            .feed(Message::Binary(message.to_frame()))
+            .await
+            .unwrap();
+    }
+    client.flush().await.unwrap();
+    for _ in 0..100 {
+        let (_, ServerMessage::Committed { .. }) = receive(client).await else {
+            panic!("not committed")
+        };
+    }
+}
+
+#[tokio::test]
 async fn a_close_with_1000_before_welcome_ends_the_session_too() {
     use tokio_tungstenite::tungstenite::protocol::CloseFrame;
     let mut old = running(|_| {});
