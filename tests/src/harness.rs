@@ -96,6 +96,10 @@ pub struct Launch {
 impl Launch {
     /// How many addresses it will say that it listens on; `None` where the arguments do not tell.
     fn listeners(&self) -> Option<usize> {
+        if self.arguments.iter().any(|argument| argument == "--config") {
+            // The file may name more.
+            return None;
+        }
         let behind = self.arguments.iter().skip(1).zip(&self.arguments);
         let addresses = behind.filter(|(_, flag)| *flag == "--listen");
         let mut count = 0;
