@@ -191,7 +191,7 @@ pub struct ServerLimits {
     pub sessions_max: usize,
     /// Sessions of one principal. Default 1,000.
     pub sessions_per_principal_max: usize,
-    /// Sessions without a socket that are kept. Default 100,000.
+    /// Sessions without a socket that are kept, beside those within their grace. Default 100,000.
     pub sessions_kept_max: usize,
     /// Partly received messages of all sessions. Default 1 GiB.
     pub partial_messages_bytes_max: usize,

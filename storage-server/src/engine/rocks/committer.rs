@@ -55,10 +55,11 @@ pub(super) struct Work {
 
 #[derive(Debug)]
 pub(super) enum Task {
-    /// A commit. `repeatable`: numbered by a peer, which may send it again.
+    /// A commit. `repeatable`: numbered by a peer, which may send it again. `again`: it did, and nothing is executed.
     Commit {
         number: u64,
         repeatable: bool,
+        again: bool,
         batch: Batch,
         options: CommitOptions,
     },
@@ -173,11 +174,12 @@ impl Committer<'_> {
         }
         // Ordering: durable, then in the feed, then answered: who has an answer finds the commit everywhere.
         self.shared.feed.publish(records, Revision(base + numbers));
-        for (reply, answer) in answers {
-            let _ = reply.send(answer);
-        }
+        // The fences first: a socket that was taken over is closed rather than told what its successor asks again.
         for before in fenced {
             before.cancel();
+        }
+        for (reply, answer) in answers {
+            let _ = reply.send(answer);
         }
     }
 
@@ -285,6 +287,7 @@ impl<'a> Group<'a> {
             Task::Commit {
                 number,
                 repeatable,
+                again: _,
                 batch,
                 options,
             } => {
@@ -328,7 +331,7 @@ impl<'a> Group<'a> {
             number,
             repeatable,
         } = number;
-        self.check_session(session, handle, number)?;
+        self.check_session(session, handle, number, repeatable)?;
         // Before anything that could refuse it: what was executed was not refused.
         if repeatable
             && number <= session.executed.load(Ordering::Acquire)

@@ -28,11 +28,17 @@ const BITE: usize = 512;
 /// Such commits before it looks at what else there is to do.
 const BITES_PER_VISIT: usize = 32;
 
+/// The label of the commits that remove keys of sessions.
+const SESSION_ENDED: &str = "session ended";
+
 /// Lost sessions whose keys are looked at in one visit.
 const SESSIONS_PER_VISIT: usize = 1024;
 
 /// Lost sessions that are forgotten in one group; each has up to 1,024 records.
 const SESSIONS_PER_BITE: usize = 64;
+
+/// An entry that is to go, unless it has another revision by then.
+type Doomed = (KeyspaceId, Key, Revision);
 
 /// When the next entry is due; wakes the housekeeper.
 #[derive(Debug, Default)]
@@ -136,9 +142,7 @@ pub(super) fn run(shared: &Shared) {
 pub(super) fn run_expiry(shared: &Shared) {
     let mut sweep = Instant::now();
     while shared.alarm.wait(|| expiry_time(&shared.store)) {
-        if shared.alarm.is_due(expiry_time(&shared.store)) {
-            report("expire entries", expire(shared));
-        }
+        report("expire entries", expire_if_due(shared));
         report("look after lost sessions", look_after_sessions(shared));
         if sweep.elapsed() >= SWEEP {
             match forget_tombstones(shared) {
@@ -196,6 +200,13 @@ fn expiry_time(store: &Store) -> UnixMillis {
     now
 }
 
+fn expire_if_due(shared: &Shared) -> Result<()> {
+    if shared.alarm.is_due(expiry_time(&shared.store)) {
+        expire(shared)?;
+    }
+    Ok(())
+}
+
 /// Removes what is due, as commits labelled `expired`.
 fn expire(shared: &Shared) -> Result<()> {
     let store = &shared.store;
@@ -205,7 +216,7 @@ fn expire(shared: &Shared) -> Result<()> {
     shared.alarm.expect(now.after(ROUND));
     let (mut start, end) = LifetimeRow::due_range(UnixMillis(u64::MAX - 1));
     for _ in 0..BITES_PER_VISIT {
-        let mut due: Vec<(KeyspaceId, Key, Revision)> = Vec::new();
+        let mut due: Vec<Doomed> = Vec::new();
         let mut next = None;
         let mut rows = store.iterate(Table::Lifetimes, &start, Some(&end));
         while let Some((row, revision)) = rows.item() {
@@ -245,45 +256,52 @@ fn behind(row: &[u8]) -> Vec<u8> {
 }
 
 /// Removes the keys of sessions whose rows begin with `prefix`, as commits labelled `session ended`: of each session
-/// those up to the revision that `up_to` gives, or none. True while there is more, after `bites`.
+/// those up to the revision that `up_to` gives, or none.
 pub(super) fn end_sessions(
     shared: &Shared,
     prefix: &[u8],
-    bites: usize,
     up_to: impl Fn(SessionId) -> Option<Revision>,
-) -> Result<bool> {
+) -> Result<()> {
     let mut start = prefix.to_vec();
-    for _ in 0..bites {
-        let mut found: Vec<(KeyspaceId, Key, Revision)> = Vec::new();
-        let mut rows = shared
-            .store
-            .iterate_prefix(Table::Lifetimes, prefix, &start);
-        while let Some((row, revision)) = rows.item()
-            && found.len() < BITE
-        {
-            start = behind(row);
-            if let LifetimeRow::Session(session, keyspace, key) = LifetimeRow::parse(row)? {
-                let Some(last) = up_to(session) else {
-                    start = super::sessions::past(&LifetimeRow::session_prefix(session));
-                    rows.seek(&start);
-                    continue;
-                };
-                let revision = layout::decode_revision(revision)?;
-                if revision <= last {
-                    found.push((keyspace, key, revision));
-                }
-            }
-            rows.next();
-        }
-        rows.status()
-            .map_err(|error| super::store::internal("read of session keys", &error))?;
-        drop(rows);
+    loop {
+        let (found, _) = session_keys(shared, prefix, &mut start, &up_to)?;
         if found.is_empty() {
-            return Ok(false);
+            return Ok(());
         }
-        remove(shared, "session ended", found)?;
+        remove(shared, SESSION_ENDED, found)?;
     }
-    Ok(true)
+}
+
+/// A bite of the keys that [`end_sessions`] removes, from `start` on, which is moved behind them; and whether there may
+/// be more.
+fn session_keys(
+    shared: &Shared,
+    prefix: &[u8],
+    start: &mut Vec<u8>,
+    up_to: impl Fn(SessionId) -> Option<Revision>,
+) -> Result<(Vec<Doomed>, bool)> {
+    let mut found = Vec::new();
+    let mut rows = shared.store.iterate_prefix(Table::Lifetimes, prefix, start);
+    while let Some((row, revision)) = rows.item()
+        && found.len() < BITE
+    {
+        *start = behind(row);
+        if let LifetimeRow::Session(session, keyspace, key) = LifetimeRow::parse(row)? {
+            let Some(last) = up_to(session) else {
+                *start = super::sessions::past(&LifetimeRow::session_prefix(session));
+                rows.seek(&*start);
+                continue;
+            };
+            let revision = layout::decode_revision(revision)?;
+            if revision <= last {
+                found.push((keyspace, key, revision));
+            }
+        }
+        rows.next();
+    }
+    rows.status()
+        .map_err(|error| super::store::internal("read of session keys", &error))?;
+    Ok((found, rows.valid()))
 }
 
 /// Removes the keys of sessions that are without a socket for too long, and forgets those that are kept no longer.
@@ -298,18 +316,21 @@ fn look_after_sessions(shared: &Shared) -> Result<()> {
         true => Duration::ZERO,
         false => options.session_grace,
     };
-    for (since, session) in sessions.with_keys(before(grace), SESSIONS_PER_VISIT) {
-        lapse(shared, since, &session)?;
-    }
+    lapse(
+        shared,
+        &sessions.with_keys(before(grace), SESSIONS_PER_VISIT),
+    )?;
     for _ in 0..BITES_PER_VISIT {
         let (kept, max) = (before(options.session_kept), options.sessions_kept_max);
-        let overdue = sessions.overdue(kept, max, SESSIONS_PER_BITE);
+        let grace = before(options.session_grace);
+        let overdue = sessions.overdue(kept, max, grace, SESSIONS_PER_BITE);
+        if overdue.is_empty() {
+            break;
+        }
+        // What is left of their keys goes first, or nothing would know that they are to go.
+        lapse(shared, &overdue)?;
         let mut answers = Vec::new();
         for (since, session) in &overdue {
-            // What is left of its keys goes first, or nothing would know that they are to go.
-            if !lapse(shared, *since, session)? {
-                continue;
-            }
             let records = record_keys(&shared.store, session.id)?;
             let bytes = records.iter().map(|key| key.len() + 64).sum::<usize>() + 64;
             let task = Task::ForgetSession {
@@ -318,54 +339,75 @@ fn look_after_sessions(shared: &Shared) -> Result<()> {
             };
             answers.push(submit(&shared.queue, session, 0, task, bytes)?);
         }
-        let more = answers.len() == SESSIONS_PER_BITE;
         wait_for(answers)?;
-        if !more {
-            break;
-        }
+        expire_if_due(shared)?;
     }
     Ok(())
 }
 
-/// Removes the keys of a lost session, for a visit; true when there are none left.
-pub(super) fn lapse(
-    shared: &Shared,
-    since: UnixMillis,
-    session: &Arc<SessionState>,
-) -> Result<bool> {
-    let prefix = LifetimeRow::session_prefix(session.id);
-    let has_keys = {
+/// Removes the keys of lost sessions, and what is left of earlier ones.
+pub(super) fn lapse(shared: &Shared, lost: &[(UnixMillis, Arc<SessionState>)]) -> Result<()> {
+    let mut answers = Vec::new();
+    for (since, session) in lost {
+        let prefix = LifetimeRow::session_prefix(session.id);
         let rows = shared
             .store
             .iterate_prefix(Table::Lifetimes, &prefix, &prefix);
         rows.status()
             .map_err(|error| super::store::internal("read of session keys", &error))?;
-        rows.valid()
-    };
-    if has_keys {
-        wait_for(vec![submit(
-            &shared.queue,
-            session,
-            0,
-            Task::Lapse { since },
-            64,
-        )?])?;
-        // A session that was resumed meanwhile keeps what it put since then: it is newer.
-        let last = session.lapse();
-        if end_sessions(shared, &prefix, BITES_PER_VISIT, |_| Some(last))? {
-            return Ok(false);
+        if rows.valid() {
+            let task = Task::Lapse { since: *since };
+            answers.push(submit(&shared.queue, session, 0, task, 64)?);
         }
     }
-    shared.sessions.without_keys(since, session.id);
-    Ok(true)
+    // All at once: each would be a synced write of its own.
+    wait_for(answers)?;
+    remove_lapsed(shared)?;
+    for (since, session) in lost {
+        shared.sessions.without_keys(*since, session.id);
+    }
+    Ok(())
+}
+
+/// Removes what lapsed: the keys of many sessions by one commit, those of one session by several only if they are more
+/// than a bite. Entries that are due have their turn in between.
+fn remove_lapsed(shared: &Shared) -> Result<()> {
+    let mut bite = Vec::new();
+    let mut whole = Vec::new();
+    for session in shared.sessions.lapsing() {
+        // What a session that was resumed meanwhile put since then is newer, and stays.
+        let last = session.lapse();
+        let prefix = LifetimeRow::session_prefix(session.id);
+        let mut start = prefix.clone();
+        let mut more = true;
+        while more {
+            let (found, left) = session_keys(shared, &prefix, &mut start, |_| Some(last))?;
+            more = left;
+            if bite.len() + found.len() > BITE {
+                remove_bite(shared, &mut bite, &mut whole)?;
+            }
+            bite.extend(found);
+        }
+        whole.push((session, last));
+    }
+    remove_bite(shared, &mut bite, &mut whole)
+}
+
+/// Removes these keys, which are the last ones of these sessions.
+fn remove_bite(
+    shared: &Shared,
+    bite: &mut Vec<Doomed>,
+    whole: &mut Vec<(Arc<SessionState>, Revision)>,
+) -> Result<()> {
+    remove(shared, SESSION_ENDED, std::mem::take(bite))?;
+    for (session, last) in whole.drain(..) {
+        shared.sessions.lapse_finished(&session, last);
+    }
+    expire_if_due(shared)
 }
 
 /// One commit for each keyspace. Waits for them: blocks.
-fn remove(
-    shared: &Shared,
-    label: &'static str,
-    entries: Vec<(KeyspaceId, Key, Revision)>,
-) -> Result<()> {
+fn remove(shared: &Shared, label: &'static str, entries: Vec<Doomed>) -> Result<()> {
     let mut answers = Vec::new();
     for keyspace in shared.store.keyspaces() {
         let mine = entries

@@ -21,8 +21,8 @@ use storage_protocol::{
 };
 
 pub(crate) use self::session::{
-    SESSION_HORIZON_KEY, SESSION_PREFIX, SessionHorizon, SessionRow, new_session_id, opened_at,
-    parse_session_row_key, session_row_key,
+    SESSION_ENDED_KEY, SESSION_HORIZON_KEY, SESSION_PREFIX, SessionHorizon, SessionRow,
+    new_session_id, opened_at, parse_session_row_key, session_row_key,
 };
 
 /// The version of all that is written here. A store of a higher one is refused.

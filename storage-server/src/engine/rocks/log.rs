@@ -49,8 +49,10 @@ pub(super) struct LogCursor {
     held: Option<(u64, WriteBatch)>,
     /// Everything up to here was read.
     at: Revision,
-    /// Whether it was just opened, so that what it does not find is not there.
+    /// Whether it was just opened, so that what it does not find up to `known` is not there.
     is_fresh: bool,
+    /// The store's last revision before it was opened.
+    known: Revision,
 }
 
 impl LogCursor {
@@ -59,12 +61,15 @@ impl LogCursor {
     /// # Errors
     /// [`StorageError::Compacted`] where the log does not reach back to there.
     pub(super) fn find(store: &Store, after: Revision) -> Result<Self> {
+        // Ordering: before it is opened. What is written afterwards it need not see, and misses nothing.
+        let known = store.revision();
         let (batches, batch) = find(store, after)?;
         Ok(Self {
             batches,
             held: Some(batch),
             at: after,
             is_fresh: true,
+            known,
         })
     }
 
@@ -86,13 +91,12 @@ impl LogCursor {
         until: Option<Revision>,
         page_bytes: usize,
     ) -> Result<Option<LogPage>> {
-        let last = store.revision();
-        let end = until.map_or(last, |until| until.min(last));
+        let end = store.revision().min(until.unwrap_or(Revision(u64::MAX)));
         let mut reached = after;
         let mut commits = Vec::new();
         let mut bytes = 0;
         while bytes < page_bytes && reached < end {
-            let Some((first, rows)) = self.next(reached, last)? else {
+            let Some((first, rows)) = self.next(reached)? else {
                 break;
             };
             let count = rows.len() as u64;
@@ -134,7 +138,7 @@ impl LogCursor {
         Ok((reached > after).then(|| Page::new(after, reached, commits)))
     }
 
-    fn next(&mut self, reached: Revision, last: Revision) -> Result<Option<(u64, WriteBatch)>> {
+    fn next(&mut self, reached: Revision) -> Result<Option<(u64, WriteBatch)>> {
         let failed = |error| internal("read of the log", &error);
         let next = match self.held.take() {
             Some(held) => return Ok(Some(held)),
@@ -142,11 +146,11 @@ impl LogCursor {
         };
         match next {
             Some(Ok(next)) => Ok(Some(next)),
-            _ if !self.is_fresh => Ok(None),
+            _ if !self.is_fresh || reached >= self.known => Ok(None),
             Some(Err(error)) => Err(failed(error)),
             None => {
                 self.batches.status().map_err(failed)?;
-                Err(hole(reached, last.0 + 1))
+                Err(hole(reached, self.known.0 + 1))
             }
         }
     }
@@ -343,5 +347,48 @@ impl WriteBatchIteratorCf for Replay<'_> {
 
     fn merge_cf(&mut self, _table: u32, _key: &[u8], _value: &[u8]) {
         self.number += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use storage_protocol::{Keyspace, StorageExt};
+
+    use super::*;
+    use crate::engine::rocks::{EngineOptions, RocksEngine};
+
+    #[tokio::test]
+    async fn what_is_written_behind_a_place_just_found_is_no_hole() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = EngineOptions {
+            disk_reserve_bytes: 0,
+            ..EngineOptions::new(folder.path().join("data"))
+        };
+        let engine = RocksEngine::open(options).unwrap();
+        let store = &engine.shared.store;
+        let storage = engine.storage(&Keyspace::new("model").unwrap());
+        let put = async |key: &'static str| {
+            storage
+                .put(key.into(), "value".into())
+                .await
+                .unwrap()
+                .revision
+        };
+        put("a").await;
+        let after = store.revision();
+        let second = put("b").await;
+        let mut cursor = LogCursor::find(store, after).unwrap();
+        let third = put("c").await;
+        let page = cursor.read(store, after, None, 1 << 20).unwrap().unwrap();
+        assert_eq!(page.reached(), second);
+        // It may see the third one or not; it does not take it for missing.
+        let next = cursor.read(store, second, None, 1 << 20).unwrap();
+        assert!(next.is_none_or(|page| page.reached() == third));
+        // What it should have seen and does not is one.
+        let mut cursor = LogCursor::find(store, second).unwrap();
+        cursor.known = Revision(third.0 + 5);
+        put("d").await;
+        let missing = cursor.read(store, second, None, 1 << 20);
+        assert!(matches!(missing, Err(StorageError::Compacted { .. })));
     }
 }

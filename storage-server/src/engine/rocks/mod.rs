@@ -110,7 +110,8 @@ pub struct EngineOptions {
     pub session_grace: Duration,
     /// And the session can be resumed for so long. Default 24 h.
     pub session_kept: Duration,
-    /// So many sessions without a socket are kept; the longest lost is forgotten first. Default 100,000.
+    /// So many sessions without a socket are kept, and those within their grace. Of more, the longest lost one of the
+    /// principal that has the most is forgotten first. Default 100,000.
     pub sessions_kept_max: usize,
     /// For measuring what the index by revision costs, and for nothing else: without it `Latest` tells nothing.
     #[doc(hidden)]
@@ -260,10 +261,8 @@ impl RocksEngine {
         engine.spawn("committer", shared.clone(), committer::run)?;
         // Keys of sessions that are no more, and what a lapse left when the server ended.
         let prefix = LifetimeRow::sessions_prefix();
-        housekeeper::end_sessions(&shared, &prefix, usize::MAX, |id| {
-            shared.sessions.to_remove(id)
-        })
-        .map_err(damaged)?;
+        housekeeper::end_sessions(&shared, &prefix, |id| shared.sessions.to_remove(id))
+            .map_err(damaged)?;
         engine.spawn("catch-up", shared.clone(), catch_up::run)?;
         engine.spawn("housekeeper", shared.clone(), housekeeper::run)?;
         engine.spawn("expirer", shared, housekeeper::run_expiry)?;
@@ -551,7 +550,8 @@ impl RocksSession {
     ) -> Result<Position> {
         // A number that was executed (or refused) before is answered with that, whatever holds now.
         let executed = || self.state.executed.load(Ordering::Acquire);
-        if number.is_none_or(|number| number > executed()) {
+        let again = number.is_some_and(|number| number <= executed());
+        if !again {
             batch.validate(&options, &self.own_limits())?;
             self.shared.store.check_poison()?;
             self.shared.disk.check(&self.shared.store.options)?;
@@ -569,10 +569,15 @@ impl RocksSession {
             let task = Task::Commit {
                 number,
                 repeatable,
+                again,
                 batch,
                 options,
             };
-            self.queue(task, bytes)?
+            match self.queue(task, bytes) {
+                // Not by this queue; but it was, or may have been, before.
+                Err(_) if again => return Err(closed()),
+                queued => queued?,
+            }
         };
         answer.await.map_err(|_| closed())?
     }
@@ -766,9 +771,7 @@ impl SessionStorage for RocksSession {
         let prefix = LifetimeRow::session_prefix(self.state.id);
         let all = |_| Some(Revision(u64::MAX));
         self.shared
-            .on_pool(move |shared| {
-                housekeeper::end_sessions(shared, &prefix, usize::MAX, all).map(|_| ())
-            })
+            .on_pool(move |shared| housekeeper::end_sessions(shared, &prefix, all))
             .await
     }
 }

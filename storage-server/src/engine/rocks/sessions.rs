@@ -167,6 +167,8 @@ pub(super) struct Sessions {
     registry: Mutex<Registry>,
     /// See [`SessionHorizon`].
     horizon: AtomicU64,
+    /// The latest opening time of an ended session that had rows. Written by the committer.
+    ended: AtomicU64,
     handles: AtomicU64,
 }
 
@@ -180,6 +182,11 @@ struct Registry {
     lost: BTreeMap<(UnixMillis, SessionId), Arc<SessionState>>,
     /// Of these, those that may have keys.
     with_keys: BTreeSet<(UnixMillis, SessionId)>,
+    /// Those whose lapse is begun and not finished, also if they were resumed since.
+    lapsing: BTreeMap<SessionId, Arc<SessionState>>,
+    /// The same as `lost` by principal, and the principals by how many they have.
+    lost_of: HashMap<Arc<str>, BTreeSet<(UnixMillis, SessionId)>>,
+    principals: BTreeSet<(usize, Arc<str>)>,
     ended: HashSet<SessionId>,
     ended_order: VecDeque<SessionId>,
 }
@@ -197,12 +204,68 @@ impl Registry {
         state.lost.store(now.0, Ordering::Release);
         self.lost.insert((now, state.id), state.clone());
         self.with_keys.insert((now, state.id));
+        self.change_lost_of(&state.principal, |lost| {
+            lost.insert((now, state.id));
+        });
     }
 
     fn unlose(&mut self, state: &SessionState) {
         let since = UnixMillis(state.lost.swap(0, Ordering::AcqRel));
-        self.lost.remove(&(since, state.id));
-        self.with_keys.remove(&(since, state.id));
+        let at = (since, state.id);
+        if self.lost.remove(&at).is_none() {
+            return;
+        }
+        self.with_keys.remove(&at);
+        self.change_lost_of(&state.principal, |lost| {
+            lost.remove(&at);
+        });
+    }
+
+    fn change_lost_of(
+        &mut self,
+        principal: &Arc<str>,
+        change: impl FnOnce(&mut BTreeSet<(UnixMillis, SessionId)>),
+    ) {
+        let lost = self.lost_of.entry(principal.clone()).or_default();
+        let before = lost.len();
+        change(lost);
+        let after = lost.len();
+        if after == 0 {
+            self.lost_of.remove(principal);
+        }
+        self.principals.remove(&(before, principal.clone()));
+        if after > 0 {
+            self.principals.insert((after, principal.clone()));
+        }
+    }
+
+    /// The surplus of so many, the longest lost of whoever has the most at each step, at most `max`. It ends where that one
+    /// was lost after `before`: nobody is to pay for another's sessions that are too young to go.
+    fn surplus(
+        &self,
+        surplus: usize,
+        before: UnixMillis,
+        max: usize,
+    ) -> Vec<(UnixMillis, Arc<SessionState>)> {
+        // Each step takes one, so no more principals than steps have a turn.
+        let steps = surplus.min(max);
+        let most = self.principals.iter().rev().take(steps);
+        let mut line: BTreeMap<_, _> = most
+            .filter_map(|(count, principal)| {
+                let lost = self.lost_of.get(principal)?.iter();
+                Some(((*count, principal), lost))
+            })
+            .collect();
+        let mut found = Vec::new();
+        while found.len() < steps
+            && let Some(((count, principal), mut lost)) = line.pop_last()
+            && let Some(at) = lost.next()
+            && at.0 <= before
+        {
+            found.extend(self.lost.get(at).map(|state| (at.0, state.clone())));
+            line.insert((count - 1, principal), lost);
+        }
+        found
     }
 }
 
@@ -211,6 +274,7 @@ impl Sessions {
         Self {
             registry: Mutex::default(),
             horizon: horizon.0.into(),
+            ended: 0.into(),
             handles: 0.into(),
         }
     }
@@ -272,6 +336,12 @@ impl Sessions {
         store.now().max(UnixMillis(self.horizon().0 + 1))
     }
 
+    /// The horizon is not before this session's opening.
+    fn raise_horizon(&self, session: SessionId) {
+        let opened = layout::opened_at(session);
+        self.horizon.fetch_max(opened.0, Ordering::AcqRel);
+    }
+
     fn horizon(&self) -> UnixMillis {
         UnixMillis(self.horizon.load(Ordering::Acquire))
     }
@@ -309,21 +379,40 @@ impl Sessions {
         self.registry().with_keys.remove(&(since, id));
     }
 
-    /// Those to be forgotten: lost up to `before`, or the longest lost of more than `kept_max`; at most `max`.
+    /// Those whose keys are to be removed up to their lapse.
+    pub(super) fn lapsing(&self) -> Vec<Arc<SessionState>> {
+        self.registry().lapsing.values().cloned().collect()
+    }
+
+    /// The keys of a session up to this lapse are removed.
+    pub(super) fn lapse_finished(&self, session: &SessionState, lapse: Revision) {
+        let mut registry = self.registry();
+        if session.lapse() == lapse {
+            registry.lapsing.remove(&session.id);
+        }
+    }
+
+    /// Those to be forgotten, at most `max`: the ones lost up to `before`; if there are none, the surplus over `kept_max` of
+    /// those lost up to `grace`, from the principals with the most.
     pub(super) fn overdue(
         &self,
         before: UnixMillis,
         kept_max: usize,
+        grace: UnixMillis,
         max: usize,
     ) -> Vec<(UnixMillis, Arc<SessionState>)> {
         let registry = self.registry();
-        let surplus = registry.lost.len().saturating_sub(kept_max);
-        let overdue = registry.lost.iter().enumerate();
-        overdue
-            .take_while(|(place, ((since, _), _))| *place < surplus || *since <= before)
-            .map(|(_, ((since, _), state))| (*since, state.clone()))
+        let lost = registry.lost.iter();
+        let overdue: Vec<_> = lost
+            .take_while(|((since, _), _)| *since <= before)
+            .map(|((since, _), state)| (*since, state.clone()))
             .take(max)
-            .collect()
+            .collect();
+        if !overdue.is_empty() {
+            return overdue;
+        }
+        let surplus = registry.lost.len().saturating_sub(kept_max);
+        registry.surplus(surplus, grace, max)
     }
 }
 
@@ -336,10 +425,15 @@ impl Sessions {
 pub(super) fn load(store: &Store) -> Result<Sessions> {
     let now = store.now();
     let mut cleaner = Cleaner::new(store);
-    let row = store.row(Table::Meta, layout::SESSION_HORIZON_KEY)?;
-    let horizon = row.map(|row| SessionHorizon::decode(&row)).transpose()?;
-    let horizon = match horizon.filter(|horizon| horizon.epoch == store.epoch()) {
-        Some(horizon) => horizon.opened,
+    let read = |key| -> Result<Option<UnixMillis>> {
+        let row = store.row(Table::Meta, key)?;
+        let horizon = row.map(|row| SessionHorizon::decode(&row)).transpose()?;
+        let horizon = horizon.filter(|horizon| horizon.epoch == store.epoch());
+        Ok(horizon.map(|horizon| horizon.opened))
+    };
+    let ended = read(layout::SESSION_ENDED_KEY)?.unwrap_or_default();
+    let horizon = match read(layout::SESSION_HORIZON_KEY)? {
+        Some(horizon) => horizon.max(ended),
         // What was committed in another epoch may be lost, so an id without a row proves nothing there.
         None => {
             cleaner.put_horizon(now);
@@ -347,6 +441,7 @@ pub(super) fn load(store: &Store) -> Result<Sessions> {
         }
     };
     let sessions = Sessions::new(horizon);
+    sessions.ended.store(ended.0, Ordering::Release);
     {
         let mut registry = sessions.registry();
         let prefix = layout::SESSION_PREFIX;

@@ -46,6 +46,9 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// What is kept of a client's name.
 const AGENT_BYTES_MAX: usize = 256;
 
+/// Small answers of so many bytes may wait, however small the outbox is: those to what was read at once come together.
+const ANSWERS_BYTES_MIN: usize = 1 << 20;
+
 /// How often messages in parts are looked at.
 const PARTS_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -201,7 +204,8 @@ impl Native {
     /// Small answers go out whatever the outbox holds, so that a full one cannot stand before them. A peer that goes on
     /// asking for them and takes none is closed at twice the bound, before the time for slow peers is over.
     fn bound_answers(&self) -> std::result::Result<(), Close> {
-        let max = 2 * self.shared.config.limits.outbox_bytes_max;
+        let outbox = self.shared.config.limits.outbox_bytes_max;
+        let max = outbox.saturating_mul(2).max(ANSWERS_BYTES_MIN);
         if self.outbox.frames_bytes() <= max {
             return Ok(());
         }
@@ -436,6 +440,11 @@ impl Native {
                 request.take(cx, message, bytes)
             }
         }
+    }
+
+    /// Once Hello came it is the engine that is waited for, behind what the session has queued; heartbeat and silence hold.
+    fn awaits_hello(&self) -> bool {
+        self.storage.is_none() && self.resuming.is_none()
     }
 
     /// Why nothing is taken before there is a session.
@@ -680,7 +689,7 @@ impl Dialect for Native {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let hello = self.storage.is_none().then_some(self.hello_deadline);
+        let hello = self.awaits_hello().then_some(self.hello_deadline);
         let parts = self.parts_check;
         [hello, parts, self.scans.deadline()]
             .into_iter()
@@ -689,7 +698,7 @@ impl Dialect for Native {
     }
 
     fn on_time(&mut self, now: Instant) -> std::result::Result<(), Close> {
-        if self.storage.is_none() && self.hello_deadline <= now {
+        if self.awaits_hello() && self.hello_deadline <= now {
             return Err(Close::new(
                 close_code::HELLO_TIMEOUT,
                 ClosedLabel::Hello,
@@ -724,6 +733,12 @@ impl Dialect for Native {
         self.reads.clear();
         // What was handed to the engine happens; the session is left behind it.
         while self.commits.next().await.is_some() {}
+        if let (Departure::Left, Some(resuming)) = (&departure, self.resuming.take()) {
+            // It left a session that it did not have yet. An attempt that fails has nothing to end.
+            if let Ok(Resumed::Session(storage)) = resuming.attempt.await {
+                self.storage = Some(storage);
+            }
+        }
         let Some(storage) = self.storage.take() else {
             return;
         };

@@ -552,7 +552,19 @@ async fn nothing_is_taken_between_hello_and_welcome() {
         config.timeouts.handshake = Duration::from_millis(100);
     });
     say_resume(&mut new.client, 1, 0, &[]).await;
-    assert_eq!(closed(&mut new.client).await.0, 4000, "not in time");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    engine.hold(Hold::Nothing);
+    let welcome = welcomed(&mut new.client).await;
+    assert_eq!(welcome.session, SessionId([1; 16]), "however long it takes");
+    engine.hold(Hold::Resumes);
+    let mut new = beside(&engine, |config| {
+        config.timeouts.heartbeat = Duration::from_millis(50);
+        config.timeouts.silence = Duration::from_millis(150);
+    });
+    say_resume(&mut new.client, 2, 0, &[]).await;
+    // The library answers pings only when it is polled.
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert_eq!(closed(&mut new.client).await.0, 4001, "but not in silence");
 }
 
 #[tokio::test]
@@ -612,6 +624,51 @@ async fn no_bound_refuses_a_commit_that_comes_again() {
     assert_eq!(closed(client).await.0, 1001);
     let inside = engine.open_session("server", &Keyspace::new("test").unwrap());
     assert!(inside.get_one("again".into()).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_small_outbox_closes_nobody_who_takes_his_answers() {
+    let mut running = running(|config| config.limits.outbox_bytes_max = 64);
+    open(&mut running).await;
+    let client = &mut running.client;
+    for number in 1..=100 {
+        let message = commit(number, "a").encode(u32::try_from(number).ok());
+        client
+            .feed(Message::Binary(message.to_frame()))
+            .await
+            .unwrap();
+    }
+    client.flush().await.unwrap();
+    for _ in 0..100 {
+        let (_, ServerMessage::Committed { .. }) = receive(client).await else {
+            panic!("not committed")
+        };
+    }
+}
+
+#[tokio::test]
+async fn a_close_with_1000_before_welcome_ends_the_session_too() {
+    use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+    let mut old = running(|_| {});
+    open(&mut old).await;
+    let engine = old.engine.clone();
+    engine.hold(Hold::Resumes);
+    let mut new = beside(&engine, |_| {});
+    say_resume(&mut new.client, 1, 0, &[]).await;
+    let frame = CloseFrame {
+        code: 1000.into(),
+        reason: "".into(),
+    };
+    new.client.close(Some(frame)).await.unwrap();
+    while let Some(Ok(_)) = new.client.next().await {}
+    engine.hold(Hold::Nothing);
+    new.session.await.unwrap();
+    let mut again = beside(&engine, |_| {});
+    say_resume(&mut again.client, 2, 0, &[]).await;
+    assert_ne!(
+        welcomed(&mut again.client).await.session,
+        SessionId([1; 16])
+    );
 }
 
 #[tokio::test]

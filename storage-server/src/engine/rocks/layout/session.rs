@@ -12,6 +12,10 @@ pub(crate) const SESSION_PREFIX: &[u8] = b"msession/";
 /// See [`SessionHorizon`].
 pub(crate) const SESSION_HORIZON_KEY: &[u8] = b"msession-horizon";
 
+/// The same for sessions that their clients ended, in a row of its own: it becomes part of the horizon at the next start. While
+/// the server runs it knows them by their ids.
+pub(crate) const SESSION_ENDED_KEY: &[u8] = b"msession-ended";
+
 pub(crate) fn session_row_key(session: SessionId) -> Vec<u8> {
     [SESSION_PREFIX, &session.0].concat()
 }

@@ -20,16 +20,21 @@ impl Group<'_> {
         session: &SessionState,
         handle: u64,
         number: u64,
+        repeatable: bool,
     ) -> Result<()> {
-        let reason = if !session.is_attached(handle) && !planted("fence-forgotten") {
+        let is_fenced = !session.is_attached(handle) && !planted("fence-forgotten");
+        let reason = if is_fenced {
             "fenced: a newer incarnation of the session took over"
         } else if session.has_ended() {
             "the session has ended"
         } else {
             return Ok(());
         };
-        // Under a number that was executed, it may be this one.
-        let outcome = if number <= session.executed.load(Ordering::Acquire) {
+        // Under a number that was executed, it may be this one. And what was sent on a fenced socket may come again on the
+        // newer one, and be executed there.
+        let may_come_again = is_fenced && repeatable;
+        let was_executed = number <= session.executed.load(Ordering::Acquire);
+        let outcome = if may_come_again || was_executed {
             Outcome::Unknown
         } else {
             Outcome::NotExecuted
@@ -165,12 +170,15 @@ impl Group<'_> {
     /// The keys that a session has now are to go, unless it was resumed.
     pub(in super::super) fn lapse(
         &mut self,
-        session: &SessionState,
+        session: &Arc<SessionState>,
         since: UnixMillis,
     ) -> Result<Position> {
         self.store.check_poison()?;
         if session.is_lost_since(since) {
             let last = self.base + self.numbers;
+            let mut registry = self.shared.sessions.registry();
+            registry.lapsing.insert(session.id, session.clone());
+            drop(registry);
             session.lapse.store(last, Ordering::Release);
             session.lapsed.store(true, Ordering::Release);
             self.update_session_row(session);
@@ -188,9 +196,9 @@ impl Group<'_> {
         self.store.check_poison()?;
         if session.is_lost_since(since) {
             let sessions = &self.shared.sessions;
-            let opened = layout::opened_at(session.id).max(sessions.horizon());
             // Ordering: before the session is out of the registry, where its id would be judged by the horizon.
-            sessions.horizon.store(opened.0, Ordering::Release);
+            sessions.raise_horizon(session.id);
+            let opened = sessions.horizon();
             session.ended.store(true, Ordering::Release);
             sessions.registry().unlose(session);
             let epoch = self.store.epoch();
@@ -213,20 +221,30 @@ impl Group<'_> {
         if !session.is_attached(handle) || session.ended.swap(true, Ordering::AcqRel) {
             return self.here();
         }
+        let sessions = &self.shared.sessions;
         {
-            let mut registry = self.shared.sessions.registry();
+            let mut registry = sessions.registry();
             registry.unlose(session);
             registry.ended.insert(session.id);
             registry.ended_order.push_back(session.id);
             if registry.ended_order.len() > ENDED_MAX
                 && let Some(oldest) = registry.ended_order.pop_front()
             {
+                // Ordering: before it is forgotten, as above.
+                sessions.raise_horizon(oldest);
                 registry.ended.remove(&oldest);
             }
         }
         self.store.check_poison()?;
         if !Self::is_unstored(session) {
             self.delete(Table::Meta, &layout::session_row_key(session.id));
+            let opened = layout::opened_at(session.id);
+            let before = sessions.ended.fetch_max(opened.0, Ordering::AcqRel);
+            if opened.0 > before {
+                let epoch = self.store.epoch();
+                let row = SessionHorizon { opened, epoch }.encode();
+                self.put(Table::Meta, layout::SESSION_ENDED_KEY, &row);
+            }
         }
         let executed = session.executed.load(Ordering::Acquire);
         for number in executed.saturating_sub(SESSION_WINDOW) + 1..=executed {

@@ -132,6 +132,7 @@ async fn both_copies_of_a_commit_in_one_group_have_one_effect() {
             task: Task::Commit {
                 number,
                 repeatable,
+                again: false,
                 batch: Batch::new().put("a", "b"),
                 options: CommitOptions::default(),
             },
@@ -170,7 +171,8 @@ async fn a_higher_incarnation_fences_and_what_was_queued_counts() {
     let new = resume(&engine, id, 1).await;
     assert_eq!((new.session(), new.executed()), (id, 50));
     assert!(old.fenced().is_cancelled() && !new.fenced().is_cancelled());
-    closed_with(put(&old, 51, "a").await, Outcome::NotExecuted, "fenced");
+    // Not "not executed": the new one may name it as unanswered, and send it again.
+    closed_with(put(&old, 51, "a").await, Outcome::Unknown, "fenced");
     assert_eq!(new.executed(), 50, "final");
     for (number, mut commit) in (1..).zip(queued) {
         (&mut commit).await;
@@ -301,8 +303,57 @@ async fn a_repeated_commit_is_answered_whatever_holds_now() {
 }
 
 #[tokio::test]
+async fn neither_a_full_nor_a_closed_queue_makes_an_executed_commit_look_refused() {
+    let (_folder, engine) = fresh(|options| options.commit_queue_bytes = 1);
+    let session = open(&engine);
+    let first = put(&session, 1, "a").await.unwrap();
+    let session = resume(&engine, session.session(), 1).await;
+    let big = || Batch::new().put("big", vec![0; 1024]);
+    let polled = |number, batch| {
+        let session = session.clone();
+        let commit = async move {
+            let options = CommitOptions::default();
+            session.commit_numbered(number, batch, options).await
+        };
+        let mut commit = Box::pin(commit);
+        let now = futures_util::FutureExt::now_or_never(&mut commit);
+        (commit, now)
+    };
+    let mut number = 2;
+    for _ in 0..50 {
+        let mut running = Vec::new();
+        // Until the queue is full; what comes again right behind that is taken all the same.
+        loop {
+            let (commit, now) = polled(number, big());
+            number += 1;
+            match now {
+                Some(Err(StorageError::Overloaded { .. })) => break,
+                Some(other) => panic!("answered at once: {other:?}"),
+                None => running.push(commit),
+            }
+        }
+        let (again, now) = polled(1, Batch::new());
+        let answer = match now {
+            Some(answer) => answer,
+            None => again.await,
+        };
+        assert_eq!(answer.unwrap(), first);
+        for commit in running {
+            commit.await.unwrap();
+        }
+    }
+    engine.shared.queue.close();
+    closed_with(put(&session, 1, "a").await, Outcome::Unknown, "closed");
+    let later = put(&session, number, "a").await;
+    closed_with(later, Outcome::NotExecuted, "closing");
+}
+
+#[tokio::test]
 async fn the_longest_lost_are_forgotten_first_when_there_are_too_many() {
-    let (folder, engine) = fresh(|options| options.sessions_kept_max = 2);
+    let (folder, engine) = fresh(|options| {
+        options.sessions_kept_max = 2;
+        options.session_grace = Duration::from_millis(50);
+    });
     let mut sessions = Vec::new();
     for _ in 0..4 {
         let session = open(&engine);
@@ -327,6 +378,46 @@ async fn the_longest_lost_are_forgotten_first_when_there_are_too_many() {
     assert_eq!(engine.shared.sessions.horizon(), horizon);
     assert!(is_gone(&engine, sessions[1]).await, "after a start too");
     resume(&engine, sessions[2], 1).await;
+}
+
+#[tokio::test]
+async fn the_surplus_is_of_who_has_the_most_and_of_nobody_within_the_grace() {
+    let (_folder, engine) = fresh(|_| {});
+    let sessions = &engine.shared.sessions;
+    let mut lost = Vec::new();
+    for principal in ["cert:few", "cert:a", "cert:a", "cert:b", "cert:a", "cert:b"] {
+        let session = engine.open_session(principal, &keyspace());
+        put(&session, 1, "a").await.unwrap();
+        session.lose();
+        let id = session.session();
+        until("it is lost", async || sessions.kept() == lost.len() + 1).await;
+        lost.push((engine.shared.store.now(), id));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let overdue = |kept_max, grace, max| {
+        let overdue = sessions.overdue(UnixMillis(0), kept_max, grace, max);
+        let ids = overdue.into_iter().map(|(_, state)| state.id);
+        ids.map(|id| lost.iter().position(|(_, lost)| *lost == id).unwrap())
+            .collect::<Vec<_>>()
+    };
+    let (none, all) = (UnixMillis(0), UnixMillis(u64::MAX));
+    assert_eq!(overdue(6, all, 9), [0; 0]);
+    assert_eq!(overdue(5, all, 9), [1]);
+    assert_eq!(
+        overdue(3, all, 9),
+        [1, 3, 2],
+        "and not the longest lost of all"
+    );
+    assert_eq!(overdue(0, all, 2), [1, 3]);
+    assert_eq!(overdue(0, all, 9).len(), 6);
+    assert_eq!(overdue(0, none, 9), [0; 0], "all are within their grace");
+    let grace = lost[2].0;
+    assert_eq!(overdue(0, grace, 9), [1], "nobody pays for the others");
+    let kept = sessions.overdue(lost[0].0, 9, none, 9);
+    assert_eq!(kept.len(), 1, "kept long enough");
+    // Who is resumed counts no more.
+    let _session = resume(&engine, lost[1].1, 1).await;
+    assert_eq!(overdue(4, all, 9), [3]);
 }
 
 #[tokio::test]
@@ -377,6 +468,36 @@ async fn an_id_that_cannot_be_proved_is_gone() {
         reader.get_one("a".into()).await.unwrap().is_none(),
         "its key went with it"
     );
+}
+
+#[tokio::test]
+async fn an_ended_session_is_gone_after_a_start_too() {
+    let (folder, engine) = fresh(|_| {});
+    let before = open(&engine);
+    put(&before, 1, "a").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let session = open(&engine);
+    put(&session, 1, "b").await.unwrap();
+    session.end().await.unwrap();
+    let (id, before_id) = (session.session(), before.session());
+    // One without a row leaves nothing to be remembered.
+    let older = open(&engine);
+    older.end().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let idle = open(&engine).session();
+    drop((session, before, older));
+    let folder = closed(&folder, engine).await;
+    let engine = reopened(options(folder.path())).await;
+    assert!(is_gone(&engine, id).await);
+    assert_eq!(resume(&engine, before_id, 1).await.executed(), 1);
+    assert_eq!(resume(&engine, idle, 1).await.executed(), 0);
+    // The older one ends later, and does not hide the newer one.
+    let before = resume(&engine, before_id, 2).await;
+    before.end().await.unwrap();
+    drop(before);
+    let folder = closed(&folder, engine).await;
+    let engine = reopened(options(folder.path())).await;
+    assert!(is_gone(&engine, id).await && is_gone(&engine, before_id).await);
 }
 
 #[tokio::test]
@@ -452,7 +573,7 @@ async fn a_session_that_is_resumed_during_its_lapse_keeps_what_it_puts() {
     let (since, state) = lost(&engine).await;
     let lapse = async |since, state: &Arc<super::SessionState>| {
         let (shared, state) = (engine.shared.clone(), state.clone());
-        let lapsing = move || super::super::housekeeper::lapse(&shared, since, &state);
+        let lapsing = move || super::super::housekeeper::lapse(&shared, &[(since, state)]);
         tokio::task::spawn_blocking(lapsing).await.unwrap().unwrap()
     };
     // Resumed between the look of the housekeeper and the lapse: nothing lapses.
@@ -478,4 +599,95 @@ async fn a_session_that_is_resumed_during_its_lapse_keeps_what_it_puts() {
     let found = session.get(&["a".into(), "b".into(), "c".into()]).await;
     let found: Vec<_> = found.unwrap().value.iter().map(Option::is_some).collect();
     assert_eq!(found, [true, false, true]);
+}
+
+#[tokio::test]
+async fn a_lapse_is_finished_although_the_session_is_resumed_meanwhile() {
+    const COMMITS: u64 = 36;
+    const KEYS: u64 = 500;
+    let (_folder, engine) = fresh(|options| options.session_grace = Duration::from_millis(1));
+    let session = open(&engine);
+    for number in 1..=COMMITS {
+        let mut batch = Batch::new();
+        for key in 0..KEYS {
+            let key = format!("{number:02}/{key}");
+            batch = batch.put_with(key, "value", Lifetime::Session);
+        }
+        let options = CommitOptions::default();
+        session
+            .commit_numbered(number, batch, options)
+            .await
+            .unwrap();
+    }
+    let id = session.session();
+    let reader = open(&engine);
+    session.lose();
+    let began = std::time::Instant::now();
+    while reader.get_one("01/0".into()).await.unwrap().is_some() {
+        assert!(began.elapsed() < PATIENCE, "nothing lapses");
+        tokio::task::yield_now().await;
+    }
+    let session = resume(&engine, id, 1).await;
+    put(&session, COMMITS + 1, "new").await.unwrap();
+    let last = format!("{COMMITS:02}/{}", KEYS - 1);
+    let first_of_last = format!("{COMMITS:02}/0");
+    until("all of it goes", async || {
+        let keys = [last.clone().into(), first_of_last.clone().into()];
+        let found = reader.get(&keys).await.unwrap().value;
+        found.iter().all(Option::is_none)
+    })
+    .await;
+    assert!(reader.get_one("new".into()).await.unwrap().is_some());
+    until("it is finished", async || {
+        engine.shared.sessions.lapsing().is_empty()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn many_sessions_lapse_together_and_each_at_once() {
+    let (_folder, engine) = fresh(|_| {});
+    let mut expected = 0;
+    for keys in [1, 2, 500, 30, 1, 513] {
+        let session = open(&engine);
+        let mut batch = Batch::new();
+        for key in 0..keys {
+            let key = format!("{keys}/{expected}/{key}");
+            batch = batch.put_with(key, "value", Lifetime::Session);
+        }
+        let options = CommitOptions::default();
+        session.commit_numbered(1, batch, options).await.unwrap();
+        session.lose();
+        expected += 1;
+    }
+    until("they are lost", async || {
+        engine.shared.sessions.kept() == expected
+    })
+    .await;
+    let shared = engine.shared.clone();
+    let before = shared.store.revision();
+    let lapsing = move || {
+        let lost = shared.sessions.with_keys(UnixMillis(u64::MAX), 100);
+        super::super::housekeeper::lapse(&shared, &lost).unwrap();
+        let page = super::super::log::read_after(&shared.store, before, 64 << 20);
+        let commits = page.unwrap().into_commits().into_iter();
+        commits.map(|(_, record)| record).collect::<Vec<_>>()
+    };
+    let commits = tokio::task::spawn_blocking(lapsing).await.unwrap();
+    assert!(commits.len() <= 5, "{} commits", commits.len());
+    let removed = commits.iter().map(|record| record.changes.len());
+    assert_eq!(removed.sum::<usize>(), 1047);
+    // No session's keys are in two commits, unless they are more than one takes.
+    let mut seen = std::collections::HashMap::new();
+    for (place, record) in commits.iter().enumerate() {
+        assert_eq!(record.label.as_deref(), Some("session ended"));
+        for change in &record.changes {
+            let key = String::from_utf8(change.key.to_vec()).unwrap();
+            let session = key.rsplit_once('/').unwrap().0.to_owned();
+            if !session.starts_with("513/") {
+                assert_eq!(*seen.entry(session).or_insert(place), place);
+            }
+        }
+    }
+    assert!(engine.shared.sessions.lapsing().is_empty());
 }
