@@ -112,12 +112,7 @@ pub(crate) enum Call {
         options: CommitOptions,
     },
     /// A commit that went out on an earlier socket, under its number.
-    Repeat {
-        number: u64,
-        /// Its caller gave it that number, and no other will do.
-        given: bool,
-        packet: Packet,
-    },
+    Repeat { number: u64, packet: Packet },
     /// A watch: its queue is attached before the message goes out, so that no event comes too early.
     Watch {
         packet: Packet,

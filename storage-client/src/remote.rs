@@ -40,7 +40,7 @@ use crate::watch::{RemoteWatch, WatchShared};
 /// deadlines. Reads are asked again. A commit that was sent is sent again under its number and has *one* effect, also
 /// over a restart or crash of the server: it returns the revision of the first. Where the server cannot prove that any
 /// more (its session is gone: after 24 h by default), it fails as `Unknown` and is not repeated. One that the server
-/// refused, and whose refusal was lost, is judged anew, behind those that went out meanwhile. Watches go on from where
+/// refused, and whose refusal was lost, fails as not executed, without the reason (a failed check, say). Watches go on from where
 /// they were and say what the break meant ([`WatchEvent::Continuity`](storage_protocol::WatchEvent::Continuity)). Scans do
 /// not outlive a socket: their next page fails with `SnapshotExpired`.
 ///

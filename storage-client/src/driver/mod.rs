@@ -115,8 +115,6 @@ struct Pending {
     sequence: u64,
     /// What it was, for the next socket.
     call: Option<Call>,
-    /// A commit that went out on a socket before this one too.
-    repeated: bool,
 }
 
 impl Pending {
@@ -585,7 +583,7 @@ impl Drop for Driver {
     }
 }
 
-/// A commit that takes a new number.
+/// A commit that takes a new number: only as a planted bug.
 fn unnumbered(call: Call) -> Call {
     let Call::Repeat { packet, .. } = &call else {
         return call;

@@ -12,8 +12,8 @@ use tokio_tungstenite::tungstenite::error::Error as WsError;
 use tokio_tungstenite::tungstenite::error::ProtocolError as WsProtocolError;
 use tokio_tungstenite::tungstenite::protocol::Message;
 
-use super::{Driver, End, EndKind, Pending, unnumbered};
-use crate::connection::{Answer, Call, ConnectionState, Control, Expect, OpenScan, Submission};
+use super::{Driver, End, EndKind, Pending};
+use crate::connection::{Answer, ConnectionState, Control, Expect, OpenScan};
 use crate::dial::close_text;
 use crate::watch::Repair;
 
@@ -204,12 +204,8 @@ impl Driver {
                     ..
                 }
             );
-            let goes_on = refused && self.shared.reconnects;
-            let given = matches!(pending.call, Some(Call::Repeat { given: true, .. }));
-            if goes_on && self.draining.is_some() {
+            if refused && self.shared.reconnects && self.draining.is_some() {
                 self.keep_for_next(pending);
-            } else if goes_on && !given && pending.repeated && pending.reply.is_some() {
-                self.send_anew(pending);
             } else if let Some(reply) = pending.reply {
                 let _ = reply.send(Err(error));
             }
@@ -224,19 +220,6 @@ impl Driver {
             return Ok(());
         }
         self.passed_over(id)
-    }
-
-    /// A commit had been refused, and why was lost with its socket: only its number is spent. What holds now is found out
-    /// under a new one.
-    fn send_anew(&mut self, pending: Pending) {
-        if let Some(call) = pending.call {
-            let anew = Submission {
-                call: unnumbered(call),
-                reply: pending.reply,
-                deadline: pending.deadline,
-            };
-            self.shared.intake().again.push_back(anew);
-        }
     }
 
     /// A watch's stream ended, or its next one could not be opened.

@@ -157,17 +157,11 @@ impl Driver {
             }
         };
         let call = match (call, number) {
-            (call, Some(number)) => {
-                let given = match call {
-                    Call::Commit { number, .. } => number.is_some(),
-                    Call::Repeat { given, .. } => given,
-                    Call::Send { .. } | Call::Watch { .. } => false,
-                };
+            (_, Some(number)) => {
                 self.carry.sent = self.carry.sent.max(number);
                 self.unanswered.insert(number);
                 Call::Repeat {
                     number,
-                    given,
                     packet: packet.clone(),
                 }
             }
@@ -179,9 +173,6 @@ impl Driver {
         };
         packet.id = Some(id);
         self.put(packet, expect, reply, deadline, bytes, Some(call));
-        if let Some(pending) = self.pending.get_mut(&id) {
-            pending.repeated = is_repeat;
-        }
     }
 
     fn open_watch(&mut self, id: RequestId, shared: Arc<WatchShared>, resumed: bool) {
@@ -246,7 +237,6 @@ impl Driver {
                 bytes,
                 sequence: self.sequence,
                 call,
-                repeated: false,
             };
             self.pending.insert(id, pending);
             self.pending_bytes += bytes;

@@ -414,47 +414,6 @@ async fn a_promised_number_that_is_not_sent_again_is_unknown() {
 }
 
 #[tokio::test]
-async fn a_commit_whose_refusal_was_lost_is_tried_anew_under_a_new_number() {
-    let (server, storage, mut peer) = connect().await;
-    let put = storage.put("a".into(), "v".into());
-    let script = async {
-        peer.receive().await;
-        // Refused, and the answer was lost.
-        drop(peer);
-        let (mut peer, hello) = server
-            .accept(Welcome {
-                executed: 1,
-                ..welcome()
-            })
-            .await;
-        assert_eq!((hello.sent, hello.unanswered), (1, vec![1]));
-        let (id, message) = peer.receive().await;
-        assert_eq!(number(&message), 1);
-        let error = StorageError::Closed {
-            reason: "it was refused before".into(),
-            outcome: Outcome::NotExecuted,
-        };
-        peer.send(id, ServerMessage::Error(error.clone())).await;
-        let (id, message) = peer.receive().await;
-        assert_eq!(number(&message), 2);
-        // Why it is refused now is for the caller.
-        peer.send(id, ServerMessage::Error(error)).await;
-        peer
-    };
-    let (refused, _peer) = join(put, script).await;
-    assert!(
-        matches!(
-            refused,
-            Err(StorageError::Closed {
-                outcome: Outcome::NotExecuted,
-                ..
-            })
-        ),
-        "{refused:?}"
-    );
-}
-
-#[tokio::test]
 async fn a_saved_session_is_resumed_and_its_numbers_come_first() {
     let server = Server {
         listener: Listener::bind().await,
