@@ -3,8 +3,8 @@
 //! One poll reads what is there ([`receive`]), takes requests from the queue ([`send`]), writes what the socket takes and
 //! looks at the clock; so a stalled write never stops the reading, and nothing is ever cancelled half-way. Frames are fed
 //! and flushed once per poll. When other requests are in flight it first lets the callers it has just woken add theirs
-//! (corking). Invariants: an id is in `pending` or `watches` from its request until its answer; every request is answered
-//! once, or put back for the next socket.
+//! (corking). Invariants: an id is in `pending`, `watches` or `marks` from its request until its answer; every request is
+//! answered once, or put back for the next socket.
 
 mod receive;
 mod send;

@@ -1,7 +1,7 @@
 //! What is done beside the requests, on two threads: the housekeeper writes the mark and looks at leases and the disk each
 //! second, whatever the other does; the expirer removes what is due, what lost sessions held, and forgets old tombstones.
 //!
-//! They write to the database themselves: expiries and forgotten tombstones go through the committer's queue like
+//! Neither writes to the database: expiries, lapses and forgotten tombstones go through the committer's queue like
 //! everything else, in bounded bites, so that many at once do not hold up writers.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
