@@ -101,6 +101,9 @@ pub struct EngineOptions {
     pub commit_queue_bytes: usize,
     /// Reads from disk at once. Default 8.
     pub read_threads: usize,
+    /// Table and blob files that RocksDB keeps open at once; its log files and about 32 of its own come beside. Default
+    /// 1,024, and never less than 64. The process needs so many descriptors more than its connections.
+    pub max_open_files: u32,
     /// Tombstones are kept for this long. Default 7 days.
     pub tombstone_age: Duration,
     /// And so many per keyspace. Default 10 million.
@@ -135,6 +138,7 @@ impl EngineOptions {
             accept_data_loss: false,
             commit_queue_bytes: 256 << 20,
             read_threads: 8,
+            max_open_files: 1024,
             tombstone_age: Duration::from_secs(7 * 24 * 3600),
             tombstones_max: 10_000_000,
             session_grace: Duration::from_secs(60),

@@ -18,6 +18,9 @@ use super::layout::{self, FORMAT, Table};
 use super::mark::{Mark, boot_id};
 use super::{Durability, EngineOptions};
 
+/// With fewer open files than this, reads would open one for each block.
+const OPEN_FILES_MIN: u32 = 64;
+
 /// Why a data folder was not opened. Nothing in it was changed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -286,7 +289,9 @@ fn db_options(options: &EngineOptions, cache: &Cache) -> Options {
         cache.clone(),
     ));
     db.set_max_background_jobs(2);
-    db.set_max_open_files(1024);
+    db.set_max_open_files(
+        i32::try_from(options.max_open_files.max(OPEN_FILES_MIN)).unwrap_or(i32::MAX),
+    );
     db.set_keep_log_file_num(4);
     db.set_max_log_file_size(16 << 20);
     db
