@@ -287,8 +287,8 @@ impl Storage for RemoteStorage {
     }
 
     async fn scan(&self, range: KeyRange, options: ScanOptions) -> Result<Scan> {
+        range.check_bounds(self.announced().limits.key_bytes_max)?;
         let packet = ClientMessage::Scan { range, options }.encode(None);
-        self.check_message(&packet)?;
         let expect = Expect::FirstPage;
         let answer = self.request(Call::Send { packet, expect }).await?;
         match answer.message {
@@ -307,11 +307,11 @@ impl Storage for RemoteStorage {
     }
 
     async fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch> {
+        range.check_bounds(self.announced().limits.key_bytes_max)?;
         let credit = self.settings.watch_credit_bytes;
         let watch = Arc::new(WatchShared::new(range, options.mode, credit));
         let message = ClientMessage::Watch(watch.first_request(options));
         let packet = message.encode(None);
-        self.check_message(&packet)?;
         // Before the request: wherever this future is dropped or fails, the drop of `source` ends the watch.
         let source = RemoteWatch::new(self.connection.clone(), watch.clone());
         let answer = self.request(Call::Watch { packet, watch }).await?;

@@ -38,7 +38,8 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// The snapshot is held by a lease of 30 s from the last page; then the next page fails with `SnapshotExpired`.
     ///
     /// # Errors
-    /// `Overloaded` at [`Limits::scans_max`] open scans; `Compacted` where `newer_than` lies below the tombstones'
+    /// `LimitExceeded` for a bound of the range over [`Limits::key_bytes_max`] and one byte; `Overloaded` at
+    /// [`Limits::scans_max`] open scans; `Compacted` where `newer_than` lies below the tombstones'
     /// horizon; `EpochChanged` where it is no position of this history.
     async fn scan(&self, range: KeyRange, options: ScanOptions) -> Result<Scan>;
 
@@ -59,8 +60,9 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// When this returns the watch is attached: everything after [`Watch::start`] will be told, in revision order.
     ///
     /// # Errors
-    /// `Compacted` where the log does not reach back to the start (`Every` only), `EpochChanged` where the start is no
-    /// position of this history, `Overloaded` at [`Limits::watches_max`].
+    /// `LimitExceeded` for a bound of the range over [`Limits::key_bytes_max`] and one byte, `Compacted` where the log
+    /// does not reach back to the start (`Every` only), `EpochChanged` where the start is no position of this history,
+    /// `Overloaded` at [`Limits::watches_max`].
     async fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch>;
 
     /// What this engine takes.

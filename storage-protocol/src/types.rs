@@ -248,6 +248,20 @@ impl KeyRange {
         key >= self.start.as_ref() && self.end.as_ref().is_none_or(|end| key < end.as_ref())
     }
 
+    /// Whether its bounds are short enough: at most one byte longer than the longest key, which is what the end of a
+    /// [single](KeyRange::single) longest key needs.
+    ///
+    /// # Errors
+    /// [`StorageError::LimitExceeded`] with [`Limit::Key`], for the longer of the bounds.
+    pub fn check_bounds(&self, key_bytes_max: usize) -> Result<(), StorageError> {
+        let longest = self.start.len().max(self.end.as_ref().map_or(0, Key::len));
+        let max = key_bytes_max.saturating_add(1);
+        if longest > max {
+            return Err(StorageError::limit(Limit::Key, longest, max));
+        }
+        Ok(())
+    }
+
     /// Whether no key can lie in it.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -342,6 +356,22 @@ mod tests {
         assert_eq!(KeyRange::prefix(vec![b'a', 0xff]).end, Some(Key::from("b")));
         assert_eq!(KeyRange::prefix(vec![0xff, 0xff]).end, None);
         assert_eq!(KeyRange::prefix("").end, None);
+    }
+
+    #[test]
+    fn a_bound_is_at_most_one_byte_longer_than_a_key() {
+        let key = |bytes: usize| Key::from(vec![b'k'; bytes]);
+        KeyRange::single(key(8)).check_bounds(8).unwrap();
+        KeyRange::prefix(key(9)).check_bounds(8).unwrap();
+        KeyRange::all().check_bounds(0).unwrap();
+        for range in [
+            KeyRange::between(key(10), key(1)),
+            KeyRange::between(key(1), key(10)),
+            KeyRange::single(key(9)),
+        ] {
+            let error = range.check_bounds(8).unwrap_err();
+            assert_eq!(error, StorageError::limit(Limit::Key, 10, 9));
+        }
     }
 
     #[test]

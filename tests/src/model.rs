@@ -137,7 +137,9 @@ impl Storage for ModelStorage {
     }
 
     async fn scan(&self, range: KeyRange, options: ScanOptions) -> Result<Scan> {
-        let permit = Permit::take(&self.open_scans, Limit::Scans, Limits::default().scans_max)?;
+        let limits = Limits::default();
+        range.check_bounds(limits.key_bytes_max)?;
+        let permit = Permit::take(&self.open_scans, Limit::Scans, limits.scans_max)?;
         let history = lock(&self.history);
         let mut items = match options.newer_than {
             None => history.live_states(&self.writer.keyspace, &range),
@@ -167,8 +169,9 @@ impl Storage for ModelStorage {
     }
 
     async fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch> {
-        let max = Limits::default().watches_max;
-        let permit = Permit::take(&self.open_watches, Limit::Watches, max)?;
+        let limits = Limits::default();
+        range.check_bounds(limits.key_bytes_max)?;
+        let permit = Permit::take(&self.open_watches, Limit::Watches, limits.watches_max)?;
         let history = lock(&self.history);
         let start = match options.start {
             WatchStart::Now => history.position().revision,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use storage_protocol::{
     Batch, CommitOptions, Key, KeyRange, Lifetime, Limit, Limits, ScanOptions, Storage,
-    StorageError, StorageExt,
+    StorageError, StorageExt, WatchEvent, WatchOptions, WatchStart,
 };
 
 use super::support::{
@@ -30,6 +30,7 @@ cases!["limits":
     of_a_message,
     of_a_message_with_the_values_before,
     of_open_scans,
+    of_a_range,
     a_key_stands_once_in_a_commit,
     a_stamped_prefix_stands_once_in_a_commit,
     a_key_has_at_least_one_byte,
@@ -87,6 +88,33 @@ async fn of_the_answer_to_a_get(context: Context) {
     }
     let error = storage.get(&vec![bytes("a"); times]).await.unwrap_err();
     assert_limit(&error, Limit::Message, limits.message_bytes_max);
+}
+
+/// A bound may be one byte longer than a key: the end of the range of just the longest key is.
+async fn of_a_range(context: Context) {
+    let storage = context.open().await;
+    let max = limits_of(&storage).await.key_bytes_max;
+    let key = |bytes: usize| Key::from(vec![b'k'; bytes]);
+    put(&storage, "k", "x").await;
+    for range in [
+        KeyRange::between(key(1), key(max + 2)),
+        KeyRange::between(key(max + 2), bytes("l")),
+    ] {
+        let refused = storage.scan(range.clone(), ScanOptions::default()).await;
+        assert_limit(&refused.unwrap_err(), Limit::Key, max + 1);
+        let options = WatchOptions::every(WatchStart::Now);
+        let refused = storage.watch(range, options).await;
+        assert_limit(&refused.unwrap_err(), Limit::Key, max + 1);
+    }
+    let range = KeyRange::between(bytes("k"), key(max + 1));
+    let found = storage.scan(range, ScanOptions::default()).await.unwrap();
+    assert_eq!(found.collect().await.unwrap().len(), 1);
+    let range = KeyRange::single(key(max));
+    let options = WatchOptions::every(WatchStart::Now);
+    let mut watch = storage.watch(range, options).await.unwrap();
+    storage.put(key(max), bytes("x")).await.unwrap();
+    let told = watch.next().await.unwrap();
+    assert!(matches!(told, Some(WatchEvent::Commit(_))), "{told:?}");
 }
 
 async fn of_a_key_in_a_commit(context: Context) {

@@ -619,6 +619,7 @@ impl Storage for RocksSession {
 
     async fn scan(&self, range: KeyRange, options: ScanOptions) -> Result<Scan> {
         let limits = &self.shared.store.options.limits;
+        range.check_bounds(limits.key_bytes_max)?;
         let place = take_place(&self.scans, Limit::Scans, limits.scans_max)?;
         let newer_than = options
             .newer_than
@@ -658,6 +659,7 @@ impl Storage for RocksSession {
 
     async fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch> {
         let limits = &self.shared.store.options.limits;
+        range.check_bounds(limits.key_bytes_max)?;
         let place = take_place(&self.watches, Limit::Watches, limits.watches_max)?;
         let keyspace = self.state.keyspace.clone();
         // Before it was made there is nothing of it to tell. Ordering: the revision first; see `get`.
