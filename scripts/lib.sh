@@ -28,40 +28,55 @@ heading() { printf '\n== %s\n' "$*"; }
 has() { command -v "$1" >/dev/null; }
 
 # RocksDB is most of a first build; ccache keeps its objects over `cargo clean` and from one target folder to the next.
+# By links in PATH, not by CC and CXX: with other values of these a later `cargo build` by hand would compile it again.
 use_ccache() {
-  if has ccache && [[ -z ${CC:-} && -z ${CXX:-} ]]; then
-    export CC="ccache gcc" CXX="ccache g++"
+  local links=$CARGO_TARGET_DIR/ccache name
+  if ! has ccache || [[ -n ${CC:-} || -n ${CXX:-} ]]; then return; fi
+  mkdir --parents "$links"
+  for name in cc c++ gcc g++; do
+    ln --symbolic --force "$(command -v ccache)" "$links/$name"
+  done
+  if ! "$links/c++" -x c++ -c -o "$links/nothing.o" /dev/null 2>/dev/null; then
+    say "ccache does not work here (see 'ccache --show-stats'): doing without it"
+    rm --recursive --force "$links"
+    return
+  fi
+  export PATH=$links:$PATH
+}
+
+# One compiler of RocksDB takes up to 500 MiB. With many processors and little memory the system would kill some.
+fit_jobs_to_memory() {
+  local available limit jobs
+  if [[ -n ${CARGO_BUILD_JOBS:-} || ! -r /proc/meminfo ]]; then return; fi
+  available=$(awk '/^MemAvailable:|^SwapFree:/ { sum += $2 } END { print int(sum / 1024) }' /proc/meminfo)
+  limit=$(cat /sys/fs/cgroup/memory.max 2>/dev/null || true)
+  if [[ $limit =~ ^[0-9]+$ && $((limit / 1048576)) -lt $available ]]; then
+    available=$((limit / 1048576))
+  fi
+  jobs=$((available / 700))
+  if [[ $jobs -lt $(nproc) ]]; then
+    export CARGO_BUILD_JOBS=$((jobs > 0 ? jobs : 1))
+    say "$available MiB of memory are free: compiling $CARGO_BUILD_JOBS at a time (CARGO_BUILD_JOBS sets another number)"
   fi
 }
 
-# Whether bindgen, which writes the declarations of RocksDB, will find libclang.
-has_libclang() {
-  [[ -n ${LIBCLANG_PATH:-} ]] && return 0
-  has ldconfig && ldconfig -p | grep --quiet 'libclang[-.].*so' && return 0
-  compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null
-}
-
-# The system packages that are not there yet, one a line.
-missing_packages() {
-  has gcc || echo gcc
-  has g++ || echo g++
-  has make || echo make
-  has_libclang || echo libclang-dev
+# The compiled RocksDB, if there is one.
+rocksdb_built() {
+  compgen -G "$CARGO_TARGET_DIR/release/build/librocksdb-sys-*/out/librocksdb.a" || true
 }
 
 # Says what a first build costs, where this is one.
 announce_build() {
-  if compgen -G "$CARGO_TARGET_DIR/release/build/librocksdb-sys-*/out/librocksdb.a" >/dev/null; then
-    return
-  fi
+  if [[ -n $(rocksdb_built) ]]; then return; fi
   say "the first build compiles RocksDB: about 15 minutes on 2 cores (about 1 minute where ccache has it from before)."
   if ! has ccache; then
     say "ccache is not installed; with it ('scripts/setup --ccache') only the very first build takes this long."
   fi
 }
 
-# Sees to it that a build can succeed.
+# Sees to it that a build can succeed; the arguments are for scripts/setup.
 prepare() {
-  "$root/scripts/setup" --quiet
+  "$root/scripts/setup" --quiet "$@"
   use_ccache
+  fit_jobs_to_memory
 }
