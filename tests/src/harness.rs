@@ -7,6 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use storage_certs::{AuthorityDir, InitOptions, IssueOptions, Request, server_name};
 use storage_client::{ConnectOptions, RemoteStorage};
 use storage_protocol::Result;
@@ -296,11 +297,8 @@ impl ServerProcess {
     /// # Panics
     /// If it does not within a minute.
     pub fn terminate(&mut self) -> ExitStatus {
-        let pid = self.child.id().to_string();
-        Command::new("kill")
-            .args(["-TERM", &pid])
-            .status()
-            .expect("kill is there");
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, Signal::TERM).expect("it can be asked");
         let began = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().expect("it can be waited for") {

@@ -4,7 +4,7 @@
 //! fails, and the store that comes up again is judged: what is there must be a prefix of what was committed; with `sync`
 //! durability all that anyone saw, with `os` all of it up to the last mark, and whoever saw more must be told.
 //!
-//! `POWER_LOSS_CYCLES` (default 200 for each durability) and `POWER_LOSS_SEED` (default random, printed) change a run; the
+//! `POWER_LOSS_CYCLES` (default 50 for each durability) and `POWER_LOSS_SEED` (default random, printed) change a run; the
 //! seed gives the same moments and cuts, as far as threads and disks do the same. `scripts/power-loss` runs more.
 
 #![cfg(target_os = "linux")]
@@ -46,7 +46,7 @@ fn from_env<T: std::str::FromStr>(name: &str) -> Option<T> {
 }
 
 fn cycles() -> u32 {
-    from_env("POWER_LOSS_CYCLES").unwrap_or(200)
+    from_env("POWER_LOSS_CYCLES").unwrap_or(50)
 }
 
 fn seed() -> u64 {

@@ -3,6 +3,8 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 
+use rustix::process::Signal;
+
 use crate::fake::{Fault, Server};
 use crate::run::{self, storage};
 
@@ -110,7 +112,7 @@ fn an_interrupted_command_says_what_is_certain() {
         .spawn()
         .unwrap();
     server.wait_for_faults();
-    run::signal(&child, "INT");
+    run::signal(&child, Signal::INT);
     let ran = run::finish(child);
     assert_eq!(ran.code, 4, "{ran:?}");
     assert!(
@@ -132,7 +134,7 @@ fn an_interrupted_import_finishes_what_is_on_its_way() {
         writeln!(stdin, "{{\"put\":{{\"key\":\"{n}\",\"value\":\"\"}}}}").unwrap();
     }
     server.wait_for_revision(103);
-    run::signal(&child, "TERM");
+    run::signal(&child, Signal::TERM);
     // Stdin stays open: the command ends without it.
     let ran = run::finish(child);
     drop(stdin);
@@ -151,6 +153,6 @@ fn a_watch_ends_with_0_when_it_is_interrupted() {
     let mut line = String::new();
     err.read_line(&mut line).unwrap();
     assert_eq!(line, "watching from 000000000000000e:100\n");
-    run::signal(&child, "INT");
+    run::signal(&child, Signal::INT);
     assert_eq!(run::finish(child).code, 0);
 }
