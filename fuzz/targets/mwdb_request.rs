@@ -36,6 +36,10 @@ fuzz_target!(|input: &[u8]| {
             assert!(payload.len() <= input.len());
             put_request(pairs.iter().map(|(key, value)| (&key[..], &value[..])), id)
         }
+        RequestKind::PutWithoutSeparator => {
+            assert!(!message.contains(&b'#'));
+            return;
+        }
         RequestKind::Prefix => Ok(prefix_request(id)),
     };
     let again =

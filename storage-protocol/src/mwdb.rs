@@ -175,6 +175,8 @@ struct Frame {
     type_byte: u8,
     /// Verbatim; never contains a separator.
     id: Bytes,
+    /// The message has no separator at all.
+    is_bare: bool,
 }
 
 impl Frame {
@@ -194,11 +196,13 @@ impl Frame {
         };
         let cut_len = id.len() + 2;
         let id = message.slice_ref(id);
+        let is_bare = cut_len > message.len();
         message.truncate(message.len().saturating_sub(cut_len));
         Ok(Self {
             payload: message,
             type_byte,
             id,
+            is_bare,
         })
     }
 }
@@ -379,6 +383,7 @@ mod tests {
             assert_eq!(frame.payload, payload, "{message:?}");
             assert_eq!(frame.type_byte, 6, "{message:?}");
             assert_eq!(frame.id, id, "{message:?}");
+            assert_eq!(frame.is_bare, !message.contains('#'), "{message:?}");
         }
     }
 

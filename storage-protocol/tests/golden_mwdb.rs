@@ -224,6 +224,7 @@ mod frames {
                 check_pairs(frame, pairs);
                 return;
             }
+            RequestKind::PutWithoutSeparator => panic!("{}: never recorded", frame.name),
             RequestKind::Prefix => {
                 assert_eq!(
                     frame.meaning.code,
@@ -298,7 +299,7 @@ mod frames {
                 .iter()
                 .flat_map(|(k, v)| [k.clone(), v.clone()])
                 .collect(),
-            RequestKind::Prefix => Vec::new(),
+            RequestKind::PutWithoutSeparator | RequestKind::Prefix => Vec::new(),
         }
     }
 
@@ -416,6 +417,7 @@ mod recordings {
                     }
                     vec![remove_answer(false, &id)]
                 }
+                RequestKind::PutWithoutSeparator => vec![put_answer(false, &id)],
                 RequestKind::Prefix => vec![prefix_answer(0, &id)],
             }
         }
@@ -647,7 +649,7 @@ mod random {
             let keys = match &kind {
                 RequestKind::Get { keys } | RequestKind::Remove { keys } => keys.len(),
                 RequestKind::Put { pairs, .. } => pairs.len(),
-                RequestKind::Prefix => 0,
+                RequestKind::PutWithoutSeparator | RequestKind::Prefix => 0,
             };
             prop_assert!(keys <= keys_max);
             // Whatever was read can be written, and is read again as the same.
@@ -716,6 +718,7 @@ fn reencode(request: &Request, received: &[u8]) -> Bytes {
         }
         RequestKind::Put { pairs, .. } => put_request(slices(pairs), id),
         RequestKind::Remove { keys } => remove_request(keys.iter().map(|key| &key[..]), id),
+        RequestKind::PutWithoutSeparator => Ok([&[to_server::PUT], &id[..]].concat().into()),
         RequestKind::Prefix => Ok(prefix_request(id)),
     }
     .expect("a parsed part has no separator")

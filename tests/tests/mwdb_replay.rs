@@ -201,7 +201,7 @@ async fn a_recorded_graph_is_saved_and_read_back() {
         "producer",
     )
     .await;
-    assert_eq!(producer.close().await, Received::Close(1005, String::new()));
+    assert_eq!(producer.close().await, Received::Close(1000, String::new()));
     let mut consumer = fixture.peer().await;
     play(
         &mut consumer,
@@ -346,6 +346,10 @@ async fn the_item_rules_of_the_original_hold() {
         (b"a#\x00Q#", b"3#\x01Q"),
         (b"a#b#a#nothing#\x03S", b"\x01#\x04S"),
         (b"a#b#c#\x00U", b"###\x01U"),
+        (b"\x00W", b"#\x01W"),
+        (b"\x02Y", b"\x00#\x03Y"),
+        (b"\x02a#", b"\x01#\x03a"),
+        (b"\x03c", b"\x01#\x04c"),
     ] {
         let received = ask(&mut peer, request).await;
         assert_eq!(
@@ -378,6 +382,40 @@ async fn a_put_that_cannot_be_stored_is_answered_with_0_and_stores_nothing() {
         ask(&mut peer, put(&[("a", &longest)], "I")).await[..],
         *b"\x01#\x03I"
     );
+}
+
+#[tokio::test]
+async fn a_put_with_an_empty_key_is_answered_with_0_and_stores_nothing() {
+    let fixture = Fixture::new();
+    let mut peer = fixture.graph().await;
+    let mut other = fixture.graph().await;
+    for payload in ["#v", "a#1##v", "##v#a#1", "#", "##", "a#1###", "#v#a#1##w"] {
+        let request = format!("{payload}#\x02C");
+        let answer = ask(&mut peer, request).await;
+        assert_eq!(answer[..], *b"\x00#\x03C", "{payload}");
+        let stored = ask(&mut peer, get(&["a"], "E")).await;
+        assert_eq!(stored[..], *b"#\x01E", "{payload}");
+    }
+    nothing_came(&mut other).await;
+}
+
+#[tokio::test]
+async fn a_remove_of_keys_that_cannot_be_there_is_answered_with_1() {
+    let fixture = Fixture::new();
+    let mut peer = fixture.graph().await;
+    let saved = ask(&mut peer, put(&[("a", "1"), ("b", "2")], "C")).await;
+    assert_eq!(saved[..], *b"\x01#\x03C");
+    let long_key = "k".repeat(4097);
+    for (case, keys) in [
+        ("a long key and another", format!("{long_key}#a")),
+        ("an empty key and another", "#b".to_owned()),
+        ("a long key", long_key),
+    ] {
+        let answer = ask(&mut peer, format!("{keys}#\x03E")).await;
+        assert_eq!(answer[..], *b"\x01#\x04E", "{case}");
+    }
+    let gone = ask(&mut peer, get(&["a", "b"], "G")).await;
+    assert_eq!(gone[..], *b"##\x01G");
 }
 
 #[tokio::test]
@@ -663,13 +701,53 @@ async fn a_close_is_answered_and_what_was_put_before_it_is_there() {
     let fixture = Fixture::new();
     let mut peer = fixture.graph().await;
     peer.send(put(&[("k", "v")], "C")).await;
-    assert_eq!(peer.close().await, Received::Close(1005, String::new()));
+    assert_eq!(peer.close().await, Received::Close(1000, String::new()));
     let native = fixture.native("mwdb").await;
     let stored = async {
         // The close may overtake the commit, which happens all the same.
         while native.get_one("k".into()).await.unwrap().is_none() {}
     };
     in_time("what was received happens", stored).await;
+}
+
+/// All of it in one write, so that the close lies behind the requests before the first of them is carried out.
+#[tokio::test]
+async fn requests_with_a_close_right_behind_them_are_answered() {
+    let fixture = Fixture::new();
+    let request = |text: &str| {
+        // A binary frame, masked with zeros.
+        let length = 0x80 | u8::try_from(text.len()).unwrap();
+        [&[0x82, length, 0, 0, 0, 0][..], text.as_bytes()].concat()
+    };
+    let empty_close: &[u8] = &[0x88, 0x80, 0, 0, 0, 0];
+    for round in 0..20 {
+        let mut peer = fixture.graph().await;
+        let put = request(&format!("k#v{round}#\x02C"));
+        let get = request("k#\x00E");
+        peer.write_raw(&[&put[..], &get, empty_close].concat())
+            .await;
+        assert_eq!(peer.binary().await[..], *b"\x01#\x03C", "{round}");
+        let value = peer.binary().await;
+        assert_eq!(value, format!("v{round}#\x01E"), "{round}");
+        assert_eq!(peer.receive().await, Received::Close(1000, String::new()));
+        assert_eq!(peer.receive().await, Received::Ended);
+    }
+}
+
+#[tokio::test]
+async fn a_text_message_that_is_not_utf_8_closes_with_1007() {
+    let fixture = Fixture::new();
+    for frame in [
+        &b"\x81\x82\0\0\0\0\xff\xfe"[..],
+        // In two fragments, the second of which is wrong.
+        b"\x01\x81\0\0\0\0a\x80\x81\0\0\0\0\xff",
+    ] {
+        let mut peer = fixture.graph().await;
+        peer.write_raw(frame).await;
+        let (code, reason) = peer.closed().await;
+        assert_eq!(code, 1007, "{reason}");
+        assert!(reason.contains("not UTF-8"), "{reason}");
+    }
 }
 
 #[tokio::test]

@@ -287,6 +287,20 @@ async fn a_text_message_closes_with_1003() {
 }
 
 #[tokio::test]
+async fn text_that_is_not_utf_8_closes_with_1007() {
+    let mut fixture = Fixture::new().await;
+    for (case, frame) in [
+        ("a text message", &b"\x81\x82\0\0\0\0\xff\xfe"[..]),
+        ("the reason of a close", b"\x88\x84\0\0\0\0\x03\xe8\xff\xfe"),
+    ] {
+        let mut peer = fixture.session().await;
+        peer.write_raw(frame).await;
+        let reason = "is not UTF-8";
+        fixture.is_closed(case, &mut peer, 1007, reason).await;
+    }
+}
+
+#[tokio::test]
 async fn an_id_in_flight_is_not_taken_twice() {
     let mut fixture = Fixture::new().await;
     // Number 2 waits for number 1, so its id stays in flight.

@@ -39,6 +39,9 @@ pub enum RequestKind {
         /// The payload as received, for [`super::force_reload_verbatim`].
         payload: Bytes,
     },
+    /// A PUT of type and id alone, without any separator. mwDB fails it, and no client sends it; a PUT of no pairs has a
+    /// separator.
+    PutWithoutSeparator,
     /// Delete.
     Remove {
         /// Present or not.
@@ -71,11 +74,13 @@ impl Request {
             payload,
             type_byte,
             id,
+            is_bare,
         } = Frame::cut(message)?;
         let kind = match type_byte {
             to_server::GET => RequestKind::Get {
                 keys: keys_of(payload, keys_max)?,
             },
+            to_server::PUT if is_bare => RequestKind::PutWithoutSeparator,
             to_server::PUT => RequestKind::Put {
                 pairs: pairs_of(payload.clone(), keys_max)?,
                 payload,
@@ -109,6 +114,7 @@ impl fmt::Debug for RequestKind {
                 .field("pairs", &pairs.len())
                 .field("payload_bytes", &payload.len())
                 .finish(),
+            Self::PutWithoutSeparator => f.write_str("PutWithoutSeparator"),
             Self::Remove { keys } => f.debug_struct("Remove").field("keys", &keys.len()).finish(),
             Self::Prefix => f.write_str("Prefix"),
         }
@@ -242,6 +248,17 @@ mod tests {
     fn type_3_from_a_client_is_remove() {
         let keys = vec![Bytes::from_static(b"k")];
         assert_eq!(parse(b"k#\x03A"), Ok(RequestKind::Remove { keys }));
+    }
+
+    #[test]
+    fn a_put_without_a_separator_is_not_one_of_no_pairs() {
+        assert_eq!(parse(b"\x02A"), Ok(RequestKind::PutWithoutSeparator));
+        for no_pairs in [&b"#\x02A"[..], b"\x02A#"] {
+            let Ok(RequestKind::Put { pairs, .. }) = parse(no_pairs) else {
+                panic!("{}", no_pairs.escape_ascii());
+            };
+            assert_eq!(pairs, []);
+        }
     }
 
     #[test]

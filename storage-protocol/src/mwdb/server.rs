@@ -168,6 +168,7 @@ impl Answer {
             payload,
             type_byte,
             id,
+            ..
         } = frame;
         let kind = match type_byte {
             to_client::GET => AnswerKind::Get(Values { payload }),

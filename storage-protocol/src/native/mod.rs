@@ -39,6 +39,8 @@ pub mod close_code {
     pub const PROTOCOL: u16 = 1002;
     /// The peer sent a text frame.
     pub const UNSUPPORTED_DATA: u16 = 1003;
+    /// A text message or a close reason is not UTF-8.
+    pub const INVALID_PAYLOAD: u16 = 1007;
     /// Refused by identity or rules.
     pub const POLICY: u16 = 1008;
     /// A message or frame was over its maximum.

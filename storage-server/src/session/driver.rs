@@ -15,11 +15,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Sleep;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::{CapacityError, ProtocolError};
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
+use super::closing::answer_close;
 use super::metered::Metered;
 use super::{Close, Departure, Dialect, Peer};
 use crate::config::Timeouts;
@@ -35,15 +35,13 @@ const MESSAGES_PER_ROUND: usize = 128;
 /// Rounds before other tasks of the runtime get a turn.
 const ROUNDS_PER_TURN: usize = 16;
 /// How long a closing handshake may take.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
-/// The longest reason a close frame can carry.
-const CLOSE_REASON_BYTES_MAX: usize = 123;
+pub(super) const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How a session ended.
 #[derive(Debug)]
 enum End {
-    /// The peer closed, orderly; with this code, if it gave one.
-    PeerClosed(Option<u16>),
+    /// The peer closed, orderly.
+    PeerClosed(Option<CloseFrame>),
     /// The socket broke.
     Broken(Error),
     /// We close.
@@ -102,28 +100,27 @@ where
         draining: false,
     };
     let end = std::future::poll_fn(|cx| driver.poll(cx)).await;
-    let departure = match end {
-        End::PeerClosed(Some(close_code::NORMAL)) => Departure::Left,
+    let departure = match &end {
+        End::PeerClosed(Some(frame)) if u16::from(frame.code) == close_code::NORMAL => {
+            Departure::Left
+        }
         _ => Departure::Lost,
     };
     match end {
-        End::PeerClosed(_) => {
+        End::PeerClosed(frame) => {
             tracing::debug!("the peer closed");
-            bounded(CLOSE_PATIENCE, answer_close(&mut socket)).await;
+            let patience = shared.config.timeouts.drain;
+            let answering = answer_close(&mut socket, &mut dialect, frame, patience);
+            tokio::select! {
+                answered = answering => if let Err(close) = answered {
+                    note(shared, &close);
+                },
+                () = peer.cut.cancelled() => {}
+            }
         }
         End::Broken(error) => tracing::debug!(%error, "the connection broke"),
         End::Close(close) => {
-            shared.metrics.closed(close.label);
-            match close.label {
-                ClosedLabel::Shutdown => {
-                    tracing::debug!(code = close.code, reason = close.reason, "closing")
-                }
-                _ => tracing::warn!(
-                    code = close.code,
-                    reason = close.reason,
-                    "closing the session"
-                ),
-            }
+            note(shared, &close);
             bounded(CLOSE_PATIENCE, say_close(&mut socket, close)).await;
         }
     }
@@ -194,17 +191,15 @@ where
             let Poll::Ready(message) = self.socket.poll_next_unpin(cx) else {
                 break;
             };
-            let message = message.ok_or(End::PeerClosed(None))?.map_err(end_of)?;
+            let message = message.ok_or(End::Broken(Error::ConnectionClosed))?;
+            let message = message.map_err(end_of)?;
             moved = true;
             self.heard = now;
             self.pinged = false;
             match message {
                 Message::Binary(bytes) => self.dialect.receive(cx, bytes, now)?,
                 Message::Text(_) => self.dialect.receive_text()?,
-                Message::Close(frame) => {
-                    let code = frame.map(|frame| frame.code.into());
-                    return Err(End::PeerClosed(code));
-                }
+                Message::Close(frame) => return Err(End::PeerClosed(frame)),
                 // Pings are answered by the library, at its next read.
                 Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
             }
@@ -322,10 +317,17 @@ impl From<Close> for End {
 /// What an error of the WebSocket means: the peer is gone, or it broke the protocol.
 fn end_of(error: Error) -> End {
     match error {
-        Error::ConnectionClosed | Error::AlreadyClosed => End::PeerClosed(None),
-        Error::Io(_) | Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => {
-            End::Broken(error)
-        }
+        Error::ConnectionClosed
+        | Error::AlreadyClosed
+        | Error::Io(_)
+        | Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => End::Broken(error),
+        // The WebSocket looks at it before any dialect does.
+        Error::Utf8(error) => Close::new(
+            close_code::INVALID_PAYLOAD,
+            ClosedLabel::Protocol,
+            format!("a text message or a close reason is not UTF-8: {error}"),
+        )
+        .into(),
         Error::Capacity(CapacityError::MessageTooLong { size, max_size }) => {
             let reason =
                 format!("a WebSocket message has {size} bytes, at most {max_size} are taken");
@@ -340,20 +342,22 @@ async fn bounded(patience: Duration, closing: impl Future<Output = ()>) {
     let _ = tokio::time::timeout(patience, closing).await;
 }
 
-/// The library has the answer to the peer's close frame ready: sends it, and ends the stream below (TLS's own close).
-async fn answer_close<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut Socket<S>) {
-    let _ = socket.flush().await;
-    let _ = socket.get_mut().shutdown().await;
+/// Counts and logs why we close.
+fn note(shared: &Shared, close: &Close) {
+    let Close {
+        code,
+        reason,
+        label,
+    } = close;
+    shared.metrics.closed(*label);
+    match label {
+        ClosedLabel::Shutdown => tracing::debug!(code, reason, "closing"),
+        _ => tracing::warn!(code, reason, "closing the session"),
+    }
 }
 
 async fn say_close<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut Socket<S>, close: Close) {
-    let mut reason = close.reason;
-    reason.truncate(reason.floor_char_boundary(CLOSE_REASON_BYTES_MAX));
-    let frame = CloseFrame {
-        code: CloseCode::from(close.code),
-        reason: reason.into(),
-    };
-    let _ = socket.close(Some(frame)).await;
+    let _ = socket.close(Some(close.frame())).await;
     // A socket that is closed with unread data is reset, and the reason might be lost on its way: read on.
     while let Some(Ok(_)) = socket.next().await {}
     let stream = socket.get_mut();

@@ -1,4 +1,6 @@
 //! A stream that counts its bytes: for the metrics, and to see whether a slow peer takes anything at all.
+//!
+//! What is written can be diverted into memory: see [`super::closing`].
 
 use std::io;
 use std::pin::Pin;
@@ -15,6 +17,8 @@ pub(crate) struct Metered<S> {
     inner: S,
     metrics: Arc<Metrics>,
     written: u64,
+    /// Takes what is written in place of the stream, while it is there.
+    diverted: Option<Vec<u8>>,
 }
 
 impl<S> Metered<S> {
@@ -23,7 +27,18 @@ impl<S> Metered<S> {
             inner,
             metrics,
             written: 0,
+            diverted: None,
         }
+    }
+
+    /// Keeps what is written from here on, instead of writing it.
+    pub(super) fn divert(&mut self) {
+        self.diverted = Some(Vec::new());
+    }
+
+    /// What was kept; the stream is written to again.
+    pub(super) fn take_diverted(&mut self) -> Vec<u8> {
+        self.diverted.take().unwrap_or_default()
     }
 
     /// Bytes that the stream took so far.
@@ -53,6 +68,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if let Some(diverted) = &mut self.diverted {
+            diverted.extend_from_slice(buf);
+            return Poll::Ready(Ok(buf.len()));
+        }
         let taken = ready!(Pin::new(&mut self.inner).poll_write(cx, buf))?;
         self.written += taken as u64;
         self.metrics.sent_bytes.add(taken as u64);

@@ -1,9 +1,10 @@
 //! One connection after its upgrade: a task that reads and writes at the same time.
 //!
 //! The [`driver`] owns the WebSocket, its heartbeat and its clock; a [`Dialect`] (native or mwDB) owns what the
-//! messages mean. Bounds are in [`budget`], who the peer is in [`identity`].
+//! messages mean. Bounds are in [`budget`], who the peer is in [`identity`], a peer's close is answered in [`closing`].
 
 pub(crate) mod budget;
+mod closing;
 pub(crate) mod driver;
 pub(crate) mod identity;
 pub(crate) mod metered;
@@ -14,11 +15,16 @@ use std::time::Instant;
 use bytes::Bytes;
 use storage_protocol::Keyspace;
 use storage_protocol::native::close_code;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{ClosedLabel, GatewayLabel};
 use budget::SessionSlot;
 use identity::Principal;
+
+/// The longest reason a close frame can carry.
+const CLOSE_REASON_BYTES_MAX: usize = 123;
 
 /// A peer whose session begins.
 #[derive(Debug)]
@@ -50,6 +56,15 @@ impl Close {
             code,
             label,
             reason: reason.into(),
+        }
+    }
+
+    /// The close frame that says so; its reason as long as a close frame can carry.
+    pub(crate) fn frame(&self) -> CloseFrame {
+        let end = self.reason.floor_char_boundary(CLOSE_REASON_BYTES_MAX);
+        CloseFrame {
+            code: CloseCode::from(self.code),
+            reason: self.reason[..end].into(),
         }
     }
 
@@ -106,6 +121,13 @@ pub(crate) trait Dialect: Send {
     fn drain(&mut self);
     /// Whether, after [`Dialect::drain`], nothing is in progress any more and nothing waits to be sent.
     fn is_drained(&self) -> bool;
+    /// The peer closes: nothing comes from it any more. What it asked for is still answered; what it did not ask for,
+    /// such as events, is of no use to it.
+    fn close_received(&mut self);
+    /// Whether, after [`Dialect::close_received`], everything is answered and all answers were handed out.
+    fn is_answered(&self) -> bool {
+        self.is_drained()
+    }
     /// The socket is gone: finishes what must be, such as commits.
     fn finish(self, departure: Departure) -> impl Future<Output = ()> + Send;
 }

@@ -5,7 +5,8 @@
 //! socket is not read, so TCP holds the peer back, since this dialect cannot say "overloaded". Pushes are in
 //! [`pushes`], prefixes in [`prefix`], requests against `Storage` in [`requests`].
 //!
-//! Of a key that stands twice in a PUT the later pair counts, at its own place. A removal pushes nothing.
+//! Of a key that stands twice in a PUT the later pair counts, at its own place. A PUT with a pair that cannot be stored
+//! stores nothing. A removal pushes nothing.
 
 mod prefix;
 mod pushes;
@@ -77,6 +78,8 @@ pub(crate) struct Mwdb {
     /// Requests with id `A` that are not answered: no push may go out.
     unanswered_zero: usize,
     draining: bool,
+    /// The peer closes: no more pushes.
+    closing: bool,
     warned_of_size: bool,
 }
 
@@ -104,6 +107,7 @@ impl Mwdb {
             outbox: shared.outbox.count(),
             unanswered_zero: 0,
             draining: false,
+            closing: false,
             warned_of_size: false,
             storage,
             shared: shared.clone(),
@@ -133,7 +137,9 @@ impl Mwdb {
             Poll::Pending => Ok(false),
             Poll::Ready(Ok(watch)) => {
                 self.opening = None;
-                self.pushes.attach(watch);
+                if !self.closing {
+                    self.pushes.attach(watch);
+                }
                 Ok(true)
             }
             Poll::Ready(Err(error)) => Err(failed(format!("cannot watch the keyspace: {error}"))),
@@ -149,9 +155,10 @@ impl Mwdb {
         {
             let side = match next.request.kind {
                 RequestKind::Get { .. } => Side::Reads,
-                RequestKind::Put { .. } | RequestKind::Remove { .. } | RequestKind::Prefix => {
-                    Side::Writes
-                }
+                RequestKind::Put { .. }
+                | RequestKind::PutWithoutSeparator
+                | RequestKind::Remove { .. }
+                | RequestKind::Prefix => Side::Writes,
             };
             if !self.running.is_empty() && side != self.running_side {
                 break;
@@ -335,6 +342,11 @@ impl Dialect for Mwdb {
     fn is_drained(&self) -> bool {
         // A prefix that cannot be given is not waited for, nor are pushes: the dialect promises none.
         self.queue.is_empty() && self.running.is_empty() && self.answers.is_empty()
+    }
+
+    fn close_received(&mut self) {
+        self.closing = true;
+        self.pushes.detach();
     }
 
     // Its sessions cannot be resumed: the dialect has no word for it.

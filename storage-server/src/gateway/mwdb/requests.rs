@@ -12,12 +12,12 @@ use bytes::Bytes;
 use storage_protocol::mwdb::{Request, RequestKind, get_answer, put_answer, remove_answer};
 use storage_protocol::native::close_code;
 use storage_protocol::{
-    Batch, CommitOptions, Entry, Key, Lifetime, Operation, Revision, Storage, StorageError,
+    Batch, CommitOptions, Entry, Key, Lifetime, Operation, Revision, Storage, StorageError, planted,
 };
 
 use super::failed;
 use crate::engine::SessionStorage;
-use crate::metrics::{ClosedLabel, RequestLabel};
+use crate::metrics::{ClosedLabel, OutcomeLabel, RequestLabel};
 use crate::session::Close;
 use crate::session::budget::Permit;
 use crate::shared::Shared;
@@ -70,8 +70,15 @@ pub(super) fn run(
                 }
                 Ok(put_answer(done.is_ok(), &id))
             }
+            RequestKind::PutWithoutSeparator => {
+                let error = StorageError::invalid("a PUT without a separator");
+                let done = refused(&shared, RequestLabel::Commit, error);
+                Ok(put_answer(done.is_ok(), &id))
+            }
             RequestKind::Remove { keys } => {
-                let done = commit(&shared, &*storage, RequestLabel::Remove, removals(keys)).await;
+                let longest = shared.config.limits.announced.key_bytes_max;
+                let removals = removals(keys, longest);
+                let done = commit(&shared, &*storage, RequestLabel::Remove, removals).await;
                 Ok(remove_answer(done.is_ok(), &id))
             }
             RequestKind::Prefix => Err(failed("a prefix is no request of this queue".to_owned())),
@@ -86,18 +93,19 @@ pub(super) fn run(
     })
 }
 
-/// Of a key that stands twice the later pair counts, at its own place; an empty key cannot be stored.
+/// Of a key that stands twice the later pair counts, at its own place. No other pair is left out: what cannot be stored,
+/// such as an empty key, makes the engine refuse all of it.
 fn puts(pairs: Vec<(Bytes, Bytes)>) -> Vec<Operation> {
     let last: HashMap<Bytes, usize> = pairs
         .iter()
         .enumerate()
         .map(|(place, (key, _))| (key.clone(), place))
         .collect();
-    let counts = |place: usize, key: &Bytes| !key.is_empty() && last.get(key) == Some(&place);
     let pairs = pairs
         .into_iter()
         .enumerate()
-        .filter(|(place, (key, _))| counts(*place, key));
+        .filter(|(place, (key, _))| last.get(key) == Some(place))
+        .filter(|(_, (key, _))| !(planted("mwdb-drops-empty-key") && key.is_empty()));
     pairs
         .map(|(_, (key, value))| Operation::Put {
             key,
@@ -107,11 +115,12 @@ fn puts(pairs: Vec<(Bytes, Bytes)>) -> Vec<Operation> {
         .collect()
 }
 
-fn removals(keys: Vec<Bytes>) -> Vec<Operation> {
+/// An empty key, or one of more than `longest` bytes, is never there, so it needs no removal.
+fn removals(keys: Vec<Bytes>, longest: usize) -> Vec<Operation> {
     let mut seen = HashSet::with_capacity(keys.len());
     let keys = keys
         .into_iter()
-        .filter(|key| !key.is_empty() && seen.insert(key.clone()));
+        .filter(|key| !key.is_empty() && key.len() <= longest && seen.insert(key.clone()));
     keys.map(|key| Operation::Remove { key }).collect()
 }
 
@@ -129,16 +138,24 @@ async fn commit(
         checks: Vec::new(),
         operations,
     };
-    let result = storage.commit(batch, CommitOptions::default()).await;
-    shared.metrics.request(label, &result);
-    match result {
-        Ok(position) => Ok(Some(position.revision)),
-        Err(error) => {
-            // The peer is told no reason, so the log is.
-            tracing::info!(%error, "a write was answered with 0");
-            Err(())
+    match storage.commit(batch, CommitOptions::default()).await {
+        Ok(position) => {
+            shared.metrics.request_outcome(label, OutcomeLabel::Ok);
+            Ok(Some(position.revision))
         }
+        Err(error) => refused(shared, label, error),
     }
+}
+
+/// A write that is answered with 0. The peer is told no reason, so the log is.
+fn refused(
+    shared: &Shared,
+    label: RequestLabel,
+    error: StorageError,
+) -> Result<Option<Revision>, ()> {
+    tracing::info!(%error, "a write was answered with 0");
+    shared.metrics.request::<()>(label, &Err(error));
+    Err(())
 }
 
 async fn get(
@@ -211,15 +228,14 @@ mod tests {
     #[test]
     fn the_later_of_two_pairs_counts() {
         let operations = puts(pairs(&[("a", "1"), ("", "x"), ("b", "2"), ("a", "3")]));
-        assert_eq!(
-            operations,
-            Batch::new().put("b", "2").put("a", "3").operations
-        );
+        let all = Batch::new().put("", "x").put("b", "2").put("a", "3");
+        assert_eq!(operations, all.operations);
     }
 
     #[test]
     fn a_key_is_removed_once() {
-        let operations = removals(vec!["a".into(), "".into(), "a".into(), "b".into()]);
+        let keys = vec!["a".into(), "".into(), "a".into(), "b".into(), "long".into()];
+        let operations = removals(keys, 3);
         assert_eq!(operations, Batch::new().remove("a").remove("b").operations);
     }
 }

@@ -8,6 +8,7 @@ use storage_protocol::{Keyspace, StorageExt};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::Mwdb;
+use crate::config::ServerConfig;
 use crate::engine::Engine;
 use crate::testing::{Client, Hold, MemoryEngine, Running, start};
 
@@ -173,4 +174,36 @@ async fn an_own_put_is_not_pushed_even_if_its_event_comes_before_its_answer() {
     assert_eq!(receive(client).await, "\x01#\x03E");
     assert_eq!(receive(client).await, "k#v#\x05");
     silence(client).await;
+}
+
+#[tokio::test]
+async fn what_was_asked_before_a_close_is_answered_before_it_is() {
+    let mut running = running();
+    running.engine.hold(Hold::Commits);
+    let client = &mut running.client;
+    send(client, "a#1#\x02C").await;
+    send(client, "a#\x00E").await;
+    client.close(None).await.unwrap();
+    running.engine.hold(Hold::Nothing);
+    assert_eq!(receive(client).await, "\x01#\x03C");
+    assert_eq!(receive(client).await, "1#\x01E");
+    match client.next().await {
+        Some(Ok(Message::Close(Some(frame)))) => assert_eq!(u16::from(frame.code), 1000),
+        other => panic!("{other:?}"),
+    }
+    assert!(client.next().await.is_none());
+    running.session.await.unwrap();
+}
+
+#[tokio::test]
+async fn what_cannot_be_answered_does_not_hold_up_a_close_for_ever() {
+    let short = |config: &mut ServerConfig| config.timeouts.drain = Duration::from_millis(50);
+    let mut running = start(MemoryEngine::new(), short, Mwdb::new);
+    running.engine.hold(Hold::Commits);
+    let client = &mut running.client;
+    send(client, "a#1#\x02C").await;
+    client.close(None).await.unwrap();
+    assert!(matches!(client.next().await, Some(Ok(Message::Close(_)))));
+    running.engine.hold(Hold::Nothing);
+    running.session.await.unwrap();
 }

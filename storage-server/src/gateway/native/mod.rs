@@ -119,6 +119,8 @@ pub(crate) struct Native {
     /// The highest number that was executed before Welcome: those up to it come again, and are not executed.
     executed: u64,
     draining: bool,
+    /// The peer closes: it is told of no more events.
+    closing: bool,
     reassembler: Reassembler,
     /// What the reassembler holds, in the server's budget.
     partial: Permit,
@@ -156,6 +158,7 @@ impl Native {
             fenced: None,
             executed: 0,
             draining: false,
+            closing: false,
             reassembler: Reassembler::new(limits.frame_bytes_max, limits.message_bytes_max),
             partial: shared.partial.count(),
             parts_check: None,
@@ -571,6 +574,9 @@ impl Native {
     }
 
     fn poll_watches(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.closing {
+            self.watches.clear();
+        }
         let outbox = &mut self.outbox;
         let watching = |(watch, _): &(RequestId, RequestId)| outbox.has_bulk(*watch);
         let (unwatching, done) = std::mem::take(&mut self.unwatching)
@@ -720,8 +726,16 @@ impl Dialect for Native {
     }
 
     fn is_drained(&self) -> bool {
-        self.resuming.is_none()
-            && self.reads.is_empty()
+        self.resuming.is_none() && self.is_answered()
+    }
+
+    fn close_received(&mut self) {
+        self.closing = true;
+    }
+
+    // A commit that waits for a number that did not come is not waited for.
+    fn is_answered(&self) -> bool {
+        self.reads.is_empty()
             && self.commits.is_empty()
             && self.waiting.is_empty()
             && self.outbox.is_empty()

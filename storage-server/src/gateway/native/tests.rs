@@ -689,3 +689,27 @@ async fn a_close_with_1000_ends_the_session_and_a_lost_socket_does_not() {
         assert_eq!(welcome.session == SessionId([1; 16]), stays, "{code}");
     }
 }
+
+#[tokio::test]
+async fn what_was_asked_before_a_close_is_answered_before_it_is() {
+    let mut running = running(|_| {});
+    open(&mut running).await;
+    running.engine.hold(Hold::Commits);
+    let client = &mut running.client;
+    send(client, Some(1), watch(1 << 20)).await;
+    send(client, Some(2), commit(1, "a")).await;
+    // It waits for number 2, which never comes.
+    send(client, Some(3), commit(3, "b")).await;
+    client.close(None).await.unwrap();
+    running.engine.hold(Hold::Nothing);
+    let mut answered = Vec::new();
+    let code = loop {
+        match client.next().await.unwrap().unwrap() {
+            Message::Binary(frame) => answered.push(Packet::from_frame(frame).unwrap().id),
+            Message::Close(Some(frame)) => break u16::from(frame.code),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!((answered, code), (vec![Some(1), Some(2)], 1000));
+    running.session.await.unwrap();
+}
