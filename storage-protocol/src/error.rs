@@ -127,6 +127,13 @@ pub enum StorageError {
         /// Whether the request may have been carried out.
         outcome: Outcome,
     },
+    /// The session's commit of this number is another one than the one sent: two users of one saved session, or one that
+    /// was put back to an older state. This commit had no effect; what the other one did is not told.
+    #[error("commit number {number} of the session was used for another commit")]
+    NumberReused {
+        /// The number.
+        number: u64,
+    },
     /// This engine cannot do that.
     #[error("not supported: {what}")]
     Unsupported {
@@ -182,6 +189,7 @@ impl StorageError {
             | Self::AccessDenied { .. }
             | Self::Cancelled
             | Self::ConnectFailed { .. }
+            | Self::NumberReused { .. }
             | Self::Unsupported { .. } => Outcome::NotExecuted,
         }
     }

@@ -147,7 +147,7 @@ fn every_type_byte_and_every_error_code_has_a_golden_message() {
         codes,
         ERROR_CODES.map(|code| code as u8).into_iter().collect()
     );
-    assert_eq!(codes.len(), 16);
+    assert_eq!(codes.len(), 17);
 }
 
 const KINDS: [u8; 25] = [
@@ -804,6 +804,8 @@ fn errors() -> Vec<Case> {
             "14, not executed"),
         error("error/unsupported", StorageError::Unsupported { what: text() }, "15, not executed"),
         error("error/internal", StorageError::Internal { message: text(), outcome: Outcome::Unknown }, "16, outcome unknown"),
+        error("error/number-reused", StorageError::NumberReused { number: 300 },
+            "17, not executed: commit number 300 was used for another commit"),
     ]
 }
 
@@ -1030,7 +1032,7 @@ impl Coverage {
 }
 
 /// `StorageError` is open to new variants, its codes on the wire are not.
-const ERROR_CODES: [ErrorCode; 16] = [
+const ERROR_CODES: [ErrorCode; 17] = [
     ErrorCode::CheckFailed,
     ErrorCode::LimitExceeded,
     ErrorCode::InvalidArgument,
@@ -1047,6 +1049,7 @@ const ERROR_CODES: [ErrorCode; 16] = [
     ErrorCode::PeerMisbehaved,
     ErrorCode::Unsupported,
     ErrorCode::Internal,
+    ErrorCode::NumberReused,
 ];
 
 // ---- The files ----

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use storage_protocol::{
     Batch, Change, ChangeKind, CommitOptions, CommitRecord, Entry, EntryLifetime, Epoch, Expected,
-    Key, KeyRange, KeyState, Keyspace, Lifetime, Limits, Operation, Position, Reading, Result,
+    Key, KeyRange, KeyState, Keyspace, Lifetime, Limits, Operation, Outcome, Position, Reading, Result,
     Revision, Scan, ScanItem, ScanOptions, ScanSource, SessionId, Storage, StorageError,
     UnixMillis, Watch, WatchEvent, WatchOptions, WatchSource, WatchState, WatchStatus,
 };
@@ -361,6 +361,18 @@ impl SessionStorage for MemorySession {
         options: CommitOptions,
     ) -> Result<Position> {
         self.commit(batch, options).await
+    }
+
+    // A stub: it remembers nothing, and takes what is known for the same.
+    async fn repeat_numbered(&self, _: u64, fingerprint: Option<u64>) -> Result<Position> {
+        self.passes(Hold::Commits).await;
+        match fingerprint {
+            Some(_) => Ok(self.position()),
+            None => Err(StorageError::Closed {
+                reason: "not known".to_owned(),
+                outcome: Outcome::Unknown,
+            }),
+        }
     }
 
     // A stub: what is lost stays for ever.

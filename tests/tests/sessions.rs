@@ -366,6 +366,44 @@ async fn an_older_incarnation_executes_nothing_more() {
     assert_eq!(there, [false, true]);
 }
 
+/// Two processes have one saved session: A's link is half-open while B resumes and commits under the number that A sent.
+#[tokio::test]
+async fn who_sends_another_commit_under_a_used_number_is_not_told_its_revision() {
+    let mut fixture = Fixture::new();
+    let (mut a, session) = fixture.open().await;
+    done(&mut a, 1, &stamp(1)).await;
+    // A's number 2 is on its way, and its link is dead from here on. B goes on from what was saved.
+    let put = |number, key| commit(number, Batch::new().put(key, "v"));
+    let (mut b, welcome) = fixture.resume(session, 1_000, 1, &[]).await.unwrap();
+    assert_eq!(welcome.executed, 1);
+    let of_b = done(&mut b, 1, &put(2, "b")).await;
+    // A's link returns, on the same socket: that one was fenced.
+    a.say(Some(2), &put(2, "a")).await;
+    assert_eq!(a.closed().await.0, 4003);
+    // And on a new one, one incarnation later: fenced as well.
+    let (code, _) = fixture.resume(session, 1, 2, &[2]).await.unwrap_err();
+    assert_eq!(code, 4003);
+    // One that takes an incarnation it has no right to is attached, and its commits are other ones.
+    for between in ["at once", "a restart"] {
+        let incarnation = if between == "at once" { 2_000 } else { 3_000 };
+        let resumed = fixture.resume(session, incarnation, 2, &[2]).await;
+        let (mut a, welcome) = resumed.unwrap();
+        assert_eq!((welcome.session, welcome.executed), (session, 2));
+        let ServerMessage::Error(error) = a.ask(1, &put(2, "a")).await else {
+            panic!("{between}: told what another commit did, at {of_b}")
+        };
+        assert_eq!(error, StorageError::NumberReused { number: 2 }, "{between}");
+        assert_eq!(error.outcome(), Outcome::NotExecuted);
+        assert!(!fixture.has("a").await && fixture.has("b").await);
+        let reused = metric(&fixture.server, "storage_commit_numbers_reused_total").await;
+        assert!(reused >= 1.0, "{between}");
+        fixture.server.restart();
+    }
+    // The commit itself, and only it, is answered with what it did.
+    let (mut b, _) = fixture.resume(session, 4_000, 2, &[2]).await.unwrap();
+    assert_eq!(done(&mut b, 1, &put(2, "b")).await, of_b);
+}
+
 #[tokio::test]
 async fn nobody_else_resumes_a_session() {
     let fixture = Fixture::new();

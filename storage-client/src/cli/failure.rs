@@ -182,6 +182,7 @@ mod tests {
             (StorageError::Cancelled, 3),
             (StorageError::ConnectFailed { message: text() }, 3),
             (StorageError::Unsupported { what: text() }, 2),
+            (StorageError::NumberReused { number: 7 }, 3),
         ];
         for (outcome, code) in [
             (Outcome::NotExecuted, 3),

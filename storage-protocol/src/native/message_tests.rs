@@ -283,6 +283,7 @@ fn error() -> impl Strategy<Value = StorageError> {
         (text(), outcome())
             .prop_map(|(message, outcome)| StorageError::PeerMisbehaved { message, outcome }),
         text().prop_map(|what| StorageError::Unsupported { what }),
+        number().prop_map(|number| StorageError::NumberReused { number }),
         (text(), outcome())
             .prop_map(|(message, outcome)| StorageError::Internal { message, outcome }),
     ];

@@ -10,7 +10,10 @@ use async_trait::async_trait;
 use storage_protocol::{Batch, CommitOptions, Keyspace, Position, Result, SessionId, Storage};
 use tokio_util::sync::CancellationToken;
 
+mod fingerprint;
 pub mod rocks;
+
+pub use self::fingerprint::fingerprint;
 
 /// How an attempt to resume a session went.
 #[derive(Debug)]
@@ -86,6 +89,7 @@ pub trait SessionStorage: Storage {
     /// executed. One that is not above it is never executed (again), whatever comes with it:
     ///
     /// * if it was executed, the answer is its original position, also after a restart;
+    /// * if another commit was executed under it (its [`fingerprint`] differs): `NumberReused`, *not executed*;
     /// * if it is 1,024 or more below, `Closed` with outcome *unknown*;
     /// * else it was refused before: `Closed`, *not executed*.
     ///
@@ -97,6 +101,13 @@ pub trait SessionStorage: Storage {
         batch: Batch,
         options: CommitOptions,
     ) -> Result<Position>;
+
+    /// [`SessionStorage::commit_numbered`] for a number that is not above [`SessionStorage::executed`], without its batch:
+    /// nothing is executed. `fingerprint` is of what came with it; `None` if that is not known.
+    ///
+    /// # Errors
+    /// As `commit_numbered`; if the number was executed and the fingerprint is not known, `Closed` with outcome *unknown*.
+    async fn repeat_numbered(&self, number: u64, fingerprint: Option<u64>) -> Result<Position>;
 
     /// The socket of this handle is lost: the session can be resumed for a while, and its keys stay for a shorter one.
     /// So it is when a handle with numbered commits is dropped. Does not wait.

@@ -32,6 +32,7 @@ pub enum ErrorCode {
     PeerMisbehaved = 14,
     Unsupported = 15,
     Internal = 16,
+    NumberReused = 17,
 }
 
 // An error: code, outcome (0 not executed, 1 refused, 2 unknown), a text for people, then what the code calls for.
@@ -54,6 +55,7 @@ pub(super) fn put_error(out: &mut BytesMut, error: &StorageError) {
         StorageError::PeerMisbehaved { .. } => ErrorCode::PeerMisbehaved,
         StorageError::Unsupported { .. } => ErrorCode::Unsupported,
         StorageError::Internal { .. } => ErrorCode::Internal,
+        StorageError::NumberReused { .. } => ErrorCode::NumberReused,
     };
     out.number(code as u64);
     out.put_u8(match error.outcome() {
@@ -93,6 +95,7 @@ pub(super) fn put_error(out: &mut BytesMut, error: &StorageError) {
             out.number(*available);
             out.number(*reserve);
         }
+        StorageError::NumberReused { number } => out.number(*number),
         StorageError::InvalidArgument { .. }
         | StorageError::SnapshotExpired
         | StorageError::ReadOnly { .. }
@@ -125,6 +128,7 @@ pub(super) fn error_text(error: &StorageError) -> String {
         | StorageError::Overloaded { .. }
         | StorageError::StorageFull { .. }
         | StorageError::Cancelled
+        | StorageError::NumberReused { .. }
         | StorageError::DeadlineExceeded { .. } => error.to_string(),
     }
 }
@@ -192,6 +196,9 @@ pub(super) fn read_error(from: &mut Reader) -> Result<StorageError> {
         14 => StorageError::PeerMisbehaved { message, outcome },
         15 => StorageError::Unsupported { what: message },
         16 => StorageError::Internal { message, outcome },
+        17 => StorageError::NumberReused {
+            number: from.number("the commit's number")?,
+        },
         // A newer server's code: its class is what matters, so it is kept, with the text; what else it says is not
         // for us to read.
         code => {

@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::layout::{
-    self, CommitRow, Head, KeyspaceId, KeyspaceRow, LifetimeRow, Stored, Table, entry_key,
+    self, CommitRow, Head, KeyspaceId, KeyspaceRow, LifetimeRow, NumberRow, Stored, Table, entry_key,
     entry_value, index_key,
 };
 use super::queue::Queue;
@@ -55,13 +55,17 @@ pub(super) struct Work {
 
 #[derive(Debug)]
 pub(super) enum Task {
-    /// A commit. `repeatable`: numbered by a peer, which may send it again. `again`: it did, and nothing is executed.
+    /// A commit. With a fingerprint it was numbered by a peer, which may send it again.
     Commit {
         number: u64,
-        repeatable: bool,
-        again: bool,
+        fingerprint: Option<u64>,
         batch: Batch,
         options: CommitOptions,
+    },
+    /// A commit of a peer that comes again: nothing is executed. Without a fingerprint what came with it is not known.
+    Repeat {
+        number: u64,
+        fingerprint: Option<u64>,
     },
     /// Removes those of these entries that still have these revisions, in one labelled commit.
     Remove {
@@ -214,7 +218,7 @@ pub(super) struct Group<'a> {
     /// Entries as the group's commits leave them, for the checks of later ones.
     overlay: HashMap<(KeyspaceId, Key), (Head, Value)>,
     /// What peers' numbers became in this group.
-    pub(super) executed: HashMap<(SessionId, u64), Revision>,
+    pub(super) executed: HashMap<(SessionId, u64), NumberRow>,
     /// Handles that others took over from.
     pub(super) fenced: Vec<CancellationToken>,
     records: Vec<FeedCommit>,
@@ -223,12 +227,21 @@ pub(super) struct Group<'a> {
     answers: Vec<(oneshot::Sender<Result<Position>>, Result<Position>)>,
 }
 
-/// What a commit is known by: whose, which, and whether its number may come again.
+/// What a commit is known by: whose, which, and its fingerprint if its number may come again.
 #[derive(Clone, Copy)]
 struct Number {
     handle: u64,
     number: u64,
-    repeatable: bool,
+    fingerprint: Option<u64>,
+}
+
+/// A commit's number as it is written.
+#[derive(Clone, Copy)]
+struct Numbered {
+    number: u64,
+    fingerprint: Option<u64>,
+    /// The session's row goes with it.
+    unstored: bool,
 }
 
 /// A signal, with its place among the changes.
@@ -286,18 +299,23 @@ impl<'a> Group<'a> {
         let answer = match task {
             Task::Commit {
                 number,
-                repeatable,
-                again: _,
+                fingerprint,
                 batch,
                 options,
             } => {
                 let number = Number {
                     handle,
                     number,
-                    repeatable,
+                    fingerprint,
                 };
                 self.commit(&session, number, batch, options)
             }
+            Task::Repeat {
+                number,
+                fingerprint,
+            } => self
+                .check_session(&session, handle, number, true)
+                .and_then(|()| self.repeat(&session, number, fingerprint)),
             Task::Remove { label, entries } => self.remove(&session, label, entries),
             Task::Forget {
                 tombstones,
@@ -329,15 +347,13 @@ impl<'a> Group<'a> {
         let Number {
             handle,
             number,
-            repeatable,
+            fingerprint,
         } = number;
+        let repeatable = fingerprint.is_some();
         self.check_session(session, handle, number, repeatable)?;
         // Before anything that could refuse it: what was executed was not refused.
-        if repeatable
-            && number <= session.executed.load(Ordering::Acquire)
-            && !planted("drop-session-row")
-        {
-            return self.repeat(session, number);
+        if repeatable && number <= session.executed.load(Ordering::Acquire) {
+            return self.repeat(session, number, fingerprint);
         }
         self.store.check_poison()?;
         if session.keyspace.serves_mwdb() {
@@ -346,12 +362,20 @@ impl<'a> Group<'a> {
         self.check(&session.keyspace, &batch)?;
         let (steps, signals) = self.plan(session, batch, &options)?;
         let unstored = repeatable && Self::is_unstored(session);
-        let numbered = Some((number, unstored));
+        let numbered = Some(Numbered {
+            number,
+            fingerprint,
+            unstored,
+        });
         let position = self.apply(session, numbered, options.label, steps, signals)?;
         session.executed.fetch_max(number, Ordering::AcqRel);
         if repeatable {
-            self.executed
-                .insert((session.id, number), position.revision);
+            let row = NumberRow {
+                number,
+                revision: position.revision,
+                fingerprint,
+            };
+            self.executed.insert((session.id, number), row);
         }
         Ok(position)
     }
@@ -498,17 +522,17 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// Puts a planned commit's rows into the batch. `numbered`: its number, and whether the session's row goes with it.
+    /// Puts a planned commit's rows into the batch.
     fn apply(
         &mut self,
         session: &Arc<SessionState>,
-        numbered: Option<(u64, bool)>,
+        numbered: Option<Numbered>,
         label: Option<String>,
         mut steps: Vec<Step>,
         signals: Vec<Signal>,
     ) -> Result<Position> {
         let made = self.id(&session.keyspace).is_none();
-        let unstored = numbered.is_some_and(|(_, unstored)| unstored);
+        let unstored = numbered.is_some_and(|numbered| numbered.unstored);
         let rows = steps
             .iter()
             .map(|step| step.rows(self.indexed()))
@@ -550,8 +574,9 @@ impl<'a> Group<'a> {
             session.principal.to_string(),
             changes,
         );
-        let number = numbered.map_or(revision.0, |(number, _)| number);
-        let row = commit_row(number, id, &record);
+        let number = numbered.map_or(revision.0, |numbered| numbered.number);
+        let mut row = commit_row(number, id, &record);
+        row.fingerprint = numbered.and_then(|numbered| numbered.fingerprint);
         self.put(
             Table::Sessions,
             &layout::session_key(session.id, number),
@@ -841,6 +866,7 @@ fn commit_row(number: u64, keyspace: KeyspaceId, record: &CommitRecord) -> Commi
         label: record.label.clone(),
         signals,
         previous,
+        fingerprint: None,
     }
 }
 

@@ -18,6 +18,7 @@ mod session;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use storage_protocol::{
     Entry, EntryLifetime, Epoch, Key, KeyState, Keyspace, Revision, SessionId, UnixMillis, Value,
+    planted,
 };
 
 pub(crate) use self::session::{
@@ -364,6 +365,17 @@ pub(crate) struct CommitRow {
     pub(crate) signals: Vec<(u32, Key, Value)>,
     /// Values before, each with its change's place among the changes.
     pub(crate) previous: Vec<(u32, Value)>,
+    /// What its number is compared by when it comes again. The last 8 bytes of the row; versions before it was kept wrote
+    /// none, and read past it.
+    pub(crate) fingerprint: Option<u64>,
+}
+
+/// What the record of a number is asked for when the number comes again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NumberRow {
+    pub(crate) number: u64,
+    pub(crate) revision: Revision,
+    pub(crate) fingerprint: Option<u64>,
 }
 
 impl CommitRow {
@@ -390,15 +402,43 @@ impl CommitRow {
             out.put_u32(*place);
             put_bytes(&mut out, value);
         }
+        if let Some(fingerprint) = self.fingerprint
+            && !planted("fingerprint-not-kept")
+        {
+            out.put_u64(fingerprint);
+        }
         out.into()
     }
 
-    /// Number and revision alone, without a copy of what may be large.
-    pub(crate) fn decode_number(mut row: &[u8]) -> Result<(u64, Revision), Damaged> {
-        let mut parse = || -> Option<(u64, Revision)> {
+    /// What a number that comes again needs, without a copy of what may be large.
+    pub(crate) fn decode_number(mut row: &[u8]) -> Result<NumberRow, Damaged> {
+        fn skip(row: &mut &[u8]) -> Option<()> {
+            let length = usize::try_from(row.try_get_u32().ok()?).ok()?;
+            *row = row.get(length..)?;
+            Some(())
+        }
+        let mut parse = || -> Option<NumberRow> {
             let number = row.try_get_u64().ok()?;
             row.try_get_u32().ok()?;
-            Some((number, Revision(row.try_get_u64().ok()?)))
+            let revision = Revision(row.try_get_u64().ok()?);
+            row.try_get_u64().ok()?;
+            skip(&mut row)?;
+            row.try_get_u8().ok()?;
+            skip(&mut row)?;
+            for _ in 0..row.try_get_u32().ok()? {
+                row.try_get_u32().ok()?;
+                skip(&mut row)?;
+                skip(&mut row)?;
+            }
+            for _ in 0..row.try_get_u32().ok()? {
+                row.try_get_u32().ok()?;
+                skip(&mut row)?;
+            }
+            Some(NumberRow {
+                number,
+                revision,
+                fingerprint: get_fingerprint(&mut row)?,
+            })
         };
         parse().ok_or(Damaged {
             table: "sessions",
@@ -425,6 +465,7 @@ impl CommitRow {
                 previous.push((from.try_get_u32().ok()?, get_bytes(from)?));
             }
             let label = labelled.then_some(label);
+            let fingerprint = get_fingerprint(from)?;
             Some(Self {
                 number,
                 keyspace,
@@ -434,12 +475,21 @@ impl CommitRow {
                 label,
                 signals,
                 previous,
+                fingerprint,
             })
         };
         parse(&mut from).ok_or(Damaged {
             table: "sessions",
             what: "a short record",
         })
+    }
+}
+
+/// What is left of a record is its fingerprint, or nothing.
+fn get_fingerprint(from: &mut impl Buf) -> Option<Option<u64>> {
+    match from.has_remaining() {
+        true => from.try_get_u64().ok().map(Some),
+        false => Some(None),
     }
 }
 
@@ -584,13 +634,30 @@ mod tests {
             label: Some("x".into()),
             signals: vec![(0, Key::from("s"), Value::from("t"))],
             previous: vec![(1, Value::from("p"))],
+            fingerprint: Some(0x0123_4567_89ab_cdef),
+        };
+        let number_of = |row: &CommitRow| NumberRow {
+            number: row.number,
+            revision: row.revision,
+            fingerprint: row.fingerprint,
         };
         let encoded = row.encode();
         assert_eq!(CommitRow::decode(&encoded).unwrap(), row);
         let number = CommitRow::decode_number(&encoded).unwrap();
-        assert_eq!(number, (row.number, row.revision));
-        for cut in 0..encoded.len() {
+        assert_eq!(number, number_of(&row));
+        // Without its last 8 bytes it is one of a version that kept no fingerprint.
+        let older = CommitRow {
+            fingerprint: None,
+            ..row
+        };
+        let whole = encoded.len() - 8;
+        assert_eq!(older.encode(), &encoded[..whole]);
+        assert_eq!(CommitRow::decode(&encoded[..whole]).unwrap(), older);
+        let number = CommitRow::decode_number(&encoded[..whole]).unwrap();
+        assert_eq!(number, number_of(&older));
+        for cut in (0..encoded.len()).filter(|cut| *cut != whole) {
             assert!(CommitRow::decode(&encoded[..cut]).is_err(), "cut at {cut}");
+            assert!(CommitRow::decode_number(&encoded[..cut]).is_err(), "cut at {cut}");
         }
         let epochs = vec![(Epoch(1), Revision(0)), (Epoch(u64::MAX), Revision(9))];
         assert_eq!(decode_epochs(&encode_epochs(&epochs)).unwrap(), epochs);

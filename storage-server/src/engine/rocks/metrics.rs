@@ -15,6 +15,7 @@ pub(super) struct Metrics {
     write_micros: AtomicU64,
     resumed: AtomicU64,
     repeated: AtomicU64,
+    numbers_reused: AtomicU64,
 }
 
 impl Metrics {
@@ -24,6 +25,10 @@ impl Metrics {
 
     pub(super) fn repeated(&self) {
         self.repeated.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn number_reused(&self) {
+        self.numbers_reused.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn wrote(&self, works: usize, bytes: usize, took: Duration) {
@@ -53,6 +58,7 @@ pub(super) fn write(shared: &Shared, out: &mut String) {
         write_micros,
         resumed,
         repeated,
+        numbers_reused,
     } = &shared.metrics;
     metric(
         "storage_commits_total",
@@ -101,6 +107,12 @@ pub(super) fn write(shared: &Shared, out: &mut String) {
         "counter",
         "Commits that came again and were answered with what they did the first time.",
         count(repeated),
+    );
+    metric(
+        "storage_commit_numbers_reused_total",
+        "counter",
+        "Commits refused because another one was executed under their number: two processes on one saved session.",
+        count(numbers_reused),
     );
     let feed = shared.feed.figures();
     metric(

@@ -52,7 +52,7 @@ use self::reader::ScanCursor;
 use self::sessions::{Handle, SessionState, Sessions, Verdict};
 use self::store::{KeyspaceState, Store};
 use self::watch::{EveryWatch, LatestWatch};
-use super::{Engine, Resumed, SessionStorage};
+use super::{Engine, Resumed, SessionStorage, fingerprint};
 use crate::feed::{Feed, FeedCommit};
 
 /// What is read from the log, an index or a scan at a time.
@@ -553,17 +553,18 @@ impl RocksSession {
         options: CommitOptions,
     ) -> Result<Position> {
         // A number that was executed (or refused) before is answered with that, whatever holds now.
-        let executed = || self.state.executed.load(Ordering::Acquire);
-        let again = number.is_some_and(|number| number <= executed());
-        if !again {
-            batch.validate(&options, &self.own_limits())?;
-            self.shared.store.check_poison()?;
-            self.shared.disk.check(&self.shared.store.options)?;
+        if let Some(number) = number
+            && number <= self.state.executed.load(Ordering::Acquire)
+        {
+            return self.repeat(number, Some(fingerprint(&batch, &options))).await;
         }
+        batch.validate(&options, &self.own_limits())?;
+        self.shared.store.check_poison()?;
+        self.shared.disk.check(&self.shared.store.options)?;
+        let fingerprint = number.map(|_| fingerprint(&batch, &options));
         let answer = {
             // Ordering: the number is taken and the work queued in one go, so that numbers are queued in order.
             let is_server = self.state.principal.as_ref() == SERVER;
-            let repeatable = number.is_some();
             let number = match number {
                 Some(number) => number,
                 None if is_server => 0,
@@ -572,17 +573,23 @@ impl RocksSession {
             let bytes = batch.bytes();
             let task = Task::Commit {
                 number,
-                repeatable,
-                again,
+                fingerprint,
                 batch,
                 options,
             };
-            match self.queue(task, bytes) {
-                // Not by this queue; but it was, or may have been, before.
-                Err(_) if again => return Err(closed()),
-                queued => queued?,
-            }
+            self.queue(task, bytes)?
         };
+        answer.await.map_err(|_| closed())?
+    }
+
+    /// Asks for the answer of a number that is not above the highest executed one.
+    async fn repeat(&self, number: u64, fingerprint: Option<u64>) -> Result<Position> {
+        let task = Task::Repeat {
+            number,
+            fingerprint,
+        };
+        // A queue that does not take it is closed: not executed by this one, but it was, or may have been, before.
+        let answer = self.queue(task, 64).map_err(|_| closed())?;
         answer.await.map_err(|_| closed())?
     }
 
@@ -757,6 +764,11 @@ impl SessionStorage for RocksSession {
     ) -> Result<Position> {
         self.outlives.store(true, Ordering::Release);
         self.submit(Some(number), batch, options).await
+    }
+
+    async fn repeat_numbered(&self, number: u64, fingerprint: Option<u64>) -> Result<Position> {
+        self.outlives.store(true, Ordering::Release);
+        self.repeat(number, fingerprint).await
     }
 
     fn lose(&self) {

@@ -64,7 +64,7 @@ impl Queue {
         // One that is larger than the queue still passes an empty one: the message limit bounds it.
         // What the engine itself queues passes always: it is little, and nobody would repeat it.
         // So does a commit that comes again: refused here, it would look as if it had not been executed.
-        let bounded = matches!(work.task, Task::Commit { again: false, .. });
+        let bounded = matches!(work.task, Task::Commit { .. });
         if bounded && lines.bytes > 0 && lines.bytes + work.bytes > self.bytes_max {
             let max = self.bytes_max as u64;
             return Err(StorageError::Overloaded {

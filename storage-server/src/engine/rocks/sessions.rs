@@ -538,7 +538,7 @@ pub(super) fn read_executed(store: &Store, state: &SessionState) -> Result<()> {
     let mut rows = store.iterate_prefix(Table::Sessions, &prefix, &prefix);
     let mut executed = 0;
     while let Some(row) = rows.value() {
-        executed = executed.max(CommitRow::decode_number(row)?.0);
+        executed = executed.max(CommitRow::decode_number(row)?.number);
         rows.next();
     }
     rows.status()

@@ -27,7 +27,7 @@ use storage_protocol::native::{
     ServerMessage, VERSION, Welcome, close_code, kind,
 };
 use storage_protocol::{
-    Batch, CommitOptions, Entry, Keyspace, Limit, Limits, Position, Reading, StorageError, Watch,
+    Entry, Keyspace, Limit, Limits, Position, Reading, StorageError, Watch,
 };
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
@@ -37,7 +37,7 @@ use crate::session::budget::{Budget, Permit};
 use crate::session::identity::Principal;
 use crate::session::{Close, Departure, Dialect, Peer};
 use crate::shared::Shared;
-use order::{Commit, Order};
+use order::{Commit, Content, Order};
 use scans::{Scans, Turn};
 use watches::Watches;
 
@@ -240,8 +240,8 @@ impl Native {
         self.refuse_parts(inner, part.id, error)
     }
 
-    /// Answers a request whose message never became whole. The number of a commit is spent; one that comes again is
-    /// answered by its number alone.
+    /// Answers a request whose message never became whole. The number of a commit is spent; of one that comes again nobody
+    /// can tell whether it is the one that was executed.
     fn refuse_parts(
         &mut self,
         inner: u8,
@@ -272,15 +272,16 @@ impl Native {
             )));
         }
         match repeated {
-            Some(number) => self.repeat(id, number),
+            Some(number) => self.repeat(id, number, None),
             None => self.refuse(id, label, error),
         }
         Ok(())
     }
 
     /// Takes a commit that comes again and is not executed, whatever it holds. No bound refuses it: the answer would
-    /// be that it was not executed. There are no more of them than Hello named.
-    fn repeat(&mut self, id: RequestId, number: u64) {
+    /// be that it was not executed. Of its content the fingerprint is kept, so that many need no memory; there are no
+    /// more of them than Hello named.
+    fn repeat(&mut self, id: RequestId, number: u64, fingerprint: Option<u64>) {
         let in_flight = InFlight {
             state: State::Committing,
             _permits: None,
@@ -289,8 +290,7 @@ impl Native {
         self.order.push(Commit {
             id,
             number,
-            batch: Batch::new(),
-            options: CommitOptions::default(),
+            content: Content::Again(fingerprint),
         });
     }
 
@@ -540,14 +540,20 @@ impl Native {
         while let Some(Commit {
             id,
             number,
-            batch,
-            options,
+            content,
         }) = self.order.pop()
         {
             moved = true;
             let storage = storage.clone();
             let mut running: Running = Box::pin(async move {
-                let result = storage.commit_numbered(number, batch, options).await;
+                let result = match content {
+                    Content::New(batch, options) => {
+                        storage.commit_numbered(number, batch, options).await
+                    }
+                    Content::Again(fingerprint) => {
+                        storage.repeat_numbered(number, fingerprint).await
+                    }
+                };
                 let result = result.map(Output::Committed);
                 Finished {
                     id,

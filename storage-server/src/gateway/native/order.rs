@@ -19,8 +19,16 @@ const NUMBER_MAX: u64 = u64::MAX / 2;
 pub(super) struct Commit {
     pub(super) id: RequestId,
     pub(super) number: u64,
-    pub(super) batch: Batch,
-    pub(super) options: CommitOptions,
+    pub(super) content: Content,
+}
+
+/// What of a commit is kept until its turn.
+#[derive(Debug)]
+pub(super) enum Content {
+    /// All of it: it is to be executed.
+    New(Batch, CommitOptions),
+    /// It comes again and is not executed: its fingerprint, if it came whole.
+    Again(Option<u64>),
 }
 
 /// Whether what Hello says of its commits is possible.
@@ -146,8 +154,7 @@ mod tests {
         Commit {
             id: 0,
             number,
-            batch: Batch::new(),
-            options: CommitOptions::default(),
+            content: Content::New(Batch::new(), CommitOptions::default()),
         }
     }
 

@@ -15,7 +15,7 @@ use storage_protocol::{
     WatchOptions,
 };
 
-use super::order::Commit;
+use super::order::{Commit, Content};
 use super::scans::{Turn, read_page};
 use super::{Finished, InFlight, Native, Output, Permits, Result, Running, State};
 use crate::engine::SessionStorage;
@@ -222,7 +222,8 @@ impl Request<'_> {
     ) -> std::result::Result<(), Close> {
         self.session.order.check(number)?;
         if number <= self.session.executed {
-            self.session.repeat(self.id, number);
+            let fingerprint = crate::engine::fingerprint(&batch, &options);
+            self.session.repeat(self.id, number, Some(fingerprint));
             self.session.start_commits(cx, self.now);
             return Ok(());
         }
@@ -237,8 +238,7 @@ impl Request<'_> {
                 self.session.order.push(Commit {
                     id: self.id,
                     number,
-                    batch,
-                    options,
+                    content: Content::New(batch, options),
                 });
             }
         }

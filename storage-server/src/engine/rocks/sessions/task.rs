@@ -43,26 +43,28 @@ impl Group<'_> {
         Err(StorageError::Closed { reason, outcome })
     }
 
-    /// The answer to a peer's number that is not above the highest executed one: what it did the first time.
+    /// The answer to a peer's number that is not above the highest executed one: what it did the first time, if it is the
+    /// same commit. Without a fingerprint that is not known.
     pub(in super::super) fn repeat(
         &mut self,
         session: &SessionState,
         number: u64,
+        fingerprint: Option<u64>,
     ) -> Result<Position> {
         let closed = |reason: &str, outcome| {
             let reason = reason.to_owned();
             Err(StorageError::Closed { reason, outcome })
         };
-        let revision = match self.executed.get(&(session.id, number)) {
-            Some(revision) => Some(*revision),
+        let record = match self.executed.get(&(session.id, number)) {
+            Some(record) => Some(*record),
             None => {
                 let key = layout::session_key(session.id, number);
                 let found = self.store.row(Table::Sessions, &key).and_then(|row| {
                     let record = row.map(|row| CommitRow::decode_number(&row)).transpose()?;
-                    Ok(record.filter(|record| record.0 == number))
+                    Ok(record.filter(|record| record.number == number))
                 });
                 match found {
-                    Ok(record) => record.map(|(_, revision)| revision),
+                    Ok(record) => record,
                     // Logged where it happened. It may well have been executed.
                     Err(_) => {
                         return closed("the session cannot be read", Outcome::Unknown);
@@ -70,12 +72,25 @@ impl Group<'_> {
                 }
             }
         };
-        if let Some(revision) = revision {
-            self.shared.metrics.repeated();
-            if planted("repeat-new-revision") {
-                return self.here();
-            }
-            return Ok(self.store.at(revision));
+        if let Some(record) = record.filter(|_| !planted("drop-session-row")) {
+            return match (record.fingerprint, fingerprint) {
+                // A record of a version that kept none is taken for the same.
+                (Some(first), Some(now)) if first != now => {
+                    self.shared.metrics.number_reused();
+                    Err(StorageError::NumberReused { number })
+                }
+                (_, None) => closed(
+                    "it did not come whole, so whether it is the commit that was executed under its number is not known",
+                    Outcome::Unknown,
+                ),
+                (_, Some(_)) => {
+                    self.shared.metrics.repeated();
+                    if planted("repeat-new-revision") {
+                        return self.here();
+                    }
+                    Ok(self.store.at(record.revision))
+                }
+            };
         }
         let executed = session.executed.load(Ordering::Acquire);
         if number.saturating_add(SESSION_WINDOW) <= executed {

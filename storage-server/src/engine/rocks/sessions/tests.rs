@@ -124,16 +124,15 @@ async fn both_copies_of_a_commit_in_one_group_have_one_effect() {
     let (state, handle) = shared.sessions.open(&shared.store, "cert:a", &keyspace());
     // A group of the test's own: it is never written.
     let mut group = Group::new(shared);
-    let mut take = |number, repeatable| {
+    let mut take = |number, fingerprint, value: &'static str| {
         let (reply, _answer) = tokio::sync::oneshot::channel();
         group.take(Work {
             session: state.clone(),
             handle: handle.number,
             task: Task::Commit {
                 number,
-                repeatable,
-                again: false,
-                batch: Batch::new().put("a", "b"),
+                fingerprint,
+                batch: Batch::new().put("a", value),
                 options: CommitOptions::default(),
             },
             bytes: 100,
@@ -142,15 +141,68 @@ async fn both_copies_of_a_commit_in_one_group_have_one_effect() {
         let numbers = group.numbers;
         (numbers, group.last_answer())
     };
-    let (before, first) = take(1, true);
-    let (after, second) = take(1, true);
+    let (before, first) = take(1, Some(7), "b");
+    let (after, second) = take(1, Some(7), "b");
     assert_eq!(first.unwrap(), second.unwrap());
     assert_eq!(before, after, "the copy writes nothing");
-    let (later, third) = take(2, true);
+    let (after, other) = take(1, Some(8), "c");
+    let reused = Err(StorageError::NumberReused { number: 1 });
+    assert_eq!(other, reused, "another commit under the number");
+    assert_eq!(before, after, "nor does it write");
+    let (later, third) = take(2, Some(9), "b");
     assert!(later > after);
     assert!(third.unwrap().revision.0 > before);
     // What the session's handle numbers itself is no copy of anything.
-    assert!(take(1, false).0 > later);
+    assert!(take(1, None, "b").0 > later);
+}
+
+#[tokio::test]
+async fn another_commit_under_an_executed_number_is_refused_also_after_a_restart() {
+    let (folder, engine) = fresh(|_| {});
+    let mut session = open(&engine);
+    let id = session.session();
+    let first = put(&session, 1, "a").await.unwrap();
+    let last = put(&session, 2, "b").await.unwrap();
+    let mut engine = engine;
+    let mut folder = folder;
+    for incarnation in [1, 2] {
+        let reused = Err(StorageError::NumberReused { number: 1 });
+        assert_eq!(put(&session, 1, "x").await, reused);
+        assert_eq!(reused.unwrap_err().outcome(), Outcome::NotExecuted);
+        let of_other = session.repeat_numbered(1, Some(1)).await.unwrap_err();
+        assert_eq!(of_other, StorageError::NumberReused { number: 1 });
+        closed_with(
+            session.repeat_numbered(1, None).await,
+            Outcome::Unknown,
+            "did not come whole",
+        );
+        assert_eq!(put(&session, 1, "a").await.unwrap(), first);
+        assert_eq!(put(&session, 2, "b").await.unwrap(), last);
+        assert!(session.get_one("x".into()).await.unwrap().is_none());
+        if incarnation == 1 {
+            session.lose();
+            folder = closed(&folder, engine).await;
+            engine = reopened(options(folder.path())).await;
+            session = resume(&engine, id, incarnation).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_number_of_a_version_without_fingerprints_is_answered_with_what_it_did() {
+    let (_folder, engine) = fresh(|_| {});
+    let session = open(&engine);
+    let first = put(&session, 1, "a").await.unwrap();
+    let store = &engine.shared.store;
+    let key = layout::session_key(session.session(), 1);
+    let row = store.row(layout::Table::Sessions, &key).unwrap().unwrap();
+    let older = layout::CommitRow {
+        fingerprint: None,
+        ..layout::CommitRow::decode(&row).unwrap()
+    };
+    let table = store.table(layout::Table::Sessions);
+    store.db.put_cf(table, &key, older.encode()).unwrap();
+    assert_eq!(put(&session, 1, "whatever").await.unwrap(), first);
 }
 
 #[tokio::test]
@@ -242,7 +294,7 @@ async fn sessions_survive_the_store_and_their_numbers_too() {
     assert_eq!(session.executed(), 1100);
     closed_with(put(&session, 1, "x").await, Outcome::Unknown, "too old");
     closed_with(put(&session, 76, "x").await, Outcome::Unknown, "too old");
-    let repeated = put(&session, 77, "x").await.unwrap();
+    let repeated = put(&session, 77, "b").await.unwrap();
     assert!(repeated.revision > first.revision);
     put(&session, 1101, "x").await.unwrap();
     // Session keys of the one stay; those of one that numbers itself are gone, as before.
@@ -295,9 +347,12 @@ async fn a_repeated_commit_is_answered_whatever_holds_now() {
     };
     let engine = reopened(full).await;
     let session = resume(&engine, id, 2).await;
+    assert_eq!(put(&session, 1, "a").await.unwrap(), first);
+    // What it holds is compared, and not judged.
     let invalid = Batch::new().put("", "");
     let repeated = session.commit_numbered(1, invalid, CommitOptions::default());
-    assert_eq!(repeated.await.unwrap(), first);
+    let reused = Err(StorageError::NumberReused { number: 1 });
+    assert_eq!(repeated.await, reused);
     let error = put(&session, 2, "a").await.unwrap_err();
     assert!(matches!(error, StorageError::StorageFull { .. }), "{error}");
 }
@@ -332,7 +387,8 @@ async fn neither_a_full_nor_a_closed_queue_makes_an_executed_commit_look_refused
                 None => running.push(commit),
             }
         }
-        let (again, now) = polled(1, Batch::new());
+        let first_batch = Batch::new().put_with("a", "value", Lifetime::Session);
+        let (again, now) = polled(1, first_batch);
         let answer = match now {
             Some(answer) => answer,
             None => again.await,
