@@ -67,6 +67,10 @@ pub struct Settings {
     /// Start although the store lost acknowledged commits; its history forks.
     #[arg(long, env = "STORAGE_SERVER_ACCEPT_DATA_LOSS", value_parser = clap::builder::BoolishValueParser::new())]
     pub accept_data_loss: bool,
+    /// Fork the store's history at this start: for a machine or volume that was put back to an earlier snapshot. (A folder
+    /// that was copied or put back file by file is noticed without it.)
+    #[arg(long, env = "STORAGE_SERVER_NEW_EPOCH", value_parser = clap::builder::BoolishValueParser::new())]
+    pub new_epoch: bool,
     /// `text` or `json`. [default: text]
     #[arg(long, value_name = "FORMAT", env = "STORAGE_SERVER_LOG_FORMAT")]
     pub log_format: Option<String>,
@@ -96,6 +100,9 @@ impl Settings {
         or_keep(&mut raw.log.filter, &self.log);
         if self.accept_data_loss {
             raw.accept_data_loss = Some(true);
+        }
+        if self.new_epoch {
+            raw.new_epoch = Some(true);
         }
         if let Some(listen) = &self.listen {
             address("--listen", listen)?;

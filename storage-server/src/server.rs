@@ -203,6 +203,7 @@ fn engine_options(config: &ServerConfig) -> EngineOptions {
         config::Durability::Os => Durability::Os,
     };
     options.accept_data_loss = config.accept_data_loss;
+    options.new_epoch = config.new_epoch;
     options.limits = limits.announced.clone();
     options.session_grace = config.timeouts.session_grace;
     options.session_kept = config.timeouts.session_kept;

@@ -14,8 +14,8 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use storage_protocol::{
     Batch, Change, ChangeKind, CommitOptions, CommitRecord, Entry, EntryLifetime, Epoch, Expected,
-    Key, KeyRange, KeyState, Keyspace, Lifetime, Limits, Operation, Outcome, Position, Reading, Result,
-    Revision, Scan, ScanItem, ScanOptions, ScanSource, SessionId, Storage, StorageError,
+    Key, KeyRange, KeyState, Keyspace, Lifetime, Limits, Operation, Outcome, Position, Reading,
+    Result, Revision, Scan, ScanItem, ScanOptions, ScanSource, SessionId, Storage, StorageError,
     UnixMillis, Watch, WatchEvent, WatchOptions, WatchSource, WatchState, WatchStatus,
 };
 use tokio::io::DuplexStream;

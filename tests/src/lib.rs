@@ -2,6 +2,7 @@
 //!
 //! * [`model`]: `Storage` in a `BTreeMap`, the specification one can run.
 //! * [`power`]: what a power cut would leave of a server's files.
+//! * [`data_folder`]: copies of data folders, and changed marks.
 //! * [`conformance`]: one suite of promises, run against every implementation, with the differences as a table.
 //! * [`workload`]: concurrent clients under faults, of which [`fault_proxy`] makes those of the network.
 //! * [`history`]: what they did and saw, and the judges of it: linearizability, watches, replicas.
@@ -10,6 +11,7 @@
 
 pub mod conformance;
 pub mod crowd;
+pub mod data_folder;
 pub mod fault_proxy;
 pub mod harness;
 pub mod history;

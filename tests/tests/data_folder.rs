@@ -13,6 +13,7 @@ use storage_protocol::{
 };
 use storage_server::engine::Engine;
 use storage_server::engine::rocks::{Durability, EngineOptions, OpenError, RocksEngine};
+use storage_tests::data_folder::{copy, copy_as_original, set_boot, set_time};
 
 fn options(folder: &Path) -> EngineOptions {
     EngineOptions {
@@ -54,20 +55,6 @@ fn logs(folder: &Path) -> Vec<PathBuf> {
     let mut logs: Vec<_> = files.filter(is_log).collect();
     logs.sort();
     logs
-}
-
-/// Copies a folder as a crash would leave it: with the log not flushed into tables.
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target)
-        } else {
-            fs::copy(entry.path(), target).map(|_| ()).unwrap()
-        }
-    }
 }
 
 fn refusal(options: EngineOptions) -> String {
@@ -141,7 +128,7 @@ async fn a_log_damaged_in_its_middle_is_refused_then_accepted_under_a_new_epoch(
     close(engine).await;
     // As after a crash, where the log is what recovery reads: one bit in its middle is flipped.
     let crashed = folder.path().join("crashed");
-    copy(&data, &crashed);
+    copy_as_original(&data, &crashed);
     let log = logs(&crashed).pop().unwrap();
     let mut bytes = fs::read(&log).unwrap();
     let middle = bytes.len() / 2;
@@ -229,9 +216,9 @@ async fn a_lost_tail_forks_after_another_boot_with_os_durability_and_only_then()
     put(&engine, 50).await;
     // As a crash leaves it: the mark says "running".
     let same_boot = folder.path().join("same");
-    copy(&data, &same_boot);
+    copy_as_original(&data, &same_boot);
     let other_boot = folder.path().join("other");
-    copy(&data, &other_boot);
+    copy_as_original(&data, &other_boot);
     let clean_before = engine.position();
     close(engine).await;
 
@@ -245,9 +232,8 @@ async fn a_lost_tail_forks_after_another_boot_with_os_durability_and_only_then()
     close(engine).await;
 
     let mark = fs::read_to_string(other_boot.join("SYNCED")).unwrap();
-    let (rest, _boot) = mark.trim_end().rsplit_once(' ').unwrap();
-    let synced: u64 = rest.split(' ').next().unwrap().parse().unwrap();
-    fs::write(other_boot.join("SYNCED"), format!("{rest} another-boot\n")).unwrap();
+    let synced: u64 = mark.split(' ').next().unwrap().parse().unwrap();
+    set_boot(&other_boot, "another-boot");
     let engine = RocksEngine::open(os(&other_boot)).unwrap();
     assert_ne!(engine.position().epoch, clean_before.epoch);
     let session = engine.open_session("cert:r", &keyspace());
@@ -334,7 +320,7 @@ async fn after_an_unclean_end_a_mark_is_no_older_than_what_was_read() {
     let engine = RocksEngine::open(options(&data)).unwrap();
     put(&engine, 5).await;
     let crashed = folder.path().join("crashed");
-    copy(&data, &crashed);
+    copy_as_original(&data, &crashed);
     close(engine).await;
     // The start drops the records of dead sessions, which takes numbers that are no commit's.
     let engine = RocksEngine::open(options(&crashed)).unwrap();
@@ -352,15 +338,6 @@ async fn after_an_unclean_end_a_mark_is_no_older_than_what_was_read() {
     close(engine).await;
 }
 
-/// Sets the clock in the mark.
-fn set_time(folder: &Path, time: u64) {
-    let mark = fs::read_to_string(folder.join("SYNCED")).unwrap();
-    let mut words: Vec<_> = mark.trim_end().split(' ').collect();
-    let time = time.to_string();
-    words[1] = &time;
-    fs::write(folder.join("SYNCED"), words.join(" ") + "\n").unwrap();
-}
-
 #[tokio::test]
 async fn the_clock_is_never_behind_the_last_commit() {
     let folder = tempfile::tempdir().unwrap();
@@ -374,7 +351,7 @@ async fn the_clock_is_never_behind_the_last_commit() {
     let engine = RocksEngine::open(options(&data)).unwrap();
     put(&engine, 3).await;
     let crashed = folder.path().join("crashed");
-    copy(&data, &crashed);
+    copy_as_original(&data, &crashed);
     close(engine).await;
     // The mark of a crash is older than the last commit.
     set_time(&crashed, 0);
@@ -392,5 +369,185 @@ async fn the_clock_is_never_behind_the_last_commit() {
     }
     assert!(times.is_sorted(), "{times:?}");
     assert!(times[1] >= ahead && times[4] >= ahead, "{times:?}");
+    close(engine).await;
+}
+
+async fn opened(options: EngineOptions) -> Arc<RocksEngine> {
+    let opening = tokio::task::spawn_blocking(|| RocksEngine::open(options));
+    opening.await.unwrap().unwrap()
+}
+
+/// A store with some commits, closed; where it ended.
+async fn closed_store(data: &Path) -> Position {
+    let engine = opened(options(data)).await;
+    put(&engine, 20).await;
+    let end = engine.position();
+    close(engine).await;
+    end
+}
+
+/// Whether a position is still good.
+async fn watch_after(engine: &Arc<RocksEngine>, position: Position) -> Result<(), StorageError> {
+    let session = engine.open_session("cert:r", &keyspace());
+    let options = WatchOptions::latest(WatchStart::After(position));
+    session.watch(KeyRange::all(), options).await.map(|_| ())
+}
+
+#[tokio::test]
+async fn each_start_of_a_copy_is_a_history_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let end = closed_store(&data).await;
+    let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+    copy(&data, &one);
+    copy(&data, &two);
+    // Both of them and the original, at the same time.
+    let mut running = Vec::new();
+    for path in [&data, &one, &two] {
+        let engine = opened(options(path)).await;
+        let here = put(&engine, 1).await;
+        watch_after(&engine, end).await.unwrap();
+        running.push((engine, here));
+    }
+    let epochs: Vec<_> = running.iter().map(|(_, here)| here.epoch).collect();
+    assert_eq!(epochs[0], end.epoch, "the original goes on");
+    assert!(epochs[1] != epochs[0] && epochs[2] != epochs[0] && epochs[1] != epochs[2]);
+    // What one of them gave means nothing to another.
+    for (engine, _) in &running {
+        for (_, position) in running
+            .iter()
+            .filter(|(_, at)| at.epoch != engine.position().epoch)
+        {
+            let error = watch_after(engine, *position).await.unwrap_err();
+            assert!(
+                matches!(error, StorageError::EpochChanged { .. }),
+                "{error:?}"
+            );
+        }
+    }
+    for (engine, _) in running {
+        close(engine).await;
+    }
+    // Started again, each is what it was.
+    for (path, epoch) in [&data, &one, &two].into_iter().zip(epochs) {
+        let engine = opened(options(path)).await;
+        assert_eq!(engine.position().epoch, epoch);
+        close(engine).await;
+    }
+}
+
+#[tokio::test]
+async fn a_folder_that_was_put_back_forks_where_the_copy_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let kept = folder.path().join("kept");
+    let end = closed_store(&data).await;
+    copy(&data, &kept);
+    let engine = opened(options(&data)).await;
+    let lost = put(&engine, 5).await;
+    close(engine).await;
+    // Twice: the second time it is put back, it forks again.
+    let mut epochs = vec![end.epoch];
+    for _ in 0..2 {
+        fs::remove_dir_all(&data).unwrap();
+        copy(&kept, &data);
+        let engine = opened(options(&data)).await;
+        // Beyond what the lost history gave.
+        while put(&engine, 5).await.revision <= lost.revision {}
+        let error = watch_after(&engine, lost).await.unwrap_err();
+        let StorageError::EpochChanged { epoch, fork } = error else {
+            panic!("{error:?}")
+        };
+        assert!(
+            fork >= end.revision && fork < lost.revision,
+            "{fork} of {end}"
+        );
+        assert!(!epochs.contains(&epoch));
+        epochs.push(epoch);
+        watch_after(&engine, end).await.unwrap();
+        close(engine).await;
+    }
+}
+
+#[tokio::test]
+async fn a_copy_put_back_over_later_files_is_refused_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let kept = folder.path().join("kept");
+    closed_store(&data).await;
+    copy(&data, &kept);
+    for starts in 1..4 {
+        let engine = opened(options(&data)).await;
+        put(&engine, 5).await;
+        close(engine).await;
+        let mixed = folder.path().join(format!("mixed-{starts}"));
+        copy(&data, &mixed);
+        copy(&kept, &mixed);
+        let text = refusal(options(&mixed));
+        assert!(
+            text.contains("later state") && text.contains("Empty the folder"),
+            "{text}"
+        );
+        // As the text says.
+        fs::remove_dir_all(&mixed).unwrap();
+        copy(&kept, &mixed);
+        close(opened(options(&mixed)).await).await;
+    }
+}
+
+#[tokio::test]
+async fn a_folder_that_was_moved_is_the_same_store() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let end = closed_store(&data).await;
+    let moved = folder.path().join("elsewhere/moved");
+    fs::create_dir(folder.path().join("elsewhere")).unwrap();
+    fs::rename(&data, &moved).unwrap();
+    let engine = opened(options(&moved)).await;
+    assert_eq!(engine.position().epoch, end.epoch);
+    close(engine).await;
+}
+
+#[tokio::test]
+async fn a_new_epoch_is_made_by_hand_at_each_start_that_asks_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let mut epochs = vec![closed_store(&data).await.epoch];
+    for (asked, count) in [(true, 2), (false, 2), (true, 3)] {
+        let engine = opened(EngineOptions {
+            new_epoch: asked,
+            ..options(&data)
+        })
+        .await;
+        let epoch = engine.position().epoch;
+        if !epochs.contains(&epoch) {
+            epochs.push(epoch);
+        }
+        assert_eq!(epochs.len(), count);
+        close(engine).await;
+    }
+}
+
+#[tokio::test]
+async fn a_folder_of_a_version_that_did_not_name_the_mark_goes_on_and_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let end = closed_store(&data).await;
+    let mark = fs::read_to_string(data.join("SYNCED")).unwrap();
+    let older: Vec<_> = mark.trim_end().split(' ').take(5).collect();
+    fs::write(data.join("SYNCED"), older.join(" ") + "\n").unwrap();
+    for _ in 0..2 {
+        let engine = opened(options(&data)).await;
+        assert_eq!(engine.position().epoch, end.epoch);
+        close(engine).await;
+    }
+    let copied = folder.path().join("copied");
+    copy(&data, &copied);
+    let engine = opened(options(&copied)).await;
+    assert_ne!(
+        engine.position().epoch,
+        end.epoch,
+        "from then on a copy is noticed"
+    );
     close(engine).await;
 }

@@ -313,14 +313,14 @@ impl Machine {
             return;
         };
         let words: Vec<_> = text.trim_end().split(' ').collect();
-        let [revision, time, durability, end, _boot] = words[..] else {
+        let [revision, time, durability, end, _boot, inode, birth] = words[..] else {
             // It is for the server to refuse this.
             return;
         };
         let boot = self.boots;
         fs::write(
             &path,
-            format!("{revision} {time} {durability} {end} boot-{boot}\n"),
+            format!("{revision} {time} {durability} {end} boot-{boot} {inode} {birth}\n"),
         )
         .unwrap();
         self.disk.settle().unwrap();

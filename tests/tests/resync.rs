@@ -17,9 +17,10 @@ use storage_client::replica::ReplicaEvent;
 use storage_client::{ConnectOptions, ConnectionState, RemoteStorage, Replica, ReplicaOptions};
 use storage_protocol::{
     Batch, ChangeKind, CommitOptions, Continuity, Entry, Key, KeyRange, KeyState, Position,
-    ResyncReason, Revision, ScanOptions, Storage, StorageExt, Value, Watch, WatchEvent,
-    WatchOptions, WatchStart,
+    ResyncReason, Revision, ScanOptions, Storage, StorageError, StorageExt, Value, Watch,
+    WatchEvent, WatchOptions, WatchStart,
 };
+use storage_tests::data_folder::{copy, set_boot};
 use storage_tests::fault_proxy::{Fault, FaultProxy, Scope};
 use storage_tests::harness::{Certificates, ServerProcess, connect};
 use storage_tests::raw::{in_time, metric_reaches};
@@ -295,19 +296,6 @@ async fn beyond_the_log_a_watch_and_a_replica_get_what_changed_and_go_on() {
     assert_eq!(copied(&replica), reader.state);
 }
 
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_lost_tail_watches_and_replicas_come_to_the_new_history() {
     let mut house = House::new("durability = \"os\"\n").await;
@@ -335,13 +323,7 @@ async fn after_a_lost_tail_watches_and_replicas_come_to_the_new_history() {
     tokio::task::block_in_place(|| house.server.kill());
     fs::remove_dir_all(house.data()).unwrap();
     copy(&kept, &house.data());
-    let mark = fs::read_to_string(house.data().join("SYNCED")).unwrap();
-    let (rest, _boot) = mark.trim_end().rsplit_once(' ').unwrap();
-    fs::write(
-        house.data().join("SYNCED"),
-        format!("{rest} another-boot\n"),
-    )
-    .unwrap();
+    set_boot(&house.data(), "another-boot");
     house.restart();
     let now = direct.put("after".into(), "1".into()).await.unwrap();
     assert_ne!(now.epoch, lost.epoch);
@@ -384,6 +366,67 @@ async fn after_a_lost_tail_watches_and_replicas_come_to_the_new_history() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+/// What an operator does who restores: the server is stopped, and the whole folder is put back from a cold copy.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_folder_was_put_back_watches_and_replicas_come_to_its_history() {
+    let mut house = House::new("").await;
+    let direct = house.direct().await;
+    put_all(&direct, 0..1_000).await;
+    tokio::task::block_in_place(|| assert!(house.server.terminate().success()));
+    let kept = house.folder.path().join("kept");
+    copy(&house.data(), &kept);
+    house.restart();
+    let (watching, mut reader) = (house.through().await, Reader::default());
+    let mut watch = watch_all(&watching).await;
+    let replica = replica_of(house.through().await).await;
+    change_a_hundred(&direct, 5_000).await;
+    let lost = direct.put("lost".into(), "1".into()).await.unwrap();
+    reader.follow(&mut watch, lost).await;
+    replica.wait_for(lost, PATIENCE).await.unwrap();
+    assert_eq!(copied(&replica), reader.state);
+    let commits = reader.commits;
+    house.cut();
+    tokio::task::block_in_place(|| assert!(house.server.terminate().success()));
+    fs::remove_dir_all(house.data()).unwrap();
+    copy(&kept, &house.data());
+    house.restart();
+    // Other commits, and more of them, under the revisions that were told.
+    let mut now = direct.put("after".into(), "1".into()).await.unwrap();
+    assert_ne!(now.epoch, lost.epoch);
+    while now.revision <= lost.revision {
+        now = direct.put("more".into(), "1".into()).await.unwrap();
+    }
+    let reference = state_of(&direct).await;
+    assert_eq!(reference.len(), 1_002);
+    let after_lost = WatchOptions::every(WatchStart::After(lost));
+    let refused = direct.watch(KeyRange::all(), after_lost).await.unwrap_err();
+    assert!(
+        matches!(refused, StorageError::EpochChanged { epoch, fork } if epoch == now.epoch && fork < lost.revision),
+        "{refused:?}"
+    );
+    house.proxy.heal();
+
+    reader.follow(&mut watch, now).await;
+    assert!(
+        matches!(
+            reader.words[..],
+            [Continuity::Resynced { why: ResyncReason::EpochChanged { epoch, .. } }] if epoch == now.epoch
+        ),
+        "{:?}",
+        reader.words
+    );
+    assert_eq!((reader.resets, reader.commits), (1, commits));
+    assert_eq!(reader.state, reference);
+    let next = direct.put("next".into(), "1".into()).await.unwrap();
+    replica.wait_for(next, PATIENCE).await.unwrap();
+    assert_eq!(copied(&replica), state_of(&direct).await);
+    assert_eq!(
+        replica.status().full_passes,
+        2,
+        "nothing else proves it again"
+    );
 }
 
 /// The figure that replicas are for.

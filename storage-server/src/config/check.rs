@@ -58,6 +58,7 @@ pub(super) fn checked(raw: &RawConfig) -> Result<ServerConfig> {
             &[("sync", Durability::Sync), ("os", Durability::Os)],
         )?,
         accept_data_loss: raw.accept_data_loss.unwrap_or(false),
+        new_epoch: raw.new_epoch.unwrap_or(false),
         log: log(&raw.log)?,
         limits: limits(&raw.limits)?,
         timeouts: timeouts(&raw.timeouts)?,
@@ -482,6 +483,7 @@ pub(super) fn raw_of(config: &ServerConfig) -> RawConfig {
             .to_owned(),
         ),
         accept_data_loss: Some(config.accept_data_loss),
+        new_epoch: Some(config.new_epoch),
         log: RawLog {
             format: Some(
                 if config.log.format == LogFormat::Text {

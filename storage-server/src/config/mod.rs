@@ -296,6 +296,8 @@ pub struct ServerConfig {
     pub durability: Durability,
     /// Start although the store lost acknowledged commits.
     pub accept_data_loss: bool,
+    /// Start under a new epoch.
+    pub new_epoch: bool,
     /// Where the log goes.
     pub log: LogConfig,
     /// What peers may ask for.
@@ -322,6 +324,7 @@ impl ServerConfig {
             certs,
             durability: Durability::Sync,
             accept_data_loss: false,
+            new_epoch: false,
             log: LogConfig {
                 format: LogFormat::Text,
                 dir: None,

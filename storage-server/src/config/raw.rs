@@ -22,6 +22,8 @@ pub(crate) struct RawConfig {
     pub(crate) durability: Option<String>,
     /// Start although the store lost acknowledged commits. Default no.
     pub(crate) accept_data_loss: Option<bool>,
+    /// Start under a new epoch, each time. Default no.
+    pub(crate) new_epoch: Option<bool>,
     #[serde(default)]
     pub(crate) log: RawLog,
     #[serde(default)]

@@ -141,7 +141,11 @@ mod tests {
             .check_absent("n")
             .check_revision("o", Revision(41))
             .put("color", "blue")
-            .put_with("ttl", vec![7; 300], Lifetime::TimeToLive(Duration::from_millis(1500)))
+            .put_with(
+                "ttl",
+                vec![7; 300],
+                Lifetime::TimeToLive(Duration::from_millis(1500)),
+            )
             .put_stamped("stamp/", "s", Lifetime::Session)
             .signal("bell", "ring")
             .remove("old");

@@ -23,8 +23,8 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::layout::{
-    self, CommitRow, Head, KeyspaceId, KeyspaceRow, LifetimeRow, NumberRow, Stored, Table, entry_key,
-    entry_value, index_key,
+    self, CommitRow, Head, KeyspaceId, KeyspaceRow, LifetimeRow, NumberRow, Stored, Table,
+    entry_key, entry_value, index_key,
 };
 use super::queue::Queue;
 use super::sessions::{Handle, SessionState, Verdict};

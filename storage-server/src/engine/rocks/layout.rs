@@ -657,7 +657,10 @@ mod tests {
         assert_eq!(number, number_of(&older));
         for cut in (0..encoded.len()).filter(|cut| *cut != whole) {
             assert!(CommitRow::decode(&encoded[..cut]).is_err(), "cut at {cut}");
-            assert!(CommitRow::decode_number(&encoded[..cut]).is_err(), "cut at {cut}");
+            assert!(
+                CommitRow::decode_number(&encoded[..cut]).is_err(),
+                "cut at {cut}"
+            );
         }
         let epochs = vec![(Epoch(1), Revision(0)), (Epoch(u64::MAX), Revision(9))];
         assert_eq!(decode_epochs(&encode_epochs(&epochs)).unwrap(), epochs);

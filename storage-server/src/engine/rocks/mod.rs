@@ -97,6 +97,9 @@ pub struct EngineOptions {
     pub limits: Limits,
     /// Open a store that lost synced commits, under a new epoch. Default no.
     pub accept_data_loss: bool,
+    /// Fork the history at this start: for a folder that was put back in a way that nothing in it can tell (a snapshot of
+    /// the whole machine or volume). Default no.
+    pub new_epoch: bool,
     /// Commits that wait for the committer. Default 256 MiB.
     pub commit_queue_bytes: usize,
     /// Reads from disk at once. Default 8.
@@ -136,6 +139,7 @@ impl EngineOptions {
             mwdb_keyspaces: Keyspace::new("mwdb").into_iter().collect(),
             limits: Limits::default(),
             accept_data_loss: false,
+            new_epoch: false,
             commit_queue_bytes: 256 << 20,
             read_threads: 8,
             max_open_files: 1024,
@@ -556,7 +560,9 @@ impl RocksSession {
         if let Some(number) = number
             && number <= self.state.executed.load(Ordering::Acquire)
         {
-            return self.repeat(number, Some(fingerprint(&batch, &options))).await;
+            return self
+                .repeat(number, Some(fingerprint(&batch, &options)))
+                .await;
         }
         batch.validate(&options, &self.own_limits())?;
         self.shared.store.check_poison()?;

@@ -15,7 +15,7 @@ use rocksdb::{
 use storage_protocol::{Epoch, Revision, UnixMillis, planted};
 
 use super::layout::{self, FORMAT, Table};
-use super::mark::{Mark, boot_id};
+use super::mark::{Mark, Origin, boot_id};
 use super::{Durability, EngineOptions};
 
 /// With fewer open files than this, reads would open one for each block.
@@ -72,6 +72,18 @@ pub enum OpenError {
         /// The last that was read.
         recovered: Revision,
     },
+    /// A copy was put back over the files of a later state.
+    #[error(
+        "the data folder {} was put back over files of a later state: {what}. Empty the folder, then put the whole copy \
+         back",
+        path.display()
+    )]
+    Mixed {
+        /// The folder.
+        path: PathBuf,
+        /// What shows it.
+        what: String,
+    },
     /// RocksDB cannot read it.
     #[error("the data folder {} cannot be read: {message}", path.display())]
     Damaged {
@@ -93,10 +105,13 @@ pub(super) struct Opened {
 pub(super) fn open(options: &EngineOptions) -> Result<Opened, OpenError> {
     let path = &options.data;
     prepare_folder(path)?;
+    if let Some((_, Origin::Copy)) = Mark::read(path)? {
+        check_unmixed(path)?;
+    }
     let cache = Cache::new_hyper_clock_cache(options.memory_bytes / 2, 0);
     let db = open_db(path, options, &cache)?;
     let recovered = Revision(db.latest_sequence_number());
-    let mark = Mark::read(path)?;
+    let (mark, origin) = Mark::read(path)?.unzip();
     let mut epochs = read_epochs(&db, path)?;
     // An empty database is a new store only where nothing was ever synced: else everything is lost.
     let is_new = recovered == Revision::ZERO
@@ -106,8 +121,23 @@ pub(super) fn open(options: &EngineOptions) -> Result<Opened, OpenError> {
     let fork = if is_new {
         Some(Revision::ZERO)
     } else {
-        let fork = judge_tail(path, options, mark.as_ref(), recovered)?;
-        fork.or_else(|| epochs.is_empty().then_some(recovered))
+        let lost = judge_tail(path, options, mark.as_ref(), recovered)?;
+        if let (Some(mark), Some(Origin::Copy)) = (&mark, origin)
+            && mark.clean
+            && recovered > mark.revision
+        {
+            let what = format!(
+                "SYNCED tells of an orderly end at revision {}, and there are commits up to {recovered}",
+                mark.revision
+            );
+            return Err(OpenError::Mixed {
+                path: path.to_owned(),
+                what,
+            });
+        }
+        let again = judge_origin(path, options, origin).then_some(recovered);
+        lost.or(again)
+            .or_else(|| epochs.is_empty().then_some(recovered))
     };
     if let Some(fork) = fork {
         let epoch = Epoch(rand::random());
@@ -115,7 +145,7 @@ pub(super) fn open(options: &EngineOptions) -> Result<Opened, OpenError> {
             // Before the epoch, so that a crash between the two leaves a new store and not one without its mark.
             fresh_mark(options).write(path)?;
         } else {
-            tracing::warn!(%epoch, revision = fork.0, "the store may have lost its tail: it goes on under a new epoch");
+            tracing::warn!(%epoch, revision = fork.0, "the store goes on under a new epoch, which forks at this revision");
         }
         epochs.push((epoch, fork));
         write_epochs(&db, path, &epochs)?;
@@ -172,7 +202,60 @@ fn judge_tail(
     // What the operating system had and did not write is gone with its boot, and only then.
     let may_have_lost = mark.durability == Durability::Os && !mark.clean && mark.boot != boot_id();
     let may_have_lost = may_have_lost && !planted("fork-unnoticed");
+    if may_have_lost {
+        tracing::warn!("the machine ended without syncing: the store may have lost its tail");
+    }
     Ok(may_have_lost.then_some(mark.revision))
+}
+
+/// Whether the history is to fork since others may go on from the same state, and give its next revisions to other commits.
+fn judge_origin(path: &Path, options: &EngineOptions, origin: Option<Origin>) -> bool {
+    let data = path.display();
+    if origin == Some(Origin::Copy) && !planted("copy-unnoticed") {
+        tracing::warn!(%data, "the data folder was copied or put back: its file SYNCED is not the one that a server wrote");
+        return true;
+    }
+    if origin == Some(Origin::Unknown) {
+        tracing::info!(%data, "SYNCED is of a version that did not name its file: the data folder is taken for no copy");
+    }
+    if options.new_epoch {
+        tracing::warn!("a new epoch is asked for");
+    }
+    options.new_epoch
+}
+
+/// Whether log files of a later state are beside those of a copy that was put back: RocksDB would replay them over it, or
+/// take them for its history. The log is archived in order, so no archived file is as new as one that is in use.
+fn check_unmixed(path: &Path) -> Result<(), OpenError> {
+    let numbers = |folder: &Path| -> Result<Vec<u64>, OpenError> {
+        let entries = match fs::read_dir(folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => {
+                return Err(OpenError::Io {
+                    action: "list",
+                    path: folder.to_owned(),
+                    source,
+                });
+            }
+        };
+        let number = |entry: io::Result<fs::DirEntry>| {
+            let name = entry.ok()?.file_name();
+            name.to_str()?.strip_suffix(".log")?.parse().ok()
+        };
+        Ok(entries.filter_map(number).collect())
+    };
+    let in_use = numbers(&path.join("db"))?.into_iter().min();
+    let archived = numbers(&path.join("db/archive"))?.into_iter().max();
+    match (in_use, archived) {
+        (Some(in_use), Some(archived)) if archived >= in_use => Err(OpenError::Mixed {
+            path: path.to_owned(),
+            what: format!(
+                "db/archive/{archived:06}.log is no older than db/{in_use:06}.log, which is in use"
+            ),
+        }),
+        _ => Ok(()),
+    }
 }
 
 fn prepare_folder(path: &Path) -> Result<(), OpenError> {
@@ -211,10 +294,9 @@ fn prepare_folder(path: &Path) -> Result<(), OpenError> {
                     what,
                 });
             }
-            super::mark::write_durably(
-                &store,
-                format!("storage-sync store, format {FORMAT}\n").as_bytes(),
-            )
+            super::mark::write_durably(&store, |_| {
+                Ok(format!("storage-sync store, format {FORMAT}\n").into_bytes())
+            })
             .map_err(io_error("write", &store))
         }
         Err(source) => Err(OpenError::Io {

@@ -26,9 +26,7 @@ use storage_protocol::native::{
     Class, ClientMessage, Hello, Outbox, Packet, ProtocolError, Reassembler, RequestId,
     ServerMessage, VERSION, Welcome, close_code, kind,
 };
-use storage_protocol::{
-    Entry, Keyspace, Limit, Limits, Position, Reading, StorageError, Watch,
-};
+use storage_protocol::{Entry, Keyspace, Limit, Limits, Position, Reading, StorageError, Watch};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::engine::{Resumed, SessionStorage};

@@ -11,8 +11,8 @@ use storage_protocol::native::{
     ClientMessage, Hello, Packet, RequestId, ServerMessage, VERSION, WatchRequest, Welcome,
 };
 use storage_protocol::{
-    Batch, CommitOptions, KeyRange, Keyspace, Outcome, ScanOptions, SessionId, StorageError, StorageExt,
-    WatchMode, WatchStart,
+    Batch, CommitOptions, KeyRange, Keyspace, Outcome, ScanOptions, SessionId, StorageError,
+    StorageExt, WatchMode, WatchStart,
 };
 use tokio_tungstenite::tungstenite::Message;
 

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use super::super::committer::{Group, Task, Work};
 use super::super::layout;
+use super::super::mark::Mark;
 use super::super::{EngineOptions, RocksEngine};
 use crate::engine::{Engine, Resumed, SessionStorage};
 
@@ -39,7 +40,11 @@ async fn closed(folder: &TempDir, engine: Arc<RocksEngine>) -> TempDir {
         .await
         .unwrap();
     let target = tempfile::tempdir().unwrap();
-    copy(&folder.path().join("data"), &target.path().join("data"));
+    let data = target.path().join("data");
+    copy(&folder.path().join("data"), &data);
+    // Nobody has another one: it is to be the same store.
+    let (mark, _) = Mark::read(&data).unwrap().unwrap();
+    mark.write(&data).unwrap();
     target
 }
 
