@@ -6,14 +6,18 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use storage_protocol::{
-    KeyRange, Keyspace, Position, Revision, Storage, StorageError, StorageExt, WatchEvent,
-    WatchOptions, WatchStart,
+    Batch, CommitOptions, EntryLifetime, KeyRange, Keyspace, Lifetime, Position, Revision, Storage,
+    StorageError, StorageExt, UnixMillis, WatchEvent, WatchOptions, WatchStart,
 };
 use storage_server::engine::Engine;
-use storage_server::engine::rocks::{Durability, EngineOptions, OpenError, RocksEngine};
+use storage_server::engine::rocks::{Durability, EngineOptions, OpenError, RocksEngine, TestClock};
 use storage_tests::data_folder::{copy, copy_as_original, set_boot, set_time};
+
+/// How long anything may take that only has to happen.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn options(folder: &Path) -> EngineOptions {
     EngineOptions {
@@ -549,5 +553,186 @@ async fn a_folder_of_a_version_that_did_not_name_the_mark_goes_on_and_is_named()
         end.epoch,
         "from then on a copy is noticed"
     );
+    close(engine).await;
+}
+
+/// An engine of its own clock, which is believed when it was behind for so long.
+async fn with_clock(
+    data: &Path,
+    offset_ms: i64,
+    held_for: Duration,
+) -> (Arc<RocksEngine>, TestClock) {
+    let clock = TestClock::held_for(held_for);
+    clock.set_offset(offset_ms);
+    let options = EngineOptions {
+        clock: clock.clone(),
+        ..options(data)
+    };
+    (opened(options).await, clock)
+}
+
+const HOUR: i64 = 3_600_000;
+const YEAR: i64 = 365 * 24 * HOUR;
+
+async fn put_for(engine: &Arc<RocksEngine>, key: &'static str, life: Duration) -> Position {
+    let session = engine.open_session("cert:w", &keyspace());
+    let batch = Batch::new().put_with(key, "value", Lifetime::TimeToLive(life));
+    session
+        .commit(batch, CommitOptions::default())
+        .await
+        .unwrap()
+}
+
+async fn due(engine: &Arc<RocksEngine>, key: &'static str) -> Option<i64> {
+    let session = engine.open_session("cert:r", &keyspace());
+    match session.get_one(key.into()).await.unwrap()?.lifetime {
+        EntryLifetime::Until(due) => Some(i64::try_from(due.0).unwrap()),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn real_now() -> i64 {
+    i64::try_from(UnixMillis::now().0).unwrap()
+}
+
+/// The times of all commits that the log has.
+async fn times(engine: &Arc<RocksEngine>) -> Vec<(Revision, i64)> {
+    let session = engine.open_session("cert:r", &keyspace());
+    let last = session.sync().await.unwrap();
+    let from_the_beginning = WatchOptions::every(WatchStart::Beginning);
+    let watching = session.watch(KeyRange::all(), from_the_beginning).await;
+    let mut watch = watching.unwrap();
+    watch.request_progress(1);
+    let mut times = Vec::new();
+    loop {
+        match watch.next().await.unwrap() {
+            Some(WatchEvent::Commit(record)) => {
+                times.push((record.revision, i64::try_from(record.time.0).unwrap()));
+            }
+            Some(WatchEvent::Progress { position, .. }) if position.revision >= last.revision => {
+                return times;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn after_a_start_with_a_clock_a_year_ahead_times_and_lifetimes_come_back() {
+    let hour = Duration::from_secs(3600);
+    for also_before in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        if also_before {
+            // An entry of the right clock, which is none of the wrong one.
+            let (engine, _) = with_clock(&data, 0, Duration::ZERO).await;
+            put_for(&engine, "right", 10_000 * hour).await;
+            close(engine).await;
+        }
+        let before = if also_before {
+            due(&reopened(&data).await, "right").await
+        } else {
+            None
+        };
+        let (engine, _) = with_clock(&data, YEAR, Duration::ZERO).await;
+        let wrong = put_for(&engine, "wrong", hour).await;
+        assert!(due(&engine, "wrong").await.unwrap() > real_now() + YEAR);
+        close(engine).await;
+        // Not believed at once.
+        let (engine, _) = with_clock(&data, 0, Duration::from_secs(1000)).await;
+        put_for(&engine, "held", hour).await;
+        assert!(due(&engine, "held").await.unwrap() > real_now() + YEAR);
+        close(engine).await;
+        let (engine, _) = with_clock(&data, 0, Duration::ZERO).await;
+        let began = Instant::now();
+        for key in ["wrong", "held"] {
+            while due(&engine, key).await.unwrap() > real_now() + 2 * HOUR {
+                assert!(began.elapsed() < PATIENCE, "{key} stays");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            let left = due(&engine, key).await.unwrap() - real_now();
+            assert!(left > HOUR - 120_000 && left <= HOUR, "{key}: {left}");
+        }
+        let after = put_for(&engine, "after", hour).await;
+        let times = times(&engine).await;
+        let time_of = |position: Position| {
+            let found = times
+                .iter()
+                .find(|(revision, _)| *revision == position.revision);
+            found.unwrap().1
+        };
+        assert!(time_of(wrong) > real_now() + YEAR / 2, "as it was told");
+        assert!(time_of(after) <= real_now());
+        if also_before {
+            assert_eq!(due(&engine, "right").await, before, "it was right");
+        }
+        close(engine).await;
+        // Corrected once.
+        let engine = reopened(&data).await;
+        let last = engine.position().revision;
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        assert!(engine.position().revision.0 <= last.0 + 1);
+        let left = due(&engine, "wrong").await.unwrap() - real_now();
+        assert!(left > HOUR - 120_000 && left <= HOUR, "{left}");
+        close(engine).await;
+    }
+}
+
+async fn reopened(data: &Path) -> Arc<RocksEngine> {
+    opened(options(data)).await
+}
+
+#[tokio::test]
+async fn time_that_the_machine_slept_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let (engine, clock) = with_clock(&data, 0, Duration::from_secs(1000)).await;
+    put_for(&engine, "short", Duration::from_secs(3600)).await;
+    put_for(&engine, "long", Duration::from_secs(3 * 3600)).await;
+    // Two hours, of which the monotonic clock knows nothing.
+    clock.set_offset(2 * HOUR);
+    let began = Instant::now();
+    while due(&engine, "short").await.is_some() {
+        assert!(began.elapsed() < PATIENCE, "it stays");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(due(&engine, "long").await.is_some());
+    let position = put(&engine, 1).await;
+    let times = times(&engine).await;
+    let (_, time) = times
+        .iter()
+        .find(|(revision, _)| *revision == position.revision)
+        .unwrap();
+    assert!(*time >= real_now() + 2 * HOUR - 60_000, "{time}");
+    close(engine).await;
+}
+
+#[tokio::test]
+async fn a_session_lost_under_a_wrong_clock_does_not_keep_its_keys_for_ever() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = TestClock::held_for(Duration::ZERO);
+    let options = EngineOptions {
+        clock: clock.clone(),
+        session_grace: Duration::from_secs(2),
+        ..options(&folder.path().join("data"))
+    };
+    let engine = opened(options).await;
+    clock.set_offset(YEAR);
+    let session = engine.open_session("cert:w", &keyspace());
+    let batch = Batch::new().put_with("mine", "value", Lifetime::Session);
+    session
+        .commit_numbered(1, batch, CommitOptions::default())
+        .await
+        .unwrap();
+    session.lose();
+    // Another commit stands behind the loss, so the loss is of the wrong time.
+    put(&engine, 1).await;
+    clock.set_offset(0);
+    let reader = engine.open_session("cert:r", &keyspace());
+    let began = Instant::now();
+    while reader.get_one("mine".into()).await.unwrap().is_some() {
+        assert!(began.elapsed() < PATIENCE, "it stays");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     close(engine).await;
 }

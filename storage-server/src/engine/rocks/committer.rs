@@ -22,6 +22,7 @@ use storage_protocol::{
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use super::clock::Late;
 use super::layout::{
     self, CommitRow, Head, KeyspaceId, KeyspaceRow, LifetimeRow, NumberRow, Stored, Table,
     entry_key, entry_value, index_key,
@@ -72,6 +73,16 @@ pub(super) enum Task {
         label: &'static str,
         entries: Vec<(Key, Revision)>,
     },
+    /// Gives those of these entries that still have these revisions, and are due at some time, other times, in one labelled
+    /// commit.
+    Correct {
+        label: &'static str,
+        entries: Vec<Late>,
+    },
+    /// Nothing: lets the committer look at the clock.
+    Look,
+    /// Forgets jumps of the clock.
+    ForgetStretches { above: Vec<Revision> },
     /// Drops tombstones of the keyspace up to a revision, and the revision becomes its horizon. No commit.
     Forget {
         tombstones: Vec<(Key, Revision)>,
@@ -119,17 +130,19 @@ struct Committer<'a> {
 
 impl Committer<'_> {
     fn commit(&mut self, works: Vec<Work>) {
-        let mut group = Group::new(self.shared);
+        let mut group: Option<Group<'_>> = None;
         for work in works {
-            if group.numbers >= GROUP_NUMBERS_MAX || group.batch.size_in_bytes() >= GROUP_BYTES_MAX
-            {
-                let full = std::mem::replace(&mut group, Group::new(self.shared));
+            if let Some(full) = group.take_if(|group| group.is_full()) {
                 self.write(full);
-                group = Group::new(self.shared);
             }
-            group.take(work);
+            // Only when the one before is written: its revisions begin behind that.
+            group
+                .get_or_insert_with(|| Group::begin(self.shared))
+                .take(work);
         }
-        self.write(group);
+        if let Some(group) = group {
+            self.write(group);
+        }
     }
 
     /// Makes a group durable, then tells of it.
@@ -287,6 +300,17 @@ impl<'a> Group<'a> {
         }
     }
 
+    /// One that looks at the clock first.
+    fn begin(shared: &'a Shared) -> Self {
+        let mut group = Self::new(shared);
+        group.heed_clock();
+        group
+    }
+
+    fn is_full(&self) -> bool {
+        self.numbers >= GROUP_NUMBERS_MAX || self.batch.size_in_bytes() >= GROUP_BYTES_MAX
+    }
+
     pub(super) fn take(&mut self, work: Work) {
         let Work {
             session,
@@ -317,6 +341,12 @@ impl<'a> Group<'a> {
                 .check_session(&session, handle, number, true)
                 .and_then(|()| self.repeat(&session, number, fingerprint)),
             Task::Remove { label, entries } => self.remove(&session, label, entries),
+            Task::Correct { label, entries } => self.correct(&session, label, entries),
+            Task::Look => self.here(),
+            Task::ForgetStretches { above } => {
+                self.forget_stretches(&above);
+                self.here()
+            }
             Task::Forget {
                 tombstones,
                 horizon,
@@ -736,6 +766,35 @@ impl<'a> Group<'a> {
                     stamped: false,
                     new,
                     value: Value::new(),
+                    old: Some(old),
+                    previous: None,
+                });
+            }
+        }
+        if steps.is_empty() {
+            return self.here();
+        }
+        self.apply(session, None, Some(label.to_owned()), steps, Vec::new())
+    }
+
+    fn correct(
+        &mut self,
+        session: &Arc<SessionState>,
+        label: &'static str,
+        entries: Vec<Late>,
+    ) -> Result<Position> {
+        self.store.check_poison()?;
+        let mut steps = Vec::with_capacity(entries.len());
+        for (key, revision, due) in entries {
+            let Some((old, value)) = self.look_at(&session.keyspace, &key, true)? else {
+                continue;
+            };
+            if old.revision == revision && matches!(old.stored, Stored::Until(_)) {
+                steps.push(Step {
+                    key,
+                    stamped: false,
+                    new: Stored::Until(due),
+                    value,
                     old: Some(old),
                     previous: None,
                 });

@@ -135,6 +135,7 @@ pub(super) fn run(shared: &Shared) {
         write_mark(shared, false);
         shared.leases.expire(Instant::now());
         shared.disk.look(&shared.store.options);
+        super::clock::look(shared);
     }
 }
 
@@ -143,6 +144,7 @@ pub(super) fn run_expiry(shared: &Shared) {
     let mut sweep = Instant::now();
     while shared.alarm.wait(|| expiry_time(&shared.store)) {
         report("expire entries", expire_if_due(shared));
+        report("correct lifetimes", super::clock::correct(shared));
         report("look after lost sessions", look_after_sessions(shared));
         if sweep.elapsed() >= SWEEP {
             match forget_tombstones(shared) {
@@ -251,7 +253,7 @@ fn expire(shared: &Shared) -> Result<()> {
 }
 
 /// The first key behind this one.
-fn behind(row: &[u8]) -> Vec<u8> {
+pub(super) fn behind(row: &[u8]) -> Vec<u8> {
     [row, &[0]].concat()
 }
 
@@ -431,7 +433,7 @@ fn remove(shared: &Shared, label: &'static str, entries: Vec<Doomed>) -> Result<
     wait_for(answers)
 }
 
-fn wait_for(
+pub(super) fn wait_for(
     answers: Vec<tokio::sync::oneshot::Receiver<Result<storage_protocol::Position>>>,
 ) -> Result<()> {
     for answer in answers {

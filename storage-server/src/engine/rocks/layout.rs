@@ -11,9 +11,10 @@
 //! | `index` | keyspace u32, revision u64, user key | empty: one row per live entry or tombstone |
 //! | `lifetimes` | due time, or session, or tombstone's age: see [`LifetimeRow`] | revision u64 |
 //! | `sessions` | session 16, slot u16 | the commit's record ([`CommitRow`]) |
-//! | `meta` | `epochs`, `keyspace/NAME`, `horizon/KEYSPACE`, `session/ID`, `session-horizon` | see the functions |
+//! | `meta` | `epochs`, `keyspace/NAME`, `horizon/KEYSPACE`, `session/ID`, `session-horizon`, `clock/REVISION` | see the functions |
 
 mod session;
+mod stretch;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use storage_protocol::{
@@ -25,6 +26,8 @@ pub(crate) use self::session::{
     SESSION_ENDED_KEY, SESSION_HORIZON_KEY, SESSION_PREFIX, SessionHorizon, SessionRow,
     new_session_id, opened_at, parse_session_row_key, session_row_key,
 };
+
+pub(crate) use self::stretch::{STRETCH_PREFIX, decode_stretch, encode_stretch, stretch_key};
 
 /// The version of all that is written here. A store of a higher one is refused.
 pub(crate) const FORMAT: u32 = 1;

@@ -189,6 +189,17 @@ pub(super) fn write(shared: &Shared, out: &mut String) {
         "Free bytes seen.",
         shared.disk.available() as f64,
     );
+    let ahead = shared
+        .store
+        .now()
+        .0
+        .saturating_sub(shared.store.clock.machine_now().0);
+    metric(
+        "storage_clock_ahead_seconds",
+        "gauge",
+        "How far the server's time is ahead of the machine's clock.",
+        ahead as f64 / 1e3,
+    );
     let writable =
         shared.store.check_poison().is_ok() && shared.disk.check(&shared.store.options).is_ok();
     metric(

@@ -7,6 +7,7 @@
 //! for all watches that fell behind, [`housekeeper`] does what is done beside requests.
 
 mod catch_up;
+mod clock;
 mod committer;
 mod disk;
 mod housekeeper;
@@ -40,6 +41,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use self::catch_up::CatchUp;
+#[doc(hidden)]
+pub use self::clock::TestClock;
 use self::committer::{Task, submit};
 use self::disk::Disk;
 use self::housekeeper::Alarm;
@@ -119,6 +122,9 @@ pub struct EngineOptions {
     /// So many sessions without a socket are kept, and those within their grace. Of more, the longest lost one of the
     /// principal that has the most is forgotten first. Default 100,000.
     pub sessions_kept_max: usize,
+    /// The machine's clock, with an offset that tests set.
+    #[doc(hidden)]
+    pub clock: TestClock,
     /// For measuring what the index by revision costs, and for nothing else: without it `Latest` tells nothing.
     #[doc(hidden)]
     pub danger_without_index: bool,
@@ -148,6 +154,7 @@ impl EngineOptions {
             session_grace: Duration::from_secs(60),
             session_kept: Duration::from_secs(24 * 3600),
             sessions_kept_max: 100_000,
+            clock: TestClock::default(),
             danger_without_index: false,
         }
     }
@@ -235,11 +242,12 @@ impl RocksEngine {
     /// [`OpenError`]: what is wrong with the folder. Nothing in it was changed then.
     pub fn open(options: EngineOptions) -> Result<Arc<Self>, OpenError> {
         let opened = open::open(&options)?;
-        let mut store = Store::new(opened, options.clone())?;
+        let store = Store::new(opened, options.clone())?;
         // The mark is up to a second older than the last commit, and the wall clock may have been set back.
         match log::last_time(&store) {
             Ok(_) if planted("clock-goes-back") => {}
-            Ok(time) => store.set_clock_at_least(time.unwrap_or_default()),
+            Ok(None) => {}
+            Ok(Some(time)) => store.clock.was_told(time),
             Err(error) => tracing::warn!(%error, "the time of the last commit cannot be read"),
         }
         let store = Arc::new(store);
@@ -247,6 +255,7 @@ impl RocksEngine {
             path: options.data.clone(),
             message: error.to_string(),
         };
+        clock::load(&store).map_err(damaged)?;
         // Before the feed, which begins at the store's revision: rows that go take numbers too.
         let sessions = sessions::load(&store).map_err(damaged)?;
         let shared = Arc::new(Shared {

@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Instant;
 
 use rocksdb::{
     ColumnFamily, DB, DBPinnableSlice, DBRawIterator, ReadOptions, ReadTier, SnapshotWithThreadMode,
@@ -15,6 +14,7 @@ use storage_protocol::{
     Epoch, Keyspace, Outcome, Position, Result, Revision, StorageError, UnixMillis, planted,
 };
 
+use super::clock::Clock;
 use super::layout::{self, Damaged, KeyspaceId, KeyspaceRow, Table};
 use super::{EngineOptions, OpenError};
 
@@ -66,7 +66,7 @@ pub(crate) struct Store {
     cached: ReadOptions,
     /// Read wherever it is.
     any: ReadOptions,
-    clock: Clock,
+    pub(super) clock: Clock,
     poison: Poison,
 }
 
@@ -76,14 +76,6 @@ impl std::fmt::Debug for Store {
             .field("data", &self.options.data)
             .finish_non_exhaustive()
     }
-}
-
-/// Never goes back: the wall clock at the start (or the last time in the mark or in the log, if that is later), then
-/// monotonic.
-#[derive(Debug)]
-struct Clock {
-    base: UnixMillis,
-    started: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -106,20 +98,17 @@ impl Store {
         } = opened;
         let mut cached = ReadOptions::default();
         cached.set_read_tier(ReadTier::BlockCache);
-        let mut base = mark.time.max(UnixMillis::now());
-        if planted("clock-goes-back") {
-            base = UnixMillis::now();
-        }
+        let last = match planted("clock-goes-back") {
+            true => UnixMillis::ZERO,
+            false => mark.time,
+        };
         let store = Self {
             db,
             epochs,
             keyspaces: RwLock::default(),
             cached,
             any: ReadOptions::default(),
-            clock: Clock {
-                base,
-                started: Instant::now(),
-            },
+            clock: Clock::new(options.clock.clone(), last),
             poison: Poison::default(),
             options,
         };
@@ -251,12 +240,7 @@ impl Store {
     }
 
     pub(crate) fn now(&self) -> UnixMillis {
-        self.clock.base.after(self.clock.started.elapsed())
-    }
-
-    /// Sets the clock no earlier than this. At the start only: others would see it jump.
-    pub(super) fn set_clock_at_least(&mut self, time: UnixMillis) {
-        self.clock.base = self.clock.base.max(time);
+        self.clock.now()
     }
 
     /// Refuses writes from here on; the first reason stays.
