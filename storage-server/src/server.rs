@@ -148,6 +148,7 @@ impl Server {
         let handshakes = Arc::new(Semaphore::new(config.limits.handshakes_max));
         let shared = Shared::new(config, engine);
         shared.set_phase(Phase::Serving);
+        shared.engine.serving();
         for listener in listeners {
             shared
                 .tasks

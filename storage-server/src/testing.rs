@@ -151,6 +151,9 @@ impl Engine for MemoryEngine {
         Self::position_of(&self.state.lock().unwrap())
     }
 
+    // A stub: what is lost stays for ever.
+    fn serving(&self) {}
+
     fn check_writable(&self) -> std::result::Result<(), String> {
         if *self.hold.borrow() != Hold::Nothing {
             Err("commits are held".to_owned())

@@ -482,6 +482,42 @@ async fn keys_of_a_session_stay_for_the_grace_and_not_longer() {
     assert!(fixture.has("mine").await);
 }
 
+/// By the engine alone: a start that takes its time cannot be had of a server.
+#[tokio::test]
+async fn the_grace_after_a_start_counts_from_when_peers_can_come() {
+    const GRACE: Duration = Duration::from_secs(2);
+    let folder = tempfile::tempdir().unwrap();
+    let keyspace = Keyspace::new("model").unwrap();
+    let open = async || {
+        let options = EngineOptions {
+            disk_reserve_bytes: 0,
+            session_grace: GRACE,
+            ..EngineOptions::new(folder.path().join("data"))
+        };
+        let opening = tokio::task::spawn_blocking(|| RocksEngine::open(options));
+        opening.await.unwrap().unwrap()
+    };
+    let engine = open().await;
+    let session = engine.open_session("cert:a", &keyspace);
+    let batch = Batch::new().put_with("mine", "mine", Lifetime::Session);
+    let options = CommitOptions::default();
+    session.commit_numbered(1, batch, options).await.unwrap();
+    drop(session);
+    tokio::task::spawn_blocking(move || drop(engine)).await.unwrap();
+    let engine = open().await;
+    // Certificates, ports.
+    tokio::time::sleep(GRACE.mul_f64(0.7)).await;
+    let began = Instant::now();
+    engine.serving();
+    let reader = engine.open_session("cert:r", &keyspace);
+    while reader.get_one("mine".into()).await.unwrap().is_some() {
+        assert!(began.elapsed() < PATIENCE, "it stays");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let gone = began.elapsed();
+    assert!(gone >= GRACE, "gone after {gone:?}");
+}
+
 #[tokio::test]
 async fn after_a_restart_the_grace_counts_from_the_start() {
     let mut fixture = Fixture::with_timeouts("session_grace = '3s'");

@@ -49,6 +49,9 @@ pub trait Engine: fmt::Debug + Send + Sync {
     /// The present position.
     fn position(&self) -> Position;
 
+    /// Peers can come from now on: what sessions without a socket have left of their time begins now.
+    fn serving(&self);
+
     /// Whether it takes writes; else why not (a failed write, a full disk).
     ///
     /// # Errors

@@ -318,7 +318,9 @@ impl Group<'_> {
                 after_ms = jump.after.0,
                 "the machine's clock stays behind the store's: times come back, and lifetimes given by the wrong clock are corrected"
             );
-            self.shared.sessions.times_came_back(jump.after);
+            // Whoever was lost in what is the future now.
+            let sessions = &self.shared.sessions;
+            sessions.count_lost_from(UnixMillis(jump.after.0.saturating_add(1)), jump.after);
             self.shared.alarm.set(UnixMillis::ZERO);
         }
         self.now = self.store.now();

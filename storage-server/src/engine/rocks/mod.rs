@@ -35,7 +35,7 @@ use async_trait::async_trait;
 use storage_protocol::{
     Batch, CommitOptions, Entry, Key, KeyRange, Keyspace, Limit, Limits, Outcome, Position,
     Reading, Result, Revision, Scan, ScanItem, ScanOptions, ScanSource, SessionId, Storage,
-    StorageError, Watch, WatchMode, WatchOptions, WatchStart, planted,
+    StorageError, UnixMillis, Watch, WatchMode, WatchOptions, WatchStart, planted,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -281,6 +281,7 @@ impl RocksEngine {
         housekeeper::end_sessions(&shared, &prefix, |id| shared.sessions.to_remove(id))
             .map_err(damaged)?;
         engine.spawn("catch-up", shared.clone(), catch_up::run)?;
+        engine.serving();
         engine.spawn("housekeeper", shared.clone(), housekeeper::run)?;
         engine.spawn("expirer", shared, housekeeper::run_expiry)?;
         Ok(engine)
@@ -457,6 +458,15 @@ impl Engine for RocksEngine {
 
     fn position(&self) -> Position {
         self.position()
+    }
+
+    fn serving(&self) {
+        // All that is lost now was lost before the start, which may have taken longer than the grace.
+        if !planted("grace-before-listening") {
+            let now = self.shared.store.now();
+            let sessions = &self.shared.sessions;
+            sessions.count_lost_from(UnixMillis::ZERO, now);
+        }
     }
 
     fn check_writable(&self) -> Result<(), String> {

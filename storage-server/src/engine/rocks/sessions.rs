@@ -13,7 +13,6 @@ mod task;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
 
 use storage_protocol::{Keyspace, Result, Revision, SessionId, UnixMillis, planted};
 use tokio_util::sync::CancellationToken;
@@ -380,12 +379,10 @@ impl Sessions {
         self.registry().with_keys.remove(&(since, id));
     }
 
-    /// The clock went back to this time: who is lost since a later one is lost since now.
-    pub(super) fn times_came_back(&self, now: UnixMillis) {
+    /// Those that are lost since `from` or later count as lost now.
+    pub(super) fn count_lost_from(&self, from: UnixMillis, now: UnixMillis) {
         let mut registry = self.registry();
-        let later = registry
-            .lost
-            .range((now.after(Duration::from_millis(1)), SessionId([0; 16]))..);
+        let later = registry.lost.range((from, SessionId([0; 16]))..);
         let later: Vec<_> = later.map(|(_, state)| state.clone()).collect();
         for state in later {
             registry.unlose(&state);
