@@ -4,6 +4,7 @@
 //! Neither writes to the database: expiries, lapses and forgotten tombstones go through the committer's queue like
 //! everything else, in bounded bites, so that many at once do not hold up writers.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,9 @@ const SESSIONS_PER_VISIT: usize = 1024;
 
 /// Lost sessions that are forgotten in one group; each has up to 1,024 records.
 const SESSIONS_PER_BITE: usize = 64;
+
+/// Tombstones that are counted before it looks at what else there is to do.
+const COUNTED_AT_ONCE: u64 = 64 * 1024;
 
 /// An entry that is to go, unless it has another revision by then.
 type Doomed = (KeyspaceId, Key, Revision);
@@ -410,25 +414,22 @@ fn remove_bite(
 
 /// One commit for each keyspace. Waits for them: blocks.
 fn remove(shared: &Shared, label: &'static str, entries: Vec<Doomed>) -> Result<()> {
+    if entries.is_empty() {
+        return Ok(());
+    }
+    let mut of: HashMap<KeyspaceId, Vec<(Key, Revision)>> = HashMap::new();
+    for (keyspace, key, revision) in entries {
+        of.entry(keyspace).or_default().push((key, revision));
+    }
     let mut answers = Vec::new();
     for keyspace in shared.store.keyspaces() {
-        let mine = entries
-            .iter()
-            .filter(|(id, _, _)| keyspace.id() == Some(*id));
-        let entries: Vec<_> = mine
-            .map(|(_, key, revision)| (key.clone(), *revision))
-            .collect();
-        if !entries.is_empty() {
-            let bytes = entries.iter().map(|(key, _)| key.len() + 64).sum();
-            let session = shared.server_session(&keyspace);
-            answers.push(submit(
-                &shared.queue,
-                &session,
-                0,
-                Task::Remove { label, entries },
-                bytes,
-            )?);
-        }
+        let Some(entries) = keyspace.id().and_then(|id| of.remove(&id)) else {
+            continue;
+        };
+        let bytes = entries.iter().map(|(key, _)| key.len() + 64).sum();
+        let session = shared.server_session(&keyspace);
+        let task = Task::Remove { label, entries };
+        answers.push(submit(&shared.queue, &session, 0, task, bytes)?);
     }
     wait_for(answers)
 }
@@ -496,18 +497,34 @@ pub(super) fn forget_of(shared: &Shared, keyspace: &Arc<KeyspaceState>) -> Resul
     Ok(true)
 }
 
+/// How many rows begin with this. Expiry has its turn in between, and the cache is left to readers.
 fn count(shared: &Shared, prefix: &[u8]) -> Result<u64> {
-    let mut rows = shared
-        .store
-        .iterate_prefix(Table::Lifetimes, prefix, prefix);
+    let end = storage_protocol::KeyRange::prefix(prefix.to_vec()).end;
+    let mut start = prefix.to_vec();
     let mut count = 0;
-    while rows.valid() {
-        count += 1;
-        rows.next();
+    loop {
+        let mut rows = shared
+            .store
+            .iterate_beside_cache(Table::Lifetimes, &start, end.as_deref());
+        let mut steps = 0;
+        while let Some(row) = rows.key()
+            && steps < COUNTED_AT_ONCE
+        {
+            steps += 1;
+            if steps == COUNTED_AT_ONCE {
+                start = behind(row);
+            }
+            rows.next();
+        }
+        rows.status()
+            .map_err(|error| super::store::internal("count of tombstones", &error))?;
+        count += steps;
+        if steps < COUNTED_AT_ONCE {
+            return Ok(count);
+        }
+        drop(rows);
+        expire_if_due(shared)?;
     }
-    rows.status()
-        .map_err(|error| super::store::internal("count of tombstones", &error))?;
-    Ok(count)
 }
 
 /// Whether a tombstone was made before this time (or is none any more: its row is stale, and goes too).
@@ -522,4 +539,78 @@ fn is_older(shared: &Shared, id: KeyspaceId, key: &[u8], time: u64) -> Result<bo
         } => made.0 < time,
         _ => true,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use storage_protocol::{Batch, CommitOptions, Keyspace, Storage, StorageExt};
+
+    use super::super::{EngineOptions, RocksEngine};
+    use super::*;
+    use crate::engine::Engine;
+
+    fn fresh() -> (tempfile::TempDir, Arc<RocksEngine>) {
+        let folder = tempfile::tempdir().unwrap();
+        let options = EngineOptions {
+            disk_reserve_bytes: 0,
+            ..EngineOptions::new(folder.path().join("data"))
+        };
+        (folder, RocksEngine::open(options).unwrap())
+    }
+
+    #[tokio::test]
+    async fn tombstones_are_counted_beside_the_cache() {
+        const COUNT: u64 = 70_000;
+        let (_folder, engine) = fresh();
+        let storage = engine.storage(&Keyspace::new("model").unwrap());
+        let numbers: Vec<_> = (0..COUNT).collect();
+        for numbers in numbers.chunks(10_000) {
+            let put = |batch: Batch, n: &u64| batch.put(n.to_string(), "v");
+            let remove = |batch: Batch, n: &u64| batch.remove(n.to_string());
+            for batch in [
+                numbers.iter().fold(Batch::new(), put),
+                numbers.iter().fold(Batch::new(), remove),
+            ] {
+                let options = CommitOptions::default();
+                storage.commit(batch, options).await.unwrap();
+            }
+        }
+        let store = &engine.shared.store;
+        let tables = Table::ALL.map(|table| store.table(table));
+        let flush = rocksdb::FlushOptions::default();
+        store.db.flush_cfs_opt(&tables, &flush).unwrap();
+        let cached = || {
+            let usage = store.db.property_int_value("rocksdb.block-cache-usage");
+            usage.unwrap().unwrap()
+        };
+        let before = cached();
+        let prefix = LifetimeRow::tombstone_prefix(KeyspaceId(1));
+        assert_eq!(count(&engine.shared, &prefix).unwrap(), COUNT);
+        let grown = cached().saturating_sub(before);
+        assert!(grown < 200_000, "{grown} bytes for {COUNT} rows");
+    }
+
+    #[tokio::test]
+    async fn a_keyspace_that_was_only_named_is_not_kept() {
+        let (_folder, engine) = fresh();
+        let store = &engine.shared.store;
+        let name = |n: u32| Keyspace::new(&format!("named-{n}")).unwrap();
+        let made = engine.storage(&name(0));
+        made.put("a".into(), "b".into()).await.unwrap();
+        drop(made);
+        let in_use = engine.open_session("cert:a", &name(1));
+        for n in 2..20_000 {
+            // By a session that reads and goes.
+            let session = engine.open_session("cert:a", &name(n));
+            assert!(session.get_one("a".into()).await.unwrap().is_none());
+        }
+        let left = store.keyspaces().len();
+        assert!(left < 5_000, "{left} are kept");
+        // What is used stays the same, also for others that name it.
+        in_use.put("c".into(), "d".into()).await.unwrap();
+        for (n, key) in [(0, "a"), (1, "c")] {
+            let session = engine.open_session("cert:b", &name(n));
+            assert!(session.get_one(key.into()).await.unwrap().is_some());
+        }
+    }
 }

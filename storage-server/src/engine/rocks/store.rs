@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use rocksdb::{
     ColumnFamily, DB, DBPinnableSlice, DBRawIterator, ReadOptions, ReadTier, SnapshotWithThreadMode,
@@ -22,21 +22,23 @@ use super::{EngineOptions, OpenError};
 #[derive(Debug)]
 pub(crate) struct KeyspaceState {
     pub(crate) name: Keyspace,
-    row: Mutex<Option<KeyspaceRow>>,
+    row: OnceLock<KeyspaceRow>,
     /// What the configuration says, for the time it is made.
     mwdb_configured: bool,
-    /// Tombstones up to here may be gone. Written by the sweeper, read by scans and watches.
+    /// Tombstones up to here may be gone. Written by the committer, read by scans and watches.
     horizon: AtomicU64,
 }
 
 impl KeyspaceState {
     /// Its row; `None` until its first commit.
     pub(crate) fn row(&self) -> Option<KeyspaceRow> {
-        *self.row.lock().unwrap_or_else(PoisonError::into_inner)
+        self.row.get().copied()
     }
 
+    /// Its row, which never changes. By the load, or by the committer when it makes it.
     pub(crate) fn set_row(&self, row: KeyspaceRow) {
-        *self.row.lock().unwrap_or_else(PoisonError::into_inner) = Some(row);
+        // A keyspace is made once: the committer would have found this row.
+        let _ = self.row.set(row);
     }
 
     pub(crate) fn id(&self) -> Option<KeyspaceId> {
@@ -61,7 +63,7 @@ pub(crate) struct Store {
     pub(crate) options: EngineOptions,
     /// All histories, oldest first. Fixed while the store is open.
     epochs: Vec<(Epoch, Revision)>,
-    keyspaces: RwLock<HashMap<Keyspace, Arc<KeyspaceState>>>,
+    keyspaces: RwLock<Keyspaces>,
     /// Read without blocking: what is in memory.
     cached: ReadOptions,
     /// Read wherever it is.
@@ -77,6 +79,28 @@ impl std::fmt::Debug for Store {
             .finish_non_exhaustive()
     }
 }
+
+/// Those that exist, and those that somebody names.
+#[derive(Debug, Default)]
+struct Keyspaces {
+    by_name: HashMap<Keyspace, Arc<KeyspaceState>>,
+    /// At so many, those that nobody names any more and that do not exist are swept out.
+    sweep_at: usize,
+}
+
+impl Keyspaces {
+    fn sweep(&mut self) {
+        if self.by_name.len() >= self.sweep_at {
+            // Who holds one got it under this lock.
+            self.by_name
+                .retain(|_, state| state.row().is_some() || Arc::strong_count(state) > 1);
+            self.sweep_at = 2 * self.by_name.len() + KEYSPACES_UNSWEPT;
+        }
+    }
+}
+
+/// So many keyspaces that do not exist may be left over, besides as many as there are.
+const KEYSPACES_UNSWEPT: usize = 1024;
 
 #[derive(Debug, Default)]
 struct Poison {
@@ -156,6 +180,7 @@ impl Store {
             .keyspaces
             .read()
             .unwrap_or_else(PoisonError::into_inner)
+            .by_name
             .get(name)
             .cloned();
         known.unwrap_or_else(|| {
@@ -165,22 +190,25 @@ impl Store {
                 .unwrap_or_else(PoisonError::into_inner);
             let fresh = || KeyspaceState {
                 name: name.clone(),
-                row: Mutex::new(None),
+                row: OnceLock::new(),
                 mwdb_configured: self.options.mwdb_keyspaces.contains(name),
                 horizon: AtomicU64::new(0),
             };
+            keyspaces.sweep();
             keyspaces
+                .by_name
                 .entry(name.clone())
                 .or_insert_with(|| Arc::new(fresh()))
                 .clone()
         })
     }
 
-    /// All keyspaces that were ever named since the start, made or not.
+    /// All keyspaces that exist, and some that are or were named.
     pub(crate) fn keyspaces(&self) -> Vec<Arc<KeyspaceState>> {
         self.keyspaces
             .read()
             .unwrap_or_else(PoisonError::into_inner)
+            .by_name
             .values()
             .cloned()
             .collect()
@@ -314,7 +342,28 @@ impl Store {
         start: &[u8],
         end: Option<&[u8]>,
     ) -> DBRawIterator<'_> {
+        self.iterate_with(ReadOptions::default(), table, start, end)
+    }
+
+    /// The same, for what is read once and by nobody else: it takes no room in the cache.
+    pub(crate) fn iterate_beside_cache(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: Option<&[u8]>,
+    ) -> DBRawIterator<'_> {
         let mut options = ReadOptions::default();
+        options.fill_cache(false);
+        self.iterate_with(options, table, start, end)
+    }
+
+    fn iterate_with(
+        &self,
+        mut options: ReadOptions,
+        table: Table,
+        start: &[u8],
+        end: Option<&[u8]>,
+    ) -> DBRawIterator<'_> {
         if let Some(end) = end {
             options.set_iterate_upper_bound(end);
         }
@@ -384,8 +433,14 @@ impl StoreSnapshot {
 }
 
 /// An error of RocksDB on a read: logged here, where it is consumed; the caller gets a text without paths.
-pub(crate) fn internal(action: &str, error: &dyn std::error::Error) -> StorageError {
-    tracing::error!(%error, "{action} failed");
+pub(crate) fn internal(action: &str, error: &(dyn std::error::Error + 'static)) -> StorageError {
+    let rocksdb = error.downcast_ref::<rocksdb::Error>();
+    if rocksdb.is_some_and(|error| error.kind() == rocksdb::ErrorKind::TryAgain) {
+        // The reader of the log stood at a file's end while the next one was begun: it is asked again.
+        tracing::debug!(%error, "{action} has to be repeated");
+    } else {
+        tracing::error!(%error, "{action} failed");
+    }
     StorageError::Internal {
         message: format!("{action} failed"),
         outcome: Outcome::NotExecuted,
