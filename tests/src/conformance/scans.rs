@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use futures_util::FutureExt;
 use storage_protocol::{
-    Batch, Entry, Key, KeyRange, KeyState, Position, Revision, Scan, ScanItem, ScanOptions,
-    Storage, StorageError, StorageExt,
+    Batch, Entry, Key, KeyRange, KeyState, Outcome, Position, Revision, Scan, ScanItem,
+    ScanOptions, Storage, StorageError, StorageExt,
 };
 
 use super::support::{
@@ -32,6 +33,7 @@ cases!["scans":
     all_pages_are_read_at_one_revision,
     reverse_pages_are_read_at_one_revision,
     a_scan_under_concurrent_commits_is_one_revision,
+    a_dropped_call_for_a_page_ends_no_scan_in_silence,
     no_tombstones_unless_asked,
     newer_than_tells_entries_and_tombstones,
     newer_than_the_last_commit_is_nothing,
@@ -263,6 +265,29 @@ async fn a_value_larger_than_a_page_is_one_page(context: Context) {
     let items = scan(&storage, KeyRange::all(), plain()).await;
     let sizes: Vec<usize> = items.iter().map(|item| live(item).value.len()).collect();
     assert_eq!(sizes, [10, 1 << 20, 10]);
+}
+
+/// A page that was lost with its call leaves a hole: then there is no orderly end.
+async fn a_dropped_call_for_a_page_ends_no_scan_in_silence(context: Context) {
+    let storage = context.open().await;
+    write_pages(&storage, 1).await;
+    let mut scan = storage.scan(KeyRange::all(), plain()).await.unwrap();
+    let mut items = scan.next_page().await.unwrap().unwrap().len();
+    // Polled once, and dropped if it is not through.
+    match scan.next_page().now_or_never() {
+        Some(page) => items += page.unwrap().unwrap().len(),
+        None => {
+            for _ in 0..2 {
+                let error = scan.next_page().await.unwrap_err();
+                assert_eq!(error.outcome(), Outcome::NotExecuted, "{error:?}");
+            }
+            return;
+        }
+    }
+    while let Some(page) = scan.next_page().await.unwrap() {
+        items += page.len();
+    }
+    assert_eq!(items, PAGED_KEYS);
 }
 
 async fn all_pages_are_read_at_one_revision(context: Context) {

@@ -680,6 +680,7 @@ impl Storage for RocksSession {
             Box::new(RocksScan {
                 shared,
                 state: cursor.map(|cursor| (snapshot, cursor)),
+                failure: None,
                 place: Some(place),
             }),
         ))
@@ -819,19 +820,30 @@ impl SessionStorage for RocksSession {
     }
 }
 
-/// The pages of a scan; `None` when it is over.
+/// The pages of a scan.
 struct RocksScan {
     shared: Arc<Shared>,
+    /// `None` when it is over, or a page is read.
     state: Option<(Leased, ScanCursor)>,
+    /// Set while a page is read, and left set where it did not come: what follows would have a hole.
+    failure: Option<StorageError>,
     place: Option<OwnedSemaphorePermit>,
 }
 
 #[async_trait]
 impl ScanSource for RocksScan {
     async fn next_page(&mut self) -> Result<Option<Vec<ScanItem>>> {
+        if let Some(failure) = &self.failure
+            && !planted("scan-ends-in-silence")
+        {
+            return Err(failure.clone());
+        }
         let Some((snapshot, mut cursor)) = self.state.take() else {
             return Ok(None);
         };
+        self.failure = Some(StorageError::invalid(
+            "an earlier call for the next page was dropped, so that page is lost: start the scan again",
+        ));
         let read = move |shared: &Shared| {
             let snapshot = if planted("scan-pages-drift") {
                 shared.leases.lend(&shared.store)
@@ -841,7 +853,9 @@ impl ScanSource for RocksScan {
             let page = snapshot.read(|snapshot| cursor.next_page(snapshot, PAGE_BYTES))?;
             Ok((page, snapshot, cursor))
         };
-        let (page, snapshot, cursor) = self.shared.on_pool(read).await?;
+        let read = self.shared.on_pool(read).await;
+        self.failure = read.as_ref().err().cloned();
+        let (page, snapshot, cursor) = read?;
         if page.is_empty() {
             self.place = None;
             return Ok(None);
