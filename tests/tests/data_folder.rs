@@ -5,6 +5,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,8 +13,8 @@ use storage_protocol::{
     Batch, CommitOptions, EntryLifetime, KeyRange, Keyspace, Lifetime, Position, Revision, Storage,
     StorageError, StorageExt, UnixMillis, WatchEvent, WatchOptions, WatchStart,
 };
-use storage_server::engine::Engine;
 use storage_server::engine::rocks::{Durability, EngineOptions, OpenError, RocksEngine, TestClock};
+use storage_server::engine::{Engine, SessionStorage};
 use storage_tests::data_folder::{copy, copy_as_original, set_boot, set_time};
 
 /// How long anything may take that only has to happen.
@@ -734,5 +735,203 @@ async fn a_session_lost_under_a_wrong_clock_does_not_keep_its_keys_for_ever() {
         assert!(began.elapsed() < PATIENCE, "it stays");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    close(engine).await;
+}
+
+/// A small file system of its own, gone at the end.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    /// `None` where nobody may mount one (said in words; `STORAGE_TESTS_MOUNT=required` makes it a failure).
+    fn mount(mebibytes: u32) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let size = format!("size={mebibytes}m");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+            .arg(folder.path())
+            .output();
+        if mounted.is_ok_and(|output| output.status.success()) {
+            return Some(Self(folder));
+        }
+        assert_ne!(
+            std::env::var("STORAGE_TESTS_MOUNT").as_deref(),
+            Ok("required")
+        );
+        eprintln!("SKIPPED: a file system cannot be mounted here, so no disk can be full");
+        None
+    }
+
+    fn data(&self) -> PathBuf {
+        self.0.path().join("data")
+    }
+
+    fn available(&self) -> u64 {
+        let disk = rustix::fs::statvfs(self.0.path()).unwrap();
+        disk.f_bavail * disk.f_frsize
+    }
+
+    /// Somebody else takes all but so much.
+    fn leave(&self, bytes: u64) {
+        let path = self.0.path().join("somebody-else");
+        // What it had before is free for this, too.
+        let _ = fs::remove_file(&path);
+        let file = fs::File::create(&path).unwrap();
+        let length = self.available() - bytes;
+        rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, length).unwrap();
+    }
+
+    /// And gives it back.
+    fn give_back(&self) {
+        fs::remove_file(self.0.path().join("somebody-else")).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // A handle that is left keeps it busy; it goes with that.
+        let _ = Command::new("umount")
+            .arg("--lazy")
+            .arg(self.0.path())
+            .status();
+    }
+}
+
+const RESERVE: u64 = 32 << 20;
+
+fn on(disk: &SmallDisk) -> EngineOptions {
+    EngineOptions {
+        disk_reserve_bytes: RESERVE,
+        memory_bytes: 64 << 20,
+        ..EngineOptions::new(disk.data())
+    }
+}
+
+/// About a megabyte, over the same keys.
+async fn overwrite(session: &Arc<dyn SessionStorage>) -> Result<Position, StorageError> {
+    let mut batch = Batch::new();
+    for n in 0..300 {
+        batch = batch.put(format!("{n}"), vec![b'v'; 3_000]);
+    }
+    session.commit(batch, CommitOptions::default()).await
+}
+
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let began = Instant::now();
+    while !holds().await {
+        assert!(began.elapsed() < PATIENCE, "{what}: not in time");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn near_its_reserve_a_disk_keeps_the_data_and_drops_the_log() {
+    let Some(disk) = SmallDisk::mount(192) else {
+        return;
+    };
+    let engine = opened(on(&disk)).await;
+    let session = engine.open_session("cert:w", &keyspace());
+    let first = overwrite(&session).await.unwrap();
+    let mut least = u64::MAX;
+    for round in 0..250 {
+        let written = overwrite(&session).await;
+        written.unwrap_or_else(|error| panic!("round {round}: {error}"));
+        least = least.min(disk.available());
+    }
+    assert!(least > RESERVE / 2, "{least}");
+    let from_first = WatchOptions::every(WatchStart::After(first));
+    let gone = session.watch(KeyRange::all(), from_first).await.map(|_| ());
+    assert!(
+        matches!(gone, Err(StorageError::Compacted { .. })),
+        "{gone:?}"
+    );
+    assert!(session.get_one("0".into()).await.unwrap().is_some());
+    drop(session);
+    close(engine).await;
+}
+
+#[tokio::test]
+async fn below_the_reserve_keys_can_be_removed_and_nothing_be_put() {
+    let Some(disk) = SmallDisk::mount(192) else {
+        return;
+    };
+    let engine = opened(on(&disk)).await;
+    let session = engine.open_session("cert:w", &keyspace());
+    overwrite(&session).await.unwrap();
+    let full = |result: Result<Position, StorageError>| match result {
+        Ok(_) => false,
+        Err(StorageError::StorageFull { available, reserve }) => {
+            assert!(available < reserve);
+            true
+        }
+        Err(other) => panic!("{other:?}"),
+    };
+    let put = async || full(session.put("more".into(), "v".into()).await);
+    let remove = async |key: &str| {
+        let checked = Batch::new().check_absent("nobody").remove(key.to_owned());
+        full(session.commit(checked, CommitOptions::default()).await)
+    };
+    disk.leave(RESERVE / 2);
+    until("puts are refused", put).await;
+    assert!(!remove("1").await && !remove("2").await);
+    let gone = session
+        .get(&["1".into(), "2".into(), "3".into()])
+        .await
+        .unwrap();
+    let there: Vec<_> = gone.value.iter().map(Option::is_some).collect();
+    assert_eq!(there, [false, false, true]);
+    let also_puts = Batch::new().remove("3").put("more", "v");
+    assert!(full(
+        session.commit(also_puts, CommitOptions::default()).await
+    ));
+    let only_checks = Batch::new().check_absent("nobody");
+    assert!(full(
+        session.commit(only_checks, CommitOptions::default()).await
+    ));
+    assert!(engine.check_writable().is_err());
+    disk.leave(RESERVE / 8);
+    until("removals are refused", async || remove("3").await).await;
+    assert!(
+        session.get_one("3".into()).await.unwrap().is_some(),
+        "reads go on"
+    );
+    disk.give_back();
+    until("puts are taken again", async || !put().await).await;
+    assert!(!remove("3").await && engine.check_writable().is_ok());
+    drop(session);
+    close(engine).await;
+}
+
+#[tokio::test]
+async fn with_a_full_disk_a_store_starts_and_is_read() {
+    let Some(disk) = SmallDisk::mount(192) else {
+        return;
+    };
+    // Each start archives the log of the one before.
+    let mut last = Position::default();
+    for _ in 0..2 {
+        let engine = opened(on(&disk)).await;
+        let session = engine.open_session("cert:w", &keyspace());
+        for _ in 0..10 {
+            last = overwrite(&session).await.unwrap();
+        }
+        drop(session);
+        close(engine).await;
+    }
+    disk.leave(0);
+    let engine = opened(on(&disk)).await;
+    assert_eq!(engine.position().epoch, last.epoch);
+    let session = engine.open_session("cert:r", &keyspace());
+    assert!(session.get_one("0".into()).await.unwrap().is_some());
+    let error = session.put("more".into(), "v".into()).await.unwrap_err();
+    assert!(
+        matches!(error, StorageError::StorageFull { .. }),
+        "{error:?}"
+    );
+    disk.give_back();
+    until("puts are taken again", async || {
+        session.put("more".into(), "v".into()).await.is_ok()
+    })
+    .await;
+    drop(session);
     close(engine).await;
 }

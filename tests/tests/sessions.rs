@@ -503,7 +503,9 @@ async fn the_grace_after_a_start_counts_from_when_peers_can_come() {
     let options = CommitOptions::default();
     session.commit_numbered(1, batch, options).await.unwrap();
     drop(session);
-    tokio::task::spawn_blocking(move || drop(engine)).await.unwrap();
+    tokio::task::spawn_blocking(move || drop(engine))
+        .await
+        .unwrap();
     let engine = open().await;
     // Certificates, ports.
     tokio::time::sleep(GRACE.mul_f64(0.7)).await;

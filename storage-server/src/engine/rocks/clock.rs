@@ -18,6 +18,7 @@ use storage_protocol::{Key, Result, Revision, UnixMillis, planted};
 
 use super::Shared;
 use super::committer::{Group, Task, submit};
+use super::disk::Need;
 use super::layout::{self, KeyspaceId, LifetimeRow, Table};
 use super::store::{KeyspaceState, Store, internal};
 
@@ -283,7 +284,7 @@ pub(super) fn look(shared: &Shared) {
     let store = &shared.store;
     if store.clock.has_news()
         && store.check_poison().is_ok()
-        && shared.disk.check(&store.options).is_ok()
+        && shared.disk.check(Need::Any, 0).is_ok()
         && let Some(keyspace) = store.keyspaces().into_iter().next()
     {
         let session = shared.server_session(&keyspace);

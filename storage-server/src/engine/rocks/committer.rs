@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::clock::Late;
+use super::disk::Need;
 use super::layout::{
     self, CommitRow, Head, KeyspaceId, KeyspaceRow, LifetimeRow, NumberRow, Stored, Table,
     entry_key, entry_value, index_key,
@@ -185,6 +186,7 @@ impl Committer<'_> {
                 return;
             }
             self.shared.metrics.wrote(count, bytes, began.elapsed());
+            self.shared.disk.wrote(bytes);
             if let Some(due) = dues.into_iter().min() {
                 self.shared.alarm.set(due);
             }
@@ -386,6 +388,9 @@ impl<'a> Group<'a> {
             return self.repeat(session, number, fingerprint);
         }
         self.store.check_poison()?;
+        // Again, since it waited: what stood before it may have taken the room.
+        let ahead = self.batch.size_in_bytes() + self.taken;
+        self.shared.disk.check(Need::of(&batch), ahead)?;
         if session.keyspace.serves_mwdb() {
             check_mwdb(&batch)?;
         }

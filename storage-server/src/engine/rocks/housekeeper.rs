@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use storage_protocol::{Key, Result, Revision, SessionId, StorageError, UnixMillis, planted};
 
 use super::committer::{Task, submit};
+use super::disk::Need;
 use super::layout::{self, Head, KeyspaceId, LifetimeRow, Stored, Table, entry_key};
 use super::mark::{Mark, boot_id};
 use super::sessions::{SessionState, record_keys};
@@ -19,6 +20,10 @@ use super::{Durability, Shared};
 
 /// How often the mark is written, leases and the disk are looked at.
 const ROUND: Duration = Duration::from_secs(1);
+
+/// How often the log in use is made droppable at a full disk, and from which size on.
+const FLUSH_INTERVAL: Duration = Duration::from_secs(10);
+const FLUSH_BYTES_MIN: u64 = 4 << 20;
 
 /// How often old tombstones are looked for.
 const SWEEP: Duration = Duration::from_secs(600);
@@ -135,11 +140,39 @@ impl Alarm {
 
 /// The housekeeper: runs until the alarm is stopped.
 pub(super) fn run(shared: &Shared) {
+    let mut flushed = None;
     while shared.alarm.wait_for_round() {
         write_mark(shared, false);
         shared.leases.expire(Instant::now());
-        shared.disk.look(&shared.store.options);
+        shared.disk.look();
+        make_room(shared, &mut flushed);
         super::clock::look(shared);
+    }
+}
+
+/// At the reserve what is left of the log is in use: it belongs to what is only in memory. When that is in tables, the
+/// files are archived, and can be dropped. Not again before they could be.
+fn make_room(shared: &Shared, flushed: &mut Option<Instant>) {
+    let store = &shared.store;
+    let is_full = shared.disk.check(Need::Any, 0).is_err();
+    if !is_full || flushed.is_some_and(|at| at.elapsed() < FLUSH_INTERVAL) {
+        return;
+    }
+    let in_use = super::disk::log_bytes_in_use(&store.options.data);
+    // The tables need room first, about as much as the log has of them.
+    if in_use < FLUSH_BYTES_MIN || shared.disk.available() < in_use.saturating_mul(2) {
+        return;
+    }
+    *flushed = Some(Instant::now());
+    tracing::info!(
+        bytes = in_use,
+        "what the log in use holds is written into tables, to make room"
+    );
+    let mut options = rocksdb::FlushOptions::default();
+    options.set_wait(false);
+    let tables = Table::ALL.map(|table| store.table(table));
+    if let Err(error) = store.db.flush_cfs_opt(&tables, &options) {
+        tracing::warn!(%error, "cannot make room");
     }
 }
 
@@ -166,7 +199,12 @@ pub(super) fn run_expiry(shared: &Shared) {
 fn report(action: &str, result: Result<()>) {
     match result {
         // A poisoned, full or closing store is told by whoever found it so.
-        Ok(()) | Err(StorageError::ReadOnly { .. } | StorageError::Closed { .. }) => {}
+        Ok(())
+        | Err(
+            StorageError::ReadOnly { .. }
+            | StorageError::StorageFull { .. }
+            | StorageError::Closed { .. },
+        ) => {}
         Err(error) => tracing::warn!(%error, "cannot {action} now"),
     }
 }
@@ -413,10 +451,14 @@ fn remove_bite(
 }
 
 /// One commit for each keyspace. Waits for them: blocks.
+///
+/// # Errors
+/// As a commit's; `StorageFull` where not even a removal has room.
 fn remove(shared: &Shared, label: &'static str, entries: Vec<Doomed>) -> Result<()> {
     if entries.is_empty() {
         return Ok(());
     }
+    shared.disk.check(Need::Removal, 0)?;
     let mut of: HashMap<KeyspaceId, Vec<(Key, Revision)>> = HashMap::new();
     for (keyspace, key, revision) in entries {
         of.entry(keyspace).or_default().push((key, revision));

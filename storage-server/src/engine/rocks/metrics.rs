@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::disk::Need;
 use super::{Shared, log};
 
 /// Counters. Written by the committer, read by whoever asks.
@@ -200,8 +201,7 @@ pub(super) fn write(shared: &Shared, out: &mut String) {
         "How far the server's time is ahead of the machine's clock.",
         ahead as f64 / 1e3,
     );
-    let writable =
-        shared.store.check_poison().is_ok() && shared.disk.check(&shared.store.options).is_ok();
+    let writable = shared.store.check_poison().is_ok() && shared.disk.check(Need::Any, 0).is_ok();
     metric(
         "storage_writable",
         "gauge",

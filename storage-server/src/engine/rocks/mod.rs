@@ -44,7 +44,7 @@ use self::catch_up::CatchUp;
 #[doc(hidden)]
 pub use self::clock::TestClock;
 use self::committer::{Task, submit};
-use self::disk::Disk;
+use self::disk::{Disk, Need};
 use self::housekeeper::Alarm;
 use self::layout::LifetimeRow;
 use self::lease::{Leased, Leases};
@@ -85,7 +85,8 @@ pub struct EngineOptions {
     /// The budget of block cache, blob cache and memtables: half for the cache, of which up to half is for memtables.
     /// Default 512 MiB.
     pub memory_bytes: usize,
-    /// Writes are refused while less than this is free on disk. Default 512 MiB: two memtables, the log's last files and a
+    /// Commits that put anything are refused while less than this is free on disk, removals below a quarter of it; below one
+    /// and a half of it the change log is dropped, oldest first. Default 512 MiB: two memtables, the log's last files and a
     /// compaction's start.
     pub disk_reserve_bytes: u64,
     /// The change log is kept up to this size. Default 10 GiB.
@@ -474,7 +475,7 @@ impl Engine for RocksEngine {
         store.check_poison().map_err(|error| error.to_string())?;
         self.shared
             .disk
-            .check(&store.options)
+            .check(Need::Any, 0)
             .map_err(|error| error.to_string())
     }
 
@@ -585,7 +586,8 @@ impl RocksSession {
         }
         batch.validate(&options, &self.own_limits())?;
         self.shared.store.check_poison()?;
-        self.shared.disk.check(&self.shared.store.options)?;
+        let need = Need::of(&batch);
+        self.shared.disk.check(need, 0)?;
         let fingerprint = number.map(|_| fingerprint(&batch, &options));
         let answer = {
             // Ordering: the number is taken and the work queued in one go, so that numbers are queued in order.

@@ -14,6 +14,7 @@ use rocksdb::{
 };
 use storage_protocol::{Epoch, Revision, UnixMillis, planted};
 
+use super::disk;
 use super::layout::{self, FORMAT, Table};
 use super::mark::{Mark, Origin, boot_id};
 use super::{Durability, EngineOptions};
@@ -102,7 +103,34 @@ pub(super) struct Opened {
     pub(super) mark: Mark,
 }
 
+impl OpenError {
+    /// Whether the disk was full.
+    fn is_full(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::StorageFull,
+            Self::Damaged { message, .. } => message.contains(NO_SPACE),
+            _ => false,
+        }
+    }
+}
+
+/// What RocksDB says of a full disk.
+const NO_SPACE: &str = "No space left on device";
+
+/// What a start needs: recovery writes what the log in use holds into tables.
+const START_BYTES: u64 = 256 << 20;
+
 pub(super) fn open(options: &EngineOptions) -> Result<Opened, OpenError> {
+    match open_once(options) {
+        // Nobody else has it, or it would have been refused for that. Reads are worth more than history.
+        Err(error) if error.is_full() && disk::drop_log(&options.data, START_BYTES) > 0 => {
+            open_once(options)
+        }
+        opened => opened,
+    }
+}
+
+fn open_once(options: &EngineOptions) -> Result<Opened, OpenError> {
     let path = &options.data;
     prepare_folder(path)?;
     if let Some((_, Origin::Copy)) = Mark::read(path)? {
