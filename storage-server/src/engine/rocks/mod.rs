@@ -866,3 +866,6 @@ impl ScanSource for RocksScan {
         Ok(Some(page))
     }
 }
+
+#[cfg(test)]
+mod tests;

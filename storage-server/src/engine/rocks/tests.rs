@@ -1,0 +1,106 @@
+//! Much at once, and ends of ranges: what was tried on the engine and held.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use storage_protocol::{
+    Batch, CommitOptions, EntryLifetime, KeyRange, Keyspace, Lifetime, ScanOptions, Storage,
+    StorageExt, UnixMillis,
+};
+
+use super::{Durability, EngineOptions, RocksEngine};
+use crate::engine::Engine;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn options(folder: &Path) -> EngineOptions {
+    EngineOptions {
+        disk_reserve_bytes: 0,
+        durability: Durability::Os,
+        ..EngineOptions::new(folder.join("data"))
+    }
+}
+
+fn keyspace(name: &str) -> Keyspace {
+    Keyspace::new(name).unwrap()
+}
+
+async fn keys(storage: &dyn Storage) -> usize {
+    let scan = storage.scan(KeyRange::all(), ScanOptions::default()).await;
+    scan.unwrap().collect().await.unwrap().len()
+}
+
+/// Puts so many keys, ten thousand in a commit.
+async fn put_many(storage: &dyn Storage, count: usize, lifetime: Lifetime) {
+    let numbers: Vec<_> = (0..count).collect();
+    for numbers in numbers.chunks(10_000) {
+        let batch = numbers.iter().fold(Batch::new(), |batch, n| {
+            batch.put_with(format!("{n:06}"), "value", lifetime)
+        });
+        let options = CommitOptions::default();
+        storage.commit(batch, options).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_hundred_thousand_entries_that_are_due_at_once_hold_nobody_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = RocksEngine::open(options(folder.path())).unwrap();
+    let session = engine.open_session("cert:a", &keyspace("model"));
+    put_many(
+        &*session,
+        100_000,
+        Lifetime::TimeToLive(Duration::from_secs(1)),
+    )
+    .await;
+    let other = engine.open_session("cert:b", &keyspace("other"));
+    let (began, mut slowest) = (Instant::now(), Duration::ZERO);
+    while keys(&*session).await > 0 {
+        assert!(began.elapsed() < PATIENCE, "they stay");
+        let put = Instant::now();
+        other.put("a".into(), "b".into()).await.unwrap();
+        slowest = slowest.max(put.elapsed());
+    }
+    // By the bites' size a put waits for one of them; a machine that is busy is no reason to fail.
+    assert!(slowest < PATIENCE / 10, "{slowest:?}");
+}
+
+#[tokio::test]
+async fn a_hundred_thousand_keys_of_one_session_go_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = RocksEngine::open(options(folder.path())).unwrap();
+    let session = engine.open_session("cert:a", &keyspace("model"));
+    put_many(&*session, 100_000, Lifetime::Session).await;
+    let reader = engine.open_session("cert:b", &keyspace("model"));
+    assert_eq!(keys(&*reader).await, 100_000);
+    session.end().await.unwrap();
+    assert_eq!(keys(&*reader).await, 0);
+}
+
+#[tokio::test]
+async fn lifetimes_at_their_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = RocksEngine::open(options(folder.path())).unwrap();
+    let session = engine.open_session("cert:a", &keyspace("model"));
+    let longest = Duration::from_millis(u64::MAX);
+    for (key, life) in [
+        ("longest", longest),
+        ("longer", Duration::MAX),
+        ("shortest", Duration::from_millis(1)),
+    ] {
+        let batch = Batch::new().put_with(key, "value", Lifetime::TimeToLive(life));
+        session
+            .commit(batch, CommitOptions::default())
+            .await
+            .unwrap();
+    }
+    let began = Instant::now();
+    while session.get_one("shortest".into()).await.unwrap().is_some() {
+        assert!(began.elapsed() < PATIENCE, "it stays");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for key in ["longest", "longer"] {
+        let entry = session.get_one(key.into()).await.unwrap().unwrap();
+        assert_eq!(entry.lifetime, EntryLifetime::Until(UnixMillis(u64::MAX)));
+    }
+}
