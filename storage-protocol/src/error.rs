@@ -76,7 +76,8 @@ pub enum StorageError {
         /// Its value.
         max: u64,
     },
-    /// The server's disk is at its reserve; writes are refused until there is room. Reads go on.
+    /// The server's disk is at its reserve; commits that put anything are refused until there is room. Reads go on, and
+    /// commits that only remove keys, down to a quarter of the reserve.
     #[error("storage full: {available} bytes are free, {reserve} are held in reserve")]
     StorageFull {
         /// Free bytes seen.

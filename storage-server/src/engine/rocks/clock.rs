@@ -157,11 +157,12 @@ impl Clock {
         self.machine.now()
     }
 
-    /// Whether the committer has something to write, or to conclude.
+    /// Whether the committer has something to write, or to conclude. That a store is new is told by its first commit.
     pub(super) fn has_news(&self) -> bool {
         let _now = self.now();
         let state = self.state();
-        state.jump.is_some() || self.is_over(&state)
+        let jump = state.jump.filter(|jump| jump.before > UnixMillis::ZERO);
+        jump.is_some() || self.is_over(&state)
     }
 
     /// Whether the machine's clock was behind for long enough.
