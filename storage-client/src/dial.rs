@@ -28,6 +28,7 @@ use tokio_tungstenite::tungstenite::http::header::SEC_WEBSOCKET_PROTOCOL;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, WebSocketConfig};
 
 use crate::connection::deadline_after;
+use crate::counted::Counted;
 use crate::endpoint::Endpoint;
 use crate::options::{ConnectOptions, Credentials, TlsVersion};
 use crate::tls;
@@ -38,7 +39,7 @@ pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// The socket that a driver owns.
-pub(crate) type Socket = WebSocketStream<Box<dyn Io>>;
+pub(crate) type Socket = WebSocketStream<Counted<Box<dyn Io>>>;
 
 /// Why there is no session.
 #[derive(Debug)]
@@ -263,6 +264,7 @@ async fn upgrade(endpoint: &Endpoint, io: Box<dyn Io>) -> Result<Socket, String>
         .headers_mut()
         .insert(SEC_WEBSOCKET_PROTOCOL, protocol);
     let config = Some(socket_config());
+    let io = Counted::new(io);
     let upgrade = tokio_tungstenite::client_async_with_config(request, io, config);
     match upgrade.await {
         Ok((socket, _)) => Ok(socket),

@@ -28,6 +28,7 @@
 #[cfg(feature = "cli")]
 pub mod cli;
 mod connection;
+mod counted;
 mod dial;
 mod driver;
 mod endpoint;

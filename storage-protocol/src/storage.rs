@@ -100,6 +100,11 @@ pub struct ScanItem {
 pub trait ScanSource: Send {
     /// The next page: at most about 256 KiB, or one item where that is larger, never empty; `None` at the end.
     async fn next_page(&mut self) -> Result<Option<Vec<ScanItem>>>;
+
+    /// Whether it is known already that no page comes any more. Default: it is not.
+    fn is_over(&self) -> bool {
+        false
+    }
 }
 
 /// A running scan. Dropping it frees its snapshot.
@@ -138,6 +143,12 @@ impl Scan {
     /// `SnapshotExpired` when the lease ran out; `Closed` when the engine or the connection did.
     pub async fn next_page(&mut self) -> Result<Option<Vec<ScanItem>>> {
         self.source.next_page().await
+    }
+
+    /// Whether it is known already that no page comes any more. If not, the next may still be `None`.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.source.is_over()
     }
 
     /// All items that are left, in memory.

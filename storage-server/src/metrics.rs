@@ -83,7 +83,7 @@ labels! {
     /// Label `reason` of a session that the server closed.
     ClosedLabel {
         Protocol = "protocol", Silent = "silent", Slow = "slow", Hello = "hello_timeout", Shutdown = "shutdown",
-        Failed = "failed", Fenced = "fenced",
+        Failed = "failed", Fenced = "fenced", Overloaded = "overloaded",
     }
 }
 

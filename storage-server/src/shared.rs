@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use storage_protocol::Limit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -11,7 +10,7 @@ use crate::config::ServerConfig;
 use crate::engine::Engine;
 use crate::gateway::mwdb::PushCache;
 use crate::metrics::Metrics;
-use crate::session::budget::{Budget, SessionSlots};
+use crate::session::budget::{Budgets, SessionSlots};
 
 /// How far the server is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,12 +28,8 @@ pub(crate) struct Shared {
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) slots: Arc<SessionSlots>,
-    /// Bytes of requests in flight of all sessions.
-    pub(crate) in_flight: Arc<Budget>,
-    /// Bytes of partly received messages of all sessions.
-    pub(crate) partial: Arc<Budget>,
-    /// Bytes that wait to be sent to all sessions.
-    pub(crate) outbox: Arc<Budget>,
+    /// The bounds of all sessions together.
+    pub(crate) budgets: Arc<Budgets>,
     pub(crate) pushes: PushCache,
     /// Every task of this server; shutdown waits for them.
     pub(crate) tasks: TaskTracker,
@@ -50,13 +45,16 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(config: ServerConfig, engine: Arc<dyn Engine>) -> Arc<Self> {
         let limits = &config.limits;
+        let budgets = Budgets::new(limits);
         Arc::new(Self {
             engine,
             metrics: Arc::default(),
-            slots: SessionSlots::new(limits.sessions_max, limits.sessions_per_principal_max),
-            in_flight: Budget::new(Limit::BytesInFlightTotal, limits.bytes_in_flight_total_max),
-            partial: Budget::new(Limit::PartialMessages, limits.partial_messages_bytes_max),
-            outbox: Budget::new(Limit::Outbox, limits.outbox_bytes_total_max),
+            slots: SessionSlots::new(
+                limits.sessions_max,
+                limits.sessions_per_principal_max,
+                &budgets,
+            ),
+            budgets,
             pushes: PushCache::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use storage_protocol::{
     Batch, Change, ChangeKind, CommitOptions, CommitRecord, Entry, EntryLifetime, Epoch, Expected,
-    Key, KeyRange, KeyState, Keyspace, Lifetime, Limits, Operation, Outcome, Position, Reading,
+    Key, KeyRange, KeyState, Keyspace, Lifetime, Limit, Limits, Operation, Outcome, Position, Reading,
     Result, Revision, Scan, ScanItem, ScanOptions, ScanSource, SessionId, Storage, StorageError,
     UnixMillis, Watch, WatchEvent, WatchOptions, WatchSource, WatchState, WatchStatus,
 };
@@ -26,7 +26,7 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::ServerConfig;
-use crate::engine::{Engine, Resumed, SessionStorage};
+use crate::engine::{Engine, Resumed, Room, SessionStorage};
 use crate::session::identity::Principal;
 use crate::session::{Dialect, Peer, driver};
 use crate::shared::Shared;
@@ -56,7 +56,15 @@ pub(crate) enum Hold {
     Commits,
     /// Commits happen and are told to watches, but not acknowledged.
     Answers,
+    Reads,
     Resumes,
+}
+
+fn no_room() -> StorageError {
+    StorageError::Overloaded {
+        limit: Limit::Outbox,
+        max: 0,
+    }
 }
 
 /// See the module.
@@ -296,7 +304,7 @@ impl Storage for MemorySession {
         });
         Ok(Scan::new(
             MemoryEngine::position_of(&state),
-            Box::new(Pages(items.collect())),
+            Box::new(Pages(items.collect(), self.hold.clone())),
         ))
     }
 
@@ -340,6 +348,30 @@ impl SessionStorage for MemorySession {
 
     fn executed(&self) -> u64 {
         self.executed
+    }
+
+    async fn get_into(
+        &self,
+        keys: &[Key],
+        room: Arc<dyn Room>,
+    ) -> Result<Reading<Vec<Option<Entry>>>> {
+        self.passes(Hold::Reads).await;
+        let reading = self.get(keys).await?;
+        let bytes = reading.value.iter().flatten();
+        let bytes = bytes.map(|entry| entry.value.len()).sum();
+        match room.take(bytes) {
+            true => Ok(reading),
+            false => Err(no_room()),
+        }
+    }
+
+    async fn scan_into(
+        &self,
+        range: KeyRange,
+        options: ScanOptions,
+        _: Arc<dyn Room>,
+    ) -> Result<Scan> {
+        self.scan(range, options).await
     }
 
     fn serves_mwdb(&self) -> bool {
@@ -392,11 +424,12 @@ impl SessionStorage for MemorySession {
 }
 
 /// One item a page.
-struct Pages(VecDeque<ScanItem>);
+struct Pages(VecDeque<ScanItem>, watch::Receiver<Hold>);
 
 #[async_trait]
 impl ScanSource for Pages {
     async fn next_page(&mut self) -> Result<Option<Vec<ScanItem>>> {
+        let _ = self.1.wait_for(|hold| *hold != Hold::Reads).await;
         Ok(self.0.pop_front().map(|item| vec![item]))
     }
 }

@@ -338,6 +338,42 @@ impl Raw {
             .expect("the connection is there");
     }
 
+    /// Sends a message, if the connection is there still.
+    pub async fn try_send(&mut self, message: Message) -> bool {
+        in_time("sending", self.socket.send(message)).await.is_ok()
+    }
+
+    /// Sends a message with those that follow, up to [`Raw::flush`].
+    ///
+    /// # Panics
+    /// If the connection is gone.
+    pub async fn feed(&mut self, message: Message) {
+        in_time("sending", self.socket.feed(message))
+            .await
+            .expect("the connection is there");
+    }
+
+    /// Sends what was fed.
+    ///
+    /// # Panics
+    /// If the connection is gone.
+    pub async fn flush(&mut self) {
+        in_time("sending", self.socket.flush())
+            .await
+            .expect("the connection is there");
+    }
+
+    /// The code and reason with which the server has closed, if they arrived.
+    pub async fn closed_if_told(&mut self) -> Option<(u16, String)> {
+        loop {
+            match self.receive().await {
+                Received::Close(code, reason) => return Some((code, reason)),
+                Received::Ended => return None,
+                Received::Binary(_) | Received::Ping | Received::Pong(_) => {}
+            }
+        }
+    }
+
     /// Sends a binary message.
     ///
     /// # Panics

@@ -184,7 +184,12 @@ pub(crate) struct Driver {
     draining: Option<(String, Duration)>,
     /// No request's deadline lies before it.
     earliest: Option<Instant>,
+    /// When anything came: a byte of a long message is a sign of life.
     last_received: Instant,
+    /// What had been read by then.
+    bytes_read: u64,
+    /// When a whole message came. A server that is in the middle of a long one of ours hears from us by the pings after it.
+    last_message: Instant,
     last_ping: Instant,
     heartbeat: Duration,
     silence: Duration,
@@ -235,6 +240,8 @@ impl Driver {
             draining: None,
             earliest: None,
             last_received: now,
+            bytes_read: 0,
+            last_message: now,
             last_ping: now,
             heartbeat,
             silence,
@@ -346,7 +353,7 @@ impl Driver {
 
     fn next_time(&self) -> Instant {
         let silent = deadline_after(self.last_received, self.silence);
-        let ping = deadline_after(self.last_received.max(self.last_ping), self.heartbeat);
+        let ping = deadline_after(self.last_message.max(self.last_ping), self.heartbeat);
         let until = match self.ending {
             Some(Ending::Graceful { until, .. } | Ending::Abandoned { until }) => Some(until),
             None => None,
@@ -372,7 +379,7 @@ impl Driver {
                 ..End::lost(format!("the server was silent for {silence:?}"))
             });
         }
-        let quiet_since = self.last_received.max(self.last_ping);
+        let quiet_since = self.last_message.max(self.last_ping);
         if now >= deadline_after(quiet_since, self.heartbeat) {
             self.last_ping = now;
             self.ping_due = true;

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use futures_util::Stream;
 use storage_protocol::native::{RequestId, ServerMessage, close_code};
-use storage_protocol::{Outcome, Position, StorageError, WatchEvent};
+use storage_protocol::{Outcome, Position, StorageError, WatchEvent, planted};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::error::Error as WsError;
 use tokio_tungstenite::tungstenite::error::ProtocolError as WsProtocolError;
@@ -24,10 +24,12 @@ impl Driver {
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         for read in 0..READS_PER_POLL {
             let Poll::Ready(message) = Pin::new(&mut self.socket).poll_next(cx) else {
+                self.note_bytes();
                 return Ok(());
             };
             if read == 0 {
                 self.last_received = Instant::now();
+                self.last_message = self.last_received;
             }
             match message {
                 Some(Ok(Message::Binary(frame))) => self.on_frame(frame)?,
@@ -54,6 +56,15 @@ impl Driver {
         // There may be more: write first, then go on.
         cx.waker().wake_by_ref();
         Ok(())
+    }
+
+    /// Bytes of a message that is not whole yet.
+    fn note_bytes(&mut self) {
+        let bytes = self.socket.get_ref().read();
+        if bytes != self.bytes_read && !planted("liveness-by-message") {
+            self.bytes_read = bytes;
+            self.last_received = Instant::now();
+        }
     }
 
     fn on_frame(&mut self, frame: Bytes) -> Result<(), End> {

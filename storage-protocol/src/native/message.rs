@@ -9,6 +9,7 @@ mod error;
 mod fields;
 mod record;
 mod request;
+mod values;
 mod welcome;
 
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use self::fields::{
 pub use self::record::encode_commit_record;
 use self::record::read_commit_record;
 use self::request::{put_commit, put_watch, read_commit, read_watch};
+pub use self::values::ValuesLength;
 use self::welcome::{put_welcome, read_welcome};
 use super::frame::{Packet, ProtocolError, RequestId, kind};
 use super::wire::{Reader, Writer};
@@ -331,23 +333,7 @@ impl ClientMessage {
     /// What is wrong with it; the connection cannot go on.
     pub fn decode(packet: Packet) -> Result<Self> {
         let Packet { kind, id, payload } = packet;
-        if !matches!(
-            kind,
-            kind::HELLO
-                | kind::GET
-                | kind::SCAN
-                | kind::SCAN_NEXT
-                | kind::SCAN_CLOSE
-                | kind::COMMIT
-                | kind::WATCH
-                | kind::CREDIT
-                | kind::UNWATCH
-                | kind::CANCEL
-                | kind::PROBE
-        ) {
-            return Err(ProtocolError::UnknownType(kind));
-        }
-        require_id(kind, id, kind != kind::HELLO)?;
+        Self::check_head(kind, id)?;
         let mut from = Reader::new(payload);
         let from = &mut from;
         let message = match kind {
@@ -415,6 +401,31 @@ impl ClientMessage {
             other => return Err(ProtocolError::UnknownType(other)),
         };
         finish(from, message)
+    }
+
+    /// Whether a client may send a message of this type with this id (or without one): what can be said of one in parts
+    /// when it begins.
+    ///
+    /// # Errors
+    /// A type that is not a client's, an id that is missing or not expected.
+    pub fn check_head(kind: u8, id: Option<RequestId>) -> Result<()> {
+        if !matches!(
+            kind,
+            kind::HELLO
+                | kind::GET
+                | kind::SCAN
+                | kind::SCAN_NEXT
+                | kind::SCAN_CLOSE
+                | kind::COMMIT
+                | kind::WATCH
+                | kind::CREDIT
+                | kind::UNWATCH
+                | kind::CANCEL
+                | kind::PROBE
+        ) {
+            return Err(ProtocolError::UnknownType(kind));
+        }
+        require_id(kind, id, kind != kind::HELLO)
     }
 
     /// The number of a commit whose payload begins with `head`: all that a receiver needs of one that it refuses before

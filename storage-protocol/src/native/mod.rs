@@ -13,10 +13,11 @@ mod wire;
 
 pub use frame::{Packet, ProtocolError, RequestId, SEPARATOR, kind};
 pub use message::{
-    ClientMessage, ErrorCode, Hello, ServerMessage, WatchRequest, Welcome, encode_commit_record,
+    ClientMessage, ErrorCode, Hello, ServerMessage, ValuesLength, WatchRequest, Welcome,
+    encode_commit_record,
 };
 pub use outbox::{BULK_TURNS, Class, Outbox, PART_BYTES};
-pub use reassembly::{PARTIAL_MESSAGES_MAX, Reassembler};
+pub use reassembly::{Incoming, PARTIAL_MESSAGE_COST, PARTIAL_MESSAGES_MAX, Reassembler};
 pub use wire::ITEMS_MAX;
 
 /// The WebSocket subprotocol of this dialect.

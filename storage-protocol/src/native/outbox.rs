@@ -44,6 +44,8 @@ pub struct Outbox {
     changes: VecDeque<Bytes>,
     bulk: VecDeque<Bulk>,
     bytes: usize,
+    /// Of these, what waits as bulk.
+    bulk_bytes: usize,
 }
 
 impl Outbox {
@@ -57,6 +59,7 @@ impl Outbox {
     pub fn push(&mut self, class: Class, packet: Packet) {
         if packet.payload.len() > PART_BYTES {
             self.bytes += packet.payload.len();
+            self.bulk_bytes += packet.payload.len();
             self.bulk.push_back(Bulk { packet, sent: 0 });
             return;
         }
@@ -84,11 +87,7 @@ impl Outbox {
     /// Bytes that wait as whole frames, bulk parts left out: what no reader of answers lets grow.
     #[must_use]
     pub fn frames_bytes(&self) -> usize {
-        let bulk = self
-            .bulk
-            .iter()
-            .map(|bulk| bulk.packet.payload.len() - bulk.sent);
-        self.bytes - bulk.sum::<usize>()
+        self.bytes - self.bulk_bytes
     }
 
     /// Whether nothing waits.
@@ -109,6 +108,7 @@ impl Outbox {
         let frame = part_frame(&bulk.packet, bulk.sent, length);
         bulk.sent += length;
         self.bytes -= length;
+        self.bulk_bytes -= length;
         if bulk.sent < bulk.packet.payload.len() {
             // Behind the others that have begun: they share what is left of the link.
             let turn = self.bulk.len().min(BULK_TURNS - 1);
@@ -123,7 +123,9 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::super::frame::{ProtocolError, kind};
-    use super::super::reassembly::{PARTIAL_MESSAGES_MAX, Reassembler};
+    use super::super::reassembly::{
+        Incoming, PARTIAL_MESSAGE_COST, PARTIAL_MESSAGES_MAX, Reassembler,
+    };
     use super::*;
 
     fn packet(id: u32, length: usize) -> Packet {
@@ -235,6 +237,63 @@ mod tests {
         assert_eq!(reassembler.accept(rest, later), Ok(None));
         let again = reassembler.accept(part_frame(&packet(1, 100), 0, 100), later);
         assert_eq!(again, Ok(Some(packet(1, 100))));
+    }
+
+    #[test]
+    fn a_byte_now_and_then_is_no_progress() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let patience = Duration::from_secs(10);
+        let mut reassembler = Reassembler::new(256 * 1024, 64 << 20);
+        let (long, short) = (packet(1, 64 << 20), packet(2, 640));
+        for (packet, offset, length, at) in [
+            (&long, 0, 1, 0),
+            (&short, 0, 1, 0),
+            (&long, 1, 1, 6),
+            (&short, 1, 10, 6),
+        ] {
+            let part = part_frame(packet, offset, length);
+            reassembler.accept(part, after(at)).unwrap();
+        }
+        let expired = reassembler.expire(after(10), patience);
+        assert_eq!(expired, [(kind::VALUES, Some(1))]);
+        assert!(reassembler.expire(after(15), patience).is_empty());
+        let expired = reassembler.expire(after(16), patience);
+        assert_eq!(expired, [(kind::VALUES, Some(2))]);
+    }
+
+    #[test]
+    fn what_parts_cost_is_counted() {
+        let mut reassembler = Reassembler::new(1024, 1000);
+        for id in 0..10 {
+            receive(&mut reassembler, part_frame(&packet(id, 1000), 0, 1)).unwrap();
+        }
+        assert_eq!(reassembler.bytes(), 10);
+        assert_eq!(reassembler.cost(), 10 + 10 * PARTIAL_MESSAGE_COST);
+        // One that is refused is remembered until its parts have passed.
+        reassembler.discard(kind::VALUES, Some(3));
+        assert_eq!(reassembler.cost(), 9 + 10 * PARTIAL_MESSAGE_COST);
+        receive(&mut reassembler, part_frame(&packet(3, 1000), 1, 999)).unwrap();
+        assert_eq!(reassembler.cost(), 9 + 9 * PARTIAL_MESSAGE_COST);
+    }
+
+    #[test]
+    fn a_first_part_is_told_and_hello_has_no_parts() {
+        let mut reassembler = Reassembler::new(1024, 100);
+        let (kind, id) = (kind::VALUES, Some(1));
+        let now = Instant::now();
+        let mut part =
+            |offset, length| reassembler.receive(part_frame(&packet(1, 100), offset, length), now);
+        assert_eq!(part(0, 10), Ok(Incoming::Began { kind, id }));
+        assert_eq!(part(10, 10), Ok(Incoming::Part { kind, id }));
+        assert_eq!(part(20, 80), Ok(Incoming::Completed(packet(1, 100))));
+        let hello = Packet {
+            kind: super::super::frame::kind::HELLO,
+            id: None,
+            ..packet(1, 100)
+        };
+        let refused = receive(&mut reassembler, part_frame(&hello, 0, 100));
+        assert!(matches!(refused, Err(ProtocolError::BadPart(_))));
     }
 
     #[test]

@@ -145,6 +145,11 @@ pub(super) trait Writer {
     fn length_prefixed(&mut self, bytes: &[u8]);
 }
 
+/// How many bytes a number takes.
+pub(super) fn number_len(value: u64) -> usize {
+    (64 - value.leading_zeros()).div_ceil(7).max(1) as usize
+}
+
 impl Writer for BytesMut {
     fn number(&mut self, mut value: u64) {
         loop {

@@ -7,13 +7,27 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use storage_protocol::{Batch, CommitOptions, Keyspace, Position, Result, SessionId, Storage};
+use storage_protocol::{
+    Batch, CommitOptions, Entry, Key, KeyRange, Keyspace, Position, Reading, Result, Scan,
+    ScanOptions, SessionId, Storage,
+};
 use tokio_util::sync::CancellationToken;
 
 mod fingerprint;
 pub mod rocks;
 
 pub use self::fingerprint::fingerprint;
+
+/// Where a read counts what it is about to hold for its answer.
+///
+/// A read that is refused ends with [`StorageError::Overloaded`] and [`Limit::Outbox`](storage_protocol::Limit), and
+/// leaves nothing behind: it neither waits nor keeps its place among the readers, and can be made again.
+pub trait Room: fmt::Debug + Send + Sync {
+    /// Counts so many bytes more. False: there is no room for them, and they are not counted.
+    fn take(&self, bytes: usize) -> bool;
+    /// What was taken is not held after all.
+    fn give_back(&self, bytes: usize);
+}
 
 /// How an attempt to resume a session went.
 #[derive(Debug)]
@@ -74,6 +88,28 @@ pub trait SessionStorage: Storage {
 
     /// The highest commit number that was executed; 0 for none.
     fn executed(&self) -> u64;
+
+    /// [`Storage::get`], whose values are counted in `room` before they are held.
+    ///
+    /// # Errors
+    /// As [`Storage::get`]; and see [`Room`].
+    async fn get_into(
+        &self,
+        keys: &[Key],
+        room: Arc<dyn Room>,
+    ) -> Result<Reading<Vec<Option<Entry>>>>;
+
+    /// [`Storage::scan`], each page of which is counted in `room` before it is held. A page that found no room can be
+    /// asked for again.
+    ///
+    /// # Errors
+    /// As [`Storage::scan`]; of its pages, see [`Room`].
+    async fn scan_into(
+        &self,
+        range: KeyRange,
+        options: ScanOptions,
+        room: Arc<dyn Room>,
+    ) -> Result<Scan>;
 
     /// Whether the keyspace is (or would be made) one that the mwDB dialect serves.
     fn serves_mwdb(&self) -> bool;

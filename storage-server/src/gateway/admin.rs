@@ -47,9 +47,9 @@ fn readiness(shared: &Shared) -> Response<Body> {
 fn metrics(shared: &Shared) -> Response<Body> {
     let mut out = String::with_capacity(8 * 1024);
     let budgets = [
-        ("bytes_in_flight", shared.in_flight.used()),
-        ("partial_messages", shared.partial.used()),
-        ("outbox", shared.outbox.used()),
+        ("bytes_in_flight", shared.budgets.in_flight.used()),
+        ("partial_messages", shared.budgets.partial.used()),
+        ("outbox", shared.budgets.outbox.used()),
     ];
     shared.metrics.write(&mut out, &budgets);
     shared.engine.write_metrics(&mut out);

@@ -1,13 +1,16 @@
 //! Bounds as permits: taken before work is queued, given back by drop.
 //!
-//! A [`Budget`] counts requests or bytes, of one session or of the whole server. Whoever does not get a permit is
-//! refused at once; nothing here waits.
+//! A [`Budget`] counts requests or bytes. Most stand in a row: of one session, within that of its principal, within that
+//! of the server; a permit counts in all of them. No principal has more than half of the server's, so nobody can take
+//! the others' room. Whoever does not get a permit is refused at once; nothing here waits.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use storage_protocol::{Limit, StorageError};
+use storage_protocol::{Limit, StorageError, planted};
+
+use crate::config::ServerLimits;
 
 /// A bound on something in use.
 #[derive(Debug)]
@@ -15,6 +18,8 @@ pub(crate) struct Budget {
     limit: Limit,
     max: usize,
     used: AtomicUsize,
+    /// What is used here is used there too.
+    within: Option<Arc<Budget>>,
 }
 
 impl Budget {
@@ -23,6 +28,17 @@ impl Budget {
             limit,
             max,
             used: AtomicUsize::new(0),
+            within: None,
+        })
+    }
+
+    /// One whose permits count in another as well.
+    pub(crate) fn within(outer: &Arc<Self>, limit: Limit, max: usize) -> Arc<Self> {
+        Arc::new(Self {
+            limit,
+            max,
+            used: AtomicUsize::new(0),
+            within: Some(outer.clone()),
         })
     }
 
@@ -30,13 +46,19 @@ impl Budget {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// Whether nothing more fits, here or in one that it is within.
     pub(crate) fn is_full(&self) -> bool {
-        self.used() >= self.max
+        self.levels().any(|budget| budget.used() >= budget.max)
     }
 
-    /// Whether more is in use than allowed, by [`Permit::resize`].
-    pub(crate) fn is_over(&self) -> bool {
-        self.used() > self.max
+    /// Whether nothing more fits in one that it is within.
+    pub(crate) fn shared_is_full(&self) -> bool {
+        self.within.as_deref().is_some_and(Self::is_full)
+    }
+
+    /// Whether more is in use than allowed, by [`Permit::resize`]: then by which bound.
+    pub(crate) fn over(&self) -> Option<&Self> {
+        self.levels().find(|budget| budget.used() > budget.max)
     }
 
     /// The error of a refusal.
@@ -47,22 +69,40 @@ impl Budget {
         }
     }
 
-    /// Takes `amount`, or tells that the limit is reached.
-    pub(crate) fn take(self: &Arc<Self>, amount: usize) -> Result<Permit, StorageError> {
-        let fits = |used: usize| used.checked_add(amount).filter(|sum| *sum <= self.max);
-        match self
-            .used
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
-        {
-            Ok(_) => Ok(Permit {
-                budget: self.clone(),
-                amount,
-            }),
-            Err(_) => Err(self.overloaded()),
-        }
+    /// This one and those that it is within.
+    fn levels(&self) -> impl Iterator<Item = &Self> {
+        std::iter::successors(Some(self), |budget| budget.within.as_deref())
     }
 
-    /// Counts `amount` without asking: for what is bounded elsewhere and only measured here.
+    /// Counts `more` everywhere, or nowhere and tells by which bound.
+    fn add(&self, more: usize) -> Result<(), &Self> {
+        let fits = |budget: &&Self| {
+            let fits = |used: usize| used.checked_add(more).filter(|sum| *sum <= budget.max);
+            let order = Ordering::Relaxed;
+            budget.used.fetch_update(order, order, fits).is_ok()
+        };
+        let Some(full) = self.levels().find(|budget| !fits(budget)) else {
+            return Ok(());
+        };
+        for budget in self
+            .levels()
+            .take_while(|budget| !std::ptr::eq(*budget, full))
+        {
+            budget.used.fetch_sub(more, Ordering::Relaxed);
+        }
+        Err(full)
+    }
+
+    /// Takes `amount`, or tells that the limit is reached.
+    pub(crate) fn take(self: &Arc<Self>, amount: usize) -> Result<Permit, StorageError> {
+        self.add(amount).map_err(Self::overloaded)?;
+        Ok(Permit {
+            budget: self.clone(),
+            amount,
+        })
+    }
+
+    /// An empty permit, to be resized: for what is bounded elsewhere and only measured here.
     pub(crate) fn count(self: &Arc<Self>) -> Permit {
         Permit {
             budget: self.clone(),
@@ -87,16 +127,55 @@ impl Permit {
         &self.budget
     }
 
+    /// Makes it larger, if that fits.
+    pub(crate) fn grow(&mut self, more: usize) -> bool {
+        let grown = self.budget.add(more).is_ok();
+        if grown {
+            self.amount += more;
+        }
+        grown
+    }
+
+    /// Makes it larger although its own budget is full, if those that this one is within have room. One that is alone
+    /// in such a budget always fits.
+    pub(crate) fn grow_beyond(&mut self, more: usize) -> bool {
+        let alone = |budget: &Budget| budget.used() <= self.amount;
+        let fits = match &self.budget.within {
+            None => true,
+            Some(outer) => {
+                outer.add(more).is_ok() || {
+                    let alone = outer
+                        .levels()
+                        .filter(|budget| budget.used() + more > budget.max)
+                        .all(alone);
+                    if alone {
+                        for budget in outer.levels() {
+                            budget.used.fetch_add(more, Ordering::Relaxed);
+                        }
+                    }
+                    alone
+                }
+            }
+        };
+        if fits {
+            self.budget.used.fetch_add(more, Ordering::Relaxed);
+            self.amount += more;
+        }
+        fits
+    }
+
     /// Makes it `amount` large, whether that fits or not.
     pub(crate) fn resize(&mut self, amount: usize) {
-        if amount > self.amount {
-            self.budget
-                .used
-                .fetch_add(amount - self.amount, Ordering::Relaxed);
-        } else {
-            self.budget
-                .used
-                .fetch_sub(self.amount - amount, Ordering::Relaxed);
+        let (more, less) = (
+            amount.saturating_sub(self.amount),
+            self.amount.saturating_sub(amount),
+        );
+        for budget in self.budget.levels() {
+            if more > 0 {
+                budget.used.fetch_add(more, Ordering::Relaxed);
+            } else if less > 0 {
+                budget.used.fetch_sub(less, Ordering::Relaxed);
+            }
         }
         self.amount = amount;
     }
@@ -108,13 +187,65 @@ impl Drop for Permit {
     }
 }
 
+/// One of each bound in bytes that all sessions share: of the server, or of one principal within that.
+#[derive(Debug)]
+pub(crate) struct Budgets {
+    /// Requests in flight.
+    pub(crate) in_flight: Arc<Budget>,
+    /// Messages that have begun to come and are not whole.
+    pub(crate) partial: Arc<Budget>,
+    /// What waits to be sent, answers that are being read included.
+    pub(crate) outbox: Arc<Budget>,
+    /// One message always fits into a principal's.
+    message_bytes_max: usize,
+}
+
+impl Budgets {
+    /// Those of the server.
+    pub(crate) fn new(limits: &ServerLimits) -> Arc<Self> {
+        Arc::new(Self {
+            in_flight: Budget::new(Limit::BytesInFlightTotal, limits.bytes_in_flight_total_max),
+            partial: Budget::new(Limit::PartialMessages, limits.partial_messages_bytes_max),
+            outbox: Budget::new(Limit::Outbox, limits.outbox_bytes_total_max),
+            message_bytes_max: limits.announced.message_bytes_max,
+        })
+    }
+
+    /// Those of one principal: half of the server's each, at least one message.
+    fn of_principal(self: &Arc<Self>) -> Arc<Self> {
+        let half = |all: &Arc<Budget>| {
+            let half = (all.max / 2).max(self.message_bytes_max).min(all.max);
+            let max = if planted("principal-takes-all") {
+                all.max
+            } else {
+                half
+            };
+            Budget::within(all, all.limit, max)
+        };
+        Arc::new(Self {
+            in_flight: half(&self.in_flight),
+            partial: half(&self.partial),
+            outbox: half(&self.outbox),
+            message_bytes_max: self.message_bytes_max,
+        })
+    }
+}
+
+/// A principal with sessions.
+#[derive(Debug)]
+struct Present {
+    sessions: usize,
+    budgets: Arc<Budgets>,
+}
+
 /// The bound on sessions, in all and of each principal.
 #[derive(Debug)]
 pub(crate) struct SessionSlots {
     all: Arc<Budget>,
     per_principal_max: usize,
+    budgets: Arc<Budgets>,
     /// Principals with sessions; short sections only.
-    principals: Mutex<HashMap<String, usize>>,
+    principals: Mutex<HashMap<String, Present>>,
 }
 
 /// One session's place.
@@ -122,14 +253,27 @@ pub(crate) struct SessionSlots {
 pub(crate) struct SessionSlot {
     slots: Arc<SessionSlots>,
     principal: String,
+    budgets: Arc<Budgets>,
     _all: Permit,
 }
 
+impl SessionSlot {
+    /// The bounds that the sessions of its principal share.
+    pub(crate) fn budgets(&self) -> &Arc<Budgets> {
+        &self.budgets
+    }
+}
+
 impl SessionSlots {
-    pub(crate) fn new(sessions_max: usize, per_principal_max: usize) -> Arc<Self> {
+    pub(crate) fn new(
+        sessions_max: usize,
+        per_principal_max: usize,
+        budgets: &Arc<Budgets>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             all: Budget::new(Limit::Sessions, sessions_max),
             per_principal_max,
+            budgets: budgets.clone(),
             principals: Mutex::default(),
         })
     }
@@ -141,18 +285,25 @@ impl SessionSlots {
             .principals
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let count = principals.entry(principal.to_owned()).or_default();
-        if *count >= self.per_principal_max {
+        let present = principals
+            .entry(principal.to_owned())
+            .or_insert_with(|| Present {
+                sessions: 0,
+                budgets: self.budgets.of_principal(),
+            });
+        if present.sessions >= self.per_principal_max {
             return Err(StorageError::Overloaded {
                 limit: Limit::SessionsPerPrincipal,
                 max: self.per_principal_max as u64,
             });
         }
-        *count += 1;
+        present.sessions += 1;
+        let budgets = present.budgets.clone();
         drop(principals);
         Ok(SessionSlot {
             slots: self.clone(),
             principal: principal.to_owned(),
+            budgets,
             _all: all,
         })
     }
@@ -165,9 +316,9 @@ impl Drop for SessionSlot {
             .principals
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = principals.get_mut(&self.principal) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(present) = principals.get_mut(&self.principal) {
+            present.sessions -= 1;
+            if present.sessions == 0 {
                 principals.remove(&self.principal);
             }
         }
@@ -195,8 +346,61 @@ mod tests {
     }
 
     #[test]
+    fn a_permit_counts_in_all_budgets_around_it_or_in_none() {
+        let all = Budget::new(Limit::BytesInFlightTotal, 10);
+        let one = Budget::within(&all, Limit::BytesInFlight, 8);
+        let another = Budget::within(&all, Limit::BytesInFlight, 8);
+        let permit = one.take(7).unwrap();
+        assert_eq!((one.used(), all.used()), (7, 7));
+        let error = another.take(4).unwrap_err().to_string();
+        assert!(error.contains("bytes_in_flight_total_max"), "{error}");
+        assert_eq!((another.used(), all.used()), (0, 7));
+        let error = one.take(2).unwrap_err().to_string();
+        assert!(error.contains("bytes_in_flight_max"), "{error}");
+        drop(permit);
+        assert_eq!((one.used(), all.used()), (0, 0));
+    }
+
+    #[test]
+    fn who_may_go_beyond_its_own_bound_does_not_go_beyond_the_others() {
+        let all = Budget::new(Limit::Outbox, 20);
+        let one = Budget::within(&all, Limit::Outbox, 5);
+        let mut permit = one.take(5).unwrap();
+        assert!(!permit.grow(1));
+        assert!(permit.grow_beyond(10));
+        assert_eq!((one.used(), all.used()), (15, 15));
+        let other = all.take(5).unwrap();
+        assert!(!permit.grow_beyond(1), "no room for it beside the other");
+        drop(other);
+        assert!(permit.grow_beyond(30), "it is alone");
+        drop(permit);
+        assert_eq!((one.used(), all.used()), (0, 0));
+    }
+
+    #[test]
+    fn a_principal_has_half_of_what_all_share() {
+        let mut limits = ServerLimits::default();
+        limits.announced.message_bytes_max = 10;
+        limits.bytes_in_flight_total_max = 100;
+        limits.partial_messages_bytes_max = 15;
+        let budgets = Budgets::new(&limits);
+        let slots = SessionSlots::new(9, 9, &budgets);
+        let (a, again) = (slots.take("a").unwrap(), slots.take("a").unwrap());
+        let b = slots.take("b").unwrap();
+        let half = a.budgets().in_flight.take(50).unwrap();
+        let error = again.budgets().in_flight.take(1).unwrap_err().to_string();
+        assert!(
+            error.contains("bytes_in_flight_total_max is reached (50)"),
+            "{error}"
+        );
+        b.budgets().in_flight.take(50).unwrap();
+        assert_eq!(half.amount(), budgets.in_flight.used());
+        a.budgets().partial.take(10).expect("one message fits");
+    }
+
+    #[test]
     fn a_principal_cannot_take_all_sessions() {
-        let slots = SessionSlots::new(3, 2);
+        let slots = SessionSlots::new(3, 2, &Budgets::new(&ServerLimits::default()));
         let (_a, b) = (slots.take("a").unwrap(), slots.take("a").unwrap());
         assert!(
             slots

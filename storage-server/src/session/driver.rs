@@ -2,7 +2,9 @@
 //!
 //! One poll reads, works and writes in turn until nothing moves, so a peer that does not read never keeps us from
 //! reading. Heartbeat, silence and slow peers are judged here, by one timer that is only moved when a deadline comes
-//! nearer. The messages' meaning is the [`Dialect`]'s.
+//! nearer: silence by bytes, so that a slow link is not taken for a dead peer, and the heartbeat by messages, so that a
+//! peer that waits for the end of a long one hears from us. What the library holds of a message that is not whole yet is
+//! counted, and must grow. The messages' meaning is the [`Dialect`]'s.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -11,6 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use storage_protocol::native::close_code;
+use storage_protocol::{Limits, planted};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Sleep;
 use tokio_tungstenite::WebSocketStream;
@@ -19,6 +22,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
+use super::budget::Permit;
 use super::closing::answer_close;
 use super::metered::Metered;
 use super::{Close, Departure, Dialect, Peer};
@@ -36,6 +40,10 @@ const MESSAGES_PER_ROUND: usize = 128;
 const ROUNDS_PER_TURN: usize = 16;
 /// How long a closing handshake may take.
 pub(super) const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+/// So many bytes of an unfinished message are progress of it.
+const PROGRESS_BYTES: usize = 1024;
+/// What a control frame of a client has besides its payload.
+const CONTROL_FRAME_BYTES: u64 = 6;
 
 /// How a session ended.
 #[derive(Debug)]
@@ -54,11 +62,20 @@ struct Driver<'a, S, D> {
     socket: &'a mut Socket<S>,
     dialect: &'a mut D,
     timeouts: Timeouts,
-    /// When anything came from the peer.
+    /// When any byte came from the peer, or room for one of ours after there was none.
     heard: Instant,
+    /// When a whole message came, or we asked for one.
+    said: Instant,
+    /// We asked, and nothing was heard since.
     pinged: bool,
+    /// What the library holds of a message that is not whole.
+    unfinished: Unfinished,
     /// Something was handed to the socket and not flushed yet.
     dirty: bool,
+    /// What the socket was handed and has not written, in the session's outbox.
+    sending: Permit,
+    /// What it was handed, and had written by then, since all was written last.
+    handed: (u64, u64),
     /// Since when the socket takes nothing, and what it had taken by then.
     stuck: Option<(Instant, u64)>,
     timer: Pin<Box<Sleep>>,
@@ -86,13 +103,23 @@ where
         WebSocketStream::from_partially_read(stream, early.into(), Role::Server, Some(config))
             .await;
     let now = Instant::now();
+    let sending = dialect.outbox_budget().count();
     let mut driver = Driver {
         socket: &mut socket,
         dialect: &mut dialect,
         timeouts: shared.config.timeouts,
         heard: now,
+        said: now,
         pinged: false,
+        unfinished: Unfinished {
+            whole_at: 0,
+            control_bytes: 0,
+            permit: peer.slot.budgets().partial.count(),
+            receiving: None,
+        },
         dirty: false,
+        sending,
+        handed: (0, 0),
         stuck: None,
         timer: Box::pin(tokio::time::sleep_until(now.into())),
         drain: Box::pin(peer.drain.clone().cancelled_owned()),
@@ -100,6 +127,8 @@ where
         draining: false,
     };
     let end = std::future::poll_fn(|cx| driver.poll(cx)).await;
+    // Held as long as what it counts; what is written and read from here on is little.
+    let Driver { unfinished, .. } = driver;
     let departure = match &end {
         End::PeerClosed(Some(frame)) if u16::from(frame.code) == close_code::NORMAL => {
             Departure::Left
@@ -126,9 +155,50 @@ where
     }
     // The socket goes first: a peer must not wait for what only concerns us.
     drop(socket);
+    drop(unfinished);
     dialect.finish(departure).await;
     gauge.subtract(1);
     drop(peer);
+}
+
+/// A message of the peer that is not whole yet.
+struct Unfinished {
+    /// Bytes that were read when the last message was whole.
+    whole_at: u64,
+    /// Of what was read since, the control frames.
+    control_bytes: u64,
+    /// What is held beyond the read buffer that each connection has, in the budget of the principal.
+    permit: Permit,
+    /// Since when there is one; when it made progress last, and how long it was then.
+    receiving: Option<(Instant, Instant, usize)>,
+}
+
+impl Unfinished {
+    /// A message is whole, and nothing is held of it.
+    fn end(&mut self, read: u64) {
+        self.whole_at = read;
+        self.control_bytes = 0;
+        self.permit.resize(0);
+    }
+
+    /// Counts what is held, after so much was read in all.
+    fn count(&mut self, read: u64, now: Instant) {
+        let data = (read - self.whole_at).saturating_sub(self.control_bytes);
+        let held = match usize::try_from(data).unwrap_or(usize::MAX) {
+            _ if planted("unfinished-uncounted") => 0,
+            held => held,
+        };
+        self.permit
+            .resize(if held > READ_BUFFER_BYTES { held } else { 0 });
+        self.receiving = match self.receiving {
+            _ if held == 0 => None,
+            None => Some((now, now, held)),
+            Some((since, _, before)) if held >= before.saturating_add(PROGRESS_BYTES) => {
+                Some((since, now, held))
+            }
+            going_on => going_on,
+        };
+    }
 }
 
 impl<S, D> Driver<'_, S, D>
@@ -182,10 +252,10 @@ where
 
     fn read(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
         let mut moved = false;
+        let before = self.socket.get_ref().read();
         for _ in 0..MESSAGES_PER_ROUND {
             if !self.dialect.wants_input() {
-                // It is we who do not listen.
-                self.heard = now;
+                self.excuse(now);
                 break;
             }
             let Poll::Ready(message) = self.socket.poll_next_unpin(cx) else {
@@ -195,16 +265,66 @@ where
             let message = message.map_err(end_of)?;
             moved = true;
             self.heard = now;
+            self.said = now;
             self.pinged = false;
             match message {
-                Message::Binary(bytes) => self.dialect.receive(cx, bytes, now)?,
-                Message::Text(_) => self.dialect.receive_text()?,
+                Message::Binary(bytes) => {
+                    self.end_unfinished(now);
+                    self.dialect.receive(cx, bytes, now)?;
+                }
+                Message::Text(_) => {
+                    self.end_unfinished(now);
+                    self.dialect.receive_text()?;
+                }
                 Message::Close(frame) => return Err(End::PeerClosed(frame)),
                 // Pings are answered by the library, at its next read.
-                Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+                Message::Ping(bytes) | Message::Pong(bytes) => {
+                    self.unfinished.control_bytes += CONTROL_FRAME_BYTES + bytes.len() as u64;
+                }
+                Message::Frame(_) => {}
             }
         }
+        if self.socket.get_ref().read() != before {
+            self.heard = now;
+            self.pinged = false;
+            self.count_unfinished(now)?;
+        }
         Ok(moved)
+    }
+
+    /// It is we who do not listen.
+    fn excuse(&mut self, now: Instant) {
+        self.heard = now;
+        self.said = now;
+        if let Some((_, progress, _)) = &mut self.unfinished.receiving {
+            *progress = now;
+        }
+    }
+
+    fn end_unfinished(&mut self, now: Instant) {
+        self.unfinished.end(self.socket.get_ref().read());
+        if self.unfinished.receiving.take().is_some() {
+            self.dialect.receiving(None, now);
+        }
+    }
+
+    fn count_unfinished(&mut self, now: Instant) -> Result<(), End> {
+        let since = |unfinished: &Unfinished| unfinished.receiving.map(|(since, ..)| since);
+        let before = since(&self.unfinished);
+        self.unfinished.count(self.socket.get_ref().read(), now);
+        let after = since(&self.unfinished);
+        if before != after {
+            self.dialect.receiving(after, now);
+        }
+        // What every session may have on its way is only counted: nobody is closed for the room that others take.
+        let held = self.unfinished.permit.amount();
+        match self.unfinished.permit.budget().over() {
+            Some(bound) if held > Limits::FRAME_BYTES => {
+                let reason = bound.overloaded().to_string();
+                Err(Close::new(close_code::TRY_AGAIN, ClosedLabel::Overloaded, reason).into())
+            }
+            _ => Ok(()),
+        }
     }
 
     fn write(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
@@ -214,13 +334,24 @@ where
             let Some(bytes) = self.dialect.next_message() else {
                 break;
             };
+            self.handed.0 += bytes.len() as u64;
             self.socket
                 .start_send_unpin(Message::Binary(bytes))
                 .map_err(end_of)?;
             self.dirty = true;
             moved = true;
         }
+        if moved {
+            self.count_sending();
+        }
         Ok(moved)
+    }
+
+    fn count_sending(&mut self) {
+        let (handed, before) = self.handed;
+        let held = handed.saturating_sub(self.socket.get_ref().written() - before);
+        self.sending
+            .resize(usize::try_from(held).unwrap_or(usize::MAX));
     }
 
     fn flush(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<(), End> {
@@ -232,11 +363,21 @@ where
                 result.map_err(end_of)?;
                 self.dirty = false;
                 self.stuck = None;
+                self.handed = (0, self.socket.get_ref().written());
+                self.sending.resize(0);
             }
             Poll::Pending => {
+                self.count_sending();
                 let written = self.socket.get_ref().written();
-                if self.stuck.is_none_or(|(_, before)| before != written) {
-                    self.stuck = Some((now, written));
+                match self.stuck {
+                    Some((_, before)) if before == written => {}
+                    before => {
+                        self.stuck = Some((now, written));
+                        if before.is_some() {
+                            // Room came where there was none: the peer takes, and so is there.
+                            self.heard = now;
+                        }
+                    }
                 }
             }
         }
@@ -244,17 +385,15 @@ where
     }
 
     fn next_deadline(&self) -> Instant {
-        let patience = if self.pinged {
-            self.timeouts.silence
-        } else {
-            self.timeouts.heartbeat
-        };
-        let slow = self.stuck.map(|(since, _)| since + self.timeouts.slow_peer);
-        let heartbeat = self.heard + patience;
-        [slow, self.dialect.deadline()]
+        let timeouts = &self.timeouts;
+        let slow = self.stuck.map(|(since, _)| since + timeouts.slow_peer);
+        let heartbeat = (!self.pinged).then(|| self.said + timeouts.heartbeat);
+        let unfinished = self.unfinished.receiving;
+        let unfinished = unfinished.map(|(_, progress, _)| progress + timeouts.partial_message);
+        [slow, heartbeat, unfinished, self.dialect.deadline()]
             .into_iter()
             .flatten()
-            .fold(heartbeat, Instant::min)
+            .fold(self.heard + timeouts.silence, Instant::min)
     }
 
     fn arm_timer(&mut self, cx: &mut Context<'_>) {
@@ -269,16 +408,28 @@ where
     }
 
     fn on_time(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<(), End> {
-        let silent = now.saturating_duration_since(self.heard);
-        if silent >= self.timeouts.silence {
+        if !self.dialect.wants_input() {
+            self.excuse(now);
+        }
+        let since = |moment: Instant| now.saturating_duration_since(moment);
+        if since(self.heard) >= self.timeouts.silence {
             let reason = format!(
                 "nothing was heard for {}",
                 humantime::format_duration(self.timeouts.silence)
             );
             return Err(Close::new(close_code::SILENT, ClosedLabel::Silent, reason).into());
         }
-        if let Some((since, _)) = self.stuck
-            && now.saturating_duration_since(since) >= self.timeouts.slow_peer
+        if let Some((_, progress, held)) = self.unfinished.receiving
+            && since(progress) >= self.timeouts.partial_message
+        {
+            let reason = format!(
+                "a WebSocket message stands unfinished at {held} bytes, less than {PROGRESS_BYTES} came in {}",
+                humantime::format_duration(self.timeouts.partial_message)
+            );
+            return Err(Close::new(close_code::SILENT, ClosedLabel::Silent, reason).into());
+        }
+        if let Some((stuck, _)) = self.stuck
+            && since(stuck) >= self.timeouts.slow_peer
         {
             let reason = format!(
                 "nothing was taken for {}",
@@ -293,8 +444,9 @@ where
         {
             self.dialect.on_time(now)?;
         }
-        if !self.pinged && silent >= self.timeouts.heartbeat {
+        if !self.pinged && since(self.said) >= self.timeouts.heartbeat {
             self.pinged = true;
+            self.said = now;
             // A peer that does not even take what is there already needs no ping to be judged.
             if let Poll::Ready(ready) = self.socket.poll_ready_unpin(cx) {
                 ready.map_err(end_of)?;
@@ -358,10 +510,24 @@ fn note(shared: &Shared, close: &Close) {
 
 async fn say_close<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut Socket<S>, close: Close) {
     let _ = socket.close(Some(close.frame())).await;
-    // A socket that is closed with unread data is reset, and the reason might be lost on its way: read on.
-    while let Some(Ok(_)) = socket.next().await {}
+    // A socket that is closed with unread data is reset, and the reason might be lost on its way: read on, up to the peer's
+    // close frame; but a message that the library would collect meanwhile is not put together any more.
+    let mut whole_at = socket.get_ref().read();
+    std::future::poll_fn(|cx| {
+        loop {
+            let message = socket.poll_next_unpin(cx);
+            let read = socket.get_ref().read();
+            let is_long = read - whole_at > Limits::FRAME_BYTES as u64;
+            match message {
+                Poll::Ready(Some(Ok(_))) => whole_at = read,
+                Poll::Pending if !is_long => return Poll::Pending,
+                _ => return Poll::Ready(()),
+            }
+        }
+    })
+    .await;
     let stream = socket.get_mut();
     let _ = stream.shutdown().await;
-    let mut scrap = [0; 1024];
+    let mut scrap = [0; 8 * 1024];
     while matches!(stream.read(&mut scrap).await, Ok(1..)) {}
 }

@@ -1,4 +1,4 @@
-//! A stream that counts its bytes: for the metrics, and to see whether a slow peer takes anything at all.
+//! A stream that counts its bytes: for the metrics, and to see whether a slow peer sends or takes anything at all.
 //!
 //! What is written can be diverted into memory: see [`super::closing`].
 
@@ -16,6 +16,7 @@ use crate::metrics::Metrics;
 pub(crate) struct Metered<S> {
     inner: S,
     metrics: Arc<Metrics>,
+    read: u64,
     written: u64,
     /// Takes what is written in place of the stream, while it is there.
     diverted: Option<Vec<u8>>,
@@ -26,6 +27,7 @@ impl<S> Metered<S> {
         Self {
             inner,
             metrics,
+            read: 0,
             written: 0,
             diverted: None,
         }
@@ -39,6 +41,11 @@ impl<S> Metered<S> {
     /// What was kept; the stream is written to again.
     pub(super) fn take_diverted(&mut self) -> Vec<u8> {
         self.diverted.take().unwrap_or_default()
+    }
+
+    /// Bytes that the stream gave so far.
+    pub(crate) fn read(&self) -> u64 {
+        self.read
     }
 
     /// Bytes that the stream took so far.
@@ -55,9 +62,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
-        self.metrics
-            .received_bytes
-            .add((buf.filled().len() - before) as u64);
+        let given = (buf.filled().len() - before) as u64;
+        self.read += given;
+        self.metrics.received_bytes.add(given);
         Poll::Ready(Ok(()))
     }
 }

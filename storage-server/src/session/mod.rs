@@ -8,7 +8,9 @@ mod closing;
 pub(crate) mod driver;
 pub(crate) mod identity;
 pub(crate) mod metered;
+pub(crate) mod room;
 
+use std::sync::Arc;
 use std::task::Context;
 use std::time::Instant;
 
@@ -20,7 +22,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{ClosedLabel, GatewayLabel};
-use budget::SessionSlot;
+use budget::{Budget, SessionSlot};
 use identity::Principal;
 
 /// The longest reason a close frame can carry.
@@ -33,8 +35,7 @@ pub(crate) struct Peer {
     pub(crate) keyspace: Keyspace,
     /// Until then it must have said Hello.
     pub(crate) deadline: Instant,
-    /// Its place among the sessions, until the session ends.
-    #[expect(dead_code, reason = "held for its drop")]
+    /// Its place among the sessions, until the session ends, with the bounds of its principal.
     pub(crate) slot: SessionSlot,
     /// Tells it that the server shuts down.
     pub(crate) drain: CancellationToken,
@@ -103,6 +104,11 @@ pub(crate) trait Dialect: Send {
     fn received_bytes_max(&self) -> usize;
     /// The longest WebSocket message it sends.
     fn sent_bytes_max(&self) -> usize;
+    /// The session's budget for what waits to be sent: what the socket holds of it counts there too.
+    fn outbox_budget(&self) -> &Arc<Budget>;
+    /// A message has been on its way since then and is not whole: nothing else can come meanwhile. `None`: there is
+    /// none. Told when it changes.
+    fn receiving(&mut self, since: Option<Instant>, now: Instant);
     /// Takes a binary message.
     fn receive(&mut self, cx: &mut Context<'_>, message: Bytes, now: Instant) -> Result<(), Close>;
     /// Takes a text message.

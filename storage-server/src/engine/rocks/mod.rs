@@ -28,7 +28,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::thread::JoinHandle;
+use std::thread;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -38,6 +38,7 @@ use storage_protocol::{
     StorageError, UnixMillis, Watch, WatchMode, WatchOptions, WatchStart, planted,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use self::catch_up::CatchUp;
@@ -55,7 +56,7 @@ use self::reader::ScanCursor;
 use self::sessions::{Handle, SessionState, Sessions, Verdict};
 use self::store::{KeyspaceState, Store};
 use self::watch::{EveryWatch, LatestWatch};
-use super::{Engine, Resumed, SessionStorage, fingerprint};
+use super::{Engine, Resumed, Room, SessionStorage, fingerprint};
 use crate::feed::{Feed, FeedCommit};
 
 /// What is read from the log, an index or a scan at a time.
@@ -175,18 +176,62 @@ struct Shared {
     metrics: Metrics,
     /// A place for each read from disk.
     readers: Arc<Semaphore>,
+    /// Places, in KiB, for what the index told open scans.
+    scan_rows: Arc<Semaphore>,
+}
+
+/// What the index told all open scans together, in KiB; a scan that finds no place goes through its whole range.
+const SCAN_ROWS_KIB_MAX: usize = 64 << 10;
+
+/// The room of a caller that bounds what it reads itself.
+#[derive(Debug)]
+struct Unbounded;
+
+impl Room for Unbounded {
+    fn take(&self, _: usize) -> bool {
+        true
+    }
+
+    fn give_back(&self, _: usize) {}
+}
+
+/// Ends a task that nobody waits for any more.
+struct AbortOnDrop<T>(JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        if !planted("given-up-reads-go-on") {
+            self.0.abort();
+        }
+    }
 }
 
 impl Shared {
-    /// Runs a read that may block on the read pool.
+    /// Runs a read that may block on the read pool. One that is dropped before it has a place there is never begun.
     async fn on_pool<T: Send + 'static>(
         self: &Arc<Self>,
         read: impl FnOnce(&Self) -> Result<T> + Send + 'static,
     ) -> Result<T> {
+        let mut reading = AbortOnDrop(self.begin_on_pool(read));
+        (&mut reading.0).await.unwrap_or_else(read_failed)
+    }
+
+    /// The same for what must happen whether its caller waits for it or not.
+    async fn on_pool_to_the_end<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.begin_on_pool(work).await.unwrap_or_else(read_failed)
+    }
+
+    fn begin_on_pool<T: Send + 'static>(
+        self: &Arc<Self>,
+        read: impl FnOnce(&Self) -> Result<T> + Send + 'static,
+    ) -> JoinHandle<Result<T>> {
         let shared = self.clone();
         // On a task of its own: a place is waited for and given back by the read, never held by a caller that does not
         // look (a parked session, a watch dropped from a `select!`).
-        let reading = tokio::spawn(async move {
+        tokio::spawn(async move {
             let place = shared.readers.clone().acquire_owned().await;
             let place = place.map_err(|_| closed())?;
             let read = move || {
@@ -196,8 +241,7 @@ impl Shared {
             tokio::task::spawn_blocking(read)
                 .await
                 .unwrap_or_else(read_failed)
-        });
-        reading.await.unwrap_or_else(read_failed)
+        })
     }
 
     /// The internal session of a keyspace: its rows never deduplicate.
@@ -225,7 +269,7 @@ fn closed() -> StorageError {
 /// A store on RocksDB in one data folder. Sessions of it keep it alive; [`RocksEngine::close`] ends it in order.
 pub struct RocksEngine {
     shared: Arc<Shared>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    threads: Mutex<Vec<thread::JoinHandle<()>>>,
 }
 
 impl fmt::Debug for RocksEngine {
@@ -269,6 +313,7 @@ impl RocksEngine {
             disk: Disk::new(&options),
             metrics: Metrics::default(),
             readers: Arc::new(Semaphore::new(options.read_threads.max(1))),
+            scan_rows: Arc::new(Semaphore::new(SCAN_ROWS_KIB_MAX)),
             store,
         });
         refill_ring(&shared);
@@ -304,7 +349,7 @@ impl RocksEngine {
                 while !poison.queue.take().is_empty() {}
             }
         };
-        let thread = std::thread::Builder::new()
+        let thread = thread::Builder::new()
             .name(format!("storage-{name}"))
             .spawn(run);
         let thread = thread.map_err(|source| OpenError::Io {
@@ -584,7 +629,12 @@ impl RocksSession {
                 .repeat(number, Some(fingerprint(&batch, &options)))
                 .await;
         }
-        batch.validate(&options, &self.own_limits())?;
+        let validate = || batch.validate(&options, &self.own_limits());
+        if batch.checks.len() + batch.operations.len() > VALIDATE_INLINE {
+            off_the_worker(validate)?;
+        } else {
+            validate()?;
+        }
         self.shared.store.check_poison()?;
         let need = Need::of(&batch);
         self.shared.disk.check(need, 0)?;
@@ -630,62 +680,11 @@ impl RocksSession {
 #[deny(clippy::missing_trait_methods)]
 impl Storage for RocksSession {
     async fn get(&self, keys: &[Key]) -> Result<Reading<Vec<Option<Entry>>>> {
-        self.check_keys(keys)?;
-        let store = &self.shared.store;
-        // Ordering: the position first. A keyspace is known before its first commit can be read, so one that is not known
-        // after the look at the position had nothing then.
-        let position = store.position();
-        let Some(id) = self.state.keyspace.id() else {
-            let value = vec![None; keys.len()];
-            return Ok(Reading { position, value });
-        };
-        if keys.len() <= READ_INLINE_KEYS
-            && let Ok(read) = reader::get_in_memory(store, id, keys)
-            && let Some(reading) = read?
-        {
-            return Ok(reading);
-        }
-        let keys = keys.to_vec();
-        self.shared
-            .on_pool(move |shared| reader::get(&shared.store, id, &keys))
-            .await
+        self.get_into(keys, Arc::new(Unbounded)).await
     }
 
     async fn scan(&self, range: KeyRange, options: ScanOptions) -> Result<Scan> {
-        let limits = &self.shared.store.options.limits;
-        range.check_bounds(limits.key_bytes_max)?;
-        let place = take_place(&self.scans, Limit::Scans, limits.scans_max)?;
-        let newer_than = options
-            .newer_than
-            .map(|position| self.resolve(position))
-            .transpose()?;
-        let keyspace = self.state.keyspace.clone();
-        let begin = move |shared: &Shared| {
-            let snapshot = shared.leases.lend(&shared.store);
-            // Ordering: after the snapshot; see the watches.
-            let horizon = keyspace.horizon();
-            if newer_than.is_some_and(|revision| revision < horizon) {
-                return Err(StorageError::Compacted { oldest: horizon });
-            }
-            let Some(id) = keyspace.id() else {
-                return Ok((snapshot, None));
-            };
-            let mut cursor = ScanCursor::new(id, &range, options, newer_than);
-            snapshot.read(|snapshot| cursor.ask_index(snapshot, id))?;
-            Ok((snapshot, Some(cursor)))
-        };
-        let (snapshot, cursor) = self.shared.on_pool(begin).await?;
-        let position = self.shared.store.at(snapshot.revision());
-        let shared = self.shared.clone();
-        Ok(Scan::new(
-            position,
-            Box::new(RocksScan {
-                shared,
-                state: cursor.map(|cursor| (snapshot, cursor)),
-                failure: None,
-                place: Some(place),
-            }),
-        ))
+        self.scan_into(range, options, Arc::new(Unbounded)).await
     }
 
     async fn commit(&self, batch: Batch, options: CommitOptions) -> Result<Position> {
@@ -748,6 +747,19 @@ impl Storage for RocksSession {
     }
 }
 
+/// A batch of more checks and operations (only an mwDB keyspace takes one by default) is validated while others have the
+/// runtime's worker: a million keys are half a second.
+const VALIDATE_INLINE: usize = 20_000;
+
+/// Runs what takes long where it is, so that the order of commits stays, and lets others have the runtime's worker.
+fn off_the_worker<T>(work: impl FnOnce() -> T) -> T {
+    match tokio::runtime::Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(tokio::runtime::RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        // There is one thread, in tests.
+        _ => work(),
+    }
+}
+
 /// A get of more keys goes to the pool: 100 keys are about 200 us (performance notes), which others would wait for.
 const READ_INLINE_KEYS: usize = 100;
 
@@ -763,6 +775,75 @@ impl SessionStorage for RocksSession {
 
     fn executed(&self) -> u64 {
         self.state.executed.load(Ordering::Acquire)
+    }
+
+    async fn get_into(
+        &self,
+        keys: &[Key],
+        room: Arc<dyn Room>,
+    ) -> Result<Reading<Vec<Option<Entry>>>> {
+        self.check_keys(keys)?;
+        let store = &self.shared.store;
+        // Ordering: the position first. A keyspace is known before its first commit can be read, so one that is not known
+        // after the look at the position had nothing then.
+        let position = store.position();
+        let Some(id) = self.state.keyspace.id() else {
+            let value = vec![None; keys.len()];
+            return Ok(Reading { position, value });
+        };
+        if keys.len() <= READ_INLINE_KEYS
+            && let Ok(read) = reader::get_in_memory(store, id, keys, &*room)
+            && let Some(reading) = read?
+        {
+            return Ok(reading);
+        }
+        let keys = keys.to_vec();
+        self.shared
+            .on_pool(move |shared| reader::get(&shared.store, id, &keys, &*room))
+            .await
+    }
+
+    async fn scan_into(
+        &self,
+        range: KeyRange,
+        options: ScanOptions,
+        room: Arc<dyn Room>,
+    ) -> Result<Scan> {
+        let limits = &self.shared.store.options.limits;
+        range.check_bounds(limits.key_bytes_max)?;
+        let place = take_place(&self.scans, Limit::Scans, limits.scans_max)?;
+        let newer_than = options
+            .newer_than
+            .map(|position| self.resolve(position))
+            .transpose()?;
+        let keyspace = self.state.keyspace.clone();
+        let begin = move |shared: &Shared| {
+            let snapshot = shared.leases.lend(&shared.store);
+            // Ordering: after the snapshot; see the watches.
+            let horizon = keyspace.horizon();
+            if newer_than.is_some_and(|revision| revision < horizon) {
+                return Err(StorageError::Compacted { oldest: horizon });
+            }
+            let Some(id) = keyspace.id() else {
+                return Ok((snapshot, None));
+            };
+            let mut cursor = ScanCursor::new(id, &range, options, newer_than);
+            snapshot.read(|snapshot| cursor.ask_index(snapshot, id, &shared.scan_rows))?;
+            Ok((snapshot, Some(cursor)))
+        };
+        let (snapshot, cursor) = self.shared.on_pool(begin).await?;
+        let position = self.shared.store.at(snapshot.revision());
+        let shared = self.shared.clone();
+        Ok(Scan::new(
+            position,
+            Box::new(RocksScan {
+                shared,
+                state: cursor.map(|cursor| (snapshot, cursor)),
+                failure: None,
+                place: Some(place),
+                room,
+            }),
+        ))
     }
 
     fn serves_mwdb(&self) -> bool {
@@ -817,7 +898,7 @@ impl SessionStorage for RocksSession {
         let prefix = LifetimeRow::session_prefix(self.state.id);
         let all = |_| Some(Revision(u64::MAX));
         self.shared
-            .on_pool(move |shared| housekeeper::end_sessions(shared, &prefix, all))
+            .on_pool_to_the_end(move |shared| housekeeper::end_sessions(shared, &prefix, all))
             .await
     }
 }
@@ -830,6 +911,8 @@ struct RocksScan {
     /// Set while a page is read, and left set where it did not come: what follows would have a hole.
     failure: Option<StorageError>,
     place: Option<OwnedSemaphorePermit>,
+    /// Where its pages are counted.
+    room: Arc<dyn Room>,
 }
 
 #[async_trait]
@@ -846,24 +929,48 @@ impl ScanSource for RocksScan {
         self.failure = Some(StorageError::invalid(
             "an earlier call for the next page was dropped, so that page is lost: start the scan again",
         ));
+        let room = self.room.clone();
         let read = move |shared: &Shared| {
             let snapshot = if planted("scan-pages-drift") {
                 shared.leases.lend(&shared.store)
             } else {
                 snapshot
             };
-            let page = snapshot.read(|snapshot| cursor.next_page(snapshot, PAGE_BYTES))?;
+            let page = snapshot.read(|snapshot| cursor.next_page(snapshot, PAGE_BYTES, &*room));
             Ok((page, snapshot, cursor))
         };
         let read = self.shared.on_pool(read).await;
         self.failure = read.as_ref().err().cloned();
         let (page, snapshot, cursor) = read?;
+        let no_room = |error: &StorageError| {
+            let limit = Limit::Outbox;
+            matches!(error, StorageError::Overloaded { limit: of, .. } if *of == limit)
+        };
+        let page = match page {
+            Ok(page) => page,
+            Err(error) => {
+                if no_room(&error) {
+                    self.state = Some((snapshot, cursor));
+                } else {
+                    self.failure = Some(error.clone());
+                }
+                return Err(error);
+            }
+        };
         if page.is_empty() {
             self.place = None;
             return Ok(None);
         }
-        self.state = Some((snapshot, cursor));
+        if cursor.is_over() {
+            self.place = None;
+        } else {
+            self.state = Some((snapshot, cursor));
+        }
         Ok(Some(page))
+    }
+
+    fn is_over(&self) -> bool {
+        self.state.is_none() && self.failure.is_none()
     }
 }
 

@@ -12,13 +12,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use rocksdb::DBPinnableSlice;
+use storage_protocol::native::ValuesLength;
 use storage_protocol::{
     Entry, Key, KeyRange, KeyState, Limit, Reading, Result, Revision, ScanItem, ScanOptions,
     StorageError, planted,
 };
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::layout::{self, Head, KeyspaceId, Table, entry_key, keyspace_end};
 use super::store::{NotInMemory, Store, StoreSnapshot};
+use crate::engine::Room;
 
 /// Looks at the revision this often before it takes a snapshot instead.
 const OPTIMISTIC_READS: u32 = 2;
@@ -31,10 +34,11 @@ pub(super) fn get_in_memory(
     store: &Store,
     keyspace: KeyspaceId,
     keys: &[Key],
+    room: &dyn Room,
 ) -> Result<Result<Option<Entries>>, NotInMemory> {
     for _ in 0..OPTIMISTIC_READS {
         let before = store.revision();
-        let mut answer = Answer::new(store, keys.len());
+        let mut answer = Answer::new(store, before, keys.len(), room);
         for key in keys {
             if planted("get-at-two-revisions") {
                 std::thread::sleep(std::time::Duration::from_micros(200));
@@ -45,66 +49,104 @@ pub(super) fn get_in_memory(
             }
         }
         if store.revision() == before || planted("get-at-two-revisions") {
-            return Ok(Ok(Some(answer.at(store, before))));
+            return Ok(Ok(Some(answer.finish(store))));
         }
     }
     Ok(Ok(None))
 }
 
 /// Reads keys at one revision, from disk where need be. Blocks.
-pub(super) fn get(store: &Arc<Store>, keyspace: KeyspaceId, keys: &[Key]) -> Result<Entries> {
+pub(super) fn get(
+    store: &Arc<Store>,
+    keyspace: KeyspaceId,
+    keys: &[Key],
+    room: &dyn Room,
+) -> Result<Entries> {
     let snapshot = StoreSnapshot::take(store.clone());
-    let mut answer = Answer::new(store, keys.len());
+    let mut answer = Answer::new(store, snapshot.revision(), keys.len(), room);
     for key in keys {
         answer.push(snapshot.row(Table::Entries, &entry_key(keyspace, key))?)?;
     }
-    Ok(answer.at(store, snapshot.revision()))
+    Ok(answer.finish(store))
 }
 
-struct Answer {
+struct Answer<'a> {
+    revision: Revision,
     entries: Vec<Option<Entry>>,
-    bytes: usize,
-    bytes_max: usize,
+    length: ValuesLength,
+    length_max: usize,
+    room: &'a dyn Room,
+    /// What was taken of the room, until the answer is complete.
+    taken: usize,
 }
 
-impl Answer {
-    fn new(store: &Store, keys: usize) -> Self {
+impl Drop for Answer<'_> {
+    fn drop(&mut self) {
+        self.room.give_back(self.taken);
+    }
+}
+
+impl<'a> Answer<'a> {
+    fn new(store: &Store, revision: Revision, keys: usize, room: &'a dyn Room) -> Self {
         Self {
+            revision,
             entries: Vec::with_capacity(keys),
-            bytes: 0,
-            bytes_max: store.options.limits.message_bytes_max,
+            length: ValuesLength::new(revision, keys),
+            length_max: store.options.limits.message_bytes_max,
+            room,
+            taken: 0,
         }
     }
 
     fn push(&mut self, row: Option<DBPinnableSlice<'_>>) -> Result<()> {
-        let Some(row) = row else {
-            self.entries.push(None);
-            return Ok(());
+        let entry = match &row {
+            None => None,
+            Some(row) => {
+                let (head, at) = layout::parse_entry_value(row)?;
+                match layout::state(head, Bytes::new) {
+                    KeyState::Live(entry) => Some((entry, &row[at..])),
+                    KeyState::Removed(_) => None,
+                }
+            }
         };
-        let (head, at) = layout::parse_entry_value(&row)?;
-        // 24 bytes bound what the wire adds to a value, so that an answer that fits here fits there.
-        self.bytes += row.len() - at + 24;
-        if self.bytes > self.bytes_max {
-            return Err(StorageError::limit(
-                Limit::Message,
-                self.bytes,
-                self.bytes_max,
-            ));
+        let Some((mut entry, value)) = entry else {
+            self.length.add_absent();
+            self.entries.push(None);
+            return self.check_length();
+        };
+        let bytes = self.length.add(entry.revision, entry.lifetime, value.len());
+        self.check_length()?;
+        if !self.room.take(bytes) {
+            return Err(no_room());
         }
-        self.entries.push(
-            match layout::state(head, || Bytes::copy_from_slice(&row[at..])) {
-                KeyState::Live(entry) => Some(entry),
-                KeyState::Removed(_) => None,
-            },
-        );
+        self.taken += bytes;
+        entry.value = Bytes::copy_from_slice(value);
+        self.entries.push(Some(entry));
         Ok(())
     }
 
-    fn at(self, store: &Store, revision: Revision) -> Entries {
-        Reading {
-            position: store.at(revision),
-            value: self.entries,
+    fn check_length(&self) -> Result<()> {
+        let bytes = self.length.bytes();
+        if bytes > self.length_max {
+            return Err(StorageError::limit(Limit::Message, bytes, self.length_max));
         }
+        Ok(())
+    }
+
+    fn finish(mut self, store: &Store) -> Entries {
+        self.taken = 0;
+        Reading {
+            position: store.at(self.revision),
+            value: std::mem::take(&mut self.entries),
+        }
+    }
+}
+
+/// What a read is told that found no [`Room`].
+fn no_room() -> StorageError {
+    StorageError::Overloaded {
+        limit: Limit::Outbox,
+        max: 0,
     }
 }
 
@@ -123,7 +165,11 @@ pub(super) struct ScanCursor {
     newer_than: Option<Revision>,
     /// The rows that are newer, in the scan's order, where the index told and they are not too many.
     changed: Option<VecDeque<Vec<u8>>>,
+    /// Their place among those of all scans.
+    changed_place: Option<OwnedSemaphorePermit>,
     left: u64,
+    /// Nothing comes behind the page before.
+    is_over: bool,
 }
 
 impl ScanCursor {
@@ -146,15 +192,24 @@ impl ScanCursor {
             options,
             newer_than,
             changed: None,
+            changed_place: None,
             left,
+            is_over: false,
         }
     }
 
-    /// Asks the index which rows are newer, so that only those are looked at. Blocks.
+    /// Whether it is known that nothing comes any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_over
+    }
+
+    /// Asks the index which rows are newer, so that only those are looked at, if there is a place for them among those
+    /// (in KiB) that all scans may keep. Blocks.
     pub(super) fn ask_index(
         &mut self,
         snapshot: &StoreSnapshot,
         keyspace: KeyspaceId,
+        places: &Arc<Semaphore>,
     ) -> Result<()> {
         let Some(revision) = self.newer_than else {
             return Ok(());
@@ -182,6 +237,11 @@ impl ScanCursor {
         }
         rows.status()
             .map_err(|error| super::store::internal("read of changes", &error))?;
+        let kib = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX);
+        let Ok(place) = places.clone().try_acquire_many_owned(kib) else {
+            return Ok(());
+        };
+        self.changed_place = Some(place);
         changed.sort_unstable();
         if self.options.reverse {
             changed.reverse();
@@ -190,26 +250,33 @@ impl ScanCursor {
         Ok(())
     }
 
-    /// The next page; empty at the end. Blocks.
+    /// The next page; empty at the end. One that finds no room leaves the cursor where it is. Blocks.
     pub(super) fn next_page(
         &mut self,
         snapshot: &StoreSnapshot,
         page_bytes: usize,
+        room: &dyn Room,
     ) -> Result<Vec<ScanItem>> {
         let mut page = Page {
             items: Vec::new(),
             bytes: 0,
             bytes_max: page_bytes,
+            is_full: false,
+            room,
         };
         if self.changed.is_some() {
             self.fill_from_changed(snapshot, &mut page)?;
         } else {
             self.fill_from_range(snapshot, &mut page)?;
         }
+        if page.is_full && page.items.is_empty() {
+            return Err(no_room());
+        }
+        self.is_over = !page.is_full;
         Ok(page.items)
     }
 
-    fn fill_from_changed(&mut self, snapshot: &StoreSnapshot, page: &mut Page) -> Result<()> {
+    fn fill_from_changed(&mut self, snapshot: &StoreSnapshot, page: &mut Page<'_>) -> Result<()> {
         while self.left > 0
             && let Some(row_key) = self.changed.as_mut().and_then(VecDeque::pop_front)
         {
@@ -224,7 +291,7 @@ impl ScanCursor {
         Ok(())
     }
 
-    fn fill_from_range(&mut self, snapshot: &StoreSnapshot, page: &mut Page) -> Result<()> {
+    fn fill_from_range(&mut self, snapshot: &StoreSnapshot, page: &mut Page<'_>) -> Result<()> {
         let mut seen = None;
         let mut rows =
             snapshot.iterate(Table::Entries, &self.start, &self.end, self.options.reverse);
@@ -250,7 +317,7 @@ impl ScanCursor {
     }
 
     /// Puts a row into the page if the scan wants it; false where the page is full.
-    fn offer(&mut self, page: &mut Page, row_key: &[u8], row: &[u8]) -> Result<bool> {
+    fn offer(&mut self, page: &mut Page<'_>, row_key: &[u8], row: &[u8]) -> Result<bool> {
         let (head, at) = layout::parse_entry_value(row)?;
         let wanted = match self.newer_than {
             None => head.is_live(),
@@ -281,17 +348,22 @@ impl ScanCursor {
     }
 }
 
-struct Page {
+struct Page<'a> {
     items: Vec<ScanItem>,
     bytes: usize,
     bytes_max: usize,
+    /// An item did not fit.
+    is_full: bool,
+    room: &'a dyn Room,
 }
 
-impl Page {
-    /// False where it is full; an empty page takes any one item.
+impl Page<'_> {
+    /// False where it is full; an empty page takes any one item that there is room for.
     fn push(&mut self, key: &[u8], head: Head, value: &[u8]) -> bool {
         let size = key.len() + value.len() + 32;
-        if !self.items.is_empty() && self.bytes + size > self.bytes_max {
+        let fits = self.items.is_empty() || self.bytes + size <= self.bytes_max;
+        if !fits || !self.room.take(size) {
+            self.is_full = true;
             return false;
         }
         self.bytes += size;

@@ -23,17 +23,18 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use storage_protocol::mwdb::{ID_ZERO, Malformed, Request, RequestKind, prefix_answer};
 use storage_protocol::native::close_code;
-use storage_protocol::{KeyRange, Result, Watch, WatchOptions};
+use storage_protocol::{KeyRange, Limit, Result, Watch, WatchOptions};
+use tokio::sync::Semaphore;
 
 use crate::engine::SessionStorage;
 use crate::metrics::{ClosedLabel, GatewayLabel, OutcomeLabel, RequestLabel};
-use crate::session::budget::Permit;
+use crate::session::budget::{Budget, Permit};
 use crate::session::{Close, Departure, Dialect, Peer};
 use crate::shared::Shared;
 use prefix::Prefix;
 pub(crate) use pushes::PushCache;
 use pushes::Pushes;
-use requests::Finished;
+use requests::{AnswerBudget, Finished};
 
 /// What waits or runs of one connection, in bytes; above it the socket is not read.
 const QUEUED_BYTES_MAX: usize = 64 << 20;
@@ -74,7 +75,11 @@ pub(crate) struct Mwdb {
     queued_bytes: usize,
     answers: VecDeque<Bytes>,
     answer_bytes: usize,
+    /// Bytes of requests of all sessions of the principal.
+    in_flight: Arc<Budget>,
+    /// Answers, in the session's budget; those that are being read count there too.
     outbox: Permit,
+    room: AnswerBudget,
     /// Requests with id `A` that are not answered: no push may go out.
     unanswered_zero: usize,
     draining: bool,
@@ -94,6 +99,12 @@ impl Mwdb {
                 .watch(KeyRange::all(), WatchOptions::default())
                 .await
         });
+        let budgets = peer.slot.budgets();
+        let outbox_max = shared.config.limits.outbox_bytes_max;
+        let room = AnswerBudget {
+            outbox: Budget::within(&budgets.outbox, Limit::Outbox, outbox_max),
+            beyond: Arc::new(Semaphore::new(1)),
+        };
         Self {
             prefix: Prefix::new(shared.engine.clone(), peer.principal.as_str()),
             pushes: Pushes::new(shared.config.limits.outbox_bytes_max),
@@ -104,7 +115,9 @@ impl Mwdb {
             queued_bytes: 0,
             answers: VecDeque::new(),
             answer_bytes: 0,
-            outbox: shared.outbox.count(),
+            in_flight: budgets.in_flight.clone(),
+            outbox: room.outbox.count(),
+            room,
             unanswered_zero: 0,
             draining: false,
             closing: false,
@@ -170,8 +183,9 @@ impl Mwdb {
             moved = true;
             let own_put =
                 matches!(request.kind, RequestKind::Put { .. }).then(|| self.pushes.begin_put());
+            let storage = self.storage.clone();
             let mut running =
-                requests::run(&self.shared, self.storage.clone(), request, permit, own_put);
+                requests::run(&self.shared, storage, request, permit, own_put, &self.room);
             // Ordering: the first poll hands a commit to the engine, which fixes the order of writes.
             match running.as_mut().poll(cx) {
                 Poll::Ready(finished) => {
@@ -193,13 +207,20 @@ impl Mwdb {
             answer,
             own_put,
             bytes,
+            counted,
         } = finished;
         self.queued_bytes -= bytes;
         if let Some((number, revision)) = own_put {
             self.pushes.end_put(number, revision);
         }
         self.answer(&id, answer?);
+        self.count_outbox();
+        drop(counted);
         Ok(())
+    }
+
+    fn count_outbox(&mut self) {
+        self.outbox.resize(self.answer_bytes + self.pushes.bytes());
     }
 
     fn poll_prefix(&mut self, cx: &mut Context<'_>) -> bool {
@@ -229,6 +250,13 @@ impl Dialect for Mwdb {
         // An answer has a separator for each of its keys besides the values.
         self.received_bytes_max() + self.shared.config.limits.mwdb_keys_max + 1024
     }
+
+    fn outbox_budget(&self) -> &Arc<Budget> {
+        &self.room.outbox
+    }
+
+    // It has no message that comes in several.
+    fn receiving(&mut self, _since: Option<Instant>, _now: Instant) {}
 
     fn receive(
         &mut self,
@@ -275,7 +303,7 @@ impl Dialect for Mwdb {
                 .request_outcome(RequestLabel::Prefix, OutcomeLabel::Ok);
             return Ok(());
         }
-        let mut permit = self.shared.in_flight.count();
+        let mut permit = self.in_flight.count();
         permit.resize(bytes);
         self.queued_bytes += bytes;
         self.queue.push_back(Queued { request, permit });
@@ -288,7 +316,7 @@ impl Dialect for Mwdb {
     }
 
     fn wants_input(&self) -> bool {
-        let total_is_full = self.shared.in_flight.is_full() && self.queued_bytes > 0;
+        let total_is_full = self.in_flight.is_full() && self.queued_bytes > 0;
         self.queued_bytes < QUEUED_BYTES_MAX && !total_is_full
     }
 
@@ -310,7 +338,7 @@ impl Dialect for Mwdb {
         moved |= self.start(cx);
         moved |= self.poll_prefix(cx);
         moved |= self.pushes.poll(cx, &self.shared.pushes, now)?;
-        self.outbox.resize(self.answer_bytes + self.pushes.bytes());
+        self.count_outbox();
         Ok(moved)
     }
 
@@ -354,6 +382,10 @@ impl Dialect for Mwdb {
         self.pushes.detach();
         self.queue
             .retain(|queued| !matches!(queued.request.kind, RequestKind::Get { .. }));
+        if self.running_side == Side::Reads {
+            // Nobody takes their answers, and they may wait for room.
+            self.running.clear();
+        }
         // What was received happens, and the prefix is free only behind the last PUT.
         loop {
             std::future::poll_fn(|cx| {

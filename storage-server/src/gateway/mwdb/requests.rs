@@ -1,7 +1,7 @@
 //! GET, PUT and REMOVE against `Storage`.
 //!
-//! The dialect has one answer for failure of a write (0) and none for that of a read: a read that stays refused for
-//! want of room is repeated, any other failure closes the connection, since "absent" would be a lie.
+//! The dialect has one answer for failure of a write (0) and none for that of a read: a read that finds no room for its
+//! answer waits for it, any other failure closes the connection, since "absent" would be a lie.
 
 use std::collections::{HashMap, HashSet};
 use std::pin::Pin;
@@ -12,20 +12,36 @@ use bytes::Bytes;
 use storage_protocol::mwdb::{Request, RequestKind, get_answer, put_answer, remove_answer};
 use storage_protocol::native::close_code;
 use storage_protocol::{
-    Batch, CommitOptions, Entry, Key, Lifetime, Operation, Revision, Storage, StorageError, planted,
+    Batch, CommitOptions, Entry, Key, Lifetime, Operation, Revision, StorageError, planted,
 };
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::failed;
 use crate::engine::SessionStorage;
 use crate::metrics::{ClosedLabel, OutcomeLabel, RequestLabel};
 use crate::session::Close;
-use crate::session::budget::Permit;
+use crate::session::budget::{Budget, Permit};
+use crate::session::room::{AnswerRoom, Reach};
 use crate::shared::Shared;
 
-/// Between two attempts of a read: the first and the longest pause.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
-/// Attempts of a read; about ten seconds.
-const ATTEMPTS_MAX: u32 = 15;
+/// How often a read that waits for room looks for it.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// What the answers to one peer are counted in.
+#[derive(Clone, Debug)]
+pub(super) struct AnswerBudget {
+    pub(super) outbox: Arc<Budget>,
+    /// One read at a time may go beyond it.
+    pub(super) beyond: Arc<Semaphore>,
+}
+
+/// Where an answer is counted until it is in the outbox.
+#[derive(Debug)]
+pub(super) struct Counted {
+    _room: AnswerRoom,
+    _beyond: Option<OwnedSemaphorePermit>,
+}
 
 /// A request that is through.
 pub(super) struct Finished {
@@ -35,6 +51,7 @@ pub(super) struct Finished {
     pub(super) own_put: Option<(u64, Option<Revision>)>,
     /// What it counted in the queue.
     pub(super) bytes: usize,
+    pub(super) counted: Option<Counted>,
 }
 
 impl Finished {
@@ -44,6 +61,7 @@ impl Finished {
             answer: Err(close),
             own_put: None,
             bytes: 0,
+            counted: None,
         }
     }
 }
@@ -55,14 +73,18 @@ pub(super) fn run(
     request: Request,
     permit: Permit,
     own_put: Option<u64>,
+    room: &AnswerBudget,
 ) -> Pin<Box<dyn Future<Output = Finished> + Send>> {
-    let shared = shared.clone();
+    let (shared, room) = (shared.clone(), room.clone());
     Box::pin(async move {
         let Request { id, kind } = request;
         let bytes = permit.amount();
         let mut own_put = own_put.map(|number| (number, None));
+        let mut counted = None;
         let answer = match kind {
-            RequestKind::Get { keys } => get(&shared, &*storage, keys, &id).await,
+            RequestKind::Get { keys } => {
+                get(&shared, &*storage, keys, &id, &room, &mut counted).await
+            }
             RequestKind::Put { pairs, .. } => {
                 let done = commit(&shared, &*storage, RequestLabel::Commit, puts(pairs)).await;
                 if let (Some((_, revision)), Ok(Some(at))) = (&mut own_put, done) {
@@ -89,6 +111,7 @@ pub(super) fn run(
             answer,
             own_put,
             bytes,
+            counted,
         }
     })
 }
@@ -163,6 +186,8 @@ async fn get(
     storage: &dyn SessionStorage,
     keys: Vec<Key>,
     id: &[u8],
+    room: &AnswerBudget,
+    counted: &mut Option<Counted>,
 ) -> Result<Bytes, Close> {
     // No entry has an empty key or one over the limit: absent, without asking.
     let longest = shared.config.limits.announced.key_bytes_max;
@@ -171,7 +196,11 @@ async fn get(
     let result = if asked.is_empty() {
         Ok(Vec::new())
     } else {
-        read(storage, &asked).await
+        let read = read(storage, &asked, room).await;
+        read.map(|(entries, room)| {
+            *counted = Some(room);
+            entries
+        })
     };
     shared.metrics.request(RequestLabel::Get, &result);
     let entries = result.map_err(|error| match error {
@@ -198,21 +227,31 @@ async fn get(
         .map_err(|error| failed(format!("a GET cannot be answered: {error}")))
 }
 
+/// Reads as far as there is room for the answer; one at a time goes beyond, when what waits to be sent leaves any.
 async fn read(
     storage: &dyn SessionStorage,
     keys: &[Key],
-) -> Result<Vec<Option<Entry>>, StorageError> {
-    let (mut pause, longest) = PAUSE;
-    for _ in 1..ATTEMPTS_MAX {
-        match Storage::get(storage, keys).await {
-            Err(StorageError::Overloaded { .. }) => tokio::time::sleep(pause).await,
-            result => return result.map(|reading| reading.value),
+    budget: &AnswerBudget,
+) -> Result<(Vec<Option<Entry>>, Counted), StorageError> {
+    let room = AnswerRoom::new(&budget.outbox, Reach::Within);
+    let mut read = storage.get_into(keys, room.room()).await;
+    let mut beyond = None;
+    while room.was_refused() {
+        if beyond.is_none() {
+            beyond = budget.beyond.clone().acquire_owned().await.ok();
+        } else {
+            tokio::time::sleep(PAUSE).await;
         }
-        pause = (pause * 2).min(longest);
+        if !budget.outbox.is_full() {
+            room.begin(Reach::Beyond);
+            read = storage.get_into(keys, room.room()).await;
+        }
     }
-    Storage::get(storage, keys)
-        .await
-        .map(|reading| reading.value)
+    let counted = Counted {
+        _room: room,
+        _beyond: beyond,
+    };
+    read.map(|reading| (reading.value, counted))
 }
 
 #[cfg(test)]

@@ -207,3 +207,63 @@ async fn what_cannot_be_answered_does_not_hold_up_a_close_for_ever() {
     running.engine.hold(Hold::Nothing);
     running.session.await.unwrap();
 }
+
+#[tokio::test]
+async fn a_peer_that_we_do_not_read_is_not_silent() {
+    let mut running = start(
+        MemoryEngine::new(),
+        |config| {
+            config.timeouts.heartbeat = Duration::from_millis(50);
+            config.timeouts.silence = Duration::from_millis(150);
+            // One request fills it, and the socket is not read.
+            config.limits.bytes_in_flight_total_max = 256;
+        },
+        Mwdb::new,
+    );
+    running.engine.hold(Hold::Commits);
+    send(&mut running.client, "a#1#\x02C").await;
+    // Meanwhile its pings wait unread, or it sends none: in either case it is we who do not listen.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    running.engine.hold(Hold::Nothing);
+    let answer = loop {
+        match running.client.next().await.unwrap().unwrap() {
+            Message::Ping(_) => {}
+            other => break other,
+        }
+    };
+    assert_eq!(answer, Message::Binary(Bytes::from_static(b"\x01#\x03C")));
+}
+
+#[tokio::test]
+async fn answers_that_are_read_and_not_taken_are_counted() {
+    const OUTBOX: usize = 300_000;
+    const ANSWER: usize = 200_000;
+    let mut running = start(
+        MemoryEngine::new(),
+        |config| config.limits.outbox_bytes_max = OUTBOX,
+        Mwdb::new,
+    );
+    let inside = running
+        .engine
+        .open_session("server", &Keyspace::new("test").unwrap());
+    inside
+        .put("large".into(), vec![b'v'; ANSWER].into())
+        .await
+        .unwrap();
+    for _ in 0..50 {
+        send(&mut running.client, "large#\x00C").await;
+    }
+    let outbox = running.shared.budgets.outbox.clone();
+    let mut most = 0;
+    for _ in 0..50 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        most = most.max(outbox.used());
+    }
+    for _ in 0..50 {
+        assert!(receive(&mut running.client).await.len() > ANSWER);
+        most = most.max(outbox.used());
+    }
+    // The bound and one answer; and one that goes from the one to the other while it is encoded.
+    assert!(most <= OUTBOX + 2 * ANSWER + 10_000, "{most} bytes");
+    assert!(most >= ANSWER);
+}

@@ -5,14 +5,16 @@
 //! others. A session that is resumed is waited for between Hello and Welcome, and outlives the socket unless the peer
 //! closes it with 1000. While the outbox is full, reads wait in memory (their bytes are in
 //! flight and so bounded) and watches park; commits go on, their answers are small. What a message asks for is in
-//! [`requests`], scans are in [`scans`], watches in [`watches`].
+//! [`requests`], what is not there yet in [`parts`], reads are in [`reads`], scans in [`scans`], watches in [`watches`].
 
 mod order;
+mod parts;
+mod reads;
 mod requests;
 mod scans;
 mod watches;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -23,19 +25,24 @@ use futures_util::StreamExt;
 use futures_util::future::AbortHandle;
 use futures_util::stream::FuturesUnordered;
 use storage_protocol::native::{
-    Class, ClientMessage, Hello, Outbox, Packet, ProtocolError, Reassembler, RequestId,
+    Class, ClientMessage, Hello, Incoming, Outbox, Packet, ProtocolError, Reassembler, RequestId,
     ServerMessage, VERSION, Welcome, close_code, kind,
 };
-use storage_protocol::{Entry, Keyspace, Limit, Limits, Position, Reading, StorageError, Watch};
+use storage_protocol::{
+    Entry, Keyspace, Limit, Limits, Outcome, Position, Reading, StorageError, Watch, planted,
+};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::engine::{Resumed, SessionStorage};
 use crate::metrics::{ClosedLabel, GatewayLabel, Metrics, RequestLabel};
 use crate::session::budget::{Budget, Permit};
 use crate::session::identity::Principal;
+use crate::session::room::AnswerRoom;
 use crate::session::{Close, Departure, Dialect, Peer};
 use crate::shared::Shared;
 use order::{Commit, Content, Order};
+use parts::Parts;
+use reads::{Lane, Read, Reads};
 use scans::{Scans, Turn};
 use watches::Watches;
 
@@ -46,9 +53,6 @@ const AGENT_BYTES_MAX: usize = 256;
 
 /// Small answers of so many bytes may wait, however small the outbox is: those to what was read at once come together.
 const ANSWERS_BYTES_MIN: usize = 1 << 20;
-
-/// How often messages in parts are looked at.
-const PARTS_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 type Result<T> = std::result::Result<T, StorageError>;
 type Running = Pin<Box<dyn Future<Output = Finished> + Send>>;
@@ -63,16 +67,27 @@ struct Resuming {
 struct Finished {
     id: RequestId,
     label: RequestLabel,
+    /// Of a read, how it ran.
+    lane: Option<Lane>,
     /// The scan it belongs to.
     scan: Option<u64>,
     result: Result<Output>,
 }
 
 enum Output {
-    Values(Reading<Vec<Option<Entry>>>),
+    Values {
+        reading: Reading<Vec<Option<Entry>>>,
+        /// Where they are counted until they are in the outbox.
+        room: AnswerRoom,
+    },
     Committed(Position),
     Page(Turn),
-    Watching { watch: Watch, credit: u64 },
+    /// There was none for the answer: it is to be read again.
+    NoRoom(Read),
+    Watching {
+        watch: Watch,
+        credit: u64,
+    },
 }
 
 /// Its place in the bounds on work in progress.
@@ -80,7 +95,6 @@ enum Output {
 struct Permits {
     _requests: Permit,
     _bytes: Permit,
-    _total: Permit,
 }
 
 /// An id in use.
@@ -91,9 +105,9 @@ struct InFlight {
 }
 
 enum State {
-    /// In `waiting`.
+    /// Among the reads that wait.
     Waiting,
-    /// In `reads`, if its first poll was not enough.
+    /// Among those that run, or the openings, if its first poll was not enough.
     Reading(Option<AbortHandle>),
     Committing,
     /// An open watch; or an Unwatch whose answer waits behind a message in parts.
@@ -120,19 +134,20 @@ pub(crate) struct Native {
     /// The peer closes: it is told of no more events.
     closing: bool,
     reassembler: Reassembler,
-    /// What the reassembler holds, in the server's budget.
+    /// What the reassembler costs, in the principal's budget.
     partial: Permit,
-    /// When to look for messages without progress: each second while the reassembler holds anything.
-    parts_check: Option<Instant>,
+    parts: Parts,
     outbox: Outbox,
-    /// What the outbox holds, in the server's budget.
+    /// What waits to be sent, answers that are being read included; within the principal's budget.
+    outbox_bytes: Arc<Budget>,
+    /// What the outbox holds of it.
     outbox_permit: Permit,
     requests: Arc<Budget>,
     request_bytes: Arc<Budget>,
     in_flight: HashMap<RequestId, InFlight>,
-    /// Reads held back while the outbox is full; bounded by the permits of their ids.
-    waiting: VecDeque<(RequestId, ClientMessage)>,
-    reads: FuturesUnordered<Running>,
+    reads: Reads,
+    /// Watches that are being opened.
+    openings: FuturesUnordered<Running>,
     commits: FuturesUnordered<Running>,
     order: Order,
     scans: Scans,
@@ -145,7 +160,10 @@ pub(crate) struct Native {
 
 impl Native {
     pub(crate) fn new(shared: &Arc<Shared>, peer: &Peer) -> Self {
-        let limits = &shared.config.limits.announced;
+        let all = &shared.config.limits;
+        let limits = &all.announced;
+        let budgets = peer.slot.budgets();
+        let outbox_bytes = Budget::within(&budgets.outbox, Limit::Outbox, all.outbox_bytes_max);
         Self {
             principal: peer.principal.clone(),
             keyspace: peer.keyspace.clone(),
@@ -158,15 +176,20 @@ impl Native {
             draining: false,
             closing: false,
             reassembler: Reassembler::new(limits.frame_bytes_max, limits.message_bytes_max),
-            partial: shared.partial.count(),
-            parts_check: None,
+            partial: budgets.partial.count(),
+            parts: Parts::default(),
             outbox: Outbox::new(),
-            outbox_permit: shared.outbox.count(),
+            outbox_permit: outbox_bytes.count(),
+            outbox_bytes,
             requests: Budget::new(Limit::RequestsInFlight, limits.requests_in_flight_max),
-            request_bytes: Budget::new(Limit::BytesInFlight, limits.bytes_in_flight_max),
+            request_bytes: Budget::within(
+                &budgets.in_flight,
+                Limit::BytesInFlight,
+                limits.bytes_in_flight_max,
+            ),
             in_flight: HashMap::new(),
-            waiting: VecDeque::new(),
-            reads: FuturesUnordered::new(),
+            reads: Reads::default(),
+            openings: FuturesUnordered::new(),
             commits: FuturesUnordered::new(),
             order: Order::new(),
             scans: Scans::new(shared.metrics.clone()),
@@ -199,7 +222,37 @@ impl Native {
     }
 
     fn outbox_is_full(&self) -> bool {
-        is_full(&self.shared, self.outbox.bytes())
+        is_full(&self.shared, &self.outbox_bytes, self.outbox.bytes())
+    }
+
+    /// Whether there is room for a read beside the first, as far as can be said before.
+    fn has_room_beside(&self) -> bool {
+        !self.outbox_bytes.is_full()
+    }
+
+    /// Whether a get is tried although the others wait.
+    fn takes_small(&self) -> bool {
+        self.reads.takes_small() && self.outbox.frames_bytes() <= reads::SMALL_WAITING_MAX
+    }
+
+    /// Whether a request may have this id.
+    fn check_id(&self, id: RequestId) -> std::result::Result<(), Close> {
+        if self.in_flight.contains_key(&id) || self.parts.has_begun(id) {
+            return Err(Close::protocol(format!(
+                "request id {id} is in flight already"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Whether a commit may have this number.
+    fn check_number(&self, number: u64) -> std::result::Result<(), Close> {
+        if self.parts.has_number(number) {
+            return Err(Close::protocol(format!(
+                "commit number {number} came before"
+            )));
+        }
+        self.order.check(number)
     }
 
     /// Small answers go out whatever the outbox holds, so that a full one cannot stand before them. A peer that goes on
@@ -214,14 +267,33 @@ impl Native {
         Err(Close::new(close_code::SLOW, ClosedLabel::Slow, reason))
     }
 
-    /// Counts and judges what a frame left in the reassembler; `frame` is refused if it is too much.
-    fn bound_partial(&mut self, frame: Bytes) -> std::result::Result<(), Close> {
-        let held = self.reassembler.bytes();
-        self.partial.resize(held);
+    /// Judges a message in parts by its first one.
+    fn begin_parts(&mut self, kind: u8, id: Option<RequestId>) -> std::result::Result<(), Close> {
+        ClientMessage::check_head(kind, id).map_err(Close::protocol)?;
+        let Some(id) = id.filter(|_| is_request(kind)) else {
+            return Ok(());
+        };
+        self.check_id(id)?;
+        let mut number = None;
+        if kind == kind::COMMIT {
+            let head = self.reassembler.head(kind, Some(id)).unwrap_or_default();
+            let first = ClientMessage::commit_number(head).ok_or_else(|| {
+                Close::protocol("the first part of a commit does not hold its number")
+            })?;
+            self.check_number(first)?;
+            number = Some(first);
+        }
+        self.parts.begin(id, number);
+        Ok(())
+    }
+
+    /// Counts what a part left in the reassembler; its message is refused if that is too much.
+    fn bound_partial(&mut self, kind: u8, id: Option<RequestId>) -> std::result::Result<(), Close> {
+        self.partial.resize(self.reassembler.cost());
         let session_max = self.limits().bytes_in_flight_max;
-        let error = if self.partial.budget().is_over() {
-            self.partial.budget().overloaded()
-        } else if held > session_max {
+        let error = if let Some(bound) = self.partial.budget().over() {
+            bound.overloaded()
+        } else if self.reassembler.bytes() > session_max {
             StorageError::Overloaded {
                 limit: Limit::BytesInFlight,
                 max: session_max as u64,
@@ -229,49 +301,37 @@ impl Native {
         } else {
             return Ok(());
         };
-        let part = Packet::from_frame(frame).map_err(Close::protocol)?;
-        let Some(inner) = part.payload.first().copied() else {
-            return Ok(());
-        };
-        self.reassembler.discard(inner, part.id);
-        self.partial.resize(self.reassembler.bytes());
-        self.refuse_parts(inner, part.id, error)
+        self.reassembler.discard(kind, id);
+        self.partial.resize(self.reassembler.cost());
+        self.refuse_parts(kind, id, error)
     }
 
     /// Answers a request whose message never became whole. The number of a commit is spent; of one that comes again nobody
     /// can tell whether it is the one that was executed.
     fn refuse_parts(
         &mut self,
-        inner: u8,
+        kind: u8,
         id: Option<RequestId>,
         error: StorageError,
     ) -> std::result::Result<(), Close> {
-        let Some(id) = id else {
+        // Of a CREDIT or CANCEL nobody is told; what it is about goes on without it.
+        let Some(id) = id.filter(|id| self.parts.has_begun(*id)) else {
             return Ok(());
         };
-        let mut label = RequestLabel::Get;
-        let mut repeated = None;
-        if inner == kind::COMMIT {
-            label = RequestLabel::Commit;
-            let head = self.reassembler.head(inner, Some(id)).unwrap_or_default();
-            let number = ClientMessage::commit_number(head).ok_or_else(|| {
-                Close::protocol("the first part of a commit does not hold its number")
-            })?;
-            self.order.check(number)?;
-            if number <= self.executed {
-                repeated = Some(number);
-            } else {
-                self.order.spend(number);
-            }
+        self.parts.end(id);
+        if kind != kind::COMMIT {
+            self.refuse(id, label_of(kind), error);
+            return Ok(());
         }
-        if self.in_flight.contains_key(&id) {
-            return Err(Close::protocol(format!(
-                "request id {id} is in flight already"
-            )));
-        }
-        match repeated {
-            Some(number) => self.repeat(id, number, None),
-            None => self.refuse(id, label, error),
+        let head = self.reassembler.head(kind, Some(id)).unwrap_or_default();
+        let number = ClientMessage::commit_number(head).ok_or_else(|| {
+            Close::protocol("the first part of a commit does not hold its number")
+        })?;
+        if number <= self.executed {
+            self.repeat(id, number, None);
+        } else {
+            self.order.spend(number);
+            self.refuse(id, RequestLabel::Commit, error);
         }
         Ok(())
     }
@@ -292,23 +352,35 @@ impl Native {
         });
     }
 
-    fn expire_parts(&mut self, now: Instant) -> std::result::Result<(), Close> {
-        if self.parts_check.is_none_or(|check| now < check) {
+    /// Looks at what is on its way: messages in parts without progress are refused, and a commit that later ones wait for
+    /// in vain ends the connection, since what waits counts against everybody.
+    fn check_parts(&mut self, now: Instant) -> std::result::Result<(), Close> {
+        if !self.parts.is_due(now) {
             return Ok(());
         }
-        let dropped = self
-            .reassembler
-            .expire(now, self.shared.config.timeouts.partial_message);
-        self.partial.resize(self.reassembler.bytes());
-        for (inner, id) in dropped {
-            let error = StorageError::Overloaded {
-                limit: Limit::PartialMessages,
-                max: self.shared.config.limits.partial_messages_bytes_max as u64,
-            };
-            self.refuse_parts(inner, id, error)?;
+        let patience = self.shared.config.timeouts.partial_message;
+        let dropped = self.reassembler.expire(self.parts.clock.at(now), patience);
+        self.partial.resize(self.reassembler.cost());
+        for (kind, id) in dropped {
+            let outcome = Outcome::NotExecuted;
+            self.refuse_parts(kind, id, StorageError::DeadlineExceeded { outcome })?;
         }
-        self.parts_check = (self.reassembler.bytes() > 0).then(|| now + PARTS_CHECK_INTERVAL);
-        Ok(())
+        self.watch_parts(now);
+        match self.parts.missing_for(patience, now) {
+            Some(number) if !planted("gap-for-ever") => Err(Close::protocol(format!(
+                "commit number {number} is missing for {}, and later ones wait for it",
+                humantime::format_duration(patience)
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Notes what is on its way after anything came or was done.
+    fn watch_parts(&mut self, now: Instant) {
+        let patience = self.shared.config.timeouts.partial_message;
+        self.parts.note_gap(self.order.gap(), now);
+        self.parts
+            .watch(self.reassembler.bytes() > 0, patience, now);
     }
 
     /// Takes Hello. Nothing else is taken until Welcome is on its way.
@@ -457,19 +529,34 @@ impl Native {
         })
     }
 
-    /// Frees the request's id and answers it.
+    /// Frees the request's id and answers it; or lets it wait again.
     fn complete(&mut self, finished: Finished, now: Instant) {
         let Finished {
             id,
             label,
+            lane,
             scan,
             result,
         } = finished;
+        if let Some(lane) = lane {
+            self.reads.end(lane);
+        }
+        let result = match (result, lane) {
+            (Ok(Output::NoRoom(read)), Some(lane)) => {
+                if let Some(in_flight) = self.in_flight.get_mut(&id) {
+                    in_flight.state = State::Waiting;
+                }
+                return self.reads.wait_again(id, read, lane, now);
+            }
+            (result, _) => result,
+        };
         self.in_flight.remove(&id);
         self.metrics().request(label, &result);
         if label == RequestLabel::Watch {
             self.watches_opening -= 1;
         }
+        // Until the answer is counted in the outbox.
+        let mut counted = None;
         let message = match result {
             Err(error) => {
                 if let Some(scan) = scan {
@@ -477,14 +564,17 @@ impl Native {
                 }
                 ServerMessage::Error(error)
             }
-            Ok(Output::Values(reading)) => ServerMessage::Values {
-                revision: reading.position.revision,
-                entries: reading.value,
-            },
+            Ok(Output::Values { reading, room }) => {
+                counted = Some(room);
+                ServerMessage::Values {
+                    revision: reading.position.revision,
+                    entries: reading.value,
+                }
+            }
             Ok(Output::Committed(position)) => ServerMessage::Committed {
                 revision: position.revision,
             },
-            Ok(Output::Page(turn)) => self.scans.page(scan, turn, now),
+            Ok(Output::Page(turn)) => self.scans.page(scan.unwrap_or_default(), turn, now),
             Ok(Output::Watching { watch, credit }) => {
                 let revision = watch.start().revision;
                 self.in_flight.insert(
@@ -497,30 +587,53 @@ impl Native {
                 self.watches.insert(id, watch, credit);
                 ServerMessage::Watching { revision }
             }
+            // Only reads find no room.
+            Ok(Output::NoRoom(_)) => return,
         };
         self.answer(id, &message);
+        self.count_outbox();
+        drop(counted);
     }
 
-    /// Reads that wait for room, then those that run, as long as there is room for their answers.
+    fn count_outbox(&mut self) {
+        self.outbox_permit.resize(self.outbox.bytes());
+    }
+
+    /// Reads that wait for room, then those that run, as long as there is room for their answers. Small ones always.
     fn poll_reads(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let mut moved = false;
+        self.reads.on_time(now);
+        while let Some(finished) = self.reads.poll_small(cx) {
+            self.complete(finished, now);
+            moved = true;
+        }
         while !self.outbox_is_full() {
-            if let Some((id, message)) = self.waiting.pop_front() {
-                moved = true;
-                if let Some(storage) = self.storage.clone() {
-                    requests::Request {
-                        session: self,
-                        storage,
-                        id,
-                        now,
-                    }
-                    .read(cx, message);
+            let has_room = self.has_room_beside();
+            if let Some(storage) = self.storage.clone()
+                && let Some((waiting, lane)) = self.reads.next(has_room)
+            {
+                requests::Request {
+                    session: self,
+                    storage,
+                    id: waiting.id,
+                    now,
                 }
-                continue;
-            }
-            let Poll::Ready(Some(finished)) = self.reads.poll_next_unpin(cx) else {
+                .read(cx, waiting.read, lane);
+            } else if let Some(finished) = self.reads.poll_running(cx) {
+                self.complete(finished, now);
+            } else {
                 break;
-            };
+            }
+            moved = true;
+        }
+        moved
+    }
+
+    fn poll_openings(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let mut moved = false;
+        while !self.outbox_is_full()
+            && let Poll::Ready(Some(finished)) = self.openings.poll_next_unpin(cx)
+        {
             self.complete(finished, now);
             moved = true;
         }
@@ -556,6 +669,7 @@ impl Native {
                 Finished {
                     id,
                     label: RequestLabel::Commit,
+                    lane: None,
                     scan: None,
                     result,
                 }
@@ -590,9 +704,9 @@ impl Native {
         for (watch, request) in done {
             self.end_watch(watch, request);
         }
-        let shared = &self.shared;
+        let (shared, budget) = (&self.shared, &self.outbox_bytes);
         let turn = self.watches.poll(cx, &mut self.outbox, |outbox| {
-            is_full(shared, outbox.bytes())
+            is_full(shared, budget, outbox.bytes())
         });
         for (id, error) in turn.ended {
             self.in_flight.remove(&id);
@@ -617,8 +731,24 @@ fn fenced(reason: String) -> Close {
 }
 
 /// Whether no more may be put into an outbox of this many bytes. One that is empty takes at least one message.
-fn is_full(shared: &Shared, bytes: usize) -> bool {
-    bytes >= shared.config.limits.outbox_bytes_max || (bytes > 0 && shared.outbox.is_full())
+fn is_full(shared: &Shared, budget: &Budget, bytes: usize) -> bool {
+    bytes >= shared.config.limits.outbox_bytes_max || (bytes > 0 && budget.shared_is_full())
+}
+
+/// Whether a message of this type is a request, with an id of its own.
+fn is_request(kind: u8) -> bool {
+    !matches!(kind, kind::CREDIT | kind::CANCEL)
+}
+
+/// How requests of a type are counted.
+fn label_of(kind: u8) -> RequestLabel {
+    match kind {
+        kind::COMMIT => RequestLabel::Commit,
+        kind::SCAN => RequestLabel::Scan,
+        kind::SCAN_NEXT => RequestLabel::ScanNext,
+        kind::WATCH => RequestLabel::Watch,
+        _ => RequestLabel::Get,
+    }
 }
 
 impl Dialect for Native {
@@ -632,15 +762,23 @@ impl Dialect for Native {
         self.limits().frame_bytes_max
     }
 
+    fn outbox_budget(&self) -> &Arc<Budget> {
+        &self.outbox_bytes
+    }
+
+    fn receiving(&mut self, since: Option<Instant>, now: Instant) {
+        self.parts.clock.receiving(since, now);
+    }
+
     fn receive(
         &mut self,
         cx: &mut Context<'_>,
         message: Bytes,
         now: Instant,
     ) -> std::result::Result<(), Close> {
-        let held = self.reassembler.bytes();
-        let packet = match self.reassembler.accept(message.clone(), now) {
-            Ok(packet) => packet,
+        let link_time = self.parts.clock.at(now);
+        let incoming = match self.reassembler.receive(message, link_time) {
+            Ok(incoming) => incoming,
             Err(
                 error @ (ProtocolError::FrameTooLong { .. } | ProtocolError::MessageTooLong { .. }),
             ) => {
@@ -652,17 +790,30 @@ impl Dialect for Native {
             }
             Err(error) => return Err(Close::protocol(error)),
         };
-        if self.reassembler.bytes() > held {
-            self.parts_check.get_or_insert(now + PARTS_CHECK_INTERVAL);
-            self.bound_partial(message)?;
-        } else {
-            self.partial.resize(self.reassembler.bytes());
+        match incoming {
+            Incoming::Whole(packet) => self.dispatch(cx, packet, now)?,
+            Incoming::Completed(packet) => {
+                self.partial.resize(self.reassembler.cost());
+                if let Some(id) = packet.id.filter(|_| is_request(packet.kind)) {
+                    self.parts.end(id);
+                }
+                self.dispatch(cx, packet, now)?;
+            }
+            Incoming::Began { .. } | Incoming::Part { .. } if self.storage.is_none() => {
+                return Err(self.too_early());
+            }
+            Incoming::Began { kind, id } => {
+                self.begin_parts(kind, id)?;
+                self.bound_partial(kind, id)?;
+                self.start_commits(cx, now);
+            }
+            Incoming::Part { kind, id } => {
+                self.bound_partial(kind, id)?;
+                self.start_commits(cx, now);
+            }
         }
-        match packet {
-            Some(packet) => self.dispatch(cx, packet, now),
-            None if self.storage.is_none() => Err(self.too_early()),
-            None => Ok(()),
-        }
+        self.watch_parts(now);
+        Ok(())
     }
 
     fn receive_text(&mut self) -> std::result::Result<(), Close> {
@@ -682,14 +833,18 @@ impl Dialect for Native {
         cx: &mut Context<'_>,
         now: Instant,
     ) -> std::result::Result<bool, Close> {
-        self.outbox_permit.resize(self.outbox.bytes());
+        self.count_outbox();
         let mut moved = self.poll_resuming(cx)?;
         self.check_fence(cx)?;
         moved |= self.start_commits(cx, now);
         moved |= self.poll_commits(cx, now);
+        moved |= self.poll_openings(cx, now);
         moved |= self.poll_reads(cx, now);
         moved |= self.poll_watches(cx);
-        self.outbox_permit.resize(self.outbox.bytes());
+        self.count_outbox();
+        if moved {
+            self.watch_parts(now);
+        }
         self.bound_answers()?;
         Ok(moved)
     }
@@ -700,8 +855,8 @@ impl Dialect for Native {
 
     fn deadline(&self) -> Option<Instant> {
         let hello = self.awaits_hello().then_some(self.hello_deadline);
-        let parts = self.parts_check;
-        [hello, parts, self.scans.deadline()]
+        let (parts, reads) = (self.parts.deadline(), self.reads.deadline());
+        [hello, parts, reads, self.scans.deadline()]
             .into_iter()
             .flatten()
             .min()
@@ -716,7 +871,8 @@ impl Dialect for Native {
             ));
         }
         self.scans.expire(now);
-        self.expire_parts(now)
+        self.reads.on_time(now);
+        self.check_parts(now)
     }
 
     fn drain(&mut self) {
@@ -740,8 +896,8 @@ impl Dialect for Native {
     // A commit that waits for a number that did not come is not waited for.
     fn is_answered(&self) -> bool {
         self.reads.is_empty()
+            && self.openings.is_empty()
             && self.commits.is_empty()
-            && self.waiting.is_empty()
             && self.outbox.is_empty()
     }
 
@@ -749,6 +905,7 @@ impl Dialect for Native {
         self.watches.clear();
         self.scans.clear();
         self.reads.clear();
+        self.openings.clear();
         // What was handed to the engine happens; the session is left behind it.
         while self.commits.next().await.is_some() {}
         if let (Departure::Left, Some(resuming)) = (&departure, self.resuming.take()) {

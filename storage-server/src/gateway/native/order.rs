@@ -97,6 +97,12 @@ impl Order {
         }
     }
 
+    /// The number that later ones wait for, if they do.
+    pub(super) fn gap(&self) -> Option<u64> {
+        let turn = self.turn();
+        (!self.early.is_empty() && !self.early.contains_key(&turn)).then_some(turn)
+    }
+
     /// The number whose turn it is.
     fn turn(&self) -> u64 {
         self.again.front().copied().unwrap_or(self.next)

@@ -16,11 +16,13 @@ use storage_protocol::{
 };
 
 use super::order::{Commit, Content};
-use super::scans::{Turn, read_page};
+use super::reads::{Lane, Read};
+use super::scans::{OpenScan, PageRead, read_page};
 use super::{Finished, InFlight, Native, Output, Permits, Result, Running, State};
 use crate::engine::SessionStorage;
 use crate::metrics::RequestLabel;
 use crate::session::Close;
+use crate::session::room::AnswerRoom;
 
 /// A message with what it needs to be carried out.
 pub(super) struct Request<'a> {
@@ -51,17 +53,13 @@ impl Request<'_> {
             }
             _ => {}
         }
-        if self.session.in_flight.contains_key(&id) {
-            return Err(Close::protocol(format!(
-                "request id {id} is in flight already"
-            )));
-        }
+        self.session.check_id(id)?;
         match message {
-            ClientMessage::Get { .. } => self.queue(cx, RequestLabel::Get, message, bytes),
-            ClientMessage::Scan { .. } => self.queue(cx, RequestLabel::Scan, message, bytes),
-            ClientMessage::ScanNext { .. } => {
-                self.queue(cx, RequestLabel::ScanNext, message, bytes)
+            ClientMessage::Get { keys } => self.queue(cx, Read::Get { keys }, bytes),
+            ClientMessage::Scan { range, options } => {
+                self.queue(cx, Read::Scan { range, options }, bytes);
             }
+            ClientMessage::ScanNext { scan } => self.scan_next(cx, scan, bytes),
             ClientMessage::ScanClose { scan } => {
                 self.session.scans.remove(scan);
                 self.session.answer(id, &ServerMessage::Done);
@@ -89,10 +87,11 @@ impl Request<'_> {
                     outcome: Outcome::NotExecuted,
                 });
             }
+            let requests = session.requests.take(1)?;
+            let bytes = session.request_bytes.take(bytes)?;
             Ok(Permits {
-                _requests: session.requests.take(1)?,
-                _bytes: session.request_bytes.take(bytes)?,
-                _total: session.shared.in_flight.take(bytes)?,
+                _requests: requests,
+                _bytes: bytes,
             })
         };
         match take() {
@@ -104,95 +103,147 @@ impl Request<'_> {
         }
     }
 
-    /// A read: carried out now, or when the outbox has room.
-    fn queue(
-        &mut self,
-        cx: &mut Context<'_>,
-        label: RequestLabel,
-        message: ClientMessage,
-        bytes: usize,
-    ) {
-        let Some(permits) = self.admit(label, bytes) else {
+    /// The same beyond the session's own bounds, by one request at a time.
+    fn admit_beyond(&mut self, label: RequestLabel, bytes: usize) -> Option<Permits> {
+        let session = &*self.session;
+        let mut requests = session.requests.count();
+        let mut request_bytes = session.request_bytes.count();
+        let is_within = session.requests.used() <= session.limits().requests_in_flight_max
+            && session.request_bytes.used() <= session.limits().bytes_in_flight_max;
+        if session.draining || !is_within || !request_bytes.grow_beyond(bytes) {
+            return self.admit(label, bytes);
+        }
+        requests.resize(1);
+        Some(Permits {
+            _requests: requests,
+            _bytes: request_bytes,
+        })
+    }
+
+    /// A read: carried out now, or when there is room for its answer.
+    fn queue(&mut self, cx: &mut Context<'_>, read: Read, bytes: usize) {
+        let Some(permits) = self.admit(read.label(), bytes) else {
+            // The scan stands where it stood.
+            if let Read::Page { number, open, .. } = read {
+                self.session.scans.put_back(number, open);
+            }
             return;
         };
-        let in_flight = InFlight {
-            state: State::Waiting,
-            _permits: Some(permits),
-        };
-        self.session.in_flight.insert(self.id, in_flight);
-        if self.session.waiting.is_empty() && !self.session.outbox_is_full() {
-            self.read(cx, message);
-        } else {
-            self.session.waiting.push_back((self.id, message));
-        }
-    }
-
-    pub(super) fn read(&mut self, cx: &mut Context<'_>, message: ClientMessage) {
-        let storage = self.storage.clone();
-        match message {
-            ClientMessage::Get { keys } => {
-                let values = async move { storage.get(&keys).await.map(Output::Values) };
-                self.start(cx, RequestLabel::Get, None, values);
-            }
-            ClientMessage::Scan { range, options } => self.scan(cx, range, options),
-            ClientMessage::ScanNext { scan } => match self.session.scans.take(scan) {
-                Ok((open, ahead)) => {
-                    let page = async move { read_page(open, ahead).await.map(Output::Page) };
-                    self.start(cx, RequestLabel::ScanNext, Some(scan), page);
-                }
-                Err(error) => self.finish(RequestLabel::ScanNext, Err(error)),
+        self.session.in_flight.insert(
+            self.id,
+            InFlight {
+                state: State::Waiting,
+                _permits: Some(permits),
             },
-            // Nothing else waits for room.
-            _ => {}
+        );
+        let session = &mut *self.session;
+        let lane = if session.outbox_is_full() {
+            None
+        } else {
+            session.reads.lane_of_new(session.has_room_beside())
+        };
+        match lane {
+            Some(lane) => self.read(cx, read, lane),
+            None if matches!(read, Read::Get { .. }) && session.takes_small() => {
+                self.read(cx, read, Lane::Small);
+            }
+            None => session.reads.wait(self.id, read),
         }
     }
 
-    fn finish(&mut self, label: RequestLabel, result: Result<Output>) {
+    /// From here on the scan is this request's: another one for a page of it, before this one is answered, fails.
+    fn scan_next(&mut self, cx: &mut Context<'_>, number: u64, bytes: usize) {
+        match self.session.scans.take(number) {
+            Ok(open) => {
+                let label = RequestLabel::ScanNext;
+                let read = Read::Page {
+                    label,
+                    number,
+                    open,
+                };
+                self.queue(cx, read, bytes);
+            }
+            Err(error) => self.session.refuse(self.id, RequestLabel::ScanNext, error),
+        }
+    }
+
+    /// Begins a read.
+    pub(super) fn read(&mut self, cx: &mut Context<'_>, read: Read, lane: Lane) {
+        let storage = self.storage.clone();
+        let label = read.label();
+        match read {
+            Read::Get { keys } => {
+                let room = AnswerRoom::new(&self.session.outbox_bytes, lane.reach());
+                let values = async move {
+                    match storage.get_into(&keys, room.room()).await {
+                        Err(_) if room.was_refused() => Ok(Output::NoRoom(Read::Get { keys })),
+                        read => read.map(|reading| Output::Values { reading, room }),
+                    }
+                };
+                self.start(cx, label, Some(lane), None, values);
+            }
+            Read::Scan { range, options } => self.scan(cx, range, options, lane),
+            Read::Page { number, open, .. } => {
+                open.room.begin(lane.reach());
+                let page = page(label, number, open);
+                self.start(cx, label, Some(lane), Some(number), page);
+            }
+        }
+    }
+
+    fn finish(&mut self, label: RequestLabel, scan: Option<u64>, result: Result<Output>) {
         let finished = Finished {
             id: self.id,
             label,
-            scan: None,
+            lane: None,
+            scan,
             result,
         };
         self.session.complete(finished, self.now);
     }
 
-    fn scan(&mut self, cx: &mut Context<'_>, range: KeyRange, options: ScanOptions) {
+    fn scan(&mut self, cx: &mut Context<'_>, range: KeyRange, options: ScanOptions, lane: Lane) {
         let max = self.session.limits().scans_max;
         let Some(number) = self.session.scans.open(max) else {
             let error = StorageError::Overloaded {
                 limit: Limit::Scans,
                 max: max as u64,
             };
-            return self.finish(RequestLabel::Scan, Err(error));
+            return self.finish(RequestLabel::Scan, None, Err(error));
         };
         let storage = self.storage.clone();
+        let room = AnswerRoom::new(&self.session.outbox_bytes, lane.reach());
         let first = async move {
-            let scan = storage.scan(range, options).await?;
-            let turn: Turn = read_page(scan, None).await?;
-            Ok(Output::Page(turn))
+            let scan = storage.scan_into(range, options, room.room()).await?;
+            page(RequestLabel::Scan, number, OpenScan { scan, room }).await
         };
-        self.start(cx, RequestLabel::Scan, Some(number), first);
+        self.start(cx, RequestLabel::Scan, Some(lane), Some(number), first);
     }
 
-    /// Polls a read once where it is; what is not ready goes on beside the others, and can be cancelled.
+    /// Polls a read once where it is; what is not ready goes on beside the others, and can be cancelled. `lane`: `None`
+    /// for the opening of a watch, which answers nothing large.
     fn start(
         &mut self,
         cx: &mut Context<'_>,
         label: RequestLabel,
+        lane: Option<Lane>,
         scan: Option<u64>,
         work: impl Future<Output = Result<Output>> + Send + 'static,
     ) {
         let id = self.id;
+        if let Some(lane) = lane {
+            self.session.reads.begin(lane);
+        }
+        let finished = move |result| Finished {
+            id,
+            label,
+            lane,
+            scan,
+            result,
+        };
         let mut work = Box::pin(work);
         if let Poll::Ready(result) = work.as_mut().poll(cx) {
-            let finished = Finished {
-                id,
-                label,
-                scan,
-                result,
-            };
-            return self.session.complete(finished, self.now);
+            return self.session.complete(finished(result), self.now);
         }
         let (abort, registration) = AbortHandle::new_pair();
         if let Some(in_flight) = self.session.in_flight.get_mut(&id) {
@@ -200,15 +251,12 @@ impl Request<'_> {
         }
         let running: Running = Box::pin(async move {
             let result = Abortable::new(work, registration).await;
-            let result = result.unwrap_or(Err(StorageError::Cancelled));
-            Finished {
-                id,
-                label,
-                scan,
-                result,
-            }
+            finished(result.unwrap_or(Err(StorageError::Cancelled)))
         });
-        self.session.reads.push(running);
+        match lane {
+            Some(lane) => self.session.reads.push(lane, running),
+            None => self.session.openings.push(running),
+        }
     }
 
     /// Takes a commit; it is carried out at once, if those before it are here.
@@ -220,29 +268,36 @@ impl Request<'_> {
         options: CommitOptions,
         bytes: usize,
     ) -> std::result::Result<(), Close> {
-        self.session.order.check(number)?;
-        if number <= self.session.executed {
+        let session = &mut *self.session;
+        session.check_number(number)?;
+        if number <= session.executed {
             let fingerprint = crate::engine::fingerprint(&batch, &options);
-            self.session.repeat(self.id, number, Some(fingerprint));
-            self.session.start_commits(cx, self.now);
+            session.repeat(self.id, number, Some(fingerprint));
+            session.start_commits(cx, self.now);
             return Ok(());
         }
-        match self.admit(RequestLabel::Commit, bytes) {
-            None => self.session.order.spend(number),
+        // What others wait for is let in by the session's bounds: refused, it would be lost for want of its own followers.
+        let permits = match session.order.gap() == Some(number) {
+            true => self.admit_beyond(RequestLabel::Commit, bytes),
+            false => self.admit(RequestLabel::Commit, bytes),
+        };
+        let session = &mut *self.session;
+        match permits {
+            None => session.order.spend(number),
             Some(permits) => {
                 let in_flight = InFlight {
                     state: State::Committing,
                     _permits: Some(permits),
                 };
-                self.session.in_flight.insert(self.id, in_flight);
-                self.session.order.push(Commit {
+                session.in_flight.insert(self.id, in_flight);
+                session.order.push(Commit {
                     id: self.id,
                     number,
                     content: Content::New(batch, options),
                 });
             }
         }
-        self.session.start_commits(cx, self.now);
+        session.start_commits(cx, self.now);
         Ok(())
     }
 
@@ -275,7 +330,7 @@ impl Request<'_> {
             let watch = storage.watch(range, WatchOptions { start, mode }).await?;
             Ok(Output::Watching { watch, credit })
         };
-        self.start(cx, RequestLabel::Watch, None, opening);
+        self.start(cx, RequestLabel::Watch, None, None, opening);
     }
 
     fn unwatch(&mut self, watch: RequestId) {
@@ -313,17 +368,10 @@ impl Request<'_> {
     }
 
     fn cancel(&mut self) {
-        let waiting = &mut self.session.waiting;
-        if let Some(place) = waiting.iter().position(|(id, _)| *id == self.id) {
-            let message = waiting.remove(place);
-            let label = match message {
-                Some((_, ClientMessage::Scan { .. })) => RequestLabel::Scan,
-                Some((_, ClientMessage::ScanNext { .. })) => RequestLabel::ScanNext,
-                _ => RequestLabel::Get,
-            };
-            return self.finish(label, Err(StorageError::Cancelled));
+        match self.session.reads.remove(self.id) {
+            Some(read) => self.finish(read.label(), read.scan(), Err(StorageError::Cancelled)),
+            None => self.abort(self.id),
         }
-        self.abort(self.id);
     }
 
     /// Gives a read up, if it is one; it is answered when it is noticed. Commits are never given up.
@@ -336,4 +384,16 @@ impl Request<'_> {
             abort.abort();
         }
     }
+}
+
+/// Reads a page, for the answer to a request of this kind.
+async fn page(label: RequestLabel, number: u64, open: OpenScan) -> Result<Output> {
+    Ok(match read_page(open).await? {
+        PageRead::Read(turn) => Output::Page(turn),
+        PageRead::NoRoom(open) => Output::NoRoom(Read::Page {
+            label,
+            number,
+            open,
+        }),
+    })
 }

@@ -1,35 +1,42 @@
 //! The open scans of a session: by number, with their lease.
 //!
 //! While a page is on its way its scan is in that request's future; a request that fails or is given up takes the
-//! scan with it. A short page is followed at once by a look at what comes behind it, so that the last page says so.
+//! scan with it. What an open scan holds besides its snapshot is small: its range, and what the index told it, which the
+//! engine bounds. Its pages are counted in a room of its own, one at a time.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use storage_protocol::native::ServerMessage;
-use storage_protocol::{KeyState, Revision, Scan, ScanItem, StorageError};
+use storage_protocol::{Scan, ScanItem, StorageError};
 
 use crate::metrics::Metrics;
+use crate::session::room::{AnswerRoom, Reach};
 
 /// How long a scan may rest: the engine's lease.
 const LEASE: Duration = Duration::from_secs(30);
 
 type Result<T> = std::result::Result<T, StorageError>;
 
-/// A page, and where the scan stands behind it.
+/// A scan with the room that its pages are counted in.
+#[derive(Debug)]
+pub(super) struct OpenScan {
+    pub(super) scan: Scan,
+    pub(super) room: AnswerRoom,
+}
+
+/// A page, and where the scan stands behind it. The page is counted until this is dropped, or the scan's next page begins.
 pub(super) struct Turn {
-    revision: Revision,
     items: Vec<ScanItem>,
-    /// The scan, and the page behind this one if it was looked at; `None`: this was the last page.
-    rest: Option<(Scan, Option<Vec<ScanItem>>)>,
+    open: OpenScan,
+    is_last: bool,
 }
 
 #[derive(Debug)]
 struct Slot {
     /// `None`: a page is on its way.
-    rest: Option<(Scan, Option<Vec<ScanItem>>)>,
+    rest: Option<OpenScan>,
     used: Instant,
 }
 
@@ -69,7 +76,7 @@ impl Scans {
     }
 
     /// Takes a scan out for its next page.
-    pub(super) fn take(&mut self, number: u64) -> Result<(Scan, Option<Vec<ScanItem>>)> {
+    pub(super) fn take(&mut self, number: u64) -> Result<OpenScan> {
         match self.open.get_mut(&number) {
             Some(slot) => slot.rest.take().ok_or_else(|| {
                 StorageError::invalid(format!("a page of scan {number} is on its way already"))
@@ -79,25 +86,35 @@ impl Scans {
         }
     }
 
+    /// Puts a scan back that was taken for nothing.
+    pub(super) fn put_back(&mut self, number: u64, open: OpenScan) {
+        if let Some(slot) = self.open.get_mut(&number) {
+            slot.rest = Some(open);
+        }
+    }
+
     /// The message of a page; keeps the scan if there is more.
-    pub(super) fn page(&mut self, number: Option<u64>, turn: Turn, now: Instant) -> ServerMessage {
+    pub(super) fn page(&mut self, number: u64, turn: Turn, now: Instant) -> ServerMessage {
         let Turn {
-            revision,
             items,
-            rest,
+            open,
+            is_last,
         } = turn;
-        let slot = number.and_then(|number| Some((number, self.open.get_mut(&number)?)));
-        let scan = match (slot, rest) {
-            (Some((number, slot)), Some(rest)) => {
+        let revision = open.scan.position().revision;
+        // Its items go into the message, which is counted.
+        open.room.begin(Reach::Within);
+        let slot = self.open.get_mut(&number).filter(|_| !is_last);
+        let scan = match slot {
+            Some(slot) => {
                 *slot = Slot {
-                    rest: Some(rest),
+                    rest: Some(open),
                     used: now,
                 };
                 Some(number)
             }
             // The last page, or the scan was closed meanwhile.
-            _ => {
-                number.inspect(|number| self.remove(*number));
+            None => {
+                self.remove(number);
                 None
             }
         };
@@ -147,40 +164,25 @@ impl Drop for Scans {
     }
 }
 
-/// The next page of a scan; `ahead`: the one that was looked at already.
-pub(super) async fn read_page(mut scan: Scan, ahead: Option<Vec<ScanItem>>) -> Result<Turn> {
-    let revision = scan.position().revision;
-    let items = match ahead {
-        Some(items) => Some(items),
-        None => scan.next_page().await?,
-    };
-    let Some(items) = items else {
-        return Ok(Turn {
-            revision,
-            items: Vec::new(),
-            rest: None,
-        });
-    };
-    if page_bytes(&items) >= Scan::PAGE_BYTES / 2 {
-        return Ok(Turn {
-            revision,
-            items,
-            rest: Some((scan, None)),
-        });
-    }
-    let ahead = scan.next_page().await?;
-    let rest = ahead.map(|ahead| (scan, Some(ahead)));
-    Ok(Turn {
-        revision,
-        items,
-        rest,
-    })
+/// How the attempt to read a page went.
+pub(super) enum PageRead {
+    Read(Turn),
+    /// There was no room for it; the scan stands where it stood.
+    NoRoom(OpenScan),
 }
 
-fn page_bytes(items: &[ScanItem]) -> usize {
-    let value = |item: &ScanItem| match &item.state {
-        KeyState::Live(entry) => Bytes::len(&entry.value),
-        KeyState::Removed(_) => 0,
-    };
-    items.iter().map(|item| item.key.len() + value(item)).sum()
+/// The next page of a scan.
+pub(super) async fn read_page(mut open: OpenScan) -> Result<PageRead> {
+    match open.scan.next_page().await {
+        Ok(items) => {
+            let is_last = items.is_none() || open.scan.is_over();
+            Ok(PageRead::Read(Turn {
+                items: items.unwrap_or_default(),
+                open,
+                is_last,
+            }))
+        }
+        Err(_) if open.room.was_refused() => Ok(PageRead::NoRoom(open)),
+        Err(error) => Err(error),
+    }
 }

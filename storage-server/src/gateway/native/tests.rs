@@ -8,7 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use storage_protocol::native::{
-    ClientMessage, Hello, Packet, RequestId, ServerMessage, VERSION, WatchRequest, Welcome,
+    ClientMessage, Hello, Packet, Reassembler, RequestId, ServerMessage, VERSION, WatchRequest,
+    Welcome,
 };
 use storage_protocol::{
     Batch, CommitOptions, KeyRange, Keyspace, Outcome, ScanOptions, SessionId, StorageError,
@@ -388,12 +389,13 @@ async fn parts_beyond_the_bound_are_refused_and_the_socket_goes_on() {
         error.to_string().contains("partial_messages_bytes_max"),
         "{error}"
     );
-    assert_eq!(running.shared.partial.used(), 0);
     send(client, Some(1), commit(2, "small")).await;
     assert!(matches!(
         receive(client).await,
         (Some(1), ServerMessage::Committed { .. })
     ));
+    // Nothing is held of the parts that came behind the refusal.
+    assert_eq!(running.shared.budgets.partial.used(), 0);
     send(client, Some(1), get("big")).await;
     let (_, ServerMessage::Values { entries, .. }) = receive(client).await else {
         panic!("no values")
@@ -722,4 +724,339 @@ async fn what_was_asked_before_a_close_is_answered_before_it_is() {
     };
     assert_eq!((answered, code), (vec![Some(1), Some(2)], 1000));
     running.session.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_second_page_of_a_scan_is_refused_while_one_is_on_its_way() {
+    let mut running = running(|_| {});
+    open(&mut running).await;
+    let client = &mut running.client;
+    for (number, key) in (1..).zip(["a", "b", "c"]) {
+        send(client, Some(1), commit(number, key)).await;
+        receive(client).await;
+    }
+    let scan = ClientMessage::Scan {
+        range: KeyRange::all(),
+        options: ScanOptions::default(),
+    };
+    send(client, Some(1), scan).await;
+    let (
+        _,
+        ServerMessage::Page {
+            scan: Some(scan), ..
+        },
+    ) = receive(client).await
+    else {
+        panic!("no open scan")
+    };
+    running.engine.hold(Hold::Reads);
+    for id in [2, 3] {
+        send(client, Some(id), ClientMessage::ScanNext { scan }).await;
+    }
+    let (id, ServerMessage::Error(error)) = receive(client).await else {
+        panic!("not refused")
+    };
+    assert_eq!(id, Some(3));
+    assert!(
+        matches!(error, StorageError::InvalidArgument { .. }),
+        "{error}"
+    );
+    running.engine.hold(Hold::Nothing);
+    let (
+        id,
+        ServerMessage::Page {
+            scan: Some(scan),
+            items,
+            ..
+        },
+    ) = receive(client).await
+    else {
+        panic!("the scan goes on")
+    };
+    assert_eq!((id, items[0].key.as_ref()), (Some(2), &b"b"[..]));
+    send(client, Some(4), ClientMessage::ScanNext { scan }).await;
+    assert!(matches!(
+        receive(client).await,
+        (Some(4), ServerMessage::Page { .. })
+    ));
+}
+
+#[tokio::test]
+async fn a_commit_that_others_wait_for_is_let_in() {
+    let mut running = running(|config| config.limits.announced.requests_in_flight_max = 4);
+    open(&mut running).await;
+    let client = &mut running.client;
+    for number in [2, 3, 4, 5, 1] {
+        send(client, Some(number), commit(u64::from(number), "a")).await;
+    }
+    for _ in 0..5 {
+        let (_, answer) = receive(client).await;
+        assert!(
+            matches!(answer, ServerMessage::Committed { .. }),
+            "{answer:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_missing_commit_ends_the_connection() {
+    let mut running = running(|config| {
+        config.timeouts.partial_message = Duration::from_millis(200);
+    });
+    open(&mut running).await;
+    let client = &mut running.client;
+    send(client, Some(1), commit(1, "a")).await;
+    receive(client).await;
+    for number in [3, 4] {
+        send(client, Some(number), commit(u64::from(number), "a")).await;
+    }
+    let (code, reason) = closed(client).await;
+    assert_eq!(code, 1002);
+    assert!(
+        reason.contains("commit number 2 is missing for 200ms"),
+        "{reason}"
+    );
+}
+
+/// A part with these bytes, whatever they are.
+fn part(inner: u8, id: Option<u32>, bytes: &[u8]) -> Message {
+    let payload = [&[inner, 100, 0][..], bytes].concat().into();
+    let packet = Packet {
+        kind: storage_protocol::native::kind::PART,
+        id,
+        payload,
+    };
+    Message::Binary(packet.to_frame())
+}
+
+#[tokio::test]
+async fn a_message_in_parts_is_judged_by_its_first() {
+    use storage_protocol::native::kind;
+    let begun = part(kind::GET, Some(5), b"x");
+    let whole = |message: ClientMessage, id| Message::Binary(message.encode(Some(id)).to_frame());
+    let number = |number: u8| [number, 0, 0];
+    for (why, messages) in [
+        ("unknown frame type 2", vec![part(2, Some(1), b"x")]),
+        (
+            "unknown frame type 19",
+            vec![part(kind::VALUES, Some(1), b"x")],
+        ),
+        ("unknown frame type 35", vec![part(35, Some(1), b"x")]),
+        ("unknown frame type 200", vec![part(200, Some(1), b"x")]),
+        ("an id is missing", vec![part(kind::GET, None, b"x")]),
+        ("do not come in parts", vec![part(kind::HELLO, None, b"x")]),
+        ("id 5 is in flight", vec![begun.clone(), whole(get("a"), 5)]),
+        (
+            "id 5 is in flight",
+            vec![begun, part(kind::COMMIT, Some(5), &number(1))],
+        ),
+        (
+            "does not hold its number",
+            vec![part(kind::COMMIT, Some(1), &[0x80])],
+        ),
+        (
+            "commit number 1 came before",
+            vec![
+                part(kind::COMMIT, Some(1), &number(1)),
+                whole(commit(1, "a"), 2),
+            ],
+        ),
+        (
+            "commit number 0",
+            vec![part(kind::COMMIT, Some(1), &number(0))],
+        ),
+    ] {
+        let mut running = running(|_| {});
+        open(&mut running).await;
+        for message in messages {
+            running.client.send(message).await.unwrap();
+        }
+        let (code, reason) = closed(&mut running.client).await;
+        assert_eq!(code, 1002, "{why}");
+        assert!(reason.contains(why), "{reason:?} does not say {why:?}");
+    }
+}
+
+fn large(number: u64, key: &'static str) -> ClientMessage {
+    let batch = Batch::new().put(key, vec![7; 200_000]);
+    ClientMessage::Commit {
+        number,
+        options: CommitOptions::default(),
+        batch,
+    }
+}
+
+/// Puts a value of 200,000 bytes and a small one.
+async fn fill(running: &mut Running) {
+    let client = &mut running.client;
+    send(client, Some(1), large(1, "large")).await;
+    send(client, Some(2), commit(2, "small")).await;
+    for _ in 0..2 {
+        receive(client).await;
+    }
+}
+
+/// The next whole message, put together from its parts, and how many bytes came for it.
+async fn receive_parts(
+    client: &mut Client,
+    reassembler: &mut Reassembler,
+) -> (Option<RequestId>, ServerMessage, usize) {
+    let mut bytes = 0;
+    loop {
+        let Message::Binary(frame) = client.next().await.unwrap().unwrap() else {
+            continue;
+        };
+        bytes += frame.len();
+        let now = std::time::Instant::now();
+        if let Some(packet) = reassembler.accept(frame, now).unwrap() {
+            let id = packet.id;
+            return (id, ServerMessage::decode(packet).unwrap(), bytes);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_small_answer_overtakes_large_ones_that_wait() {
+    let mut running = running(|config| config.limits.outbox_bytes_max = 64 << 10);
+    open(&mut running).await;
+    fill(&mut running).await;
+    let client = &mut running.client;
+    for id in 0..20 {
+        send(client, Some(id), get("large")).await;
+    }
+    send(client, Some(99), get("small")).await;
+    let mut reassembler = Reassembler::new(256 << 10, 1 << 20);
+    let (mut before, mut ids) = (0, Vec::new());
+    loop {
+        let (id, _, bytes) = receive_parts(client, &mut reassembler).await;
+        ids.extend(id);
+        if id == Some(99) {
+            break;
+        }
+        before += bytes;
+    }
+    // What is in the socket and in the buffers above it, and one that had begun.
+    assert!(before < 600_000, "{before} bytes came before it");
+    while ids.len() < 21 {
+        let (id, answer, _) = receive_parts(client, &mut reassembler).await;
+        assert!(matches!(answer, ServerMessage::Values { .. }));
+        ids.extend(id);
+    }
+    ids.sort_unstable();
+    assert_eq!(ids[..20], (0..20).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn what_is_read_and_not_taken_is_counted_with_the_outbox() {
+    const OUTBOX: usize = 300_000;
+    let mut running = running(|config| config.limits.outbox_bytes_max = OUTBOX);
+    open(&mut running).await;
+    fill(&mut running).await;
+    running.engine.hold(Hold::Reads);
+    let client = &mut running.client;
+    for id in 0..50 {
+        send(client, Some(id), get("large")).await;
+    }
+    // All are read at once, and nobody takes them.
+    running.engine.hold(Hold::Nothing);
+    let outbox = running.shared.budgets.outbox.clone();
+    let mut most = 0;
+    for _ in 0..1_000 {
+        most = most.max(outbox.used());
+        tokio::task::yield_now().await;
+    }
+    assert!((200_000..OUTBOX + 210_000).contains(&most), "{most} bytes");
+    let mut reassembler = Reassembler::new(256 << 10, 1 << 20);
+    for _ in 0..50 {
+        receive_parts(client, &mut reassembler).await;
+        most = most.max(outbox.used());
+    }
+    assert!(most < OUTBOX + 210_000, "{most} bytes");
+}
+
+#[tokio::test]
+async fn who_finds_the_others_room_full_waits_for_it() {
+    let mut running = running(|config| {
+        config.limits.outbox_bytes_total_max = 500_000;
+        config.limits.announced.message_bytes_max = 400_000;
+    });
+    open(&mut running).await;
+    fill(&mut running).await;
+    let others = running.shared.budgets.outbox.take(400_000).unwrap();
+    let client = &mut running.client;
+    send(client, Some(1), get("large")).await;
+    // A small one does not wait.
+    send(client, Some(2), get("small")).await;
+    assert_eq!(receive(client).await.0, Some(2));
+    drop(others);
+    let mut reassembler = Reassembler::new(256 << 10, 1 << 20);
+    let (id, answer, _) = receive_parts(client, &mut reassembler).await;
+    assert_eq!(id, Some(1));
+    assert!(matches!(answer, ServerMessage::Values { .. }));
+}
+
+#[tokio::test]
+async fn an_unfinished_frame_is_counted_and_ends() {
+    let mut running = running(|config| {
+        config.timeouts.partial_message = Duration::from_millis(200);
+    });
+    open(&mut running).await;
+    let stream = running.client.get_mut();
+    // A masked binary frame of 200,000 bytes, of which 100,000 come.
+    let mut bytes = vec![0x82, 0xff, 0, 0, 0, 0, 0, 3, 13, 64, 0, 0, 0, 0];
+    bytes.resize(100_000, 7);
+    tokio::io::AsyncWriteExt::write_all(stream, &bytes)
+        .await
+        .unwrap();
+    let partial = &running.shared.budgets.partial;
+    while partial.used() < 90_000 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let (code, reason) = closed(&mut running.client).await;
+    assert_eq!(code, 4001);
+    assert!(reason.contains("stands unfinished at"), "{reason}");
+    drop(running.client);
+    running.session.await.unwrap();
+    assert_eq!(running.shared.budgets.partial.used(), 0);
+}
+
+/// A message that takes longer than the silence, and a part of another that takes longer than any may rest.
+#[tokio::test]
+async fn a_slow_link_is_no_silence() {
+    let mut running = running(|config| {
+        config.timeouts.heartbeat = Duration::from_millis(100);
+        config.timeouts.silence = Duration::from_millis(400);
+        config.timeouts.partial_message = Duration::from_millis(300);
+    });
+    open(&mut running).await;
+    let client = &mut running.client;
+    let packet = large(1, "slow").encode(Some(1));
+    let mut outbox = storage_protocol::native::Outbox::new();
+    outbox.push(storage_protocol::native::Class::Answer, packet);
+    while let Some(frame) = outbox.pop() {
+        // The WebSocket frame by hand, so that it can come in pieces: masked with zeros.
+        let length = u16::try_from(frame.len()).ok();
+        let mut bytes = match length {
+            Some(length) => {
+                let [high, low] = length.to_be_bytes();
+                vec![0x82, 0xfe, high, low, 0, 0, 0, 0]
+            }
+            None => {
+                let length = (frame.len() as u64).to_be_bytes();
+                [&[0x82, 0xff][..], &length, &[0; 4]].concat()
+            }
+        };
+        bytes.extend_from_slice(&frame);
+        for piece in bytes.chunks(bytes.len().div_ceil(10)) {
+            let stream = client.get_mut();
+            tokio::io::AsyncWriteExt::write_all(stream, piece)
+                .await
+                .unwrap();
+            tokio::time::sleep(Duration::from_millis(60)).await;
+        }
+    }
+    assert!(matches!(
+        receive(client).await,
+        (Some(1), ServerMessage::Committed { .. })
+    ));
 }

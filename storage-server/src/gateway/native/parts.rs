@@ -1,0 +1,147 @@
+//! What is on its way on a connection and not there yet: requests in parts, and commits that later ones wait for.
+//!
+//! Time counts here only while something else could come: while one long message is being received, the clock stands, so
+//! that a slow link is not taken for a sender that stopped.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use storage_protocol::native::{BULK_TURNS, RequestId};
+
+/// How often what is on its way is looked at, at least.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A clock that stands while a message is being received.
+#[derive(Debug, Default)]
+pub(super) struct LinkClock {
+    /// How long it has stood.
+    stood: Duration,
+    /// Since when it stands now.
+    since: Option<Instant>,
+}
+
+impl LinkClock {
+    /// What it shows. Comparable only with what it showed before.
+    pub(super) fn at(&self, now: Instant) -> Instant {
+        let moving = self.since.map_or(now, |since| since.min(now));
+        moving.checked_sub(self.stood).unwrap_or(moving)
+    }
+
+    pub(super) fn receiving(&mut self, since: Option<Instant>, now: Instant) {
+        if let Some(before) = std::mem::replace(&mut self.since, since) {
+            self.stood += now.saturating_duration_since(before);
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Parts {
+    pub(super) clock: LinkClock,
+    /// Requests whose parts are coming, with the number of those that are commits.
+    begun: HashMap<RequestId, Option<u64>>,
+    /// These numbers.
+    numbers: HashSet<u64>,
+    /// The commit that later ones wait for, and since when, by the clock.
+    gap: Option<(u64, Instant)>,
+    check: Option<Instant>,
+}
+
+impl Parts {
+    pub(super) fn begin(&mut self, id: RequestId, number: Option<u64>) {
+        self.begun.insert(id, number);
+        self.numbers.extend(number);
+    }
+
+    /// The request is whole, or refused.
+    pub(super) fn end(&mut self, id: RequestId) {
+        if let Some(Some(number)) = self.begun.remove(&id) {
+            self.numbers.remove(&number);
+        }
+    }
+
+    pub(super) fn has_begun(&self, id: RequestId) -> bool {
+        self.begun.contains_key(&id)
+    }
+
+    pub(super) fn has_number(&self, number: u64) -> bool {
+        self.numbers.contains(&number)
+    }
+
+    /// Notes which commit is missing now.
+    pub(super) fn note_gap(&mut self, missing: Option<u64>, now: Instant) {
+        let (same, at) = (
+            self.gap.map(|(number, _)| number) == missing,
+            self.clock.at(now),
+        );
+        if !same {
+            self.gap = missing.map(|number| (number, at));
+        }
+    }
+
+    /// The commit that has been missing for so long. One whose parts are coming is not missing; nor is one that may stand
+    /// behind as many messages in parts as a sender has on their way at a time.
+    pub(super) fn missing_for(&self, patience: Duration, now: Instant) -> Option<u64> {
+        let (number, since) = self.gap?;
+        let waited = self.clock.at(now).saturating_duration_since(since);
+        let is_coming = self.has_number(number) || self.begun.len() >= BULK_TURNS;
+        (waited >= patience && !is_coming).then_some(number)
+    }
+
+    /// When to look at what is on its way.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.check
+    }
+
+    /// Whether it is time to look.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.check.is_some_and(|check| check <= now)
+    }
+
+    /// Sets the next look: while anything is on its way. `patience`: how long that may take.
+    pub(super) fn watch(&mut self, holds_parts: bool, patience: Duration, now: Instant) {
+        let interval = (patience / 10).clamp(Duration::from_millis(10), CHECK_INTERVAL);
+        if !holds_parts && self.gap.is_none() {
+            self.check = None;
+        } else if self.check.is_none_or(|check| check <= now) {
+            self.check = Some(now + interval);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn the_clock_stands_while_a_message_is_received() {
+        let start = Instant::now();
+        let mut clock = LinkClock::default();
+        let begun = clock.at(start);
+        clock.receiving(Some(start + SECOND), start + 5 * SECOND);
+        assert_eq!(clock.at(start + 9 * SECOND), begun + SECOND);
+        clock.receiving(None, start + 11 * SECOND);
+        assert_eq!(clock.at(start + 12 * SECOND), begun + 2 * SECOND);
+    }
+
+    #[test]
+    fn a_commit_is_missing_unless_its_parts_are_coming() {
+        let start = Instant::now();
+        let mut parts = Parts::default();
+        parts.note_gap(Some(3), start);
+        let patience = 10 * SECOND;
+        assert_eq!(parts.missing_for(patience, start + 9 * SECOND), None);
+        assert_eq!(parts.missing_for(patience, start + patience), Some(3));
+        parts.begin(7, Some(3));
+        assert_eq!(parts.missing_for(patience, start + patience), None);
+        parts.end(7);
+        assert_eq!(parts.missing_for(patience, start + patience), Some(3));
+        // Another one is missing now.
+        parts.note_gap(Some(4), start + patience);
+        assert_eq!(parts.missing_for(patience, start + patience), None);
+        parts.note_gap(None, start + patience);
+        assert_eq!(parts.missing_for(patience, start + 99 * SECOND), None);
+    }
+}

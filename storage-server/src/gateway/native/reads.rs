@@ -1,0 +1,217 @@
+//! The reads of a session: which run, and which wait for room.
+//!
+//! What a read answers is counted while it is read (see [`crate::session::room`]). Few run at once, one of them may go
+//! beyond the session's bound. One that found no room waits and then runs as that one; nothing that waits behind it
+//! is begun before. While the outbox is full, reads wait; a get is tried all the same if its answer may be small, so that
+//! a small answer does not wait for large ones.
+
+use std::collections::VecDeque;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use storage_protocol::native::{PART_BYTES, RequestId};
+use storage_protocol::{Key, KeyRange, ScanOptions};
+
+use super::scans::OpenScan;
+use super::{Finished, Running};
+use crate::metrics::RequestLabel;
+use crate::session::room::Reach;
+
+/// Reads of one session that run at once: as many as the pool has places by default.
+pub(super) const RUNNING_MAX: usize = 8;
+/// An answer that goes out before what waits has at most so many bytes.
+pub(super) const SMALL_BYTES: usize = PART_BYTES - 64;
+/// With so many bytes of small answers in the outbox, no more of them overtake what waits.
+pub(super) const SMALL_WAITING_MAX: usize = 4 * PART_BYTES;
+/// When to try again where all sessions together, or those of the principal, have no room.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// What is read.
+pub(super) enum Read {
+    Get {
+        keys: Vec<Key>,
+    },
+    Scan {
+        range: KeyRange,
+        options: ScanOptions,
+    },
+    /// A page of an open scan.
+    Page {
+        label: RequestLabel,
+        number: u64,
+        open: OpenScan,
+    },
+}
+
+impl Read {
+    pub(super) fn label(&self) -> RequestLabel {
+        match self {
+            Self::Get { .. } => RequestLabel::Get,
+            Self::Scan { .. } => RequestLabel::Scan,
+            Self::Page { label, .. } => *label,
+        }
+    }
+
+    /// The scan that ends with it.
+    pub(super) fn scan(&self) -> Option<u64> {
+        match self {
+            Self::Page { number, .. } => Some(*number),
+            Self::Get { .. } | Self::Scan { .. } => None,
+        }
+    }
+}
+
+/// How a read runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// The one that may go beyond the bound.
+    First,
+    Beside,
+    Small,
+}
+
+impl Lane {
+    pub(super) fn reach(self) -> Reach {
+        match self {
+            Self::First => Reach::Beyond,
+            Self::Beside => Reach::Within,
+            Self::Small => Reach::Small(SMALL_BYTES),
+        }
+    }
+}
+
+/// A read that waits.
+pub(super) struct Waiting {
+    pub(super) id: RequestId,
+    pub(super) read: Read,
+    /// It found no room beside others.
+    alone: bool,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Reads {
+    /// Bounded by the permits of their ids.
+    waiting: VecDeque<Waiting>,
+    running: FuturesUnordered<Running>,
+    small: FuturesUnordered<Running>,
+    /// How many run (or are just polled for the first time), and whether the first is among them.
+    running_len: usize,
+    small_len: usize,
+    has_first: bool,
+    /// Nothing is begun before.
+    paused_until: Option<Instant>,
+}
+
+impl Reads {
+    /// How a read that just came, or the next that waits, would run; `None`: it is to wait. `has_room`: whether there
+    /// is room for what runs beside the first.
+    fn lane(&self, alone: bool, has_room: bool) -> Option<Lane> {
+        if self.paused_until.is_some() || self.running_len >= RUNNING_MAX {
+            None
+        } else if !self.has_first {
+            Some(Lane::First)
+        } else {
+            (has_room && !alone).then_some(Lane::Beside)
+        }
+    }
+
+    /// The same for one that just came.
+    pub(super) fn lane_of_new(&self, has_room: bool) -> Option<Lane> {
+        self.waiting
+            .is_empty()
+            .then(|| self.lane(false, has_room))
+            .flatten()
+    }
+
+    /// Whether another small one may run.
+    pub(super) fn takes_small(&self) -> bool {
+        self.small_len < RUNNING_MAX
+    }
+
+    /// The next that waits, if it is its turn.
+    pub(super) fn next(&mut self, has_room: bool) -> Option<(Waiting, Lane)> {
+        let lane = self.lane(self.waiting.front()?.alone, has_room)?;
+        Some((self.waiting.pop_front()?, lane))
+    }
+
+    pub(super) fn wait(&mut self, id: RequestId, read: Read) {
+        let alone = false;
+        self.waiting.push_back(Waiting { id, read, alone });
+    }
+
+    /// Takes one back that found no room.
+    pub(super) fn wait_again(&mut self, id: RequestId, read: Read, lane: Lane, now: Instant) {
+        match lane {
+            Lane::Small => return self.wait(id, read),
+            // It is not the session that has no room; nothing tells when others have.
+            Lane::First => self.paused_until = Some(now + PAUSE),
+            Lane::Beside => {}
+        }
+        let alone = true;
+        self.waiting.push_front(Waiting { id, read, alone });
+    }
+
+    /// Takes one out that waits.
+    pub(super) fn remove(&mut self, id: RequestId) -> Option<Read> {
+        let place = self.waiting.iter().position(|waiting| waiting.id == id)?;
+        self.waiting.remove(place).map(|waiting| waiting.read)
+    }
+
+    pub(super) fn begin(&mut self, lane: Lane) {
+        match lane {
+            Lane::Small => self.small_len += 1,
+            Lane::First | Lane::Beside => self.running_len += 1,
+        }
+        self.has_first |= lane == Lane::First;
+    }
+
+    pub(super) fn end(&mut self, lane: Lane) {
+        match lane {
+            Lane::Small => self.small_len -= 1,
+            Lane::First | Lane::Beside => self.running_len -= 1,
+        }
+        self.has_first &= lane != Lane::First;
+    }
+
+    pub(super) fn push(&mut self, lane: Lane, running: Running) {
+        match lane {
+            Lane::Small => self.small.push(running),
+            Lane::First | Lane::Beside => self.running.push(running),
+        }
+    }
+
+    pub(super) fn poll_small(&mut self, cx: &mut Context<'_>) -> Option<Finished> {
+        match self.small.poll_next_unpin(cx) {
+            Poll::Ready(finished) => finished,
+            Poll::Pending => None,
+        }
+    }
+
+    pub(super) fn poll_running(&mut self, cx: &mut Context<'_>) -> Option<Finished> {
+        match self.running.poll_next_unpin(cx) {
+            Poll::Ready(finished) => finished,
+            Poll::Pending => None,
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.paused_until
+    }
+
+    pub(super) fn on_time(&mut self, now: Instant) {
+        self.paused_until = self.paused_until.filter(|until| now < *until);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty() && self.small.is_empty()
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.waiting.clear();
+        self.running.clear();
+        self.small.clear();
+    }
+}
