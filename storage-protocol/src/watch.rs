@@ -3,6 +3,8 @@
 //! One call, two modes, one resume. A [`Watch`] is a stream; every engine and the remote client feed it through
 //! [`WatchSource`]. An event is never dropped in silence: a watch that cannot go on ends with an error.
 
+mod key_order;
+
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -13,8 +15,8 @@ use bytes::Bytes;
 use futures_core::Stream;
 
 use crate::{
-    EntryLifetime, Epoch, Key, KeyRange, KeyState, Position, Result, Revision, StorageError,
-    UnixMillis, Value,
+    EntryLifetime, Epoch, Key, KeyState, Position, Result, Revision, StorageError, UnixMillis,
+    Value,
 };
 
 /// Which changes a watch tells.
@@ -185,6 +187,10 @@ pub struct CommitRecord {
     pub changes: Vec<Change>,
     /// The record in wire form, made by the first watcher that needs it and shared by all.
     encoded: OnceLock<Bytes>,
+    /// The places of the changes by their keys, made by the first who needs it.
+    key_order: OnceLock<Box<[u32]>>,
+    /// What [`CommitRecord::bytes`] tells, counted once.
+    bytes: OnceLock<usize>,
 }
 
 impl PartialEq for CommitRecord {
@@ -216,16 +222,9 @@ impl CommitRecord {
             principal,
             changes,
             encoded: OnceLock::new(),
+            key_order: OnceLock::new(),
+            bytes: OnceLock::new(),
         }
-    }
-
-    /// The part of this commit that lies in `range`: itself (shared) where all of it does, `None` where nothing does.
-    #[must_use]
-    pub fn cut(self: &Arc<Self>, range: &KeyRange) -> Option<Arc<Self>> {
-        let places = self.changes.iter().enumerate();
-        let inside = places.filter(|(_, change)| range.contains(&change.key));
-        let inside: Vec<usize> = inside.map(|(place, _)| place).collect();
-        self.pick(&inside)
     }
 
     /// The part of this commit that these changes are, given by their places in rising order: itself (shared) where that
@@ -263,19 +262,21 @@ impl CommitRecord {
     /// The bytes of its keys and values, by which rings and queues are bounded.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let changes = self
-            .changes
-            .iter()
-            .map(|change| change.bytes() + size_of::<Change>());
-        size_of::<Self>() + changes.sum::<usize>()
+        *self.bytes.get_or_init(|| {
+            let changes = self
+                .changes
+                .iter()
+                .map(|change| change.bytes() + size_of::<Change>());
+            size_of::<Self>() + changes.sum::<usize>()
+        })
     }
 
-    /// The most memory it takes: [`CommitRecord::bytes`], who committed it, and its wire form, whether that was made yet
-    /// or not.
+    /// The most memory it takes: [`CommitRecord::bytes`], who committed it, its wire form and the order of its keys,
+    /// whether these were made yet or not.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
         let names = self.principal.len() + self.label.as_ref().map_or(0, String::len);
-        2 * (self.bytes() + names)
+        2 * (self.bytes() + names) + self.changes.len() * size_of::<u32>()
     }
 
     /// Its wire form (see [`native`](crate::native)), made once.
