@@ -80,6 +80,15 @@ impl Operation {
         }
     }
 
+    /// The bytes of its key, as it will be, and value.
+    fn bytes(&self) -> usize {
+        let stamp = match self {
+            Self::PutStamped { .. } => 8,
+            Self::Put { .. } | Self::Remove { .. } | Self::Signal { .. } => 0,
+        };
+        self.key().len() + stamp + self.value().len()
+    }
+
     fn lifetime(&self) -> Lifetime {
         match self {
             Self::Put { lifetime, .. } | Self::PutStamped { lifetime, .. } => *lifetime,
@@ -104,6 +113,12 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// What each check and operation counts beside its key and value: for lengths, lifetime and the like.
+    pub const ITEM_BYTES: usize = 32;
+
+    /// What a commit counts beside its items: for label, principal and the like.
+    pub const BASE_BYTES: usize = 1024;
+
     /// An empty batch. Committing one with checks only tests them, and still takes a revision.
     #[must_use]
     pub fn new() -> Self {
@@ -186,17 +201,17 @@ impl Batch {
         self
     }
 
-    /// The bytes of all keys and values: what counts towards the message limit (with 16 bytes for each item and 1 KiB
-    /// for label and principal, a bound on what the wire adds, so that what passes here fits in a message).
+    /// What it counts towards the message limit: the bytes of all keys and values, [`Batch::ITEM_BYTES`] for each check
+    /// and operation, the eight bytes that each stamped key grows by, and [`Batch::BASE_BYTES`]. That is a bound on what the
+    /// wire adds, both to the commit and to what its watchers are told, so that what passes here fits in a message. The
+    /// values before come on top of it, where a commit asks for them.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let checks: usize = self.checks.iter().map(|check| check.key.len() + 16).sum();
-        let operations: usize = self
-            .operations
-            .iter()
-            .map(|operation| operation.key().len() + operation.value().len() + 16)
-            .sum();
-        1024 + checks + operations
+        let checks = self.checks.iter().map(|check| check.key.len());
+        let operations = self.operations.iter().map(Operation::bytes);
+        let items = self.checks.len() + self.operations.len();
+        let content = checks.chain(operations).sum::<usize>();
+        Self::BASE_BYTES + items * Self::ITEM_BYTES + content
     }
 
     /// Judges the batch by the limits and by itself.

@@ -35,6 +35,8 @@ pub(crate) struct Shared {
     pub(crate) partial: Arc<Budget>,
     /// Bytes that wait to be sent to all sessions.
     pub(crate) outbox: Arc<Budget>,
+    /// Memory of the watches of all sessions.
+    pub(crate) watch_bytes: Arc<Budget>,
     pub(crate) pushes: PushCache,
     /// Every task of this server; shutdown waits for them.
     pub(crate) tasks: TaskTracker,
@@ -57,6 +59,7 @@ impl Shared {
             in_flight: Budget::new(Limit::BytesInFlightTotal, limits.bytes_in_flight_total_max),
             partial: Budget::new(Limit::PartialMessages, limits.partial_messages_bytes_max),
             outbox: Budget::new(Limit::Outbox, limits.outbox_bytes_total_max),
+            watch_bytes: Budget::new(Limit::WatchBytesTotal, limits.watch_bytes_total_max),
             pushes: PushCache::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),

@@ -353,6 +353,21 @@ fn limits(raw: &RawLimits) -> Result<ServerLimits> {
         unbounded,
     )?;
     set(
+        &mut limits.watch_bytes_max,
+        "watch_bytes_max",
+        raw.watch_bytes_max,
+        64 * KIB,
+        unbounded,
+    )?;
+    let total = &mut limits.watch_bytes_total_max;
+    set(
+        total,
+        "watch_bytes_total_max",
+        raw.watch_bytes_total_max,
+        MIB,
+        unbounded,
+    )?;
+    set(
         &mut limits.handshakes_max,
         "handshakes_max",
         raw.handshakes_max,
@@ -401,6 +416,7 @@ fn timeouts(raw: &RawTimeouts) -> Result<Timeouts> {
         "partial_message",
         raw.partial_message,
     )?;
+    set(&mut timeouts.idle_mark, "idle_mark", raw.idle_mark)?;
     set(&mut timeouts.drain, "drain", raw.drain)?;
     set(
         &mut timeouts.session_grace,
@@ -513,6 +529,8 @@ pub(super) fn raw_of(config: &ServerConfig) -> RawConfig {
             mwdb_keys_max: size(limits.mwdb_keys_max),
             outbox_bytes_max: size(limits.outbox_bytes_max),
             outbox_bytes_total_max: size(limits.outbox_bytes_total_max),
+            watch_bytes_max: size(limits.watch_bytes_max),
+            watch_bytes_total_max: size(limits.watch_bytes_total_max),
             memory_bytes_max: limits.memory_bytes_max.and_then(size),
             handshakes_max: size(limits.handshakes_max),
         },
@@ -522,6 +540,7 @@ pub(super) fn raw_of(config: &ServerConfig) -> RawConfig {
             silence: span(timeouts.silence),
             slow_peer: span(timeouts.slow_peer),
             partial_message: span(timeouts.partial_message),
+            idle_mark: span(timeouts.idle_mark),
             drain: span(timeouts.drain),
             session_grace: span(timeouts.session_grace),
             session_kept: span(timeouts.session_kept),

@@ -50,6 +50,7 @@ fn metrics(shared: &Shared) -> Response<Body> {
         ("bytes_in_flight", shared.in_flight.used()),
         ("partial_messages", shared.partial.used()),
         ("outbox", shared.outbox.used()),
+        ("watches", shared.watch_bytes.used()),
     ];
     shared.metrics.write(&mut out, &budgets);
     shared.engine.write_metrics(&mut out);

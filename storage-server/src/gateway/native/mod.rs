@@ -39,7 +39,7 @@ use crate::session::{Close, Departure, Dialect, Peer};
 use crate::shared::Shared;
 use order::{Commit, Order};
 use scans::{Scans, Turn};
-use watches::Watches;
+use watches::{Terms, Watches};
 
 /// What a client is told to wait before it connects again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -74,7 +74,7 @@ enum Output {
     Values(Reading<Vec<Option<Entry>>>),
     Committed(Position),
     Page(Turn),
-    Watching { watch: Watch, credit: u64 },
+    Watching { watch: Watch, terms: Terms },
 }
 
 /// Its place in the bounds on work in progress.
@@ -98,8 +98,10 @@ enum State {
     /// In `reads`, if its first poll was not enough.
     Reading(Option<AbortHandle>),
     Committing,
-    /// An open watch; or an Unwatch whose answer waits behind a message in parts.
+    /// An open watch; or an Unwatch whose answer waits behind the watch's last message.
     Watching,
+    /// A Probe of a watch, until its mark comes.
+    Probing,
 }
 
 /// One session.
@@ -139,8 +141,12 @@ pub(crate) struct Native {
     order: Order,
     scans: Scans,
     watches: Watches,
-    /// Watches that are being opened.
-    watches_opening: usize,
+    /// Memory of its watches.
+    watch_bytes: Arc<Budget>,
+    /// Watches that are being opened, with the ids of Unwatches that came for them meanwhile.
+    opening: HashMap<RequestId, Vec<RequestId>>,
+    /// When to look for watches that were told nothing for long.
+    idle_check: Instant,
     /// Watches ended by the peer whose last message is still on its way, with the id of the Unwatch.
     unwatching: Vec<(RequestId, RequestId)>,
 }
@@ -173,7 +179,9 @@ impl Native {
             order: Order::new(),
             scans: Scans::new(shared.metrics.clone()),
             watches: Watches::new(shared.metrics.clone()),
-            watches_opening: 0,
+            watch_bytes: Budget::new(Limit::WatchBytes, shared.config.limits.watch_bytes_max),
+            opening: HashMap::new(),
+            idle_check: Instant::now() + shared.config.timeouts.idle_mark,
             unwatching: Vec::new(),
             shared: shared.clone(),
         }
@@ -469,9 +477,10 @@ impl Native {
         } = finished;
         self.in_flight.remove(&id);
         self.metrics().request(label, &result);
-        if label == RequestLabel::Watch {
-            self.watches_opening -= 1;
-        }
+        let unwatching = match label {
+            RequestLabel::Watch => self.opening.remove(&id).unwrap_or_default(),
+            _ => Vec::new(),
+        };
         let message = match result {
             Err(error) => {
                 if let Some(scan) = scan {
@@ -487,7 +496,7 @@ impl Native {
                 revision: position.revision,
             },
             Ok(Output::Page(turn)) => self.scans.page(scan, turn, now),
-            Ok(Output::Watching { watch, credit }) => {
+            Ok(Output::Watching { watch, terms }) => {
                 let revision = watch.start().revision;
                 self.in_flight.insert(
                     id,
@@ -496,11 +505,18 @@ impl Native {
                         _permits: None,
                     },
                 );
-                self.watches.insert(id, watch, credit);
+                let now = self.storage.as_ref().map(|storage| storage.position());
+                let is_behind = now.is_some_and(|now| revision < now.revision);
+                self.watches.insert(id, watch, terms, is_behind);
                 ServerMessage::Watching { revision }
             }
         };
         self.answer(id, &message);
+        for request in unwatching {
+            // It was not polled yet, so it told nothing.
+            self.watches.remove(id);
+            self.end_watch(id, request);
+        }
     }
 
     /// Reads that wait for room, then those that run, as long as there is room for their answers.
@@ -590,6 +606,9 @@ impl Native {
         let turn = self.watches.poll(cx, &mut self.outbox, |outbox| {
             is_full(shared, outbox.bytes())
         });
+        for probe in self.watches.answered() {
+            self.in_flight.remove(&probe);
+        }
         for (id, error) in turn.ended {
             self.in_flight.remove(&id);
             // Behind the events that are queued.
@@ -601,6 +620,9 @@ impl Native {
 
     /// Both ids are free, and the peer is told behind the watch's last event.
     fn end_watch(&mut self, watch: RequestId, request: RequestId) {
+        for probe in self.watches.answered() {
+            self.in_flight.remove(&probe);
+        }
         self.in_flight.remove(&watch);
         self.in_flight.remove(&request);
         self.outbox
@@ -697,7 +719,8 @@ impl Dialect for Native {
     fn deadline(&self) -> Option<Instant> {
         let hello = self.awaits_hello().then_some(self.hello_deadline);
         let parts = self.parts_check;
-        [hello, parts, self.scans.deadline()]
+        let idle = (!self.watches.is_empty()).then_some(self.idle_check);
+        [hello, parts, self.scans.deadline(), idle]
             .into_iter()
             .flatten()
             .min()
@@ -712,6 +735,12 @@ impl Dialect for Native {
             ));
         }
         self.scans.expire(now);
+        if self.idle_check <= now {
+            self.idle_check = now + self.shared.config.timeouts.idle_mark;
+            if let Some(storage) = &self.storage {
+                self.watches.mark_idle(storage.position().revision);
+            }
+        }
         self.expire_parts(now)
     }
 

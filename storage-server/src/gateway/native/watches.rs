@@ -1,5 +1,8 @@
 //! The watches of a session: polled only when they were woken, have credit, and the outbox has room.
 //!
+//! The peer is told marks that it did not ask for: one when a watch `Every` has caught up, and one when it was told
+//! nothing for long while the store went on. They are asked of the watch like those of probes.
+//!
 //! Each watch has a waker of its own that notes its id, so 10,000 resting watches cost a wake nothing. An id stands at
 //! most once in the line of those to be polled. A watch without credit leaves the line until it is granted more; one
 //! with a message in parts on its way, until that has left. Credit counts the payload bytes of changes and states; marks
@@ -14,12 +17,36 @@ use std::task::{Context, Poll, Wake, Waker};
 use futures_util::Stream;
 use futures_util::task::AtomicWaker;
 use storage_protocol::native::{Class, Outbox, PART_BYTES, RequestId, ServerMessage};
-use storage_protocol::{CommitRecord, Key, KeyState, Outcome, StorageError, Watch, WatchEvent};
+use storage_protocol::{
+    CommitRecord, Key, KeyState, Outcome, Revision, StorageError, Watch, WatchEvent, WatchState,
+    planted,
+};
 
 use crate::metrics::Metrics;
+use crate::session::budget::Permit;
 
 /// What one watch may put into the outbox before the others get a turn.
 const TURN_BYTES: usize = 4 * PART_BYTES;
+
+/// What a watch takes in memory beside the bounds of its range, about: here, in the engine and in the feed.
+pub(super) const WATCH_BYTES: usize = 2 * 1024;
+
+/// What a watch counts, in its session and in the server.
+#[derive(Debug)]
+pub(super) struct WatchMemory {
+    pub(super) _session: Permit,
+    pub(super) _total: Permit,
+}
+
+/// What a watch was opened with.
+#[derive(Debug)]
+pub(super) struct Terms {
+    /// The first grant.
+    pub(super) credit: u64,
+    /// Mode `Every`.
+    pub(super) every: bool,
+    pub(super) memory: WatchMemory,
+}
 
 /// Ids of watches that were woken; filled by wakers on any thread, drained by the session's task.
 #[derive(Debug, Default)]
@@ -57,8 +84,14 @@ struct Slot {
     watch: Watch,
     /// Bytes it may still send; below zero after an event that was longer than what was left.
     credit: i64,
-    /// Marks that were asked for and did not come yet.
-    marks_due: usize,
+    every: bool,
+    /// Marks that were asked for and did not come yet, in their order: the probe of each that the peer asked for.
+    marks_due: VecDeque<Option<RequestId>>,
+    /// It was behind, and is to be told a mark when it is not.
+    catching_up: bool,
+    /// It was told nothing since the watches were looked at for that.
+    quiet: bool,
+    _memory: WatchMemory,
     /// An event that was met without credit for it.
     kept: Option<WatchEvent>,
     state: Arc<WatchWaker>,
@@ -71,6 +104,8 @@ pub(super) struct Watches {
     woken: Arc<Woken>,
     line: VecDeque<RequestId>,
     behind_bulk: Vec<RequestId>,
+    /// Probes that are in flight no more: their marks came, or their watches ended.
+    answered: Vec<RequestId>,
     metrics: Arc<Metrics>,
 }
 
@@ -99,6 +134,7 @@ impl Watches {
             woken: Arc::default(),
             line: VecDeque::new(),
             behind_bulk: Vec::new(),
+            answered: Vec::new(),
             metrics,
         }
     }
@@ -107,7 +143,16 @@ impl Watches {
         self.slots.len()
     }
 
-    pub(super) fn insert(&mut self, id: RequestId, watch: Watch, credit: u64) {
+    pub(super) fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    pub(super) fn contains(&self, id: RequestId) -> bool {
+        self.slots.contains_key(&id)
+    }
+
+    /// Takes a watch; `is_behind`: there is something before it already.
+    pub(super) fn insert(&mut self, id: RequestId, watch: Watch, terms: Terms, is_behind: bool) {
         let state = Arc::new(WatchWaker {
             id,
             queued: AtomicBool::new(false),
@@ -116,8 +161,12 @@ impl Watches {
         let waker = Waker::from(state.clone());
         let slot = Slot {
             watch,
-            credit: to_credit(credit),
-            marks_due: 0,
+            credit: to_credit(terms.credit),
+            every: terms.every,
+            marks_due: VecDeque::new(),
+            catching_up: is_behind && terms.every,
+            quiet: false,
+            _memory: terms.memory,
             kept: None,
             state,
             waker,
@@ -129,11 +178,36 @@ impl Watches {
     }
 
     pub(super) fn remove(&mut self, id: RequestId) -> bool {
-        let removed = self.slots.remove(&id).is_some();
-        if removed {
-            self.metrics.watches.subtract(1);
+        let Some(slot) = self.slots.remove(&id) else {
+            return false;
+        };
+        self.answered.extend(slot.marks_due.into_iter().flatten());
+        self.metrics.watches.subtract(1);
+        true
+    }
+
+    /// The probes that are in flight no more since this was last asked.
+    pub(super) fn answered(&mut self) -> Vec<RequestId> {
+        std::mem::take(&mut self.answered)
+    }
+
+    /// Asks for a mark of each watch `Every` that was told nothing since the last time, if the store went on to `present`
+    /// since. One without credit is parked, and is not looked for.
+    pub(super) fn mark_idle(&mut self, present: Revision) {
+        for (id, slot) in &mut self.slots {
+            let was_quiet = std::mem::replace(&mut slot.quiet, true);
+            if slot.every
+                && was_quiet
+                && slot.credit > 0
+                && slot.marks_due.is_empty()
+                && slot.watch.status().position.revision < present
+            {
+                slot.ask_unasked();
+                if !slot.state.queued.swap(true, Ordering::AcqRel) {
+                    self.line.push_back(*id);
+                }
+            }
         }
-        removed
     }
 
     pub(super) fn clear(&mut self) {
@@ -149,14 +223,13 @@ impl Watches {
         }
     }
 
-    pub(super) fn request_progress(&mut self, id: RequestId, token: u64) -> bool {
-        let Some(slot) = self.slots.get_mut(&id) else {
-            return false;
-        };
-        slot.watch.request_progress(token);
-        slot.marks_due += 1;
-        self.enqueue(id);
-        true
+    /// Asks for a mark for the peer, whose request is `probe`.
+    pub(super) fn request_progress(&mut self, id: RequestId, token: u64, probe: RequestId) {
+        if let Some(slot) = self.slots.get_mut(&id) {
+            slot.watch.request_progress(token);
+            slot.marks_due.push_back(Some(probe));
+            self.enqueue(id);
+        }
     }
 
     fn enqueue(&mut self, id: RequestId) {
@@ -199,7 +272,7 @@ impl Watches {
             };
             slot.state.queued.store(false, Ordering::Release);
             let before = outbox.bytes();
-            let rest = slot.take_turn(id, outbox);
+            let rest = slot.take_turn(id, outbox, &mut self.answered);
             polled.moved |= outbox.bytes() != before;
             match rest {
                 Rest::Parked => {}
@@ -223,7 +296,29 @@ impl Drop for Watches {
 }
 
 impl Slot {
-    fn take_turn(&mut self, id: RequestId, outbox: &mut Outbox) -> Rest {
+    /// Asks for a mark that the peer did not ask for.
+    fn ask_unasked(&mut self) {
+        self.watch.request_progress(0);
+        self.marks_due.push_back(None);
+    }
+
+    /// A mark came: whom it answers. The token of one that the peer did not ask for is not the peer's matter.
+    fn mark_came(&mut self, token: &mut Option<u64>, answered: &mut Vec<RequestId>) {
+        if token.is_none() {
+            return;
+        }
+        match self.marks_due.pop_front() {
+            Some(Some(probe)) => answered.push(probe),
+            _ => *token = None,
+        }
+    }
+
+    fn take_turn(
+        &mut self,
+        id: RequestId,
+        outbox: &mut Outbox,
+        answered: &mut Vec<RequestId>,
+    ) -> Rest {
         let start = outbox.bytes();
         let mut sender = Sender {
             id,
@@ -236,12 +331,19 @@ impl Slot {
                 self.credit -= sender.sent;
                 return Rest::BehindBulk;
             }
-            let used = sender
-                .sent
-                .saturating_add(to_credit(sender.events.bytes() as u64));
-            let has_credit = self.credit > used;
-            if !has_credit && (self.kept.is_some() || self.marks_due == 0) {
+            let estimated = to_credit(sender.events.bytes() as u64);
+            if self.credit <= sender.sent.saturating_add(estimated)
+                && self.credit > sender.sent
+                && !planted("credit-by-estimate")
+            {
+                // What goes out counts, and that is known once it is sent: it may leave credit for more.
+                sender.flush();
+                continue;
+            }
+            let has_credit = self.credit > sender.sent.saturating_add(estimated);
+            if !has_credit && (self.kept.is_some() || self.marks_due.is_empty()) {
                 self.watch.park();
+                self.catching_up |= self.every;
                 break self.settle(sender, Rest::Parked);
             }
             if let Some(event) = self.kept.take() {
@@ -252,10 +354,18 @@ impl Slot {
                 break self.settle(sender, Rest::Again);
             }
             match Pin::new(&mut self.watch).poll_next(&mut Context::from_waker(&self.waker)) {
-                Poll::Pending => break self.settle(sender, Rest::Parked),
-                Poll::Ready(Some(Ok(event))) => {
-                    if let WatchEvent::Progress { token: Some(_), .. } = event {
-                        self.marks_due = self.marks_due.saturating_sub(1);
+                Poll::Pending => {
+                    if self.catching_up && self.watch.status().state == WatchState::Live {
+                        self.catching_up = false;
+                        self.ask_unasked();
+                        continue;
+                    }
+                    break self.settle(sender, Rest::Parked);
+                }
+                Poll::Ready(Some(Ok(mut event))) => {
+                    self.quiet = false;
+                    if let WatchEvent::Progress { token, .. } = &mut event {
+                        self.mark_came(token, answered);
                     }
                     if !has_credit
                         && matches!(event, WatchEvent::Commit(_) | WatchEvent::State { .. })
