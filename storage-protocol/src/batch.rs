@@ -323,4 +323,79 @@ mod tests {
         });
         assert!(text(many).contains("operations_per_commit_max is 10000, this has 10001"));
     }
+
+    /// The longest that the wire makes of each kind of item.
+    #[test]
+    fn what_watchers_are_told_of_a_commit_is_no_longer_than_its_measure() {
+        use crate::native::encode_commit_record;
+        use crate::{Change, ChangeKind, CommitRecord, EntryLifetime, UnixMillis};
+
+        let until = EntryLifetime::Until(UnixMillis(u64::MAX));
+        let ttl = Lifetime::TimeToLive(std::time::Duration::from_millis(u64::MAX));
+        let old = Value::from(vec![b'o'; 20_000]);
+        let mut changes = Vec::new();
+        let mut batch = Batch::new();
+        let mut previous = 0;
+        for n in 0..2_000_u32 {
+            // Lengths of one to four bytes, which count themselves in one to three.
+            let mut key = n.to_be_bytes().to_vec();
+            key.resize([4, 130, 4_096][n as usize % 3], b'k');
+            let value = Value::from(vec![b'v'; [0, 130, 20_000, 70_000][n as usize % 4]]);
+            let key = Key::from(key);
+            let put = |key: &Key| Change {
+                key: key.clone(),
+                kind: ChangeKind::Put {
+                    value: value.clone(),
+                    lifetime: until,
+                    previous: Some(old.clone()),
+                },
+            };
+            let (next, change) = match n % 5 {
+                0 => (batch.remove(key.clone()), ChangeKind::Removed { previous: Some(old.clone()) }),
+                1 => {
+                    let bytes = value.clone();
+                    (batch.signal(key.clone(), bytes.clone()), ChangeKind::Signalled { bytes })
+                }
+                2 => {
+                    let stamped = Key::from([&key[..], &[0xff; 8]].concat());
+                    (batch.put_stamped(key.clone(), value.clone(), ttl), put(&stamped).kind)
+                }
+                _ => (batch.put_with(key.clone(), value.clone(), ttl), put(&key).kind),
+            };
+            batch = next;
+            let key = if n % 5 == 2 { [&key[..], &[0xff; 8]].concat().into() } else { key };
+            previous += if n % 5 == 1 { 0 } else { old.len() };
+            changes.push(Change { key, kind: change });
+        }
+        let label = "l".repeat(Limits::LABEL_BYTES);
+        let record = CommitRecord::new(
+            Revision(u64::MAX),
+            UnixMillis(u64::MAX),
+            Some(label.clone()),
+            "p".repeat(256),
+            changes,
+        );
+        let told = encode_commit_record(&record).len();
+        assert!(told <= batch.bytes() + previous, "{told} of {}", batch.bytes() + previous);
+        // Small items show what the wire adds to each.
+        let small = (0..10_000_u32).fold(Batch::new(), |batch, n| {
+            batch.put_with(n.to_be_bytes().to_vec(), "", ttl)
+        });
+        let changes = small.operations.iter().map(|operation| Change {
+            key: operation.key().clone(),
+            kind: ChangeKind::Put {
+                value: Value::new(),
+                lifetime: until,
+                previous: Some(Value::new()),
+            },
+        });
+        let record = CommitRecord::new(
+            Revision(u64::MAX),
+            UnixMillis(u64::MAX),
+            Some(label),
+            "p".repeat(256),
+            changes.collect(),
+        );
+        assert!(encode_commit_record(&record).len() <= small.bytes());
+    }
 }

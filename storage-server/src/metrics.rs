@@ -20,7 +20,7 @@ impl Counter {
         self.add(1);
     }
 
-    fn value(&self) -> u64 {
+    pub(crate) fn value(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }

@@ -549,3 +549,6 @@ impl WatchSource for LatestWatch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,6 +22,8 @@ struct Untaken<T> {
     pages: BTreeMap<u64, (T, usize)>,
     next: u64,
     bytes: usize,
+    /// Pages that had to make room.
+    dropped: u64,
 }
 
 /// A page in waiting. Dropping it drops the page.
@@ -37,6 +39,7 @@ impl<T> Pages<T> {
             pages: BTreeMap::new(),
             next: 0,
             bytes: 0,
+            dropped: 0,
         };
         Arc::new(Self {
             untaken: Mutex::new(untaken),
@@ -56,6 +59,7 @@ impl<T> Pages<T> {
             && let Some((_, (page, bytes))) = untaken.pages.pop_first()
         {
             untaken.bytes -= bytes;
+            untaken.dropped += 1;
             dropped.push(page);
         }
         let number = untaken.next;
@@ -67,6 +71,13 @@ impl<T> Pages<T> {
             pages: Arc::downgrade(self),
             number,
         }
+    }
+
+    /// Pages that were kept until now, and those of them that had to make room.
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> (u64, u64) {
+        let untaken = self.lock();
+        (untaken.next, untaken.dropped)
     }
 
     /// Bytes that wait.

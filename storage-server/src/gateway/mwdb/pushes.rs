@@ -374,7 +374,11 @@ mod tests {
     }
 
     /// The lengths of all messages of a commit, and how many pairs they have.
-    fn messages(cache: &PushCache, record: &CommitRecord, metrics: &Metrics) -> (Vec<usize>, usize) {
+    fn messages(
+        cache: &PushCache,
+        record: &CommitRecord,
+        metrics: &Metrics,
+    ) -> (Vec<usize>, usize) {
         let (mut lengths, mut pairs, mut place) = (Vec::new(), 0, 0);
         while place < record.changes.len() {
             let piece = cache.piece(record, place, metrics).unwrap();
@@ -403,7 +407,10 @@ mod tests {
             let revision = values.len() as u64;
             let (lengths, pairs) = messages(&cache, &record(revision, &values), &metrics);
             assert_eq!(pairs, values.len());
-            assert!(lengths.iter().all(|length| *length < 1 << 20), "{lengths:?}");
+            assert!(
+                lengths.iter().all(|length| *length < 1 << 20),
+                "{lengths:?}"
+            );
         }
         assert_eq!(metrics.mwdb_pairs_left_out.value(), 0);
         let (lengths, pairs) = messages(&cache, &record(99, &[1, longest + 1, 1]), &metrics);
@@ -419,7 +426,10 @@ mod tests {
         let shared = cache.0.lock().unwrap();
         assert!(shared.bytes <= SHARED_BYTES_MAX);
         assert_eq!(shared.line.len(), shared.pieces.len());
-        let held = shared.pieces.values().filter_map(|piece| piece.message.as_ref());
+        let held = shared
+            .pieces
+            .values()
+            .filter_map(|piece| piece.message.as_ref());
         assert_eq!(held.map(Bytes::len).sum::<usize>(), shared.bytes);
     }
 }

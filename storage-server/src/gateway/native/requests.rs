@@ -12,8 +12,8 @@ use futures_util::future::AbortHandle;
 use futures_util::future::Abortable;
 use storage_protocol::native::{Class, ClientMessage, RequestId, ServerMessage, WatchRequest};
 use storage_protocol::{
-    Batch, CommitOptions, KeyRange, Limit, Outcome, ScanOptions, Storage, StorageError,
-    WatchMode, WatchOptions, planted,
+    Batch, CommitOptions, KeyRange, Limit, Outcome, ScanOptions, Storage, StorageError, WatchMode,
+    WatchOptions, planted,
 };
 
 use super::order::Commit;

@@ -502,3 +502,142 @@ fn state_bytes(key: &Key, state: &KeyState) -> usize {
     };
     key.len() + value + 32
 }
+
+#[cfg(test)]
+mod tests {
+    use storage_protocol::{
+        Entry, EntryLifetime, Limit, Position, Result, WatchSource, WatchStatus,
+    };
+
+    use super::*;
+    use crate::session::budget::Budget;
+
+    /// Tells what it was given, then rests, live, and answers what it is asked.
+    #[derive(Default)]
+    struct Fake {
+        events: VecDeque<WatchEvent>,
+        tokens: VecDeque<u64>,
+    }
+
+    impl WatchSource for Fake {
+        fn poll_next(&mut self, _: &mut Context<'_>) -> Poll<Option<Result<WatchEvent>>> {
+            if let Some(event) = self.events.pop_front() {
+                return Poll::Ready(Some(Ok(event)));
+            }
+            let Some(token) = self.tokens.pop_front() else {
+                return Poll::Pending;
+            };
+            let position = self.status().position;
+            let token = Some(token);
+            Poll::Ready(Some(Ok(WatchEvent::Progress { position, token })))
+        }
+
+        fn request_progress(&mut self, token: u64) {
+            self.tokens.push_back(token);
+        }
+
+        fn park(&mut self) {}
+
+        fn status(&self) -> WatchStatus {
+            WatchStatus {
+                state: WatchState::Live,
+                position: Position::default(),
+            }
+        }
+    }
+
+    fn state(n: usize) -> WatchEvent {
+        WatchEvent::State {
+            key: format!("key-{n:05}").into(),
+            state: KeyState::Live(Entry {
+                value: "v".into(),
+                revision: Revision(n as u64),
+                lifetime: EntryLifetime::Forever,
+            }),
+        }
+    }
+
+    fn open(events: impl Iterator<Item = WatchEvent>, credit: u64, every: bool) -> Watches {
+        let mut watches = Watches::new(Arc::default());
+        let memory = || Budget::new(Limit::WatchBytes, 1 << 20).take(1).unwrap();
+        let terms = Terms {
+            credit,
+            every,
+            memory: WatchMemory {
+                _session: memory(),
+                _total: memory(),
+            },
+        };
+        let source = Fake {
+            events: events.collect(),
+            ..Fake::default()
+        };
+        let watch = Watch::new(Position::default(), Box::new(source));
+        watches.insert(1, watch, terms, true);
+        watches
+    }
+
+    /// The messages that come without another word of the peer's.
+    fn messages(watches: &mut Watches) -> Vec<ServerMessage> {
+        let mut outbox = Outbox::new();
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut said = Vec::new();
+        loop {
+            watches.poll(&mut cx, &mut outbox, |_| false);
+            let Some(frame) = outbox.pop() else {
+                return said;
+            };
+            let packet = storage_protocol::native::Packet::from_frame(frame).unwrap();
+            said.push(ServerMessage::decode(packet).unwrap());
+        }
+    }
+
+    #[test]
+    fn states_are_sent_as_long_as_the_balance_is_above_zero() {
+        let all = 150;
+        let mut watches = open((0..all).map(state), 3_000, false);
+        let (mut told, mut bytes) = (0, 0);
+        for message in messages(&mut watches) {
+            bytes += message.encode(Some(1)).payload.len();
+            let ServerMessage::States { states } = message else {
+                panic!("{message:?}")
+            };
+            told += states.len();
+        }
+        assert!(bytes < 3_000, "there was credit for all");
+        assert_eq!(told, all);
+    }
+
+    #[test]
+    fn credit_is_overdrawn_by_one_state_at_most() {
+        let mut watches = open((0..10_000).map(state), 3_000, false);
+        let lengths = messages(&mut watches);
+        let bytes: usize = lengths.iter().map(|message| message.encode(Some(1)).payload.len()).sum();
+        assert!((3_000..3_100).contains(&bytes), "{bytes} bytes for 3,000");
+    }
+
+    #[test]
+    fn a_mark_says_that_a_watch_has_caught_up() {
+        let record = CommitRecord::new(
+            Revision(7),
+            storage_protocol::UnixMillis(0),
+            None,
+            "t".into(),
+            vec![storage_protocol::Change {
+                key: "k".into(),
+                kind: storage_protocol::ChangeKind::Removed { previous: None },
+            }],
+        );
+        let commit = WatchEvent::Commit(Arc::new(record));
+        let mut watches = open(std::iter::once(commit), 1_000, true);
+        let said = messages(&mut watches);
+        assert!(
+            matches!(
+                said[..],
+                [ServerMessage::Changes { .. }, ServerMessage::Progress { token: None, .. }]
+            ),
+            "{said:?}"
+        );
+        assert!(messages(&mut watches).is_empty());
+    }
+}
