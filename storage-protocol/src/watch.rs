@@ -27,8 +27,12 @@ pub enum WatchMode {
     /// The present state of each key that changed, conflated to what the reader takes: bounded by the number of keys
     /// changed, whatever happened meanwhile. Between two marks a key comes at most once; at mark `r` the reader's
     /// state *is* the state at `r`.
+    ///
+    /// A pass whose reader holds it up (for over 30 s, or while there is no room to keep what is left of it) goes on over
+    /// a newer state: a key that was told in it may come again, with a higher revision.
     Latest {
-        /// The shortest time between the starts of two passes. Zero: as fast as the reader takes them.
+        /// The shortest time between the starts of two passes. Zero: as fast as the reader takes them. A pass that is
+        /// asked for ([`Watch::request_progress`]) does not wait for it.
         min_interval: Duration,
     },
 }
@@ -308,8 +312,9 @@ pub enum WatchEvent {
         /// The token of the [`Watch::request_progress`] that this answers, if one.
         token: Option<u64>,
     },
-    /// Before any state: keys that are not told before the next mark are gone. In mode `Latest` because the tombstones do
-    /// not reach back to the start; in either mode behind a [`Continuity::Resynced`] that cannot tell what was removed.
+    /// Keys that are not told from here to the next mark are gone, also those told since the last one. Before any state of a
+    /// pass, or within one that its reader held up. In mode `Latest` because the tombstones do not reach back to the start;
+    /// in either mode behind a [`Continuity::Resynced`] that cannot tell what was removed.
     Reset,
     /// What a break meant. Only a watch that outlives its connection tells it: the remote client's.
     Continuity(Continuity),

@@ -91,6 +91,8 @@ struct Slot {
     catching_up: bool,
     /// It was told nothing since the watches were looked at for that.
     quiet: bool,
+    /// The last commit or mark that it was told.
+    told: Revision,
     _memory: WatchMemory,
     /// An event that was met without credit for it.
     kept: Option<WatchEvent>,
@@ -160,6 +162,7 @@ impl Watches {
         });
         let waker = Waker::from(state.clone());
         let slot = Slot {
+            told: watch.start().revision,
             watch,
             credit: to_credit(terms.credit),
             every: terms.every,
@@ -200,7 +203,7 @@ impl Watches {
                 && was_quiet
                 && slot.credit > 0
                 && slot.marks_due.is_empty()
-                && slot.watch.status().position.revision < present
+                && slot.told < present
             {
                 slot.ask_unasked();
                 if !slot.state.queued.swap(true, Ordering::AcqRel) {
@@ -364,8 +367,13 @@ impl Slot {
                 }
                 Poll::Ready(Some(Ok(mut event))) => {
                     self.quiet = false;
-                    if let WatchEvent::Progress { token, .. } = &mut event {
-                        self.mark_came(token, answered);
+                    match &mut event {
+                        WatchEvent::Commit(record) => self.told = record.revision,
+                        WatchEvent::Progress { position, token } => {
+                            self.told = position.revision;
+                            self.mark_came(token, answered);
+                        }
+                        _ => {}
                     }
                     if !has_credit
                         && matches!(event, WatchEvent::Commit(_) | WatchEvent::State { .. })
