@@ -47,7 +47,9 @@ impl Fixture {
     }
 
     async fn peer(&self) -> Raw {
-        Raw::native(&self.server, &self.certificates, "watcher", "shared").await
+        Raw::native(&self.server, &self.certificates, "watcher", "shared")
+            .await
+            .0
     }
 }
 
@@ -121,7 +123,7 @@ async fn a_large_commit_that_ten_thousand_watches_see_holds_nobody_up() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_told_of_the_largest_commit_is_no_longer_than_a_message() {
     let message_max: usize = 1 << 20;
-    let config = "[limits]\nmessage_bytes_max = \"1 MiB\"\nvalue_bytes_max = \"1 MiB\"\n";
+    let config = "[limits]\nmessage_bytes_max = \"1 MiB\"\nvalue_bytes_max = \"512 KiB\"\n";
     let fixture = Fixture::new(config);
     let mut peer = fixture.peer().await;
     let message = watch(KeyRange::all(), WatchStart::Now, WatchMode::Every, u64::MAX >> 2);

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use storage_protocol::{Keyspace, Limits};
+use storage_protocol::{Batch, Keyspace, Limits};
 
 use super::raw::{RawEngine, RawLimits, RawLog, RawTimeouts, Size, Span};
 use super::{
@@ -273,7 +273,7 @@ fn limits(raw: &RawLimits) -> Result<ServerLimits> {
     )?;
     set(&mut said.scans_max, "scans_max", raw.scans_max, 0, 10_000)?;
     let (message, value) = (said.message_bytes_max, said.value_bytes_max);
-    if value + said.key_bytes_max + KIB > message {
+    if value + said.key_bytes_max + Batch::BASE_BYTES + Batch::ITEM_BYTES > message {
         return Err(ConfigError::value(
             "limits.value_bytes_max",
             value,
