@@ -80,6 +80,15 @@ impl Operation {
         }
     }
 
+    /// The bytes of its key, as it will be, and value.
+    fn bytes(&self) -> usize {
+        let stamp = match self {
+            Self::PutStamped { .. } => 8,
+            Self::Put { .. } | Self::Remove { .. } | Self::Signal { .. } => 0,
+        };
+        self.key().len() + stamp + self.value().len()
+    }
+
     fn lifetime(&self) -> Lifetime {
         match self {
             Self::Put { lifetime, .. } | Self::PutStamped { lifetime, .. } => *lifetime,
@@ -104,6 +113,12 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// What each check and operation counts beside its key and value: for lengths, lifetime and the like.
+    pub const ITEM_BYTES: usize = 32;
+
+    /// What a commit counts beside its items: for label, principal and the like.
+    pub const BASE_BYTES: usize = 1024;
+
     /// An empty batch. Committing one with checks only tests them, and still takes a revision.
     #[must_use]
     pub fn new() -> Self {
@@ -186,17 +201,17 @@ impl Batch {
         self
     }
 
-    /// The bytes of all keys and values: what counts towards the message limit (with 16 bytes for each item and 1 KiB
-    /// for label and principal, a bound on what the wire adds, so that what passes here fits in a message).
+    /// What it counts towards the message limit: the bytes of all keys and values, [`Batch::ITEM_BYTES`] for each check
+    /// and operation, the eight bytes that each stamped key grows by, and [`Batch::BASE_BYTES`]. That is a bound on what the
+    /// wire adds, both to the commit and to what its watchers are told, so that what passes here fits in a message. The
+    /// values before come on top of it, where a commit asks for them.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let checks: usize = self.checks.iter().map(|check| check.key.len() + 16).sum();
-        let operations: usize = self
-            .operations
-            .iter()
-            .map(|operation| operation.key().len() + operation.value().len() + 16)
-            .sum();
-        1024 + checks + operations
+        let checks = self.checks.iter().map(|check| check.key.len());
+        let operations = self.operations.iter().map(Operation::bytes);
+        let items = self.checks.len() + self.operations.len();
+        let content = checks.chain(operations).sum::<usize>();
+        Self::BASE_BYTES + items * Self::ITEM_BYTES + content
     }
 
     /// Judges the batch by the limits and by itself.
@@ -307,5 +322,80 @@ mod tests {
             batch.remove(n.to_be_bytes().to_vec())
         });
         assert!(text(many).contains("operations_per_commit_max is 10000, this has 10001"));
+    }
+
+    /// The longest that the wire makes of each kind of item.
+    #[test]
+    fn what_watchers_are_told_of_a_commit_is_no_longer_than_its_measure() {
+        use crate::native::encode_commit_record;
+        use crate::{Change, ChangeKind, CommitRecord, EntryLifetime, UnixMillis};
+
+        let until = EntryLifetime::Until(UnixMillis(u64::MAX));
+        let ttl = Lifetime::TimeToLive(std::time::Duration::from_millis(u64::MAX));
+        let old = Value::from(vec![b'o'; 20_000]);
+        let mut changes = Vec::new();
+        let mut batch = Batch::new();
+        let mut previous = 0;
+        for n in 0..2_000_u32 {
+            // Lengths of one to four bytes, which count themselves in one to three.
+            let mut key = n.to_be_bytes().to_vec();
+            key.resize([4, 130, 4_096][n as usize % 3], b'k');
+            let value = Value::from(vec![b'v'; [0, 130, 20_000, 70_000][n as usize % 4]]);
+            let key = Key::from(key);
+            let put = |key: &Key| Change {
+                key: key.clone(),
+                kind: ChangeKind::Put {
+                    value: value.clone(),
+                    lifetime: until,
+                    previous: Some(old.clone()),
+                },
+            };
+            let (next, change) = match n % 5 {
+                0 => (batch.remove(key.clone()), ChangeKind::Removed { previous: Some(old.clone()) }),
+                1 => {
+                    let bytes = value.clone();
+                    (batch.signal(key.clone(), bytes.clone()), ChangeKind::Signalled { bytes })
+                }
+                2 => {
+                    let stamped = Key::from([&key[..], &[0xff; 8]].concat());
+                    (batch.put_stamped(key.clone(), value.clone(), ttl), put(&stamped).kind)
+                }
+                _ => (batch.put_with(key.clone(), value.clone(), ttl), put(&key).kind),
+            };
+            batch = next;
+            let key = if n % 5 == 2 { [&key[..], &[0xff; 8]].concat().into() } else { key };
+            previous += if n % 5 == 1 { 0 } else { old.len() };
+            changes.push(Change { key, kind: change });
+        }
+        let label = "l".repeat(Limits::LABEL_BYTES);
+        let record = CommitRecord::new(
+            Revision(u64::MAX),
+            UnixMillis(u64::MAX),
+            Some(label.clone()),
+            "p".repeat(256),
+            changes,
+        );
+        let told = encode_commit_record(&record).len();
+        assert!(told <= batch.bytes() + previous, "{told} of {}", batch.bytes() + previous);
+        // Small items show what the wire adds to each.
+        let small = (0..10_000_u32).fold(Batch::new(), |batch, n| {
+            batch.put_with(n.to_be_bytes().to_vec(), "", ttl)
+        });
+        let changes = small.operations.iter().map(|operation| Change {
+            key: operation.key().clone(),
+            kind: ChangeKind::Put {
+                value: Value::new(),
+                lifetime: until,
+                previous: Some(Value::new()),
+            },
+        });
+        let record = CommitRecord::new(
+            Revision(u64::MAX),
+            UnixMillis(u64::MAX),
+            Some(label),
+            "p".repeat(256),
+            changes.collect(),
+        );
+        assert!(encode_commit_record(&record).len() <= small.bytes());
     }
 }

@@ -53,11 +53,15 @@ pub enum Limit {
     Prefixes = 20,
     /// Bytes of the memory budget.
     Memory = 21,
+    /// Memory of the watches of one session.
+    WatchBytes = 22,
+    /// Memory of the watches of all sessions.
+    WatchBytesTotal = 23,
 }
 
 impl Limit {
     /// All of them, in the order of their wire numbers.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::Other,
         Self::Key,
         Self::Value,
@@ -80,6 +84,8 @@ impl Limit {
         Self::Outbox,
         Self::Prefixes,
         Self::Memory,
+        Self::WatchBytes,
+        Self::WatchBytesTotal,
     ];
 
     /// Its name in errors, configuration and documentation.
@@ -108,6 +114,8 @@ impl Limit {
             Self::Outbox => "outbox_bytes_max",
             Self::Prefixes => "prefixes_max",
             Self::Memory => "memory_bytes_max",
+            Self::WatchBytes => "watch_bytes_max",
+            Self::WatchBytesTotal => "watch_bytes_total_max",
         }
     }
 

@@ -262,6 +262,12 @@ impl KeyRange {
         Ok(())
     }
 
+    /// Whether every key lies in it.
+    #[must_use]
+    pub fn is_all(&self) -> bool {
+        self.start.is_empty() && self.end.is_none()
+    }
+
     /// Whether no key can lie in it.
     #[must_use]
     pub fn is_empty(&self) -> bool {

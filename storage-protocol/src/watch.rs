@@ -3,6 +3,8 @@
 //! One call, two modes, one resume. A [`Watch`] is a stream; every engine and the remote client feed it through
 //! [`WatchSource`]. An event is never dropped in silence: a watch that cannot go on ends with an error.
 
+mod key_order;
+
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -13,8 +15,8 @@ use bytes::Bytes;
 use futures_core::Stream;
 
 use crate::{
-    EntryLifetime, Epoch, Key, KeyRange, KeyState, Position, Result, Revision, StorageError,
-    UnixMillis, Value,
+    EntryLifetime, Epoch, Key, KeyState, Position, Result, Revision, StorageError, UnixMillis,
+    Value,
 };
 
 /// Which changes a watch tells.
@@ -25,8 +27,12 @@ pub enum WatchMode {
     /// The present state of each key that changed, conflated to what the reader takes: bounded by the number of keys
     /// changed, whatever happened meanwhile. Between two marks a key comes at most once; at mark `r` the reader's
     /// state *is* the state at `r`.
+    ///
+    /// A pass whose reader holds it up (for over 30 s, or while there is no room to keep what is left of it) goes on over
+    /// a newer state: a key that was told in it may come again, with a higher revision.
     Latest {
-        /// The shortest time between the starts of two passes. Zero: as fast as the reader takes them.
+        /// The shortest time between the starts of two passes. Zero: as fast as the reader takes them. A pass that is
+        /// asked for ([`Watch::request_progress`]) does not wait for it.
         min_interval: Duration,
     },
 }
@@ -185,6 +191,10 @@ pub struct CommitRecord {
     pub changes: Vec<Change>,
     /// The record in wire form, made by the first watcher that needs it and shared by all.
     encoded: OnceLock<Bytes>,
+    /// The places of the changes by their keys, made by the first who needs it.
+    key_order: OnceLock<Box<[u32]>>,
+    /// What [`CommitRecord::bytes`] tells, counted once.
+    bytes: OnceLock<usize>,
 }
 
 impl PartialEq for CommitRecord {
@@ -216,16 +226,9 @@ impl CommitRecord {
             principal,
             changes,
             encoded: OnceLock::new(),
+            key_order: OnceLock::new(),
+            bytes: OnceLock::new(),
         }
-    }
-
-    /// The part of this commit that lies in `range`: itself (shared) where all of it does, `None` where nothing does.
-    #[must_use]
-    pub fn cut(self: &Arc<Self>, range: &KeyRange) -> Option<Arc<Self>> {
-        let places = self.changes.iter().enumerate();
-        let inside = places.filter(|(_, change)| range.contains(&change.key));
-        let inside: Vec<usize> = inside.map(|(place, _)| place).collect();
-        self.pick(&inside)
     }
 
     /// The part of this commit that these changes are, given by their places in rising order: itself (shared) where that
@@ -263,19 +266,21 @@ impl CommitRecord {
     /// The bytes of its keys and values, by which rings and queues are bounded.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let changes = self
-            .changes
-            .iter()
-            .map(|change| change.bytes() + size_of::<Change>());
-        size_of::<Self>() + changes.sum::<usize>()
+        *self.bytes.get_or_init(|| {
+            let changes = self
+                .changes
+                .iter()
+                .map(|change| change.bytes() + size_of::<Change>());
+            size_of::<Self>() + changes.sum::<usize>()
+        })
     }
 
-    /// The most memory it takes: [`CommitRecord::bytes`], who committed it, and its wire form, whether that was made yet
-    /// or not.
+    /// The most memory it takes: [`CommitRecord::bytes`], who committed it, its wire form and the order of its keys,
+    /// whether these were made yet or not.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
         let names = self.principal.len() + self.label.as_ref().map_or(0, String::len);
-        2 * (self.bytes() + names)
+        2 * (self.bytes() + names) + self.changes.len() * size_of::<u32>()
     }
 
     /// Its wire form (see [`native`](crate::native)), made once.
@@ -307,8 +312,9 @@ pub enum WatchEvent {
         /// The token of the [`Watch::request_progress`] that this answers, if one.
         token: Option<u64>,
     },
-    /// Before any state: keys that are not told before the next mark are gone. In mode `Latest` because the tombstones do
-    /// not reach back to the start; in either mode behind a [`Continuity::Resynced`] that cannot tell what was removed.
+    /// Keys that are not told from here to the next mark are gone, also those told since the last one. Before any state of a
+    /// pass, or within one that its reader held up. In mode `Latest` because the tombstones do not reach back to the start;
+    /// in either mode behind a [`Continuity::Resynced`] that cannot tell what was removed.
     Reset,
     /// What a break meant. Only a watch that outlives its connection tells it: the remote client's.
     Continuity(Continuity),

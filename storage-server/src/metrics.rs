@@ -20,7 +20,7 @@ impl Counter {
         self.add(1);
     }
 
-    fn value(&self) -> u64 {
+    pub(crate) fn value(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -64,7 +64,7 @@ labels! {
     /// Label `kind` of a request.
     RequestLabel {
         Get = "get", Scan = "scan", ScanNext = "scan_next", Commit = "commit", Watch = "watch", Remove = "remove",
-        Prefix = "prefix",
+        Prefix = "prefix", Probe = "probe",
     }
 }
 labels! {
@@ -117,6 +117,8 @@ pub(crate) struct Metrics {
     pub(crate) mwdb_ignored: Counter,
     /// Pushes sent to mwDB peers.
     pub(crate) mwdb_pushes: Counter,
+    /// Pairs of 1 MiB and more that were left out of pushes.
+    pub(crate) mwdb_pairs_left_out: Counter,
     /// Watches of native sessions.
     pub(crate) watches: Gauge,
     /// Open scans of native sessions.
@@ -225,6 +227,11 @@ impl Metrics {
                 "storage_mwdb_pushes_total",
                 "FORCE_RELOAD messages sent",
                 &self.mwdb_pushes,
+            ),
+            (
+                "storage_mwdb_pairs_left_out_total",
+                "Pairs of 1 MiB and more that were left out of FORCE_RELOAD messages",
+                &self.mwdb_pairs_left_out,
             ),
         ] {
             single(out, name, "counter", help, counter.value());

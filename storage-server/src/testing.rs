@@ -54,6 +54,8 @@ struct FeedState {
 pub(crate) enum Hold {
     Nothing,
     Commits,
+    /// Watches are not opened.
+    Watches,
     /// Commits happen and are told to watches, but not acknowledged.
     Answers,
     Reads,
@@ -316,6 +318,7 @@ impl Storage for MemorySession {
     }
 
     async fn watch(&self, range: KeyRange, _: WatchOptions) -> Result<Watch> {
+        self.passes(Hold::Watches).await;
         let mut state = self.state.lock().unwrap();
         let feed = FeedState {
             keyspace: self.keyspace.clone(),

@@ -458,6 +458,16 @@ impl ServerMessage {
     /// The packet that carries this message.
     #[must_use]
     pub fn encode(&self, id: Option<RequestId>) -> Packet {
+        if let Self::Changes { commits } = self
+            && let [commit] = commits.as_slice()
+        {
+            // Shared by all who are told this commit, however large it is.
+            return Packet {
+                kind: kind::CHANGES,
+                id,
+                payload: commit.encoded().clone(),
+            };
+        }
         let mut out = BytesMut::with_capacity(self.size_hint());
         let kind = match self {
             Self::Welcome(welcome) => {

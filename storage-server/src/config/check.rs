@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use storage_protocol::{Keyspace, Limits};
+use storage_protocol::{Batch, Keyspace, Limits};
 
 use super::raw::{RawEngine, RawLimits, RawLog, RawTimeouts, Size, Span};
 use super::{
@@ -274,7 +274,7 @@ fn limits(raw: &RawLimits) -> Result<ServerLimits> {
     )?;
     set(&mut said.scans_max, "scans_max", raw.scans_max, 0, 10_000)?;
     let (message, value) = (said.message_bytes_max, said.value_bytes_max);
-    if value + said.key_bytes_max + KIB > message {
+    if value + said.key_bytes_max + Batch::BASE_BYTES + Batch::ITEM_BYTES > message {
         return Err(ConfigError::value(
             "limits.value_bytes_max",
             value,
@@ -354,6 +354,21 @@ fn limits(raw: &RawLimits) -> Result<ServerLimits> {
         unbounded,
     )?;
     set(
+        &mut limits.watch_bytes_max,
+        "watch_bytes_max",
+        raw.watch_bytes_max,
+        64 * KIB,
+        unbounded,
+    )?;
+    let total = &mut limits.watch_bytes_total_max;
+    set(
+        total,
+        "watch_bytes_total_max",
+        raw.watch_bytes_total_max,
+        MIB,
+        unbounded,
+    )?;
+    set(
         &mut limits.handshakes_max,
         "handshakes_max",
         raw.handshakes_max,
@@ -402,6 +417,7 @@ fn timeouts(raw: &RawTimeouts) -> Result<Timeouts> {
         "partial_message",
         raw.partial_message,
     )?;
+    set(&mut timeouts.idle_mark, "idle_mark", raw.idle_mark)?;
     set(&mut timeouts.drain, "drain", raw.drain)?;
     set(
         &mut timeouts.session_grace,
@@ -515,6 +531,8 @@ pub(super) fn raw_of(config: &ServerConfig) -> RawConfig {
             mwdb_keys_max: size(limits.mwdb_keys_max),
             outbox_bytes_max: size(limits.outbox_bytes_max),
             outbox_bytes_total_max: size(limits.outbox_bytes_total_max),
+            watch_bytes_max: size(limits.watch_bytes_max),
+            watch_bytes_total_max: size(limits.watch_bytes_total_max),
             memory_bytes_max: limits.memory_bytes_max.and_then(size),
             handshakes_max: size(limits.handshakes_max),
         },
@@ -524,6 +542,7 @@ pub(super) fn raw_of(config: &ServerConfig) -> RawConfig {
             silence: span(timeouts.silence),
             slow_peer: span(timeouts.slow_peer),
             partial_message: span(timeouts.partial_message),
+            idle_mark: span(timeouts.idle_mark),
             drain: span(timeouts.drain),
             session_grace: span(timeouts.session_grace),
             session_kept: span(timeouts.session_kept),

@@ -203,6 +203,10 @@ pub struct ServerLimits {
     pub outbox_bytes_max: usize,
     /// What waits to be sent to all sessions. Default 1 GiB.
     pub outbox_bytes_total_max: usize,
+    /// Memory of the watches of one session. Default 64 MiB.
+    pub watch_bytes_max: usize,
+    /// Memory of the watches of all sessions. Default 1 GiB.
+    pub watch_bytes_total_max: usize,
     /// The engine's memory budget; `None`: its default.
     pub memory_bytes_max: Option<usize>,
     /// Connections that have not finished TLS and the HTTP request. Default 1,024.
@@ -222,6 +226,8 @@ impl Default for ServerLimits {
             mwdb_keys_max: Limits::MWDB_KEYS,
             outbox_bytes_max: 8 << 20,
             outbox_bytes_total_max: 1 << 30,
+            watch_bytes_max: 64 << 20,
+            watch_bytes_total_max: 1 << 30,
             memory_bytes_max: None,
             handshakes_max: 1_024,
         }
@@ -241,6 +247,8 @@ pub struct Timeouts {
     pub slow_peer: Duration,
     /// Drop a message in parts without progress.
     pub partial_message: Duration,
+    /// A watch `Every` that was told nothing for so long is told a mark, if the store went on.
+    pub idle_mark: Duration,
     /// At shutdown: for requests in flight.
     pub drain: Duration,
     /// How long a session's keys stay after its socket was lost.
@@ -257,6 +265,7 @@ impl Default for Timeouts {
             silence: Duration::from_secs(45),
             slow_peer: Duration::from_secs(30),
             partial_message: Duration::from_secs(10),
+            idle_mark: Duration::from_secs(60),
             drain: Duration::from_secs(10),
             session_grace: Duration::from_secs(60),
             session_kept: Duration::from_secs(24 * 3600),

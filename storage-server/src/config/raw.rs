@@ -85,6 +85,10 @@ sizes! {
         mwdb_keys_max, outbox_bytes_max,
         /// Bytes that wait to be sent to all sessions together.
         outbox_bytes_total_max,
+        /// Memory of the watches of one session.
+        watch_bytes_max,
+        /// Memory of the watches of all sessions together.
+        watch_bytes_total_max,
         memory_bytes_max,
         /// Connections that have not finished TLS and the HTTP request; further ones wait to be accepted.
         handshakes_max,
@@ -105,6 +109,8 @@ pub(crate) struct RawTimeouts {
     pub(crate) slow_peer: Option<Span>,
     /// Drop a message in parts without progress. Default 10s.
     pub(crate) partial_message: Option<Span>,
+    /// A watch is told a mark after so long without an event, if the store went on. Default 60s.
+    pub(crate) idle_mark: Option<Span>,
     /// At shutdown: for requests in flight. Default 10s.
     pub(crate) drain: Option<Span>,
     /// Keys of a session stay for so long after its socket was lost. Default 60s.

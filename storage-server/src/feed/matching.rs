@@ -1,16 +1,19 @@
-//! Which watches a commit concerns, without looking at all of them.
+//! Which watches a commit concerns, without looking at all of them, and at none of them once for each operation.
 //!
 //! A watch is filed under a prefix that all keys of its range have: the range's own, or what its start and its end have in
-//! common. It is found by looking up a key's own prefixes, one for each length that some watch is filed under. Ranges
-//! that are more than their prefix says stand there by their start, and those that start behind the key are not looked
-//! at; of ranges that do not overlap, a prefix has 256 at most.
+//! common. Of a commit, each prefix is looked at once: found by the commit's keys (one look-up for each key and each
+//! length that some watch is filed under), or, where that is less, by asking the commit for each prefix, which is a binary
+//! search in its keys. Ranges that are more than their prefix says stand there by their start, those that start behind
+//! the commit's last key are not looked at, and the others ask the commit. Of ranges that do not overlap, a prefix has 256
+//! at most.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use storage_protocol::{CommitRecord, Key, KeyRange};
 
-use super::Slot;
+use super::slot::Slot;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct WatchId(pub(super) u64);
@@ -21,7 +24,8 @@ pub(super) struct Matcher {
     by_prefix: HashMap<Key, Watches>,
     /// How many prefixes there are of each length.
     lengths: BTreeMap<usize, usize>,
-    count: usize,
+    /// Counts the commits that were matched.
+    turn: Cell<u64>,
 }
 
 /// The watches under one prefix.
@@ -31,6 +35,8 @@ struct Watches {
     whole: BTreeMap<WatchId, Arc<Slot>>,
     /// For some of them, by where their ranges start.
     parts: BTreeMap<(Key, WatchId), Arc<Slot>>,
+    /// The commit for which it was looked at last.
+    seen: Cell<u64>,
 }
 
 impl Watches {
@@ -38,21 +44,25 @@ impl Watches {
         self.whole.is_empty() && self.parts.is_empty()
     }
 
-    fn of<'a>(&'a self, key: &'a Key) -> impl Iterator<Item = (WatchId, &'a Arc<Slot>)> {
-        let last = (key.clone(), WatchId(u64::MAX));
-        let parts = self.parts.range(..=last).map(|((_, id), slot)| (*id, slot));
-        let parts = parts.filter(|(_, slot)| slot.range().contains(key));
-        self.whole.iter().map(|(id, slot)| (*id, slot)).chain(parts)
+    /// Those whose range the commit touches. It has a key with the prefix, and none behind `last`.
+    fn concerned(&self, record: &CommitRecord, last: &Key, into: &mut Vec<Arc<Slot>>) {
+        into.extend(self.whole.values().cloned());
+        if self.parts.is_empty() {
+            return;
+        }
+        let last = (last.clone(), WatchId(u64::MAX));
+        let parts = self.parts.range(..=last).map(|(_, slot)| slot);
+        into.extend(parts.filter(|slot| record.touches(slot.range())).cloned());
     }
 }
 
 impl Matcher {
-    pub(super) fn len(&self) -> usize {
-        self.count
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_prefix.is_empty()
     }
 
-    pub(super) fn add(&mut self, id: WatchId, slot: Arc<Slot>) {
-        self.count += 1;
+    pub(super) fn add(&mut self, slot: Arc<Slot>) {
+        let id = slot.id;
         let (prefix, is_whole) = file_under(slot.range());
         let length = prefix.len();
         let watches = self.by_prefix.entry(prefix).or_default();
@@ -66,17 +76,17 @@ impl Matcher {
         }
     }
 
-    pub(super) fn remove(&mut self, id: WatchId, slot: &Slot) {
+    pub(super) fn remove(&mut self, slot: &Slot) {
+        let id = slot.id;
         let (prefix, is_whole) = file_under(slot.range());
         let Some(watches) = self.by_prefix.get_mut(&prefix) else {
             return;
         };
-        let removed = if is_whole {
-            watches.whole.remove(&id)
+        if is_whole {
+            watches.whole.remove(&id);
         } else {
-            watches.parts.remove(&(slot.range().start.clone(), id))
-        };
-        self.count -= usize::from(removed.is_some());
+            watches.parts.remove(&(slot.range().start.clone(), id));
+        }
         if watches.is_empty() {
             self.by_prefix.remove(&prefix);
             if let Some(count) = self.lengths.get_mut(&prefix.len()) {
@@ -88,32 +98,48 @@ impl Matcher {
         }
     }
 
-    /// Calls `tell` once for each watch that some change of the commit concerns, with the places of these changes in
-    /// rising order.
-    pub(super) fn each(&self, record: &CommitRecord, mut tell: impl FnMut(&Arc<Slot>, &[usize])) {
-        if let [change] = record.changes.as_slice() {
-            for (_, slot) in self.of(&change.key) {
-                tell(slot, &[0]);
+    /// Whether some watch wants to know more of a commit than that it is there.
+    pub(super) fn asks_for_keys(&self) -> bool {
+        let all = self.by_prefix.get(&Key::new());
+        self.by_prefix.len() > usize::from(all.is_some())
+            || all.is_some_and(|all| !all.parts.is_empty())
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Slot>> {
+        let watches = self.by_prefix.values();
+        watches.flat_map(|watches| watches.whole.values().chain(watches.parts.values()))
+    }
+
+    /// Puts each watch that some change of the commit concerns into `into`, once.
+    pub(super) fn concerned(&self, record: &CommitRecord, into: &mut Vec<Arc<Slot>>) {
+        let Some(last) = record.changes.iter().map(|change| &change.key).max() else {
+            return;
+        };
+        let changes = record.changes.len();
+        // A question to the commit is a binary search in its keys.
+        let by_asking = self.by_prefix.len() * (changes.ilog2() as usize + 1);
+        if by_asking <= changes * self.lengths.len() {
+            for (prefix, watches) in &self.by_prefix {
+                if prefix.is_empty() || record.touches_prefix(prefix) {
+                    watches.concerned(record, last, into);
+                }
             }
             return;
         }
-        let mut concerned: HashMap<WatchId, (&Arc<Slot>, Vec<usize>)> = HashMap::new();
-        for (place, change) in record.changes.iter().enumerate() {
-            for (id, slot) in self.of(&change.key) {
-                let (_, places) = concerned.entry(id).or_insert((slot, Vec::new()));
-                places.push(place);
+        let turn = self.turn.get() + 1;
+        self.turn.set(turn);
+        for change in &record.changes {
+            for watches in self.of(&change.key) {
+                if watches.seen.replace(turn) != turn {
+                    watches.concerned(record, last, into);
+                }
             }
-        }
-        for (slot, places) in concerned.into_values() {
-            tell(slot, &places);
         }
     }
 
-    fn of<'a>(&'a self, key: &'a Key) -> impl Iterator<Item = (WatchId, &'a Arc<Slot>)> {
+    fn of<'a>(&'a self, key: &'a Key) -> impl Iterator<Item = &'a Watches> {
         let prefixes = self.lengths.keys().map_while(|length| key.get(..*length));
-        prefixes
-            .filter_map(|prefix| self.by_prefix.get(prefix))
-            .flat_map(move |watches| watches.of(key))
+        prefixes.filter_map(|prefix| self.by_prefix.get(prefix))
     }
 }
 

@@ -2,10 +2,13 @@
 //!
 //! Whoever stands behind asks a page for its range. The index answers in the time of a binary search, however many
 //! commits of others the page holds; it is made by the first who asks, so a page that nobody asks costs its writer nothing.
+//! Large commits stand beside it: there are few of them in a page, and each answers by its own order of keys.
 
 use std::sync::{Arc, OnceLock};
 
 use storage_protocol::{CommitRecord, KeyRange, Revision};
+
+use super::views::Views;
 
 /// A change in a page: the place of its commit, and its place therein.
 type Place = (usize, usize);
@@ -18,8 +21,15 @@ pub(crate) struct Page<S> {
     /// In revision order.
     commits: Vec<(S, Arc<CommitRecord>)>,
     bytes: usize,
-    /// All changes by keyspace, key and commit.
-    index: OnceLock<Vec<Place>>,
+    index: OnceLock<Index>,
+}
+
+#[derive(Debug)]
+struct Index {
+    /// The changes of small commits by keyspace, key and commit.
+    places: Vec<Place>,
+    /// The places of large commits.
+    large: Vec<usize>,
 }
 
 /// What a search has found so far.
@@ -112,14 +122,18 @@ impl<S: Ord + Clone> Page<S> {
         self.commits
     }
 
-    fn index(&self) -> &[Place] {
+    fn index(&self) -> &Index {
         self.index.get_or_init(|| {
-            let mut places = Vec::new();
+            let (mut places, mut large) = (Vec::new(), Vec::new());
             for (commit, (_, record)) in self.commits.iter().enumerate() {
-                places.extend((0..record.changes.len()).map(|change| (commit, change)));
+                if record.is_large() {
+                    large.push(commit);
+                } else {
+                    places.extend((0..record.changes.len()).map(|change| (commit, change)));
+                }
             }
             places.sort_unstable_by(|a, b| self.key(*a).cmp(&self.key(*b)).then(a.cmp(b)));
-            places
+            Index { places, large }
         })
     }
 
@@ -128,40 +142,44 @@ impl<S: Ord + Clone> Page<S> {
         (keyspace, &record.changes[change].key)
     }
 
-    /// Adds what this page has of the range after `found.reached`, in revision order and cut to the range, until it is
-    /// full; at least one commit, where there is one. The page must begin at or before `found.reached`.
-    pub(crate) fn search(&self, keyspace: &S, range: &KeyRange, found: &mut Found) {
-        debug_assert!(self.after <= found.reached, "a page behind a gap");
-        if found.is_full() {
-            return;
-        }
+    /// The places of commits that touch the range, in their order, from `first` on.
+    fn touching(&self, keyspace: &S, range: &KeyRange, first: usize) -> Vec<usize> {
         let index = self.index();
+        let places = &index.places;
         let start = (keyspace, range.start.as_ref());
-        let first = index.partition_point(|place| self.key(*place) < start);
-        let mine = &index[first..];
+        let start = places.partition_point(|place| self.key(*place) < start);
+        let mine = &places[start..];
         let end = match &range.end {
             Some(end) => mine.partition_point(|place| self.key(*place) < (keyspace, end.as_ref())),
             None => mine.partition_point(|place| self.key(*place).0 <= keyspace),
         };
-        let told = self
+        let small = mine[..end].iter().map(|(commit, _)| *commit);
+        let large = index.large.iter().copied().filter(|commit| {
+            let (name, record) = &self.commits[*commit];
+            name == keyspace && *commit >= first && record.touches(range)
+        });
+        let mut commits: Vec<usize> = small.filter(|commit| *commit >= first).collect();
+        commits.extend(large);
+        commits.sort_unstable();
+        commits.dedup();
+        commits
+    }
+
+    /// Adds what this page has of the range after `found.reached`, in revision order and cut to the range, until it is
+    /// full; at least one commit, where there is one. The page must begin at or before `found.reached`.
+    pub(crate) fn search(&self, keyspace: &S, range: &KeyRange, views: &Views, found: &mut Found) {
+        debug_assert!(self.after <= found.reached, "a page behind a gap");
+        if found.is_full() {
+            return;
+        }
+        let first = self
             .commits
             .partition_point(|(_, record)| record.revision <= found.reached);
-        let mut places: Vec<Place> = mine[..end]
-            .iter()
-            .copied()
-            .filter(|(commit, _)| *commit >= told)
-            .collect();
-        places.sort_unstable();
-        for part in places.chunk_by(|a, b| a.0 == b.0) {
-            let Some((commit, _)) = part.first() else {
-                continue;
-            };
+        for commit in self.touching(keyspace, range, first) {
             if found.is_full() {
                 return;
             }
-            let (_, record) = &self.commits[*commit];
-            let changes: Vec<usize> = part.iter().map(|(_, change)| *change).collect();
-            if let Some(part) = record.pick(&changes) {
+            if let Some(part) = views.cut(&self.commits[commit].1, range) {
                 found.bytes += part.bytes();
                 found.reached = part.revision;
                 found.commits.push(part);

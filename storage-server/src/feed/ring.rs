@@ -58,7 +58,8 @@ impl Ring {
         self.bytes
     }
 
-    pub(super) fn push(&mut self, commit: FeedCommit) {
+    /// Takes a commit in. The pages that leave for it go into `gone`: they take a while to drop.
+    pub(super) fn push(&mut self, commit: FeedCommit, gone: &mut Vec<Arc<Page<Keyspace>>>) {
         let bytes = memory_bytes::<Keyspace>(&commit.record);
         self.last = commit.record.revision;
         self.tail.push((commit.keyspace, commit.record));
@@ -76,6 +77,7 @@ impl Ring {
             };
             self.bytes -= oldest.bytes();
             self.floor = oldest.reached();
+            gone.push(oldest);
         }
     }
 

@@ -9,8 +9,11 @@ use storage_protocol::{
     Change, ChangeKind, CommitRecord, Key, KeyRange, Keyspace, Revision, UnixMillis, Value,
 };
 
+use super::fan_out::HandOver;
 use super::page::{Found, Page};
-use super::{Feed, FeedCommit, Next, QUEUE_BYTES_MAX, QUEUE_COMMITS_MAX, Subscription};
+use super::slot::{QUEUE_COMMITS_MAX, QUEUES_BYTES_MAX};
+use super::views::Views;
+use super::{Feed, FeedCommit, Next, QUEUE_BYTES_MAX, Subscription};
 
 fn commit(keyspace: &str, revision: u64, key: &str, bytes: usize) -> FeedCommit {
     let kind = ChangeKind::Signalled {
@@ -25,6 +28,12 @@ fn commit(keyspace: &str, revision: u64, key: &str, bytes: usize) -> FeedCommit 
         keyspace: Keyspace::new(keyspace).unwrap(),
         record: Arc::new(record),
     }
+}
+
+/// Publishes and tells, as the committer and the feed's thread do between them.
+fn publish(feed: &Feed, commits: Vec<FeedCommit>, published: Revision) {
+    feed.publish(commits, published);
+    feed.tell_all();
 }
 
 fn drain(subscription: &super::Subscription) -> (Vec<u64>, Option<Next>) {
@@ -42,13 +51,13 @@ fn drain(subscription: &super::Subscription) -> (Vec<u64>, Option<Next>) {
 fn a_watch_that_falls_behind_is_caught_up_from_the_ring_without_gap_or_double() {
     let feed = Arc::new(Feed::new(1 << 20, Revision(0)));
     let name = Keyspace::new("a").unwrap();
-    let (watch, after) = feed.subscribe(&name, KeyRange::prefix("k"), true, None);
+    let (watch, after) = feed.subscribe(&name, KeyRange::prefix("k"), None);
     assert_eq!(after, Revision(0));
     let last = QUEUE_COMMITS_MAX as u64 * 3;
     for revision in 1..=last {
         let (mine, others) = (revision * 2, revision * 2 + 1);
-        feed.publish(vec![commit("a", mine, "k", 1)], Revision(mine));
-        feed.publish(vec![commit("b", others, "k", 1)], Revision(others));
+        publish(&feed, vec![commit("a", mine, "k", 1)], Revision(mine));
+        publish(&feed, vec![commit("b", others, "k", 1)], Revision(others));
     }
     let (seen, _) = drain(&watch);
     assert_eq!(seen, (1..=last).map(|n| n * 2).collect::<Vec<_>>());
@@ -58,9 +67,13 @@ fn a_watch_that_falls_behind_is_caught_up_from_the_ring_without_gap_or_double() 
 fn a_watch_older_than_the_ring_is_sent_to_the_log() {
     let feed = Arc::new(Feed::new(20_000, Revision(0)));
     let name = Keyspace::new("a").unwrap();
-    let (watch, _) = feed.subscribe(&name, KeyRange::all(), true, Some(Revision(0)));
+    let (watch, _) = feed.subscribe(&name, KeyRange::all(), Some(Revision(0)));
     for revision in 1..=1_000 {
-        feed.publish(vec![commit("a", revision, "k", 100)], Revision(revision));
+        publish(
+            &feed,
+            vec![commit("a", revision, "k", 100)],
+            Revision(revision),
+        );
     }
     let (seen, end) = drain(&watch);
     let Some(Next::ReadLog(after)) = end else {
@@ -87,9 +100,13 @@ fn ranges_of_every_shape_are_matched_exactly() {
         (KeyRange::single("a"), vec!["a"]),
         (KeyRange::between("aa", "b"), vec!["ab"]),
     ];
-    let watches = ranges.map(|(range, keys)| (feed.subscribe(&name, range, true, None).0, keys));
+    let watches = ranges.map(|(range, keys)| (feed.subscribe(&name, range, None).0, keys));
     for (revision, key) in (1..).zip(["a", "ab", "b"]) {
-        feed.publish(vec![commit("a", revision, key, 1)], Revision(revision));
+        publish(
+            &feed,
+            vec![commit("a", revision, key, 1)],
+            Revision(revision),
+        );
     }
     for (watch, keys) in &watches {
         let Next::Commits(commits) = watch.next(Waker::noop()) else {
@@ -169,7 +186,7 @@ fn step(
         Next::ReadLog(after) => {
             let mut found = Found::after(after, QUEUE_BYTES_MAX);
             log.page_after(after)
-                .search(keyspace, watch.range(), &mut found);
+                .search(keyspace, watch.range(), &Views::default(), &mut found);
             assert!(found.reached > after, "the log goes on behind the ring");
             watch.caught_up(found.reached);
             Some(found.commits)
@@ -203,40 +220,83 @@ fn ranges() -> impl Strategy<Value = KeyRange> {
     ]
 }
 
-/// What happens in a run: a commit, or a watch takes a step, parks, or is replaced by a new one.
+/// What happens in a run: a commit, the feed tells what is published, or a watch takes a step, parks, or is replaced by
+/// a new one.
 #[derive(Clone, Debug)]
 enum Event {
     Commit(bool, BTreeSet<Vec<u8>>),
+    Tell,
     Step(usize),
     Park(usize),
     Replace(usize, KeyRange),
 }
 
 fn events() -> impl Strategy<Value = Event> {
+    let keys_of = |count| {
+        (
+            any::<bool>(),
+            proptest::collection::btree_set(keys(), count),
+        )
+    };
     prop_oneof![
-        6 => (any::<bool>(), proptest::collection::btree_set(keys(), 1..6))
-            .prop_map(|(own, keys)| Event::Commit(own, keys)),
+        6 => keys_of(1..6).prop_map(|(own, keys)| Event::Commit(own, keys)),
+        1 => keys_of(20..40).prop_map(|(own, keys)| Event::Commit(own, keys)),
+        4 => Just(Event::Tell),
         3 => (0..6_usize).prop_map(Event::Step),
         1 => (0..6_usize).prop_map(Event::Park),
         1 => (0..6_usize, ranges()).prop_map(|(watch, range)| Event::Replace(watch, range)),
     ]
 }
 
+/// A watch and what it was told.
+struct Told {
+    watch: Subscription,
+    begun: Revision,
+    seen: Vec<(u64, Vec<Key>)>,
+    /// It was told that there is nothing else up to here.
+    mark: Revision,
+}
+
+impl Told {
+    /// Takes a step, if there is anything to tell. A mark covers what was told, and nothing else.
+    fn step(&mut self, name: &Keyspace, log: &History) -> bool {
+        let Some(commits) = step(&self.watch, name, log) else {
+            let Next::Idle(mark) = self.watch.next(Waker::noop()) else {
+                panic!("it was idle");
+            };
+            self.mark = mark;
+            return false;
+        };
+        self.seen.extend(told(&commits));
+        true
+    }
+
+    fn expected(&self, history: &[FeedCommit]) -> Vec<(u64, Vec<Key>)> {
+        let mut expected = naive(history, "a", self.watch.range());
+        expected.retain(|(revision, _)| *revision > self.begun.0);
+        expected
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Live, from the ring and from the log, parked and resumed: what a watch is told is what looking at each change tells.
+    /// Live, from the ring and from the log, parked and resumed, with commits left out and told late: what a watch is
+    /// told is what looking at each change tells, and no mark comes before what it covers.
     #[test]
     fn each_watch_is_told_what_the_naive_filter_tells(
         ring_bytes in prop_oneof![Just(0_usize), Just(3_000), Just(20_000), Just(1 << 20)],
+        untold_bytes in prop_oneof![Just(0_usize), Just(3_000), Just(1 << 20)],
         first in proptest::collection::vec(ranges(), 6),
         run in proptest::collection::vec(events(), 1..120),
     ) {
-        let feed = Arc::new(Feed::new(ring_bytes, Revision(0)));
+        let mut feed = Feed::new(ring_bytes, Revision(0));
+        feed.hand_over = HandOver::new(untold_bytes);
+        let feed = Arc::new(feed);
         let (name, log) = (Keyspace::new("a").unwrap(), History::default());
         let begin = |range: &KeyRange| {
-            let (watch, begun) = feed.subscribe(&name, range.clone(), true, None);
-            (watch, begun, Vec::new())
+            let (watch, begun) = feed.subscribe(&name, range.clone(), None);
+            Told { watch, begun, seen: Vec::new(), mark: begun }
         };
         let mut watches: Vec<_> = first.iter().map(begin).collect();
         let mut revision = 0;
@@ -245,34 +305,149 @@ proptest! {
                 Event::Commit(own, keys) => {
                     // Not each number is a commit's.
                     revision += 1 + keys.len() as u64;
-                    let keys: Vec<_> = keys.into_iter().collect();
+                    let keys: Vec<_> = keys.into_iter().rev().collect();
                     let commit = commit_of(if own { "a" } else { "b" }, revision, &keys);
                     log.0.write().unwrap().push(commit.clone());
                     feed.publish(vec![commit], Revision(revision));
                     prop_assert!(feed.figures().ring_bytes <= ring_bytes);
                 }
+                Event::Tell => feed.tell_all(),
                 Event::Step(watch) => {
-                    let (watch, _, seen) = &mut watches[watch];
-                    seen.extend(told(&step(watch, &name, &log).unwrap_or_default()));
+                    let watch = &mut watches[watch];
+                    if !watch.step(&name, &log) {
+                        let mut expected = watch.expected(&log.0.read().unwrap());
+                        expected.retain(|(revision, _)| *revision <= watch.mark.0);
+                        prop_assert_eq!(&watch.seen, &expected, "at the mark {}", watch.mark);
+                    }
                 }
-                Event::Park(watch) => watches[watch].0.park(None),
+                Event::Park(watch) => watches[watch].watch.park(None),
                 Event::Replace(watch, range) => watches[watch] = begin(&range),
             }
         }
+        feed.tell_all();
         let history = log.0.read().unwrap().clone();
-        for (watch, begun, seen) in &mut watches {
-            while let Some(commits) = step(watch, &name, &log) {
-                seen.extend(told(&commits));
-            }
-            prop_assert!(watch.is_live());
-            let mut expected = naive(&history, "a", watch.range());
-            expected.retain(|(revision, _)| *revision > begun.0);
-            prop_assert_eq!(&*seen, &expected, "{:?} after {}", watch.range(), begun);
+        for watch in &mut watches {
+            while watch.step(&name, &log) {}
+            prop_assert!(watch.watch.is_live());
+            prop_assert!(watch.mark >= Revision(revision));
+            let expected = watch.expected(&history);
+            prop_assert_eq!(&watch.seen, &expected, "{:?}", watch.watch.range());
         }
         drop(watches);
         let figures = feed.figures();
-        prop_assert_eq!((figures.watches, figures.queued_bytes), (0, 0));
+        prop_assert_eq!((figures.watches, figures.queued_bytes, figures.untold_bytes), (0, 0, 0));
+        prop_assert!(feed.matchers().is_empty());
     }
+}
+
+/// How many watches a commit of the keyspace looks at.
+fn filed(feed: &Feed, keyspace: &Keyspace) -> usize {
+    feed.matchers()
+        .get(keyspace)
+        .map_or(0, |matcher| matcher.all().count())
+}
+
+/// A commit of so many keys, in falling order.
+fn large(revision: u64, keys: u32) -> FeedCommit {
+    let keys = (0..keys).rev().map(|key| format!("{key:05}").into_bytes());
+    commit_of("a", revision, &keys.collect::<Vec<_>>())
+}
+
+#[test]
+fn a_commit_is_published_without_telling_anybody() {
+    let feed = Arc::new(Feed::new(1 << 20, Revision(0)));
+    let name = Keyspace::new("a").unwrap();
+    let (early, _) = feed.subscribe(&name, KeyRange::all(), None);
+    feed.publish(vec![commit("a", 1, "k", 1)], Revision(1));
+    // It is there for who begins now, and below no mark of who is not told yet.
+    assert_eq!(feed.subscribe(&name, KeyRange::all(), None).1, Revision(1));
+    assert!(matches!(early.next(Waker::noop()), Next::Idle(Revision(0))));
+    feed.tell_all();
+    assert_eq!(drain(&early).0, [1]);
+}
+
+#[test]
+fn a_watch_that_stands_behind_costs_a_commit_nothing() {
+    let feed = Arc::new(Feed::new(64 << 20, Revision(0)));
+    let name = Keyspace::new("a").unwrap();
+    let (parked, _) = feed.subscribe(&name, KeyRange::all(), None);
+    let (slow, _) = feed.subscribe(&name, KeyRange::prefix("0"), None);
+    let (live, _) = feed.subscribe(&name, KeyRange::single("00007"), None);
+    assert_eq!(filed(&feed, &name), 3);
+    parked.park(None);
+    assert_eq!(filed(&feed, &name), 2);
+    // More than a queue takes: whom it concerns stands behind.
+    publish(&feed, vec![large(1, 5_000)], Revision(1));
+    assert_eq!(filed(&feed, &name), 0);
+    for watch in [&parked, &slow, &live] {
+        assert_eq!(drain(watch).0, [1]);
+    }
+    assert_eq!(filed(&feed, &name), 3);
+}
+
+#[test]
+fn watches_with_the_same_view_of_a_commit_share_it() {
+    let feed = Arc::new(Feed::new(64 << 20, Revision(0)));
+    let name = Keyspace::new("a").unwrap();
+    let views = [
+        // All of it, however it is said.
+        vec![
+            KeyRange::all(),
+            KeyRange::prefix("0"),
+            KeyRange::between("", "1"),
+        ],
+        // The same part of it.
+        vec![
+            KeyRange::prefix("000"),
+            KeyRange::between("00", "001"),
+            KeyRange::between("00000", "00100"),
+        ],
+    ];
+    for keys in [200, 5_000] {
+        let revision = u64::from(keys);
+        let watches: Vec<Vec<_>> = views
+            .iter()
+            .map(|ranges| {
+                let watch = |range: &KeyRange| feed.subscribe(&name, range.clone(), None).0;
+                ranges.iter().map(watch).collect()
+            })
+            .collect();
+        publish(&feed, vec![large(revision, keys)], Revision(revision));
+        for (watches, changes) in watches.iter().zip([keys as usize, 100]) {
+            let told: Vec<_> = watches
+                .iter()
+                .map(|watch| match watch.next(Waker::noop()) {
+                    Next::Commits(commits) => commits[0].clone(),
+                    other => panic!("{other:?}"),
+                })
+                .collect();
+            assert_eq!(told[0].changes.len(), changes);
+            assert!(
+                told.iter().all(|part| Arc::ptr_eq(part, &told[0])),
+                "{keys}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_mark_beyond_what_is_told_is_waited_for() {
+    struct Woken(std::sync::atomic::AtomicBool);
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, std::sync::atomic::Ordering::SeqCst);
+        }
+    }
+    let feed = Arc::new(Feed::new(1 << 20, Revision(0)));
+    let (watch, _) = feed.subscribe(&Keyspace::new("a").unwrap(), KeyRange::all(), None);
+    // Of another keyspace: the watch itself is told nothing.
+    feed.publish(vec![commit("b", 7, "k", 1)], Revision(7));
+    let woken = Arc::new(Woken(false.into()));
+    watch.wake_once_told(Revision(7), &woken.clone().into());
+    assert!(!woken.0.load(std::sync::atomic::Ordering::SeqCst));
+    feed.tell_all();
+    assert!(woken.0.load(std::sync::atomic::Ordering::SeqCst));
+    assert!(matches!(watch.next(Waker::noop()), Next::Idle(Revision(7))));
 }
 
 /// Searches go on without the lock while the writer moves the ring on, joins its pages and drops them.
@@ -285,7 +460,7 @@ fn watches_that_resume_while_the_ring_moves_on_miss_nothing() {
     let reader = |place: u64| {
         let (feed, name, log) = (feed.clone(), name.clone(), log.clone());
         let prefix = KeyRange::prefix(format!("{place}/"));
-        let (watch, _) = feed.subscribe(&name, prefix, true, None);
+        let (watch, _) = feed.subscribe(&name, prefix, None);
         std::thread::spawn(move || {
             let expected: Vec<_> = (1..=COMMITS).filter(|n| n % 4 == place).collect();
             let mut seen = Vec::new();
@@ -311,7 +486,7 @@ fn watches_that_resume_while_the_ring_moves_on_miss_nothing() {
         let key = format!("{}/k", revision % 4).into_bytes();
         let commit = commit_of("a", revision, &[key]);
         log.0.write().unwrap().push(commit.clone());
-        feed.publish(vec![commit], Revision(revision));
+        publish(&feed, vec![commit], Revision(revision));
     }
     for reader in readers {
         reader.join().expect("a reader sees what it must");
@@ -326,7 +501,7 @@ fn the_ring_counts_indexes_and_wire_forms() {
         let commit = commit("a", revision, "k", 10_000);
         assert!(commit.record.encoded().len() >= 10_000);
         held += 2 * 10_000;
-        feed.publish(vec![commit], Revision(revision));
+        publish(&feed, vec![commit], Revision(revision));
         let figures = feed.figures();
         assert!(figures.ring_bytes <= 1 << 20);
         assert!(
@@ -342,11 +517,15 @@ fn queues_of_live_watches_are_bounded_together() {
     let feed = Arc::new(Feed::new(64 << 20, Revision(0)));
     let name = Keyspace::new("a").unwrap();
     let watches: Vec<_> = (0..2_000)
-        .map(|_| feed.subscribe(&name, KeyRange::all(), true, None).0)
+        .map(|_| feed.subscribe(&name, KeyRange::all(), None).0)
         .collect();
     for revision in 1..=10 {
-        feed.publish(vec![commit("a", revision, "k", 20_000)], Revision(revision));
-        assert!(feed.figures().queued_bytes <= super::QUEUES_BYTES_MAX);
+        publish(
+            &feed,
+            vec![commit("a", revision, "k", 20_000)],
+            Revision(revision),
+        );
+        assert!(feed.figures().queued_bytes <= QUEUES_BYTES_MAX);
     }
     for watch in &watches {
         assert_eq!(drain(watch).0, (1..=10).collect::<Vec<_>>());

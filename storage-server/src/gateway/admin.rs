@@ -50,6 +50,7 @@ fn metrics(shared: &Shared) -> Response<Body> {
         ("bytes_in_flight", shared.budgets.in_flight.used()),
         ("partial_messages", shared.budgets.partial.used()),
         ("outbox", shared.budgets.outbox.used()),
+        ("watches", shared.budgets.watches.used()),
     ];
     shared.metrics.write(&mut out, &budgets);
     shared.engine.write_metrics(&mut out);

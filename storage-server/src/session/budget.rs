@@ -196,6 +196,8 @@ pub(crate) struct Budgets {
     pub(crate) partial: Arc<Budget>,
     /// What waits to be sent, answers that are being read included.
     pub(crate) outbox: Arc<Budget>,
+    /// Memory of watches.
+    pub(crate) watches: Arc<Budget>,
     /// One message always fits into a principal's.
     message_bytes_max: usize,
 }
@@ -207,6 +209,7 @@ impl Budgets {
             in_flight: Budget::new(Limit::BytesInFlightTotal, limits.bytes_in_flight_total_max),
             partial: Budget::new(Limit::PartialMessages, limits.partial_messages_bytes_max),
             outbox: Budget::new(Limit::Outbox, limits.outbox_bytes_total_max),
+            watches: Budget::new(Limit::WatchBytesTotal, limits.watch_bytes_total_max),
             message_bytes_max: limits.announced.message_bytes_max,
         })
     }
@@ -226,6 +229,7 @@ impl Budgets {
             in_flight: half(&self.in_flight),
             partial: half(&self.partial),
             outbox: half(&self.outbox),
+            watches: half(&self.watches),
             message_bytes_max: self.message_bytes_max,
         })
     }

@@ -2,7 +2,7 @@
 //!
 //! It takes what waits, evaluates each commit's checks against the store and the group's earlier commits (the overlay),
 //! writes one batch with one synced write, publishes to the feed, then answers everything that saw the group, refusals
-//! included: nobody learns of a commit that is not durable.
+//! included: nobody learns of a commit that is not durable. The feed tells the watches on a thread of its own.
 //!
 //! Invariants: nothing else writes to the database, so the numbers RocksDB will give are known beforehand; a commit's
 //! record is the last of its rows and its number is the commit's revision; the log holds puts and deletes only.
@@ -112,6 +112,8 @@ pub(super) enum Task {
 
 /// Runs until the queue is closed and drained.
 pub(super) fn run(shared: &Shared) {
+    // Also when it panics: the feed's thread must not wait for ever.
+    let _close = CloseFeed(shared);
     let mut sync = WriteOptions::default();
     sync.set_sync(shared.store.options.durability == Durability::Sync && !planted("skip-sync"));
     let mut committer = Committer { shared, sync };
@@ -121,6 +123,14 @@ pub(super) fn run(shared: &Shared) {
             return;
         }
         committer.commit(works);
+    }
+}
+
+struct CloseFeed<'a>(&'a Shared);
+
+impl Drop for CloseFeed<'_> {
+    fn drop(&mut self) {
+        self.0.feed.close();
     }
 }
 
@@ -174,6 +184,7 @@ impl Committer<'_> {
             }
             if let Err(reason) = self.write_batch(batch, base + numbers) {
                 store.poison(&reason);
+                self.shared.feed.wake_all_waiting();
                 for (reply, _) in answers {
                     let error = StorageError::Internal {
                         message: "a write failed; the store takes no more until it is reopened"
@@ -191,7 +202,8 @@ impl Committer<'_> {
                 self.shared.alarm.set(due);
             }
         }
-        // Ordering: durable, then in the feed, then answered: who has an answer finds the commit everywhere.
+        // Ordering: durable, then published, then answered: who has an answer finds the commit everywhere. What watches
+        // are told of it is told beside that (see the feed).
         self.shared.feed.publish(records, Revision(base + numbers));
         // The fences first: a socket that was taken over is closed rather than told what its successor asks again.
         for before in fenced {

@@ -12,7 +12,7 @@ use storage_protocol::{Result, Revision, StorageError};
 
 use super::store::{Store, StoreSnapshot};
 
-/// From the last page (DESIGN: 30 s).
+/// From the last page.
 pub(super) const LEASE: Duration = Duration::from_secs(30);
 
 /// All loans of a store.

@@ -129,6 +129,24 @@ pub(super) fn write(shared: &Shared, out: &mut String) {
         feed.queued_bytes as f64,
     );
     metric(
+        "storage_feed_untold_bytes",
+        "gauge",
+        "Bytes of commits that are published and that watches are yet to be told of.",
+        feed.untold_bytes as f64,
+    );
+    metric(
+        "storage_feed_views_bytes",
+        "gauge",
+        "Bytes of parts of large commits, kept for watches that see the same part.",
+        feed.views_bytes as f64,
+    );
+    metric(
+        "storage_latest_pages_bytes",
+        "gauge",
+        "Bytes of pages that were read for watches and that these have not taken yet.",
+        shared.pages.bytes() as f64,
+    );
+    metric(
         "storage_ring_bytes",
         "gauge",
         "Bytes of recent commits in memory.",

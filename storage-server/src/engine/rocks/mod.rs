@@ -1,7 +1,7 @@
 //! The engine of a single server, on RocksDB.
 //!
 //! A commit's way: [`RocksSession::commit`] validates it and puts it into the [`queue`]; the [`committer`] evaluates
-//! it with its group, writes the group with one synced write, publishes to the feed and answers. Reads go to RocksDB
+//! it with its group, writes the group with one synced write, publishes to the feed (which tells the watches) and answers. Reads go to RocksDB
 //! directly, from memory on the caller's task, from disk on the read pool. [`layout`] is the disk format, [`open`] judges
 //! a data folder, [`sessions`] knows what outlives a socket, [`log`] reads the WAL as the change log, [`catch_up`] does it
 //! for all watches that fell behind, [`housekeeper`] does what is done beside requests.
@@ -11,12 +11,14 @@ mod clock;
 mod committer;
 mod disk;
 mod housekeeper;
+mod latest;
 mod layout;
 mod lease;
 mod log;
 mod mark;
 mod metrics;
 mod open;
+mod pages;
 mod queue;
 mod reader;
 mod sessions;
@@ -47,15 +49,17 @@ pub use self::clock::TestClock;
 use self::committer::{Task, submit};
 use self::disk::{Disk, Need};
 use self::housekeeper::Alarm;
+use self::latest::LatestWatch;
 use self::layout::LifetimeRow;
 use self::lease::{Leased, Leases};
 use self::metrics::Metrics;
 pub use self::open::OpenError;
+use self::pages::{Pages, UNTAKEN_BYTES_MAX};
 use self::queue::Queue;
 use self::reader::ScanCursor;
 use self::sessions::{Handle, SessionState, Sessions, Verdict};
 use self::store::{KeyspaceState, Store};
-use self::watch::{EveryWatch, LatestWatch};
+use self::watch::EveryWatch;
 use super::{Engine, Resumed, Room, SessionStorage, fingerprint};
 use crate::feed::{Feed, FeedCommit};
 
@@ -178,6 +182,10 @@ struct Shared {
     readers: Arc<Semaphore>,
     /// Places, in KiB, for what the index told open scans.
     scan_rows: Arc<Semaphore>,
+    /// A place for each page of a `Latest` watch that is read: fewer, so that other reads find some too.
+    passes: Arc<Semaphore>,
+    /// Pages that were read for `Latest` watches and not taken yet.
+    pages: Arc<Pages<latest::Page>>,
 }
 
 /// What the index told all open scans together, in KiB; a scan that finds no place goes through its whole range.
@@ -314,6 +322,8 @@ impl RocksEngine {
             metrics: Metrics::default(),
             readers: Arc::new(Semaphore::new(options.read_threads.max(1))),
             scan_rows: Arc::new(Semaphore::new(SCAN_ROWS_KIB_MAX)),
+            passes: Arc::new(Semaphore::new((options.read_threads / 2).max(1))),
+            pages: Pages::new(UNTAKEN_BYTES_MAX),
             store,
         });
         refill_ring(&shared);
@@ -321,6 +331,7 @@ impl RocksEngine {
             shared: shared.clone(),
             threads: Mutex::default(),
         });
+        engine.spawn("feed", shared.clone(), |shared| shared.feed.run())?;
         engine.spawn("committer", shared.clone(), committer::run)?;
         // Keys of sessions that are no more, and what a lapse left when the server ended.
         let prefix = LifetimeRow::sessions_prefix();
@@ -399,6 +410,13 @@ impl RocksEngine {
                 .poison(&format!("sync of the log: {error}"));
         }
         housekeeper::write_mark(&self.shared, true);
+    }
+
+    /// Takes all snapshots back that scans and watches have on loan, as if their 30 s were over. For tests and tools.
+    pub fn expire_snapshots(&self) {
+        self.shared
+            .leases
+            .expire(std::time::Instant::now() + lease::LEASE);
     }
 
     /// Forgets the tombstones that are over age or number now, instead of within ten minutes. Blocks; for tests and
@@ -706,13 +724,10 @@ impl Storage for RocksSession {
             WatchStart::After(position) => Some(self.resolve(position)?),
         };
         let from = after.map(|after| if every { after.max(made) } else { after });
-        let (subscription, begun) = self
-            .shared
-            .feed
-            .subscribe(&keyspace.name, range, every, from);
+        let (subscription, begun) = self.shared.feed.subscribe(&keyspace.name, range, from);
         // Ordering: attached first. A position that the ring holds now is in the log when it leaves the ring; one that it
         // does not hold is looked for from here on, so nothing can be purged between a look and the attaching.
-        if let Some(after) = subscription.needs_log() {
+        if let Some(after) = subscription.needs_log().filter(|_| every) {
             self.shared.catch_up.page_after(after).await?;
         }
         let start = self.shared.store.at(after.unwrap_or(begun));

@@ -1,29 +1,22 @@
-//! The two kinds of watch over the RocksDB engine.
+//! Watches `Every` over the RocksDB engine, and what both kinds of watch have in common.
 //!
 //! [`EveryWatch`] drains its place in the feed, and asks the reader of the log ([`catch_up`](super::catch_up)) where the
-//! feed's ring does not reach back.
-//! [`LatestWatch`] goes in passes: a snapshot at revision R, the index rows after the last mark, each with its present
-//! state, then a mark at R. Nothing is buffered per change, so a reader may be as slow as it likes.
+//! feed's ring does not reach back. `Latest` is in [`latest`](super::latest).
 
 use std::collections::VecDeque;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use storage_protocol::{
-    CommitRecord, Limit, Result, Revision, ScanItem, StorageError, WatchEvent, WatchSource,
-    WatchState, WatchStatus, planted,
+    CommitRecord, Limit, Result, Revision, StorageError, WatchEvent, WatchSource, WatchState,
+    WatchStatus, planted,
 };
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, Sleep};
 
-use super::lease::Leased;
+use super::Shared;
 use super::log::LogPage;
-use super::reader::ChangesCursor;
 use super::store::KeyspaceState;
-use super::{PAGE_BYTES, Shared};
 use crate::feed::page::Found;
 use crate::feed::{Next, QUEUE_BYTES_MAX, Subscription};
 
@@ -36,14 +29,14 @@ const PAGES_PER_TURN: usize = 16;
 
 /// The tokens of the marks that were asked for, oldest first.
 #[derive(Debug, Default)]
-struct Tokens {
+pub(super) struct Tokens {
     /// Each with the store's revision when it was asked for: its mark is no older.
-    asked: VecDeque<(u64, Revision)>,
+    pub(super) asked: VecDeque<(u64, Revision)>,
     overflowed: bool,
 }
 
 impl Tokens {
-    fn push(&mut self, token: u64, at: Revision) {
+    pub(super) fn push(&mut self, token: u64, at: Revision) {
         if self.asked.len() < TOKENS_MAX {
             self.asked.push_back((token, at));
         } else {
@@ -51,7 +44,7 @@ impl Tokens {
         }
     }
 
-    fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         let max = TOKENS_MAX as u64;
         if self.overflowed {
             return Err(StorageError::Overloaded {
@@ -105,7 +98,10 @@ impl EveryWatch {
         let mut found = Found::after(after, QUEUE_BYTES_MAX);
         for _ in 0..PAGES_PER_TURN {
             match self.keyspace.id() {
-                Some(id) => page.search(&id, self.subscription.range(), &mut found),
+                Some(id) => {
+                    let views = self.shared.feed.views();
+                    page.search(&id, self.subscription.range(), views, &mut found);
+                }
                 // It has no commits yet.
                 None => found.reached = page.reached(),
             }
@@ -159,10 +155,7 @@ impl WatchSource for EveryWatch {
                     let Some(&(token, at)) = self.tokens.asked.front() else {
                         return Poll::Pending;
                     };
-                    // A commit can be read a moment before it is published. The mark waits that moment; a store that
-                    // broke between the two (poisoned) publishes no more.
-                    if revision < at && self.shared.store.check_poison().is_ok() {
-                        cx.waker().wake_by_ref();
+                    if mark_waits(&self.shared, &self.subscription, revision, at, cx) {
                         return Poll::Pending;
                     }
                     self.tokens.asked.pop_front();
@@ -202,246 +195,28 @@ impl WatchSource for EveryWatch {
     }
 }
 
-pub(super) struct LatestWatch {
-    shared: Arc<Shared>,
-    keyspace: Arc<KeyspaceState>,
-    subscription: Subscription,
-    min_interval: Duration,
-    /// The last mark.
-    mark: Revision,
-    /// The last mark that was handed over.
+/// Whether a mark that was asked for at a revision is still to come, from a watch that has nothing up to `told`; the waker
+/// is called then. A commit can be read a moment before it is published, and is published a moment before it is told; the
+/// mark waits for both. A store that broke between the first two (poisoned) publishes no more.
+pub(super) fn mark_waits(
+    shared: &Shared,
+    subscription: &Subscription,
     told: Revision,
-    /// Before the first mark: from the beginning, so without tombstones.
-    fresh: bool,
-    /// A first pass is due whatever changed, so that even an empty range has its mark.
-    due: bool,
-    pass: Pass,
-    events: VecDeque<WatchEvent>,
-    next_pass_at: Option<Pin<Box<Sleep>>>,
-    tokens: Tokens,
-    /// The tokens that the pass under way will answer: those asked for before its snapshot.
-    answering: VecDeque<u64>,
-    _place: OwnedSemaphorePermit,
+    asked_at: Revision,
+    cx: &mut Context<'_>,
+) -> bool {
+    let mut due = asked_at;
+    if shared.store.check_poison().is_err() {
+        due = due.min(subscription.published());
+    }
+    let waits = told < due;
+    if waits {
+        subscription.wake_once_told(due, cx.waker());
+    }
+    waits
 }
 
-enum Pass {
-    None,
-    Beginning(BoxFuture<'static, Result<Begun>>),
-    /// Between two pages.
-    Resting(Leased, ChangesCursor),
-    Reading(BoxFuture<'static, Result<Page>>),
-}
-
-struct Begun {
-    snapshot: Leased,
-    cursor: Option<ChangesCursor>,
-    reset: bool,
-}
-
-struct Page {
-    snapshot: Leased,
-    cursor: ChangesCursor,
-    items: Option<Vec<ScanItem>>,
-}
-
-impl LatestWatch {
-    /// Tells what changed after `mark`; `fresh`: everything that is there, and no tombstones.
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        keyspace: Arc<KeyspaceState>,
-        subscription: Subscription,
-        mark: Revision,
-        fresh: bool,
-        min_interval: Duration,
-        place: OwnedSemaphorePermit,
-    ) -> Self {
-        Self {
-            shared,
-            keyspace,
-            subscription,
-            min_interval,
-            mark,
-            told: mark,
-            fresh,
-            due: true,
-            pass: Pass::None,
-            events: VecDeque::new(),
-            next_pass_at: None,
-            tokens: Tokens::default(),
-            answering: VecDeque::new(),
-            _place: place,
-        }
-    }
-
-    /// Begins a pass if something changed or was asked for, and the interval is over.
-    fn begin(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        // Ordering: the flag is taken before the snapshot, so what commits between sets it again.
-        self.due |= self.subscription.take_dirty(cx.waker());
-        if !self.due && self.tokens.asked.is_empty() {
-            return Poll::Pending;
-        }
-        if let Some(sleep) = &mut self.next_pass_at {
-            ready!(sleep.as_mut().poll(cx));
-        }
-        if !self.min_interval.is_zero() {
-            self.next_pass_at = Some(Box::pin(tokio::time::sleep_until(
-                Instant::now() + self.min_interval,
-            )));
-        }
-        self.due = false;
-        // The snapshot comes later, so it is no older than what was asked for.
-        self.answering
-            .extend(self.tokens.asked.drain(..).map(|(token, _)| token));
-        let shared = self.shared.clone();
-        let keyspace = self.keyspace.clone();
-        let range = self.subscription.range().clone();
-        let (mark, fresh) = (self.mark, self.fresh);
-        let begin = move |shared: &Shared| {
-            let snapshot = shared.leases.lend(&shared.store);
-            // Ordering: after the snapshot. The horizon is raised before tombstones go, so a snapshot without them
-            // comes with a horizon that tells.
-            let reset = !fresh && mark < keyspace.horizon();
-            let after = if reset { Revision::ZERO } else { mark };
-            let cursor = keyspace
-                .id()
-                .map(|id| ChangesCursor::new(id, range, after, !fresh && !reset));
-            Ok(Begun {
-                snapshot,
-                cursor,
-                reset,
-            })
-        };
-        self.pass = Pass::Beginning(Box::pin(async move { shared.on_pool(begin).await }));
-        Poll::Ready(())
-    }
-
-    fn end(&mut self, revision: Revision) {
-        self.mark = revision;
-        self.fresh = false;
-        let position = self.shared.store.at(revision);
-        if self.answering.is_empty() {
-            self.events.push_back(WatchEvent::Progress {
-                position,
-                token: None,
-            });
-        }
-        let tokens = self.answering.drain(..);
-        self.events.extend(tokens.map(|token| WatchEvent::Progress {
-            position,
-            token: Some(token),
-        }));
-    }
-
-    fn read(&mut self, snapshot: Leased, mut cursor: ChangesCursor) {
-        let shared = self.shared.clone();
-        let read = move |_: &Shared| {
-            let items = snapshot.read(|snapshot| cursor.next_page(snapshot, PAGE_BYTES))?;
-            Ok(Page {
-                snapshot,
-                cursor,
-                items,
-            })
-        };
-        self.pass = Pass::Reading(Box::pin(async move { shared.on_pool(read).await }));
-    }
-
-    /// One step of the pass. Errors are final.
-    fn step(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        match std::mem::replace(&mut self.pass, Pass::None) {
-            Pass::None => ready!(self.begin(cx)),
-            Pass::Resting(snapshot, cursor) => self.read(snapshot, cursor),
-            Pass::Beginning(mut beginning) => match beginning.as_mut().poll(cx) {
-                Poll::Pending => {
-                    self.pass = Pass::Beginning(beginning);
-                    return Poll::Pending;
-                }
-                Poll::Ready(begun) => {
-                    let Begun {
-                        snapshot,
-                        cursor,
-                        reset,
-                    } = begun?;
-                    if reset {
-                        self.events.push_back(WatchEvent::Reset);
-                    }
-                    match cursor {
-                        Some(cursor) => self.pass = Pass::Resting(snapshot, cursor),
-                        None => self.end(snapshot.revision()),
-                    }
-                }
-            },
-            Pass::Reading(mut reading) => {
-                match reading.as_mut().poll(cx) {
-                    Poll::Pending => {
-                        self.pass = Pass::Reading(reading);
-                        return Poll::Pending;
-                    }
-                    Poll::Ready(page) => {
-                        let Page {
-                            snapshot,
-                            cursor,
-                            items,
-                        } = page?;
-                        match items {
-                            None => self.end(snapshot.revision()),
-                            Some(items) => {
-                                let events = items.into_iter();
-                                self.events.extend(events.map(|ScanItem { key, state }| {
-                                    WatchEvent::State { key, state }
-                                }));
-                                self.pass = Pass::Resting(snapshot, cursor);
-                            }
-                        }
-                    }
-                }
-            }
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl WatchSource for LatestWatch {
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<WatchEvent>>> {
-        if let Err(error) = self.tokens.check() {
-            return Poll::Ready(Some(Err(error)));
-        }
-        loop {
-            if let Some(event) = self.events.pop_front() {
-                if let WatchEvent::Progress { position, .. } = event {
-                    self.told = position.revision;
-                }
-                return Poll::Ready(Some(Ok(event)));
-            }
-            if let Err(error) = ready!(self.step(cx)) {
-                return Poll::Ready(Some(Err(error)));
-            }
-        }
-    }
-
-    fn request_progress(&mut self, token: u64) {
-        self.tokens.push(token, self.shared.store.revision());
-    }
-
-    fn park(&mut self) {
-        // A page's states, and nothing else, can be read again from the pass's snapshot.
-        if let Pass::Resting(_, cursor) = &mut self.pass
-            && let Some(WatchEvent::State { key, state }) = self.events.front()
-        {
-            cursor.go_back_to(state.revision(), key);
-            self.events = VecDeque::new();
-        }
-    }
-
-    fn status(&self) -> WatchStatus {
-        let idle = self.events.is_empty() && !self.due && matches!(self.pass, Pass::None);
-        WatchStatus {
-            state: live_if(idle && self.subscription.is_live()),
-            position: self.shared.store.at(self.told),
-        }
-    }
-}
-
-fn live_if(is_live: bool) -> WatchState {
+pub(super) fn live_if(is_live: bool) -> WatchState {
     if is_live {
         WatchState::Live
     } else {

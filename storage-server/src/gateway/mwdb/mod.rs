@@ -337,7 +337,8 @@ impl Dialect for Mwdb {
         }
         moved |= self.start(cx);
         moved |= self.poll_prefix(cx);
-        moved |= self.pushes.poll(cx, &self.shared.pushes, now)?;
+        let shared = &self.shared;
+        moved |= self.pushes.poll(cx, &shared.pushes, &shared.metrics, now)?;
         self.count_outbox();
         Ok(moved)
     }

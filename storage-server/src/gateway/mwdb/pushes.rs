@@ -2,10 +2,11 @@
 //!
 //! A push is rebuilt from the commit, in the order of its puts. A connection's own PUTs are known by their revision;
 //! since their event may come before the commit's own answer, events wait while an earlier own PUT is in flight.
-//! Pushes are kept once the client asked for its prefix, and go out once that was answered. Bounded in bytes: over
-//! the bound the watch is not polled, and after ten seconds the peer is closed, since it cannot be told of a gap.
+//! Pushes are kept once the client asked for its prefix, and go out once that was answered, a large commit in several
+//! messages, each of which is made when the one before it left. Bounded in bytes: over the bound the watch is not polled,
+//! and a peer that takes nothing for ten seconds then is closed, since it cannot be told of a gap.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -15,43 +16,108 @@ use bytes::Bytes;
 use futures_util::Stream;
 use storage_protocol::mwdb::force_reload;
 use storage_protocol::native::close_code;
-use storage_protocol::{ChangeKind, CommitRecord, Revision, Watch, WatchEvent};
+use storage_protocol::{ChangeKind, CommitRecord, Revision, Watch, WatchEvent, planted};
 
 use super::failed;
-use crate::metrics::ClosedLabel;
+use crate::metrics::{ClosedLabel, Metrics};
 use crate::session::Close;
 
-/// How long a peer may be over its bound.
+/// How long a peer that is over its bound may take nothing.
 const OVER_BOUND_MAX: Duration = Duration::from_secs(10);
 
-/// The message of the last commit that was pushed, shared by all connections: it is made once.
+/// A push is shorter than this: mwDB's own client takes each buffer of this size that a message fills for a message of its
+/// own, so a longer one tears, and what is torn off may look like an answer.
+const MESSAGE_BYTES_MAX: usize = super::CLIENT_BUFFER_BYTES - 1;
+
+/// What the shared messages may take; or one, if that is larger.
+const SHARED_BYTES_MAX: usize = 16 << 20;
+
+/// A part of a commit, as one message.
+#[derive(Clone, Debug)]
+struct Piece {
+    /// `None`: it puts nothing.
+    message: Option<Bytes>,
+    /// The place of the first change behind it.
+    next: usize,
+}
+
+/// A commit and the place of a change in it.
+type Place = (Revision, usize);
+
+/// The latest messages of pushes, shared by all connections: each is made once, unless a connection comes late.
 #[derive(Debug, Default)]
-pub(crate) struct PushCache(Mutex<Option<(Revision, Bytes)>>);
+pub(crate) struct PushCache(Mutex<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    pieces: HashMap<Place, Piece>,
+    /// Oldest first.
+    line: VecDeque<Place>,
+    bytes: usize,
+}
 
 impl PushCache {
-    /// The push of a commit; `None` where it put nothing.
-    fn message(&self, record: &CommitRecord) -> Result<Option<Bytes>, Close> {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((revision, message)) = &*last
-            && *revision == record.revision
+    /// What is to be pushed of a commit from a place on, in one message.
+    fn piece(
+        &self,
+        record: &CommitRecord,
+        place: usize,
+        metrics: &Metrics,
+    ) -> Result<Piece, Close> {
+        let mut shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = (record.revision, place);
+        if let Some(piece) = shared.pieces.get(&at) {
+            return Ok(piece.clone());
+        }
+        let piece = cut(record, place, metrics)?;
+        let bytes = |piece: &Piece| piece.message.as_ref().map_or(0, Bytes::len);
+        shared.bytes += bytes(&piece);
+        while shared.bytes > SHARED_BYTES_MAX
+            && let Some(oldest) = shared.line.pop_front()
         {
-            return Ok(Some(message.clone()));
+            let oldest = shared.pieces.remove(&oldest);
+            shared.bytes -= oldest.as_ref().map_or(0, bytes);
         }
-        let puts = record
-            .changes
-            .iter()
-            .filter_map(|change| match &change.kind {
-                ChangeKind::Put { value, .. } => Some((change.key.as_ref(), value.as_ref())),
-                ChangeKind::Removed { .. } | ChangeKind::Signalled { .. } => None,
-            });
-        if puts.clone().next().is_none() {
-            return Ok(None);
+        if piece.message.is_some() {
+            shared.line.push_back(at);
+            shared.pieces.insert(at, piece.clone());
         }
-        let message = force_reload(puts)
-            .map_err(|error| failed(format!("a commit cannot be pushed: {error}")))?;
-        *last = Some((record.revision, message.clone()));
-        Ok(Some(message))
+        Ok(piece)
     }
+}
+
+/// As many puts of a commit from a place on as go into a message. A pair that is too large for any is left out: its client
+/// keeps what it has of that key, which is better than to take its bytes for an answer.
+fn cut(record: &CommitRecord, place: usize, metrics: &Metrics) -> Result<Piece, Close> {
+    let mut pairs = Vec::new();
+    let (mut bytes, mut next) = (1, place);
+    for change in record.changes.iter().skip(place) {
+        if let ChangeKind::Put { value, .. } = &change.kind {
+            let more = change.key.len() + value.len() + 2;
+            if 1 + more > MESSAGE_BYTES_MAX {
+                metrics.mwdb_pairs_left_out.increment();
+                tracing::warn!(
+                    revision = record.revision.0,
+                    bytes = more,
+                    "a pair of 1 MiB or more is left out of a push: mwDB's own client would tear it"
+                );
+            } else if bytes + more > MESSAGE_BYTES_MAX && !planted("push-not-cut") {
+                break;
+            } else {
+                bytes += more;
+                pairs.push((change.key.as_ref(), value.as_ref()));
+            }
+        }
+        next += 1;
+    }
+    let message = if pairs.is_empty() {
+        None
+    } else {
+        let message = force_reload(pairs)
+            .map_err(|error| failed(format!("a commit cannot be pushed: {error}")))?;
+        Some(message)
+    };
+    Ok(Piece { message, next })
 }
 
 /// Where the client is with its prefix.
@@ -71,6 +137,15 @@ struct Held {
     puts_begun: u64,
 }
 
+/// A commit that is pushed.
+struct Push {
+    record: Arc<CommitRecord>,
+    /// The place of the first change that is in no message yet.
+    next: usize,
+    /// What it still counts.
+    bytes: usize,
+}
+
 /// See the module.
 pub(super) struct Pushes {
     watch: Option<Watch>,
@@ -78,7 +153,9 @@ pub(super) struct Pushes {
     bytes_max: usize,
     /// Events that an own PUT in flight might have caused. Counted in `bytes`.
     held: VecDeque<Held>,
-    ready: VecDeque<Bytes>,
+    ready: VecDeque<Push>,
+    /// The next message. Counted with its commit.
+    message: Option<Bytes>,
     bytes: usize,
     over_bound_since: Option<Instant>,
     puts_begun: u64,
@@ -95,6 +172,7 @@ impl Pushes {
             bytes_max,
             held: VecDeque::new(),
             ready: VecDeque::new(),
+            message: None,
             bytes: 0,
             over_bound_since: None,
             puts_begun: 0,
@@ -111,6 +189,7 @@ impl Pushes {
         self.watch = None;
         self.held.clear();
         self.ready.clear();
+        self.message = None;
         self.bytes = 0;
     }
 
@@ -149,11 +228,13 @@ impl Pushes {
         &mut self,
         cx: &mut Context<'_>,
         cache: &PushCache,
+        metrics: &Metrics,
         now: Instant,
     ) -> Result<bool, Close> {
         let mut moved = false;
         loop {
-            moved |= self.release(cache)?;
+            moved |= self.release();
+            moved |= self.prepare(cache, metrics)?;
             if self.bytes > self.bytes_max {
                 self.over_bound_since.get_or_insert(now);
                 return Ok(moved);
@@ -183,7 +264,7 @@ impl Pushes {
     }
 
     /// Turns events into pushes as far as it is known whose they are.
-    fn release(&mut self, cache: &PushCache) -> Result<bool, Close> {
+    fn release(&mut self) -> bool {
         let mut moved = false;
         while let Some(first) = self.held.front() {
             if self
@@ -197,18 +278,39 @@ impl Pushes {
                 break;
             };
             moved = true;
-            self.bytes -= record.bytes();
+            let bytes = record.bytes();
             let own = self.own.contains(&record.revision);
             // Events come in the order of revisions: what lies behind needs no remembering.
             self.own = self
                 .own
                 .split_off(&Revision(record.revision.0.saturating_add(1)));
             if own || self.gate == Gate::NotAsked {
+                self.bytes -= bytes;
                 continue;
             }
-            if let Some(message) = cache.message(&record)? {
-                self.bytes += message.len();
-                self.ready.push_back(message);
+            self.ready.push_back(Push {
+                record,
+                next: 0,
+                bytes,
+            });
+        }
+        moved
+    }
+
+    /// Makes the next message, if there is none and one is due.
+    fn prepare(&mut self, cache: &PushCache, metrics: &Metrics) -> Result<bool, Close> {
+        let mut moved = false;
+        while self.gate == Gate::Open
+            && self.message.is_none()
+            && let Some(push) = self.ready.front_mut()
+        {
+            moved = true;
+            let piece = cache.piece(&push.record, push.next, metrics)?;
+            push.next = piece.next;
+            self.message = piece.message;
+            if push.next == push.record.changes.len() && self.message.is_none() {
+                self.bytes -= push.bytes;
+                self.ready.pop_front();
             }
         }
         Ok(moved)
@@ -216,11 +318,22 @@ impl Pushes {
 
     /// The next push, if the client can bear one.
     pub(super) fn pop(&mut self) -> Option<Bytes> {
-        if self.gate != Gate::Open {
-            return None;
+        let message = self.message.take()?;
+        // It takes what there is: it may be over its bound for longer.
+        self.over_bound_since = None;
+        let Some(push) = self.ready.front_mut() else {
+            return Some(message);
+        };
+        let all_left = push.next == push.record.changes.len();
+        let gone = match all_left {
+            true => push.bytes,
+            false => push.bytes.min(message.len()),
+        };
+        push.bytes -= gone;
+        self.bytes -= gone;
+        if all_left {
+            self.ready.pop_front();
         }
-        let message = self.ready.pop_front()?;
-        self.bytes -= message.len();
         Some(message)
     }
 
@@ -238,5 +351,85 @@ impl Pushes {
             return Err(Close::new(close_code::POLICY, ClosedLabel::Slow, reason));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use storage_protocol::{Change, EntryLifetime, UnixMillis};
+
+    use super::*;
+
+    fn record(revision: u64, values: &[usize]) -> CommitRecord {
+        let changes = values.iter().enumerate().map(|(place, bytes)| Change {
+            key: format!("{place:03}").into(),
+            kind: ChangeKind::Put {
+                value: vec![b'v'; *bytes].into(),
+                lifetime: EntryLifetime::Forever,
+                previous: None,
+            },
+        });
+        let changes = changes.collect();
+        CommitRecord::new(Revision(revision), UnixMillis(0), None, "t".into(), changes)
+    }
+
+    /// The lengths of all messages of a commit, and how many pairs they have.
+    fn messages(
+        cache: &PushCache,
+        record: &CommitRecord,
+        metrics: &Metrics,
+    ) -> (Vec<usize>, usize) {
+        let (mut lengths, mut pairs, mut place) = (Vec::new(), 0, 0);
+        while place < record.changes.len() {
+            let piece = cache.piece(record, place, metrics).unwrap();
+            assert!(piece.next > place);
+            place = piece.next;
+            if let Some(message) = piece.message {
+                let separators = message.iter().filter(|byte| **byte == b'#').count();
+                pairs += separators / 2;
+                lengths.push(message.len());
+            }
+        }
+        (lengths, pairs)
+    }
+
+    #[test]
+    fn a_push_fills_no_buffer_of_the_client() {
+        let (cache, metrics) = (PushCache::default(), Metrics::default());
+        // The longest pair that goes: key, value, two separators and the type byte.
+        let longest = (1 << 20) - 1 - 3 - 3;
+        for values in [
+            vec![10; 300],
+            vec![400_000; 7],
+            vec![1, longest, 1],
+            vec![longest, longest],
+        ] {
+            let revision = values.len() as u64;
+            let (lengths, pairs) = messages(&cache, &record(revision, &values), &metrics);
+            assert_eq!(pairs, values.len());
+            assert!(
+                lengths.iter().all(|length| *length < 1 << 20),
+                "{lengths:?}"
+            );
+        }
+        assert_eq!(metrics.mwdb_pairs_left_out.value(), 0);
+        let (lengths, pairs) = messages(&cache, &record(99, &[1, longest + 1, 1]), &metrics);
+        assert_eq!((lengths.len(), pairs), (1, 2));
+        assert_eq!(metrics.mwdb_pairs_left_out.value(), 1);
+    }
+
+    #[test]
+    fn what_is_shared_is_bounded() {
+        let (cache, metrics) = (PushCache::default(), Metrics::default());
+        let large = record(1, &[500_000; 100]);
+        messages(&cache, &large, &metrics);
+        let shared = cache.0.lock().unwrap();
+        assert!(shared.bytes <= SHARED_BYTES_MAX);
+        assert_eq!(shared.line.len(), shared.pieces.len());
+        let held = shared
+            .pieces
+            .values()
+            .filter_map(|piece| piece.message.as_ref());
+        assert_eq!(held.map(Bytes::len).sum::<usize>(), shared.bytes);
     }
 }

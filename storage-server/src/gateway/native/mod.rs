@@ -44,7 +44,7 @@ use order::{Commit, Content, Order};
 use parts::Parts;
 use reads::{Lane, Read, Reads};
 use scans::{Scans, Turn};
-use watches::Watches;
+use watches::{Terms, Watches};
 
 /// What a client is told to wait before it connects again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -86,7 +86,7 @@ enum Output {
     NoRoom(Read),
     Watching {
         watch: Watch,
-        credit: u64,
+        terms: Terms,
     },
 }
 
@@ -110,8 +110,10 @@ enum State {
     /// Among those that run, or the openings, if its first poll was not enough.
     Reading(Option<AbortHandle>),
     Committing,
-    /// An open watch; or an Unwatch whose answer waits behind a message in parts.
+    /// An open watch; or an Unwatch whose answer waits behind the watch's last message.
     Watching,
+    /// A Probe of a watch, until its mark comes.
+    Probing,
 }
 
 /// One session.
@@ -152,8 +154,12 @@ pub(crate) struct Native {
     order: Order,
     scans: Scans,
     watches: Watches,
-    /// Watches that are being opened.
-    watches_opening: usize,
+    /// Memory of its watches.
+    watch_bytes: Arc<Budget>,
+    /// Watches that are being opened, with the ids of Unwatches that came for them meanwhile.
+    opening: HashMap<RequestId, Vec<RequestId>>,
+    /// When to look for watches that were told nothing for long.
+    idle_check: Instant,
     /// Watches ended by the peer whose last message is still on its way, with the id of the Unwatch.
     unwatching: Vec<(RequestId, RequestId)>,
 }
@@ -194,7 +200,9 @@ impl Native {
             order: Order::new(),
             scans: Scans::new(shared.metrics.clone()),
             watches: Watches::new(shared.metrics.clone()),
-            watches_opening: 0,
+            watch_bytes: Budget::within(&budgets.watches, Limit::WatchBytes, all.watch_bytes_max),
+            opening: HashMap::new(),
+            idle_check: Instant::now() + shared.config.timeouts.idle_mark,
             unwatching: Vec::new(),
             shared: shared.clone(),
         }
@@ -552,9 +560,10 @@ impl Native {
         };
         self.in_flight.remove(&id);
         self.metrics().request(label, &result);
-        if label == RequestLabel::Watch {
-            self.watches_opening -= 1;
-        }
+        let unwatching = match label {
+            RequestLabel::Watch => self.opening.remove(&id).unwrap_or_default(),
+            _ => Vec::new(),
+        };
         // Until the answer is counted in the outbox.
         let mut counted = None;
         let message = match result {
@@ -575,7 +584,7 @@ impl Native {
                 revision: position.revision,
             },
             Ok(Output::Page(turn)) => self.scans.page(scan.unwrap_or_default(), turn, now),
-            Ok(Output::Watching { watch, credit }) => {
+            Ok(Output::Watching { watch, terms }) => {
                 let revision = watch.start().revision;
                 self.in_flight.insert(
                     id,
@@ -584,7 +593,9 @@ impl Native {
                         _permits: None,
                     },
                 );
-                self.watches.insert(id, watch, credit);
+                let now = self.storage.as_ref().map(|storage| storage.position());
+                let is_behind = now.is_some_and(|now| revision < now.revision);
+                self.watches.insert(id, watch, terms, is_behind);
                 ServerMessage::Watching { revision }
             }
             // Only reads find no room.
@@ -593,6 +604,11 @@ impl Native {
         self.answer(id, &message);
         self.count_outbox();
         drop(counted);
+        for request in unwatching {
+            // It was not polled yet, so it told nothing.
+            self.watches.remove(id);
+            self.end_watch(id, request);
+        }
     }
 
     fn count_outbox(&mut self) {
@@ -708,6 +724,9 @@ impl Native {
         let turn = self.watches.poll(cx, &mut self.outbox, |outbox| {
             is_full(shared, budget, outbox.bytes())
         });
+        for probe in self.watches.answered() {
+            self.in_flight.remove(&probe);
+        }
         for (id, error) in turn.ended {
             self.in_flight.remove(&id);
             // Behind the events that are queued.
@@ -719,6 +738,9 @@ impl Native {
 
     /// Both ids are free, and the peer is told behind the watch's last event.
     fn end_watch(&mut self, watch: RequestId, request: RequestId) {
+        for probe in self.watches.answered() {
+            self.in_flight.remove(&probe);
+        }
         self.in_flight.remove(&watch);
         self.in_flight.remove(&request);
         self.outbox
@@ -856,7 +878,8 @@ impl Dialect for Native {
     fn deadline(&self) -> Option<Instant> {
         let hello = self.awaits_hello().then_some(self.hello_deadline);
         let (parts, reads) = (self.parts.deadline(), self.reads.deadline());
-        [hello, parts, reads, self.scans.deadline()]
+        let idle = (!self.watches.is_empty()).then_some(self.idle_check);
+        [hello, parts, reads, self.scans.deadline(), idle]
             .into_iter()
             .flatten()
             .min()
@@ -872,6 +895,12 @@ impl Dialect for Native {
         }
         self.scans.expire(now);
         self.reads.on_time(now);
+        if self.idle_check <= now {
+            self.idle_check = now + self.shared.config.timeouts.idle_mark;
+            if let Some(storage) = &self.storage {
+                self.watches.mark_idle(storage.position().revision);
+            }
+        }
         self.check_parts(now)
     }
 

@@ -7,20 +7,23 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use bytes::Bytes;
 use futures_util::future::AbortHandle;
 use futures_util::future::Abortable;
 use storage_protocol::native::{Class, ClientMessage, RequestId, ServerMessage, WatchRequest};
 use storage_protocol::{
-    Batch, CommitOptions, KeyRange, Limit, Outcome, ScanOptions, Storage, StorageError,
-    WatchOptions,
+    Batch, CommitOptions, KeyRange, Limit, Outcome, ScanOptions, Storage, StorageError, WatchMode,
+    WatchOptions, planted,
 };
 
 use super::order::{Commit, Content};
 use super::reads::{Lane, Read};
 use super::scans::{OpenScan, PageRead, read_page};
+use super::watches::{Terms, WATCH_BYTES};
 use super::{Finished, InFlight, Native, Output, Permits, Result, Running, State};
 use crate::engine::SessionStorage;
 use crate::metrics::RequestLabel;
+use crate::session::budget::Permit;
 use crate::session::Close;
 use crate::session::room::AnswerRoom;
 
@@ -71,7 +74,7 @@ impl Request<'_> {
             } => return self.commit(cx, number, batch, options, bytes),
             ClientMessage::Watch(request) => self.watch(cx, request, bytes),
             ClientMessage::Unwatch { watch } => self.unwatch(watch),
-            ClientMessage::Probe { watch, token } => self.probe(watch, token),
+            ClientMessage::Probe { watch, token } => self.probe(watch, token, bytes),
             ClientMessage::Hello(_) | ClientMessage::Cancel | ClientMessage::Credit { .. } => {}
         }
         Ok(())
@@ -302,14 +305,10 @@ impl Request<'_> {
     }
 
     fn watch(&mut self, cx: &mut Context<'_>, request: WatchRequest, bytes: usize) {
-        let max = self.session.limits().watches_max;
-        if self.session.watches.len() + self.session.watches_opening >= max {
-            let error = StorageError::Overloaded {
-                limit: Limit::Watches,
-                max: max as u64,
-            };
-            return self.session.refuse(self.id, RequestLabel::Watch, error);
-        }
+        let memory = match self.watch_memory(&request.range) {
+            Ok(memory) => memory,
+            Err(error) => return self.session.refuse(self.id, RequestLabel::Watch, error),
+        };
         let Some(permits) = self.admit(RequestLabel::Watch, bytes) else {
             return;
         };
@@ -318,7 +317,7 @@ impl Request<'_> {
             _permits: Some(permits),
         };
         self.session.in_flight.insert(self.id, in_flight);
-        self.session.watches_opening += 1;
+        self.session.opening.insert(self.id, Vec::new());
         let storage = self.storage.clone();
         let WatchRequest {
             range,
@@ -326,17 +325,43 @@ impl Request<'_> {
             mode,
             credit,
         } = request;
+        // Copied out of its message, which it would keep alive.
+        let range = KeyRange {
+            start: Bytes::copy_from_slice(&range.start),
+            end: range.end.map(|end| Bytes::copy_from_slice(&end)),
+        };
+        let every = mode == WatchMode::Every;
         let opening = async move {
             let watch = storage.watch(range, WatchOptions { start, mode }).await?;
-            Ok(Output::Watching { watch, credit })
+            let terms = Terms {
+                credit,
+                every,
+                memory,
+            };
+            Ok(Output::Watching { watch, terms })
         };
         self.start(cx, RequestLabel::Watch, None, None, opening);
     }
 
+    /// Room for one more watch of this range.
+    fn watch_memory(&self, range: &KeyRange) -> Result<Permit> {
+        let session = &*self.session;
+        let limits = session.limits();
+        range.check_bounds(limits.key_bytes_max)?;
+        if session.watches.len() + session.opening.len() >= limits.watches_max {
+            return Err(StorageError::Overloaded {
+                limit: Limit::Watches,
+                max: limits.watches_max as u64,
+            });
+        }
+        let bounds = range.start.len() + range.end.as_ref().map_or(0, Bytes::len);
+        session.watch_bytes.take(WATCH_BYTES + bounds)
+    }
+
     fn unwatch(&mut self, watch: RequestId) {
-        if !self.session.watches.remove(watch) {
-            // It ended meanwhile, or its opening is still on its way; there is nothing to wait for.
-            self.abort(watch);
+        let is_opening = self.session.opening.contains_key(&watch);
+        if !is_opening && !self.session.watches.remove(watch) {
+            // It ended meanwhile; there is nothing to wait for.
             return self.session.answer(self.id, &ServerMessage::Done);
         }
         let in_flight = InFlight {
@@ -344,20 +369,37 @@ impl Request<'_> {
             _permits: None,
         };
         self.session.in_flight.insert(self.id, in_flight);
-        if self.session.outbox.has_bulk(watch) {
+        if is_opening && !planted("unwatch-before-answer") {
+            // The WATCH is answered first, and then this.
+            if let Some(unwatching) = self.session.opening.get_mut(&watch) {
+                unwatching.push(self.id);
+            }
+            self.abort(watch);
+        } else if self.session.outbox.has_bulk(watch) {
             self.session.unwatching.push((watch, self.id));
         } else {
             self.session.end_watch(watch, self.id);
         }
     }
 
-    fn probe(&mut self, watch: Option<RequestId>, token: u64) {
+    fn probe(&mut self, watch: Option<RequestId>, token: u64, bytes: usize) {
         let message = match watch {
             None => {
                 let revision = self.storage.position().revision;
                 ServerMessage::Probed { revision, token }
             }
-            Some(watch) if self.session.watches.request_progress(watch, token) => return,
+            Some(watch) if self.session.watches.contains(watch) => {
+                // In flight until its mark comes.
+                if let Some(permits) = self.admit(RequestLabel::Probe, bytes) {
+                    let in_flight = InFlight {
+                        state: State::Probing,
+                        _permits: Some(permits),
+                    };
+                    self.session.in_flight.insert(self.id, in_flight);
+                    self.session.watches.request_progress(watch, token, self.id);
+                }
+                return;
+            }
             Some(watch) => {
                 ServerMessage::Error(StorageError::invalid(format!("there is no watch {watch}")))
             }

@@ -1,5 +1,7 @@
 //! A native session over an in-memory stream, against the stub engine.
 
+mod watching;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -1,5 +1,8 @@
 //! The watches of a session: polled only when they were woken, have credit, and the outbox has room.
 //!
+//! The peer is told marks that it did not ask for: one when a watch `Every` has caught up, and one when it was told
+//! nothing for long while the store went on. They are asked of the watch like those of probes.
+//!
 //! Each watch has a waker of its own that notes its id, so 10,000 resting watches cost a wake nothing. An id stands at
 //! most once in the line of those to be polled. A watch without credit leaves the line until it is granted more; one
 //! with a message in parts on its way, until that has left. Credit counts the payload bytes of changes and states; marks
@@ -14,12 +17,30 @@ use std::task::{Context, Poll, Wake, Waker};
 use futures_util::Stream;
 use futures_util::task::AtomicWaker;
 use storage_protocol::native::{Class, Outbox, PART_BYTES, RequestId, ServerMessage};
-use storage_protocol::{CommitRecord, Key, KeyState, Outcome, StorageError, Watch, WatchEvent};
+use storage_protocol::{
+    CommitRecord, Key, KeyState, Outcome, Revision, StorageError, Watch, WatchEvent, WatchState,
+    planted,
+};
 
 use crate::metrics::Metrics;
+use crate::session::budget::Permit;
 
 /// What one watch may put into the outbox before the others get a turn.
 const TURN_BYTES: usize = 4 * PART_BYTES;
+
+/// What a watch takes in memory beside the bounds of its range, about: here, in the engine and in the feed.
+pub(super) const WATCH_BYTES: usize = 2 * 1024;
+
+/// What a watch was opened with.
+#[derive(Debug)]
+pub(super) struct Terms {
+    /// The first grant.
+    pub(super) credit: u64,
+    /// Mode `Every`.
+    pub(super) every: bool,
+    /// What it takes in memory.
+    pub(super) memory: Permit,
+}
 
 /// Ids of watches that were woken; filled by wakers on any thread, drained by the session's task.
 #[derive(Debug, Default)]
@@ -57,8 +78,16 @@ struct Slot {
     watch: Watch,
     /// Bytes it may still send; below zero after an event that was longer than what was left.
     credit: i64,
-    /// Marks that were asked for and did not come yet.
-    marks_due: usize,
+    every: bool,
+    /// Marks that were asked for and did not come yet, in their order: the probe of each that the peer asked for.
+    marks_due: VecDeque<Option<RequestId>>,
+    /// It was behind, and is to be told a mark when it is not.
+    catching_up: bool,
+    /// It was told nothing since the watches were looked at for that.
+    quiet: bool,
+    /// The last commit or mark that it was told.
+    told: Revision,
+    _memory: Permit,
     /// An event that was met without credit for it.
     kept: Option<WatchEvent>,
     state: Arc<WatchWaker>,
@@ -71,6 +100,8 @@ pub(super) struct Watches {
     woken: Arc<Woken>,
     line: VecDeque<RequestId>,
     behind_bulk: Vec<RequestId>,
+    /// Probes that are in flight no more: their marks came, or their watches ended.
+    answered: Vec<RequestId>,
     metrics: Arc<Metrics>,
 }
 
@@ -99,6 +130,7 @@ impl Watches {
             woken: Arc::default(),
             line: VecDeque::new(),
             behind_bulk: Vec::new(),
+            answered: Vec::new(),
             metrics,
         }
     }
@@ -107,7 +139,16 @@ impl Watches {
         self.slots.len()
     }
 
-    pub(super) fn insert(&mut self, id: RequestId, watch: Watch, credit: u64) {
+    pub(super) fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    pub(super) fn contains(&self, id: RequestId) -> bool {
+        self.slots.contains_key(&id)
+    }
+
+    /// Takes a watch; `is_behind`: there is something before it already.
+    pub(super) fn insert(&mut self, id: RequestId, watch: Watch, terms: Terms, is_behind: bool) {
         let state = Arc::new(WatchWaker {
             id,
             queued: AtomicBool::new(false),
@@ -115,9 +156,14 @@ impl Watches {
         });
         let waker = Waker::from(state.clone());
         let slot = Slot {
+            told: watch.start().revision,
             watch,
-            credit: to_credit(credit),
-            marks_due: 0,
+            credit: to_credit(terms.credit),
+            every: terms.every,
+            marks_due: VecDeque::new(),
+            catching_up: is_behind && terms.every,
+            quiet: false,
+            _memory: terms.memory,
             kept: None,
             state,
             waker,
@@ -129,11 +175,36 @@ impl Watches {
     }
 
     pub(super) fn remove(&mut self, id: RequestId) -> bool {
-        let removed = self.slots.remove(&id).is_some();
-        if removed {
-            self.metrics.watches.subtract(1);
+        let Some(slot) = self.slots.remove(&id) else {
+            return false;
+        };
+        self.answered.extend(slot.marks_due.into_iter().flatten());
+        self.metrics.watches.subtract(1);
+        true
+    }
+
+    /// The probes that are in flight no more since this was last asked.
+    pub(super) fn answered(&mut self) -> Vec<RequestId> {
+        std::mem::take(&mut self.answered)
+    }
+
+    /// Asks for a mark of each watch `Every` that was told nothing since the last time, if the store went on to `present`
+    /// since. One without credit is parked, and is not looked for.
+    pub(super) fn mark_idle(&mut self, present: Revision) {
+        for (id, slot) in &mut self.slots {
+            let was_quiet = std::mem::replace(&mut slot.quiet, true);
+            if slot.every
+                && was_quiet
+                && slot.credit > 0
+                && slot.marks_due.is_empty()
+                && slot.told < present
+            {
+                slot.ask_unasked();
+                if !slot.state.queued.swap(true, Ordering::AcqRel) {
+                    self.line.push_back(*id);
+                }
+            }
         }
-        removed
     }
 
     pub(super) fn clear(&mut self) {
@@ -149,14 +220,13 @@ impl Watches {
         }
     }
 
-    pub(super) fn request_progress(&mut self, id: RequestId, token: u64) -> bool {
-        let Some(slot) = self.slots.get_mut(&id) else {
-            return false;
-        };
-        slot.watch.request_progress(token);
-        slot.marks_due += 1;
-        self.enqueue(id);
-        true
+    /// Asks for a mark for the peer, whose request is `probe`.
+    pub(super) fn request_progress(&mut self, id: RequestId, token: u64, probe: RequestId) {
+        if let Some(slot) = self.slots.get_mut(&id) {
+            slot.watch.request_progress(token);
+            slot.marks_due.push_back(Some(probe));
+            self.enqueue(id);
+        }
     }
 
     fn enqueue(&mut self, id: RequestId) {
@@ -199,7 +269,7 @@ impl Watches {
             };
             slot.state.queued.store(false, Ordering::Release);
             let before = outbox.bytes();
-            let rest = slot.take_turn(id, outbox);
+            let rest = slot.take_turn(id, outbox, &mut self.answered);
             polled.moved |= outbox.bytes() != before;
             match rest {
                 Rest::Parked => {}
@@ -223,7 +293,29 @@ impl Drop for Watches {
 }
 
 impl Slot {
-    fn take_turn(&mut self, id: RequestId, outbox: &mut Outbox) -> Rest {
+    /// Asks for a mark that the peer did not ask for.
+    fn ask_unasked(&mut self) {
+        self.watch.request_progress(0);
+        self.marks_due.push_back(None);
+    }
+
+    /// A mark came: whom it answers. The token of one that the peer did not ask for is not the peer's matter.
+    fn mark_came(&mut self, token: &mut Option<u64>, answered: &mut Vec<RequestId>) {
+        if token.is_none() {
+            return;
+        }
+        match self.marks_due.pop_front() {
+            Some(Some(probe)) => answered.push(probe),
+            _ => *token = None,
+        }
+    }
+
+    fn take_turn(
+        &mut self,
+        id: RequestId,
+        outbox: &mut Outbox,
+        answered: &mut Vec<RequestId>,
+    ) -> Rest {
         let start = outbox.bytes();
         let mut sender = Sender {
             id,
@@ -236,12 +328,19 @@ impl Slot {
                 self.credit -= sender.sent;
                 return Rest::BehindBulk;
             }
-            let used = sender
-                .sent
-                .saturating_add(to_credit(sender.events.bytes() as u64));
-            let has_credit = self.credit > used;
-            if !has_credit && (self.kept.is_some() || self.marks_due == 0) {
+            let estimated = to_credit(sender.events.bytes() as u64);
+            if self.credit <= sender.sent.saturating_add(estimated)
+                && self.credit > sender.sent
+                && !planted("credit-by-estimate")
+            {
+                // What goes out counts, and that is known once it is sent: it may leave credit for more.
+                sender.flush();
+                continue;
+            }
+            let has_credit = self.credit > sender.sent.saturating_add(estimated);
+            if !has_credit && (self.kept.is_some() || self.marks_due.is_empty()) {
                 self.watch.park();
+                self.catching_up |= self.every;
                 break self.settle(sender, Rest::Parked);
             }
             if let Some(event) = self.kept.take() {
@@ -252,10 +351,23 @@ impl Slot {
                 break self.settle(sender, Rest::Again);
             }
             match Pin::new(&mut self.watch).poll_next(&mut Context::from_waker(&self.waker)) {
-                Poll::Pending => break self.settle(sender, Rest::Parked),
-                Poll::Ready(Some(Ok(event))) => {
-                    if let WatchEvent::Progress { token: Some(_), .. } = event {
-                        self.marks_due = self.marks_due.saturating_sub(1);
+                Poll::Pending => {
+                    if self.catching_up && self.watch.status().state == WatchState::Live {
+                        self.catching_up = false;
+                        self.ask_unasked();
+                        continue;
+                    }
+                    break self.settle(sender, Rest::Parked);
+                }
+                Poll::Ready(Some(Ok(mut event))) => {
+                    self.quiet = false;
+                    match &mut event {
+                        WatchEvent::Commit(record) => self.told = record.revision,
+                        WatchEvent::Progress { position, token } => {
+                            self.told = position.revision;
+                            self.mark_came(token, answered);
+                        }
+                        _ => {}
                     }
                     if !has_credit
                         && matches!(event, WatchEvent::Commit(_) | WatchEvent::State { .. })
@@ -391,4 +503,140 @@ fn state_bytes(key: &Key, state: &KeyState) -> usize {
         KeyState::Removed(_) => 0,
     };
     key.len() + value + 32
+}
+
+#[cfg(test)]
+mod tests {
+    use storage_protocol::{
+        Entry, EntryLifetime, Limit, Position, Result, WatchSource, WatchStatus,
+    };
+
+    use super::*;
+    use crate::session::budget::Budget;
+
+    /// Tells what it was given, then rests, live, and answers what it is asked.
+    #[derive(Default)]
+    struct Fake {
+        events: VecDeque<WatchEvent>,
+        tokens: VecDeque<u64>,
+    }
+
+    impl WatchSource for Fake {
+        fn poll_next(&mut self, _: &mut Context<'_>) -> Poll<Option<Result<WatchEvent>>> {
+            if let Some(event) = self.events.pop_front() {
+                return Poll::Ready(Some(Ok(event)));
+            }
+            let Some(token) = self.tokens.pop_front() else {
+                return Poll::Pending;
+            };
+            let position = self.status().position;
+            let token = Some(token);
+            Poll::Ready(Some(Ok(WatchEvent::Progress { position, token })))
+        }
+
+        fn request_progress(&mut self, token: u64) {
+            self.tokens.push_back(token);
+        }
+
+        fn park(&mut self) {}
+
+        fn status(&self) -> WatchStatus {
+            WatchStatus {
+                state: WatchState::Live,
+                position: Position::default(),
+            }
+        }
+    }
+
+    fn state(n: usize) -> WatchEvent {
+        WatchEvent::State {
+            key: format!("key-{n:05}").into(),
+            state: KeyState::Live(Entry {
+                value: "v".into(),
+                revision: Revision(n as u64),
+                lifetime: EntryLifetime::Forever,
+            }),
+        }
+    }
+
+    fn open(events: impl Iterator<Item = WatchEvent>, credit: u64, every: bool) -> Watches {
+        let mut watches = Watches::new(Arc::default());
+        let memory = Budget::new(Limit::WatchBytes, 1 << 20).take(1).unwrap();
+        let terms = Terms {
+            credit,
+            every,
+            memory,
+        };
+        let source = Fake {
+            events: events.collect(),
+            ..Fake::default()
+        };
+        let watch = Watch::new(Position::default(), Box::new(source));
+        watches.insert(1, watch, terms, true);
+        watches
+    }
+
+    /// The messages that come without another word of the peer's.
+    fn messages(watches: &mut Watches) -> Vec<ServerMessage> {
+        let mut outbox = Outbox::new();
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut said = Vec::new();
+        loop {
+            watches.poll(&mut cx, &mut outbox, |_| false);
+            let Some(frame) = outbox.pop() else {
+                return said;
+            };
+            let packet = storage_protocol::native::Packet::from_frame(frame).unwrap();
+            said.push(ServerMessage::decode(packet).unwrap());
+        }
+    }
+
+    #[test]
+    fn states_are_sent_as_long_as_the_balance_is_above_zero() {
+        let all = 150;
+        let mut watches = open((0..all).map(state), 3_000, false);
+        let (mut told, mut bytes) = (0, 0);
+        for message in messages(&mut watches) {
+            bytes += message.encode(Some(1)).payload.len();
+            let ServerMessage::States { states } = message else {
+                panic!("{message:?}")
+            };
+            told += states.len();
+        }
+        assert!(bytes < 3_000, "there was credit for all");
+        assert_eq!(told, all);
+    }
+
+    #[test]
+    fn credit_is_overdrawn_by_one_state_at_most() {
+        let mut watches = open((0..10_000).map(state), 3_000, false);
+        let lengths = messages(&mut watches);
+        let bytes: usize = lengths.iter().map(|message| message.encode(Some(1)).payload.len()).sum();
+        assert!((3_000..3_100).contains(&bytes), "{bytes} bytes for 3,000");
+    }
+
+    #[test]
+    fn a_mark_says_that_a_watch_has_caught_up() {
+        let record = CommitRecord::new(
+            Revision(7),
+            storage_protocol::UnixMillis(0),
+            None,
+            "t".into(),
+            vec![storage_protocol::Change {
+                key: "k".into(),
+                kind: storage_protocol::ChangeKind::Removed { previous: None },
+            }],
+        );
+        let commit = WatchEvent::Commit(Arc::new(record));
+        let mut watches = open(std::iter::once(commit), 1_000, true);
+        let said = messages(&mut watches);
+        assert!(
+            matches!(
+                said[..],
+                [ServerMessage::Changes { .. }, ServerMessage::Progress { token: None, .. }]
+            ),
+            "{said:?}"
+        );
+        assert!(messages(&mut watches).is_empty());
+    }
 }

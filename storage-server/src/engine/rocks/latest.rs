@@ -1,0 +1,554 @@
+//! Watches `Latest` over the RocksDB engine.
+//!
+//! One that keeps up is served from its queue in the feed, like a watch `Every`: what is queued when it is asked is
+//! conflated to the last state of each key, and a mark follows. One that does not, or begins, goes in passes over
+//! snapshots: a snapshot at revision R, the index rows after the last mark, each with its present state, then a mark at
+//! R. No change is buffered then, so a reader may be as slow as it likes.
+//!
+//! A snapshot is on loan ([`lease`](super::lease)). A pass whose snapshot was taken back goes on with a new one, behind
+//! what it told already: the index is in the order of revisions, so what changed meanwhile stands at its end, and may be
+//! told again with a higher revision. Tombstones newer than the pass's first snapshot are told whatever it began with, since
+//! their keys may have been told before. Only if these were forgotten meanwhile does it begin anew, behind a `Reset`.
+
+use std::collections::{HashMap, VecDeque};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use storage_protocol::{
+    ChangeKind, CommitRecord, Entry, Key, KeyRange, KeyState, Result, Revision, ScanItem,
+    StorageError, WatchEvent, WatchSource, WatchStatus, planted,
+};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, Sleep};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::lease::Leased;
+use super::pages::Ticket;
+use super::reader::{ChangesCursor, ChangesPage};
+use super::store::KeyspaceState;
+use super::watch::{Tokens, live_if, mark_waits};
+use super::{PAGE_BYTES, Shared, closed, read_failed};
+use crate::feed::{Hold, Next, Subscription};
+
+pub(super) struct LatestWatch {
+    shared: Arc<Shared>,
+    keyspace: Arc<KeyspaceState>,
+    subscription: Subscription,
+    min_interval: Duration,
+    /// The last mark.
+    mark: Revision,
+    /// The last mark that was handed over.
+    told: Revision,
+    /// Before the first mark: from the beginning, so without tombstones.
+    fresh: bool,
+    /// The first mark is due whatever changed, so that even an empty range has it.
+    first: bool,
+    pass: Pass,
+    events: VecDeque<WatchEvent>,
+    /// Of the pass whose last states are in `events`: tombstones up to here are not told.
+    tombstones_after: Revision,
+    /// Counts these events while the watch is parked.
+    hold: Option<Hold>,
+    next_pass_at: Option<Pin<Box<Sleep>>>,
+    tokens: Tokens,
+    /// The tokens that the pass under way will answer: those asked for before its snapshot.
+    answering: VecDeque<u64>,
+    _place: OwnedSemaphorePermit,
+}
+
+enum Pass {
+    /// No pass over a snapshot is under way.
+    None,
+    /// Between two pages.
+    Resting(NextPage),
+    /// The page that comes from there is read, or waits to be taken.
+    Reading(NextPage, BoxFuture<'static, Result<Ticket<Page>>>),
+}
+
+/// From where the next page of a pass is read.
+#[derive(Clone, Debug)]
+enum NextPage {
+    /// The first one, of what changed after a mark; `fresh`: of all there is, without tombstones.
+    Mark { mark: Revision, fresh: bool },
+    /// The pass's snapshot, which may be expired.
+    Snapshot(Leased, ChangesCursor),
+    /// There is no snapshot any more.
+    Cursor(ChangesCursor),
+}
+
+/// A page that was read.
+#[derive(Debug)]
+pub(super) struct Page {
+    snapshot: Leased,
+    /// Behind this page; `None`: the keyspace has no entries yet.
+    cursor: Option<ChangesCursor>,
+    /// What was told before is to be forgotten.
+    reset: bool,
+    items: Vec<ScanItem>,
+    is_last: bool,
+}
+
+impl LatestWatch {
+    /// Tells what changed after `mark`; `fresh`: everything that is there, and no tombstones.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        keyspace: Arc<KeyspaceState>,
+        subscription: Subscription,
+        mark: Revision,
+        fresh: bool,
+        min_interval: Duration,
+        place: OwnedSemaphorePermit,
+    ) -> Self {
+        Self {
+            shared,
+            keyspace,
+            subscription,
+            min_interval,
+            mark,
+            told: mark,
+            fresh,
+            first: true,
+            pass: Pass::None,
+            events: VecDeque::new(),
+            tombstones_after: Revision::ZERO,
+            hold: None,
+            next_pass_at: None,
+            tokens: Tokens::default(),
+            answering: VecDeque::new(),
+            _place: place,
+        }
+    }
+
+    /// Tells what is queued, or begins a pass, if something changed or was asked for, and the interval is over. A mark that
+    /// was asked for does not wait for the interval.
+    fn begin(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let has_news = self.subscription.has_news(cx.waker());
+        if !has_news && !self.first && self.tokens.asked.is_empty() {
+            return Poll::Pending;
+        }
+        if self.tokens.asked.is_empty()
+            && let Some(sleep) = &mut self.next_pass_at
+        {
+            ready!(sleep.as_mut().poll(cx));
+        }
+        if !self.min_interval.is_zero() {
+            self.next_pass_at = Some(Box::pin(tokio::time::sleep_until(
+                Instant::now() + self.min_interval,
+            )));
+        }
+        // Without its tombstones the log's steps would do; but the watch is told that they are gone.
+        let needs_state = self.first && (self.fresh || self.mark < self.keyspace.horizon());
+        if needs_state {
+            self.begin_pass();
+            return Poll::Ready(());
+        }
+        match self.subscription.next_recent() {
+            Next::Commits(commits) => self.tell_batch(&commits),
+            Next::ReadLog(_) => self.begin_pass(),
+            Next::Idle(told) => {
+                let asked = self.tokens.asked.front().copied();
+                if let Some((_, at)) = asked
+                    && mark_waits(&self.shared, &self.subscription, told, at, cx)
+                {
+                    return Poll::Pending;
+                }
+                if self.first || asked.is_some() {
+                    self.end_batch(told.max(self.mark));
+                }
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// Tells commits as one pass: the last state of each key, in revision order.
+    fn tell_batch(&mut self, commits: &[Arc<CommitRecord>]) {
+        self.tombstones_after = Revision::ZERO;
+        let mut states: HashMap<&Key, KeyState> = HashMap::new();
+        let range = self.subscription.range();
+        for commit in commits.iter().filter(|commit| commit.revision > self.mark) {
+            let changes = commit.changes.iter();
+            for change in changes.filter(|change| range.contains(&change.key)) {
+                if let Some(state) = state_behind(&change.kind, commit.revision) {
+                    states.insert(&change.key, state);
+                }
+            }
+        }
+        let mut states: Vec<_> = states.into_iter().collect();
+        states.sort_unstable_by(|(a, one), (b, other)| {
+            (one.revision(), *a).cmp(&(other.revision(), *b))
+        });
+        let is_empty = states.is_empty();
+        let states = states.into_iter().map(|(key, state)| WatchEvent::State {
+            key: key.clone(),
+            state,
+        });
+        self.events.extend(states);
+        let reached = commits.last().map_or(self.mark, |last| last.revision);
+        let answers = |(_, at): &(u64, Revision)| *at <= reached;
+        if is_empty && !self.first && !self.tokens.asked.front().is_some_and(answers) {
+            // Signals only, which this kind of watch is not told.
+            self.mark = self.mark.max(reached);
+            return;
+        }
+        self.end_batch(reached.max(self.mark));
+    }
+
+    /// A mark at a revision that the feed has come to, and the answers to what was asked for up to there.
+    fn end_batch(&mut self, reached: Revision) {
+        while let Some((token, _)) = self.tokens.asked.pop_front_if(|(_, at)| *at <= reached) {
+            self.answering.push_back(token);
+        }
+        if self.shared.store.check_poison().is_err() {
+            // It comes no further.
+            self.answering
+                .extend(self.tokens.asked.drain(..).map(|(token, _)| token));
+        }
+        self.end(reached);
+    }
+
+    fn end(&mut self, revision: Revision) {
+        self.mark = revision;
+        self.fresh = false;
+        self.first = false;
+        let position = self.shared.store.at(revision);
+        if self.answering.is_empty() {
+            self.events.push_back(WatchEvent::Progress {
+                position,
+                token: None,
+            });
+        }
+        let tokens = self.answering.drain(..);
+        self.events.extend(tokens.map(|token| WatchEvent::Progress {
+            position,
+            token: Some(token),
+        }));
+    }
+
+    fn begin_pass(&mut self) {
+        // It is not told what the pass will tell.
+        self.subscription.park(None);
+        // The snapshot comes later, so it is no older than what was asked for.
+        self.answering
+            .extend(self.tokens.asked.drain(..).map(|(token, _)| token));
+        self.read(NextPage::Mark {
+            mark: self.mark,
+            fresh: self.fresh,
+        });
+    }
+
+    fn read(&mut self, from: NextPage) {
+        let page = read_page(
+            self.shared.clone(),
+            self.keyspace.clone(),
+            self.subscription.range().clone(),
+            from.clone(),
+        );
+        self.pass = Pass::Reading(from, Box::pin(page));
+    }
+
+    /// Takes a page that was read.
+    fn take(&mut self, page: Page) {
+        let Page {
+            snapshot,
+            cursor,
+            reset,
+            items,
+            is_last,
+        } = page;
+        if reset {
+            self.events.push_back(WatchEvent::Reset);
+        }
+        let states = items.into_iter();
+        let states = states.map(|ScanItem { key, state }| WatchEvent::State { key, state });
+        self.events.extend(states);
+        match cursor {
+            Some(cursor) if !is_last => {
+                self.pass = Pass::Resting(NextPage::Snapshot(snapshot, cursor));
+            }
+            cursor => {
+                if let Some(cursor) = cursor {
+                    self.tombstones_after = cursor.tombstones_after();
+                }
+                let revision = snapshot.revision();
+                self.end(revision);
+                self.subscription.caught_up(revision);
+                // Live at once, if that is to be had; else it is found out when there is nothing to tell.
+                self.subscription.come_near();
+            }
+        }
+    }
+
+    /// One step of the pass. Errors are final.
+    fn step(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        match std::mem::replace(&mut self.pass, Pass::None) {
+            Pass::None => ready!(self.begin(cx)),
+            Pass::Resting(from) => self.read(from),
+            Pass::Reading(from, mut reading) => match reading.as_mut().poll(cx) {
+                Poll::Pending => {
+                    self.pass = Pass::Reading(from, reading);
+                    return Poll::Pending;
+                }
+                Poll::Ready(ticket) => match ticket?.take() {
+                    Some(page) => self.take(page),
+                    // It had to make room for others'.
+                    None => self.read(from),
+                },
+            },
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Gives up the states that were read and not taken, where they can be read again.
+    fn give_back(&mut self) {
+        match (&mut self.pass, self.events.front()) {
+            (
+                Pass::Resting(NextPage::Snapshot(_, cursor)),
+                Some(WatchEvent::State { key, state }),
+            ) => {
+                cursor.go_back_to(state.revision(), key);
+                self.events.clear();
+            }
+            // Nothing of the pass was taken since it said so.
+            (Pass::Resting(_), Some(WatchEvent::Reset)) => {
+                self.events.clear();
+                self.pass = Pass::Resting(NextPage::Mark {
+                    mark: self.mark,
+                    fresh: self.fresh,
+                });
+            }
+            (Pass::None, Some(WatchEvent::State { .. } | WatchEvent::Reset))
+                if self.hold.is_none() =>
+            {
+                self.hold_batch();
+            }
+            _ => {}
+        }
+    }
+
+    /// The last states of a pass, or of a batch of the feed's, cannot be read again as they are. They are kept, as long as
+    /// there is room for such; else what is left of the pass becomes one over a newer snapshot.
+    fn hold_batch(&mut self) {
+        let bytes = self.events.iter().map(|event| match event {
+            WatchEvent::State { key, state } => size_of::<WatchEvent>() + state_bytes(key, state),
+            _ => size_of::<WatchEvent>(),
+        });
+        self.hold = self.subscription.hold(bytes.sum());
+        if self.hold.is_some() {
+            return;
+        }
+        let next = match (self.keyspace.id(), self.events.front()) {
+            (Some(id), Some(WatchEvent::State { key, state })) => {
+                let range = self.subscription.range().clone();
+                let mut cursor = ChangesCursor::new(id, range, self.told, self.tombstones_after);
+                cursor.go_back_to(state.revision(), key);
+                NextPage::Cursor(cursor)
+            }
+            _ => NextPage::Mark {
+                mark: self.told,
+                fresh: false,
+            },
+        };
+        let tokens = self.events.iter().filter_map(|event| match event {
+            WatchEvent::Progress { token, .. } => *token,
+            _ => None,
+        });
+        let tokens: VecDeque<u64> = tokens.collect();
+        self.answering = tokens;
+        self.events.clear();
+        self.pass = Pass::Resting(next);
+    }
+}
+
+/// Reads a page on the pool, when it is the pass's turn there.
+async fn read_page(
+    shared: Arc<Shared>,
+    keyspace: Arc<KeyspaceState>,
+    range: KeyRange,
+    from: NextPage,
+) -> Result<Ticket<Page>> {
+    // On a task of its own, so that a place is never held by a watch that is not polled; it ends with the watch.
+    let reading = tokio::spawn(async move {
+        let pass = shared.passes.clone().acquire_owned().await;
+        let place = shared.readers.clone().acquire_owned().await;
+        let places = (pass.map_err(|_| closed())?, place.map_err(|_| closed())?);
+        let read = move || {
+            let _places = places;
+            let (page, bytes) = from.page(&shared, &keyspace, range)?;
+            Ok(shared.pages.keep(page, bytes))
+        };
+        tokio::task::spawn_blocking(read)
+            .await
+            .unwrap_or_else(read_failed)
+    });
+    AbortOnDropHandle::new(reading)
+        .await
+        .unwrap_or_else(read_failed)
+}
+
+impl NextPage {
+    /// Reads the page, and tells its bytes. Blocks.
+    fn page(
+        self,
+        shared: &Shared,
+        keyspace: &KeyspaceState,
+        range: KeyRange,
+    ) -> Result<(Page, usize)> {
+        let (snapshot, cursor, reset) = match self {
+            Self::Snapshot(snapshot, mut cursor) => {
+                match snapshot.read(|snapshot| cursor.next_page(snapshot, PAGE_BYTES)) {
+                    Err(StorageError::SnapshotExpired) => renew(shared, keyspace, range, cursor),
+                    page => return Ok(Page::new(snapshot, Some(cursor), false, Some(page?))),
+                }
+            }
+            Self::Cursor(cursor) => renew(shared, keyspace, range, cursor),
+            Self::Mark { mark, fresh } => begin(shared, keyspace, range, mark, fresh),
+        };
+        let Some(mut cursor) = cursor else {
+            return Ok(Page::new(snapshot, None, reset, None));
+        };
+        // Just lent: not expired.
+        let page = snapshot.read(|snapshot| cursor.next_page(snapshot, PAGE_BYTES))?;
+        Ok(Page::new(snapshot, Some(cursor), reset, Some(page)))
+    }
+}
+
+/// The snapshot of a pass, and the cursor over it if there is anything in the keyspace; whether it is of everything, behind
+/// a `Reset`.
+type Begun = (Leased, Option<ChangesCursor>, bool);
+
+fn begin(
+    shared: &Shared,
+    keyspace: &KeyspaceState,
+    range: KeyRange,
+    mark: Revision,
+    fresh: bool,
+) -> Begun {
+    let snapshot = shared.leases.lend(&shared.store);
+    // Ordering: after the snapshot. The horizon is raised before tombstones go, so a snapshot without them comes with a
+    // horizon that tells.
+    let reset = !fresh && mark < keyspace.horizon();
+    let (after, tombstones_after) = match fresh || reset {
+        true => (
+            if reset { Revision::ZERO } else { mark },
+            snapshot.revision(),
+        ),
+        false => (mark, Revision::ZERO),
+    };
+    let cursor = |id| ChangesCursor::new(id, range, after, tombstones_after);
+    let cursor = keyspace.id().map(cursor);
+    (snapshot, cursor, reset)
+}
+
+/// The same pass with a newer snapshot.
+fn renew(
+    shared: &Shared,
+    keyspace: &KeyspaceState,
+    range: KeyRange,
+    cursor: ChangesCursor,
+) -> Begun {
+    let snapshot = shared.leases.lend(&shared.store);
+    // Ordering: as above.
+    if cursor.needs_tombstones_after() >= keyspace.horizon() || planted("renews-past-horizon") {
+        return (snapshot, Some(cursor), false);
+    }
+    let all = |id| ChangesCursor::new(id, range, Revision::ZERO, snapshot.revision());
+    let cursor = keyspace.id().map(all);
+    (snapshot, cursor, true)
+}
+
+impl Page {
+    fn new(
+        snapshot: Leased,
+        cursor: Option<ChangesCursor>,
+        reset: bool,
+        page: Option<ChangesPage>,
+    ) -> (Self, usize) {
+        let page = page.unwrap_or(ChangesPage {
+            items: Vec::new(),
+            bytes: 0,
+            is_last: true,
+        });
+        let bytes = size_of::<Self>() + page.bytes + page.items.len() * size_of::<ScanItem>();
+        let page = Self {
+            snapshot,
+            cursor,
+            reset,
+            items: page.items,
+            is_last: page.is_last,
+        };
+        (page, bytes)
+    }
+}
+
+/// What a change leaves; `None` for a signal.
+fn state_behind(kind: &ChangeKind, revision: Revision) -> Option<KeyState> {
+    match kind {
+        ChangeKind::Put {
+            value, lifetime, ..
+        } => Some(KeyState::Live(Entry {
+            value: value.clone(),
+            revision,
+            lifetime: *lifetime,
+        })),
+        ChangeKind::Removed { .. } if planted("latest-forgets-tombstones") => None,
+        ChangeKind::Removed { .. } => Some(KeyState::Removed(revision)),
+        ChangeKind::Signalled { .. } => None,
+    }
+}
+
+fn state_bytes(key: &Key, state: &KeyState) -> usize {
+    let value = match state {
+        KeyState::Live(entry) => entry.value.len(),
+        KeyState::Removed(_) => 0,
+    };
+    key.len() + value
+}
+
+impl WatchSource for LatestWatch {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<WatchEvent>>> {
+        if let Err(error) = self.tokens.check() {
+            return Poll::Ready(Some(Err(error)));
+        }
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                if let WatchEvent::Progress { position, .. } = event {
+                    self.told = position.revision;
+                }
+                return Poll::Ready(Some(Ok(event)));
+            }
+            self.hold = None;
+            if let Err(error) = ready!(self.step(cx)) {
+                return Poll::Ready(Some(Err(error)));
+            }
+        }
+    }
+
+    fn request_progress(&mut self, token: u64) {
+        self.tokens.push(token, self.shared.store.revision());
+    }
+
+    fn park(&mut self) {
+        self.give_back();
+        if let Pass::Reading(from, _) = &self.pass {
+            // What is being read is for nobody now.
+            self.pass = Pass::Resting(from.clone());
+        }
+        if matches!(self.pass, Pass::None) {
+            self.subscription.park(None);
+        }
+    }
+
+    fn status(&self) -> WatchStatus {
+        let idle = self.events.is_empty() && !self.first && matches!(self.pass, Pass::None);
+        WatchStatus {
+            state: live_if(idle && self.subscription.is_live()),
+            position: self.shared.store.at(self.told),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,141 @@
+//! From the committer to the watches: what is published and not told yet.
+//!
+//! The committer hands each group over and goes on; a thread tells the watches. What waits is bounded in bytes: over the
+//! bound the commits themselves are left out, and the watches of their keyspaces are told that something was. They stand
+//! behind then, and read the ring or the log like all who do.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use storage_protocol::{Keyspace, Revision};
+
+use super::FeedCommit;
+
+/// What may wait to be told. Most of it is in the ring as well.
+pub(super) const HANDED_BYTES_MAX: usize = 64 << 20;
+
+/// What a group without changes counts.
+const GROUP_BYTES_MIN: usize = 256;
+
+/// What was published together.
+#[derive(Debug)]
+pub(super) struct Group {
+    pub(super) what: What,
+    /// Everything up to here is told with it.
+    pub(super) published: Revision,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+pub(super) enum What {
+    Commits(Vec<FeedCommit>),
+    /// Commits of these keyspaces were left out.
+    LeftOut(BTreeSet<Keyspace>),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct HandOver {
+    line: Mutex<Line>,
+    came: Condvar,
+    bytes_max: usize,
+}
+
+#[derive(Debug, Default)]
+struct Line {
+    groups: VecDeque<Group>,
+    /// Of the groups in line, and of the one that is being told.
+    bytes: usize,
+    closed: bool,
+}
+
+impl HandOver {
+    pub(super) fn new(bytes_max: usize) -> Self {
+        Self {
+            line: Mutex::default(),
+            came: Condvar::new(),
+            bytes_max,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Never waits.
+    pub(super) fn push(&self, commits: Vec<FeedCommit>, published: Revision) {
+        let bytes = commits.iter().map(|commit| commit.record.bytes());
+        let bytes = GROUP_BYTES_MIN + bytes.sum::<usize>();
+        let mut line = self.lock();
+        if line.bytes > 0 && line.bytes + bytes > self.bytes_max {
+            line.leave_out(&commits, published);
+            drop(line);
+            drop(commits);
+            return;
+        }
+        line.bytes += bytes;
+        let what = What::Commits(commits);
+        line.groups.push_back(Group {
+            what,
+            published,
+            bytes,
+        });
+        drop(line);
+        self.came.notify_one();
+    }
+
+    /// The next group; waits for one. `None` once closed and empty.
+    pub(super) fn next(&self) -> Option<Group> {
+        let mut line = self.lock();
+        loop {
+            if let Some(group) = line.groups.pop_front() {
+                return Some(group);
+            }
+            if line.closed {
+                return None;
+            }
+            line = self.came.wait(line).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The next group, if there is one.
+    #[cfg(test)]
+    pub(super) fn try_next(&self) -> Option<Group> {
+        self.lock().groups.pop_front()
+    }
+
+    /// A group is told, or to be forgotten.
+    pub(super) fn done(&self, group: Group) {
+        self.lock().bytes -= group.bytes;
+        // Outside the lock: it may be the last to know a large commit.
+        drop(group);
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.lock().bytes
+    }
+
+    pub(super) fn close(&self) {
+        self.lock().closed = true;
+        self.came.notify_all();
+    }
+}
+
+impl Line {
+    fn leave_out(&mut self, commits: &[FeedCommit], published: Revision) {
+        let names = commits.iter().map(|commit| commit.keyspace.clone());
+        if let Some(last) = self.groups.back_mut()
+            && let What::LeftOut(keyspaces) = &mut last.what
+        {
+            keyspaces.extend(names);
+            last.published = published;
+            return;
+        }
+        let what = What::LeftOut(names.collect());
+        self.groups.push_back(Group {
+            what,
+            published,
+            bytes: 0,
+        });
+    }
+}

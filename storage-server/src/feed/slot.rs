@@ -1,0 +1,217 @@
+//! A watch's place in the feed: what is queued for it, or where it stands.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::task::AtomicWaker;
+use storage_protocol::{Change, CommitRecord, KeyRange, Revision, planted};
+
+use super::matching::WatchId;
+
+/// A live watch keeps at most this many commits; with more it stands behind and is served from the ring.
+pub(super) const QUEUE_COMMITS_MAX: usize = 128;
+
+/// And at most this many bytes, of whole commits. Who stands behind takes about as many at a time: it holds what it took
+/// until its reader takes it.
+pub(crate) const QUEUE_BYTES_MAX: usize = 256 * 1024;
+
+/// What the queues of all live watches may hold together, shared commits counted for each that has them; beyond it, who
+/// is told something stands behind instead.
+pub(super) const QUEUES_BYTES_MAX: usize = 64 << 20;
+
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) id: WatchId,
+    range: KeyRange,
+    /// Held for moments, with no other lock taken within.
+    state: Mutex<State>,
+    pub(super) waker: AtomicWaker,
+    /// Whether the matcher has it. Changed under the lock of the matchers, together with `state`.
+    pub(super) filed: AtomicBool,
+    /// Whether it stands in the line of those who wait for a revision to be told.
+    pub(super) waits: AtomicBool,
+}
+
+#[derive(Debug)]
+pub(super) enum State {
+    /// All that is told after `after` and touches the range is queued, and nothing else.
+    Live(Live),
+    /// It was told everything up to here.
+    Behind(Revision),
+}
+
+#[derive(Debug)]
+pub(super) struct Live {
+    /// Whole commits, to be cut when they are taken.
+    queue: VecDeque<Arc<CommitRecord>>,
+    bytes: usize,
+    pub(super) after: Revision,
+}
+
+/// What became of a watch that was told something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    Queued,
+    /// It has fallen behind with this, or stood there before: the matcher is to forget it.
+    Behind,
+}
+
+impl Live {
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Everything up to here that was not delivered is queued.
+    fn delivered(&self, told: Revision) -> Revision {
+        let before_first = |first: &Arc<CommitRecord>| Revision(first.revision.0 - 1);
+        self.queue
+            .front()
+            .map_or(self.after.max(told), before_first)
+    }
+}
+
+impl State {
+    /// Live, with these commits queued already, which are all there are of the range up to `after`.
+    pub(super) fn live(
+        after: Revision,
+        commits: Vec<Arc<CommitRecord>>,
+        queued: &AtomicUsize,
+    ) -> Self {
+        let bytes = commits.iter().map(|commit| commit.bytes()).sum();
+        queued.fetch_add(bytes, Ordering::Relaxed);
+        Self::Live(Live {
+            queue: commits.into(),
+            bytes,
+            after,
+        })
+    }
+}
+
+impl Slot {
+    pub(super) fn new(id: WatchId, range: KeyRange, state: State) -> Self {
+        Self {
+            id,
+            range,
+            state: Mutex::new(state),
+            waker: AtomicWaker::new(),
+            filed: AtomicBool::new(false),
+            waits: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn range(&self) -> &KeyRange {
+        &self.range
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells a commit with changes in the range. The watch is woken when it was resting: with something in its queue it
+    /// was woken before, and takes all of it when it comes.
+    pub(super) fn tell(&self, record: &Arc<CommitRecord>, queued: &AtomicUsize) -> Told {
+        let mut state = self.state();
+        let State::Live(live) = &mut *state else {
+            return Told::Behind;
+        };
+        if record.revision <= live.after {
+            return Told::Queued;
+        }
+        let was_empty = live.queue.is_empty();
+        let record = if planted("split-commit") {
+            split(live, record, &self.range)
+        } else {
+            record.clone()
+        };
+        let bytes = record.bytes();
+        live.queue.push_back(record);
+        live.bytes += bytes;
+        let all = queued.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let mut told = Told::Queued;
+        if live.queue.len() > QUEUE_COMMITS_MAX
+            || live.bytes > QUEUE_BYTES_MAX
+            || all > QUEUES_BYTES_MAX
+        {
+            if planted("drop-at-overflow") {
+                live.queue.pop_back();
+                live.bytes -= bytes;
+                queued.fetch_sub(bytes, Ordering::Relaxed);
+                return Told::Queued;
+            }
+            // Nothing of the range lies between the last delivered commit and the first queued one.
+            let after = live.delivered(Revision::ZERO);
+            queued.fetch_sub(live.bytes, Ordering::Relaxed);
+            *state = State::Behind(after);
+            told = Told::Behind;
+        }
+        drop(state);
+        if was_empty || told == Told::Behind {
+            self.waker.wake();
+        }
+        told
+    }
+
+    /// Commits up to `upto` were left out, of which some may touch the range; up to `told` everything was told.
+    pub(super) fn left_out(&self, told: Revision, upto: Revision, queued: &AtomicUsize) {
+        let mut state = self.state();
+        let State::Live(live) = &mut *state else {
+            return;
+        };
+        if live.after >= upto {
+            return;
+        }
+        let after = live.delivered(told);
+        queued.fetch_sub(live.bytes, Ordering::Relaxed);
+        *state = State::Behind(after);
+        drop(state);
+        self.waker.wake();
+    }
+}
+
+impl State {
+    /// Takes what is queued, if it is live and anything is.
+    pub(super) fn take(&mut self, queued: &AtomicUsize) -> Vec<Arc<CommitRecord>> {
+        let Self::Live(live) = self else {
+            return Vec::new();
+        };
+        let commits: Vec<_> = std::mem::take(&mut live.queue).into();
+        queued.fetch_sub(std::mem::take(&mut live.bytes), Ordering::Relaxed);
+        let last = commits.last().map_or(live.after, |last| last.revision);
+        live.after = live.after.max(last);
+        commits
+    }
+
+    /// Drops what is queued and stands behind, at the last commit taken, or at `after` if that is earlier.
+    pub(super) fn park(&mut self, after: Option<Revision>, queued: &AtomicUsize) {
+        let taken = match self {
+            Self::Live(live) => {
+                queued.fetch_sub(live.bytes, Ordering::Relaxed);
+                live.after
+            }
+            Self::Behind(after) => *after,
+        };
+        *self = Self::Behind(after.map_or(taken, |after| after.min(taken)));
+    }
+}
+
+/// The planted bug: a commit comes as two.
+fn split(live: &mut Live, record: &Arc<CommitRecord>, range: &KeyRange) -> Arc<CommitRecord> {
+    let Some(part) = record.cut(range).filter(|part| part.changes.len() > 1) else {
+        return record.clone();
+    };
+    let half = |changes: &[Change]| {
+        let (label, principal) = (part.label.clone(), part.principal.clone());
+        let changes = changes.to_vec();
+        Arc::new(CommitRecord::new(
+            part.revision,
+            part.time,
+            label,
+            principal,
+            changes,
+        ))
+    };
+    let (first, rest) = part.changes.split_at(1);
+    live.queue.push_back(half(first));
+    half(rest)
+}

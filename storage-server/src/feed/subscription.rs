@@ -1,0 +1,259 @@
+//! A watch's end of the feed: what it is to be told next.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::task::Waker;
+
+use storage_protocol::{CommitRecord, KeyRange, Keyspace, Revision, planted};
+
+use super::page::{Found, Page};
+use super::slot::{QUEUES_BYTES_MAX, Slot, State};
+use super::{Feed, QUEUE_BYTES_MAX, file, unfile};
+
+/// A watch that is behind searches this many pages of the ring at a time, then lets others run.
+const RING_STEP: usize = 64;
+
+/// And so many commits with the ring's lock held: what was published while it searched without.
+const LOCKED_COMMITS_MAX: usize = 256;
+
+/// Of so many bytes: large ones are not searched with the lock held.
+const LOCKED_BYTES_MAX: usize = 1 << 20;
+
+/// A watch's place in the feed. Dropping it detaches the watch.
+#[derive(Debug)]
+pub(crate) struct Subscription {
+    feed: Arc<Feed>,
+    keyspace: Keyspace,
+    slot: Arc<Slot>,
+}
+
+/// What a watch finds when it asks.
+#[derive(Debug)]
+pub(crate) enum Next {
+    /// Commits, in order, each cut to the range. None of them: it searched a part of the ring, and the waker was called.
+    Commits(Vec<Arc<CommitRecord>>),
+    /// Nothing in the range up to this revision, and the watch is live.
+    Idle(Revision),
+    /// The ring does not reach back to this revision: read the log, then [`Subscription::caught_up`].
+    ReadLog(Revision),
+}
+
+impl Subscription {
+    pub(super) fn new(feed: Arc<Feed>, keyspace: Keyspace, slot: Arc<Slot>) -> Self {
+        Self {
+            feed,
+            keyspace,
+            slot,
+        }
+    }
+
+    /// What a watch `Every` is to be told next. Registers the waker first, so nothing is missed.
+    pub(crate) fn next(&self, waker: &Waker) -> Next {
+        self.slot.waker.register(waker);
+        let after = match self.take_queued() {
+            Ok(next) => return next,
+            Err(after) => after,
+        };
+        let Some((mut found, searched_all)) = self.search_ring(after) else {
+            return Next::ReadLog(after);
+        };
+        let is_live = searched_all && self.go_live(&mut found, false);
+        if !is_live {
+            *self.slot.state() = State::Behind(found.reached);
+            if found.commits.is_empty() {
+                // There is more to search; let others run first.
+                waker.wake_by_ref();
+            }
+        }
+        if is_live && found.commits.is_empty() {
+            return Next::Idle(found.reached);
+        }
+        Next::Commits(found.commits)
+    }
+
+    /// What a watch `Latest` that is near the present is to be told next. One that is not, by more than
+    /// [`QUEUE_BYTES_MAX`], is told the state rather than the steps: [`Next::ReadLog`].
+    pub(crate) fn next_recent(&self) -> Next {
+        match self.take_queued() {
+            Ok(next) => next,
+            Err(after) if self.come_near() => self.take_queued().unwrap_or(Next::ReadLog(after)),
+            Err(after) => Next::ReadLog(after),
+        }
+    }
+
+    /// Whether there is something to ask [`Subscription::next_recent`] for. Registers the waker first.
+    pub(crate) fn has_news(&self, waker: &Waker) -> bool {
+        self.slot.waker.register(waker);
+        !self.is_live()
+    }
+
+    /// Makes a watch that stands behind live, with what it missed in its queue, if the ring has that and it is little.
+    pub(crate) fn come_near(&self) -> bool {
+        let State::Behind(after) = *self.slot.state() else {
+            return true;
+        };
+        match self.search_ring(after) {
+            Some((mut found, true)) => self.go_live(&mut found, true),
+            _ => false,
+        }
+    }
+
+    /// What is queued, of a live watch; of one that stands behind, where.
+    fn take_queued(&self) -> Result<Next, Revision> {
+        // Ordering: before the look at the queue. What is told up to here is in the queue by then.
+        let told = self.feed.told();
+        let commits = match &mut *self.slot.state() {
+            State::Behind(after) => return Err(*after),
+            State::Live(live) if live.is_empty() => return Ok(Next::Idle(told.max(live.after))),
+            state @ State::Live(_) => state.take(&self.feed.queued),
+        };
+        let cut = |commit: &Arc<_>| self.feed.views.cut(commit, self.range());
+        Ok(Next::Commits(commits.iter().filter_map(cut).collect()))
+    }
+
+    /// What the ring has after a revision, up to [`QUEUE_BYTES_MAX`], and whether it was searched to its end; `None` where
+    /// it does not reach back.
+    fn search_ring(&self, after: Revision) -> Option<(Found, bool)> {
+        let pages = {
+            let mut recent = self.feed.recent();
+            if after < recent.ring.floor() {
+                return None;
+            }
+            recent.ring.pages_after(after, RING_STEP)
+        };
+        let repeated = u64::from(planted("ring-boundary-repeats"));
+        let mut found = Found::after(Revision(after.0.saturating_sub(repeated)), QUEUE_BYTES_MAX);
+        // Without the lock: nobody else moves a watch that stands behind.
+        self.search(&pages, &mut found);
+        let searched_all = pages.len() < RING_STEP && !found.is_full();
+        Some((found, searched_all))
+    }
+
+    fn search(&self, pages: &[Arc<Page<Keyspace>>], found: &mut Found) {
+        for page in pages {
+            page.search(&self.keyspace, self.range(), &self.feed.views, found);
+        }
+    }
+
+    /// Makes a watch live for which the ring was searched to its end, if the rest is so little that it is searched here,
+    /// under the lock, so that no commit comes between.
+    /// It takes what was found with it in its queue, if it is to be `queued`.
+    fn go_live(&self, found: &mut Found, queued: bool) -> bool {
+        let mut matchers = self.feed.matchers();
+        let mut recent = self.feed.recent();
+        // What was searched is in hand, but the ring may have moved on beyond it meanwhile.
+        if found.reached < recent.ring.floor() {
+            return false;
+        }
+        let newer = recent.ring.pages_after(found.reached, RING_STEP);
+        let commits: usize = newer.iter().map(|page| page.len()).sum();
+        let bytes: usize = newer.iter().map(|page| page.bytes()).sum();
+        if newer.len() == RING_STEP || commits > LOCKED_COMMITS_MAX || bytes > LOCKED_BYTES_MAX {
+            return false;
+        }
+        self.search(&newer, found);
+        if found.is_full() {
+            return false;
+        }
+        found.reached = found.reached.max(recent.published);
+        let commits = if queued {
+            std::mem::take(&mut found.commits)
+        } else {
+            Vec::new()
+        };
+        *self.slot.state() = State::live(found.reached, commits, &self.feed.queued);
+        file(&mut matchers, &self.keyspace, &self.slot);
+        true
+    }
+
+    /// Where this watch stands, if the ring does not reach back to there.
+    pub(crate) fn needs_log(&self) -> Option<Revision> {
+        let floor = self.feed.recent().ring.floor();
+        match &*self.slot.state() {
+            State::Behind(after) if *after < floor => Some(*after),
+            State::Behind(_) | State::Live(_) => None,
+        }
+    }
+
+    /// Tells that the log was read up to here, after [`Next::ReadLog`].
+    pub(crate) fn caught_up(&self, reached: Revision) {
+        if let State::Behind(after) = &mut *self.slot.state() {
+            *after = (*after).max(reached);
+        }
+    }
+
+    /// Drops what is queued and stands behind, at the last commit taken, or at `after` if that is earlier (its owner
+    /// dropped some of what it took).
+    pub(crate) fn park(&self, after: Option<Revision>) {
+        self.slot.state().park(after, &self.feed.queued);
+        // Nobody but its owner files it again.
+        if self.slot.filed.load(Ordering::Relaxed) {
+            unfile(&mut self.feed.matchers(), &self.keyspace, &self.slot);
+        }
+    }
+
+    /// Counts what a parked watch keeps of what it took, if there is room for it among the queues.
+    pub(crate) fn hold(&self, bytes: usize) -> Option<Hold> {
+        let queued = &self.feed.queued;
+        if queued.fetch_add(bytes, Ordering::Relaxed) + bytes > QUEUES_BYTES_MAX {
+            queued.fetch_sub(bytes, Ordering::Relaxed);
+            return None;
+        }
+        Some(Hold {
+            feed: self.feed.clone(),
+            bytes,
+        })
+    }
+
+    /// Calls the waker once everything up to `revision` is told; for a watch that found [`Next::Idle`] before it.
+    pub(crate) fn wake_once_told(&self, revision: Revision, waker: &Waker) {
+        self.slot.waker.register(waker);
+        let mut waiting = self
+            .feed
+            .waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if self.feed.told() >= revision {
+            waker.wake_by_ref();
+        } else if !self.slot.waits.swap(true, Ordering::Relaxed) {
+            waiting.push((revision, self.slot.clone()));
+        }
+    }
+
+    /// Everything up to here is published, and told or about to be.
+    pub(crate) fn published(&self) -> Revision {
+        self.feed.recent().published
+    }
+
+    pub(crate) fn range(&self) -> &KeyRange {
+        self.slot.range()
+    }
+
+    /// Whether nothing waits for the watch.
+    pub(crate) fn is_live(&self) -> bool {
+        match &*self.slot.state() {
+            State::Live(live) => live.is_empty(),
+            State::Behind(_) => false,
+        }
+    }
+}
+
+/// Bytes counted among the queues, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    feed: Arc<Feed>,
+    bytes: usize,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.feed.queued.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.park(None);
+        self.feed.attached.fetch_sub(1, Ordering::Relaxed);
+    }
+}
