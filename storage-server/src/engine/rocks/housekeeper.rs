@@ -19,6 +19,9 @@ use super::{Durability, Shared};
 /// How often the mark is written, leases and the disk are looked at.
 const ROUND: Duration = Duration::from_secs(1);
 
+/// How many rounds there are between two looks at how far the log reaches back, which reads its folder.
+const LOG_ROUNDS: u32 = 10;
+
 /// How often old tombstones are looked for.
 const SWEEP: Duration = Duration::from_secs(600);
 
@@ -131,7 +134,16 @@ impl Alarm {
 
 /// The housekeeper: runs until the alarm is stopped.
 pub(super) fn run(shared: &Shared) {
-    while shared.alarm.wait_for_round() {
+    let mut rounds = 0;
+    loop {
+        shared.metrics.look_at_memory(&shared.store);
+        if rounds % LOG_ROUNDS == 0 {
+            shared.metrics.look_at_log(&shared.store);
+        }
+        rounds = rounds.wrapping_add(1);
+        if !shared.alarm.wait_for_round() {
+            return;
+        }
         write_mark(shared, false);
         shared.leases.expire(Instant::now());
         shared.disk.look(&shared.store.options);
