@@ -99,6 +99,13 @@ pub(super) fn open(options: &EngineOptions) -> Result<Opened, OpenError> {
     let mark = Mark::read(path)?;
     let mut epochs = read_epochs(&db, path)?;
     // An empty database is a new store only where nothing was ever synced: else everything is lost.
+    if let Some(mark) = mark.as_ref().filter(|mark| !mark.clean) {
+        tracing::info!(
+            revision = recovered.0,
+            synced = mark.revision.0,
+            "the store was not ended in order: it was recovered from its log"
+        );
+    }
     let is_new = recovered == Revision::ZERO
         && mark
             .as_ref()
