@@ -7,11 +7,13 @@ use storage_protocol::Limit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admission::Connections;
 use crate::config::ServerConfig;
 use crate::engine::Engine;
 use crate::gateway::mwdb::PushCache;
 use crate::metrics::Metrics;
 use crate::session::budget::{Budget, SessionSlots};
+use crate::tls::Validity;
 
 /// How far the server is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +31,10 @@ pub(crate) struct Shared {
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) slots: Arc<SessionSlots>,
+    /// Connections of all kinds.
+    pub(crate) connections: Arc<Connections>,
+    /// Of the server's certificate; `None` without TLS.
+    pub(crate) certificate: Option<Validity>,
     /// Bytes of requests in flight of all sessions.
     pub(crate) in_flight: Arc<Budget>,
     /// Bytes of partly received messages of all sessions.
@@ -48,11 +54,18 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(config: ServerConfig, engine: Arc<dyn Engine>) -> Arc<Self> {
+    pub(crate) fn new(
+        config: ServerConfig,
+        engine: Arc<dyn Engine>,
+        certificate: Option<Validity>,
+    ) -> Arc<Self> {
         let limits = &config.limits;
+        let connections_max = limits.connections_max.unwrap_or(usize::MAX);
         Arc::new(Self {
             engine,
             metrics: Arc::default(),
+            connections: Connections::new(connections_max, config.listeners.len()),
+            certificate,
             slots: SessionSlots::new(limits.sessions_max, limits.sessions_per_principal_max),
             in_flight: Budget::new(Limit::BytesInFlightTotal, limits.bytes_in_flight_total_max),
             partial: Budget::new(Limit::PartialMessages, limits.partial_messages_bytes_max),
