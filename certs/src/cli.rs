@@ -230,7 +230,11 @@ fn revoke(args: &Revoke) -> Result<String> {
             paths(&mut report, &[crl]);
             line(
                 &mut report,
-                &format!("this is CRL number {number}; give it to every server"),
+                &format!(
+                    "this is CRL number {number}; give it to every server and restart the server: \
+                     until then {} is let in, and what it has open stays open",
+                    args.name
+                ),
             );
         }
     }

@@ -110,13 +110,14 @@ pub fn server_name(text: &str) -> Result<ServerName<'static>> {
     let invalid = || Error::Invalid {
         what: "server name",
         value: text.to_owned(),
-        rule: "a server name is a host name (letters, digits and '-' between dots) \
-               or an IP address, without a port",
+        rule: "a server name is a host name (letters, digits, '-' and '_' between dots, \
+               the last part not all digits) or an IP address, without a port",
     };
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(ServerName::from(address));
     }
-    if !is_host_name(text) {
+    // An underscore is in no host name of the standards and in many names of containers. TLS libraries verify it.
+    if !is_host_name(&text.replace('_', "x")) {
         return Err(invalid());
     }
     ServerName::try_from(text.to_owned()).map_err(|_| invalid())
@@ -178,11 +179,20 @@ mod tests {
             "[::1]",
             "a b",
             "1.2.3",
+            "127.1",
             "host.",
+            "-db",
         ] {
             assert!(server_name(bad).is_err(), "{bad}");
         }
-        for good in ["localhost", "127.0.0.1", "::1", "db1.example.com"] {
+        for good in [
+            "localhost",
+            "127.0.0.1",
+            "::1",
+            "db1.example.com",
+            "my_db",
+            "_db.x_y",
+        ] {
             assert_eq!(server_name(good).unwrap().to_str(), good);
         }
     }

@@ -336,3 +336,20 @@ fn a_self_signed_client_is_accepted_once_it_is_trusted_itself() {
         assert!(text.contains("UnknownRevocationStatus"), "{text}");
     }
 }
+
+#[test]
+fn a_server_whose_name_has_an_underscore_is_verified() {
+    let ca = Authority::generate().unwrap();
+    let names = ["my_db", "_db.lan_1"].map(|name| server_name(name).unwrap());
+    let server = issue(
+        &ca,
+        &Request::server("server".parse().unwrap(), names.to_vec()),
+    );
+    let client = issue(&ca, &client_request());
+    for version in VERSIONS {
+        for name in ["my_db", "_db.lan_1"] {
+            handshake(&server, &client, vec![], name, version).unwrap();
+        }
+        handshake(&server, &client, vec![], "my_dc", version).unwrap_err();
+    }
+}

@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Command as ClapCommand, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{ConfigError, DEFAULT_ADDRESS, RawConfig, RawListener, ServerConfig, address};
 
@@ -82,12 +82,97 @@ pub struct Settings {
     pub log: Option<String>,
 }
 
+/// All environment variables of the server begin so.
+const VARIABLES: &str = "STORAGE_SERVER_";
+
+impl Cli {
+    /// What the command line and the environment say. Ends the process where clap does (`--help`, wrong usage).
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] for a variable that there is not: a misspelt one must not be passed over in silence.
+    pub fn from_command_line() -> Result<Self, ConfigError> {
+        let matches = with_what_is_set(Self::command()).get_matches();
+        let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+        check_variables(names)?;
+        Ok(Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()))
+    }
+}
+
+/// An empty variable counts as one that is not set, as tools that pass variables on leave them.
+fn with_what_is_set(command: ClapCommand) -> ClapCommand {
+    let is_empty =
+        |name: &std::ffi::OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    command
+        .mut_args(|argument| match argument.get_env() {
+            Some(name) if is_empty(name) => argument.env(None::<&str>),
+            _ => argument,
+        })
+        .mut_subcommands(with_what_is_set)
+}
+
+fn check_variables(names: impl Iterator<Item = String>) -> Result<(), ConfigError> {
+    let command = Settings::augment_args(ClapCommand::new("settings"));
+    let known: Vec<_> = command
+        .get_arguments()
+        .filter_map(|argument| argument.get_env()?.to_str())
+        .collect();
+    let mut names = names.filter(|name| name.starts_with(VARIABLES));
+    match names.find(|name| !known.contains(&name.as_str())) {
+        None => Ok(()),
+        Some(name) => Err(ConfigError::value(
+            name,
+            "(set)",
+            format!(
+                "there is no such variable; allowed are {}",
+                known.join(", ")
+            ),
+        )),
+    }
+}
+
+/// A flag without a value is a mistake of a script, not a wish for the default.
+fn check_flag(name: &str, is_empty: bool) -> Result<(), ConfigError> {
+    match is_empty {
+        false => Ok(()),
+        true => Err(ConfigError::value(
+            name,
+            "\"\"",
+            "a value that is not empty",
+        )),
+    }
+}
+
 impl Settings {
+    fn check_flags(&self) -> Result<(), ConfigError> {
+        for (name, path) in [
+            ("--config", &self.config),
+            ("--data", &self.data),
+            ("--certs", &self.certs),
+            ("--log-dir", &self.log_dir),
+        ] {
+            check_flag(
+                name,
+                path.as_ref()
+                    .is_some_and(|path| path.as_os_str().is_empty()),
+            )?;
+        }
+        for (name, text) in [
+            ("--listen", &self.listen),
+            ("--durability", &self.durability),
+            ("--log-format", &self.log_format),
+            ("--log", &self.log),
+        ] {
+            check_flag(name, text.as_ref().is_some_and(String::is_empty))?;
+        }
+        Ok(())
+    }
+
     /// The checked configuration: these settings over the file over the defaults.
     ///
     /// # Errors
     /// [`ConfigError`].
     pub fn resolve(&self) -> Result<ServerConfig, ConfigError> {
+        self.check_flags()?;
         let mut raw = match &self.config {
             Some(path) => RawConfig::from_file(path)?,
             None => RawConfig::default(),
@@ -141,13 +226,33 @@ fn set_listener(raw: &mut RawConfig, listen: &str) {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_variable_that_there_is_not_is_refused_by_name() {
+        let check = |name: &str| check_variables([name.to_owned()].into_iter());
+        check("STORAGE_SERVER_LISTEN").unwrap();
+        check("STORAGE_SERVER_ACCEPT_DATA_LOSS").unwrap();
+        check("STORAGE_URL").unwrap();
+        let error = check("STORAGE_SERVER_LISTN").unwrap_err().to_string();
+        for part in ["STORAGE_SERVER_LISTN", "STORAGE_SERVER_LISTEN"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_empty_flag_is_refused_by_name() {
+        let settings = Settings {
+            data: Some(PathBuf::new()),
+            ..Settings::default()
+        };
+        let error = settings.resolve().unwrap_err().to_string();
+        assert!(error.contains("--data = \"\""), "{error}");
     }
 
     #[test]

@@ -8,6 +8,9 @@ pub mod config;
 pub mod engine;
 pub mod logging;
 
+mod admission;
+mod certificate;
+mod descriptors;
 mod feed;
 mod gateway;
 mod http;
@@ -21,6 +24,7 @@ mod shutdown;
 mod testing;
 mod tls;
 
+pub use descriptors::raise_limit;
 pub use server::{ListenerAddress, Server, StartError};
 pub use shutdown::{PhaseReport, ShutdownReport};
 pub use tls::TlsError;

@@ -1,8 +1,8 @@
 //! From a TCP connection to a session: accept, TLS, HTTP, and the bounds before a peer is known.
 //!
 //! Everything up to the session's first message has one deadline. Connections that are not that far are bounded in
-//! number; at the bound the listener waits, and the system's backlog holds the others back. Each connection is one
-//! task of the server's tracker; a panic in it ends that connection only.
+//! number, for each listener by itself (see [`admission`](crate::admission)). Each connection is one task of the server's
+//! tracker; a panic in it ends that connection only.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,17 +14,18 @@ use bytes::Bytes;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Instrument;
 
-use crate::config::{Gateways, ListenerConfig};
+use crate::admission::{Handshakes, Heard, Place};
+use crate::config::ListenerConfig;
 use crate::gateway::mwdb::Mwdb;
 use crate::gateway::native::Native;
 use crate::http::{Admitted, Kind, Router};
 use crate::metrics::RefusedLabel;
-use crate::session::identity::Principal;
+use crate::session::identity::{IdentityError, Principal};
 use crate::session::{Peer, driver};
 use crate::shared::Shared;
 use crate::tls::{AcceptError, Tls};
@@ -36,12 +37,19 @@ const UNSENT_BYTES: u32 = 128 * 1024;
 /// The longest HTTP request head.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 
+/// Peers that are just being told so, of one listener; others are closed without a word.
+const REFUSALS_MAX: usize = 4;
+/// To a peer without TLS for which there is no connection; one with TLS is just closed.
+const NO_CONNECTION: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\n\
+    Content-Length: 40\r\nConnection: close\r\n\r\nall connections of the server are taken\n";
+
 /// A socket that is bound, with what it serves.
 #[derive(Debug)]
 pub(crate) struct Listener {
     pub(crate) socket: TcpListener,
     pub(crate) tls: Option<Tls>,
-    pub(crate) gateways: Gateways,
+    pub(crate) config: Arc<ListenerConfig>,
     pub(crate) address: SocketAddr,
 }
 
@@ -52,56 +60,77 @@ impl Listener {
         Ok(Self {
             socket,
             tls,
-            gateways: config.gateways,
+            config: Arc::new(config.clone()),
             address,
         })
     }
 
     /// Accepts until the server stops.
-    pub(crate) async fn run(self, shared: Arc<Shared>, handshakes: Arc<Semaphore>) {
-        let Self {
-            socket,
-            tls,
-            gateways,
-            address,
-        } = self;
-        let tls = Arc::new(tls);
+    pub(crate) async fn run(self, shared: Arc<Shared>, handshakes: Arc<Handshakes>) {
+        let tls = Arc::new(self.tls);
+        let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
         loop {
-            // Cancel-safe: a permit or a connection is either had or not.
-            let permit = tokio::select! {
-                () = shared.stop.cancelled() => break,
-                permit = handshakes.clone().acquire_owned() => permit,
-            };
-            let Ok(permit) = permit else { break };
+            // Cancel-safe: a connection is either had or not.
             let accepted = tokio::select! {
                 () = shared.stop.cancelled() => break,
-                accepted = socket.accept() => accepted,
+                accepted = self.socket.accept() => accepted,
             };
-            match accepted {
-                Ok((stream, peer)) => {
-                    shared.metrics.accepted.increment();
-                    let connection = Connection::new(shared.clone(), gateways, permit);
-                    let span = tracing::info_span!(
-                        "connection",
-                        conn = connection.number,
-                        peer = %peer,
-                        principal = tracing::field::Empty,
-                        keyspace = tracing::field::Empty,
-                    );
-                    shared
-                        .tasks
-                        .spawn(connection.run(stream, tls.clone()).instrument(span));
-                }
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
                 Err(error) if is_about_one_connection(&error) => {
                     tracing::debug!(%error, "a connection was gone before it was accepted");
+                    continue;
                 }
                 Err(error) => {
+                    let address = self.address;
                     tracing::error!(%error, %address, "cannot accept connections; trying again");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
                 }
-            }
+            };
+            shared.metrics.accepted.increment();
+            // While this one waits for a place, the system's backlog holds the others back.
+            let entered = tokio::select! {
+                () = shared.stop.cancelled() => break,
+                entered = handshakes.enter(peer.ip()) => entered,
+            };
+            let Ok(place) = entered else {
+                shared.metrics.refused(RefusedLabel::Connections);
+                let max = shared.connections.max();
+                tracing::warn!(%peer, connections_max = max, "refused a connection: there are as many as there can be");
+                if tls.is_none()
+                    && let Ok(place) = refusals.clone().try_acquire_owned()
+                {
+                    shared.tasks.spawn(refuse(stream, place));
+                }
+                continue;
+            };
+            let connection = Connection::new(shared.clone(), self.config.clone(), place);
+            let span = tracing::info_span!(
+                "connection",
+                conn = connection.number,
+                peer = %peer,
+                principal = tracing::field::Empty,
+                keyspace = tracing::field::Empty,
+            );
+            shared
+                .tasks
+                .spawn(connection.run(stream, tls.clone()).instrument(span));
         }
     }
+}
+
+/// Says that there is no connection for it, and waits a little until the peer has closed: closed by us, with a request
+/// unread, it would lose what it was told.
+async fn refuse(mut stream: TcpStream, _place: OwnedSemaphorePermit) {
+    let talk = async {
+        stream.write_all(NO_CONNECTION).await?;
+        stream.shutdown().await?;
+        let mut rest = [0; 1024];
+        while stream.read(&mut rest).await? > 0 {}
+        io::Result::Ok(())
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(1), talk).await;
 }
 
 fn is_about_one_connection(error: &io::Error) -> bool {
@@ -116,23 +145,26 @@ fn is_about_one_connection(error: &io::Error) -> bool {
 /// One accepted connection on its way to a session.
 struct Connection {
     shared: Arc<Shared>,
-    gateways: Gateways,
+    config: Arc<ListenerConfig>,
     number: u64,
     deadline: Instant,
-    handshake: OwnedSemaphorePermit,
+    place: Place,
 }
 
+/// A stream behind its upgrade, what was read of it already, and who was let in.
+type Upgraded<S> = (S, Bytes, Admitted, Principal);
+
 impl Connection {
-    fn new(shared: Arc<Shared>, gateways: Gateways, handshake: OwnedSemaphorePermit) -> Self {
+    fn new(shared: Arc<Shared>, config: Arc<ListenerConfig>, place: Place) -> Self {
         static NUMBER: AtomicU64 = AtomicU64::new(1);
         let deadline = Instant::now() + shared.config.timeouts.handshake;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         Self {
             shared,
-            gateways,
+            config,
             number,
             deadline,
-            handshake,
+            place,
         }
     }
 
@@ -144,52 +176,93 @@ impl Connection {
         if let Err(error) = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES) {
             tracing::debug!(%error, "cannot set TCP_NOTSENT_LOWAT");
         }
+        let stream = Heard::new(stream, self.place.seat());
         let Some(tls) = &*tls else {
             tracing::Span::current().record("principal", "anonymous");
-            return Box::pin(self.serve(stream, Principal::anonymous())).await;
+            let http = Box::pin(self.http(stream, Ok(Principal::anonymous())));
+            if let Some(upgraded) = self.while_welcome(http).await {
+                Box::pin(self.session(upgraded)).await;
+            }
+            return;
         };
-        let stop = self.shared.stop.clone();
-        let accepted = tokio::select! {
-            accepted = tokio::time::timeout_at(self.deadline.into(), tls.accept(stream)) => accepted,
-            () = stop.cancelled() => return,
+        let secured = Box::pin(async {
+            let (stream, principal) = self.handshake(stream, tls).await?;
+            self.http(stream, principal).await
+        });
+        if let Some(upgraded) = self.while_welcome(secured).await {
+            Box::pin(self.session(upgraded)).await;
+        }
+    }
+
+    /// Runs `work` as long as the place is not needed for somebody else, and the server does not stop.
+    async fn while_welcome<T>(&self, work: impl Future<Output = Option<T>>) -> Option<T> {
+        let done = tokio::select! {
+            done = self.place.unless_asked_to_leave(work) => done,
+            () = self.shared.stop.cancelled() => return None,
         };
+        if done.is_none() {
+            self.shared.metrics.refused(RefusedLabel::Handshakes);
+            tracing::info!(
+                "closed a connection: it was silent, or one of too many of its address, and its place was needed"
+            );
+        }
+        done.flatten()
+    }
+
+    async fn handshake<S>(
+        &self,
+        stream: S,
+        tls: &Tls,
+    ) -> Option<(
+        tokio_rustls::server::TlsStream<S>,
+        Result<Principal, IdentityError>,
+    )>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let accepted = tokio::time::timeout_at(self.deadline.into(), tls.accept(stream)).await;
         match accepted {
-            Ok(Ok((stream, principal, resumed))) => {
-                tracing::Span::current().record("principal", principal.as_str());
-                if resumed {
+            Ok(Ok(accepted)) => {
+                if let Ok(principal) = &accepted.principal {
+                    tracing::Span::current().record("principal", principal.as_str());
+                }
+                if accepted.resumed {
                     self.shared.metrics.resumed.increment();
                 }
-                Box::pin(self.serve(stream, principal)).await;
+                Some((accepted.stream, accepted.principal))
+            }
+            Ok(Err(AcceptError::Handshake(error))) if !self.place.seat().was_heard() => {
+                // As the health checks of load balancers do.
+                self.shared.metrics.refused(RefusedLabel::Unused);
+                tracing::debug!(%error, "a connection was closed by its peer, who said nothing");
+                None
             }
             Ok(Err(error)) => {
-                self.shared.metrics.refused(match error {
-                    AcceptError::Identity(_) => RefusedLabel::Principal,
-                    AcceptError::Handshake(_) | AcceptError::Resumed(_) => RefusedLabel::Tls,
-                });
+                self.shared.metrics.refused(RefusedLabel::Tls);
                 tracing::info!(%error, "refused a connection");
+                None
             }
             Err(_) => {
                 self.shared.metrics.refused(RefusedLabel::Timeout);
                 tracing::info!("closed a connection: no TLS handshake in time");
+                None
             }
         }
     }
 
-    /// HTTP until an upgrade; then the session.
-    async fn serve<S>(self, stream: S, principal: Principal)
+    async fn session<S>(self, (stream, early, admitted, principal): Upgraded<S>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Some((stream, early, admitted)) = self.http(stream, &principal).await else {
-            return;
-        };
         let Self {
             shared,
             deadline,
-            handshake,
+            place,
             ..
         } = self;
-        drop(handshake);
+        let Some(connected) = place.settle() else {
+            return;
+        };
         let Admitted {
             kind,
             keyspace,
@@ -214,16 +287,21 @@ impl Connection {
                 driver::run(&shared, peer, stream, early, dialect).await;
             }
         }
+        drop(connected);
     }
 
-    /// The stream, what was read behind the upgrade request, and who was let in; `None` if nobody was.
-    async fn http<S>(&self, stream: S, principal: &Principal) -> Option<(S, Bytes, Admitted)>
+    /// HTTP until an upgrade; `None` if nobody was let in.
+    async fn http<S>(
+        &self,
+        stream: S,
+        principal: Result<Principal, IdentityError>,
+    ) -> Option<Upgraded<S>>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let router = Arc::new(Router {
             shared: self.shared.clone(),
-            gateways: self.gateways,
+            listener: self.config.clone(),
             principal: principal.clone(),
             admitted: std::sync::Mutex::new(None),
         });
@@ -240,7 +318,7 @@ impl Connection {
             .serve_connection(TokioIo::new(stream), service);
         // A collector's connection to the admin gateway may stay; its idle time is bounded by the header's time-out.
         let patience = async {
-            match self.gateways.admin {
+            match self.config.gateways.admin {
                 true => std::future::pending().await,
                 false => tokio::time::sleep_until(self.deadline.into()).await,
             }
@@ -252,13 +330,11 @@ impl Connection {
                 tracing::info!("closed a connection: no upgrade in time");
                 return None;
             }
-            () = self.shared.stop.cancelled() => return None,
         };
         let parts = match done {
             Ok(parts) => parts,
             Err(error) => {
-                self.shared.metrics.refused(RefusedLabel::Http);
-                tracing::info!(%error, "closed a connection that spoke no HTTP");
+                self.ended(&error);
                 return None;
             }
         };
@@ -268,11 +344,31 @@ impl Connection {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        let Some(admitted) = admitted else {
+        let (Some(admitted), Ok(principal)) = (admitted, principal) else {
             // An orderly end of TLS and TCP; whether the peer takes note is its own matter.
             let _ = tokio::time::timeout(Duration::from_secs(1), stream.shutdown()).await;
             return None;
         };
-        Some((stream, parts.read_buf, admitted))
+        Some((stream, parts.read_buf, admitted, principal))
+    }
+
+    /// Why HTTP ended without an answer to a request.
+    fn ended(&self, error: &hyper::Error) {
+        if error.is_timeout() {
+            self.shared.metrics.refused(RefusedLabel::Timeout);
+            tracing::info!("closed a connection: no HTTP request in time");
+            return;
+        }
+        self.shared.metrics.refused(RefusedLabel::Http);
+        if error.is_parse_too_large() {
+            tracing::info!(
+                limit = HEAD_BYTES_MAX,
+                "refused a request: its head is too large"
+            );
+        } else if error.is_parse() {
+            tracing::info!(%error, "refused a request that is no HTTP/1.1");
+        } else {
+            tracing::info!(%error, "closed a connection in the middle of a request");
+        }
     }
 }

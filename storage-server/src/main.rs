@@ -1,25 +1,32 @@
 //! The binary: parse, run, exit code. All else is in the library.
 
-use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::Parser;
+use rustix::fs::Mode;
+use rustix::process::umask;
 use storage_server::cli::{Cli, Command, ConfigCommand, Settings};
 use storage_server::config::{ConfigError, ServerConfig};
-use storage_server::{Server, logging};
+use storage_server::{Server, ShutdownReport, StartError, logging, raise_limit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 /// Failed to start or to run.
 const FAILED: u8 = 1;
 /// Wrong usage or configuration; also what clap exits with.
 const USAGE: u8 = 2;
 
+/// For threads of the runtime that are stuck when all is over.
+const RUNTIME_PATIENCE: Duration = Duration::from_secs(5);
+
 fn main() -> ExitCode {
-    match Cli::parse().command {
+    let cli = match Cli::from_command_line() {
+        Ok(cli) => cli,
+        Err(error) => return fail(USAGE, &error),
+    };
+    match cli.command {
         Command::Serve(settings) => configured(&settings, serve),
-        Command::Config(ConfigCommand::Check(settings)) => {
-            configured(&settings, |_| print("the configuration is good\n"))
-        }
+        Command::Config(ConfigCommand::Check(settings)) => configured(&settings, check),
         Command::Config(ConfigCommand::Print(settings)) => {
             configured(&settings, |config| match config.to_toml() {
                 Ok(text) => print(&text),
@@ -36,7 +43,16 @@ fn configured(settings: &Settings, run: impl FnOnce(ServerConfig) -> ExitCode) -
     }
 }
 
+/// The certificates are looked at too: a configuration that names none is of no use.
+fn check(config: ServerConfig) -> ExitCode {
+    match Server::check(&config) {
+        Ok(()) => print("the configuration is good\n"),
+        Err(error) => fail(USAGE, &error),
+    }
+}
+
 fn print(text: &str) -> ExitCode {
+    use std::io::Write;
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -45,16 +61,20 @@ fn print(text: &str) -> ExitCode {
 }
 
 fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("storage-server: {error}");
+    logging::flush();
+    logging::say(&format!("storage-server: {error}\n"));
     ExitCode::from(code)
 }
 
 fn serve(config: ServerConfig) -> ExitCode {
-    let _guard = match logging::start(&config.log) {
+    // What the server makes, its log and its store, is for nobody else to read.
+    umask(Mode::RWXG | Mode::RWXO);
+    let guard = match logging::start(&config.log) {
         Ok(guard) => guard,
         Err(error @ ConfigError::Value { .. }) => return fail(USAGE, &error),
         Err(error) => return fail(FAILED, &error),
     };
+    raise_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -62,7 +82,10 @@ fn serve(config: ServerConfig) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(FAILED, &format!("cannot start the runtime: {error}")),
     };
-    runtime.block_on(run(config))
+    let code = runtime.block_on(run(config));
+    runtime.shutdown_timeout(RUNTIME_PATIENCE);
+    drop(guard);
+    code
 }
 
 async fn run(config: ServerConfig) -> ExitCode {
@@ -70,47 +93,72 @@ async fn run(config: ServerConfig) -> ExitCode {
         Ok(signals) => signals,
         Err(error) => return fail(FAILED, &format!("cannot listen for signals: {error}")),
     };
-    let server = tokio::select! {
-        started = Server::start(config) => match started {
-            Ok(server) => server,
-            Err(error) => return fail(FAILED, &error),
-        },
-        // Opening a store can take long; nothing was promised to anyone yet.
-        () = signals.next() => return fail(FAILED, &"stopped while starting"),
-    };
-    let lines: String = server
-        .addresses()
-        .iter()
-        .map(|address| format!("listening {address}\n"))
-        .collect();
-    // Whoever closed our standard output does not want to know.
-    let _ = print(&lines);
-    signals.next().await;
-    tracing::info!("shutting down; a second signal ends at once");
-    tokio::select! {
-        report = server.shutdown() => {
-            if report.is_clean() {
-                tracing::info!(%report, "stopped");
-                return ExitCode::SUCCESS;
+    let stop = CancellationToken::new();
+    let mut starting = Box::pin(Server::start_unless(config, stop.clone()));
+    let started = tokio::select! {
+        started = &mut starting => started,
+        () = signals.next() => {
+            // A store that is being recovered is recovered and closed, or the next start would have to do it again.
+            tracing::info!("stopping as soon as the start is through; a second signal ends at once");
+            stop.cancel();
+            tokio::select! {
+                started = &mut starting => started,
+                () = signals.next() => end_at_once(),
             }
-            tracing::warn!(%report, "stopped, not in order");
-            if report.engine_closed { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
         }
+    };
+    let server = match started {
+        Ok(server) => server,
+        Err(error @ StartError::Stopped) => {
+            tracing::info!("{error}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => return fail(FAILED, &error),
+    };
+    if !stop.is_cancelled() {
+        let lines: String = server
+            .addresses()
+            .iter()
+            .map(|address| format!("listening {address}\n"))
+            .collect();
+        // Whoever does not read them does not hold up the server.
+        tokio::task::spawn_blocking(move || logging::print(&lines));
+        signals.next().await;
+        tracing::info!("shutting down; a second signal ends at once");
+    }
+    tokio::select! {
+        report = server.shutdown() => code_of(&report),
         () = signals.next() => end_at_once(),
+    }
+}
+
+fn code_of(report: &ShutdownReport) -> ExitCode {
+    if report.is_clean() {
+        tracing::info!(%report, "stopped");
+        return ExitCode::SUCCESS;
+    }
+    tracing::warn!(%report, "stopped, not in order");
+    if report.engine_closed {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(FAILED)
     }
 }
 
 /// Without waiting for the engine's threads, as returning from `main` would.
 #[expect(clippy::exit, reason = "the second signal asks for exactly this")]
-fn end_at_once() -> ExitCode {
+fn end_at_once() -> ! {
     tracing::warn!("ended at once by a second signal");
+    logging::flush();
     std::process::exit(i32::from(FAILED))
 }
 
-/// SIGTERM and Ctrl-C, from the first moment on.
+/// SIGTERM and Ctrl-C, from the first moment on; and SIGHUP, which is for reading certificates and configuration anew
+/// once that can be done.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hang_up: Signal,
 }
 
 impl Signals {
@@ -118,13 +166,20 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
         })
     }
 
+    /// The next one that asks for the end.
     async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hang_up.recv() => tracing::warn!(
+                    "SIGHUP: nothing is read anew; certificates and configuration are read at the start only"
+                ),
+            }
         }
     }
 }

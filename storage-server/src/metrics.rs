@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use storage_protocol::{Outcome, StorageError};
 
+use crate::logging::LogCounts;
+
 /// A number that only grows.
 #[derive(Debug, Default)]
 pub(crate) struct Counter(AtomicU64);
@@ -76,7 +78,7 @@ labels! {
     RefusedLabel {
         Tls = "tls", Timeout = "timeout", Http = "http", Sessions = "sessions_max",
         SessionsPerPrincipal = "sessions_per_principal_max", Draining = "draining", Keyspace = "keyspace",
-        Principal = "principal",
+        Principal = "principal", Connections = "connections_max", Handshakes = "handshakes_max", Unused = "unused",
     }
 }
 labels! {
@@ -96,6 +98,17 @@ impl OutcomeLabel {
             Err(Outcome::Unknown) => Self::Unknown,
         }
     }
+}
+
+/// What is counted elsewhere.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Outer {
+    /// Open connections of all kinds, and how many there can be.
+    pub(crate) connections: usize,
+    pub(crate) connections_max: usize,
+    /// When the server's certificate ends, in seconds since 1970; `None` without TLS.
+    pub(crate) certificate_expires: Option<u64>,
+    pub(crate) log: LogCounts,
 }
 
 /// All of them.
@@ -147,7 +160,8 @@ impl Metrics {
     }
 
     /// Appends all of them in the Prometheus text format. `budgets`: name and bytes in use of each shared budget.
-    pub(crate) fn write(&self, out: &mut String, budgets: &[(&str, usize)]) {
+    pub(crate) fn write(&self, out: &mut String, budgets: &[(&str, usize)], outer: &Outer) {
+        outer.write(out);
         let sessions = self.sessions.iter().map(Gauge::value);
         family(
             out,
@@ -266,6 +280,48 @@ impl Metrics {
     }
 }
 
+impl Outer {
+    fn write(&self, out: &mut String) {
+        for (name, help, value) in [
+            (
+                "storage_connections",
+                "Open connections of all kinds",
+                self.connections,
+            ),
+            (
+                "storage_connections_max",
+                "As many there can be",
+                self.connections_max,
+            ),
+        ] {
+            single(out, name, "gauge", help, value as u64);
+        }
+        if let Some(expires) = self.certificate_expires {
+            single(
+                out,
+                "storage_certificate_expires_seconds",
+                "gauge",
+                "When the certificate of the server ends, in seconds since 1970",
+                expires,
+            );
+        }
+        for (name, help, value) in [
+            (
+                "storage_log_lines_dropped_total",
+                "Lines of the log that could not be written in time",
+                self.log.dropped,
+            ),
+            (
+                "storage_log_lines_suppressed_total",
+                "Lines of the log that were one of too many of their kind",
+                self.log.suppressed,
+            ),
+        ] {
+            single(out, name, "counter", help, value);
+        }
+    }
+}
+
 fn put(out: &mut String, text: std::fmt::Arguments<'_>) {
     // Writing to a String cannot fail.
     let _ = out.write_fmt(text);
@@ -308,7 +364,7 @@ mod tests {
         metrics.request::<()>(RequestLabel::Commit, &Err(StorageError::Cancelled));
         metrics.refused(RefusedLabel::Tls);
         let mut out = String::new();
-        metrics.write(&mut out, &[("outbox", 7)]);
+        metrics.write(&mut out, &[("outbox", 7)], &Outer::default());
         assert!(
             out.contains("storage_requests_total{kind=\"commit\",outcome=\"not_executed\"} 1\n")
         );

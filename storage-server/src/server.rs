@@ -5,19 +5,25 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use storage_certs::CredentialPaths;
 use storage_protocol::{Keyspace, Storage};
-use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
+use crate::admission::Handshakes;
+use crate::certificate;
 use crate::config::{self, Gateways, ServerConfig, TlsMode};
+use crate::descriptors::{self, DESCRIPTORS_MIN, Shares};
 use crate::engine::Engine;
 use crate::engine::rocks::{Durability, EngineOptions, OpenError, RocksEngine};
 use crate::listener::Listener;
+use crate::logging::warn_if_open_to_others;
 use crate::shared::{Phase, Shared};
 use crate::shutdown::{self, ShutdownReport};
-use crate::tls::{Tls, TlsError};
+use crate::tls::{CRL, Tls, TlsError, Validity};
 
 /// The principal of storage that is used from inside.
 const SERVER: &str = "server";
@@ -40,9 +46,20 @@ pub enum StartError {
         /// The system's error.
         source: io::Error,
     },
+    /// The process may have too few open files.
+    #[error(
+        "the limit of open files is {limit}: a server needs {DESCRIPTORS_MIN} (ulimit -n, or LimitNOFILE of its unit)"
+    )]
+    TooFewDescriptors {
+        /// What it is.
+        limit: u64,
+    },
     /// The task that opened the store failed.
     #[error("cannot open the store: {0}")]
     Failed(String),
+    /// It was stopped before it served anybody; the store is closed.
+    #[error("stopped while starting")]
+    Stopped,
 }
 
 /// Where a listener listens, and what for.
@@ -93,26 +110,59 @@ impl Server {
     /// # Errors
     /// [`StartError`]; nothing is left behind then.
     pub async fn start(config: ServerConfig) -> Result<Self, StartError> {
-        let tls = load_tls(&config)?;
-        let options = engine_options(&config);
-        let opening = tokio::task::spawn_blocking(move || RocksEngine::open(options));
+        Self::start_unless(config, CancellationToken::new()).await
+    }
+
+    /// The same, unless `stop` is cancelled before it is ready: a store that is being opened then is opened and closed in
+    /// order, and the end is [`StartError::Stopped`].
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left behind then.
+    pub async fn start_unless(
+        mut config: ServerConfig,
+        stop: CancellationToken,
+    ) -> Result<Self, StartError> {
+        let shares = share_descriptors(&mut config)?;
+        let tls = load_tls(&config).await?;
+        let mut options = engine_options(&config);
+        options.max_open_files = shares.engine_files;
+        let opening = tokio::task::spawn_blocking(move || {
+            if options.data.exists() {
+                warn_if_open_to_others(&options.data, "the data folder");
+            }
+            RocksEngine::open(options)
+        });
         let engine = opening
             .await
             .map_err(|error| StartError::Failed(error.to_string()))??;
         let closing = engine.clone();
-        Self::serve(config, tls, engine, Box::new(move || closing.close())).await
+        let closer = Box::new(move || closing.close());
+        if stop.is_cancelled() {
+            let _ = tokio::task::spawn_blocking(closer).await;
+            return Err(StartError::Stopped);
+        }
+        Self::serve(config, tls, engine, closer).await
     }
 
     /// Serves an engine of the caller's, who closes it behind [`Server::shutdown`]: for tests and for other engines.
     ///
     /// # Errors
-    /// [`StartError::Tls`] and [`StartError::Bind`].
+    /// [`StartError::Tls`], [`StartError::Bind`] and [`StartError::TooFewDescriptors`].
     pub async fn start_with(
-        config: ServerConfig,
+        mut config: ServerConfig,
         engine: Arc<dyn Engine>,
     ) -> Result<Self, StartError> {
-        let tls = load_tls(&config)?;
+        share_descriptors(&mut config)?;
+        let tls = load_tls(&config).await?;
         Self::serve(config, tls, engine, Box::new(|| ())).await
+    }
+
+    /// Reads the certificates, as a start would. Blocks.
+    ///
+    /// # Errors
+    /// [`TlsError`].
+    pub fn check(config: &ServerConfig) -> Result<(), TlsError> {
+        read_tls(config).map(|_| ())
     }
 
     async fn serve(
@@ -121,6 +171,7 @@ impl Server {
         engine: Arc<dyn Engine>,
         closer: Closer,
     ) -> Result<Self, StartError> {
+        let certificate = tls.iter().flatten().map(|tls| tls.validity).next();
         let mut listeners = Vec::with_capacity(tls.len());
         for (listener, tls) in config.listeners.iter().zip(tls) {
             match Listener::bind(listener, tls).await {
@@ -145,14 +196,19 @@ impl Server {
                 gateways: config.gateways,
             });
         let addresses: Vec<_> = addresses.collect();
-        let handshakes = Arc::new(Semaphore::new(config.limits.handshakes_max));
-        let shared = Shared::new(config, engine);
+        tell_start(&config, &addresses, engine.as_ref(), certificate);
+        let handshakes_max = config.limits.handshakes_max;
+        let shared = Shared::new(config, engine, certificate);
         shared.set_phase(Phase::Serving);
         shared.engine.serving();
-        for listener in listeners {
+        for (number, listener) in listeners.into_iter().enumerate() {
+            let handshakes = Handshakes::new(handshakes_max, &shared.connections, number);
+            shared.tasks.spawn(listener.run(shared.clone(), handshakes));
+        }
+        if let Some(validity) = certificate {
             shared
                 .tasks
-                .spawn(listener.run(shared.clone(), handshakes.clone()));
+                .spawn(certificate::remind(shared.clone(), validity));
         }
         Ok(Self {
             shared,
@@ -180,15 +236,74 @@ impl Server {
     }
 }
 
-fn load_tls(config: &ServerConfig) -> Result<Vec<Option<Tls>>, TlsError> {
+/// One line with what an operator looks for first.
+fn tell_start(
+    config: &ServerConfig,
+    addresses: &[ListenerAddress],
+    engine: &dyn Engine,
+    certificate: Option<Validity>,
+) {
+    let position = engine.position();
+    let listeners: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        data = %config.data.display(),
+        durability = ?config.durability,
+        epoch = %position.epoch,
+        revision = position.revision.0,
+        certificate_expires = certificate.map(|validity| certificate::date(validity.until)),
+        connections_max = config.limits.connections_max,
+        listeners = listeners.join(", "),
+        "serving"
+    );
+}
+
+/// What of the process's descriptors is the engine's; the rest becomes `limits.connections_max`.
+fn share_descriptors(config: &mut ServerConfig) -> Result<Shares, StartError> {
+    let limit = descriptors::limit();
+    let shares = Shares::of(limit).ok_or(StartError::TooFewDescriptors { limit })?;
+    let limits = &mut config.limits;
+    let shares = shares.bounded(limit, limits.connections_max);
+    limits.connections_max = Some(shares.connections);
+    Ok(shares)
+}
+
+/// Files may be where it takes long to read them, so not on the runtime.
+async fn load_tls(config: &ServerConfig) -> Result<Vec<Option<Tls>>, StartError> {
+    let config = config.clone();
+    let loading = tokio::task::spawn_blocking(move || read_tls(&config)).await;
+    let loaded = loading.map_err(|error| StartError::Failed(error.to_string()))?;
+    Ok(loaded?)
+}
+
+fn read_tls(config: &ServerConfig) -> Result<Vec<Option<Tls>>, TlsError> {
     let load = |listener: &config::ListenerConfig| match &config.certs {
-        Some(dir) => Tls::load(dir, listener.tls, listener.tls_min_version),
+        Some(dir) => Tls::load(dir, listener),
         None if listener.tls == TlsMode::Off => Ok(None),
         None => Err(TlsError::NoCertificates {
             address: listener.address,
         }),
     };
-    config.listeners.iter().map(load).collect()
+    let loaded = config.listeners.iter().map(load).collect();
+    if let Some(dir) = &config.certs {
+        tell_about_files(dir, &config.listeners);
+    }
+    loaded
+}
+
+fn tell_about_files(dir: &Path, listeners: &[config::ListenerConfig]) {
+    let has = |mode: fn(TlsMode) -> bool| listeners.iter().any(|listener| mode(listener.tls));
+    if has(|mode| mode != TlsMode::Off) {
+        let key = CredentialPaths::in_dir(dir.join("server")).key;
+        warn_if_open_to_others(&key, "the server's key");
+    }
+    let lists = dir.join(CRL);
+    if has(|mode| mode == TlsMode::Mutual) && !lists.exists() {
+        tracing::info!(
+            "there is no {}: no client certificate counts as revoked",
+            lists.display()
+        );
+    }
 }
 
 fn engine_options(config: &ServerConfig) -> EngineOptions {

@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admission::Connections;
 use crate::config::ServerConfig;
 use crate::engine::Engine;
 use crate::gateway::mwdb::PushCache;
 use crate::metrics::Metrics;
 use crate::session::budget::{Budgets, SessionSlots};
+use crate::tls::Validity;
 
 /// How far the server is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +30,10 @@ pub(crate) struct Shared {
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) slots: Arc<SessionSlots>,
+    /// Connections of all kinds.
+    pub(crate) connections: Arc<Connections>,
+    /// Of the server's certificate; `None` without TLS.
+    pub(crate) certificate: Option<Validity>,
     /// The bounds of all sessions together.
     pub(crate) budgets: Arc<Budgets>,
     pub(crate) pushes: PushCache,
@@ -43,12 +49,19 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(config: ServerConfig, engine: Arc<dyn Engine>) -> Arc<Self> {
+    pub(crate) fn new(
+        config: ServerConfig,
+        engine: Arc<dyn Engine>,
+        certificate: Option<Validity>,
+    ) -> Arc<Self> {
         let limits = &config.limits;
         let budgets = Budgets::new(limits);
+        let connections_max = limits.connections_max.unwrap_or(usize::MAX);
         Arc::new(Self {
             engine,
             metrics: Arc::default(),
+            connections: Connections::new(connections_max, config.listeners.len()),
+            certificate,
             slots: SessionSlots::new(
                 limits.sessions_max,
                 limits.sessions_per_principal_max,

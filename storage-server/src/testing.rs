@@ -493,7 +493,7 @@ pub(crate) fn start<D: Dialect + 'static>(
     let mut config = ServerConfig::embedded("unused", None, Vec::new());
     change(&mut config);
     let deadline = Instant::now() + config.timeouts.handshake;
-    let shared = Shared::new(config, engine.clone());
+    let shared = Shared::new(config, engine.clone(), None);
     let principal = Principal::anonymous();
     let peer = Peer {
         slot: shared.slots.take(principal.as_str()).unwrap(),

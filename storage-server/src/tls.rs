@@ -1,25 +1,35 @@
 //! TLS of a listener: who is let in, by certificates and revocation lists.
 //!
-//! Sessions are resumed by tickets (half the CPU of a handshake), and rustls then takes the chain out of the ticket
-//! without verifying it. So the invariant lives here, in [`Tls::accept`]: *every* handshake ends with a chain that
-//! was verified now, by dates and revocation lists.
+//! Sessions of TLS 1.3 are resumed (half the CPU of a handshake), and rustls then takes the client's chain as it was,
+//! without verifying it. So the invariant lives here, in [`Tls::accept`]: *every* handshake ends with a chain that was
+//! verified now, by dates and revocation lists. They are kept here and not in tickets that the client keeps, since rustls
+//! would send such to TLS 1.2 too, and clients of mwDB's age stall on them.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use rustls::{HandshakeKind, RootCertStore};
+use rustls::server::{ServerSessionMemoryCache, StoresServerSessions, WebPkiClientVerifier};
+use rustls::{HandshakeKind, RootCertStore, ServerConfig};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
 use storage_certs::{CredentialPaths, Credentials};
+use storage_protocol::planted;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
-use crate::config::{TlsMode, TlsVersion};
+use crate::config::{ListenerConfig, TlsMode, TlsVersion};
 use crate::session::identity::{IdentityError, Principal};
+
+/// TLS sessions of a listener that can be resumed; each is about 1 KiB, mostly the client's certificate.
+const SESSIONS_MAX: usize = 16 * 1024;
+/// A session with more than this, by large certificates, is not resumed.
+const SESSION_BYTES_MAX: usize = 4 * 1024;
+
+/// The file of revocation lists, in the folder of certificates.
+pub(crate) const CRL: &str = "crl.pem";
 
 /// Why the certificates of the server cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -59,8 +69,53 @@ pub(crate) enum AcceptError {
     Handshake(#[from] std::io::Error),
     #[error("resumed TLS session: {0}")]
     Resumed(rustls::Error),
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
+}
+
+/// A handshake that succeeded.
+#[derive(Debug)]
+pub(crate) struct Accepted<S> {
+    pub(crate) stream: TlsStream<S>,
+    /// Who the peer is; a certificate can be good and name nobody.
+    pub(crate) principal: Result<Principal, IdentityError>,
+    /// Whether an earlier session was resumed.
+    pub(crate) resumed: bool,
+}
+
+/// From when until when a certificate is valid: seconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Validity {
+    pub(crate) from: u64,
+    pub(crate) until: u64,
+}
+
+/// TLS 1.3 sessions of a listener that can be resumed, each once. The oldest make room.
+#[derive(Debug)]
+struct Resumable(Arc<ServerSessionMemoryCache>);
+
+impl Resumable {
+    fn new() -> Arc<Self> {
+        Arc::new(Self(ServerSessionMemoryCache::new(SESSIONS_MAX)))
+    }
+}
+
+impl StoresServerSessions for Resumable {
+    fn put(&self, key: Vec<u8>, value: Vec<u8>) -> bool {
+        value.len() <= SESSION_BYTES_MAX && self.0.put(key, value)
+    }
+
+    /// What TLS 1.2 asks: it starts anew.
+    fn get(&self, _key: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+
+    /// What TLS 1.3 asks.
+    fn take(&self, key: &[u8]) -> Option<Vec<u8>> {
+        self.0.take(key)
+    }
+
+    fn can_cache(&self) -> bool {
+        true
+    }
 }
 
 /// TLS of one listener.
@@ -68,6 +123,8 @@ pub(crate) struct Tls {
     acceptor: TlsAcceptor,
     /// `None`: client certificates are not asked for.
     verifier: Option<Arc<dyn ClientCertVerifier>>,
+    /// Of the server's own certificate.
+    pub(crate) validity: Validity,
 }
 
 impl std::fmt::Debug for Tls {
@@ -79,14 +136,10 @@ impl std::fmt::Debug for Tls {
 }
 
 impl Tls {
-    /// Loads `DIR/server/{cert,key,ca}.pem` and, if it is there, `DIR/crl.pem`. `None` for [`TlsMode::Off`].
-    pub(crate) fn load(
-        dir: &Path,
-        mode: TlsMode,
-        oldest: TlsVersion,
-    ) -> Result<Option<Self>, TlsError> {
+    /// Loads `DIR/server/{cert,key,ca}.pem` and, if it is there, `DIR/crl.pem`. `None` for [`TlsMode::Off`]. Blocks.
+    pub(crate) fn load(dir: &Path, listener: &ListenerConfig) -> Result<Option<Self>, TlsError> {
         let paths = CredentialPaths::in_dir(dir.join("server"));
-        let verify = match mode {
+        let verify = match listener.tls {
             TlsMode::Off => return Ok(None),
             TlsMode::Server => false,
             TlsMode::Mutual => true,
@@ -97,16 +150,21 @@ impl Tls {
             dir: dir.to_owned(),
             reason: error.to_string(),
         };
+        let validity = validity(own.chain.first())
+            .ok_or_else(|| unusable(&"the dates of its certificate cannot be read"))?;
         let verifier = if verify {
             Some(verifier(dir, &paths, &own, &provider)?)
         } else {
             None
         };
-        let versions: &[_] = match oldest {
-            TlsVersion::Tls12 => &[&rustls::version::TLS13, &rustls::version::TLS12],
-            TlsVersion::Tls13 => &[&rustls::version::TLS13],
+        let versions: &[_] = match (listener.tls_min_version, listener.tls_max_version) {
+            (TlsVersion::Tls12, TlsVersion::Tls13) => {
+                &[&rustls::version::TLS13, &rustls::version::TLS12]
+            }
+            (_, TlsVersion::Tls12) => &[&rustls::version::TLS12],
+            (TlsVersion::Tls13, TlsVersion::Tls13) => &[&rustls::version::TLS13],
         };
-        let builder = rustls::ServerConfig::builder_with_provider(provider)
+        let builder = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)
             .map_err(|error| unusable(&error))?;
         let builder = match &verifier {
@@ -116,21 +174,22 @@ impl Tls {
         let mut config = builder
             .with_single_cert(own.chain, own.key)
             .map_err(|error| unusable(&error))?;
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.ticketer =
-            rustls::crypto::ring::Ticketer::new().map_err(|error| unusable(&error))?;
+        config.session_storage = Resumable::new();
+        config.send_tls13_tickets = 1;
+        if planted("tickets-for-tls-1-2") {
+            config.ticketer =
+                rustls::crypto::ring::Ticketer::new().map_err(|error| unusable(&error))?;
+        }
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Some(Self {
             acceptor: TlsAcceptor::from(Arc::new(config)),
             verifier,
+            validity,
         }))
     }
 
-    /// Shakes hands, and decides who the peer is. Also tells whether an earlier session was resumed.
-    pub(crate) async fn accept<S>(
-        &self,
-        stream: S,
-    ) -> Result<(TlsStream<S>, Principal, bool), AcceptError>
+    /// Shakes hands, and decides who the peer is.
+    pub(crate) async fn accept<S>(&self, stream: S) -> Result<Accepted<S>, AcceptError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -138,22 +197,38 @@ impl Tls {
         let connection = stream.get_ref().1;
         let resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
         let principal = match (&self.verifier, connection.peer_certificates()) {
-            (None, _) => Principal::anonymous(),
+            (None, _) => Ok(Principal::anonymous()),
             (Some(verifier), Some([own, between @ ..])) => {
                 if resumed {
                     verifier
                         .verify_client_cert(own, between, UnixTime::now())
                         .map_err(AcceptError::Resumed)?;
                 }
-                Principal::of_certificate(own)?
+                Principal::of_certificate(own)
             }
             // The verifier demands a certificate, so this does not happen; if it did, nobody gets in.
             (Some(_), _) => {
                 return Err(AcceptError::Resumed(rustls::Error::NoCertificatesPresented));
             }
         };
-        Ok((stream, principal, resumed))
+        Ok(Accepted {
+            stream,
+            principal,
+            resumed,
+        })
     }
+}
+
+/// When the server's own certificate is valid. Those behind it in the chain need not all be used by a client.
+fn validity(own: Option<&CertificateDer<'_>>) -> Option<Validity> {
+    let (_, certificate) = X509Certificate::from_der(own?).ok()?;
+    let validity = certificate.validity();
+    // Before 1970 is as good as then.
+    let seconds = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
+    Some(Validity {
+        from: seconds(validity.not_before),
+        until: seconds(validity.not_after),
+    })
 }
 
 fn verifier(
@@ -174,7 +249,7 @@ fn verifier(
     }
     let mut builder =
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
-    let crl_path = dir.join("crl.pem");
+    let crl_path = dir.join(CRL);
     if crl_path.exists() {
         let crls = storage_certs::load_crls(&crl_path)?;
         let covered = authorities_covered(&own.ca, &crls).ok_or_else(|| TlsError::ForeignCrl {
@@ -184,6 +259,13 @@ fn verifier(
         builder = builder.with_crls(crls).only_check_end_entity_revocation();
         if covered < own.ca.len() {
             // An authority without a list (a self-signed certificate of a peer, say) revokes nobody.
+            tracing::info!(
+                authorities = own.ca.len(),
+                with_a_list = covered,
+                "of the authorities in {} some have no revocation list in {}: they revoke nobody",
+                paths.ca.display(),
+                crl_path.display()
+            );
             builder = builder.allow_unknown_revocation_status();
         }
     }

@@ -14,6 +14,13 @@
 
 mod processes;
 
+#[path = "server_process/front_door.rs"]
+mod front_door;
+#[path = "server_process/log.rs"]
+mod log;
+#[path = "server_process/start_and_signals.rs"]
+mod start_and_signals;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -187,8 +194,9 @@ fn lines(from: impl Read + Send + 'static) -> Receiver<String> {
 fn http(address: &str, method: &str, path: &str, headers: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let request =
-        format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n");
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{headers}\r\n"
+    );
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
@@ -385,7 +393,9 @@ fn what_print_prints_is_a_configuration_that_prints_the_same() {
     fs::write(&again, &first.stdout).unwrap();
     let again = again.to_str().unwrap();
     assert_eq!(print(again).text(), first.text());
-    let good = ran(&["config", "check", "--config", again]).expect(0);
+    let certificates = Certificates::issue(&[]);
+    let certs = certificates.dir().display().to_string();
+    let good = ran(&["config", "check", "--config", again, "--certs", &certs]).expect(0);
     assert!(good.text().contains("good"), "{good:?}");
     assert!(!folder.data().exists(), "looking changes nothing");
 }

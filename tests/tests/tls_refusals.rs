@@ -147,13 +147,21 @@ fn raw_client(
     own: Option<&Path>,
     version: &'static rustls::SupportedProtocolVersion,
 ) -> Arc<ClientConfig> {
+    raw_client_of(ca, own, &[version])
+}
+
+fn raw_client_of(
+    ca: &Path,
+    own: Option<&Path>,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     for certificate in storage_certs::load_certificates(ca).unwrap() {
         roots.add(certificate).unwrap();
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[version])
+        .with_protocol_versions(versions)
         .unwrap()
         .with_root_certificates(roots);
     Arc::new(match own {
@@ -380,44 +388,91 @@ async fn plain_text_to_a_tls_port_is_refused_and_says_so() {
 
 #[tokio::test]
 async fn a_ticket_does_not_outlive_the_revocation_of_its_owner() {
-    for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
-        let listener = "address = '127.0.0.1:0'\ntls_min_version = '1.2'";
-        let mut house = House::with_listener(listener).await;
-        house
-            .certificates
-            .add(&Request::client("robot".parse().unwrap()));
-        let (ca, own) = (
-            house.certificates.dir().join("ca.pem"),
-            house.credentials("robot"),
-        );
-        let robot = raw_client(&ca, Some(&own), version);
-        let port = house.port();
-        // The ticket is good: the second handshake is resumed.
-        assert!(!ask(port, &robot).await.unwrap().2);
-        let (status, _, resumed) = ask(port, &robot).await.unwrap();
-        assert_eq!((status.as_str(), resumed), (LET_IN, true), "{version:?}");
+    let listener = "address = '127.0.0.1:0'\ntls_min_version = '1.2'";
+    let mut house = House::with_listener(listener).await;
+    house
+        .certificates
+        .add(&Request::client("robot".parse().unwrap()));
+    let (ca, own) = (
+        house.certificates.dir().join("ca.pem"),
+        house.credentials("robot"),
+    );
+    let robot = raw_client(&ca, Some(&own), &rustls::version::TLS13);
+    let port = house.port();
+    // The ticket is good: the second handshake is resumed.
+    assert!(!ask(port, &robot).await.unwrap().2);
+    let (status, _, resumed) = ask(port, &robot).await.unwrap();
+    assert_eq!((status.as_str(), resumed), (LET_IN, true));
 
-        let authority = AuthorityDir::open(house.certificates.dir()).unwrap();
-        authority.revoke(&"robot".parse().unwrap()).unwrap();
-        drop(authority);
-        // The same address, so that the client offers its ticket.
-        house.server.kill();
-        let config = house.folder.path().join("server.toml");
-        let text = fs::read_to_string(&config).unwrap();
-        fs::write(
-            &config,
-            text.replace("127.0.0.1:0", &format!("127.0.0.1:{port}")),
-        )
-        .unwrap();
-        house.server = ServerProcess::start(&["--config", config.to_str().unwrap()]);
-        assert_eq!(house.port(), port);
-        let text = ask(port, &robot).await.unwrap_err();
-        names("revoked, with a ticket", &text, &["CertificateRevoked"]);
-        let text = house_refusal_after_restart(&house, "robot").await;
-        names("revoked", &text, &["our certificate is revoked"]);
-        let witness = connect(&house.server, &house.certificates, "witness", "model").await;
-        assert_eq!(witness.unwrap().principal(), "cert:witness");
+    let authority = AuthorityDir::open(house.certificates.dir()).unwrap();
+    authority.revoke(&"robot".parse().unwrap()).unwrap();
+    drop(authority);
+    // The same address, so that the client offers its ticket.
+    house.server.kill();
+    let config = house.folder.path().join("server.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(
+        &config,
+        text.replace("127.0.0.1:0", &format!("127.0.0.1:{port}")),
+    )
+    .unwrap();
+    house.server = ServerProcess::start(&["--config", config.to_str().unwrap()]);
+    assert_eq!(house.port(), port);
+    let text = ask(port, &robot).await.unwrap_err();
+    names("revoked, with a ticket", &text, &["CertificateRevoked"]);
+    let text = house_refusal_after_restart(&house, "robot").await;
+    names("revoked", &text, &["our certificate is revoked"]);
+    let witness = connect(&house.server, &house.certificates, "witness", "model").await;
+    assert_eq!(witness.unwrap().principal(), "cert:witness");
+}
+
+/// Clients of mwDB's age stall when a ticket comes in one segment with the server's last handshake message.
+#[tokio::test]
+async fn tls_1_2_gets_no_tickets_and_is_not_resumed() {
+    let listener = "address = '127.0.0.1:0'\ntls_min_version = '1.2'";
+    let house = House::with_listener(listener).await;
+    let (ca, own) = (
+        house.certificates.dir().join("ca.pem"),
+        house.credentials("witness"),
+    );
+    // It offers to take tickets, and would use what it gets.
+    let client = raw_client(&ca, Some(&own), &rustls::version::TLS12);
+    for _ in 0..2 {
+        let (status, version, resumed) = ask(house.port(), &client).await.unwrap();
+        assert_eq!((status.as_str(), resumed), (LET_IN, false));
+        assert_eq!(version, ProtocolVersion::TLSv1_2);
     }
+}
+
+#[tokio::test]
+async fn tls_1_3_is_left_out_where_a_listener_says_so() {
+    let listener = "address = '127.0.0.1:0'\ntls_min_version = '1.2'\ntls_max_version = '1.2'\n\
+                    [[listener]]\naddress = '127.0.0.1:0'";
+    let certificates = Certificates::issue(&["witness"]);
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("server.toml");
+    let (data, certs) = (folder.path().join("data"), certificates.dir());
+    let text = format!("data = {data:?}\ncerts = {certs:?}\n[[listener]]\n{listener}\n");
+    fs::write(&config, text).unwrap();
+    let server = ServerProcess::start(&["--config", config.to_str().unwrap()]);
+    let port = server
+        .url("storage")
+        .rsplit(':')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let (ca, own) = (certs.join("ca.pem"), certs.join("witness"));
+    let new = raw_client(&ca, Some(&own), &rustls::version::TLS13);
+    let text = ask(port, &new).await.unwrap_err();
+    names("TLS 1.3", &text, &["ProtocolVersion"]);
+    // What a client that offers both gets, as Java does by default.
+    let both = raw_client_of(&ca, Some(&own), rustls::ALL_VERSIONS);
+    let (status, version, _) = ask(port, &both).await.unwrap();
+    assert_eq!(
+        (status.as_str(), version),
+        (LET_IN, ProtocolVersion::TLSv1_2)
+    );
 }
 
 /// As [`House::refusal_of`], behind a restart that ended the witness's connection too.

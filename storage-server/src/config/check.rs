@@ -9,10 +9,13 @@ use std::time::Duration;
 
 use storage_protocol::{Batch, Keyspace, Limits};
 
+use crate::engine::rocks::EngineOptions;
+
 use super::raw::{RawEngine, RawLimits, RawLog, RawTimeouts, Size, Span};
 use super::{
-    ConfigError, DEFAULT_ADDRESS, Durability, EngineConfig, Gateways, ListenerConfig, LogConfig,
-    LogFormat, RawConfig, RawListener, ServerConfig, ServerLimits, Timeouts, TlsMode, TlsVersion,
+    ConfigError, DEFAULT_ADDRESS, Durability, EngineConfig, Gateways, LOG_KEEP_DEFAULT,
+    ListenerConfig, LogConfig, LogFormat, RawConfig, RawListener, ServerConfig, ServerLimits,
+    Timeouts, TlsMode, TlsVersion,
 };
 
 type Result<T> = std::result::Result<T, ConfigError>;
@@ -21,6 +24,7 @@ const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 const DATA_DEFAULT: &str = "storage-data";
 const LOG_FILTER_DEFAULT: &str = "info";
+const LOG_KEEP_MAX: usize = 10_000;
 
 pub(super) fn checked(raw: &RawConfig) -> Result<ServerConfig> {
     let listeners = match raw.listeners.as_slice() {
@@ -117,17 +121,64 @@ fn listener(place: usize, raw: &RawListener) -> Result<ListenerConfig> {
             ),
         ));
     }
+    let version = |name: &str, raw: Option<&str>| {
+        let choices = [("1.3", TlsVersion::Tls13), ("1.2", TlsVersion::Tls12)];
+        one_of(&key(name), raw, &choices)
+    };
+    let tls_min_version = version("tls_min_version", raw.tls_min_version.as_deref())?;
+    let tls_max_version = version("tls_max_version", raw.tls_max_version.as_deref())?;
+    if tls_max_version < tls_min_version {
+        return Err(ConfigError::value(
+            key("tls_max_version"),
+            "\"1.2\"",
+            "not below tls_min_version: set tls_min_version = \"1.2\" too",
+        ));
+    }
     Ok(ListenerConfig {
         address,
         tls,
         gateways: gateways(&key("gateways"), raw.gateways.as_deref())?,
-        tls_min_version: one_of(
-            &key("tls_min_version"),
-            raw.tls_min_version.as_deref(),
-            &[("1.3", TlsVersion::Tls13), ("1.2", TlsVersion::Tls12)],
-        )?,
+        tls_min_version,
+        tls_max_version,
+        allowed_origins: origins(&key("allowed_origins"), raw.allowed_origins.as_deref())?,
+        allowed_hosts: hosts(&key("allowed_hosts"), raw.allowed_hosts.as_deref())?,
         danger_plaintext,
     })
+}
+
+fn origins(key: &str, raw: Option<&[String]>) -> Result<Vec<String>> {
+    let is_origin = |text: &str| {
+        let rest = text
+            .split_once("://")
+            .map(|(scheme, rest)| (scheme.is_empty(), rest));
+        text == "*"
+            || rest.is_some_and(|(no_scheme, rest)| {
+                !no_scheme && !rest.is_empty() && !rest.contains(['/', '*', '@', ' '])
+            })
+    };
+    let names = raw.unwrap_or_default();
+    match names.iter().find(|name| !is_origin(name)) {
+        None => Ok(names.to_vec()),
+        Some(bad) => Err(ConfigError::value(
+            key,
+            format!("{bad:?}"),
+            "an origin as browsers say it, such as \"https://example.com\" or \"http://localhost:3000\", or \"*\"",
+        )),
+    }
+}
+
+fn hosts(key: &str, raw: Option<&[String]>) -> Result<Vec<String>> {
+    let is_host =
+        |text: &str| text == "*" || (!text.is_empty() && !text.contains(['/', '*', ':', '@', ' ']));
+    let names = raw.unwrap_or_default();
+    match names.iter().find(|name| !is_host(name)) {
+        None => Ok(names.to_vec()),
+        Some(bad) => Err(ConfigError::value(
+            key,
+            format!("{bad:?}"),
+            "a host name without a port, such as \"storage.internal\", or \"*\"",
+        )),
+    }
 }
 
 pub(crate) fn address(key: &str, text: &str) -> Result<SocketAddr> {
@@ -190,6 +241,15 @@ fn log(raw: &RawLog) -> Result<LogConfig> {
         )?,
         dir: raw.dir.clone(),
         filter,
+        keep: match raw.keep {
+            None => LOG_KEEP_DEFAULT,
+            Some(Size(keep)) => usize::try_from(keep)
+                .ok()
+                .filter(|keep| (1..=LOG_KEEP_MAX).contains(keep))
+                .ok_or_else(|| {
+                    ConfigError::value("log.keep", keep, format!("allowed are 1 to {LOG_KEEP_MAX}"))
+                })?,
+        },
     })
 }
 
@@ -381,6 +441,7 @@ fn limits(raw: &RawLimits) -> Result<ServerLimits> {
         message,
     )?;
     limits.memory_bytes_max = optional("memory_bytes_max", raw.memory_bytes_max, 16 * MIB)?;
+    limits.connections_max = optional("connections_max", raw.connections_max, 1)?;
     Ok(limits)
 }
 
@@ -485,7 +546,8 @@ fn engine(raw: &RawEngine) -> Result<EngineConfig> {
 pub(super) fn raw_of(config: &ServerConfig) -> RawConfig {
     let size = |value: usize| Some(Size(value as u64));
     let (limits, said) = (&config.limits, &config.limits.announced);
-    let (timeouts, engine) = (&config.timeouts, &config.engine);
+    let timeouts = &config.timeouts;
+    let engine_defaults = EngineOptions::new(&config.data);
     let span = |value: Duration| Some(Span(value));
     RawConfig {
         data: Some(config.data.clone()),
@@ -511,6 +573,7 @@ pub(super) fn raw_of(config: &ServerConfig) -> RawConfig {
             ),
             dir: config.log.dir.clone(),
             filter: Some(config.log.filter.clone()),
+            keep: size(config.log.keep),
         },
         limits: RawLimits {
             key_bytes_max: size(said.key_bytes_max),
@@ -527,14 +590,23 @@ pub(super) fn raw_of(config: &ServerConfig) -> RawConfig {
             sessions_per_principal_max: size(limits.sessions_per_principal_max),
             sessions_kept_max: size(limits.sessions_kept_max),
             partial_messages_bytes_max: size(limits.partial_messages_bytes_max),
-            commit_queue_bytes_max: limits.commit_queue_bytes_max.and_then(size),
+            commit_queue_bytes_max: size(
+                limits
+                    .commit_queue_bytes_max
+                    .unwrap_or(engine_defaults.commit_queue_bytes),
+            ),
             mwdb_keys_max: size(limits.mwdb_keys_max),
             outbox_bytes_max: size(limits.outbox_bytes_max),
             outbox_bytes_total_max: size(limits.outbox_bytes_total_max),
             watch_bytes_max: size(limits.watch_bytes_max),
             watch_bytes_total_max: size(limits.watch_bytes_total_max),
-            memory_bytes_max: limits.memory_bytes_max.and_then(size),
+            memory_bytes_max: size(
+                limits
+                    .memory_bytes_max
+                    .unwrap_or(engine_defaults.memory_bytes),
+            ),
             handshakes_max: size(limits.handshakes_max),
+            connections_max: limits.connections_max.and_then(size),
         },
         timeouts: RawTimeouts {
             handshake: span(timeouts.handshake),
@@ -547,20 +619,34 @@ pub(super) fn raw_of(config: &ServerConfig) -> RawConfig {
             session_grace: span(timeouts.session_grace),
             session_kept: span(timeouts.session_kept),
         },
-        engine: RawEngine {
-            disk_reserve_bytes: engine.disk_reserve_bytes.map(Size),
-            log_bytes: engine.log_bytes.map(Size),
-            log_age: engine.log_age.map(Span),
-            ring_bytes: engine.ring_bytes.and_then(size),
-            read_threads: engine.read_threads.and_then(size),
-            tombstone_age: engine.tombstone_age.map(Span),
-            tombstones_max: engine.tombstones_max.map(Size),
-            mwdb_keyspaces: engine
-                .mwdb_keyspaces
-                .as_ref()
-                .map(|names| names.iter().map(Keyspace::to_string).collect()),
-        },
+        engine: raw_engine(config),
         listeners: config.listeners.iter().map(raw_listener).collect(),
+    }
+}
+
+/// What is not set is the engine's default.
+fn raw_engine(config: &ServerConfig) -> RawEngine {
+    let (engine, default) = (&config.engine, EngineOptions::new(&config.data));
+    let size = |value: usize| Some(Size(value as u64));
+    let names = engine
+        .mwdb_keyspaces
+        .as_ref()
+        .unwrap_or(&default.mwdb_keyspaces);
+    RawEngine {
+        disk_reserve_bytes: Some(Size(
+            engine
+                .disk_reserve_bytes
+                .unwrap_or(default.disk_reserve_bytes),
+        )),
+        log_bytes: Some(Size(engine.log_bytes.unwrap_or(default.log_bytes))),
+        log_age: Some(Span(engine.log_age.unwrap_or(default.log_age))),
+        ring_bytes: size(engine.ring_bytes.unwrap_or(default.ring_bytes)),
+        read_threads: size(engine.read_threads.unwrap_or(default.read_threads)),
+        tombstone_age: Some(Span(engine.tombstone_age.unwrap_or(default.tombstone_age))),
+        tombstones_max: Some(Size(
+            engine.tombstones_max.unwrap_or(default.tombstones_max),
+        )),
+        mwdb_keyspaces: Some(names.iter().map(Keyspace::to_string).collect()),
     }
 }
 
@@ -570,9 +656,9 @@ fn raw_listener(listener: &ListenerConfig) -> RawListener {
         TlsMode::Server => "server",
         TlsMode::Off => "off",
     };
-    let version = match listener.tls_min_version {
-        TlsVersion::Tls12 => "1.2",
-        TlsVersion::Tls13 => "1.3",
+    let version = |version| match version {
+        TlsVersion::Tls12 => "1.2".to_owned(),
+        TlsVersion::Tls13 => "1.3".to_owned(),
     };
     RawListener {
         address: Some(listener.address.to_string()),
@@ -585,7 +671,10 @@ fn raw_listener(listener: &ListenerConfig) -> RawListener {
                 .map(str::to_owned)
                 .collect(),
         ),
-        tls_min_version: Some(version.to_owned()),
+        tls_min_version: Some(version(listener.tls_min_version)),
+        tls_max_version: Some(version(listener.tls_max_version)),
+        allowed_origins: Some(listener.allowed_origins.clone()),
+        allowed_hosts: Some(listener.allowed_hosts.clone()),
         danger_plaintext: Some(listener.danger_plaintext),
     }
 }
@@ -712,6 +801,22 @@ mod tests {
                 "tls_min_version",
                 "1.2",
             ),
+            (
+                "certs='c'\n[[listener]]\naddress = '127.0.0.1:1'\ntls_max_version = '1.2'",
+                "tls_max_version",
+                "not below tls_min_version",
+            ),
+            (
+                "certs='c'\n[[listener]]\naddress = '127.0.0.1:1'\nallowed_origins = ['example.com']",
+                "\"example.com\"",
+                "https://example.com",
+            ),
+            (
+                "certs='c'\n[[listener]]\naddress = '127.0.0.1:1'\nallowed_hosts = ['db:1']",
+                "\"db:1\"",
+                "without a port",
+            ),
+            ("certs = 'c'\n[log]\nkeep = 0", "log.keep = 0", "1 to 10000"),
         ] {
             let error = error(text);
             assert!(

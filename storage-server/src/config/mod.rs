@@ -78,12 +78,12 @@ pub enum TlsMode {
     Off,
 }
 
-/// The oldest TLS version a listener speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A TLS version, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TlsVersion {
-    /// 1.2 and 1.3.
+    /// 1.2.
     Tls12,
-    /// 1.3 only.
+    /// 1.3.
     Tls13,
 }
 
@@ -117,6 +117,12 @@ pub struct ListenerConfig {
     pub gateways: Gateways,
     /// The oldest TLS version.
     pub tls_min_version: TlsVersion,
+    /// The newest TLS version; not below the oldest.
+    pub tls_max_version: TlsVersion,
+    /// Web pages of these origins (`https://example.com`) may open sessions, besides the server's own; `*`: all.
+    pub allowed_origins: Vec<String>,
+    /// Without TLS: what it is called by browsers and collectors, besides `localhost` and addresses; `*`: anything.
+    pub allowed_hosts: Vec<String>,
     /// Whether plaintext on an address that others can reach was asked for.
     pub danger_plaintext: bool,
 }
@@ -133,6 +139,9 @@ impl ListenerConfig {
                 admin: false,
             },
             tls_min_version: TlsVersion::Tls13,
+            tls_max_version: TlsVersion::Tls13,
+            allowed_origins: Vec::new(),
+            allowed_hosts: Vec::new(),
             danger_plaintext: false,
         }
     }
@@ -178,7 +187,12 @@ pub struct LogConfig {
     pub dir: Option<PathBuf>,
     /// Directives of `tracing-subscriber`.
     pub filter: String,
+    /// Daily files that are kept. Default 14.
+    pub keep: usize,
 }
+
+/// Daily files of the log that are kept.
+pub(crate) const LOG_KEEP_DEFAULT: usize = 14;
 
 /// Limits of the whole server, besides those that [`Limits`] announces. Sizes in bytes.
 #[derive(Clone, Debug)]
@@ -209,8 +223,10 @@ pub struct ServerLimits {
     pub watch_bytes_total_max: usize,
     /// The engine's memory budget; `None`: its default.
     pub memory_bytes_max: Option<usize>,
-    /// Connections that have not finished TLS and the HTTP request. Default 1,024.
+    /// Connections of one listener that have not finished TLS and the HTTP request. Default 1,024.
     pub handshakes_max: usize,
+    /// Connections of all kinds, on all listeners; `None`: as many as the limit of open files allows beside the engine.
+    pub connections_max: Option<usize>,
 }
 
 impl Default for ServerLimits {
@@ -230,6 +246,7 @@ impl Default for ServerLimits {
             watch_bytes_total_max: 1 << 30,
             memory_bytes_max: None,
             handshakes_max: 1_024,
+            connections_max: None,
         }
     }
 }
@@ -338,6 +355,7 @@ impl ServerConfig {
                 format: LogFormat::Text,
                 dir: None,
                 filter: "info".to_owned(),
+                keep: LOG_KEEP_DEFAULT,
             },
             limits: ServerLimits::default(),
             timeouts: Timeouts::default(),

@@ -49,6 +49,12 @@ pub(crate) struct RawListener {
     pub(crate) gateways: Option<Vec<String>>,
     /// `1.3` (default) or `1.2`.
     pub(crate) tls_min_version: Option<String>,
+    /// `1.3` (default) or `1.2`.
+    pub(crate) tls_max_version: Option<String>,
+    /// Web pages of these origins may open sessions, besides the server's own. Default none; `*` for all.
+    pub(crate) allowed_origins: Option<Vec<String>>,
+    /// Names of a listener without TLS, besides `localhost` and addresses. Default none; `*` for all.
+    pub(crate) allowed_hosts: Option<Vec<String>>,
     /// Allows `tls = "off"` on an address that others can reach. Default no.
     pub(crate) danger_plaintext: Option<bool>,
 }
@@ -63,6 +69,8 @@ pub(crate) struct RawLog {
     pub(crate) dir: Option<PathBuf>,
     /// Which events: directives of the crate `tracing-subscriber`. Default `info`.
     pub(crate) filter: Option<String>,
+    /// Daily files that are kept. Default 14.
+    pub(crate) keep: Option<Size>,
 }
 
 macro_rules! sizes {
@@ -90,8 +98,10 @@ sizes! {
         /// Memory of the watches of all sessions together.
         watch_bytes_total_max,
         memory_bytes_max,
-        /// Connections that have not finished TLS and the HTTP request; further ones wait to be accepted.
+        /// Connections of one listener that have not finished TLS and the HTTP request.
         handshakes_max,
+        /// Connections of all kinds, on all listeners.
+        connections_max,
     }
 }
 
@@ -119,7 +129,7 @@ pub(crate) struct RawTimeouts {
     pub(crate) session_kept: Option<Span>,
 }
 
-/// `[engine]`; what is left out is the engine's default.
+/// `[engine]`.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RawEngine {

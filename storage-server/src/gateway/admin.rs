@@ -8,23 +8,39 @@ use http_body_util::Full;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 
+use crate::certificate;
 use crate::http::{self, Body};
+use crate::logging;
+use crate::metrics::Outer;
 use crate::shared::{Phase, Shared};
 
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The answer to a request, if its path is one of these.
-pub(crate) fn answer<B>(shared: &Shared, request: &Request<B>) -> Option<Response<Body>> {
-    let answer: fn(&Shared) -> Response<Body> = match request.uri().path() {
-        "/healthz" => |_| http::text(StatusCode::OK, "alive\n"),
-        "/readyz" => readiness,
-        "/metrics" => metrics,
-        _ => return None,
+type Answer = fn(&Shared) -> Response<Body>;
+
+fn find(path: &str) -> Option<Answer> {
+    match path {
+        "/healthz" => Some(|_| http::text(StatusCode::OK, "alive\n")),
+        "/readyz" => Some(readiness),
+        "/metrics" => Some(metrics),
+        _ => None,
+    }
+}
+
+/// Whether this path is one of these.
+pub(crate) fn serves(path: &str) -> bool {
+    find(path).is_some()
+}
+
+/// The answer to a request for one of them.
+pub(crate) fn answer<B>(shared: &Shared, request: &Request<B>) -> Response<Body> {
+    let Some(answer) = find(request.uri().path()) else {
+        return http::text(StatusCode::NOT_FOUND, "there is nothing here\n");
     };
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return Some(http::text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n"));
+        return http::text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n");
     }
-    Some(answer(shared))
+    answer(shared)
 }
 
 fn readiness(shared: &Shared) -> Response<Body> {
@@ -37,10 +53,13 @@ fn readiness(shared: &Shared) -> Response<Body> {
     match shared.phase() {
         Phase::Starting => unready("the server is starting"),
         Phase::Draining => unready("the server shuts down"),
-        Phase::Serving => match shared.engine.check_writable() {
-            Ok(()) => http::text(StatusCode::OK, "ready\n"),
-            Err(reason) => unready(&reason),
-        },
+        Phase::Serving => {
+            let certificate = shared.certificate.map_or(Ok(()), certificate::check);
+            match certificate.and_then(|()| shared.engine.check_writable()) {
+                Ok(()) => http::text(StatusCode::OK, "ready\n"),
+                Err(reason) => unready(&reason),
+            }
+        }
     }
 }
 
@@ -52,7 +71,13 @@ fn metrics(shared: &Shared) -> Response<Body> {
         ("outbox", shared.budgets.outbox.used()),
         ("watches", shared.budgets.watches.used()),
     ];
-    shared.metrics.write(&mut out, &budgets);
+    let outer = Outer {
+        connections: shared.connections.open(),
+        connections_max: shared.connections.max(),
+        certificate_expires: shared.certificate.map(|validity| validity.until),
+        log: logging::counts(),
+    };
+    shared.metrics.write(&mut out, &budgets, &outer);
     shared.engine.write_metrics(&mut out);
     let mut response = Response::new(Full::new(Bytes::from(out)));
     response

@@ -2,8 +2,9 @@
 //!
 //! `/storage/<keyspace>` with subprotocol `storage-sync.v1` is native; `/` without a subprotocol is mwDB. What is
 //! refused is refused here, in words, before a session exists. The router decides and takes the session's place; the
-//! caller gets the stream back and runs the session.
+//! caller gets the stream back and runs the session. Who may ask from a browser is in [`browser`].
 
+mod browser;
 mod upgrade;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,11 +16,11 @@ use hyper::{Request, Response, StatusCode};
 use storage_protocol::native::SUBPROTOCOL;
 use storage_protocol::{Keyspace, Limit, StorageError};
 
-use crate::config::Gateways;
+use crate::config::{ListenerConfig, TlsMode};
 use crate::gateway::admin;
 use crate::metrics::RefusedLabel;
 use crate::session::budget::SessionSlot;
-use crate::session::identity::Principal;
+use crate::session::identity::{IdentityError, Principal};
 use crate::shared::{Phase, Shared};
 
 pub(crate) type Body = Full<Bytes>;
@@ -47,8 +48,9 @@ pub(crate) struct Admitted {
 #[derive(Debug)]
 pub(crate) struct Router {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) gateways: Gateways,
-    pub(crate) principal: Principal,
+    pub(crate) listener: Arc<ListenerConfig>,
+    /// A peer whose certificate names nobody is answered, so that it learns why it is not let in.
+    pub(crate) principal: Result<Principal, IdentityError>,
     /// Set with the answer to an upgrade; then HTTP is over.
     pub(crate) admitted: Mutex<Option<Admitted>>,
 }
@@ -72,12 +74,7 @@ impl Refusal {
 
 impl Router {
     pub(crate) fn answer<B>(&self, request: &Request<B>) -> Response<Body> {
-        if self.gateways.admin
-            && let Some(answer) = admin::answer(&self.shared, request)
-        {
-            return answer;
-        }
-        let refusal = match self.admit(request) {
+        let refusal = match self.decide(request) {
             Ok(response) => return response,
             Err(refusal) => refusal,
         };
@@ -94,11 +91,27 @@ impl Router {
         response
     }
 
+    fn decide<B>(&self, request: &Request<B>) -> Result<Response<Body>, Refusal> {
+        browser::check_host_header(request)
+            .map_err(|reason| http(StatusCode::BAD_REQUEST, reason))?;
+        if let Err(error) = &self.principal {
+            let (status, label) = (StatusCode::FORBIDDEN, RefusedLabel::Principal);
+            return Err(Refusal::new(status, label, error.to_string()));
+        }
+        if self.listener.gateways.admin && admin::serves(request.uri().path()) {
+            if self.listener.tls == TlsMode::Off {
+                browser::check_host(request, &self.listener)
+                    .map_err(|reason| http(StatusCode::MISDIRECTED_REQUEST, reason))?;
+            }
+            return Ok(admin::answer(&self.shared, request));
+        }
+        self.admit(request)
+    }
+
     fn admit<B>(&self, request: &Request<B>) -> Result<Response<Body>, Refusal> {
-        let http = |status, reason: &str| Refusal::new(status, RefusedLabel::Http, reason);
         let path = request.uri().path();
         let name = path.strip_prefix(NATIVE_PATH);
-        if !self.gateways.storage || (path != "/" && name.is_none()) {
+        if !self.listener.gateways.storage || (path != "/" && name.is_none()) {
             return Err(http(StatusCode::NOT_FOUND, "there is nothing here"));
         }
         let Some(offer) = upgrade::Offer::of(request) else {
@@ -107,22 +120,24 @@ impl Router {
                 "this is a WebSocket endpoint",
             ));
         };
-        let offer = offer.map_err(|reason| http(StatusCode::BAD_REQUEST, reason))?;
+        let offer = offer.map_err(|flaw| http(flaw.status(), flaw.reason()))?;
         let (kind, keyspace) = match name {
             Some(name) if offer.has_subprotocol(SUBPROTOCOL) => (Kind::Native, keyspace(name)?),
             Some(_) => {
                 let reason =
                     format!("{NATIVE_PATH}<keyspace> speaks the subprotocol {SUBPROTOCOL}");
-                return Err(http(StatusCode::BAD_REQUEST, &reason));
+                return Err(http(StatusCode::BAD_REQUEST, reason));
             }
             None if offer.subprotocols.is_empty() => (Kind::Mwdb, self.mwdb_keyspace()?),
             None => {
                 let reason = format!(
                     "/ serves mwDB clients, without a subprotocol; {SUBPROTOCOL} is at {NATIVE_PATH}<keyspace>"
                 );
-                return Err(http(StatusCode::BAD_REQUEST, &reason));
+                return Err(http(StatusCode::BAD_REQUEST, reason));
             }
         };
+        browser::check_origin(request, &self.listener, kind)
+            .map_err(|reason| http(StatusCode::FORBIDDEN, reason))?;
         let slot = self.slot()?;
         *self.admitted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Admitted {
             kind,
@@ -155,20 +170,25 @@ impl Router {
                 "the server is starting or shuts down".to_owned(),
             ));
         }
-        self.shared
-            .slots
-            .take(self.principal.as_str())
-            .map_err(|error| {
-                let label = match error {
-                    StorageError::Overloaded {
-                        limit: Limit::Sessions,
-                        ..
-                    } => RefusedLabel::Sessions,
-                    _ => RefusedLabel::SessionsPerPrincipal,
-                };
-                unavailable(label, error.to_string())
-            })
+        let principal = self
+            .principal
+            .clone()
+            .unwrap_or_else(|_| Principal::anonymous());
+        self.shared.slots.take(principal.as_str()).map_err(|error| {
+            let label = match error {
+                StorageError::Overloaded {
+                    limit: Limit::Sessions,
+                    ..
+                } => RefusedLabel::Sessions,
+                _ => RefusedLabel::SessionsPerPrincipal,
+            };
+            unavailable(label, error.to_string())
+        })
     }
+}
+
+fn http(status: StatusCode, reason: impl Into<String>) -> Refusal {
+    Refusal::new(status, RefusedLabel::Http, reason)
 }
 
 fn keyspace(name: &str) -> Result<Keyspace, Refusal> {

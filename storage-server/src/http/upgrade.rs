@@ -1,11 +1,11 @@
-//! The WebSocket opening handshake (RFC 6455, section 4.2), lenient where old clients need it: names in any case, any
-//! `Origin`, no extensions.
+//! The WebSocket opening handshake (RFC 6455, section 4.2): what it demands is demanded, and what old clients do within
+//! it is taken: names and tokens in any case, no extensions.
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{
-    CONNECTION, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
-    SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT,
+    SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
 };
 use hyper::{Method, Request, Response, StatusCode, Version};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -13,6 +13,36 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use super::Body;
 
 const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
+
+/// The only version there is.
+const VERSION: HeaderValue = HeaderValue::from_static("13");
+/// Base64 of the 16 random bytes of a key: 22 digits and padding.
+const KEY_DIGITS: usize = 22;
+
+/// What is wrong with a request for an upgrade.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flaw {
+    /// Another version is asked for; the answer names ours.
+    Version,
+    /// Anything else.
+    Bad(&'static str),
+}
+
+impl Flaw {
+    pub(super) fn status(self) -> StatusCode {
+        match self {
+            Self::Version => StatusCode::UPGRADE_REQUIRED,
+            Self::Bad(_) => StatusCode::BAD_REQUEST,
+        }
+    }
+
+    pub(super) fn reason(self) -> &'static str {
+        match self {
+            Self::Version => "a WebSocket upgrade needs the header Sec-WebSocket-Version: 13",
+            Self::Bad(reason) => reason,
+        }
+    }
+}
 
 /// A request for an upgrade, checked.
 #[derive(Debug)]
@@ -23,7 +53,7 @@ pub(super) struct Offer {
 
 impl Offer {
     /// `None` if the request is for no upgrade at all; an error if it is for one that cannot be.
-    pub(super) fn of<B>(request: &Request<B>) -> Option<Result<Self, &'static str>> {
+    pub(super) fn of<B>(request: &Request<B>) -> Option<Result<Self, Flaw>> {
         let headers = request.headers();
         if request.method() != Method::GET || !has_token(headers, &UPGRADE, "websocket") {
             return None;
@@ -31,21 +61,31 @@ impl Offer {
         Some(Self::checked(request.version(), headers))
     }
 
-    fn checked(version: Version, headers: &HeaderMap) -> Result<Self, &'static str> {
+    fn checked(version: Version, headers: &HeaderMap) -> Result<Self, Flaw> {
         if version < Version::HTTP_11 {
-            return Err("a WebSocket upgrade needs HTTP/1.1");
+            return Err(Flaw::Bad("a WebSocket upgrade needs HTTP/1.1"));
         }
         if !has_token(headers, &CONNECTION, "upgrade") {
-            return Err("a WebSocket upgrade needs the header Connection: Upgrade");
+            return Err(Flaw::Bad(
+                "a WebSocket upgrade needs the header Connection: Upgrade",
+            ));
         }
-        if headers
-            .get(SEC_WEBSOCKET_VERSION)
-            .is_none_or(|version| version != "13")
-        {
-            return Err("a WebSocket upgrade needs the header Sec-WebSocket-Version: 13");
+        // What follows the request would be body to one reader and frames to another.
+        let is_empty = headers
+            .get_all(CONTENT_LENGTH)
+            .iter()
+            .all(|length| length == "0");
+        if headers.contains_key(TRANSFER_ENCODING) || !is_empty {
+            return Err(Flaw::Bad("a WebSocket upgrade has no body"));
         }
-        let Some(key) = headers.get(SEC_WEBSOCKET_KEY) else {
-            return Err("a WebSocket upgrade needs the header Sec-WebSocket-Key");
+        if one(headers, &SEC_WEBSOCKET_VERSION).is_none_or(|version| version != VERSION) {
+            return Err(Flaw::Version);
+        }
+        let Some(key) = one(headers, &SEC_WEBSOCKET_KEY).filter(|key| is_key(key.as_bytes()))
+        else {
+            return Err(Flaw::Bad(
+                "a WebSocket upgrade needs one header Sec-WebSocket-Key: 16 bytes in base64",
+            ));
         };
         Ok(Self {
             accept: derive_accept_key(key.as_bytes()),
@@ -81,6 +121,19 @@ pub(super) fn demand(response: &mut Response<Body>) {
     let headers = response.headers_mut();
     headers.insert(UPGRADE, WEBSOCKET);
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(SEC_WEBSOCKET_VERSION, VERSION);
+}
+
+/// The value of a header that stands there once.
+fn one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
+    let mut values = headers.get_all(name).iter();
+    values.next().filter(|_| values.next().is_none())
+}
+
+fn is_key(key: &[u8]) -> bool {
+    let is_digit = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/');
+    key.split_at_checked(KEY_DIGITS)
+        .is_some_and(|(digits, rest)| digits.iter().all(is_digit) && rest == b"==")
 }
 
 fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
@@ -102,7 +155,7 @@ fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn offer(headers: &[(&str, &str)]) -> Option<Result<Offer, &'static str>> {
+    fn offer(headers: &[(&str, &str)]) -> Option<Result<Offer, Flaw>> {
         let builder = headers
             .iter()
             .fold(Request::builder(), |builder, (name, value)| {
@@ -135,8 +188,52 @@ mod tests {
                 .filter(|(n, _)| *n != left_out)
                 .map(|(_, h)| *h)
                 .collect();
-            assert!(offer(&headers).unwrap().unwrap_err().contains(named));
+            assert!(
+                offer(&headers)
+                    .unwrap()
+                    .unwrap_err()
+                    .reason()
+                    .contains(named)
+            );
         }
+    }
+
+    #[test]
+    fn what_must_be_refused_is() {
+        for (name, value) in [
+            ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
+            ("Sec-WebSocket-Version", "13"),
+            ("Content-Length", "5"),
+            ("Transfer-Encoding", "chunked"),
+        ] {
+            let headers = [&GOOD[..], &[(name, value)]].concat();
+            offer(&headers).unwrap().unwrap_err();
+        }
+        let with = |at: usize, value| {
+            let mut headers = GOOD;
+            headers[at].1 = value;
+            offer(&headers).unwrap()
+        };
+        for key in [
+            "",
+            "x",
+            "dGhlIHNhbXBsZSBub25jZQ",
+            "dGhlIHNhbXBsZSBub25jZQ=",
+            "dGhlIHNhbXBsZSBub25jZS4u",
+            "dGhlIHNhbXBsZSBub25j?Q==",
+        ] {
+            assert_eq!(
+                with(3, key).unwrap_err().status(),
+                StatusCode::BAD_REQUEST,
+                "{key}"
+            );
+        }
+        for version in ["8", "", "13, 8"] {
+            assert_eq!(with(2, version).unwrap_err(), Flaw::Version, "{version}");
+        }
+        offer(&[&GOOD[..], &[("Content-Length", "0")]].concat())
+            .unwrap()
+            .unwrap();
     }
 
     #[test]

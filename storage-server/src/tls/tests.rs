@@ -36,12 +36,20 @@ impl Folder {
     }
 
     fn tls(&self, mode: TlsMode, oldest: TlsVersion) -> Tls {
-        Tls::load(&self.path(), mode, oldest).unwrap().unwrap()
+        Tls::load(&self.path(), &listener(mode, oldest))
+            .unwrap()
+            .unwrap()
     }
 
     fn mutual(&self) -> Tls {
         self.tls(TlsMode::Mutual, TlsVersion::Tls13)
     }
+}
+
+fn listener(mode: TlsMode, oldest: TlsVersion) -> ListenerConfig {
+    let mut listener = ListenerConfig::new(crate::config::DEFAULT_ADDRESS);
+    (listener.tls, listener.tls_min_version) = (mode, oldest);
+    listener
 }
 
 /// A client that trusts the folder's authority; it keeps its tickets.
@@ -80,11 +88,11 @@ async fn handshake(tls: &Tls, client: &Arc<ClientConfig>) -> Result<(String, boo
         assert!(connection.protocol_version().is_some());
     });
     match tls.accept(ours).await {
-        Ok((mut stream, principal, resumed)) => {
-            let _ = stream.write_u8(1).await;
-            let _ = stream.flush().await;
+        Ok(mut accepted) => {
+            let _ = accepted.stream.write_u8(1).await;
+            let _ = accepted.stream.flush().await;
             peer.await.unwrap();
-            Ok((principal.to_string(), resumed))
+            Ok((accepted.principal.unwrap().to_string(), accepted.resumed))
         }
         Err(error) => Err(error.to_string()),
     }
@@ -128,25 +136,54 @@ async fn a_revoked_client_is_refused() {
 
 #[tokio::test]
 async fn a_resumed_session_of_a_client_that_was_revoked_meanwhile_is_refused() {
-    for version in [TlsVersion::Tls13, TlsVersion::Tls12] {
-        let folder = Folder::new();
-        let mut tls = folder.tls(TlsMode::Mutual, TlsVersion::Tls12);
-        let peer = client(&folder, Some(folder.issue("robot")), version);
-        assert!(
-            !handshake(&tls, &peer).await.unwrap().1,
-            "the first is whole"
-        );
-        let resumed = handshake(&tls, &peer).await.unwrap();
-        assert_eq!(resumed, ("cert:robot".to_owned(), true), "{version:?}");
-        folder.authority.revoke(&"robot".parse().unwrap()).unwrap();
-        // The tickets stay good; what is known of the client is not.
-        tls.verifier = folder.mutual().verifier;
-        let error = handshake(&tls, &peer).await.unwrap_err();
-        assert!(
-            error.contains("resumed") && error.contains("Revoked"),
-            "{error}"
-        );
+    let folder = Folder::new();
+    let mut tls = folder.tls(TlsMode::Mutual, TlsVersion::Tls12);
+    let peer = client(&folder, Some(folder.issue("robot")), TlsVersion::Tls13);
+    assert!(
+        !handshake(&tls, &peer).await.unwrap().1,
+        "the first is whole"
+    );
+    let resumed = handshake(&tls, &peer).await.unwrap();
+    assert_eq!(resumed, ("cert:robot".to_owned(), true));
+    folder.authority.revoke(&"robot".parse().unwrap()).unwrap();
+    // The tickets stay good; what is known of the client is not.
+    tls.verifier = folder.mutual().verifier;
+    let error = handshake(&tls, &peer).await.unwrap_err();
+    assert!(
+        error.contains("resumed") && error.contains("Revoked"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn tls_1_2_gets_no_tickets() {
+    let folder = Folder::new();
+    let tls = folder.tls(TlsMode::Mutual, TlsVersion::Tls12);
+    let peer = client(&folder, Some(folder.issue("old")), TlsVersion::Tls12);
+    for _ in 0..2 {
+        let whole = handshake(&tls, &peer).await.unwrap();
+        assert_eq!(whole, ("cert:old".to_owned(), false));
     }
+}
+
+#[tokio::test]
+async fn a_newest_version_is_held_to() {
+    let folder = Folder::new();
+    let mut listener = listener(TlsMode::Mutual, TlsVersion::Tls12);
+    listener.tls_max_version = TlsVersion::Tls12;
+    let tls = Tls::load(&folder.path(), &listener).unwrap().unwrap();
+    let new = Some(folder.issue("new"));
+    assert!(
+        handshake(&tls, &client(&folder, new, TlsVersion::Tls13))
+            .await
+            .is_err()
+    );
+    let old = Some(folder.issue("old"));
+    assert!(
+        handshake(&tls, &client(&folder, old, TlsVersion::Tls12))
+            .await
+            .is_ok()
+    );
 }
 
 #[tokio::test]
@@ -171,9 +208,38 @@ fn a_list_of_another_authority_is_refused_at_start() {
     let (folder, other) = (Folder::new(), Folder::new());
     // The two have the same name, so only the signature tells them apart.
     std::fs::copy(other.path().join("crl.pem"), folder.path().join("crl.pem")).unwrap();
-    let loaded = Tls::load(&folder.path(), TlsMode::Mutual, TlsVersion::Tls13);
+    let loaded = Tls::load(
+        &folder.path(),
+        &listener(TlsMode::Mutual, TlsVersion::Tls13),
+    );
     assert!(
         matches!(loaded, Err(TlsError::ForeignCrl { .. })),
         "{loaded:?}"
     );
+}
+
+#[tokio::test]
+async fn older_versions_and_early_data_are_not_taken() {
+    let folder = Folder::new();
+    let tls = folder.tls(TlsMode::Mutual, TlsVersion::Tls12);
+    assert_eq!(tls.acceptor.config().max_early_data_size, 0);
+    // A ClientHello with nothing in it but its version: SSL 3, TLS 1.0 and 1.1.
+    for minor in 0..=2 {
+        let body = [
+            &[3, minor][..],
+            &[7; 32],
+            &[0, 0, 2, 0xc0, 0x2b, 1, 0, 0, 0],
+        ]
+        .concat();
+        let length = |len: usize| u8::try_from(len).unwrap();
+        let handshake = [&[1, 0, 0, length(body.len())][..], &body].concat();
+        let record = [&[22, 3, 1, 0, length(handshake.len())][..], &handshake].concat();
+        let (ours, mut theirs) = tokio::io::duplex(4096);
+        theirs.write_all(&record).await.unwrap();
+        let refused = tls.accept(ours).await.map(|_| ()).unwrap_err().to_string();
+        assert!(refused.starts_with("TLS:"), "{refused}");
+        let mut alert = [0; 7];
+        theirs.read_exact(&mut alert).await.unwrap();
+        assert_eq!((alert[0], alert[5]), (21, 2), "a fatal alert");
+    }
 }

@@ -25,6 +25,9 @@ const ROUND: Duration = Duration::from_secs(1);
 const FLUSH_INTERVAL: Duration = Duration::from_secs(10);
 const FLUSH_BYTES_MIN: u64 = 4 << 20;
 
+/// How many rounds there are between two looks at how far the log reaches back, which reads its folder.
+const LOG_ROUNDS: u32 = 10;
+
 /// How often old tombstones are looked for.
 const SWEEP: Duration = Duration::from_secs(600);
 
@@ -140,8 +143,16 @@ impl Alarm {
 
 /// The housekeeper: runs until the alarm is stopped.
 pub(super) fn run(shared: &Shared) {
-    let mut flushed = None;
-    while shared.alarm.wait_for_round() {
+    let (mut rounds, mut flushed) = (0, None);
+    loop {
+        shared.metrics.look_at_memory(&shared.store);
+        if rounds % LOG_ROUNDS == 0 {
+            shared.metrics.look_at_log(&shared.store);
+        }
+        rounds = rounds.wrapping_add(1);
+        if !shared.alarm.wait_for_round() {
+            return;
+        }
         write_mark(shared, false);
         shared.leases.expire(Instant::now());
         shared.disk.look();

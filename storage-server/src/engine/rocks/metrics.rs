@@ -1,10 +1,16 @@
 //! What the engine counts, and how it reads in the Prometheus text format.
+//!
+//! Metrics are asked for on the runtime, so nothing here reads the disk or takes a lock of RocksDB's: what only those tell
+//! is kept from the housekeeper's last look.
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use storage_protocol::planted;
+
 use super::disk::Need;
+use super::store::Store;
 use super::{Shared, log};
 
 /// Counters. Written by the committer, read by whoever asks.
@@ -17,9 +23,32 @@ pub(super) struct Metrics {
     resumed: AtomicU64,
     repeated: AtomicU64,
     numbers_reused: AtomicU64,
+    log_oldest: AtomicU64,
+    memtable_bytes: AtomicU64,
+    block_cache_bytes: AtomicU64,
 }
 
 impl Metrics {
+    /// Looks how far the log reaches back. Blocks. What cannot be read stays as it was.
+    pub(super) fn look_at_log(&self, store: &Store) {
+        match log::oldest(store) {
+            Ok(oldest) => self.log_oldest.store(oldest.0, Ordering::Relaxed),
+            Err(error) => tracing::debug!(%error, "the log's oldest revision cannot be read"),
+        }
+    }
+
+    /// Looks how much memory RocksDB has. Takes its lock.
+    pub(super) fn look_at_memory(&self, store: &Store) {
+        for (kept, property) in [
+            (&self.memtable_bytes, "rocksdb.cur-size-all-mem-tables"),
+            (&self.block_cache_bytes, "rocksdb.block-cache-usage"),
+        ] {
+            if let Ok(Some(bytes)) = store.db.property_int_value(property) {
+                kept.store(bytes, Ordering::Relaxed);
+            }
+        }
+    }
+
     pub(super) fn resumed(&self) {
         self.resumed.fetch_add(1, Ordering::Relaxed);
     }
@@ -60,6 +89,9 @@ pub(super) fn write(shared: &Shared, out: &mut String) {
         resumed,
         repeated,
         numbers_reused,
+        log_oldest,
+        memtable_bytes,
+        block_cache_bytes,
     } = &shared.metrics;
     metric(
         "storage_commits_total",
@@ -183,12 +215,15 @@ pub(super) fn write(shared: &Shared, out: &mut String) {
         "Places looked for in the log, each by reading a file from its start.",
         catch_up.places_found as f64,
     );
-    let oldest = log::oldest(&shared.store).map_or(0, |oldest| oldest.0);
+    if planted("metrics-read-the-log") {
+        let oldest = log::oldest(&shared.store).map_or(0, |oldest| oldest.0);
+        log_oldest.store(oldest, Ordering::Relaxed);
+    }
     metric(
         "storage_log_oldest_revision",
         "gauge",
         "Watches `Every` resume from here.",
-        oldest as f64,
+        count(log_oldest),
     );
     metric(
         "storage_revision",
@@ -226,29 +261,16 @@ pub(super) fn write(shared: &Shared, out: &mut String) {
         "1 while writes are taken.",
         f64::from(u8::from(writable)),
     );
-    let memory = [
-        "rocksdb.cur-size-all-mem-tables",
-        "rocksdb.block-cache-usage",
-    ]
-    .map(|property| {
-        shared
-            .store
-            .db
-            .property_int_value(property)
-            .ok()
-            .flatten()
-            .unwrap_or(0) as f64
-    });
     metric(
         "storage_memtable_bytes",
         "gauge",
         "Bytes in memtables of the largest table.",
-        memory[0],
+        count(memtable_bytes),
     );
     metric(
         "storage_block_cache_bytes",
         "gauge",
         "Bytes in the shared cache.",
-        memory[1],
+        count(block_cache_bytes),
     );
 }

@@ -142,6 +142,13 @@ fn open_once(options: &EngineOptions) -> Result<Opened, OpenError> {
     let (mark, origin) = Mark::read(path)?.unzip();
     let mut epochs = read_epochs(&db, path)?;
     // An empty database is a new store only where nothing was ever synced: else everything is lost.
+    if let Some(mark) = mark.as_ref().filter(|mark| !mark.clean) {
+        tracing::info!(
+            revision = recovered.0,
+            synced = mark.revision.0,
+            "the store was not ended in order: it was recovered from its log"
+        );
+    }
     let is_new = recovered == Revision::ZERO
         && mark
             .as_ref()

@@ -1,0 +1,113 @@
+//! The server's own certificate and its dates, which end a service as surely as a crash, only announced.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::shared::Shared;
+use crate::tls::Validity;
+
+/// From so long before its end on the log reminds of it.
+const SOON: Duration = Duration::from_secs(14 * 24 * 3600);
+/// How often.
+const REMIND: Duration = Duration::from_secs(24 * 3600);
+/// How often it is looked at.
+const LOOK: Duration = Duration::from_secs(60);
+
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
+
+/// A time of X.509 as people write it.
+pub(crate) fn date(seconds: u64) -> String {
+    let time = UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
+    // Year 9999 is the last that either of the two knows.
+    let time = time.filter(|_| seconds < 253_402_300_800);
+    time.map_or_else(
+        || "never".to_owned(),
+        |time| humantime::format_rfc3339_seconds(time).to_string(),
+    )
+}
+
+/// Whether clients that look at the dates can connect.
+///
+/// # Errors
+/// A text for operators.
+pub(crate) fn check(validity: Validity) -> Result<(), String> {
+    judge(validity, now())
+}
+
+fn judge(validity: Validity, now: u64) -> Result<(), String> {
+    if now > validity.until {
+        let until = date(validity.until);
+        return Err(format!(
+            "the server's certificate expired at {until}: no client can connect"
+        ));
+    }
+    if now < validity.from {
+        let from = date(validity.from);
+        return Err(format!(
+            "the server's certificate is not valid before {from}: no client can connect"
+        ));
+    }
+    Ok(())
+}
+
+/// Whether it ends soon.
+fn ends_soon(validity: Validity, now: u64) -> bool {
+    validity.until.saturating_sub(now) < SOON.as_secs()
+}
+
+/// Says at once, and then each day, that it is or soon will be of no use.
+pub(crate) async fn remind(shared: Arc<Shared>, validity: Validity) {
+    let mut reminded: Option<(bool, u64)> = None;
+    loop {
+        let now = now();
+        let judged = judge(validity, now);
+        let is_old = reminded.is_none_or(|(was_good, at)| {
+            was_good != judged.is_ok() || now.saturating_sub(at) >= REMIND.as_secs()
+        });
+        if is_old {
+            match &judged {
+                Err(reason) => tracing::error!("{reason}"),
+                Ok(()) if ends_soon(validity, now) => tracing::warn!(
+                    "the server's certificate expires soon, at {}: renew it and restart the server",
+                    date(validity.until)
+                ),
+                Ok(()) => {}
+            }
+            reminded = Some((judged.is_ok(), now));
+        }
+        tokio::select! {
+            () = shared.stop.cancelled() => return,
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn its_dates_are_judged() {
+        let validity = Validity {
+            from: 1_000_000_000,
+            until: 2_000_000_000,
+        };
+        judge(validity, 1_500_000_000).unwrap();
+        assert!(
+            judge(validity, 2_000_000_001)
+                .unwrap_err()
+                .contains("expired at 2033-05-18T03:33:20Z")
+        );
+        assert!(
+            judge(validity, 999_999_999)
+                .unwrap_err()
+                .contains("not valid before 2001-09-09T01:46:40Z")
+        );
+        assert!(!ends_soon(validity, 1_900_000_000));
+        assert!(ends_soon(validity, 2_000_000_000 - 13 * 24 * 3600));
+        assert_eq!(date(u64::MAX), "never");
+    }
+}

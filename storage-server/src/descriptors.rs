@@ -1,0 +1,116 @@
+//! File descriptors: how many the process may have, and who gets them.
+//!
+//! Connections and the engine live on the same ones, and an engine that cannot open its next log file fails a write. So
+//! the engine's share is set aside first, and connections are bounded by what is left: a flood of them costs new
+//! connections, never the store.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// The fewest a server starts with.
+pub(crate) const DESCRIPTORS_MIN: u64 = 256;
+/// With fewer, the start says what they suffice for.
+const DESCRIPTORS_FEW: u64 = 4096;
+
+/// Standard streams, the runtime, listeners, the log's file, one connection on its way to a refusal per listener.
+const OWN: u64 = 48;
+/// What RocksDB opens beside its tables and blobs: logs (those read for watches too), manifest, locks, folders.
+const ENGINE_BESIDE: u64 = 64;
+const ENGINE_FILES_MIN: u64 = 64;
+const ENGINE_FILES_MAX: u64 = 1024;
+
+/// Raises the soft limit of open files to the hard one, as far as the system lets us: the soft one is small by default
+/// for the sake of programs that use `select`, which nothing here does.
+pub fn raise_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, soft = limit.current, hard = limit.maximum, "cannot raise the limit of open files");
+    }
+}
+
+/// The limit of open files that holds now.
+pub(crate) fn limit() -> u64 {
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// How a process's descriptors are shared out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shares {
+    /// Table and blob files of the engine.
+    pub(crate) engine_files: u32,
+    /// Connections of all kinds, on all listeners.
+    pub(crate) connections: usize,
+}
+
+impl Shares {
+    /// `None` if `limit` is below [`DESCRIPTORS_MIN`].
+    pub(crate) fn of(limit: u64) -> Option<Self> {
+        if limit < DESCRIPTORS_MIN {
+            return None;
+        }
+        let engine_files = (limit / 4).clamp(ENGINE_FILES_MIN, ENGINE_FILES_MAX);
+        let connections = limit - engine_files - ENGINE_BESIDE - OWN;
+        Some(Self {
+            engine_files: u32::try_from(engine_files).unwrap_or(u32::MAX),
+            connections: usize::try_from(connections).unwrap_or(usize::MAX),
+        })
+    }
+
+    /// With `limits.connections_max` as it was configured, and a word in the log where that cannot be had.
+    pub(crate) fn bounded(self, limit: u64, wanted: Option<usize>) -> Self {
+        let connections = self.connections.min(wanted.unwrap_or(usize::MAX));
+        if wanted.is_some_and(|wanted| wanted > connections) {
+            tracing::warn!(
+                descriptors = limit,
+                wanted,
+                connections_max = connections,
+                "limits.connections_max is more than the limit of open files allows (ulimit -n, LimitNOFILE): lowered"
+            );
+        } else if limit < DESCRIPTORS_FEW {
+            tracing::warn!(
+                descriptors = limit,
+                connections_max = connections,
+                engine_files = self.engine_files,
+                "few connections are possible, by the limit of open files (ulimit -n, LimitNOFILE)"
+            );
+        }
+        Self {
+            connections,
+            ..self
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shares_never_exceed_the_limit() {
+        assert_eq!(Shares::of(DESCRIPTORS_MIN - 1), None);
+        for limit in [256, 257, 1000, 1024, 4096, 20_000, 1 << 20, u64::MAX] {
+            let shares = Shares::of(limit).unwrap();
+            let all =
+                u64::from(shares.engine_files) + ENGINE_BESIDE + OWN + shares.connections as u64;
+            assert!(
+                all <= limit && shares.connections >= 64,
+                "{limit}: {shares:?}"
+            );
+        }
+        assert_eq!(Shares::of(20_000).unwrap().engine_files, 1024);
+    }
+
+    #[test]
+    fn what_is_configured_only_lowers_it() {
+        let shares = Shares::of(1024).unwrap();
+        assert_eq!(shares.bounded(1024, Some(10)).connections, 10);
+        assert_eq!(shares.bounded(1024, Some(100_000)), shares);
+        assert_eq!(shares.bounded(1024, None), shares);
+    }
+}
