@@ -30,6 +30,7 @@ pub mod cli;
 mod connection;
 mod dial;
 mod driver;
+mod end;
 mod endpoint;
 mod ids;
 mod options;

@@ -20,7 +20,8 @@ use crate::connection::{
     Call, ConnectionState, Control, Ending, SessionInfo, Shared, deadline_after,
 };
 use crate::dial::{DialError, Dialer, Socket};
-use crate::driver::{Driver, End, EndKind};
+use crate::driver::Driver;
+use crate::end::{End, EndKind};
 use crate::watch::WatchShared;
 
 /// A socket that lived for so long has shown that the server is well: the next search begins without a wait.

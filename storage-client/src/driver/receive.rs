@@ -12,9 +12,10 @@ use tokio_tungstenite::tungstenite::error::Error as WsError;
 use tokio_tungstenite::tungstenite::error::ProtocolError as WsProtocolError;
 use tokio_tungstenite::tungstenite::protocol::Message;
 
-use super::{Driver, End, EndKind, Pending};
+use super::{Driver, Pending};
 use crate::connection::{Answer, ConnectionState, Control, Expect, OpenScan};
 use crate::dial::close_text;
+use crate::end::{End, EndKind};
 use crate::watch::Repair;
 
 /// Messages that one poll reads before it writes.
