@@ -37,6 +37,7 @@ mod options;
 mod remote;
 pub mod replica;
 mod scan;
+mod server_text;
 mod supervisor;
 mod tls;
 mod watch;

@@ -31,7 +31,7 @@ use crate::connection::{
     Answer, Call, Control, Ending, Expect, Shared, Submission, deadline_after,
 };
 use crate::dial::Socket;
-use crate::end::{End, EndKind};
+use crate::end::{End, EndKind, close_reason};
 use crate::ids::Ids;
 use crate::supervisor::Carry;
 use crate::watch::WatchShared;
@@ -488,14 +488,9 @@ impl Driver {
     /// caller.
     async fn say_goodbye(&mut self, end: &End, is_last: bool) {
         if let Some(code) = end.close {
-            // A close reason has at most 123 bytes; ours are plain, and cut at a character.
-            let mut cut = end.why.len().min(120);
-            while !end.why.is_char_boundary(cut) {
-                cut -= 1;
-            }
             let frame = CloseFrame {
                 code: code.into(),
-                reason: end.why.get(..cut).unwrap_or_default().into(),
+                reason: close_reason(&end.why).into(),
             };
             if self.socket.close(Some(frame)).await.is_err() {
                 return;

@@ -14,8 +14,8 @@ use tokio_tungstenite::tungstenite::protocol::Message;
 
 use super::{Driver, Pending};
 use crate::connection::{Answer, ConnectionState, Control, Expect, OpenScan};
-use crate::dial::close_text;
-use crate::end::{End, EndKind};
+use crate::end::End;
+use crate::server_text::{plain, plain_error};
 use crate::watch::Repair;
 
 /// Messages that one poll reads before it writes.
@@ -34,14 +34,7 @@ impl Driver {
                 Some(Ok(Message::Binary(frame))) => self.on_frame(frame)?,
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
                 Some(Ok(Message::Close(frame))) => {
-                    let fenced = frame
-                        .as_ref()
-                        .is_some_and(|frame| u16::from(frame.code) == close_code::FENCED);
-                    let mut end = End::lost(format!("the server closed: {}", close_text(frame)));
-                    if fenced {
-                        end.kind = EndKind::Fenced;
-                    }
-                    return Err(end);
+                    return Err(End::closed(frame));
                 }
                 Some(Ok(Message::Text(_) | Message::Frame(_))) => {
                     let mut end = End::misbehaved("the server sent a text frame");
@@ -75,6 +68,7 @@ impl Driver {
                 },
                 _,
             ) => {
+                let reason = plain(&reason);
                 self.draining = Some((reason.clone(), retry_after));
                 let state = ConnectionState::Draining {
                     reason,
@@ -83,7 +77,7 @@ impl Driver {
                 self.shared.set_state(state);
                 Ok(())
             }
-            (ServerMessage::Error(error), Some(id)) => self.on_error(id, error),
+            (ServerMessage::Error(error), Some(id)) => self.on_error(id, plain_error(error)),
             (
                 message @ (ServerMessage::Changes { .. }
                 | ServerMessage::States { .. }

@@ -10,6 +10,7 @@
 
 mod calls;
 mod connecting;
+mod endings;
 mod fake;
 mod lifecycle;
 mod reconnect;
