@@ -194,6 +194,8 @@ pub(crate) struct Answer {
     pub(crate) message: ServerMessage,
     /// Of the history that its revisions belong to.
     pub(crate) epoch: Epoch,
+    /// Which of the connection's sockets it came on.
+    pub(crate) socket: u64,
     /// Of a first page that is not the last. Closes the scan when dropped, also where the caller is gone by then.
     pub(crate) scan: Option<OpenScan>,
 }
@@ -291,6 +293,11 @@ pub(crate) enum Control {
     },
     CloseScan {
         scan: u64,
+        socket: u64,
+    },
+    /// A caller found that what came on this socket breaks the protocol.
+    Misbehaved {
+        what: String,
         socket: u64,
     },
 }

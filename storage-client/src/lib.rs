@@ -34,6 +34,7 @@ mod end;
 mod endpoint;
 mod ids;
 mod options;
+mod order;
 mod remote;
 pub mod replica;
 mod scan;

@@ -22,6 +22,7 @@ use crate::connection::{
 use crate::dial::{DialError, Dialer, Socket};
 use crate::driver::Driver;
 use crate::end::{End, EndKind};
+use crate::order::CommitOrder;
 use crate::watch::WatchShared;
 
 /// A socket that lived for so long has shown that the server is well: the next search begins without a wait.
@@ -37,6 +38,8 @@ pub(crate) struct Carry {
     pub(crate) socket: u64,
     /// Numbers of a saved session that its owner is to send again.
     pub(crate) promised: BTreeSet<u64>,
+    /// What the session's commits were answered with.
+    pub(crate) committed: CommitOrder,
     /// Watches whose next stream is to be opened.
     pub(crate) watches: VecDeque<Arc<WatchShared>>,
     reconnects: u64,
@@ -54,6 +57,7 @@ impl Default for Carry {
             sent: 0,
             socket: 0,
             promised: BTreeSet::new(),
+            committed: CommitOrder::default(),
             watches: VecDeque::new(),
             reconnects: 0,
             last_outage: None,
@@ -322,6 +326,7 @@ impl Supervisor {
             carry.incarnation = 0;
             carry.sent = 0;
             carry.promised.clear();
+            carry.committed = CommitOrder::default();
             self.fail_repeats();
         }
         debug_assert!(hello.unanswered.len() <= 1024);

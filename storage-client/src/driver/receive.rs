@@ -5,8 +5,8 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::Stream;
-use storage_protocol::native::{RequestId, ServerMessage, close_code};
-use storage_protocol::{Outcome, Position, StorageError, WatchEvent};
+use storage_protocol::native::{BULK_TURNS, RequestId, ServerMessage, close_code};
+use storage_protocol::{Entry, Outcome, Position, StorageError};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::error::Error as WsError;
 use tokio_tungstenite::tungstenite::error::ProtocolError as WsProtocolError;
@@ -15,6 +15,7 @@ use tokio_tungstenite::tungstenite::protocol::Message;
 use super::{Driver, Pending};
 use crate::connection::{Answer, ConnectionState, Control, Expect, OpenScan};
 use crate::end::End;
+use crate::order::Broken;
 use crate::server_text::{plain, plain_error};
 use crate::watch::Repair;
 
@@ -93,6 +94,15 @@ impl Driver {
     /// Parts are only held for what was asked for: else the server would decide how much memory we take.
     fn check_partial(&self, held_before: usize) -> Result<(), End> {
         let limit = self.welcome.limits.message_bytes_max;
+        let (held, max) = (self.reassembler.bytes(), limit.saturating_mul(BULK_TURNS));
+        if held > max {
+            return Err(End {
+                close: Some(close_code::TOO_BIG),
+                ..End::misbehaved(format!(
+                    "it began too many messages in parts: {held} bytes are held, and {max} are the most"
+                ))
+            });
+        }
         if self.reassembler.bytes() / limit.max(1) == held_before / limit.max(1) {
             return Ok(());
         }
@@ -138,6 +148,9 @@ impl Driver {
                 "the answer to {id} does not fit its request ({expect:?})"
             )));
         }
+        // Before it is taken for answered: else its caller would not be told why.
+        self.check_answer(id, expect, &message)
+            .map_err(|what| End::misbehaved(format!("the server misbehaved: {what}")))?;
         let reply = self.remove_pending(id).and_then(|pending| pending.reply);
         let mut scan = None;
         match (expect, &message) {
@@ -158,24 +171,63 @@ impl Driver {
             (Expect::NextPage { scan, .. }, ServerMessage::Page { scan: None, .. }) => {
                 self.scans.remove(&scan);
             }
-            (Expect::Watching, ServerMessage::Watching { revision }) => {
-                let position = Position {
-                    epoch: self.welcome.position.epoch,
-                    revision: *revision,
-                };
-                self.on_watching(id, position);
-            }
             (Expect::Unwatched { watch }, _) => self.forget_watch(watch),
             _ => {}
         }
         if let Some(reply) = reply {
             let epoch = self.welcome.position.epoch;
             // Where the caller is gone, the answer is passed over.
+            let socket = self.carry.socket;
             let _ = reply.send(Ok(Answer {
                 message,
                 epoch,
+                socket,
                 scan,
             }));
+        }
+        Ok(())
+    }
+
+    /// What an answer of the right kind has to keep.
+    fn check_answer(
+        &mut self,
+        id: RequestId,
+        expect: Expect,
+        message: &ServerMessage,
+    ) -> Result<(), Broken> {
+        match (expect, message) {
+            (Expect::Values { .. }, ServerMessage::Values { revision, entries }) => {
+                let newer = |entry: &&Entry| entry.revision > *revision;
+                if let Some(entry) = entries.iter().flatten().find(newer) {
+                    let newer = entry.revision;
+                    return Err(format!(
+                        "it read an entry of revision {newer} at {revision}"
+                    ));
+                }
+            }
+            (Expect::Committed, ServerMessage::Committed { revision }) => {
+                if let Some(number) = self.pending.get(&id).and_then(Pending::number) {
+                    let mut unanswered = self.unanswered.iter().copied();
+                    let lowest = unanswered.find(|other| *other != number);
+                    self.carry.committed.note(number, *revision, lowest)?;
+                }
+            }
+            (
+                Expect::FirstPage,
+                ServerMessage::Page {
+                    scan: Some(number), ..
+                },
+            ) if self.scans.contains(number) => {
+                return Err(format!("it opened scan {number} twice"));
+            }
+            (Expect::Watching, ServerMessage::Watching { revision }) => {
+                let position = Position {
+                    epoch: self.welcome.position.epoch,
+                    revision: *revision,
+                };
+                self.on_watching(id, position)?;
+            }
+            _ => {}
         }
         Ok(())
     }
@@ -249,17 +301,19 @@ impl Driver {
         if entry.dropped {
             return Ok(());
         }
+        if !entry.attached {
+            let what = format!("it told something of watch {watch} before WATCHING");
+            return Err(End::misbehaved(what));
+        }
         let shared = entry.shared.clone();
-        let misbehaved = |what| End::misbehaved(format!("the server misbehaved: {what}"));
+        let misbehaved =
+            |what| End::misbehaved(format!("the server misbehaved in watch {watch}: {what}"));
         match message {
             ServerMessage::Changes { commits } => shared
-                .push(commits.into_iter().map(WatchEvent::Commit), bytes, epoch)
+                .push_commits(commits, bytes, epoch)
                 .map_err(misbehaved),
             ServerMessage::States { states } => {
-                let event = |(key, state)| WatchEvent::State { key, state };
-                shared
-                    .push(states.into_iter().map(event), bytes, epoch)
-                    .map_err(misbehaved)
+                shared.push_states(states, bytes, epoch).map_err(misbehaved)
             }
             ServerMessage::Progress { revision, token } => {
                 if token.is_some() && watch == id {
@@ -271,10 +325,7 @@ impl Driver {
                 }
                 Ok(())
             }
-            _ => {
-                shared.push_reset(epoch);
-                Ok(())
-            }
+            _ => shared.push_reset(epoch).map_err(misbehaved),
         }
     }
 
@@ -300,21 +351,20 @@ impl Driver {
         )))
     }
 
-    fn on_watching(&mut self, id: RequestId, position: Position) {
+    fn on_watching(&mut self, id: RequestId, position: Position) -> Result<(), Broken> {
         let Some(entry) = self.watches.get_mut(&id) else {
-            return;
+            return Ok(());
         };
         entry.attached = true;
         if entry.dropped {
             self.deferred.push(Control::EndStream { stream: id });
-            return;
+            return Ok(());
         }
         let watch = entry.shared.clone();
         if !entry.resumed {
-            watch.begin(position);
-            return;
+            return watch.begin(position);
         }
-        let (tokens, granted) = watch.resume();
+        let (tokens, granted) = watch.resume(position.revision)?;
         if granted > 0 {
             self.deferred.push(Control::Credit {
                 watch: watch.clone(),
@@ -326,6 +376,7 @@ impl Driver {
             token,
         });
         self.deferred.extend(probes);
+        Ok(())
     }
 
     /// The watch's id is free, and so are those of the marks that will not come.

@@ -12,6 +12,7 @@ mod calls;
 mod connecting;
 mod endings;
 mod fake;
+mod hostile;
 mod lifecycle;
 mod reconnect;
 mod scans;
