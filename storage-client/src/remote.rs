@@ -45,6 +45,10 @@ use crate::watch::{RemoteWatch, WatchShared};
 /// they were and say what the break meant ([`WatchEvent::Continuity`](storage_protocol::WatchEvent::Continuity)). Scans do
 /// not outlive a socket: their next page fails with `SnapshotExpired`.
 ///
+/// Some ends are for good: another process took the session over, the server said that the same is not to be repeated, or
+/// it broke the protocol. What was in flight fails with its outcome and with what the server said; nothing that a server may
+/// not send is handed over ([`PeerMisbehaved`](StorageError::PeerMisbehaved) names it).
+///
 /// Commits are applied in the order in which their futures were first polled: each is numbered when it goes out, and
 /// the server waits for a lower number that is still on its way. (A commit of more than 64 KiB travels in parts that
 /// let smaller messages pass, so a later small commit may *arrive* first; it waits there.)
