@@ -43,7 +43,7 @@ pub enum ConnectionState {
         retry_after: Duration,
     },
     /// Over for good: closed by its handles; given up as asked for; the session taken over by another process (the server
-    /// closed with 4003); the server closed with a code that says not to repeat the same (1002, 1003, 1008, 1009); or the
+    /// closed with 4003); the server closed with a code that says not to repeat the same (1002, 1003, 1007, 1008, 1009); or the
     /// server broke the protocol. Every call fails with `Closed`.
     Closed {
         /// Why.

@@ -36,6 +36,7 @@ impl EndKind {
             Some(
                 close_code::PROTOCOL
                 | close_code::UNSUPPORTED_DATA
+                | close_code::INVALID_PAYLOAD
                 | close_code::POLICY
                 | close_code::TOO_BIG,
             ) => (Self::Refused, "the server closed for good"),
@@ -135,7 +136,7 @@ mod tests {
 
     #[test]
     fn codes_that_say_not_to_come_again_are_final() {
-        for code in [1002, 1003, 1008, 1009, 4003] {
+        for code in [1002, 1003, 1007, 1008, 1009, 4003] {
             assert!(EndKind::of_close(Some(code)).0.is_final(), "{code}");
         }
         for code in [1000, 1001, 1011, 1013, 4000, 4001, 4002, 4999] {

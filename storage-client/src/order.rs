@@ -233,7 +233,7 @@ impl CommitOrder {
         let above = self.answered.range(number..).next();
         let wrong = below
             .filter(|(_, below)| **below >= revision)
-            .or(above.filter(|(_, above)| **above <= revision));
+            .or_else(|| above.filter(|(_, above)| **above <= revision));
         if let Some((other, at)) = wrong {
             return Err(format!(
                 "it answered commit {number} with revision {revision}, and commit {other} with {at}"
@@ -412,7 +412,8 @@ mod tests {
             change(&mut options);
             ScanOrder::new(range.clone(), options)
         };
-        let cases: [(&str, fn(&mut ScanOptions), &[&[ScanItem]]); 10] = [
+        type Case<'a> = (&'a str, fn(&mut ScanOptions), &'a [&'a [ScanItem]]);
+        let cases: [Case<'_>; 10] = [
             (
                 "\"c\" behind \"d\"",
                 |_| {},

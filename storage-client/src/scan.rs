@@ -68,7 +68,7 @@ impl RemoteScan {
             return Err(RemoteStorage::wrong_answer());
         };
         // Of the first page only.
-        self.open = scan.or(self.open.take());
+        self.open = scan.or_else(|| self.open.take());
         if more.is_none()
             && let Some(open) = self.open.take()
         {

@@ -490,8 +490,7 @@ impl WatchShared {
         }
         // A mark with nothing before it but a reset says that there was nothing: this reset says it anew.
         let is_reset = |event: Option<&WatchEvent>| event == Some(&WatchEvent::Reset);
-        if queue.events.last().is_some_and(is_plain_mark) && is_reset(queue.events.from_the_end(1))
-        {
+        if queue.events.last().is_some_and(is_plain_mark) && is_reset(queue.events.before_last(1)) {
             queue.events.pop_last();
         }
         if !is_reset(queue.events.last()) {
@@ -597,7 +596,7 @@ impl Queue {
     fn drop_marks_before_break(&mut self) {
         let continuous = WatchEvent::Continuity(Continuity::Continuous);
         if self.events.last() == Some(&continuous)
-            && self.events.from_the_end(1).is_some_and(is_plain_mark)
+            && self.events.before_last(1).is_some_and(is_plain_mark)
         {
             self.events.pop_last();
             self.events.pop_last();
@@ -643,11 +642,11 @@ impl Events {
     }
 
     fn last(&self) -> Option<&WatchEvent> {
-        self.from_the_end(0)
+        self.before_last(0)
     }
 
     /// The event that so many stand behind.
-    fn from_the_end(&self, behind: usize) -> Option<&WatchEvent> {
+    fn before_last(&self, behind: usize) -> Option<&WatchEvent> {
         let place = self.waiting.len().checked_sub(behind + 1)?;
         Some(&self.waiting.get(place)?.event)
     }

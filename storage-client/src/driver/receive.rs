@@ -407,7 +407,7 @@ fn read_failed(error: &WsError) -> End {
             ..End::misbehaved(format!("the server sent too much: {error}"))
         },
         WsError::Utf8(_) => End {
-            close: Some(close_code::UNSUPPORTED_DATA),
+            close: Some(close_code::INVALID_PAYLOAD),
             ..End::misbehaved("the server sent a text frame")
         },
         WsError::Protocol(WsProtocolError::ResetWithoutClosingHandshake) => {

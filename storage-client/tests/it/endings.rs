@@ -63,7 +63,7 @@ async fn a_reconnect_counts_its_incarnation_up_and_never_takes_the_clock() {
 
 #[tokio::test]
 async fn codes_that_say_not_to_repeat_end_the_connection_and_say_why() {
-    for code in [1002, 1003, 1008, 1009, 4003] {
+    for code in [1002, 1003, 1007, 1008, 1009, 4003] {
         let (server, storage, mut peer) = Server::connect(|options| options).await;
         let mut watch = watching(&storage, &mut peer).await;
         let calls = join(
