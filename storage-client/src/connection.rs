@@ -42,8 +42,9 @@ pub enum ConnectionState {
         /// When to connect again, as the server asks.
         retry_after: Duration,
     },
-    /// Over for good: closed by its handles, given up as asked for, or taken over by a newer incarnation of the session.
-    /// Every call fails with `Closed`.
+    /// Over for good: closed by its handles; given up as asked for; the session taken over by another process (the server
+    /// closed with 4003); the server closed with a code that says not to repeat the same (1002, 1003, 1007, 1008, 1009); or the
+    /// server broke the protocol. Every call fails with `Closed`.
     Closed {
         /// Why.
         why: String,
@@ -56,12 +57,15 @@ pub enum ConnectionState {
 pub struct SessionInfo {
     /// Its id. Who knows it, and has the same principal, may resume it: keep it secret.
     pub id: SessionId,
-    /// The incarnation of the present (or last) socket; 0 for a session that was opened by it.
+    /// The highest incarnation that was asked for, whether the server was reached with it or not; 0 for a session that was
+    /// opened by this connection and never lost its socket. To be saved with the session.
     pub incarnation: u64,
     /// The highest commit number that was sent or found executed when the present (or last) socket was welcomed.
     pub sent: u64,
     /// How many sockets after the first were welcomed.
     pub reconnects: u64,
+    /// How long there was no connection before the present (or last) socket was welcomed; `None`: it is the first.
+    pub last_outage: Option<Duration>,
     /// How often the server said that keys with the lifetime of this session were removed meanwhile. When it grows, put
     /// them (and reserve prefixes) again.
     pub lapses: u64,
@@ -190,6 +194,8 @@ pub(crate) struct Answer {
     pub(crate) message: ServerMessage,
     /// Of the history that its revisions belong to.
     pub(crate) epoch: Epoch,
+    /// Which of the connection's sockets it came on.
+    pub(crate) socket: u64,
     /// Of a first page that is not the last. Closes the scan when dropped, also where the caller is gone by then.
     pub(crate) scan: Option<OpenScan>,
 }
@@ -289,6 +295,11 @@ pub(crate) enum Control {
         scan: u64,
         socket: u64,
     },
+    /// A caller found that what came on this socket breaks the protocol.
+    Misbehaved {
+        what: String,
+        socket: u64,
+    },
 }
 
 /// That the handles want the connection to end.
@@ -345,6 +356,7 @@ impl Shared {
             incarnation: 0,
             sent: 0,
             reconnects: 0,
+            last_outage: None,
             lapses: 0,
             replaced: 0,
         };

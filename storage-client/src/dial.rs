@@ -12,9 +12,9 @@ use std::time::Duration;
 use futures_util::{SinkExt, StreamExt};
 use rustls_pki_types::ServerName;
 use storage_protocol::native::{
-    self, ClientMessage, Hello, Packet, SUBPROTOCOL, ServerMessage, Welcome,
+    self, ClientMessage, Hello, Packet, SUBPROTOCOL, ServerMessage, Welcome, close_code,
 };
-use storage_protocol::{Limits, Result, StorageError};
+use storage_protocol::{Limit, Limits, Result, StorageError};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
@@ -29,8 +29,10 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, WebSocketCon
 
 use crate::connection::deadline_after;
 use crate::counted::Counted;
+use crate::end::{EndKind, close_reason, close_text};
 use crate::endpoint::Endpoint;
 use crate::options::{ConnectOptions, Credentials, TlsVersion};
+use crate::server_text::plain;
 use crate::tls;
 
 /// A byte stream, encrypted or not.
@@ -46,15 +48,15 @@ pub(crate) type Socket = WebSocketStream<Counted<Box<dyn Io>>>;
 pub(crate) struct DialError {
     /// With the URL, for people.
     pub(crate) message: String,
-    /// The code of a close frame that came instead of Welcome.
-    pub(crate) code: Option<u16>,
+    /// What is to come next.
+    pub(crate) kind: EndKind,
 }
 
 impl From<String> for DialError {
     fn from(message: String) -> Self {
         Self {
             message,
-            code: None,
+            kind: EndKind::Lost,
         }
     }
 }
@@ -296,17 +298,19 @@ async fn shake_hands(socket: &mut Socket, hello: Hello) -> Result<Welcome, DialE
     loop {
         match (socket.next().await, &sent) {
             (Some(Ok(Message::Ping(_) | Message::Pong(_))), _) => {}
-            (Some(Ok(Message::Binary(frame))), _) => return Ok(read_welcome(frame)?),
+            (Some(Ok(Message::Binary(frame))), _) => match read_welcome(frame)? {
+                Ok(welcome) => return Ok(welcome),
+                Err(what) => return Err(leave(socket, close_code::PROTOCOL, what).await),
+            },
             (Some(Ok(Message::Close(frame))), _) => {
-                return Err(DialError {
-                    code: frame.as_ref().map(|frame| frame.code.into()),
-                    message: format!("the server closed before Welcome: {}", close_text(frame)),
-                });
+                let code = frame.as_ref().map(|frame| frame.code.into());
+                let (kind, meaning) = EndKind::of_close(code);
+                let message = format!("{meaning} before Welcome: {}", close_text(frame));
+                return Err(DialError { message, kind });
             }
             (Some(Ok(Message::Text(_) | Message::Frame(_))), _) => {
-                return Err("the server sent a text frame instead of Welcome"
-                    .to_owned()
-                    .into());
+                let what = "the server sent a text frame instead of Welcome".to_owned();
+                return Err(leave(socket, close_code::UNSUPPORTED_DATA, what).await);
             }
             (Some(Err(WsError::Io(error))), _) => return Err(explain_io(&error, "Welcome").into()),
             (Some(Err(error)), _) => return Err(format!("no Welcome came: {error}").into()),
@@ -320,35 +324,75 @@ async fn shake_hands(socket: &mut Socket, hello: Hello) -> Result<Welcome, DialE
     }
 }
 
-fn read_welcome(frame: bytes::Bytes) -> Result<Welcome, String> {
-    let message = Packet::from_frame(frame).and_then(ServerMessage::decode);
-    match message.map_err(|error| format!("Welcome is unreadable: {error}"))? {
-        ServerMessage::Welcome(welcome) if welcome.version != native::VERSION => Err(format!(
-            "the server speaks version {} of {SUBPROTOCOL}, we speak {}",
-            welcome.version,
-            native::VERSION
-        )),
-        ServerMessage::Welcome(welcome) if welcome.silence.is_zero() => {
-            Err("Welcome announces a silence of 0 ms, which nothing can keep".into())
-        }
-        ServerMessage::Welcome(welcome) => Ok(welcome),
-        ServerMessage::GoAway {
-            reason,
-            retry_after,
-        } => Err(format!(
-            "the server is going away: {reason} (come back in {retry_after:?})"
-        )),
-        _ => Err("the server sent something else instead of Welcome".into()),
+/// Leaves a server that broke the protocol, and tells it so.
+async fn leave(socket: &mut Socket, code: u16, what: String) -> DialError {
+    let (code, reason) = (code.into(), close_reason(&what).into());
+    // The caller's deadline bounds it; a server that is gone needs no word.
+    let _ = socket.close(Some(CloseFrame { code, reason })).await;
+    DialError {
+        message: what,
+        kind: EndKind::Misbehaved,
     }
 }
 
-/// A close frame in words.
-pub(crate) fn close_text(frame: Option<CloseFrame>) -> String {
-    match frame {
-        None => "without a code".to_owned(),
-        Some(frame) if frame.reason.is_empty() => format!("code {}", u16::from(frame.code)),
-        Some(frame) => format!("code {}, {}", u16::from(frame.code), frame.reason),
+/// The server's Welcome; or, inside, how it broke the protocol. Outside: why there is none now.
+fn read_welcome(frame: bytes::Bytes) -> Result<Result<Welcome, String>, String> {
+    let message = Packet::from_frame(frame).and_then(ServerMessage::decode);
+    Ok(match message {
+        Err(error) => Err(format!("Welcome is unreadable: {error}")),
+        Ok(ServerMessage::Welcome(welcome)) => check_welcome(welcome),
+        Ok(ServerMessage::GoAway {
+            reason,
+            retry_after,
+        }) => {
+            let reason = plain(&reason);
+            return Err(format!(
+                "the server is going away: {reason} (come back in {retry_after:?})"
+            ));
+        }
+        Ok(_) => Err("the server sent something else instead of Welcome".to_owned()),
+    })
+}
+
+/// What a server may announce: nothing that cannot be kept, or that lies outside of the protocol's own bounds.
+fn check_welcome(welcome: Welcome) -> Result<Welcome, String> {
+    if welcome.version != native::VERSION {
+        return Err(format!(
+            "the server speaks version {} of {SUBPROTOCOL}, we speak {}",
+            welcome.version,
+            native::VERSION
+        ));
     }
+    if welcome.silence.is_zero() {
+        return Err("Welcome announces a silence of 0 ms, which nothing can keep".to_owned());
+    }
+    let limits = &welcome.limits;
+    let message_max = Limits::MESSAGE_BYTES_CEILING;
+    let (key, frame) = (1..=Limits::KEY_BYTES_CEILING, Limits::FRAME_BYTES);
+    for (limit, announced, allowed) in [
+        (Limit::Key, limits.key_bytes_max, key),
+        (Limit::Value, limits.value_bytes_max, 0..=message_max),
+        (Limit::Message, limits.message_bytes_max, 1..=message_max),
+        (Limit::Frame, limits.frame_bytes_max, frame..=frame),
+        (
+            Limit::RequestsInFlight,
+            limits.requests_in_flight_max,
+            1..=usize::MAX,
+        ),
+        (
+            Limit::BytesInFlight,
+            limits.bytes_in_flight_max,
+            1..=usize::MAX,
+        ),
+    ] {
+        if !allowed.contains(&announced) {
+            let (least, most) = (allowed.start(), allowed.end());
+            return Err(format!(
+                "Welcome announces a {limit} of {announced}; the protocol allows {least} to {most}"
+            ));
+        }
+    }
+    Ok(welcome)
 }
 
 async fn load_tls(options: &ConnectOptions) -> Result<Tls, String> {
@@ -414,11 +458,7 @@ fn explain_upgrade(error: WsError) -> String {
 fn explain_refusal(response: Response) -> String {
     let status = response.status();
     let body = response.into_body().unwrap_or_default();
-    let text: String = String::from_utf8_lossy(&body)
-        .chars()
-        .filter(|c| !c.is_control() || *c == ' ')
-        .take(500)
-        .collect();
+    let text = plain(&String::from_utf8_lossy(&body));
     match text.trim() {
         "" => format!("the server refused with HTTP status {status}"),
         text => format!("the server refused with HTTP status {status}: {text}"),

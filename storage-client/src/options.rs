@@ -97,7 +97,8 @@ impl ConnectOptions {
     }
 
     /// Gives up for good when there was no connection for so long. Default: never. Zero: a lost connection is final: all
-    /// calls in flight fail at once, and watches end, with their class.
+    /// calls in flight fail at once, and watches end, with their class. Whatever is set, a connection is over for good when
+    /// the server says not to come again (see [`ConnectionState::Closed`](crate::ConnectionState::Closed)).
     #[must_use]
     pub fn give_up_after(mut self, without_connection: Duration) -> Self {
         self.give_up_after = Some(without_connection);

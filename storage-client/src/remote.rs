@@ -19,10 +19,11 @@ use tokio::time::Instant;
 
 use crate::ConnectOptions;
 use crate::connection::{
-    Answer, Call, Connection, ConnectionState, Expect, SessionInfo, Shared, deadline_after,
+    Answer, Call, Connection, ConnectionState, Control, Expect, SessionInfo, Shared, deadline_after,
 };
 use crate::dial::Dialer;
 use crate::endpoint::Endpoint;
+use crate::order::{Broken, ScanOrder};
 use crate::scan::RemoteScan;
 use crate::supervisor::{Backoff, Carry, Supervisor, incarnation_after};
 use crate::watch::{RemoteWatch, WatchShared};
@@ -43,6 +44,10 @@ use crate::watch::{RemoteWatch, WatchShared};
 /// refused, and whose refusal was lost, fails as not executed, without the reason (a failed check, say). Watches go on from where
 /// they were and say what the break meant ([`WatchEvent::Continuity`](storage_protocol::WatchEvent::Continuity)). Scans do
 /// not outlive a socket: their next page fails with `SnapshotExpired`.
+///
+/// Some ends are for good: another process took the session over, the server said that the same is not to be repeated, or
+/// it broke the protocol. What was in flight fails with its outcome and with what the server said; nothing that a server may
+/// not send is handed over ([`PeerMisbehaved`](StorageError::PeerMisbehaved) names it).
 ///
 /// Commits are applied in the order in which their futures were first polled: each is numbered when it goes out, and
 /// the server waits for a lower number that is still on its way. (A commit of more than 64 KiB travels in parts that
@@ -251,6 +256,17 @@ impl RemoteStorage {
         }
     }
 
+    /// For what the caller's side of a call finds wrong: the connection ends by it.
+    pub(crate) fn misbehaved(&self, what: Broken, socket: u64) -> StorageError {
+        let message = format!("the server misbehaved: {what}");
+        let control = Control::Misbehaved { what, socket };
+        self.connection.shared().control(control);
+        StorageError::PeerMisbehaved {
+            message,
+            outcome: Outcome::NotExecuted,
+        }
+    }
+
     fn announced(&self) -> Arc<Welcome> {
         self.connection.welcome()
     }
@@ -288,18 +304,13 @@ impl Storage for RemoteStorage {
 
     async fn scan(&self, range: KeyRange, options: ScanOptions) -> Result<Scan> {
         range.check_bounds(self.announced().limits.key_bytes_max)?;
+        let order = ScanOrder::new(range.clone(), options);
         let packet = ClientMessage::Scan { range, options }.encode(None);
         let expect = Expect::FirstPage;
         let answer = self.request(Call::Send { packet, expect }).await?;
-        match answer.message {
-            ServerMessage::Page {
-                revision, items, ..
-            } => {
-                let source = RemoteScan::new(self.clone(), items, answer.scan);
-                Ok(Scan::new(at(answer.epoch, revision), Box::new(source)))
-            }
-            _ => Err(Self::wrong_answer()),
-        }
+        let epoch = answer.epoch;
+        let (revision, source) = RemoteScan::begin(self.clone(), order, answer)?;
+        Ok(Scan::new(at(epoch, revision), Box::new(source)))
     }
 
     async fn commit(&self, batch: Batch, options: CommitOptions) -> Result<Position> {

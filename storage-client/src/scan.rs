@@ -6,14 +6,16 @@
 
 use async_trait::async_trait;
 use storage_protocol::native::{ClientMessage, ServerMessage};
-use storage_protocol::{Result, ScanItem, ScanSource, StorageError};
+use storage_protocol::{Result, Revision, ScanItem, ScanSource, StorageError};
 
-use crate::connection::{Call, Expect, OpenScan};
+use crate::connection::{Answer, Call, Expect, OpenScan};
+use crate::order::ScanOrder;
 use crate::remote::RemoteStorage;
 
 /// See the module.
 pub(crate) struct RemoteScan {
     storage: RemoteStorage,
+    order: ScanOrder,
     first: Option<Vec<ScanItem>>,
     /// `None`: there is no more.
     open: Option<OpenScan>,
@@ -22,17 +24,22 @@ pub(crate) struct RemoteScan {
 }
 
 impl RemoteScan {
-    pub(crate) fn new(
+    /// The scan, with the answer to its first request, and the revision it is at.
+    pub(crate) fn begin(
         storage: RemoteStorage,
-        first: Vec<ScanItem>,
-        open: Option<OpenScan>,
-    ) -> Self {
-        Self {
+        order: ScanOrder,
+        answer: Answer,
+    ) -> Result<(Revision, Self)> {
+        let mut scan = Self {
             storage,
-            first: Some(first),
-            open,
+            order,
+            first: None,
+            open: None,
             failure: None,
-        }
+        };
+        let (revision, first) = scan.take(answer)?;
+        scan.first = Some(first);
+        Ok((revision, scan))
     }
 
     async fn ask(&mut self, scan: u64, socket: u64) -> Result<Vec<ScanItem>> {
@@ -40,19 +47,37 @@ impl RemoteScan {
             packet: ClientMessage::ScanNext { scan }.encode(None),
             expect: Expect::NextPage { scan, socket },
         };
-        match self.storage.request(call).await?.message {
-            ServerMessage::Page {
-                scan: more, items, ..
-            } => {
-                if more.is_none()
-                    && let Some(open) = self.open.take()
-                {
-                    open.finished();
-                }
-                Ok(items)
-            }
-            _ => Err(RemoteStorage::wrong_answer()),
+        let answer = self.storage.request(call).await?;
+        Ok(self.take(answer)?.1)
+    }
+
+    /// The items of a page, if they are what may come next.
+    fn take(&mut self, answer: Answer) -> Result<(Revision, Vec<ScanItem>)> {
+        let Answer {
+            message,
+            socket,
+            scan,
+            ..
+        } = answer;
+        let ServerMessage::Page {
+            revision,
+            scan: more,
+            items,
+        } = message
+        else {
+            return Err(RemoteStorage::wrong_answer());
+        };
+        // Of the first page only.
+        self.open = scan.or_else(|| self.open.take());
+        if more.is_none()
+            && let Some(open) = self.open.take()
+        {
+            open.finished();
         }
+        self.order
+            .page(revision, &items, more.is_some())
+            .map_err(|what| self.storage.misbehaved(what, socket))?;
+        Ok((revision, items))
     }
 }
 
@@ -64,23 +89,18 @@ impl ScanSource for RemoteScan {
         {
             return Ok(Some(items));
         }
-        loop {
-            if let Some(failure) = &self.failure {
-                return Err(failure.clone());
-            }
-            let Some((scan, socket)) = self.open.as_ref().map(|open| (open.number, open.socket))
-            else {
-                return Ok(None);
-            };
-            self.failure = Some(StorageError::invalid(
-                "an earlier call for the next page was dropped, so that page is lost: start the scan again",
-            ));
-            let page = self.ask(scan, socket).await;
-            self.failure = page.as_ref().err().cloned();
-            let items = page?;
-            if !items.is_empty() {
-                return Ok(Some(items));
-            }
+        if let Some(failure) = &self.failure {
+            return Err(failure.clone());
         }
+        let Some((scan, socket)) = self.open.as_ref().map(|open| (open.number, open.socket)) else {
+            return Ok(None);
+        };
+        self.failure = Some(StorageError::invalid(
+            "an earlier call for the next page was dropped, so that page is lost: start the scan again",
+        ));
+        let page = self.ask(scan, socket).await;
+        self.failure = page.as_ref().err().cloned();
+        // An empty page is the last one.
+        Ok(Some(page?).filter(|items| !items.is_empty()))
     }
 }

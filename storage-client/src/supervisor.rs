@@ -12,15 +12,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use storage_protocol::native::{Hello, Welcome, close_code};
-use storage_protocol::{Outcome, SessionId, StorageError};
+use storage_protocol::native::{Hello, Welcome};
+use storage_protocol::{Outcome, SessionId, StorageError, planted};
 use tokio::time::{Instant, sleep_until};
 
 use crate::connection::{
     Call, ConnectionState, Control, Ending, SessionInfo, Shared, deadline_after,
 };
 use crate::dial::{DialError, Dialer, Socket};
-use crate::driver::{Driver, End, EndKind};
+use crate::driver::Driver;
+use crate::end::{End, EndKind};
+use crate::order::CommitOrder;
 use crate::watch::WatchShared;
 
 /// A socket that lived for so long has shown that the server is well: the next search begins without a wait.
@@ -36,9 +38,12 @@ pub(crate) struct Carry {
     pub(crate) socket: u64,
     /// Numbers of a saved session that its owner is to send again.
     pub(crate) promised: BTreeSet<u64>,
+    /// What the session's commits were answered with.
+    pub(crate) committed: CommitOrder,
     /// Watches whose next stream is to be opened.
     pub(crate) watches: VecDeque<Arc<WatchShared>>,
     reconnects: u64,
+    last_outage: Option<Duration>,
     lapses: u64,
     replaced: u64,
 }
@@ -52,8 +57,10 @@ impl Default for Carry {
             sent: 0,
             socket: 0,
             promised: BTreeSet::new(),
+            committed: CommitOrder::default(),
             watches: VecDeque::new(),
             reconnects: 0,
+            last_outage: None,
             lapses: 0,
             replaced: 0,
         }
@@ -89,6 +96,7 @@ impl Carry {
             incarnation: self.incarnation,
             sent: self.sent,
             reconnects: self.reconnects,
+            last_outage: self.last_outage,
             lapses: self.lapses,
             replaced: self.replaced,
         }
@@ -105,7 +113,8 @@ impl Carry {
     }
 }
 
-/// Higher than any before, also of a process before this one: the wall clock, unless it stood still or went back.
+/// For a process that resumes the session of an earlier one: the wall clock, and above the last incarnation that is known
+/// of that. So it fences the earlier one, which counts up from where it began, and is fenced by the next.
 pub(crate) fn incarnation_after(before: u64) -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let millis = now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(0));
@@ -191,6 +200,9 @@ impl Supervisor {
     /// Fails everything that waits, for good.
     fn finish(&mut self, end: &End) {
         self.over = true;
+        if end.kind != EndKind::Ours {
+            tracing::warn!(reason = end.why, "the connection is over for good");
+        }
         for submission in self.shared.shut(end.why.clone()) {
             submission.fail_closed(&end.why);
         }
@@ -206,6 +218,7 @@ impl Supervisor {
     async fn reconnect(&mut self, lost: &End, attempt: &mut u32) -> Result<Socket, End> {
         let since = std::time::Instant::now();
         let mut why = lost.why.clone();
+        tracing::warn!(reason = why, "the connection is lost; connecting again");
         let give_up_at = self
             .give_up_after
             .map(|after| deadline_after(Instant::now(), after));
@@ -247,13 +260,15 @@ impl Supervisor {
             self.dialer = dialer;
             match dialled {
                 Ok((socket, welcome)) => {
+                    self.carry.last_outage = Some(since.elapsed());
+                    tracing::info!(outage = ?since.elapsed(), attempts = *attempt, "connected again");
                     self.take_up(&hello, welcome);
                     return Ok(socket);
                 }
-                Err(DialError { message, code }) => {
-                    if code == Some(close_code::FENCED) {
+                Err(DialError { message, kind }) => {
+                    if kind.is_final() {
                         return Err(End {
-                            kind: EndKind::Fenced,
+                            kind,
                             ..End::lost(message)
                         });
                     }
@@ -266,13 +281,16 @@ impl Supervisor {
 
     /// What to say first. Commits whose callers are gone are not repeated: nobody would hear of it.
     fn hello(&mut self) -> Hello {
-        // Not by the clock, but for the first time: one that was fenced, and did not hear of it, must not come back above
-        // the one that took over.
-        let incarnation = match self.carry.incarnation {
-            0 => incarnation_after(0),
-            before => before + 1,
+        // Never by the clock, not even the first time: a process that was cut off while another resumed its session must
+        // come back below that one, which took the clock. Raised for each attempt: one whose Welcome was lost counts.
+        let incarnation = if planted("reconnects-by-the-clock") && self.carry.incarnation == 0 {
+            incarnation_after(0)
+        } else {
+            self.carry.incarnation + 1
         };
         self.carry.incarnation = incarnation;
+        // Whoever saves the session, to go on with it elsewhere, saves the highest that the server may have seen.
+        self.shared.set_session(self.carry.info());
         let mut intake = self.shared.intake();
         intake.again.retain(|waiting| !waiting.is_given_up());
         let numbers = intake
@@ -308,6 +326,7 @@ impl Supervisor {
             carry.incarnation = 0;
             carry.sent = 0;
             carry.promised.clear();
+            carry.committed = CommitOrder::default();
             self.fail_repeats();
         }
         debug_assert!(hello.unanswered.len() <= 1024);

@@ -11,20 +11,25 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use storage_protocol::native::{RequestId, WatchRequest};
 use storage_protocol::{
-    Continuity, Epoch, KeyRange, Limit, Position, Result, ResyncReason, Revision, StorageError,
-    WatchEvent, WatchMode, WatchOptions, WatchSource, WatchStart, WatchState, WatchStatus, planted,
+    CommitRecord, Continuity, Epoch, Key, KeyRange, KeyState, Limit, Outcome, Position, Result,
+    ResyncReason, Revision, StorageError, WatchEvent, WatchMode, WatchOptions, WatchSource,
+    WatchStart, WatchState, WatchStatus, planted,
 };
 
 use crate::connection::{Connection, Control, lock};
+use crate::order::{Broken, StreamOrder};
 
 /// Unanswered marks of one watch; asking for more ends it.
 const MARKS_MAX: usize = 1_024;
+
+/// Marks, resets and words about breaks that wait for the application: they cost no credit. With more the watch ends.
+const FREE_EVENTS_MAX: usize = 4 * MARKS_MAX;
 
 /// The queue of one watch.
 pub(crate) struct WatchShared {
@@ -58,9 +63,14 @@ enum Link {
 }
 
 struct Queue {
-    /// Filled by the task, emptied by the application. Bounded by the credit: the server may overdraw it by one message,
-    /// and is thrown out if it goes far beyond.
-    events: VecDeque<Waiting>,
+    /// Filled by the task, emptied by the application. Bounded by the credit (the server may overdraw it by one message,
+    /// and is thrown out if it goes far beyond), and by [`FREE_EVENTS_MAX`].
+    events: Events,
+    /// What the present stream asked for, and what it told.
+    start: WatchStart,
+    order: StreamOrder,
+    /// How often a stream ended without having told anything, one after the other.
+    failures: u32,
     /// What the server may still send, as we count it.
     balance: i128,
     /// Consumed and not yet given back. Below zero: what was buffered beyond the window when the stream was opened.
@@ -117,7 +127,10 @@ impl WatchShared {
             range,
             mode,
             queue: Mutex::new(Queue {
-                events: VecDeque::new(),
+                events: Events::default(),
+                start: WatchStart::Now,
+                order: StreamOrder::new(false, Revision::ZERO, false),
+                failures: 0,
                 balance: i128::from(window),
                 consumed: 0,
                 asked: VecDeque::new(),
@@ -139,6 +152,7 @@ impl WatchShared {
 
     /// The first request for it.
     pub(crate) fn first_request(&self, options: WatchOptions) -> WatchRequest {
+        lock(&self.queue).start = options.start;
         WatchRequest {
             range: self.range.clone(),
             start: options.start,
@@ -163,11 +177,34 @@ impl WatchShared {
     }
 
     /// The first stream is attached: the watch begins after `start`.
-    pub(crate) fn begin(&self, start: Position) {
+    ///
+    /// # Errors
+    /// That is not where it was to begin.
+    pub(crate) fn begin(&self, start: Position) -> Result<(), Broken> {
         let mut queue = lock(&self.queue);
+        queue.order = self.order_from(&queue, start.revision)?;
         queue.link = Link::Open;
         queue.received = start;
         queue.told = start;
+        Ok(())
+    }
+
+    /// The order of a stream that the server says to begin after `attached`.
+    fn order_from(&self, queue: &Queue, attached: Revision) -> Result<StreamOrder, Broken> {
+        let latest = self.is_latest(queue);
+        let (start, anew) = match queue.start {
+            WatchStart::Now => (attached, false),
+            WatchStart::Beginning if latest => (Revision::ZERO, true),
+            WatchStart::Beginning => (attached, false),
+            WatchStart::After(asked) if attached > asked.revision => {
+                let asked = asked.revision;
+                return Err(format!(
+                    "it attached a watch after revision {attached} that was to begin after {asked}"
+                ));
+            }
+            WatchStart::After(asked) => (asked.revision, false),
+        };
+        Ok(StreamOrder::new(latest, start, anew))
     }
 
     /// Its stream is gone. What the application did not take of a pass without its mark is dropped: it comes again.
@@ -186,7 +223,7 @@ impl WatchShared {
     pub(crate) fn next_request(&self) -> WatchRequest {
         let mut queue = lock(&self.queue);
         queue.drop_open_pass();
-        let buffered: u64 = queue.events.iter().map(|waiting| waiting.bytes).sum();
+        let buffered = queue.events.bytes();
         let credit = self.window.saturating_sub(buffered);
         queue.balance = i128::from(credit);
         queue.consumed = (i128::from(self.window) - i128::from(buffered)).min(0);
@@ -212,6 +249,7 @@ impl WatchShared {
             },
             (Stage::Own, mode) => mode,
         };
+        queue.start = start;
         let range = self.range.clone();
         WatchRequest {
             range,
@@ -223,8 +261,12 @@ impl WatchShared {
 
     /// The stream that [`next_request`](Self::next_request) asked for is open. Gives the tokens of the marks that are to
     /// be asked for on it, and the bytes to grant: of what was consumed since the request.
-    pub(crate) fn resume(&self) -> (Vec<u64>, u64) {
+    ///
+    /// # Errors
+    /// It does not begin where it was to.
+    pub(crate) fn resume(&self, attached: Revision) -> Result<(Vec<u64>, u64), Broken> {
         let mut queue = lock(&self.queue);
+        queue.order = self.order_from(&queue, attached)?;
         queue.link = Link::Open;
         if !self.is_latest(&queue) && queue.broken {
             queue.tell(Continuity::Continuous);
@@ -236,7 +278,7 @@ impl WatchShared {
         };
         let granted = queue.take_grant(0);
         wake(queue);
-        (asked, granted)
+        Ok((asked, granted))
     }
 
     /// Whether this mark is to be asked for now: there is a stream, and it was not asked yet. (Else it is when the next
@@ -274,12 +316,21 @@ impl WatchShared {
         if queue.link == Link::Open {
             queue.link = Link::Opening;
         }
+        queue.failures += 1;
+        // The first time there is no reason to wait. A server that says the same again and again is not asked all the time.
+        let again = match queue.failures {
+            0..=2 => Repair::Again,
+            _ => Repair::Later,
+        };
         let repair = match &error {
-            StorageError::Compacted { oldest } if self.mode == WatchMode::Every => {
+            // A `Latest` cannot be told so.
+            StorageError::Compacted { oldest }
+                if self.mode == WatchMode::Every && queue.stage == Stage::Own =>
+            {
                 queue.stage = Stage::Repair;
                 let why = ResyncReason::Compacted { oldest: *oldest };
                 queue.tell(Continuity::Resynced { why });
-                Repair::Again
+                again
             }
             StorageError::EpochChanged { epoch, fork } => {
                 if self.mode == WatchMode::Every {
@@ -291,12 +342,12 @@ impl WatchShared {
                 // What the lost history removed or put is not known: everything comes anew.
                 queue.received = Position::default();
                 queue.reset_due = true;
-                Repair::Again
+                again
             }
             // A pass that its reader left lying: from its last mark again.
             StorageError::SnapshotExpired => {
                 queue.broken = true;
-                Repair::Again
+                again
             }
             StorageError::Overloaded { .. } | StorageError::Closed { .. } => Repair::Later,
             _ => {
@@ -311,17 +362,53 @@ impl WatchShared {
         repair
     }
 
-    /// Takes the events of one message of so many bytes.
+    /// Takes the commits of one message of so many bytes.
     ///
     /// # Errors
-    /// The server has sent far more than it was granted.
-    pub(crate) fn push(
+    /// They are not what may come next, or the server has sent far more than it was granted.
+    pub(crate) fn push_commits(
         &self,
+        commits: Vec<Arc<CommitRecord>>,
+        bytes: u64,
+        epoch: Epoch,
+    ) -> Result<(), Broken> {
+        let mut queue = lock(&self.queue);
+        queue
+            .order
+            .commits(&self.range, commits.iter().map(|commit| &**commit))?;
+        if let Some(last) = commits.last() {
+            queue.received = Position {
+                epoch,
+                revision: last.revision,
+            };
+        }
+        let events = commits.into_iter().map(WatchEvent::Commit);
+        self.push(queue, events, bytes, epoch)
+    }
+
+    /// Takes the states of one message of so many bytes.
+    ///
+    /// # Errors
+    /// As [`push_commits`](Self::push_commits).
+    pub(crate) fn push_states(
+        &self,
+        states: Vec<(Key, KeyState)>,
+        bytes: u64,
+        epoch: Epoch,
+    ) -> Result<(), Broken> {
+        let mut queue = lock(&self.queue);
+        queue.order.states(&self.range, &states)?;
+        let event = |(key, state)| WatchEvent::State { key, state };
+        self.push(queue, states.into_iter().map(event), bytes, epoch)
+    }
+
+    fn push(
+        &self,
+        mut queue: MutexGuard<'_, Queue>,
         events: impl ExactSizeIterator<Item = WatchEvent>,
         bytes: u64,
         epoch: Epoch,
-    ) -> Result<(), String> {
-        let mut queue = lock(&self.queue);
+    ) -> Result<(), Broken> {
         if queue.ended {
             return Ok(());
         }
@@ -331,18 +418,13 @@ impl WatchShared {
                 "it sent events far beyond the credit of a watch (its window is {max} bytes)"
             ));
         }
+        queue.failures = 0;
         queue.decide();
         queue.balance -= i128::from(bytes);
         let last = events.len().saturating_sub(1);
         for (place, event) in events.enumerate() {
-            if let WatchEvent::Commit(record) = &event {
-                queue.received = Position {
-                    epoch,
-                    revision: record.revision,
-                };
-            }
             let bytes = if place == last { bytes } else { 0 };
-            queue.events.push_back(Waiting {
+            queue.events.push(Waiting {
                 event,
                 bytes,
                 epoch,
@@ -355,12 +437,14 @@ impl WatchShared {
     /// Takes a mark. True: it closes a repair, and the watch is to go on in its own mode.
     ///
     /// # Errors
-    /// It has a token, and none was asked for.
-    pub(crate) fn push_mark(&self, position: Position, token: Option<u64>) -> Result<bool, String> {
+    /// It goes back; or it has a token, and none was asked for.
+    pub(crate) fn push_mark(&self, position: Position, token: Option<u64>) -> Result<bool, Broken> {
         let mut queue = lock(&self.queue);
         if queue.ended {
             return Ok(false);
         }
+        queue.order.mark(position.revision)?;
+        queue.failures = 0;
         if let Some(token) = token {
             let place = queue.asked.iter().position(|asked| *asked == (token, true));
             let place = place.ok_or("it sent a mark with a token that nobody asked for")?;
@@ -373,10 +457,10 @@ impl WatchShared {
         if token.is_none() {
             queue.drop_marks_before_break();
         }
-        match queue.events.back_mut() {
-            Some(last) if is_plain_mark(&last.event) && token.is_none() => last.event = event,
-            _ => queue.add(event, position.epoch),
+        if token.is_none() && queue.events.last().is_some_and(is_plain_mark) {
+            queue.events.pop_last();
         }
+        queue.add(event, position.epoch);
         let repaired = queue.stage == Stage::Repair;
         if repaired {
             queue.stage = Stage::Own;
@@ -387,8 +471,15 @@ impl WatchShared {
     }
 
     /// Takes a reset.
-    pub(crate) fn push_reset(&self, epoch: Epoch) {
+    ///
+    /// # Errors
+    /// None may come on this watch.
+    pub(crate) fn push_reset(&self, epoch: Epoch) -> Result<(), Broken> {
         let mut queue = lock(&self.queue);
+        if queue.ended {
+            return Ok(());
+        }
+        queue.order.reset()?;
         queue.reset_due = false;
         if queue.undecided {
             queue.undecided = false;
@@ -397,8 +488,16 @@ impl WatchShared {
             };
             queue.tell(Continuity::Resynced { why });
         }
-        queue.add(WatchEvent::Reset, epoch);
+        // A mark with nothing before it but a reset says that there was nothing: this reset says it anew.
+        let is_reset = |event: Option<&WatchEvent>| event == Some(&WatchEvent::Reset);
+        if queue.events.last().is_some_and(is_plain_mark) && is_reset(queue.events.before_last(1)) {
+            queue.events.pop_last();
+        }
+        if !is_reset(queue.events.last()) {
+            queue.add(WatchEvent::Reset, epoch);
+        }
         wake(queue);
+        Ok(())
     }
 
     /// Ends the watch: after the queued events comes `error`.
@@ -426,11 +525,22 @@ impl WatchShared {
 impl Queue {
     /// Puts an event that costs no credit.
     fn add(&mut self, event: WatchEvent, epoch: Epoch) {
-        self.events.push_back(Waiting {
-            event,
-            bytes: 0,
-            epoch,
-        });
+        if self.events.free >= FREE_EVENTS_MAX && !self.ended {
+            self.ended = true;
+            self.end = Some(StorageError::Closed {
+                reason: format!(
+                    "{FREE_EVENTS_MAX} marks, resets and breaks wait for an application that takes none of them"
+                ),
+                outcome: Outcome::NotExecuted,
+            });
+        }
+        if !self.ended {
+            self.events.push(Waiting {
+                event,
+                bytes: 0,
+                epoch,
+            });
+        }
     }
 
     fn tell(&mut self, continuity: Continuity) {
@@ -440,8 +550,14 @@ impl Queue {
             continuity => continuity,
         };
         let event = WatchEvent::Continuity(continuity);
-        // Of several breaks without an event between them, one word is enough.
-        if self.events.back().is_none_or(|last| last.event != event) {
+        // Of several breaks without an event between them, one word is enough: the last, of those that mean a gap.
+        let is_gap = |event: &WatchEvent| {
+            matches!(event, WatchEvent::Continuity(Continuity::Resynced { .. }))
+        };
+        if is_gap(&event) && self.events.last().is_some_and(is_gap) {
+            self.events.pop_last();
+        }
+        if self.events.last() != Some(&event) {
             let epoch = self.received.epoch;
             self.add(event, epoch);
         }
@@ -479,39 +595,81 @@ impl Queue {
     /// A plain mark before a break without an event behind either is outdone by the mark that comes now.
     fn drop_marks_before_break(&mut self) {
         let continuous = WatchEvent::Continuity(Continuity::Continuous);
-        let from_the_end = |events: &VecDeque<Waiting>, place: usize| {
-            events.len().checked_sub(place).and_then(|place| {
-                let event = &events.get(place)?.event;
-                Some((event == &continuous, is_plain_mark(event)))
-            })
-        };
-        if from_the_end(&self.events, 1).is_some_and(|(is_break, _)| is_break)
-            && from_the_end(&self.events, 2).is_some_and(|(_, is_mark)| is_mark)
+        if self.events.last() == Some(&continuous)
+            && self.events.before_last(1).is_some_and(is_plain_mark)
         {
-            let place = self.events.len() - 2;
-            self.events.remove(place);
-            if from_the_end(&self.events, 2).is_some_and(|(is_break, _)| is_break) {
-                self.events.pop_back();
+            self.events.pop_last();
+            self.events.pop_last();
+            if self.events.last() != Some(&continuous) {
+                let epoch = self.received.epoch;
+                self.add(continuous, epoch);
             }
         }
     }
 
     /// Drops the states behind the last mark that the application did not take: they come again.
     fn drop_open_pass(&mut self) {
-        while let Some(WatchEvent::State { .. } | WatchEvent::Reset) =
-            self.events.back().map(|last| &last.event)
-        {
-            let last = self.events.pop_back();
+        while let Some(WatchEvent::State { .. } | WatchEvent::Reset) = self.events.last() {
+            let last = self.events.pop_last();
             self.reset_due |= last.is_some_and(|last| last.event == WatchEvent::Reset);
         }
     }
+}
+
+/// What waits for the application, and how many of it cost no credit.
+#[derive(Default)]
+struct Events {
+    waiting: VecDeque<Waiting>,
+    free: usize,
+}
+
+impl Events {
+    fn push(&mut self, waiting: Waiting) {
+        self.free += usize::from(is_free(&waiting.event));
+        self.waiting.push_back(waiting);
+    }
+
+    fn pop_first(&mut self) -> Option<Waiting> {
+        let first = self.waiting.pop_front()?;
+        self.free -= usize::from(is_free(&first.event));
+        Some(first)
+    }
+
+    fn pop_last(&mut self) -> Option<Waiting> {
+        let last = self.waiting.pop_back()?;
+        self.free -= usize::from(is_free(&last.event));
+        Some(last)
+    }
+
+    fn last(&self) -> Option<&WatchEvent> {
+        self.before_last(0)
+    }
+
+    /// The event that so many stand behind.
+    fn before_last(&self, behind: usize) -> Option<&WatchEvent> {
+        let place = self.waiting.len().checked_sub(behind + 1)?;
+        Some(&self.waiting.get(place)?.event)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// What consuming all of it gives back.
+    fn bytes(&self) -> u64 {
+        self.waiting.iter().map(|waiting| waiting.bytes).sum()
+    }
+}
+
+fn is_free(event: &WatchEvent) -> bool {
+    !matches!(event, WatchEvent::Commit(_) | WatchEvent::State { .. })
 }
 
 fn is_plain_mark(event: &WatchEvent) -> bool {
     matches!(event, WatchEvent::Progress { token: None, .. })
 }
 
-fn wake(mut queue: std::sync::MutexGuard<'_, Queue>) {
+fn wake(mut queue: MutexGuard<'_, Queue>) {
     let application = queue.application.take();
     drop(queue);
     if let Some(application) = application {
@@ -543,7 +701,7 @@ impl WatchSource for RemoteWatch {
             event,
             bytes,
             epoch,
-        }) = queue.events.pop_front()
+        }) = queue.events.pop_first()
         else {
             if queue.ended {
                 return Poll::Ready(queue.end.take().map(Err));

@@ -68,7 +68,7 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// What this engine takes.
     ///
     /// # Errors
-    /// Remote: `Closed` or `DeadlineExceeded` while there is no connection.
+    /// Remote: `Closed` when the connection is over for good; while it is merely lost, what the server said last.
     async fn limits(&self) -> Result<Limits>;
 }
 

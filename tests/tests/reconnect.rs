@@ -20,10 +20,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use storage_client::{ConnectOptions, ConnectionState, RemoteStorage};
+use storage_client::{ConnectOptions, ConnectionState, RemoteStorage, SavedSession};
 use storage_protocol::{
-    Batch, ChangeKind, CommitOptions, Continuity, Key, KeyRange, KeyState, ResyncReason, Revision,
-    Storage, StorageError, StorageExt, Value, Watch, WatchEvent, WatchOptions, WatchStart,
+    Batch, ChangeKind, CommitOptions, Continuity, Key, KeyRange, KeyState, Outcome, ResyncReason,
+    Revision, Storage, StorageError, StorageExt, Value, Watch, WatchEvent, WatchOptions,
+    WatchStart,
 };
 use storage_tests::fault_proxy::{Fault, FaultProxy, Scope};
 use storage_tests::harness::{Certificates, ServerProcess, binary, connect};
@@ -461,6 +462,64 @@ async fn a_watch_goes_on_right_behind_what_it_was_told() {
         }
         assert_eq!(told, expected, "{missed} came while it was away");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_back_does_not_fence_the_process_that_resumed_its_session() {
+    let house = House::new();
+    let (proxy, options) = house.proxy("alice").await;
+    let put = |key: &str| Batch::new().put(key.to_owned(), "v");
+    let first = RemoteStorage::connect(options).await.unwrap();
+    for number in 1..5 {
+        let commit = first.commit(put(&format!("{number}")), CommitOptions::default());
+        commit.await.unwrap();
+    }
+    // On its first socket it is cut off without a word; what it sends from here on comes nowhere.
+    let info = *first.session_info().borrow();
+    assert_eq!((info.incarnation, info.reconnects), (0, 0));
+    proxy.apply(Fault::HalfOpen, Scope::All);
+    let lost = tokio::spawn({
+        let (first, batch) = (first.clone(), put("first's 5"));
+        async move { first.commit(batch, CommitOptions::default()).await }
+    });
+    // Another process goes on with the saved session, under the same numbers.
+    let saved = SavedSession {
+        id: info.id,
+        incarnation: info.incarnation,
+        sent: 4,
+        unanswered: Vec::new(),
+    };
+    let url = format!("{}/storage/model", house.server.url("storage"));
+    let options = ConnectOptions::new(url)
+        .credentials_dir(house.certificates.dir().join("alice"))
+        .resume_session(saved);
+    let second = RemoteStorage::connect(options).await.unwrap();
+    assert_eq!(second.session(), info.id);
+    let commit = second.commit_as(5, put("second's 5"), CommitOptions::default());
+    let fifth = commit.await.unwrap();
+    // The first one's link returns.
+    proxy.heal();
+    let mut state = first.state();
+    let is_over = |state: &ConnectionState| matches!(state, ConnectionState::Closed { .. });
+    let over = tokio::time::timeout(PATIENCE, state.wait_for(is_over)).await;
+    let ConnectionState::Closed { why } = over.expect("it goes on").unwrap().clone() else {
+        panic!("it is not over");
+    };
+    assert!(
+        why.contains("another process holds this session") && why.contains("code 4003"),
+        "{why}"
+    );
+    let lost = tokio::time::timeout(PATIENCE, lost).await.unwrap().unwrap();
+    let error = lost.expect_err("it was told the other's revision");
+    assert_eq!(error.outcome(), Outcome::Unknown, "{error}");
+    // And the second goes on, on its one socket.
+    let commit = second.commit_as(6, put("second's 6"), CommitOptions::default());
+    assert!(commit.await.unwrap().revision > fifth.revision);
+    assert_eq!(second.session_info().borrow().reconnects, 0);
+    assert_eq!(*second.state().borrow(), ConnectionState::Connected);
+    let puts = puts_by_key(&house.connect("bob").await).await;
+    assert!(!puts.contains_key(&Key::from("first's 5")));
+    assert_eq!(puts.len(), 6);
 }
 
 /// Follows a watch `Latest` from this state to its next mark; tells whether there was a `Reset`.

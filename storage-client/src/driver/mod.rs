@@ -31,6 +31,7 @@ use crate::connection::{
     Answer, Call, Control, Ending, Expect, Shared, Submission, deadline_after,
 };
 use crate::dial::Socket;
+use crate::end::{End, EndKind, close_reason};
 use crate::ids::Ids;
 use crate::supervisor::Carry;
 use crate::watch::WatchShared;
@@ -40,69 +41,6 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The same where another socket follows.
 const GOODBYE_IN_PASSING: Duration = Duration::from_millis(50);
-
-/// What kind of end it was, and so what comes next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum EndKind {
-    /// The socket was lost.
-    Lost,
-    /// The server broke the protocol: what was in flight fails by that.
-    Misbehaved,
-    /// The server goes away as planned, and wants us back after this.
-    Drained { retry_after: Duration },
-    /// The handles want it: nothing comes next.
-    Ours,
-    /// A newer incarnation took the session over: nothing comes next.
-    Fenced,
-}
-
-/// How a socket, or the search for the next one, ended.
-#[derive(Clone, Debug)]
-pub(crate) struct End {
-    pub(crate) why: String,
-    pub(crate) kind: EndKind,
-    /// What to tell the server; `None` where it has closed, or cannot be reached.
-    pub(crate) close: Option<u16>,
-}
-
-impl End {
-    pub(crate) fn lost(why: impl Into<String>) -> Self {
-        Self {
-            why: why.into(),
-            kind: EndKind::Lost,
-            close: None,
-        }
-    }
-
-    pub(crate) fn ours(why: impl Into<String>) -> Self {
-        Self {
-            kind: EndKind::Ours,
-            close: Some(close_code::NORMAL),
-            ..Self::lost(why)
-        }
-    }
-
-    fn misbehaved(why: impl Into<String>) -> Self {
-        Self {
-            kind: EndKind::Misbehaved,
-            close: Some(close_code::PROTOCOL),
-            ..Self::lost(why)
-        }
-    }
-
-    pub(crate) fn is_final(&self) -> bool {
-        matches!(self.kind, EndKind::Ours | EndKind::Fenced)
-    }
-
-    pub(crate) fn error(&self, outcome: Outcome) -> StorageError {
-        if self.kind == EndKind::Misbehaved {
-            let message = self.why.clone();
-            return StorageError::PeerMisbehaved { message, outcome };
-        }
-        let reason = self.why.clone();
-        StorageError::Closed { reason, outcome }
-    }
-}
 
 /// A request that was sent and is not answered.
 struct Pending {
@@ -300,13 +238,15 @@ impl Driver {
         if self.take_requests(cx) {
             return Ok(Poll::Ready(true));
         }
-        self.send_controls();
+        self.send_controls()?;
         self.send_watches();
         self.send_requests();
         self.poll_write(cx)?;
         self.check_ending()?;
         self.arm_timer();
-        if self.timer.as_mut().poll(cx).is_pending() {
+        // The clock is looked at as well: a socket that always has more uses up what the runtime lets a task do at a time,
+        // and the timer says nothing then.
+        if self.timer.as_mut().poll(cx).is_pending() && Instant::now() < self.timer.deadline() {
             return Ok(Poll::Pending);
         }
         self.on_time(Instant::now())?;
@@ -366,7 +306,8 @@ impl Driver {
     /// touch it.
     fn arm_timer(&mut self) {
         let next = self.next_time();
-        if next < self.timer.deadline() || self.timer.is_elapsed() {
+        let deadline = self.timer.deadline();
+        if next < deadline || deadline <= Instant::now() {
             self.timer.as_mut().reset(next);
         }
     }
@@ -557,14 +498,9 @@ impl Driver {
     /// caller.
     async fn say_goodbye(&mut self, end: &End, is_last: bool) {
         if let Some(code) = end.close {
-            // A close reason has at most 123 bytes; ours are plain, and cut at a character.
-            let mut cut = end.why.len().min(120);
-            while !end.why.is_char_boundary(cut) {
-                cut -= 1;
-            }
             let frame = CloseFrame {
                 code: code.into(),
-                reason: end.why.get(..cut).unwrap_or_default().into(),
+                reason: close_reason(&end.why).into(),
             };
             if self.socket.close(Some(frame)).await.is_err() {
                 return;

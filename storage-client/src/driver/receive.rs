@@ -5,16 +5,18 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::Stream;
-use storage_protocol::native::{RequestId, ServerMessage, close_code};
-use storage_protocol::{Outcome, Position, StorageError, WatchEvent, planted};
+use storage_protocol::native::{BULK_TURNS, RequestId, ServerMessage, close_code};
+use storage_protocol::{Entry, Outcome, Position, StorageError, planted};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::error::Error as WsError;
 use tokio_tungstenite::tungstenite::error::ProtocolError as WsProtocolError;
 use tokio_tungstenite::tungstenite::protocol::Message;
 
-use super::{Driver, End, EndKind, Pending};
+use super::{Driver, Pending};
 use crate::connection::{Answer, ConnectionState, Control, Expect, OpenScan};
-use crate::dial::close_text;
+use crate::end::End;
+use crate::order::Broken;
+use crate::server_text::{plain, plain_error};
 use crate::watch::Repair;
 
 /// Messages that one poll reads before it writes.
@@ -35,14 +37,7 @@ impl Driver {
                 Some(Ok(Message::Binary(frame))) => self.on_frame(frame)?,
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
                 Some(Ok(Message::Close(frame))) => {
-                    let fenced = frame
-                        .as_ref()
-                        .is_some_and(|frame| u16::from(frame.code) == close_code::FENCED);
-                    let mut end = End::lost(format!("the server closed: {}", close_text(frame)));
-                    if fenced {
-                        end.kind = EndKind::Fenced;
-                    }
-                    return Err(end);
+                    return Err(End::closed(frame));
                 }
                 Some(Ok(Message::Text(_) | Message::Frame(_))) => {
                     let mut end = End::misbehaved("the server sent a text frame");
@@ -85,6 +80,7 @@ impl Driver {
                 },
                 _,
             ) => {
+                let reason = plain(&reason);
                 self.draining = Some((reason.clone(), retry_after));
                 let state = ConnectionState::Draining {
                     reason,
@@ -93,7 +89,7 @@ impl Driver {
                 self.shared.set_state(state);
                 Ok(())
             }
-            (ServerMessage::Error(error), Some(id)) => self.on_error(id, error),
+            (ServerMessage::Error(error), Some(id)) => self.on_error(id, plain_error(error)),
             (
                 message @ (ServerMessage::Changes { .. }
                 | ServerMessage::States { .. }
@@ -109,6 +105,15 @@ impl Driver {
     /// Parts are only held for what was asked for: else the server would decide how much memory we take.
     fn check_partial(&self, held_before: usize) -> Result<(), End> {
         let limit = self.welcome.limits.message_bytes_max;
+        let (held, max) = (self.reassembler.bytes(), limit.saturating_mul(BULK_TURNS));
+        if held > max {
+            return Err(End {
+                close: Some(close_code::TOO_BIG),
+                ..End::misbehaved(format!(
+                    "it began too many messages in parts: {held} bytes are held, and {max} are the most"
+                ))
+            });
+        }
         if self.reassembler.bytes() / limit.max(1) == held_before / limit.max(1) {
             return Ok(());
         }
@@ -154,6 +159,9 @@ impl Driver {
                 "the answer to {id} does not fit its request ({expect:?})"
             )));
         }
+        // Before it is taken for answered: else its caller would not be told why.
+        self.check_answer(id, expect, &message)
+            .map_err(|what| End::misbehaved(format!("the server misbehaved: {what}")))?;
         let reply = self.remove_pending(id).and_then(|pending| pending.reply);
         let mut scan = None;
         match (expect, &message) {
@@ -174,24 +182,63 @@ impl Driver {
             (Expect::NextPage { scan, .. }, ServerMessage::Page { scan: None, .. }) => {
                 self.scans.remove(&scan);
             }
-            (Expect::Watching, ServerMessage::Watching { revision }) => {
-                let position = Position {
-                    epoch: self.welcome.position.epoch,
-                    revision: *revision,
-                };
-                self.on_watching(id, position);
-            }
             (Expect::Unwatched { watch }, _) => self.forget_watch(watch),
             _ => {}
         }
         if let Some(reply) = reply {
             let epoch = self.welcome.position.epoch;
             // Where the caller is gone, the answer is passed over.
+            let socket = self.carry.socket;
             let _ = reply.send(Ok(Answer {
                 message,
                 epoch,
+                socket,
                 scan,
             }));
+        }
+        Ok(())
+    }
+
+    /// What an answer of the right kind has to keep.
+    fn check_answer(
+        &mut self,
+        id: RequestId,
+        expect: Expect,
+        message: &ServerMessage,
+    ) -> Result<(), Broken> {
+        match (expect, message) {
+            (Expect::Values { .. }, ServerMessage::Values { revision, entries }) => {
+                let newer = |entry: &&Entry| entry.revision > *revision;
+                if let Some(entry) = entries.iter().flatten().find(newer) {
+                    let newer = entry.revision;
+                    return Err(format!(
+                        "it read an entry of revision {newer} at {revision}"
+                    ));
+                }
+            }
+            (Expect::Committed, ServerMessage::Committed { revision }) => {
+                if let Some(number) = self.pending.get(&id).and_then(Pending::number) {
+                    let mut unanswered = self.unanswered.iter().copied();
+                    let lowest = unanswered.find(|other| *other != number);
+                    self.carry.committed.note(number, *revision, lowest)?;
+                }
+            }
+            (
+                Expect::FirstPage,
+                ServerMessage::Page {
+                    scan: Some(number), ..
+                },
+            ) if self.scans.contains(number) => {
+                return Err(format!("it opened scan {number} twice"));
+            }
+            (Expect::Watching, ServerMessage::Watching { revision }) => {
+                let position = Position {
+                    epoch: self.welcome.position.epoch,
+                    revision: *revision,
+                };
+                self.on_watching(id, position)?;
+            }
+            _ => {}
         }
         Ok(())
     }
@@ -265,17 +312,19 @@ impl Driver {
         if entry.dropped {
             return Ok(());
         }
+        if !entry.attached {
+            let what = format!("it told something of watch {watch} before WATCHING");
+            return Err(End::misbehaved(what));
+        }
         let shared = entry.shared.clone();
-        let misbehaved = |what| End::misbehaved(format!("the server misbehaved: {what}"));
+        let misbehaved =
+            |what| End::misbehaved(format!("the server misbehaved in watch {watch}: {what}"));
         match message {
             ServerMessage::Changes { commits } => shared
-                .push(commits.into_iter().map(WatchEvent::Commit), bytes, epoch)
+                .push_commits(commits, bytes, epoch)
                 .map_err(misbehaved),
             ServerMessage::States { states } => {
-                let event = |(key, state)| WatchEvent::State { key, state };
-                shared
-                    .push(states.into_iter().map(event), bytes, epoch)
-                    .map_err(misbehaved)
+                shared.push_states(states, bytes, epoch).map_err(misbehaved)
             }
             ServerMessage::Progress { revision, token } => {
                 if token.is_some() && watch == id {
@@ -287,10 +336,7 @@ impl Driver {
                 }
                 Ok(())
             }
-            _ => {
-                shared.push_reset(epoch);
-                Ok(())
-            }
+            _ => shared.push_reset(epoch).map_err(misbehaved),
         }
     }
 
@@ -316,21 +362,20 @@ impl Driver {
         )))
     }
 
-    fn on_watching(&mut self, id: RequestId, position: Position) {
+    fn on_watching(&mut self, id: RequestId, position: Position) -> Result<(), Broken> {
         let Some(entry) = self.watches.get_mut(&id) else {
-            return;
+            return Ok(());
         };
         entry.attached = true;
         if entry.dropped {
             self.deferred.push(Control::EndStream { stream: id });
-            return;
+            return Ok(());
         }
         let watch = entry.shared.clone();
         if !entry.resumed {
-            watch.begin(position);
-            return;
+            return watch.begin(position);
         }
-        let (tokens, granted) = watch.resume();
+        let (tokens, granted) = watch.resume(position.revision)?;
         if granted > 0 {
             self.deferred.push(Control::Credit {
                 watch: watch.clone(),
@@ -342,6 +387,7 @@ impl Driver {
             token,
         });
         self.deferred.extend(probes);
+        Ok(())
     }
 
     /// The watch's id is free, and so are those of the marks that will not come.
@@ -372,7 +418,7 @@ fn read_failed(error: &WsError) -> End {
             ..End::misbehaved(format!("the server sent too much: {error}"))
         },
         WsError::Utf8(_) => End {
-            close: Some(close_code::UNSUPPORTED_DATA),
+            close: Some(close_code::INVALID_PAYLOAD),
             ..End::misbehaved("the server sent a text frame")
         },
         WsError::Protocol(WsProtocolError::ResetWithoutClosingHandshake) => {

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::{Driver, Pending, WatchEntry};
 use crate::connection::{Answer, Call, Control, Expect, Submission, deadline_after};
+use crate::end::End;
 use crate::watch::WatchShared;
 
 /// How long a watch waits that the server had no room for.
@@ -128,49 +129,36 @@ impl Driver {
         } = submission;
         let (expect, bytes) = (call_expects(&call), call.bytes());
         let id = self.fresh_id();
-        let mut number = None;
-        let mut packet = match &call {
-            Call::Send { packet, .. } | Call::Watch { packet, .. } => packet.clone(),
-            Call::Repeat {
-                number: before,
-                packet,
-                ..
-            } => {
-                number = Some(*before);
-                packet.clone()
-            }
+        // What is kept of the call is what the next socket would need.
+        let (mut packet, call) = match call {
             Call::Commit {
-                number: given,
+                number,
                 batch,
                 options,
             } => {
                 // Ordering: a number is taken only here, where the commit goes out for sure; the server waits for
                 // each number.
-                let next = given.unwrap_or(self.carry.sent + 1);
-                number = Some(next);
+                let number = number.unwrap_or(self.carry.sent + 1);
                 let message = ClientMessage::Commit {
-                    number: next,
-                    options: options.clone(),
-                    batch: batch.clone(),
-                };
-                message.encode(None)
-            }
-        };
-        let call = match (call, number) {
-            (_, Some(number)) => {
-                self.carry.sent = self.carry.sent.max(number);
-                self.unanswered.insert(number);
-                Call::Repeat {
                     number,
-                    packet: packet.clone(),
-                }
+                    options,
+                    batch,
+                };
+                let packet = message.encode(None);
+                (packet.clone(), Call::Repeat { number, packet })
             }
-            (Call::Watch { packet, watch }, None) => {
-                self.open_watch(id, watch.clone(), false);
-                Call::Watch { packet, watch }
-            }
-            (call, None) => call,
+            Call::Send { ref packet, .. }
+            | Call::Repeat { ref packet, .. }
+            | Call::Watch { ref packet, .. } => (packet.clone(), call),
         };
+        match &call {
+            Call::Repeat { number, .. } => {
+                self.carry.sent = self.carry.sent.max(*number);
+                self.unanswered.insert(*number);
+            }
+            Call::Watch { watch, .. } => self.open_watch(id, watch.clone(), false),
+            Call::Send { .. } | Call::Commit { .. } => {}
+        }
         packet.id = Some(id);
         self.put(packet, expect, reply, deadline, bytes, Some(call));
     }
@@ -268,10 +256,16 @@ impl Driver {
     }
 
     /// Sends what the handles' drops and the watches asked for. None of it counts as in flight for the server.
-    pub(super) fn send_controls(&mut self) {
+    pub(super) fn send_controls(&mut self) -> Result<(), End> {
         for control in std::mem::take(&mut self.deferred) {
-            self.send_control(control);
+            match control {
+                Control::Misbehaved { what, socket } if socket == self.carry.socket => {
+                    return Err(End::misbehaved(format!("the server misbehaved: {what}")));
+                }
+                control => self.send_control(control),
+            }
         }
+        Ok(())
     }
 
     fn send_control(&mut self, control: Control) {
@@ -296,6 +290,8 @@ impl Driver {
                 }
             }
             Control::Unwatch { watch } => self.unwatch(&watch),
+            // On a socket that is gone.
+            Control::Misbehaved { .. } => {}
             Control::EndStream { stream } => self.put_control(
                 &ClientMessage::Unwatch { watch: stream },
                 Expect::Unwatched { watch: stream },

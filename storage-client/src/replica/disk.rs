@@ -1,17 +1,25 @@
 //! The folder of a replica that outlives its process.
 //!
-//! `replica.redb` holds one table of entries and one of facts: format, keyspace, range and position. What one call of
-//! [`Disk::write`] gets becomes visible in one synced transaction, so that after a kill or power loss at any moment the
-//! file holds a state at some mark, with that mark's position. `lock` is held as long as the folder is in use. A new
-//! file gets its name when it is whole.
+//! `replica.redb` holds one table of entries and one of facts: format, keyspace, range, position, and what the entries
+//! add up to. What one call of [`Disk::write`] gets becomes visible in one synced transaction, so that after a kill or
+//! power loss at any moment the file holds a state at some mark, with that mark's position. `lock` is held as long as the
+//! folder is in use. A new file gets its name when it is whole.
+//!
+//! Nothing is served that was not verified: when the folder is opened, redb checks all of its pages, and here each entry
+//! is checked against its own checksum and all of them against their sum. So a bit that flipped in a page that redb read,
+//! changed elsewhere and wrote again under a new checksum is noticed too. A file that is damaged is put aside as
+//! `replica.redb.damaged`, and the copy begins anew.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition};
 use storage_protocol::{
     Entry, EntryLifetime, Key, KeyRange, Limit, Position, Revision, StorageError, UnixMillis,
+    planted,
 };
 
 use super::error::ReplicaError;
@@ -21,14 +29,25 @@ use super::options::Folder;
 const ENTRIES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("entries");
 const FACTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("facts");
 
-/// Raised when the bytes in the tables mean something else.
-const FORMAT: u64 = 1;
+/// Raised when the bytes in the tables mean something else. Those of an older one are begun anew.
+const FORMAT: u64 = 2;
+
+const FILE: &str = "replica.redb";
+
+/// Not whole yet.
+const NEW: &str = "replica.redb.new";
+
+/// What was put aside; the next one takes its place.
+const DAMAGED: &str = "replica.redb.damaged";
 
 /// What redb may cache; the entries are in memory anyway.
 const CACHE_BYTES: usize = 4 << 20;
 
-/// Revision, lifetime's tag and number, before the value.
-const HEAD_BYTES: usize = 17;
+/// Checksum, revision, lifetime's tag and number, before the value.
+const HEAD_BYTES: usize = CHECKSUM_BYTES + 17;
+
+/// CRC-32 of the key and of what follows.
+const CHECKSUM_BYTES: usize = 4;
 
 /// A key and what it is now; `None`: not there.
 pub(super) type Row = (Key, Option<Entry>);
@@ -41,6 +60,35 @@ pub(super) struct Disk {
     _lock: File,
 }
 
+/// Why a folder does not give its state.
+#[derive(Debug)]
+enum Trouble {
+    /// It is left as it is.
+    Refused(String),
+    /// What is there is worth nothing.
+    Damaged(String),
+}
+
+impl From<redb::Error> for Trouble {
+    fn from(error: redb::Error) -> Self {
+        use io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
+        let what = format!("{FILE} cannot be read: {error}");
+        match &error {
+            // A length or an offset in the file is wrong.
+            redb::Error::Io(error)
+                if matches!(error.kind(), InvalidData | InvalidInput | UnexpectedEof) =>
+            {
+                Self::Damaged(what)
+            }
+            redb::Error::Io(_) | redb::Error::DatabaseAlreadyOpen => Self::Refused(what),
+            _ => Self::Damaged(what),
+        }
+    }
+}
+
+/// An open file, and the state that it holds.
+type Loaded = (Database, Option<Held>);
+
 impl Disk {
     /// Opens or makes the folder, and reads the state it holds, if it holds one. Blocks.
     pub(super) fn open(
@@ -52,39 +100,42 @@ impl Disk {
             folder: folder.path.clone(),
             what,
         };
+        let unwritable = |error: redb::Error| refused(format!("cannot be written: {error}"));
         make_folder(&folder.path).map_err(refused)?;
         let lock = take_lock(&folder.path).map_err(refused)?;
-        let file = folder.path.join("replica.redb");
+        let file = folder.path.join(FILE);
         if !file.exists() {
-            make_file(&folder.path, &file, &folder.keyspace, range)
-                .map_err(|error| refused(format!("cannot be written: {error}")))?;
+            make_file(&folder.path, &file, &folder.keyspace, range).map_err(unwritable)?;
         }
-        let unreadable = |error: redb::Error| {
-            refused(format!(
-                "replica.redb cannot be read: {error}; remove the folder to fetch everything anew"
-            ))
+        let loaded = match load_caught(&file, folder, range) {
+            Err(Trouble::Damaged(what)) => {
+                tracing::warn!(
+                    folder = %folder.path.display(),
+                    reason = what,
+                    "a replica's folder is damaged: it begins anew"
+                );
+                fs::rename(&file, folder.path.join(DAMAGED))
+                    .map_err(|error| unwritable(error.into()))?;
+                make_file(&folder.path, &file, &folder.keyspace, range).map_err(unwritable)?;
+                load_caught(&file, folder, range)
+            }
+            loaded => loaded,
         };
-        let database = builder()
-            .open(&file)
-            .map_err(|error| unreadable(error.into()))?;
-        let facts = read_facts(&database).map_err(unreadable)?;
-        facts.check(&folder.keyspace, range).map_err(refused)?;
+        let (database, held) = loaded.map_err(|trouble| match trouble {
+            Trouble::Refused(what) | Trouble::Damaged(what) => refused(what),
+        })?;
+        if let Some(held) = &held
+            && held.bytes() > memory_bytes_max
+        {
+            let error = StorageError::limit(Limit::Memory, held.bytes(), memory_bytes_max);
+            return Err(error.into());
+        }
         let disk = Self {
             database,
             folder: folder.path.clone(),
             _lock: lock,
         };
-        let Some(position) = facts.position().map_err(refused)? else {
-            return Ok((disk, None));
-        };
-        let entries = disk.read_entries().map_err(unreadable)?;
-        let entries = entries.map_err(refused)?;
-        let held = Held::saved(position, entries);
-        if held.bytes() > memory_bytes_max {
-            let error = StorageError::limit(Limit::Memory, held.bytes(), memory_bytes_max);
-            return Err(error.into());
-        }
-        Ok((disk, Some(held)))
+        Ok((disk, held))
     }
 
     /// Writes what changed since the last call, and the position that the state stands at with it. All of it or nothing,
@@ -93,46 +144,77 @@ impl Disk {
         let write = || -> Result<(), redb::Error> {
             let transaction = self.database.begin_write()?;
             {
+                let mut table = transaction.open_table(FACTS)?;
+                let mut facts = Facts::of(&table)?;
+                let mut sum = facts.sum().unwrap_or_default();
                 let mut entries = transaction.open_table(ENTRIES)?;
                 let mut buffer = Vec::new();
                 for (key, entry) in rows {
-                    match entry {
+                    let before = match entry {
                         Some(entry) => {
-                            encode(entry, &mut buffer);
-                            entries.insert(key.as_ref(), buffer.as_slice())?;
+                            encode(key, entry, &mut buffer);
+                            sum.add(key, &buffer);
+                            entries.insert(key.as_ref(), buffer.as_slice())?
                         }
-                        None => drop(entries.remove(key.as_ref())?),
+                        None => entries.remove(key.as_ref())?,
+                    };
+                    // By what is there, not by what it says of itself: if that was damaged meanwhile, the sum is wrong
+                    // from here on, and the next start notices.
+                    if let Some(before) = before {
+                        sum.subtract(key, before.value());
                     }
                 }
-                let mut facts = transaction.open_table(FACTS)?;
-                let position = position.to_string();
-                facts.insert("position", position.as_bytes())?;
+                facts.set(POSITION, position.to_string().as_bytes());
+                facts.set(SUM, &sum.encode());
+                facts.write(&mut table)?;
             }
             transaction.commit()?;
             Ok(())
         };
         write().map_err(|error| ReplicaError::Folder {
             folder: self.folder.clone(),
-            what: format!("replica.redb cannot be written: {error}"),
+            what: format!("{FILE} cannot be written: {error}"),
         })
     }
+}
 
-    fn read_entries(&self) -> Result<Result<BTreeMap<Key, Entry>, String>, redb::Error> {
-        let transaction = self.database.begin_read()?;
-        let table = match transaction.open_table(ENTRIES) {
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Ok(BTreeMap::new())),
-            table => table?,
-        };
-        let mut entries = BTreeMap::new();
-        for row in table.iter()? {
-            let (key, value) = row?;
-            let Some(entry) = decode(value.value()) else {
-                return Ok(Err("replica.redb holds a damaged entry".to_owned()));
-            };
-            entries.insert(Key::copy_from_slice(key.value()), entry);
-        }
-        Ok(Ok(entries))
+/// [`load`]; what panics on the way is damage too.
+fn load_caught(file: &Path, folder: &Folder, range: &KeyRange) -> Result<Loaded, Trouble> {
+    // What is left of it after a panic is dropped, and the file is put aside.
+    let loaded = catch_unwind(AssertUnwindSafe(|| load(file, folder, range)));
+    loaded.unwrap_or_else(|_| Err(Trouble::Damaged(format!("{FILE} cannot be understood"))))
+}
+
+fn load(file: &Path, folder: &Folder, range: &KeyRange) -> Result<Loaded, Trouble> {
+    let mut builder = builder();
+    builder.set_check_integrity_on_open(!planted("folder-unverified"));
+    let database = builder.open(file).map_err(redb::Error::from)?;
+    let facts = read_facts(&database)?;
+    facts.check(&folder.keyspace, range)?;
+    let held = match facts.position()? {
+        None => None,
+        Some(position) => Some(Held::saved(position, read_entries(&database, &facts)?)),
+    };
+    Ok((database, held))
+}
+
+fn read_entries(database: &Database, facts: &Facts) -> Result<BTreeMap<Key, Entry>, Trouble> {
+    let transaction = database.begin_read().map_err(redb::Error::from)?;
+    let table = transaction.open_table(ENTRIES).map_err(redb::Error::from)?;
+    let (mut entries, mut sum) = (BTreeMap::new(), Sum::default());
+    for row in table.iter().map_err(redb::Error::from)? {
+        let (key, value) = row.map_err(redb::Error::from)?;
+        let (key, value) = (key.value(), value.value());
+        let entry = decode(key, value)
+            .ok_or_else(|| Trouble::Damaged(format!("{FILE} holds a damaged entry")))?;
+        sum.add(key, value);
+        entries.insert(Key::copy_from_slice(key), entry);
     }
+    if facts.sum() != Some(sum) && !planted("folder-unverified") {
+        let what = format!("the entries of {FILE} are not those that were saved");
+        return Err(Trouble::Damaged(what));
+    }
+    Ok(entries)
 }
 
 fn builder() -> redb::Builder {
@@ -153,8 +235,7 @@ fn make_folder(folder: &Path) -> Result<(), String> {
     for name in names {
         let name = name.map_err(|error| format!("cannot be read: {error}"))?;
         let name = name.file_name();
-        if !["lock", "replica.redb", "replica.redb.new"].contains(&name.to_string_lossy().as_ref())
-        {
+        if !["lock", FILE, NEW, DAMAGED].contains(&name.to_string_lossy().as_ref()) {
             return Err(format!(
                 "holds {name:?}, so it is no replica's; give an empty folder or one that is not there"
             ));
@@ -186,7 +267,7 @@ fn make_file(
     keyspace: &str,
     range: &KeyRange,
 ) -> Result<(), redb::Error> {
-    let new = folder.join("replica.redb.new");
+    let new = folder.join(NEW);
     if new.exists() {
         fs::remove_file(&new)?;
     }
@@ -194,13 +275,15 @@ fn make_file(
     let transaction = database.begin_write()?;
     {
         transaction.open_table(ENTRIES)?;
-        let mut facts = transaction.open_table(FACTS)?;
-        facts.insert("format", FORMAT.to_be_bytes().as_slice())?;
-        facts.insert("keyspace", keyspace.as_bytes())?;
-        facts.insert("start", range.start.as_ref())?;
+        let mut facts = Facts::default();
+        facts.set("format", &FORMAT.to_be_bytes());
+        facts.set("keyspace", keyspace.as_bytes());
+        facts.set("start", &range.start);
         if let Some(end) = &range.end {
-            facts.insert("end", end.as_ref())?;
+            facts.set("end", end);
         }
+        facts.set(SUM, &Sum::default().encode());
+        facts.write(&mut transaction.open_table(FACTS)?)?;
     }
     transaction.commit()?;
     drop(database);
@@ -212,81 +295,181 @@ fn make_file(
     Ok(())
 }
 
+const POSITION: &str = "position";
+/// What the entries add up to.
+const SUM: &str = "sum";
+/// CRC-32 of all other facts.
+const CHECKSUM: &str = "checksum";
+
 /// The table of facts.
+#[derive(Default)]
 struct Facts(BTreeMap<String, Vec<u8>>);
 
 fn read_facts(database: &Database) -> Result<Facts, redb::Error> {
     let transaction = database.begin_read()?;
-    let table = transaction.open_table(FACTS)?;
-    let mut facts = BTreeMap::new();
-    for row in table.iter()? {
-        let (name, value) = row?;
-        facts.insert(name.value().to_owned(), value.value().to_vec());
-    }
-    Ok(Facts(facts))
+    Ok(Facts::of(&transaction.open_table(FACTS)?)?)
 }
 
 impl Facts {
+    fn of(
+        table: &impl ReadableTable<&'static str, &'static [u8]>,
+    ) -> Result<Self, redb::StorageError> {
+        let mut facts = BTreeMap::new();
+        for row in table.iter()? {
+            let (name, value) = row?;
+            facts.insert(name.value().to_owned(), value.value().to_vec());
+        }
+        Ok(Self(facts))
+    }
+
+    fn write(&mut self, table: &mut Table<'_, &str, &[u8]>) -> Result<(), redb::StorageError> {
+        let checksum = self.checksum();
+        self.set(CHECKSUM, &checksum);
+        for (name, value) in &self.0 {
+            table.insert(name.as_str(), value.as_slice())?;
+        }
+        Ok(())
+    }
+
     fn get(&self, name: &str) -> Option<&[u8]> {
         self.0.get(name).map(Vec::as_slice)
     }
 
-    fn check(&self, keyspace: &str, range: &KeyRange) -> Result<(), String> {
+    fn set(&mut self, name: &str, value: &[u8]) {
+        self.0.insert(name.to_owned(), value.to_vec());
+    }
+
+    fn sum(&self) -> Option<Sum> {
+        Sum::decode(self.get(SUM)?)
+    }
+
+    fn checksum(&self) -> [u8; CHECKSUM_BYTES] {
+        let mut hasher = crc32fast::Hasher::new();
+        for (name, value) in self.0.iter().filter(|(name, _)| *name != CHECKSUM) {
+            for bytes in [name.as_bytes(), value] {
+                hasher.update(&(bytes.len() as u64).to_be_bytes());
+                hasher.update(bytes);
+            }
+        }
+        hasher.finalize().to_be_bytes()
+    }
+
+    fn check(&self, keyspace: &str, range: &KeyRange) -> Result<(), Trouble> {
         let format = self.get("format").and_then(|bytes| bytes.try_into().ok());
         match format.map(u64::from_be_bytes) {
-            Some(FORMAT) => {}
-            Some(other) => {
-                return Err(format!(
-                    "is of format {other}, and this version knows {FORMAT}"
-                ));
+            Some(newer) if newer > FORMAT => {
+                return Err(Trouble::Refused(format!(
+                    "is of format {newer}, and this version knows {FORMAT}"
+                )));
             }
-            None => return Err("does not tell its format".to_owned()),
+            Some(FORMAT) if self.get(CHECKSUM) == Some(&self.checksum()) => {}
+            Some(older) if older < FORMAT => {
+                let what = format!("it is of format {older}, which had no checksums");
+                return Err(Trouble::Damaged(what));
+            }
+            _ => {
+                let what = format!("the facts of {FILE} are not those that were saved");
+                return Err(Trouble::Damaged(what));
+            }
         }
         let saved = String::from_utf8_lossy(self.get("keyspace").unwrap_or_default());
         if saved != keyspace {
-            return Err(format!(
+            return Err(Trouble::Refused(format!(
                 "is a copy of keyspace {saved:?}, and {keyspace:?} was asked for; give another folder"
-            ));
+            )));
         }
         let saved = KeyRange {
             start: Key::copy_from_slice(self.get("start").unwrap_or_default()),
             end: self.get("end").map(Key::copy_from_slice),
         };
         if saved != *range {
-            return Err(format!(
+            return Err(Trouble::Refused(format!(
                 "is a copy of the range {saved:?}, and {range:?} was asked for; give another folder"
-            ));
+            )));
         }
         Ok(())
     }
 
-    fn position(&self) -> Result<Option<Position>, String> {
-        let Some(bytes) = self.get("position") else {
+    fn position(&self) -> Result<Option<Position>, Trouble> {
+        let Some(bytes) = self.get(POSITION) else {
             return Ok(None);
         };
         let text = String::from_utf8_lossy(bytes);
         let position = text.parse();
-        position
-            .map(Some)
-            .map_err(|error: StorageError| format!("replica.redb is damaged: {error}"))
+        position.map(Some).map_err(|error: StorageError| {
+            Trouble::Damaged(format!("its position is damaged: {error}"))
+        })
     }
 }
 
-fn encode(entry: &Entry, buffer: &mut Vec<u8>) {
+/// What the entries add up to, in whatever order they come and go: their number, and the sum of their checksums.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Sum {
+    entries: u64,
+    checksums: u64,
+}
+
+impl Sum {
+    fn add(&mut self, key: &[u8], row: &[u8]) {
+        self.entries = self.entries.wrapping_add(1);
+        self.checksums = self.checksums.wrapping_add(row_checksum(key, row).into());
+    }
+
+    fn subtract(&mut self, key: &[u8], row: &[u8]) {
+        self.entries = self.entries.wrapping_sub(1);
+        self.checksums = self.checksums.wrapping_sub(row_checksum(key, row).into());
+    }
+
+    fn encode(self) -> Vec<u8> {
+        [self.entries.to_be_bytes(), self.checksums.to_be_bytes()].concat()
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (entries, checksums) = bytes.split_first_chunk::<8>()?;
+        Some(Self {
+            entries: u64::from_be_bytes(*entries),
+            checksums: u64::from_be_bytes(checksums.try_into().ok()?),
+        })
+    }
+}
+
+/// Of a row by what it holds, whatever checksum stands in it.
+fn row_checksum(key: &[u8], row: &[u8]) -> u32 {
+    checksum(key, row.get(CHECKSUM_BYTES..).unwrap_or_default())
+}
+
+fn checksum(key: &[u8], rest: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&(key.len() as u64).to_be_bytes());
+    hasher.update(key);
+    hasher.update(rest);
+    hasher.finalize()
+}
+
+fn encode(key: &[u8], entry: &Entry, buffer: &mut Vec<u8>) {
     let (tag, number) = match entry.lifetime {
         EntryLifetime::Forever => (0, 0),
         EntryLifetime::Until(time) => (1, time.0),
         EntryLifetime::Session => (2, 0),
     };
     buffer.clear();
+    buffer.extend([0; CHECKSUM_BYTES]);
     buffer.extend(entry.revision.0.to_be_bytes());
     buffer.push(tag);
     buffer.extend(number.to_be_bytes());
     buffer.extend(&entry.value);
+    let checksum = row_checksum(key, buffer).to_be_bytes();
+    buffer.splice(..CHECKSUM_BYTES, checksum);
 }
 
-fn decode(bytes: &[u8]) -> Option<Entry> {
-    let (head, value) = bytes.split_at_checked(HEAD_BYTES)?;
+/// `None`: it is not what was written.
+fn decode(key: &[u8], row: &[u8]) -> Option<Entry> {
+    let (head, value) = row.split_at_checked(HEAD_BYTES)?;
+    let (written, head) = head.split_first_chunk::<CHECKSUM_BYTES>()?;
+    let holds = row_checksum(key, row) == u32::from_be_bytes(*written);
+    if !holds && !planted("folder-unverified") {
+        return None;
+    }
     let (revision, rest) = head.split_first_chunk::<8>()?;
     let (tag, number) = rest.split_first()?;
     let number = u64::from_be_bytes(number.try_into().ok()?);
@@ -393,8 +576,216 @@ mod tests {
         fs::write(mine.path.join("notes.txt"), "mine").unwrap();
         assert!(refusal(&mine, &range, usize::MAX).contains("notes.txt"));
         fs::remove_file(mine.path.join("notes.txt")).unwrap();
-        fs::write(mine.path.join("replica.redb"), "no database").unwrap();
-        assert!(refusal(&mine, &range, usize::MAX).contains("fetch everything anew"));
+        // What a newer version wrote is not touched.
+        change(&mine.path, |facts, _| {
+            facts.set("format", &(FORMAT + 1).to_be_bytes());
+        });
+        let text = refusal(&mine, &range, usize::MAX);
+        assert!(text.contains("format 3"), "{text}");
+    }
+
+    /// Three entries at 7.
+    fn three(folder: &Folder) -> BTreeMap<Key, Entry> {
+        let (disk, _) = Disk::open(folder, &KeyRange::all(), usize::MAX).unwrap();
+        let entry = |n: u8| {
+            let entry = entry("the value", EntryLifetime::Until(UnixMillis(n.into())));
+            (Key::from(vec![b'k', n]), Some(entry))
+        };
+        let rows: Vec<_> = (0..3).map(entry).collect();
+        disk.write(at(7), &rows).unwrap();
+        let live = rows.into_iter().filter_map(|(key, row)| Some((key, row?)));
+        live.collect()
+    }
+
+    /// Changes the tables by way of redb, whose own checksums are right then.
+    fn change(path: &Path, change: impl FnOnce(&mut Facts, &mut Table<'_, &[u8], &[u8]>)) {
+        let database = builder().open(path.join(FILE)).unwrap();
+        let transaction = database.begin_write().unwrap();
+        {
+            let mut table = transaction.open_table(FACTS).unwrap();
+            let mut facts = Facts::of(&table).unwrap();
+            change(&mut facts, &mut transaction.open_table(ENTRIES).unwrap());
+            for (name, value) in &facts.0 {
+                table.insert(name.as_str(), value.as_slice()).unwrap();
+            }
+        }
+        transaction.commit().unwrap();
+    }
+
+    fn begins_anew(folder: &Folder) -> bool {
+        let opened = Disk::open(folder, &KeyRange::all(), usize::MAX);
+        let (disk, held) = opened.unwrap();
+        let put_aside = folder.path.join(DAMAGED).exists();
+        assert_eq!(held.is_none(), put_aside);
+        // It can be written to, and read again.
+        let rows = [("k".into(), Some(entry("v", EntryLifetime::Forever)))];
+        disk.write(at(9), &rows).unwrap();
+        drop(disk);
+        let (_, held) = Disk::open(folder, &KeyRange::all(), usize::MAX).unwrap();
+        assert_eq!(held.unwrap().position, Some(at(9)));
+        put_aside
+    }
+
+    #[test]
+    fn what_does_not_add_up_is_begun_anew() {
+        type Change = fn(&mut Facts, &mut Table<'_, &[u8], &[u8]>);
+        let changes: [(&str, Change, bool); 9] = [
+            ("nothing", |_, _| {}, false),
+            (
+                "an older format",
+                |facts, _| facts.set("format", &1u64.to_be_bytes()),
+                true,
+            ),
+            ("no format", |facts, _| facts.set("format", b""), true),
+            (
+                "another position",
+                |facts, _| {
+                    facts.set(POSITION, at(8).to_string().as_bytes());
+                },
+                true,
+            ),
+            (
+                "no position that can be read",
+                |facts, _| {
+                    facts.set(POSITION, b"x");
+                    let checksum = facts.checksum();
+                    facts.set(CHECKSUM, &checksum);
+                },
+                true,
+            ),
+            (
+                "another keyspace",
+                |facts, _| facts.set("keyspace", b"others"),
+                true,
+            ),
+            (
+                "an entry less",
+                |_, entries| drop(entries.remove(&b"k\x01"[..]).unwrap()),
+                true,
+            ),
+            (
+                "an older entry",
+                |_, entries| {
+                    let mut older = Vec::new();
+                    let mut entry = entry("the value", EntryLifetime::Forever);
+                    entry.revision = Revision(6);
+                    encode(b"k\x01", &entry, &mut older);
+                    entries.insert(&b"k\x01"[..], older.as_slice()).unwrap();
+                },
+                true,
+            ),
+            (
+                "another value",
+                |_, entries| {
+                    let mut row = entries
+                        .get(&b"k\x01"[..])
+                        .unwrap()
+                        .unwrap()
+                        .value()
+                        .to_vec();
+                    *row.last_mut().unwrap() ^= 1;
+                    entries.insert(&b"k\x01"[..], row.as_slice()).unwrap();
+                },
+                true,
+            ),
+        ];
+        for (what, damage, anew) in changes {
+            let place = tempfile::tempdir().unwrap();
+            let folder = folder(place.path(), "models");
+            three(&folder);
+            change(place.path(), damage);
+            assert_eq!(begins_anew(&folder), anew, "{what}");
+        }
+        // A file that is no database, or not all of one.
+        for bytes in [Some(&b"no database"[..]), Some(b""), None] {
+            let place = tempfile::tempdir().unwrap();
+            let folder = folder(place.path(), "models");
+            three(&folder);
+            let file = place.path().join(FILE);
+            match bytes {
+                Some(bytes) => fs::write(file, bytes).unwrap(),
+                None => {
+                    let file = File::options().write(true).open(file).unwrap();
+                    file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+                }
+            }
+            assert!(begins_anew(&folder), "{bytes:?}");
+        }
+    }
+
+    /// A sum that was wrong when a row was replaced stays wrong.
+    #[test]
+    fn a_row_that_was_damaged_before_it_was_replaced_is_noticed() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = folder(place.path(), "models");
+        three(&folder);
+        let (disk, _) = Disk::open(&folder, &KeyRange::all(), usize::MAX).unwrap();
+        drop(disk);
+        change(place.path(), |_, entries| {
+            drop(entries.remove(&b"k\x01"[..]).unwrap());
+        });
+        // As a process does that has it open all the while.
+        let database = builder().open(place.path().join(FILE)).unwrap();
+        let lock = take_lock(place.path()).unwrap();
+        let disk = Disk {
+            database,
+            folder: folder.path.clone(),
+            _lock: lock,
+        };
+        let rows = [(
+            Key::from_static(b"k\x01"),
+            Some(entry("new", EntryLifetime::Forever)),
+        )];
+        disk.write(at(9), &rows).unwrap();
+        drop(disk);
+        assert!(begins_anew(&folder));
+    }
+
+    /// Flips one bit after the other of the file's bytes: all of its head, and many of the rest.
+    #[test]
+    fn a_flipped_bit_gives_the_saved_state_or_none_and_no_panic() {
+        let place = tempfile::tempdir().unwrap();
+        let saved = folder(&place.path().join("saved"), "models");
+        let expected = three(&saved);
+        let bytes = fs::read(saved.path.join(FILE)).unwrap();
+        let (mut anew, mut whole) = (0, 0);
+        let places = (0..320).chain((320..bytes.len()).step_by(bytes.len() / 400));
+        // Where the values are, each byte.
+        let value = b"the value";
+        let values = bytes.windows(value.len()).enumerate();
+        let values = values.filter(|(_, window)| window == value);
+        let values: Vec<usize> = values.flat_map(|(at, _)| at..at + value.len()).collect();
+        assert!(values.len() >= 3 * value.len());
+        for flipped in places.chain(values.iter().copied()) {
+            let folder = folder(&place.path().join("flipped"), "models");
+            fs::create_dir(&folder.path).unwrap();
+            let mut bytes = bytes.clone();
+            bytes[flipped] ^= 1 << (flipped % 8);
+            fs::write(folder.path.join(FILE), bytes).unwrap();
+            // Without catching what panics.
+            let loaded = load(&folder.path.join(FILE), &folder, &KeyRange::all());
+            match loaded {
+                Ok((_, held)) => {
+                    let held = held.expect("a state was saved");
+                    assert_eq!(held.position, Some(at(7)), "byte {flipped}");
+                    assert_eq!(held.entries(), &expected, "byte {flipped}");
+                    whole += 1;
+                }
+                Err(Trouble::Damaged(_)) => {
+                    // Not each time: it syncs.
+                    if anew % 16 == 0 {
+                        assert!(begins_anew(&folder), "byte {flipped}");
+                    }
+                    anew += 1;
+                }
+                Err(Trouble::Refused(what)) => panic!("byte {flipped}: {what}"),
+            }
+            fs::remove_dir_all(&folder.path).unwrap();
+        }
+        assert!(
+            anew > values.len() / 2 && whole > 0,
+            "{anew} anew, {whole} whole"
+        );
     }
 
     #[test]

@@ -31,8 +31,8 @@ pub enum ReplicaError {
         /// What is held.
         range: String,
     },
-    /// It holds nothing any more: it was closed (`Closed`), is over its memory bound (`LimitExceeded`), or gave up as it
-    /// was told to.
+    /// It holds nothing any more: it was closed (`Closed`), is over its memory bound (`LimitExceeded`), gave up as it was told
+    /// to, or its storage is closed for good (`Closed`, or `PeerMisbehaved` of a server that broke the protocol).
     #[error("the replica has stopped")]
     Stopped(#[source] StorageError),
     /// The position asked for was not reached in time. What was committed there is committed all the same.

@@ -70,6 +70,10 @@ impl Follower {
             if let ControlFlow::Break(why) = self.judge_outage(&error) {
                 return why;
             }
+            // A storage that is closed for good, as a connection that the server refused or broke, tells nothing any more.
+            if let Err(StorageError::Closed { .. }) = self.shared.storage.limits().await {
+                return error;
+            }
             // That is an answer, not an outage: there is no reason to wait. Twice in a row, there is.
             if began_anew {
                 continue;

@@ -192,6 +192,16 @@ impl Replica {
         }
     }
 
+    /// [`ready`](Self::ready), for at most so long. It goes on trying afterwards; [`status`](Self::status) tells the last error.
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// `TimedOut`, `Stopped`.
+    pub async fn ready_within(&self, timeout: Duration) -> Result<Proof, ReplicaError> {
+        let ready = tokio::time::timeout(timeout, self.ready()).await;
+        ready.unwrap_or(Err(ReplicaError::TimedOut { timeout }))
+    }
+
     /// Where the state stands and since when that is known, whatever `freshness_max` says.
     ///
     /// # Errors

@@ -19,7 +19,8 @@ pub enum ReplicaState {
     },
     /// It holds nothing any more, and never will.
     Stopped {
-        /// `Closed` after `close`, `LimitExceeded` over its memory bound, else why it gave up as it was told to.
+        /// `Closed` after `close`, `LimitExceeded` over its memory bound, else why it gave up as it was told to, or why its
+        /// storage is closed for good.
         why: StorageError,
     },
 }

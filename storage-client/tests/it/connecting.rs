@@ -11,8 +11,8 @@ use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::PrivateKeyDer;
 use storage_client::{ConnectOptions, RemoteStorage};
-use storage_protocol::StorageError;
 use storage_protocol::native::ServerMessage;
+use storage_protocol::{StorageError, StorageExt};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::TlsAcceptor;
@@ -272,4 +272,118 @@ async fn tls_refusals_say_whose_certificate_is_wrong() {
     connect_tls(ours.acceptor("localhost", false), with(&good))
         .await
         .unwrap();
+}
+
+/// Sends this, then more of it for as long as anybody reads.
+async fn answer_with(listener: &Listener, start: &[u8], more: &[u8], pause: Duration) {
+    let mut tcp = listener.accept_tcp().await;
+    let mut request = [0; 4_096];
+    let _ = tcp.read(&mut request).await;
+    let _ = tcp.write_all(start).await;
+    while !more.is_empty() && tcp.write_all(more).await.is_ok() {
+        tokio::time::sleep(pause).await;
+    }
+    // The client is to go by itself.
+    let _ = tcp.read(&mut request).await;
+}
+
+#[tokio::test]
+async fn whatever_answers_in_place_of_a_server_is_told_in_time_and_in_few_words() {
+    let page = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\n\r\n{}",
+        "<p>".repeat(400_000)
+    );
+    let upgrade = "HTTP/1.1 101 Switching Protocols\r\n";
+    let upgrade_head = format!("{upgrade}x: ");
+    let at_once = Duration::ZERO;
+    let cases: [(&str, &[u8], &[u8], Duration, &str); 7] = [
+        ("SSH", b"SSH-2.0-OpenSSH_9.2\r\n", b"", at_once, "upgrade"),
+        (
+            "a redirect",
+            b"HTTP/1.1 302 Found\r\nlocation: https://portal.example/\r\ncontent-length: 0\r\n\r\n",
+            b"",
+            at_once,
+            "HTTP status 302",
+        ),
+        (
+            "a captive portal",
+            page.as_bytes(),
+            b"",
+            at_once,
+            "HTTP status 200",
+        ),
+        (
+            "a page without an end",
+            page.as_bytes(),
+            b"<p>",
+            at_once,
+            "HTTP status 200",
+        ),
+        (
+            "headers without an end",
+            upgrade.as_bytes(),
+            b"x: y\r\n",
+            at_once,
+            "upgrade",
+        ),
+        (
+            "one header without an end",
+            upgrade.as_bytes(),
+            b"xxxxxxxx",
+            at_once,
+            "upgrade",
+        ),
+        (
+            "a byte at a time",
+            upgrade_head.as_bytes(),
+            b"y",
+            Duration::from_millis(20),
+            "connect timeout",
+        ),
+    ];
+    for (what, start, more, pause, expected) in cases {
+        let listener = Listener::bind().await;
+        let options = listener
+            .options()
+            .connect_timeout(Duration::from_millis(400));
+        let connect = tokio::time::timeout(crate::fake::PATIENCE, RemoteStorage::connect(options));
+        let told = tokio::select! {
+            told = connect => text(told.expect("it has no end")),
+            () = answer_with(&listener, start, more, pause) => panic!("{what}: the client went"),
+        };
+        assert!(told.contains(expected), "{what}: {told:.200}");
+        assert!(told.len() < 1_000, "{what}: {} bytes", told.len());
+    }
+}
+
+/// A message that never ends, in fragments: it is no reason to wait beyond a deadline, or to hold more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fragments_without_an_end_hold_up_no_deadline() {
+    let listener = Listener::bind().await;
+    let options = listener
+        .options()
+        .request_timeout(Duration::from_millis(300));
+    let server = async {
+        let (mut peer, _) = Peer::accept(listener.accept_tcp().await).await;
+        peer.send_as(None, ServerMessage::Welcome(welcome())).await;
+        peer
+    };
+    let (storage, peer) = join(RemoteStorage::connect(options), server).await;
+    let (storage, mut tcp) = (storage.unwrap(), peer.ws.into_inner());
+    let flood = async {
+        // A binary frame without FIN, then continuations without one, all empty.
+        tcp.write_all(&[0x02, 0]).await.unwrap();
+        let fragments = [0, 0].repeat(4_096);
+        while tcp.write_all(&fragments).await.is_ok() {}
+    };
+    let put = storage.put("k".into(), "v".into());
+    let told = tokio::select! {
+        told = tokio::time::timeout(crate::fake::PATIENCE, put) => told.expect("no deadline"),
+        () = flood => panic!("the client left before its deadline"),
+    };
+    let error = told.unwrap_err();
+    assert!(
+        matches!(error, StorageError::DeadlineExceeded { .. }),
+        "{error:?}"
+    );
 }

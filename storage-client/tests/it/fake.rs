@@ -200,3 +200,33 @@ pub(crate) async fn connect_with(
     let (storage, peer) = tokio::join!(RemoteStorage::connect(options), server);
     (storage.unwrap(), peer)
 }
+
+/// A server that is connected to again and again.
+pub(crate) struct Server {
+    pub(crate) listener: Listener,
+}
+
+impl Server {
+    pub(crate) async fn connect(
+        change: impl FnOnce(ConnectOptions) -> ConnectOptions,
+    ) -> (Self, RemoteStorage, Peer) {
+        let server = Self {
+            listener: Listener::bind().await,
+        };
+        let options = change(server.listener.reconnecting());
+        let (storage, (peer, _)) =
+            tokio::join!(RemoteStorage::connect(options), server.accept(welcome()));
+        (server, storage.unwrap(), peer)
+    }
+
+    pub(crate) async fn accept(&self, welcome: Welcome) -> (Peer, Hello) {
+        let accepting = async {
+            let (mut peer, hello) = Peer::accept(self.listener.accept_tcp().await).await;
+            peer.send_as(None, ServerMessage::Welcome(welcome)).await;
+            (peer, hello)
+        };
+        tokio::time::timeout(PATIENCE, accepting)
+            .await
+            .expect("the client did not connect")
+    }
+}

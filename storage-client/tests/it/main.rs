@@ -10,7 +10,9 @@
 
 mod calls;
 mod connecting;
+mod endings;
 mod fake;
+mod hostile;
 mod lifecycle;
 mod reconnect;
 mod scans;

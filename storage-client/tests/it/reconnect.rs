@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::SinkExt;
 use futures_util::future::join;
 use storage_client::{ConnectOptions, ConnectionState, RemoteStorage, SavedSession};
-use storage_protocol::native::{ClientMessage, Hello, RequestId, ServerMessage, Welcome};
+use storage_protocol::native::{ClientMessage, RequestId, ServerMessage};
 use storage_protocol::{
     Batch, Change, ChangeKind, CommitOptions, CommitRecord, Continuity, EntryLifetime, Epoch, Key,
     KeyRange, KeyState, Outcome, Position, ResyncReason, Revision, ScanItem, ScanOptions,
@@ -16,37 +16,7 @@ use storage_protocol::{
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 
-use crate::fake::{Listener, PATIENCE, Peer, entry, position, values, welcome};
-
-/// A server that is connected to again and again.
-struct Server {
-    listener: Listener,
-}
-
-impl Server {
-    async fn connect(
-        change: impl FnOnce(ConnectOptions) -> ConnectOptions,
-    ) -> (Self, RemoteStorage, Peer) {
-        let server = Self {
-            listener: Listener::bind().await,
-        };
-        let options = change(server.listener.reconnecting());
-        let (storage, (peer, _)) =
-            tokio::join!(RemoteStorage::connect(options), server.accept(welcome()));
-        (server, storage.unwrap(), peer)
-    }
-
-    async fn accept(&self, welcome: Welcome) -> (Peer, Hello) {
-        let accepting = async {
-            let (mut peer, hello) = Peer::accept(self.listener.accept_tcp().await).await;
-            peer.send_as(None, ServerMessage::Welcome(welcome)).await;
-            (peer, hello)
-        };
-        tokio::time::timeout(PATIENCE, accepting)
-            .await
-            .expect("the client did not connect")
-    }
-}
+use crate::fake::{Listener, PATIENCE, Peer, Server, entry, position, values, welcome};
 
 async fn connect() -> (Server, RemoteStorage, Peer) {
     Server::connect(|options| options).await

@@ -1,5 +1,6 @@
 //! What a process leaves to the next one.
 
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 use storage_client::replica::{Proof, ReplicaError, ReplicaEvent};
 use storage_client::{Replica, ReplicaOptions};
-use storage_protocol::{Continuity, KeyRange, ResyncReason, Storage, StorageExt};
+use storage_protocol::{Continuity, Entry, Key, KeyRange, ResyncReason, Storage, StorageExt};
 use storage_tests::harness::{Certificates, ServerProcess, binary, connect};
 use storage_tests::model::ModelStore;
 
@@ -132,6 +133,67 @@ async fn a_folder_of_something_else_or_in_use_is_refused() {
     assert!(text.contains("copy of the range [..)"), "{text}");
     let text = refused(KeyRange::all(), "other").await;
     assert!(text.contains("keyspace \"copied\""), "{text}");
+}
+
+#[tokio::test]
+async fn a_damaged_folder_is_noticed_and_begun_anew() {
+    let place = tempfile::tempdir().unwrap();
+    let (_, storage) = model();
+    for n in 0..20 {
+        put(
+            &*storage,
+            &format!("k{n:02}"),
+            &format!("the value of {n:02}"),
+        )
+        .await;
+    }
+    let replica = replica_of(storage.clone(), kept(place.path())).await;
+    replica.sync(PATIENCE).await.unwrap();
+    replica.close().await.unwrap();
+    let file = place.path().join("copy/replica.redb");
+    let saved = fs::read(&file).unwrap();
+    let truth = texts(&scan(&replica_of(storage.clone(), quick()).await).await);
+    let faulty = Faulty::new(storage, 1);
+    let mut anew = 0;
+    for n in (0..20).step_by(3) {
+        let value = format!("the value of {n:02}");
+        let mut damaged = saved.clone();
+        // Wherever it stands: in the present page, and in those that were replaced.
+        let value = value.as_bytes();
+        let found: Vec<_> = (0..damaged.len() - value.len())
+            .filter(|at| damaged[*at..].starts_with(value))
+            .collect();
+        assert!(!found.is_empty());
+        for at in found {
+            damaged[at + n % value.len()] ^= 1;
+        }
+        fs::write(&file, damaged).unwrap();
+        faulty.refuse(true);
+        let replica = replica_of(faulty.clone(), kept(place.path())).await;
+        match replica.scan(replica.range(), false, None) {
+            Ok(read) => assert_eq!(texts(&read.value), truth, "a wrong value is served"),
+            Err(error) => {
+                assert!(matches!(error, ReplicaError::NotReady), "{error:?}");
+                anew += 1;
+            }
+        }
+        // With a server it is right again, and so is what it leaves.
+        faulty.refuse(false);
+        assert_eq!(texts(&scan(&replica).await), truth);
+        assert_eq!(replica.status().full_passes, 1);
+        replica.close().await.unwrap();
+        let replica = replica_of(faulty.clone(), kept(place.path())).await;
+        assert_eq!(texts(&scan(&replica).await), truth);
+        assert_eq!(replica.status().full_passes, 0);
+        replica.close().await.unwrap();
+    }
+    assert_eq!(anew, 7);
+}
+
+/// Its entries, proven now.
+async fn scan(replica: &Replica) -> Vec<(Key, Entry)> {
+    replica.sync(PATIENCE).await.unwrap();
+    replica.scan(replica.range(), false, None).unwrap().value
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
