@@ -6,6 +6,7 @@
 //! Invariant: results go to stdout, everything else to stderr, and the exit code is `failure::exit_code`'s.
 
 mod app;
+mod batches;
 mod commit;
 mod completions;
 mod digest;
@@ -22,6 +23,7 @@ mod replica;
 mod rm;
 mod rows;
 mod scan;
+mod tally;
 mod template;
 mod text;
 mod watch;
