@@ -1,12 +1,16 @@
 //! The batches that the rows of a file make, one commit each.
 //!
-//! Blocking, like the rows. Invariant: the same file and options are cut in the same way, and rows keep the file's order,
-//! also across batches; a key that stands in the batch already begins the next one, so that the later row wins.
+//! Blocking, like the rows. Of rows with equal keys in one batch only the last goes in: the commit is atomic, so nobody
+//! could have seen the others. Invariant: the same file and options are cut in the same way, and batches keep the file's
+//! order, so that of each key the last row stays.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
 
+use clap::ValueEnum;
 use storage_protocol::{Batch, Key, Limit, Limits, Operation, StorageError};
 
+use super::escape;
 use super::failure::usage;
 use super::rows::{Row, Rows};
 
@@ -14,10 +18,23 @@ use super::rows::{Row, Rows};
 const BATCH_BYTES_MAX: usize = 1 << 20;
 
 /// What a row costs in [`Batch::bytes`] besides its key and value.
-const ROW_OVERHEAD_BYTES: usize = 16;
+const ROW_OVERHEAD_BYTES: usize = 32;
 
 /// What a batch costs in [`Batch::bytes`] without any rows.
 const BATCH_OVERHEAD_BYTES: usize = 1024;
+
+/// Keys of rows that are remembered to tell those that come again: some 75 MB.
+const KEYS_REMEMBERED_MAX: usize = 4 << 20;
+
+/// What becomes of rows with equal keys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Duplicates {
+    /// The last of them stays, and they are counted.
+    #[default]
+    Last,
+    /// The import ends at the second one.
+    Refuse,
+}
 
 /// A batch that is ready to be sent, and where its rows are from.
 #[derive(Debug)]
@@ -26,12 +43,10 @@ pub(super) struct Prepared {
     /// Of its first row, counted from 1.
     pub(super) first_row: u64,
     pub(super) first_line: u64,
-}
-
-impl Prepared {
-    pub(super) fn rows(&self) -> u64 {
-        self.batch.operations.len() as u64
-    }
+    /// Of the file; the batch has one operation for those with equal keys.
+    pub(super) rows: u64,
+    /// Those of them whose key an earlier row of the file has too, as far as keys are remembered.
+    pub(super) duplicates: u64,
 }
 
 /// Cuts rows into batches.
@@ -43,10 +58,30 @@ pub(super) struct Batches {
     /// The row that did not go into the batch before.
     held: Option<Row>,
     rows_read: u64,
+    duplicates: Duplicates,
+    seen: Seen,
+}
+
+/// The keys so far, by hashes that no file can be made to collide in.
+#[derive(Default)]
+struct Seen {
+    hasher: RandomState,
+    hashes: HashSet<u64>,
+}
+
+impl Seen {
+    /// Whether it was there before; `None`: nobody knows any more.
+    fn has(&mut self, key: &Key) -> Option<bool> {
+        let hash = self.hasher.hash_one(key);
+        if self.hashes.len() < KEYS_REMEMBERED_MAX {
+            return Some(!self.hashes.insert(hash));
+        }
+        self.hashes.contains(&hash).then_some(true)
+    }
 }
 
 impl Batches {
-    pub(super) fn new(rows: Rows, rows_max: usize, limits: Limits) -> Self {
+    pub(super) fn new(rows: Rows, rows_max: usize, duplicates: Duplicates, limits: Limits) -> Self {
         let message_max = limits
             .message_bytes_max
             .saturating_sub(BATCH_OVERHEAD_BYTES);
@@ -57,6 +92,8 @@ impl Batches {
             limits,
             held: None,
             rows_read: 0,
+            duplicates,
+            seen: Seen::default(),
         }
     }
 
@@ -66,25 +103,58 @@ impl Batches {
             batch: Batch::new(),
             first_row: self.rows_read + 1,
             first_line: 0,
+            rows: 0,
+            duplicates: 0,
         };
-        let mut keys: HashSet<Key> = HashSet::new();
+        let mut places: HashMap<Key, usize> = HashMap::new();
         let mut bytes = 0;
-        while prepared.batch.operations.len() < self.rows_max {
+        while prepared.rows < self.rows_max as u64 {
             let Some(row) = self.row()? else { break };
+            let operations = &mut prepared.batch.operations;
+            let place = places.get(row.operation.key()).copied();
+            let earlier = place.and_then(|place| operations.get_mut(place));
+            let others = bytes - earlier.as_ref().map_or(0, |earlier| row_bytes(earlier));
             let row_bytes = row_bytes(&row.operation);
-            let full = bytes + row_bytes > self.bytes_max && bytes > 0;
-            if full || !keys.insert(row.operation.key().clone()) {
+            if others + row_bytes > self.bytes_max && others > 0 {
                 self.held = Some(row);
                 break;
             }
-            if bytes == 0 {
+            if prepared.rows == 0 {
                 prepared.first_line = row.line;
             }
-            bytes += row_bytes;
-            prepared.batch.operations.push(row.operation);
+            prepared.duplicates += u64::from(self.is_duplicate(&row)?);
+            bytes = others + row_bytes;
+            prepared.rows += 1;
+            match earlier {
+                Some(earlier) => *earlier = row.operation,
+                None => {
+                    places.insert(row.operation.key().clone(), operations.len());
+                    operations.push(row.operation);
+                }
+            }
         }
-        self.rows_read += prepared.rows();
-        Ok((prepared.rows() > 0).then_some(prepared))
+        self.rows_read += prepared.rows;
+        Ok((prepared.rows > 0).then_some(prepared))
+    }
+
+    fn is_duplicate(&mut self, row: &Row) -> anyhow::Result<bool> {
+        let seen = self.seen.has(row.operation.key());
+        if self.duplicates == Duplicates::Last {
+            return Ok(seen == Some(true));
+        }
+        let (file, line) = (self.rows.file(), row.line);
+        match seen {
+            Some(false) => Ok(false),
+            Some(true) => {
+                let key = escape::text(row.operation.key());
+                Err(usage(format!(
+                    "{file}:{line}: an earlier row has the key \"{key}\" too (--duplicates last would take the later one)"
+                )))
+            }
+            None => Err(usage(format!(
+                "{file}:{line}: --duplicates refuse remembers {KEYS_REMEMBERED_MAX} keys, and this is one more; split the file"
+            ))),
+        }
     }
 
     fn row(&mut self) -> anyhow::Result<Option<Row>> {
@@ -127,12 +197,19 @@ fn judge(operation: &Operation, limits: &Limits) -> Result<(), StorageError> {
 #[cfg(test)]
 mod tests {
     use std::io::Cursor;
+    use std::path::Path;
 
-    use super::super::rows::Format;
+    use super::super::rows::{Format, Header, Reading};
     use super::*;
 
-    fn rows(text: &str, format: Format) -> anyhow::Result<Rows> {
-        Rows::new("f", Box::new(Cursor::new(text.as_bytes().to_vec())), format, None)
+    fn rows(text: &str) -> Rows {
+        let reading = Reading {
+            format: Format::Jsonl,
+            header: Header::default(),
+            template: None,
+        };
+        let reader = Box::new(Cursor::new(text.as_bytes().to_vec()));
+        Rows::new(Path::new("f"), reader, reading).unwrap()
     }
 
     fn batches(
@@ -145,8 +222,8 @@ mod tests {
             .iter()
             .map(|key| format!("{{\"put\":{{\"key\":\"{key}\",\"value\":\"{value}\"}}}}\n"))
             .collect();
-        let rows = rows(&lines.concat(), Format::Jsonl).unwrap();
-        let mut batches = Batches::new(rows, rows_max, limits);
+        let rows = rows(&lines.concat());
+        let mut batches = Batches::new(rows, rows_max, Duplicates::Last, limits);
         let mut all = Vec::new();
         while let Some(prepared) = batches.next().unwrap() {
             let operations = prepared.batch.operations.iter();
@@ -162,18 +239,22 @@ mod tests {
     }
 
     #[test]
-    fn batches_end_by_rows_bytes_and_at_a_key_that_comes_again() {
+    fn batches_end_by_rows_and_bytes_and_have_each_key_once() {
         let limits = Limits::default;
         assert_eq!(
             batches(&["a", "b", "c"], "", 2, limits()),
             [(1, 1, strings(&["a", "b"])), (3, 3, strings(&["c"]))]
         );
         assert_eq!(
-            batches(&["a", "b", "a", "a"], "", 9, limits()),
+            batches(&["a", "b", "a", "a", "c"], "", 4, limits()),
+            [(1, 1, strings(&["a", "b"])), (5, 5, strings(&["c"]))]
+        );
+        assert_eq!(
+            batches(&["a"; 7], "", 3, limits()),
             [
-                (1, 1, strings(&["a", "b"])),
-                (3, 3, strings(&["a"])),
-                (4, 4, strings(&["a"]))
+                (1, 1, strings(&["a"])),
+                (4, 4, strings(&["a"])),
+                (7, 7, strings(&["a"]))
             ]
         );
         let third = "x".repeat(BATCH_BYTES_MAX / 3);
@@ -187,7 +268,7 @@ mod tests {
             [(1, 1, strings(&["a"])), (2, 2, strings(&["b"]))]
         );
         let narrow = Limits {
-            message_bytes_max: 1024 + 40,
+            message_bytes_max: 1024 + 70,
             ..limits()
         };
         assert_eq!(
@@ -215,12 +296,56 @@ mod tests {
             ),
             (r#"{"remove":{"key":""}}"#, "f:1: the key is empty"),
         ] {
-            let rows = rows(line, Format::Jsonl).unwrap();
-            let error = Batches::new(rows, 9, limits.clone())
+            let error = Batches::new(rows(line), 9, Duplicates::Last, limits.clone())
                 .next()
                 .unwrap_err()
                 .to_string();
             assert!(error.contains(why), "{error}");
         }
+    }
+
+    fn puts(pairs: &[(&str, &str)]) -> Rows {
+        let line = |(key, value): &(&str, &str)| {
+            format!("{{\"put\":{{\"key\":\"{key}\",\"value\":\"{value}\"}}}}\n")
+        };
+        let lines: String = pairs.iter().map(line).collect();
+        rows(&lines)
+    }
+
+    #[test]
+    fn of_rows_with_equal_keys_the_last_stays_and_they_are_counted() {
+        let pairs = [("a", "1"), ("b", "2"), ("a", "3"), ("c", "4"), ("b", "5")];
+        let limits = Limits::default();
+        let mut batches = Batches::new(puts(&pairs), 3, Duplicates::Last, limits);
+        let (first, second) = (
+            batches.next().unwrap().unwrap(),
+            batches.next().unwrap().unwrap(),
+        );
+        assert_eq!(first.batch, Batch::new().put("a", "3").put("b", "2"));
+        assert_eq!((first.rows, first.duplicates), (3, 1));
+        assert_eq!(second.batch, Batch::new().put("c", "4").put("b", "5"));
+        assert_eq!(
+            (second.first_row, second.rows, second.duplicates),
+            (4, 2, 1)
+        );
+        assert!(batches.next().unwrap().is_none());
+        // A large value that is replaced makes room for the next.
+        let big = "x".repeat(BATCH_BYTES_MAX - 100);
+        let pairs = [("a", &big[..]), ("a", ""), ("b", &big)];
+        let mut batches = Batches::new(puts(&pairs), 9, Duplicates::Last, Limits::default());
+        assert_eq!(batches.next().unwrap().unwrap().rows, 3);
+    }
+
+    #[test]
+    fn rows_with_equal_keys_are_refused_where_that_was_asked_for() {
+        let pairs = [("a", "1"), ("b\\n", "2"), ("b\\n", "3")];
+        let mut batches = Batches::new(puts(&pairs), 1, Duplicates::Refuse, Limits::default());
+        assert_eq!(batches.next().unwrap().unwrap().rows, 1);
+        assert_eq!(batches.next().unwrap().unwrap().rows, 1);
+        let error = batches.next().unwrap_err().to_string();
+        assert!(
+            error.contains("f:3: an earlier row has the key \"b\\n\" too"),
+            "{error}"
+        );
     }
 }

@@ -4,22 +4,22 @@
 //! Invariant: rows come out in the file's order.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Cursor, Read};
+use std::ffi::OsStr;
+use std::io::{self, BufRead, Read};
 use std::path::Path;
 
 use bytes::Bytes;
 use clap::ValueEnum;
 use csv::StringRecord;
-use flate2::bufread::MultiGzDecoder;
-use indicatif::ProgressBar;
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 use storage_protocol::{Key, Lifetime, Operation};
 
 use super::failure::usage;
 use super::json::{self, Item};
-use super::template::Template;
+use super::quotes::{Malformed, Quotes};
+use super::template::{Template, some};
+use super::unpack::unreadable;
 
 /// No line of JSON is longer: a value of the largest size that a server may allow, with room for its escapes.
 const LINE_BYTES_MAX: u64 = 2 << 30;
@@ -35,50 +35,45 @@ pub(super) enum Format {
 
 impl Format {
     /// By the file's name, or for stdin by elimination: CSV has to be said.
-    pub(super) fn of(file: &str) -> anyhow::Result<Self> {
-        let name = file.to_ascii_lowercase();
-        let name = name.strip_suffix(".gz").unwrap_or(&name);
-        match Path::new(name)
-            .extension()
-            .and_then(|extension| extension.to_str())
-        {
+    pub(super) fn of(file: &Path) -> anyhow::Result<Self> {
+        let name = file.as_os_str().to_ascii_lowercase();
+        let name = Path::new(&name);
+        let extension = |name: &Path| name.extension().and_then(OsStr::to_str).map(str::to_owned);
+        let told = match extension(name).as_deref() {
+            Some("gz") => name.file_stem().and_then(|stem| extension(Path::new(stem))),
+            _ => extension(name),
+        };
+        match told.as_deref() {
             Some("csv") => Ok(Self::Csv),
             Some("jsonl" | "ndjson" | "json") => Ok(Self::Jsonl),
-            _ if file == "-" => Ok(Self::Jsonl),
+            _ if file == Path::new("-") => Ok(Self::Jsonl),
             _ => Err(usage(format!(
-                "{file}: the name does not tell the format; give --format csv or --format jsonl"
+                "{}: the name does not tell the format; give --format csv or --format jsonl",
+                file.display()
             ))),
         }
     }
 }
 
-/// Opens a file (`-`: stdin), and unpacks it where its name or its first bytes say gzip. `bar` follows the bytes read.
-pub(super) fn open(file: &str, bar: &ProgressBar) -> anyhow::Result<Box<dyn BufRead + Send>> {
-    let unreadable = |error| unreadable(file, &error);
-    let mut raw: Box<dyn Read + Send> = if file == "-" {
-        Box::new(io::stdin())
-    } else {
-        let opened = File::open(file).map_err(unreadable)?;
-        Box::new(bar.wrap_read(opened))
-    };
-    let mut head = Vec::new();
-    raw.by_ref()
-        .take(2)
-        .read_to_end(&mut head)
-        .map_err(unreadable)?;
-    let gzip = head == [0x1f, 0x8b] || file.to_ascii_lowercase().ends_with(".gz");
-    let whole = BufReader::with_capacity(64 * 1024, Cursor::new(head).chain(raw));
-    Ok(match gzip {
-        true => Box::new(BufReader::with_capacity(
-            64 * 1024,
-            MultiGzDecoder::new(whole),
-        )),
-        false => Box::new(whole),
-    })
+/// Where the names of a CSV file's columns come from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Header {
+    /// The file's first line.
+    #[default]
+    FirstLine,
+    /// These; the first line is a row.
+    Given(Vec<String>),
+    /// They are 1, 2, 3; the first line is a row.
+    Numbered,
 }
 
-fn unreadable(file: &str, error: &io::Error) -> anyhow::Error {
-    usage(format!("{file} cannot be read: {error}"))
+/// How the rows of a file are to be read.
+#[derive(Clone, Debug)]
+pub(super) struct Reading {
+    pub(super) format: Format,
+    pub(super) header: Header,
+    /// Of the key; `None`: each line says it.
+    pub(super) template: Option<Template>,
 }
 
 /// The csv crate takes a record to end at its CR, and counts the LF behind it into the next: in a file of CRLF lines
@@ -98,18 +93,15 @@ pub(super) struct Row {
 }
 
 /// Reads rows. The first error is the last item.
-pub(super) enum Rows {
-    Csv {
-        file: String,
-        /// What the csv crate's line numbers fall short by; see [`line_lag`].
-        lag: u64,
-        reader: csv::Reader<Box<dyn BufRead + Send>>,
-        columns: Vec<String>,
-        template: Template,
-        record: StringRecord,
-    },
+pub(super) struct Rows {
+    /// What errors call it.
+    file: String,
+    form: Form,
+}
+
+enum Form {
+    Csv(Box<Csv>),
     Jsonl {
-        file: String,
         reader: Box<dyn BufRead + Send>,
         template: Option<Template>,
         line: u64,
@@ -119,80 +111,43 @@ pub(super) enum Rows {
 impl Rows {
     /// Reads the header too, so that a wrong template fails before anything is written.
     pub(super) fn new(
-        file: &str,
-        mut reader: Box<dyn BufRead + Send>,
-        format: Format,
-        template: Option<Template>,
+        file: &Path,
+        reader: Box<dyn BufRead + Send>,
+        reading: Reading,
     ) -> anyhow::Result<Self> {
-        let file = file.to_owned();
-        let template = match (format, template) {
-            (Format::Jsonl, template) => {
-                let line = 0;
-                return Ok(Self::Jsonl {
-                    file,
-                    reader,
-                    template,
-                    line,
-                });
+        let name = file.display().to_string();
+        let form = match (reading.format, reading.template) {
+            (Format::Jsonl, _) if reading.header != Header::default() => {
+                return Err(usage(format!(
+                    "{name}: JSON lines name their fields; --header and --no-header are for CSV"
+                )));
             }
-            (Format::Csv, Some(template)) => template,
+            (Format::Jsonl, template) => Form::Jsonl {
+                reader,
+                template,
+                line: 0,
+            },
+            (Format::Csv, Some(template)) => {
+                Form::Csv(Box::new(Csv::new(file, reader, reading.header, template)?))
+            }
             (Format::Csv, None) => {
                 return Err(usage(format!(
-                    "{file}: rows of CSV have no key; give a template, such as --key 'weather/{{origin}}/{{time_hour}}'"
+                    "{name}: rows of CSV have no key; give a template, such as --key 'weather/{{origin}}/{{time_hour}}'"
                 )));
             }
         };
-        let lag = line_lag(&mut reader).map_err(|error| unreadable(&file, &error))?;
-        let mut reader = csv::Reader::from_reader(reader);
-        let header = reader
-            .headers()
-            .map_err(|error| explain_csv(&file, 0, &error))?;
-        let columns: Vec<String> = header.iter().map(str::to_owned).collect();
-        let mut seen = HashSet::new();
-        if let Some(twice) = columns.iter().find(|name| !seen.insert(*name)) {
-            return Err(usage(format!(
-                "{file}:1: the column {twice:?} stands twice"
-            )));
-        }
-        let names: Vec<&str> = columns.iter().map(String::as_str).collect();
-        template.check_columns(&names)?;
-        Ok(Self::Csv {
-            file,
-            lag,
-            reader,
-            columns,
-            template,
-            record: StringRecord::new(),
-        })
+        Ok(Self { file: name, form })
     }
 
     pub(super) fn file(&self) -> &str {
-        match self {
-            Self::Csv { file, .. } | Self::Jsonl { file, .. } => file,
-        }
+        &self.file
     }
 
     pub(super) fn next(&mut self) -> anyhow::Result<Option<Row>> {
-        match self {
-            Self::Csv {
-                file,
-                lag,
-                reader,
-                columns,
-                template,
-                record,
-            } => {
-                let read = reader.read_record(record);
-                if !read.map_err(|error| explain_csv(file, *lag, &error))? {
-                    return Ok(None);
-                }
-                let line = record.position().map_or(0, csv::Position::line) + *lag;
-                let operation = csv_operation(columns, template, record)
-                    .map_err(|what| usage(format!("{file}:{line}: {what}")))?;
-                Ok(Some(Row { line, operation }))
-            }
-            Self::Jsonl {
-                file,
+        let file = &self.file;
+        match &mut self.form {
+            Form::Csv(csv) => csv.next(file),
+            Form::Jsonl {
                 reader,
                 template,
                 line,
@@ -217,20 +172,107 @@ impl Rows {
     }
 }
 
-fn csv_operation(
-    columns: &[String],
-    template: &Template,
-    record: &StringRecord,
-) -> Result<Operation, String> {
-    let key = template.fill(|name, key| {
-        let place = columns.iter().position(|column| column == name);
-        let value = place.and_then(|place| record.get(place));
-        key.push_str(value.ok_or_else(|| format!("the column {name:?} is missing"))?);
-        Ok::<_, String>(())
-    })?;
-    let row = CsvRow { columns, record };
-    let value = serde_json::to_vec(&row).map_err(|error| error.to_string())?;
-    Ok(put(key, value.into()))
+/// The rows of a CSV file.
+struct Csv {
+    /// What the csv crate's line numbers fall short by; see [`line_lag`].
+    lag: u64,
+    reader: csv::Reader<Quotes<Box<dyn BufRead + Send>>>,
+    columns: Vec<String>,
+    template: Template,
+    record: StringRecord,
+    /// The record is a row that was read, and not returned yet.
+    waiting: bool,
+}
+
+impl Csv {
+    fn new(
+        path: &Path,
+        mut reader: Box<dyn BufRead + Send>,
+        header: Header,
+        template: Template,
+    ) -> anyhow::Result<Self> {
+        let file = path.display().to_string();
+        let lag = line_lag(&mut reader).map_err(|error| unreadable(path, &error))?;
+        let mut reader = csv::ReaderBuilder::new()
+            .has_headers(false)
+            .from_reader(Quotes::new(reader));
+        let mut record = StringRecord::new();
+        let first = reader.read_record(&mut record);
+        let there = first.map_err(|error| explain_csv(&file, lag, &error))?;
+        let waiting = there && header != Header::FirstLine;
+        let columns: Vec<String> = match header {
+            Header::FirstLine => record.iter().map(str::to_owned).collect(),
+            Header::Given(names) => names,
+            Header::Numbered => (1..=record.len()).map(|n| n.to_string()).collect(),
+        };
+        // Without a single line there is no row either, whatever the key is made of.
+        if there {
+            let line = line_of(record.position(), lag);
+            judge_columns(&columns).map_err(|what| usage(format!("{file}:{line}: {what}")))?;
+            template.check_columns(&columns)?;
+        }
+        Ok(Self {
+            lag,
+            reader,
+            columns,
+            template,
+            record,
+            waiting,
+        })
+    }
+
+    fn next(&mut self, file: &str) -> anyhow::Result<Option<Row>> {
+        if !std::mem::take(&mut self.waiting) {
+            let read = self.reader.read_record(&mut self.record);
+            if !read.map_err(|error| explain_csv(file, self.lag, &error))? {
+                return Ok(None);
+            }
+        }
+        let line = line_of(self.record.position(), self.lag);
+        let operation = self
+            .operation()
+            .map_err(|what| usage(format!("{file}:{line}: {what}")))?;
+        Ok(Some(Row { line, operation }))
+    }
+
+    fn operation(&self) -> Result<Operation, String> {
+        let (columns, record) = (&self.columns, &self.record);
+        if columns.len() != record.len() {
+            let (is, expected) = (record.len(), columns.len());
+            return Err(format!("the row has {is} columns, the header {expected}"));
+        }
+        let key = self.template.fill(|name, key| {
+            let place = columns.iter().position(|column| column == name);
+            let value = place.and_then(|place| record.get(place));
+            key.push_str(value.ok_or_else(|| format!("the column {name:?} is missing"))?);
+            Ok::<_, String>(())
+        })?;
+        let row = CsvRow { columns, record };
+        let value = serde_json::to_vec(&row).map_err(|error| error.to_string())?;
+        Ok(put(key, value.into()))
+    }
+}
+
+/// Each column needs a name of its own: they are the fields of the rows' objects.
+fn judge_columns(columns: &[String]) -> Result<(), String> {
+    let nameless: Vec<_> = (1..)
+        .zip(columns)
+        .filter(|(_, name)| name.is_empty())
+        .map(|(place, _): (usize, _)| place.to_string())
+        .collect();
+    if !nameless.is_empty() {
+        return Err(format!(
+            "of {} columns these have no name: {}. Name them in the file, or give all names with --header and leave that \
+             line out",
+            columns.len(),
+            some(nameless.iter().map(String::as_str))
+        ));
+    }
+    let mut seen = HashSet::new();
+    match columns.iter().find(|name| !seen.insert(*name)) {
+        Some(twice) => Err(format!("the column {twice:?} stands twice")),
+        None => Ok(()),
+    }
 }
 
 /// A JSON object of strings, in the order of the columns.
@@ -259,9 +301,8 @@ fn json_operation(template: &Template, line: String) -> Result<Operation, String
     let fields: BTreeMap<String, &RawValue> =
         serde_json::from_str(&line).map_err(|error| json::explain(&error))?;
     let key = template.fill(|name, key| {
-        let Some(value) = fields.get(name) else {
-            let there: Vec<_> = fields.keys().map(String::as_str).collect();
-            let there = there.join(", ");
+        let Some(value) = field(&fields, name) else {
+            let there = some(fields.keys().map(String::as_str));
             return Err(format!("the row has no field {name:?}; it has: {there}"));
         };
         match serde_json::from_str(value.get()).map_err(|error| json::explain(&error))? {
@@ -278,6 +319,18 @@ fn json_operation(template: &Template, line: String) -> Result<Operation, String
         Ok(())
     })?;
     Ok(put(key, line.into()))
+}
+
+/// The field of this name, or of this path: `a.b` is the field `b` of the object `a`, unless there is a field `a.b`.
+fn field<'a>(fields: &BTreeMap<String, &'a RawValue>, path: &str) -> Option<&'a RawValue> {
+    if let Some(value) = fields.get(path) {
+        return Some(value);
+    }
+    path.match_indices('.').find_map(|(dot, _)| {
+        let inner = fields.get(path.get(..dot)?)?;
+        let inner: BTreeMap<String, &'a RawValue> = serde_json::from_str(inner.get()).ok()?;
+        field(&inner, path.get(dot + 1..)?)
+    })
 }
 
 fn put(key: Key, value: Bytes) -> Operation {
@@ -311,11 +364,26 @@ fn read_line(reader: &mut dyn BufRead) -> Result<Option<String>, String> {
         .map_err(|error| format!("no UTF-8 at byte {}", error.utf8_error().valid_up_to() + 1))
 }
 
+/// The line that a record begins in.
+fn line_of(position: Option<&csv::Position>, lag: u64) -> u64 {
+    match position {
+        Some(position) if position.byte() > 0 => position.line() + lag,
+        Some(_) | None => 1,
+    }
+}
+
 /// The csv crate's errors, with the line in front.
 fn explain_csv(file: &str, lag: u64, error: &csv::Error) -> anyhow::Error {
-    let line = error.position().map_or(0, csv::Position::line) + lag;
+    let mut line = line_of(error.position(), lag);
     let what = match error.kind() {
-        csv::ErrorKind::Io(error) => return unreadable(file, error),
+        csv::ErrorKind::Io(error) => {
+            let inner = error.get_ref();
+            let Some(malformed) = inner.and_then(|inner| inner.downcast_ref::<Malformed>()) else {
+                return usage(format!("{file} cannot be read: {error}"));
+            };
+            line = malformed.line;
+            malformed.to_string()
+        }
         csv::ErrorKind::Utf8 { err, .. } => {
             format!("column {} is no UTF-8", err.field() + 1)
         }
@@ -329,14 +397,25 @@ fn explain_csv(file: &str, lag: u64, error: &csv::Error) -> anyhow::Error {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::Cursor;
 
     use super::*;
 
-    fn rows(text: &str, format: Format, template: Option<&str>) -> anyhow::Result<Rows> {
-        let reader = Box::new(Cursor::new(text.as_bytes().to_vec()));
+    fn rows(text: &[u8], reading: Reading) -> anyhow::Result<Rows> {
+        Rows::new(
+            Path::new("f"),
+            Box::new(Cursor::new(text.to_vec())),
+            reading,
+        )
+    }
+
+    fn reading(format: Format, template: Option<&str>) -> Reading {
         let template = template.map(|template| template.parse().unwrap());
-        Rows::new("f", reader, format, template)
+        Reading {
+            format,
+            header: Header::default(),
+            template,
+        }
     }
 
     fn all(mut rows: Rows) -> anyhow::Result<Vec<(u64, String, String)>> {
@@ -349,11 +428,11 @@ mod tests {
     }
 
     fn csv(text: &str, template: &str) -> anyhow::Result<Vec<(u64, String, String)>> {
-        all(rows(text, Format::Csv, Some(template))?)
+        all(rows(text.as_bytes(), reading(Format::Csv, Some(template)))?)
     }
 
     fn jsonl(text: &str, template: Option<&str>) -> anyhow::Result<Vec<(u64, String, String)>> {
-        all(rows(text, Format::Jsonl, template)?)
+        all(rows(text.as_bytes(), reading(Format::Jsonl, template))?)
     }
 
     fn row(line: u64, key: &str, value: &str) -> (u64, String, String) {
@@ -368,9 +447,8 @@ mod tests {
             row(4, "k/2", r#"{"z":"2","a":""}"#),
         ];
         assert_eq!(csv(text, "k/{z}").unwrap(), expected);
-        let crlf = "\u{feff}z,a\r\n1,\"x\"\"\ny\"\r\n2,\r\n";
+        let crlf = "z,a\r\n1,\"x\"\"\ny\"\r\n2,\r\n";
         assert_eq!(csv(crlf, "k/{z}").unwrap(), expected);
-        assert_eq!(csv("\u{feff}a\n1", "{a}").unwrap()[0].1, "1");
     }
 
     #[test]
@@ -427,53 +505,127 @@ mod tests {
             let error = result.unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
         }
-        let no_utf8 = Box::new(Cursor::new(b"a\nx\n\xff\n".to_vec()));
-        let rows = Rows::new("f", no_utf8, Format::Csv, Some("{a}".parse().unwrap())).unwrap();
-        let error = all(rows).unwrap_err().to_string();
+        let no_utf8 = rows(b"a\nx\n\xff\n", reading(Format::Csv, template)).unwrap();
+        let error = all(no_utf8).unwrap_err().to_string();
         assert!(error.contains("f:3: column 1 is no UTF-8"), "{error}");
         let error = rows_error("a\n1\n");
         assert!(error.contains("give a template"), "{error}");
     }
 
     fn rows_error(text: &str) -> String {
-        rows(text, Format::Csv, None).err().unwrap().to_string()
+        let rows = rows(text.as_bytes(), reading(Format::Csv, None));
+        rows.err().unwrap().to_string()
     }
 
     #[test]
-    fn a_format_is_told_by_the_name() {
-        assert_eq!(Format::of("a/Weather.CSV.gz").unwrap(), Format::Csv);
-        assert_eq!(Format::of("x.jsonl").unwrap(), Format::Jsonl);
-        assert_eq!(Format::of("-").unwrap(), Format::Jsonl);
+    fn names_of_columns_come_from_the_file_or_from_the_command_line() {
+        let with = |header, text: &str, template| {
+            let reading = Reading {
+                header,
+                ..reading(Format::Csv, Some(template))
+            };
+            all(rows(text.as_bytes(), reading)?)
+        };
+        let given = || Header::Given(vec!["x".to_owned(), "y".to_owned()]);
+        for text in ["1,2\n3,4\n", "1,2\r\n3,4"] {
+            assert_eq!(
+                with(given(), text, "{x}").unwrap(),
+                [
+                    row(1, "1", r#"{"x":"1","y":"2"}"#),
+                    row(2, "3", r#"{"x":"3","y":"4"}"#)
+                ]
+            );
+            assert_eq!(
+                with(Header::Numbered, text, "{2}").unwrap(),
+                [
+                    row(1, "2", r#"{"1":"1","2":"2"}"#),
+                    row(2, "4", r#"{"1":"3","2":"4"}"#)
+                ]
+            );
+        }
+        let error = |header, text: &str| with(header, text, "{x}").unwrap_err().to_string();
+        assert!(error(given(), "1\n").contains("f:1: the row has 1 columns, the header 2"));
+        assert!(error(Header::Numbered, "1,2\n").contains("\"x\"; there are: 1, 2"));
+        // Nothing is nothing, with a header or without.
+        for header in [Header::FirstLine, given(), Header::Numbered] {
+            assert_eq!(with(header, "", "{z}").unwrap(), []);
+        }
+        let reading = Reading {
+            header: Header::Numbered,
+            ..reading(Format::Jsonl, Some("{a}"))
+        };
+        let error = rows(b"{}", reading).err().unwrap().to_string();
+        assert!(error.contains("are for CSV"), "{error}");
+    }
+
+    #[test]
+    fn malformed_quotes_are_refused_behind_the_rows_before_them() {
+        let template = Some("{n}");
+        let mut rows = rows(b"n,t\n1,a\n2,x\"y\n3,b\n", reading(Format::Csv, template)).unwrap();
+        assert_eq!(rows.next().unwrap().unwrap().line, 2);
+        for _ in 0..2 {
+            let error = rows.next().unwrap_err().to_string();
+            assert!(error.contains("f:3: a quote (\") stands within"), "{error}");
+        }
+        for (text, why) in [
+            ("n,\"t\n1,a\n2,b\n", "f:1: a quoted field begins here"),
+            ("n,t\"\n1,a\n", "f:1: a quote"),
+            (
+                "n\n\"12 inch\" screen\n",
+                "f:2: there is text between the closing quote",
+            ),
+        ] {
+            let error = csv(text, "{n}").unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_column_without_a_name_is_named_by_its_place() {
+        let error = csv("id,name,,\n1,a,,\n", "{id}").unwrap_err().to_string();
         assert!(
-            Format::of("x.txt")
-                .unwrap_err()
-                .to_string()
-                .contains("--format csv")
+            error.contains("f:1: of 4 columns these have no name: 3, 4."),
+            "{error}"
         );
     }
 
     #[test]
-    fn gzip_is_told_by_its_first_bytes_and_many_members_are_read() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("packed");
-        let mut packed = Vec::new();
-        for part in ["a\n", "1\n"] {
-            let mut encoder =
-                flate2::write::GzEncoder::new(&mut packed, flate2::Compression::fast());
-            encoder.write_all(part.as_bytes()).unwrap();
-            encoder.finish().unwrap();
-        }
-        for (bytes, expected) in [
-            (&packed[..], "a\n1\n"),
-            (b"a\n", "a\n"),
-            (b"a", "a"),
-            (b"", ""),
+    fn a_path_leads_to_a_nested_field_and_a_whole_name_wins() {
+        let text =
+            r#"{"_id":{"$oid":"5f","n":{"k":7}},"a.b":"dotted","a":{"b":"nested","c.d":true}}"#;
+        let key = |template| jsonl(text, Some(template)).map(|rows| rows[0].1.clone());
+        assert_eq!(key("{_id.$oid}/{_id.n.k}").unwrap(), "5f/7");
+        assert_eq!(key("{a.b}/{a.c.d}").unwrap(), "dotted/true");
+        for (template, why) in [
+            ("{_id.x}", "no field \"_id.x\"; it has: _id, a, a.b"),
+            ("{a.b.c}", "no field \"a.b.c\""),
+            ("{_id.n}", "no string, number or boolean"),
         ] {
-            std::fs::write(&path, bytes).unwrap();
-            let mut text = String::new();
-            let mut reader = open(path.to_str().unwrap(), &ProgressBar::hidden()).unwrap();
-            reader.read_to_string(&mut text).unwrap();
-            assert_eq!(text, expected);
+            let error = key(template).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
         }
+    }
+
+    #[test]
+    fn what_there_is_is_told_within_bounds() {
+        let names: Vec<_> = (0..3_000).map(|n| format!("column{n}")).collect();
+        let error = csv(&format!("{}\n", names.join(",")), "{x}")
+            .unwrap_err()
+            .to_string();
+        assert!(error.len() < 600 && error.contains("and 29"), "{error}");
+    }
+
+    #[test]
+    fn a_format_is_told_by_the_name() {
+        let format_of = |name: &str| Format::of(Path::new(name));
+        assert_eq!(format_of("a/Weather.CSV.gz").unwrap(), Format::Csv);
+        assert_eq!(format_of("x.jsonl").unwrap(), Format::Jsonl);
+        assert_eq!(format_of("-").unwrap(), Format::Jsonl);
+        assert!(
+            format_of("x.txt")
+                .unwrap_err()
+                .to_string()
+                .contains("--format csv")
+        );
     }
 }

@@ -26,6 +26,8 @@ pub(super) struct Tally {
     pub(super) rows_before: u64,
     /// Committed although an earlier commit failed.
     rows_behind: u64,
+    /// Of all of these, rows whose key an earlier row has too.
+    pub(super) duplicates: u64,
 }
 
 pub(super) struct Failed {
@@ -85,13 +87,20 @@ impl Tally {
                 0 => String::new(),
                 before => format!(" ({before} rows were committed before)"),
             };
+            let repeated = match self.duplicates {
+                0 => String::new(),
+                count => format!(
+                    "; {count} rows have the key of an earlier row, and the last one of each key stays"
+                ),
+            };
             return format!(
-                "{rows} rows in {commits} commits, {seconds:.3} s, at {position}{earlier}"
+                "{rows} rows in {commits} commits, {seconds:.3} s, at {position}{earlier}{repeated}"
             );
         }
         let summary = Object::new()
             .number("rows", rows)
             .number("commits", commits)
+            .number("duplicates", self.duplicates)
             .raw("seconds", &format!("{seconds:.3}"))
             .position(position);
         match before {
