@@ -4,9 +4,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::Stdio;
 use std::time::Instant;
 
-use storage_protocol::{EntryLifetime, StorageError};
-
 use rustix::process::Signal;
+use storage_protocol::{EntryLifetime, StorageError};
 
 use crate::fake::{Fault, Server};
 use crate::run::{self, storage};

@@ -22,7 +22,7 @@ impl Import {
         self.folder.path().join(name).to_str().unwrap().to_owned()
     }
 
-    fn into(&self, server: &Server) -> Ran {
+    fn run_on(&self, server: &Server) -> Ran {
         let (file, session) = (self.path("rows.jsonl"), self.path("session"));
         server.run(&["import", &file, "--batch", "2", "--session-file", &session])
     }
@@ -31,9 +31,9 @@ impl Import {
 #[test]
 fn what_was_committed_before_is_asked_of_the_server() {
     let (server, import) = (Server::start(), Import::of(5));
-    let ran = import.into(&server);
+    let ran = import.run_on(&server);
     assert!(ran.out.starts_with("5 rows in 3 commits"), "{ran:?}");
-    let ran = import.into(&server);
+    let ran = import.run_on(&server);
     assert_eq!(
         (ran.code, ran.err.as_str()),
         (0, "all 5 rows were committed before\n")
@@ -58,18 +58,18 @@ fn what_was_committed_before_is_asked_of_the_server() {
 fn a_session_file_of_another_store_is_refused_finished_or_not() {
     let (server, other) = (Server::start(), Server::of_epoch(Epoch(0xf)));
     let finished = Import::of(4);
-    assert_eq!(finished.into(&server).code, 0);
+    assert_eq!(finished.run_on(&server).code, 0);
     let half = Import::of(4);
     server.fault(Fault::None);
     server.fault(Fault::Error(storage_protocol::StorageError::StorageFull {
         available: 0,
         reserve: 1,
     }));
-    let ran = half.into(&server);
+    let ran = half.run_on(&server);
     assert_eq!(ran.code, 3, "{ran:?}");
     for import in [finished, half] {
         let before = std::fs::read(import.path("session")).unwrap();
-        let ran = import.into(&other);
+        let ran = import.run_on(&other);
         assert_eq!((ran.code, ran.out.as_str()), (2, ""), "{ran:?}");
         assert!(
             ran.err.contains("tells of an import into another store"),
@@ -83,7 +83,7 @@ fn a_session_file_of_another_store_is_refused_finished_or_not() {
         assert_eq!(std::fs::read(import.path("session")).unwrap(), before);
         // Where it was removed, as told, everything goes in.
         std::fs::remove_file(import.path("session")).unwrap();
-        assert_eq!(import.into(&other).code, 0);
+        assert_eq!(import.run_on(&other).code, 0);
         assert_eq!(other.entries().len(), 4);
         other.clear();
     }
@@ -92,9 +92,9 @@ fn a_session_file_of_another_store_is_refused_finished_or_not() {
 #[test]
 fn a_store_that_lost_commits_without_knowing_is_refused_too() {
     let (server, import) = (Server::start(), Import::of(4));
-    assert_eq!(import.into(&server).code, 0);
+    assert_eq!(import.run_on(&server).code, 0);
     let restored = Server::start();
-    let ran = import.into(&restored);
+    let ran = import.run_on(&restored);
     assert_eq!(ran.code, 2, "{ran:?}");
     assert!(ran.err.contains("so it lost commits"), "{ran:?}");
 }
@@ -108,7 +108,7 @@ fn a_file_that_was_never_a_session_file_is_left_as_it_is() {
         "{\"import\":{}}\n{",
     ] {
         std::fs::write(import.path("session"), foreign).unwrap();
-        let ran = import.into(&server);
+        let ran = import.run_on(&server);
         assert_eq!(ran.code, 2, "{ran:?}");
         assert!(
             ran.err
