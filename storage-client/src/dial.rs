@@ -14,7 +14,7 @@ use rustls_pki_types::ServerName;
 use storage_protocol::native::{
     self, ClientMessage, Hello, Packet, SUBPROTOCOL, ServerMessage, Welcome, close_code,
 };
-use storage_protocol::{Limit, Limits, Result, StorageError};
+use storage_protocol::{Limit, Limits, Result, StorageError, UnixMillis};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
@@ -24,9 +24,10 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::error::{Error as WsError, ProtocolError, SubProtocolError};
 use tokio_tungstenite::tungstenite::handshake::client::Response;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
-use tokio_tungstenite::tungstenite::http::header::SEC_WEBSOCKET_PROTOCOL;
+use tokio_tungstenite::tungstenite::http::header::{DATE, SEC_WEBSOCKET_PROTOCOL};
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, WebSocketConfig};
 
+use crate::clock::ServerClock;
 use crate::connection::deadline_after;
 use crate::counted::Counted;
 use crate::end::{EndKind, close_reason, close_text};
@@ -79,6 +80,7 @@ pub(crate) struct Dialer {
     next: usize,
     tls: Option<Tls>,
     timeout: Duration,
+    clock: Arc<ServerClock>,
 }
 
 impl fmt::Debug for Dialer {
@@ -96,11 +98,6 @@ impl Dialer {
         for url in &options.urls {
             let failed = |what: String| connect_failed(format!("{url}: {what}"));
             let endpoint = Endpoint::new(url, options.plaintext).map_err(failed)?;
-            if endpoint.tls && ServerName::try_from(endpoint.host.clone()).is_err() {
-                return Err(failed(
-                    "the URL's host is no name and no address".to_owned(),
-                ));
-            }
             if let Some(first) = endpoints.first()
                 && first.keyspace != endpoint.keyspace
             {
@@ -122,7 +119,13 @@ impl Dialer {
             next: 0,
             tls,
             timeout: options.connect_timeout,
+            clock: Arc::default(),
         })
+    }
+
+    /// What the servers said about their time. Clones of the dialer share it.
+    pub(crate) fn clock(&self) -> Arc<ServerClock> {
+        self.clock.clone()
     }
 
     /// How many servers there are.
@@ -200,7 +203,8 @@ impl Dialer {
             }
             _ => Box::new(tcp),
         };
-        let upgraded = within(deadline, "the WebSocket upgrade", upgrade(endpoint, io)).await?;
+        let upgrade = upgrade(endpoint, io, &self.clock);
+        let upgraded = within(deadline, "the WebSocket upgrade", upgrade).await?;
         let mut socket = upgraded?;
         let welcome = within(deadline, "Welcome", shake_hands(&mut socket, hello)).await??;
         Ok((socket, welcome))
@@ -257,7 +261,11 @@ async fn connect_tcp(endpoint: &Endpoint, deadline: Instant) -> Result<TcpStream
     Err(failure)
 }
 
-async fn upgrade(endpoint: &Endpoint, io: Box<dyn Io>) -> Result<Socket, String> {
+async fn upgrade(
+    endpoint: &Endpoint,
+    io: Box<dyn Io>,
+    clock: &ServerClock,
+) -> Result<Socket, String> {
     let mut request = (&endpoint.uri)
         .into_client_request()
         .map_err(|error| format!("the URL cannot be asked for: {error}"))?;
@@ -267,9 +275,17 @@ async fn upgrade(endpoint: &Endpoint, io: Box<dyn Io>) -> Result<Socket, String>
         .insert(SEC_WEBSOCKET_PROTOCOL, protocol);
     let config = Some(socket_config());
     let io = Counted::new(io);
+    let asked = UnixMillis::now();
     let upgrade = tokio_tungstenite::client_async_with_config(request, io, config);
     match upgrade.await {
-        Ok((socket, _)) => Ok(socket),
+        Ok((socket, response)) => {
+            let date = response
+                .headers()
+                .get(DATE)
+                .and_then(|date| date.to_str().ok());
+            clock.note(date, asked, UnixMillis::now());
+            Ok(socket)
+        }
         // Who answered in HTTP did not expect TLS.
         Err(error) if !endpoint.tls && !matches!(error, WsError::Http(_)) => Err(format!(
             "{}; if the port expects TLS, the URL begins with wss://",

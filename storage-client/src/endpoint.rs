@@ -2,6 +2,7 @@
 //!
 //! Everything after works with an [`Endpoint`]; nothing looks at the text again but messages for people.
 
+use rustls_pki_types::ServerName;
 use storage_protocol::Keyspace;
 use tokio_tungstenite::tungstenite::http::Uri;
 
@@ -50,6 +51,7 @@ impl Endpoint {
             Some("") => 80,
             rest => rest
                 .and_then(|rest| rest.strip_prefix(':')?.parse().ok())
+                .filter(|&port| port > 0)
                 .ok_or_else(|| format!("the URL's port is no number from 1 to 65535; {FORM}"))?,
         };
         let host = host
@@ -58,6 +60,11 @@ impl Endpoint {
             .to_owned();
         if host.is_empty() {
             return Err(format!("the URL names no host; {FORM}"));
+        }
+        if tls && ServerName::try_from(host.as_str()).is_err() {
+            return Err(format!(
+                "the URL's host {host:?} is no name and no address that a certificate can be for; {FORM}"
+            ));
         }
         let name = uri
             .path()
@@ -105,6 +112,8 @@ mod tests {
             ("ws://host:1/storage/a", "danger_plaintext"),
             ("wss://me@host:1/storage/a", "user"),
             ("wss://host:99999/storage/a", "port"),
+            ("wss://host:0/storage/a", "port"),
+            ("wss://127.1:7443/storage/a", "host \"127.1\""),
             ("wss:///storage/a", "URL"),
             ("", "URL is invalid"),
         ] {

@@ -27,6 +27,7 @@
 
 #[cfg(feature = "cli")]
 pub mod cli;
+mod clock;
 mod connection;
 mod counted;
 mod dial;

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::ConnectOptions;
+use crate::clock::ServerClock;
 use crate::connection::{
     Answer, Call, Connection, ConnectionState, Control, Expect, SessionInfo, Shared, deadline_after,
 };
@@ -64,6 +65,7 @@ pub struct RemoteStorage {
 /// What outlives a connection.
 struct Settings {
     endpoint: Endpoint,
+    clock: Arc<ServerClock>,
     request_timeout: Duration,
     close_timeout: Duration,
     watch_credit_bytes: u64,
@@ -91,6 +93,7 @@ impl RemoteStorage {
     pub async fn connect(options: ConnectOptions) -> Result<Self> {
         let mut dialer = Dialer::new(&options).await?;
         let endpoint = dialer.endpoint().clone();
+        let clock = dialer.clock();
         let mut hello = Hello::new(options.agent.clone());
         if let Some(saved) = options.resume {
             hello.session = Some(saved.id);
@@ -117,6 +120,7 @@ impl RemoteStorage {
         let connection = Connection::open(shared, supervisor, socket);
         let settings = Settings {
             endpoint,
+            clock,
             request_timeout: options.request_timeout,
             close_timeout: options.close_timeout,
             watch_credit_bytes: options.watch_credit_bytes.max(1),
@@ -200,6 +204,15 @@ impl RemoteStorage {
     #[must_use]
     pub fn keyspace(&self) -> &Keyspace {
         &self.settings.endpoint.keyspace
+    }
+
+    /// Milliseconds that the server's clock is ahead of this machine's (negative: behind), as its answer to the last
+    /// upgrade told by its `Date`: to within half a second, and half the time that the upgrade took. `None` where no
+    /// server told it. Of use for times of entries ([`EntryLifetime::Until`](storage_protocol::EntryLifetime::Until)), which
+    /// are by the server's clock. A proxy in front may put its own time there.
+    #[must_use]
+    pub fn server_time_offset(&self) -> Option<i64> {
+        self.settings.clock.offset()
     }
 
     /// The time to the server and back, through the same queues as any call.

@@ -3,20 +3,25 @@
 //! The connection is made when a sub-command first asks for it, behind all checks of its arguments. What is wrong
 //! with the options is found here, apart from what is wrong with the way to the server: their exit codes differ.
 
+use std::ffi::OsStr;
+use std::ops::Deref;
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use clap::{ArgAction, Args};
-use storage_protocol::Outcome;
-use tokio::task::AbortHandle;
+use storage_protocol::{Keyspace, Outcome, Scan, ScanItem, StorageError};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
+use super::escape;
 use super::failure::{Interrupted, usage};
+use super::template::some;
 use super::text::Form;
 use crate::endpoint::Endpoint;
-use crate::{ConnectOptions, RemoteStorage, SavedSession, tls};
+use crate::{ConnectOptions, ConnectionState, RemoteStorage, SavedSession, tls};
 
 /// Options of the program, before or behind the sub-command.
 #[derive(Clone, Debug, Args)]
@@ -28,7 +33,7 @@ pub(super) struct Globals {
     /// Folder of certificates: DIR/NAME/{ca,cert,key}.pem
     #[arg(long, value_name = "DIR", env = "STORAGE_CERTS", global = true)]
     certs: Option<PathBuf>,
-    /// Whose certificate to present
+    /// Whose certificate to present [default: the only one in the folder besides "server"]
     #[arg(long, value_name = "NAME", env = "STORAGE_IDENTITY", global = true)]
     identity: Option<String>,
     /// Present no certificate, and trust servers that FILE vouches for (for listeners with tls = "server")
@@ -37,7 +42,8 @@ pub(super) struct Globals {
     /// Allow ws:// URLs: nothing is encrypted, and nobody knows who the other side is
     #[arg(long, global = true)]
     danger_plaintext: bool,
-    /// How long to wait for the connection, and for each answer, such as 500ms or 1m [default: 10s and 30s]
+    /// How long each attempt to connect, and each answer, may take, such as 500ms or 1m; a server that refuses the first
+    /// connection is not waited for [default: 10s and 30s]
     #[arg(long, value_name = "D", value_parser = humantime::parse_duration, global = true)]
     timeout: Option<Duration>,
     /// End when there was no connection for so long [default: never; calls wait for it up to their --timeout]
@@ -51,17 +57,27 @@ pub(super) struct Globals {
     hex: bool,
 }
 
+/// How long an ordinary end waits for what is on its way, behind a signal and for the server's goodbye.
+pub(super) const END_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a second signal waits for the end, before the process is ended from within.
+const ABORT_TIMEOUT: Duration = Duration::from_millis(500);
+
 /// See the module. Clones share all of it.
 #[derive(Clone)]
 pub(super) struct App {
     globals: Arc<Globals>,
     storage: Arc<OnceLock<RemoteStorage>>,
-    /// Set by the task that listens to signals.
+    /// Cancelled by the first signal: what goes on ends in order.
     pub(super) interrupt: CancellationToken,
-    /// That task; ended by [`App::close`].
-    signals: Arc<OnceLock<AbortHandle>>,
+    /// Cancelled by the second: nothing is waited for any more.
+    pub(super) abort: CancellationToken,
+    /// The tasks that listen to signals and tell of outages; ended by [`App::close`].
+    tasks: Arc<Mutex<Vec<AbortHandle>>>,
     /// Set while a commit is on its way: an interruption leaves its outcome unknown.
     writes: Arc<AtomicBool>,
+    /// Set once a commit was on its way.
+    wrote: Arc<AtomicBool>,
     keeps_session: Arc<AtomicBool>,
 }
 
@@ -71,8 +87,10 @@ impl App {
             globals: Arc::new(globals),
             storage: Arc::default(),
             interrupt: CancellationToken::new(),
-            signals: Arc::default(),
+            abort: CancellationToken::new(),
+            tasks: Arc::default(),
             writes: Arc::default(),
+            wrote: Arc::default(),
             keeps_session: Arc::default(),
         }
     }
@@ -126,11 +144,60 @@ impl App {
     /// Says that a commit is about to be sent.
     pub(super) fn writing(&self) {
         self.writes.store(true, Ordering::Relaxed);
+        self.wrote.store(true, Ordering::Relaxed);
     }
 
     /// Says that its answer is here.
     pub(super) fn written(&self) {
         self.writes.store(false, Ordering::Relaxed);
+    }
+
+    /// Says whether commits of an import are on their way. What became of them it tells by itself, by rows.
+    pub(super) fn importing(&self, in_flight: bool) {
+        self.writes.store(in_flight, Ordering::Relaxed);
+    }
+
+    /// Whether a commit was about to be sent.
+    pub(super) fn wrote(&self) -> bool {
+        self.wrote.load(Ordering::Relaxed)
+    }
+
+    /// What is certain when the command ends now.
+    pub(super) fn outcome_if_ended(&self) -> Outcome {
+        match self.writes.load(Ordering::Relaxed) {
+            true => Outcome::Unknown,
+            false => Outcome::NotExecuted,
+        }
+    }
+
+    /// The next page of a scan, within the time that an answer may take: however many there are without entries.
+    pub(super) async fn next_page(&self, scan: &mut Scan) -> anyhow::Result<Option<Vec<ScanItem>>> {
+        let page = tokio::time::timeout(self.timeout(), scan.next_page()).await;
+        page.unwrap_or_else(|_| {
+            let outcome = Outcome::NotExecuted;
+            Err(StorageError::DeadlineExceeded { outcome })
+        })
+        .map_err(Into::into)
+    }
+
+    /// Says on stderr from now on when the connection is lost, and when it is back.
+    pub(super) fn tell_outages(&self) {
+        if let Some(storage) = self.storage.get() {
+            self.keep(tokio::spawn(outages(storage.state(), |text| {
+                super::tell(text)
+            })));
+        }
+    }
+
+    /// Whether calls are carried out at present.
+    pub(super) fn is_connected(&self) -> bool {
+        let storage = self.storage.get();
+        storage.is_some_and(|storage| *storage.state().borrow() == ConnectionState::Connected)
+    }
+
+    fn keep(&self, task: JoinHandle<()>) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.push(task.abort_handle());
     }
 
     /// Does `work`, or fails when a signal comes first.
@@ -142,11 +209,7 @@ impl App {
             biased;
             done = work => done,
             () = self.interrupt.cancelled() => {
-                let outcome = match self.writes.load(Ordering::Relaxed) {
-                    true => Outcome::Unknown,
-                    false => Outcome::NotExecuted,
-                };
-                Err(Interrupted { outcome }.into())
+                Err(Interrupted::new(self.outcome_if_ended()).into())
             }
         }
     }
@@ -164,56 +227,124 @@ impl App {
                 false => storage.close().await,
             }
         }
-        if let Some(signals) = self.signals.get() {
-            signals.abort();
+        let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        for task in tasks.iter() {
+            task.abort();
         }
     }
 
-    /// Cancels [`App::interrupt`] at Ctrl-C or SIGTERM. Where signals cannot be listened to, they keep their effect.
+    /// Cancels [`App::interrupt`] at the first Ctrl-C or SIGTERM, and [`App::abort`] at the second. Where signals cannot be
+    /// listened to, they keep their effect.
     fn listen_to_signals(&self) {
-        let interrupt = self.interrupt.clone();
-        if let Ok(signalled) = signalled() {
-            let task = tokio::spawn(async move {
-                signalled.await;
-                interrupt.cancel();
-            });
-            self.signals.get_or_init(|| task.abort_handle());
+        let app = self.clone();
+        if let Ok(mut signals) = Signals::new() {
+            self.keep(tokio::spawn(async move {
+                signals.next().await;
+                app.interrupt.cancel();
+                signals.next().await;
+                app.abort.cancel();
+                tokio::time::sleep(ABORT_TIMEOUT).await;
+                // Something blocks, a write to a pipe that nobody reads for instance.
+                end_process(app.outcome_if_ended());
+            }));
         }
     }
 }
 
-/// Listens from the call on, not only from the first poll.
-#[cfg(unix)]
-fn signalled() -> std::io::Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+#[expect(
+    clippy::exit,
+    reason = "the main thread is blocked, and was asked twice to end"
+)]
+fn end_process(outcome: Outcome) {
+    std::process::exit(Interrupted::new(outcome).exit_code().into());
+}
+
+/// Tells of each loss of the connection and of its return. The reason may change while it is away: at first it is why it
+/// was lost, then why there is no other. More than these two would say nothing new.
+async fn outages(mut states: watch::Receiver<ConnectionState>, tell: impl Fn(String)) {
+    let mut lost: Option<(std::time::Instant, Vec<String>)> = None;
+    while states.changed().await.is_ok() {
+        let state = states.borrow_and_update().clone();
+        match state {
+            ConnectionState::Disconnected { since, why } => {
+                let (_, told) = lost.get_or_insert_with(|| (since, Vec::new()));
+                if told.len() < 2 && !told.contains(&why) {
+                    let words = escape::text(why.as_bytes());
+                    tell(format!("disconnected ({words}), retrying..."));
+                    told.push(why);
+                }
+            }
+            ConnectionState::Connected => {
+                if let Some((since, _)) = lost.take() {
+                    tell(format!("reconnected after {}", rounded(since.elapsed())));
+                }
+            }
+            ConnectionState::Closed { .. } => return,
+            // What it leads to is told then.
+            ConnectionState::Draining { .. } => {}
         }
-    })
+    }
+}
+
+/// As people say it: seconds, or milliseconds of less than one.
+fn rounded(time: Duration) -> humantime::FormattedDuration {
+    let whole = match time.as_secs() {
+        0 => Duration::from_millis(u64::from(time.subsec_millis())),
+        seconds => Duration::from_secs(seconds),
+    };
+    humantime::format_duration(whole)
+}
+
+/// The signals to end. They are listened to from `new` on.
+#[cfg(unix)]
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
 }
 
 #[cfg(windows)]
-fn signalled() -> std::io::Result<impl Future<Output = ()>> {
-    let mut interrupt = tokio::signal::windows::ctrl_c()?;
-    Ok(async move {
-        interrupt.recv().await;
-    })
+struct Signals(tokio::signal::windows::CtrlC);
+
+#[cfg(windows)]
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        tokio::signal::windows::ctrl_c().map(Self)
+    }
+
+    async fn next(&mut self) {
+        self.0.recv().await;
+    }
 }
 
 impl Globals {
     /// Judges the options, files included, so that what still fails later lies with the way or the server.
     fn connect_options(&self) -> anyhow::Result<ConnectOptions> {
-        let url = self.url.as_deref().ok_or_else(|| {
+        let url = given(self.url.as_ref()).ok_or_else(|| {
             usage("which keyspace? Give --url wss://HOST:PORT/storage/KEYSPACE, or set STORAGE_URL")
         })?;
         let mut urls = url.split(',');
         let first = urls.next().unwrap_or_default();
-        let mut options =
-            ConnectOptions::new(first).agent(concat!("storage/", env!("CARGO_PKG_VERSION")));
+        let mut options = ConnectOptions::new(first)
+            .agent(concat!("storage/", env!("CARGO_PKG_VERSION")))
+            .close_timeout(END_TIMEOUT);
         options = urls.fold(options, ConnectOptions::also);
         if self.danger_plaintext {
             options = options.danger_plaintext();
@@ -225,6 +356,7 @@ impl Globals {
             options = options.give_up_after(duration);
         }
         let mut tls = false;
+        let mut keyspace = None;
         for url in url.split(',') {
             if url.starts_with("ws://") && !self.danger_plaintext {
                 return Err(usage(format!(
@@ -234,6 +366,16 @@ impl Globals {
             let endpoint = Endpoint::new(url, self.danger_plaintext)
                 .map_err(|what| usage(format!("--url {url}: {what}")))?;
             tls |= endpoint.tls;
+            let name = endpoint.keyspace;
+            match &keyspace {
+                Some(first) if *first != name => {
+                    return Err(usage(format!(
+                        "--url {url}: the keyspace is not that of the first URL, {:?}",
+                        Keyspace::as_str(first)
+                    )));
+                }
+                _ => keyspace = Some(name),
+            }
         }
         if !tls {
             return Ok(options);
@@ -241,13 +383,14 @@ impl Globals {
         options = self.with_credentials(options)?;
         if let Some(credentials) = &options.credentials {
             tls::client_config(credentials, options.tls_min_version)
-                .map_err(|what| usage(format!("the certificates: {what}")))?;
+                .map_err(|what| usage(format!("the certificates: {what}{}", self.others())))?;
         }
         Ok(options)
     }
 
     fn with_credentials(&self, options: ConnectOptions) -> anyhow::Result<ConnectOptions> {
-        match (&self.ca, &self.certs, &self.identity) {
+        let (ca, certs) = (given(self.ca.as_ref()), given(self.certs.as_ref()));
+        match (ca, certs, given(self.identity.as_ref())) {
             (Some(ca), _, None) => Ok(options.without_client_certificate(ca)),
             (Some(_), _, Some(name)) => Err(usage(format!(
                 "--ca is for no certificate at all, and --identity (or STORAGE_IDENTITY) is {name:?}: which of the two?"
@@ -269,9 +412,95 @@ impl Globals {
             (None, None, _) => Err(usage(
                 "which certificates? Give --certs DIR and --identity NAME, or set STORAGE_CERTS and STORAGE_IDENTITY",
             )),
-            (None, Some(_), None) => Err(usage(
-                "whose certificate? Give --identity NAME, or set STORAGE_IDENTITY",
-            )),
+            (None, Some(certs), None) => match &identities(certs)[..] {
+                [only] => Ok(options.credentials_dir(certs.join(only))),
+                there => Err(usage(format!(
+                    "whose certificate? Give --identity NAME, or set STORAGE_IDENTITY{}",
+                    listed(there)
+                ))),
+            },
         }
+    }
+
+    /// Whose certificates there are, for a message about one that is not.
+    fn others(&self) -> String {
+        match (given(self.certs.as_ref()), given(self.identity.as_ref())) {
+            (Some(certs), Some(name)) if !certs.join(name).is_dir() => listed(&identities(certs)),
+            _ => String::new(),
+        }
+    }
+}
+
+/// An option that says something: a variable that is set to nothing does not.
+fn given<T: AsRef<OsStr> + ?Sized, O: Deref<Target = T>>(option: Option<&O>) -> Option<&T> {
+    option
+        .map(Deref::deref)
+        .filter(|value| !value.as_ref().is_empty())
+}
+
+/// Who has a certificate in this folder, the server by its usual name left out, since it cannot dial.
+fn identities(certs: &Path) -> Vec<String> {
+    let folders = std::fs::read_dir(certs).into_iter().flatten().flatten();
+    let mut names: Vec<String> = folders
+        .filter(|entry| {
+            let folder = entry.path();
+            entry.file_name() != "server"
+                && folder.join("cert.pem").is_file()
+                && folder.join("key.pem").is_file()
+        })
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    names
+}
+
+fn listed(names: &[String]) -> String {
+    match names {
+        [] => String::new(),
+        names => format!("; there are: {}", some(names.iter().map(String::as_str))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Instant;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_outage_is_told_at_its_beginning_and_its_end_and_no_more() {
+        let (states, receiver) = watch::channel(ConnectionState::Connected);
+        let (told, lines) = mpsc::channel();
+        let telling = tokio::spawn(outages(receiver, move |text| told.send(text).unwrap()));
+        let since = Instant::now();
+        let say = async |state| {
+            states.send_replace(state);
+            tokio::task::yield_now().await;
+        };
+        for why in ["reset", "refused", "refused", "no route", "reset"] {
+            let why = why.to_owned();
+            say(ConnectionState::Disconnected { since, why }).await;
+        }
+        say(ConnectionState::Connected).await;
+        let why = "over".to_owned();
+        say(ConnectionState::Closed { why }).await;
+        telling.await.unwrap();
+        let lines: Vec<String> = lines.iter().collect();
+        assert_eq!(
+            lines[..2],
+            [
+                "disconnected (reset), retrying...",
+                "disconnected (refused), retrying..."
+            ]
+        );
+        assert!(lines[2].starts_with("reconnected after "), "{lines:?}");
+        assert_eq!(lines.len(), 3);
+    }
+
+    #[test]
+    fn times_are_rounded_as_people_say_them() {
+        assert_eq!(rounded(Duration::from_millis(6_700)).to_string(), "6s");
+        assert_eq!(rounded(Duration::from_micros(12_345)).to_string(), "12ms");
     }
 }

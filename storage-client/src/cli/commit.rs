@@ -2,7 +2,9 @@
 //!
 //! All checks hold and all operations happen, or nothing does. The whole file is in memory, as the commit is.
 
+use std::fs::File;
 use std::io::Read;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use storage_protocol::Batch;
@@ -32,19 +34,21 @@ Prints the commit's position, EPOCH:REVISION; a check that does not hold makes t
 pub(super) struct Commit {
     /// JSON lines; - for stdin
     #[arg(long, value_name = "F")]
-    file: String,
+    file: PathBuf,
 }
 
 impl Commit {
     pub(super) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
-        let file = &self.file;
+        let name = self.file.display().to_string();
         let mut text = String::new();
-        let read = match file.as_str() {
-            "-" => std::io::stdin().lock().read_to_string(&mut text),
-            path => std::fs::File::open(path).and_then(|mut file| file.read_to_string(&mut text)),
+        let read = match self.file == Path::new("-") {
+            true => std::io::stdin().lock().read_to_string(&mut text),
+            false => File::open(&self.file).and_then(|mut file| file.read_to_string(&mut text)),
         };
-        read.map_err(|error| usage(format!("{file} cannot be read: {error}")))?;
-        put::commit(app, out, parse(file, &text)?).await
+        read.map_err(|error| usage(format!("{name} cannot be read: {error}")))?;
+        // What marks UTF-8 is no part of the text.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        put::commit(app, out, parse(&name, text)?).await
     }
 }
 

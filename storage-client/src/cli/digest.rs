@@ -4,6 +4,8 @@
 //! hashed are a contract; each key and each value has its length (8 bytes, big-endian) before it, so that no two
 //! different contents give the same bytes.
 
+use std::ffi::OsString;
+
 use clap::Args;
 use sha2::{Digest as _, Sha256};
 use storage_protocol::{KeyState, ScanOptions, Storage};
@@ -27,7 +29,7 @@ as 8 bytes, big-endian, before it), the revision they were read at, and how many
 pub(super) struct Digest {
     /// Keys that begin with this [default: all]
     #[arg(long, value_name = "P")]
-    prefix: Option<String>,
+    prefix: Option<OsString>,
 }
 
 impl Digest {
@@ -37,7 +39,7 @@ impl Digest {
         let mut scan = storage.scan(range, ScanOptions::default()).await?;
         let bar = progress(None);
         let (mut entries, mut count) = (Entries::default(), 0u64);
-        while let Some(page) = scan.next_page().await? {
+        while let Some(page) = app.next_page(&mut scan).await? {
             for item in page {
                 if let KeyState::Live(entry) = item.state {
                     entries.add(&item.key, &entry.value);

@@ -6,9 +6,9 @@
 use std::fmt;
 use std::process::ExitCode;
 
-use storage_protocol::{Outcome, StorageError};
+use storage_protocol::{Epoch, Outcome, Revision, StorageError};
 
-use super::tell;
+use super::{escape, tell};
 
 /// How a command ended that did what it could.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,11 +59,27 @@ impl std::error::Error for StdoutClosed {}
 #[derive(Debug)]
 pub(super) struct Interrupted {
     pub(super) outcome: Outcome,
+    /// What there is to say about what was done.
+    pub(super) what: String,
+}
+
+impl Interrupted {
+    pub(super) fn new(outcome: Outcome) -> Self {
+        let what = String::new();
+        Self { outcome, what }
+    }
+
+    pub(super) fn exit_code(&self) -> u8 {
+        match self.outcome {
+            Outcome::Unknown => 4,
+            Outcome::NotExecuted | Outcome::Refused => 130,
+        }
+    }
 }
 
 impl fmt::Display for Interrupted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("interrupted")
+        write!(f, "interrupted{}", self.what)
     }
 }
 
@@ -75,8 +91,7 @@ pub(super) fn exit_code(error: &anyhow::Error) -> u8 {
         return 0;
     }
     match (find::<Interrupted>(error), find::<StorageError>(error)) {
-        (Some(interrupted), _) if interrupted.outcome == Outcome::Unknown => 4,
-        (Some(_), _) => 130,
+        (Some(interrupted), _) => interrupted.exit_code(),
         (None, Some(error)) => storage_exit_code(error),
         (None, None) => 2,
     }
@@ -103,15 +118,74 @@ fn storage_exit_code(error: &StorageError) -> u8 {
     }
 }
 
-/// Tells people what happened, and what is certain.
-pub(super) fn report(error: &anyhow::Error) {
+/// Tells people what happened, and of a write what is certain. `wrote`: a commit of this command was handed over to be
+/// sent.
+pub(super) fn report(error: &anyhow::Error, wrote: bool) {
     if find::<StdoutClosed>(error).is_some() {
         return;
     }
-    tell(format_args!("error: {error:#}"));
-    if let Some(outcome) = outcome(error) {
+    tell(format_args!("error: {}", words(error)));
+    if let Some(outcome) = outcome(error)
+        && (outcome == Outcome::Unknown || wrote && may_come_again(error))
+    {
         tell(format_args!("outcome: {}", outcome_text(outcome)));
     }
+}
+
+/// The whole chain. What a peer says is escaped; what is ours may be already.
+fn words(error: &anyhow::Error) -> String {
+    let causes = error.chain().map(|cause| match cause.downcast_ref() {
+        Some(error) => storage_words(error),
+        None => cause.to_string(),
+    });
+    causes.collect::<Vec<_>>().join(": ")
+}
+
+/// A failed call in words for people at a command line.
+pub(super) fn storage_words(error: &StorageError) -> String {
+    match error {
+        StorageError::CheckFailed { key, actual } => {
+            let key = escape::text(key);
+            match actual {
+                Some(revision) => format!("check failed: key \"{key}\" is at revision {revision}"),
+                None => format!("check failed: key \"{key}\" is absent"),
+            }
+        }
+        StorageError::EpochChanged { epoch, fork } => history_words(*epoch, *fork),
+        error => escape::text(error.to_string().as_bytes()).into_owned(),
+    }
+}
+
+/// What a store's history is after a change of its epoch.
+pub(super) fn epoch_words(epoch: Epoch, fork: Revision) -> String {
+    match fork {
+        Revision(0) => format!("this is another store now, or it was wiped (its epoch is {epoch})"),
+        fork => format!("the store's history is now epoch {epoch}, forked at revision {fork}"),
+    }
+}
+
+/// Why a position is no place in this store's history.
+fn history_words(epoch: Epoch, fork: Revision) -> String {
+    match fork {
+        Revision(0) => {
+            format!("this position is from another store (the epoch of this one is {epoch})")
+        }
+        fork => format!(
+            "this position is from a history that the store has left: its epoch is {epoch} now, forked at revision {fork}"
+        ),
+    }
+}
+
+/// Whether repeating it makes any difference: to say so of what is wrong as it stands would mislead.
+fn may_come_again(error: &anyhow::Error) -> bool {
+    !matches!(
+        find::<StorageError>(error),
+        Some(
+            StorageError::InvalidArgument { .. }
+                | StorageError::LimitExceeded { .. }
+                | StorageError::Unsupported { .. }
+        )
+    )
 }
 
 fn outcome(error: &anyhow::Error) -> Option<Outcome> {
@@ -137,7 +211,7 @@ fn find<E: std::error::Error + 'static>(error: &anyhow::Error) -> Option<&E> {
 
 #[cfg(test)]
 mod tests {
-    use storage_protocol::{Epoch, Limit, Revision};
+    use storage_protocol::Limit;
 
     use super::*;
 
@@ -233,8 +307,41 @@ mod tests {
             exit_code(&anyhow::Error::new(StdoutClosed).context("scan")),
             0
         );
-        let interrupted = |outcome| exit_code(&Interrupted { outcome }.into());
+        let interrupted = |outcome| exit_code(&Interrupted::new(outcome).into());
         assert_eq!(interrupted(Outcome::NotExecuted), 130);
         assert_eq!(interrupted(Outcome::Unknown), 4);
+    }
+
+    #[test]
+    fn what_a_peer_says_does_nothing_to_a_terminal_and_is_told_from_what_is_ours() {
+        let message = "no\u{1b}[2J\nerror: \\x1b \u{202e}".to_owned();
+        let error = anyhow::Error::new(StorageError::InvalidArgument { message });
+        let error = error.context("rows 1 to 2");
+        assert_eq!(
+            words(&error),
+            "rows 1 to 2: no\\x1b[2J\\nerror: \\\\x1b \\u{202e}"
+        );
+        let key = vec![0, b'\\'].into();
+        let error = StorageError::CheckFailed { key, actual: None };
+        assert_eq!(
+            storage_words(&error),
+            "check failed: key \"\\x00\\\\\" is absent"
+        );
+    }
+
+    #[test]
+    fn a_position_of_another_store_is_told_from_one_behind_a_fork() {
+        let words = |fork| {
+            storage_words(&StorageError::EpochChanged {
+                epoch: Epoch(1),
+                fork: Revision(fork),
+            })
+        };
+        assert!(
+            words(0).contains("this position is from another store"),
+            "{}",
+            words(0)
+        );
+        assert!(words(7).contains("forked at revision 7"), "{}", words(7));
     }
 }

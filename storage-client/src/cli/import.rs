@@ -2,31 +2,37 @@
 //!
 //! A thread reads and cuts batches; here they are sent in the file's order, and answers are taken in that order too.
 //! After the first failure nothing more is sent, and the summary of what is certain covers the commits that were on
-//! their way by then. Invariant: each row is in one state (committed, not committed, unknown) when this ends.
+//! their way by then; so it does after a signal, which waits for them a little. Invariant: each row is in one state
+//! (committed, not committed, unknown) when this ends.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::anyhow;
+use anyhow::{Context as _, anyhow};
 use clap::Args;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, pending};
 use indicatif::ProgressBar;
 use storage_protocol::{
-    CommitOptions, Limit, Outcome, Position, Result, Storage, StorageError, StorageExt,
+    CommitOptions, Key, KeyRange, Limit, Outcome, Position, Result, Revision, ScanOptions, Storage,
+    StorageError, StorageExt, planted,
 };
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 
-use super::app::App;
+use super::app::{App, END_TIMEOUT};
+use super::batches::{Batches, Duplicates, Prepared};
 use super::failure::{Exit, Interrupted, Usage, usage};
 use super::journal::{Journal, Source, digest_of};
-use super::json::Object;
 use super::output::{Output, progress};
-use super::rows::{Batches, Format, Prepared, Rows, open};
+use super::rows::{Format, Header, Reading, Rows};
+use super::tally::{Span, Tally};
 use super::tell;
 use super::template::Template;
+use super::unpack::open;
 use crate::RemoteStorage;
 
 const EXAMPLES: &str = "\
@@ -38,7 +44,8 @@ Examples:
   storage export | storage --url wss://other:7443/storage/models import -
 
 Without --key, each line is {\"put\":{...}} or {\"remove\":{...}}, as `export` writes them.
-A CSV row becomes a JSON object of strings; a row of JSON lines with --key is kept as it is.";
+A CSV row becomes a JSON object of strings; a row of JSON lines with --key is kept as it is, and {a.b} is the field b of its
+object a. Of rows with equal keys in one commit only the last is sent; --batch 1 sends each.";
 
 /// Commits on their way: enough to cover the way to the server and its disk; with `BATCH_BYTES_MAX` it bounds memory.
 const IN_FLIGHT_MAX: usize = 8;
@@ -51,14 +58,28 @@ const READ_AHEAD: usize = 2;
 #[command(after_help = EXAMPLES)]
 pub(super) struct Import {
     /// File, as it is or packed with gzip; - for stdin
-    file: String,
+    file: PathBuf,
     /// Format [default: by the file's name; stdin: jsonl]
     #[arg(long, value_enum)]
     format: Option<Format>,
     /// Key of each row, with {column} for a column's value ({{ and }} for braces)
     #[arg(long, value_name = "TEMPLATE")]
     key: Option<Template>,
-    /// Rows of one commit, at most; a commit also ends at 1 MiB, and before a key that is in it already
+    /// Names of the columns of a CSV file whose first line is a row already
+    #[arg(
+        long,
+        value_name = "NAME,...",
+        value_delimiter = ',',
+        conflicts_with = "no_header"
+    )]
+    header: Option<Vec<String>>,
+    /// The first line of a CSV file is a row already; its columns are called 1, 2, 3
+    #[arg(long)]
+    no_header: bool,
+    /// What to do with a row whose key an earlier row has
+    #[arg(long, value_enum, default_value_t)]
+    duplicates: Duplicates,
+    /// Rows of one commit, at most; a commit also ends at 1 MiB
     #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
     batch: u32,
     /// Keep a journal in FILE: the same command again goes on where it was, and no row takes effect twice
@@ -69,23 +90,29 @@ pub(super) struct Import {
 impl Import {
     pub(super) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
         let start = Instant::now();
-        let mut journal = self.open_journal(app).await?;
-        if let Some(rows) = journal.as_ref().and_then(|journal| journal.complete) {
+        let reading = self.reading()?;
+        let mut journal = self.open_journal(app, &reading).await?;
+        if let Some(journal) = &journal
+            && let Some(rows) = journal.complete
+        {
+            let ask = async {
+                let storage = app.connect().await?;
+                check_history(journal, &storage).await
+            };
+            app.unless_interrupted(ask).await?;
             tell(format!("all {rows} rows were committed before"));
             return Ok(Exit::Done);
         }
-        let format = match self.format {
-            Some(format) => format,
-            None => Format::of(&self.file)?,
-        };
         let total = std::fs::metadata(&self.file).map_or(0, |metadata| metadata.len());
         let bar = progress(Some(total));
-        let rows = Rows::new(&self.file, open(&self.file, &bar)?, format, self.key)?;
+        let rows = Rows::new(&self.file, open(&self.file, &bar)?, reading)?;
         let saved = journal.as_ref().and_then(Journal::saved);
         let storage = app.unless_interrupted(app.connect_as(saved)).await?;
         if let Some(journal) = &mut journal {
             // However this ends before its end: the session stays, so that the next run can ask it.
             app.keep_session(true);
+            app.unless_interrupted(check_history(journal, &storage))
+                .await?;
             begin_session(journal, &storage)?;
         }
         let limits = storage.limits().await?;
@@ -95,7 +122,7 @@ impl Import {
             let error = StorageError::limit(Limit::OperationsPerCommit, batch, max);
             return Err(anyhow::Error::new(error).context("--batch"));
         }
-        let mut reader = Reader::start(Batches::new(rows, batch, limits));
+        let mut reader = Reader::start(Batches::new(rows, batch, self.duplicates, limits));
         let mut tally = Tally::default();
         let mut sender = Sender {
             storage: storage.clone(),
@@ -104,20 +131,15 @@ impl Import {
         let stopped = send_all(&mut sender, &mut reader, &mut tally, app, &bar).await;
         bar.finish_and_clear();
         let stopped = stopped?;
-        if let Err(error) = tally.judge(&self.file) {
+        if let Err(error) = tally.judge(&self.file.display().to_string()) {
             return Err(sender.explain(error));
         }
-        let committed = tally.committed_text();
         match stopped {
-            Stopped::Interrupted => {
-                let outcome = Outcome::NotExecuted;
-                let error = anyhow::Error::new(Interrupted { outcome }).context(committed);
-                return Err(sender.explain(error));
-            }
+            Stopped::Interrupted => return Err(sender.interrupted(&tally).into()),
             Stopped::End => reader
                 .end()
                 .await
-                .map_err(|error| with_count(error, &committed))?,
+                .map_err(|error| with_count(error, &tally.committed_text()))?,
         }
         if let Some(journal) = &mut sender.journal {
             journal.completed(tally.rows + tally.rows_before)?;
@@ -127,28 +149,54 @@ impl Import {
             Some(position) => position,
             None => storage.sync().await?,
         };
-        out.line(&tally.summary(position, start.elapsed().as_secs_f64(), app.json()))?;
+        let summary = tally.summary(position, start.elapsed().as_secs_f64(), app.json());
+        // Where the summary cannot be told there, it is told here: the rows are committed.
+        let told = out.line(&summary).and_then(|()| out.flush());
+        told.with_context(|| format!("{}, at {position}", tally.committed_text()))?;
         Ok(Exit::Done)
     }
-}
 
-impl Import {
-    async fn open_journal(&self, app: &App) -> anyhow::Result<Option<Journal>> {
-        let Some(path) = self.session_file.clone() else {
-            return Ok(None);
-        };
-        if self.file == "-" {
-            return Err(usage(
-                "--session-file goes with a file, not with stdin: what was read of that is gone",
-            ));
-        }
-        let (keyspace, key) = (app.keyspace()?, self.key.as_ref().map(Template::to_string));
-        let (file, batch) = (PathBuf::from(&self.file), self.batch);
+    /// How the file is to be read.
+    fn reading(&self) -> anyhow::Result<Reading> {
         let format = match self.format {
             Some(format) => format,
             None => Format::of(&self.file)?,
         };
-        let format = format!("{format:?}");
+        let header = match &self.header {
+            Some(names) => Header::Given(names.clone()),
+            None if self.no_header => Header::Numbered,
+            None => Header::FirstLine,
+        };
+        let template = self.key.clone();
+        Ok(Reading {
+            format,
+            header,
+            template,
+        })
+    }
+
+    async fn open_journal(&self, app: &App, reading: &Reading) -> anyhow::Result<Option<Journal>> {
+        let Some(path) = self.session_file.clone() else {
+            return Ok(None);
+        };
+        if self.file == Path::new("-") {
+            return Err(usage(
+                "--session-file goes with a file, not with stdin: what was read of that is gone",
+            ));
+        }
+        // A FIFO, too, gives what it has once only.
+        if std::fs::metadata(&self.file).is_ok_and(|metadata| !metadata.is_file()) {
+            return Err(usage(format!(
+                "--session-file goes with a file that can be read again, and {} is none",
+                self.file.display()
+            )));
+        }
+        let (file, batch, keyspace) = (self.file.clone(), self.batch, app.keyspace()?);
+        let key = reading.template.as_ref().map(Template::to_string);
+        let format = match &reading.header {
+            Header::FirstLine => format!("{:?}", reading.format),
+            header => format!("{:?}, header {header:?}", reading.format),
+        };
         let opening = tokio::task::spawn_blocking(move || {
             let sha256 =
                 digest_of(&file).map_err(|error| usage(format!("{}: {error}", file.display())))?;
@@ -165,10 +213,60 @@ impl Import {
     }
 }
 
+/// Fails where the store that serves us is not the one that the journal tells of, or has lost what it tells of.
+async fn check_history(journal: &Journal, storage: &RemoteStorage) -> anyhow::Result<()> {
+    let Some(known) = journal.position() else {
+        return Ok(());
+    };
+    let present = storage.welcome().position;
+    if planted("journal-of-any-store")
+        || present.epoch == known.epoch && present.revision >= known.revision
+    {
+        return Ok(());
+    }
+    let name = journal.name();
+    let refused = |why: String| {
+        Err(usage(format!(
+            "{name} tells of an import into another store: {why}. Give another --session-file, or remove this one to import \
+             everything"
+        )))
+    };
+    if present.epoch == known.epoch {
+        return refused(format!(
+            "it was at {known}, and the server is at {present}, so it lost commits"
+        ));
+    }
+    // The store's history was forked, or it is another one: it knows.
+    let range = KeyRange {
+        start: Key::from_static(&[0]),
+        end: Some(Key::from_static(&[0, 0])),
+    };
+    let options = ScanOptions {
+        newer_than: Some(known),
+        keys_only: true,
+        limit: Some(1),
+        ..ScanOptions::default()
+    };
+    match storage.scan(range, options).await {
+        // What is asked for is only whether the position is one of this history.
+        Ok(_) | Err(StorageError::Compacted { .. }) => Ok(()),
+        Err(StorageError::EpochChanged { epoch, fork }) if fork == Revision(0) => refused(format!(
+            "its epoch was {}, and the server's is {epoch}",
+            known.epoch
+        )),
+        Err(StorageError::EpochChanged { epoch, fork }) => refused(format!(
+            "it was at {known}, and the server's history is now epoch {epoch}, which lost what was committed behind \
+             revision {fork}"
+        )),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Notes the session that the server gave us. What an earlier one left without an answer can then never be known.
 fn begin_session(journal: &mut Journal, storage: &RemoteStorage) -> anyhow::Result<()> {
     let info = *storage.session_info().borrow();
-    let lost = journal.begin_session(info.id, info.incarnation)?;
+    let epoch = storage.welcome().position.epoch;
+    let lost = journal.begin_session(info.id, info.incarnation, epoch)?;
     let Some(first) = lost.iter().map(|sent| sent.row).min() else {
         return Ok(());
     };
@@ -232,9 +330,7 @@ enum Stopped {
 
 /// A commit on its way.
 struct InFlight {
-    first_row: u64,
-    first_line: u64,
-    rows: u64,
+    span: Span,
     /// Of its session, where there is a journal.
     number: Option<u64>,
     answer: BoxFuture<'static, Result<Position>>,
@@ -250,7 +346,7 @@ impl Sender {
     /// Sends a batch; `None` where the journal says that it is committed.
     fn send(&mut self, prepared: Prepared) -> anyhow::Result<Option<InFlight>> {
         let (rows, first_row, first_line) =
-            (prepared.rows(), prepared.first_row, prepared.first_line);
+            (prepared.rows, prepared.first_row, prepared.first_line);
         let options = CommitOptions::labelled("import");
         let mut number = None;
         if let Some(journal) = &mut self.journal {
@@ -293,10 +389,13 @@ impl Sender {
             Poll::Ready(answer) => futures_util::future::ready(answer).boxed(),
             Poll::Pending => commit,
         };
-        Ok(Some(InFlight {
+        let span = Span {
             first_row,
             first_line,
             rows,
+        };
+        Ok(Some(InFlight {
+            span,
             number,
             answer,
         }))
@@ -307,7 +406,7 @@ impl Sender {
             return Ok(());
         };
         match answer {
-            Ok(_) => journal.executed(number),
+            Ok(position) => journal.executed(number, position.revision),
             Err(error) if error.outcome() != Outcome::Unknown => journal.refused(number),
             Err(_) => Ok(()),
         }
@@ -320,6 +419,21 @@ impl Sender {
         }
         error.context("the session file knows; the same command goes on from there")
     }
+
+    /// A signal came, and everything that was on its way has been answered.
+    fn interrupted(&self, tally: &Tally) -> Interrupted {
+        let rows = tally.rows + tally.rows_before;
+        let next = match self.journal {
+            Some(_) => "run the same command again to continue",
+            None => {
+                "the same command again begins with the first row (with --session-file it would continue)"
+            }
+        };
+        Interrupted {
+            what: format!(" after {rows} rows (kept); {next}"),
+            ..Interrupted::new(Outcome::NotExecuted)
+        }
+    }
 }
 
 async fn send_all(
@@ -330,25 +444,38 @@ async fn send_all(
     bar: &ProgressBar,
 ) -> anyhow::Result<Stopped> {
     let mut in_flight = VecDeque::new();
-    let mut stopped = None;
+    let (mut stopped, mut interrupted) = (None, false);
+    let mut patience = pin!(sleep(Duration::ZERO));
     loop {
+        app.importing(!in_flight.is_empty());
         let more = stopped.is_none() && tally.failures.is_empty();
         if !more && in_flight.is_empty() {
             return Ok(stopped.unwrap_or(Stopped::End));
         }
         tokio::select! {
             biased;
-            () = app.interrupt.cancelled(), if more => stopped = Some(Stopped::Interrupted),
+            // At the end of the file and after a failure, too, a signal bounds the wait for answers.
+            () = app.interrupt.cancelled(), if !interrupted => {
+                interrupted = true;
+                stopped = stopped.or(Some(Stopped::Interrupted));
+                patience.as_mut().reset(tokio::time::Instant::now() + END_TIMEOUT);
+            }
             answer = front(&mut in_flight) => {
                 if let Some(commit) = in_flight.pop_front() {
                     sender.answered(commit.number, &answer)?;
-                    tally.add(commit, answer);
+                    tally.add(commit.span, answer);
                     bar.set_message(tally.committed_text());
+                }
+            }
+            () = patience.as_mut(), if interrupted => {
+                for commit in in_flight.drain(..) {
+                    tally.add(commit.span, Err(no_answer()));
                 }
             }
             prepared = reader.batches.recv(), if more && in_flight.len() < IN_FLIGHT_MAX => match prepared {
                 Some(prepared) => {
-                    let rows = prepared.rows();
+                    let (rows, duplicates) = (prepared.rows, prepared.duplicates);
+                    tally.duplicates += duplicates;
                     match sender.send(prepared)? {
                         Some(commit) => in_flight.push_back(commit),
                         None => tally.rows_before += rows,
@@ -360,177 +487,18 @@ async fn send_all(
     }
 }
 
+/// Of a commit that a signal did not wait for.
+fn no_answer() -> StorageError {
+    StorageError::Closed {
+        reason: "interrupted before the answer came".to_owned(),
+        outcome: Outcome::Unknown,
+    }
+}
+
 /// The answer to the oldest commit. Cancel-safe: the commit stays where it is.
 async fn front(in_flight: &mut VecDeque<InFlight>) -> Result<Position> {
     match in_flight.front_mut() {
         Some(commit) => (&mut commit.answer).await,
         None => pending().await,
-    }
-}
-
-/// What became of the rows.
-#[derive(Default)]
-struct Tally {
-    rows: u64,
-    commits: u64,
-    last: Option<Position>,
-    failures: Vec<Failed>,
-    /// Committed by an earlier run.
-    rows_before: u64,
-    /// Committed although an earlier commit failed.
-    rows_behind: u64,
-}
-
-struct Failed {
-    first_row: u64,
-    first_line: u64,
-    rows: u64,
-    error: StorageError,
-}
-
-impl Tally {
-    fn add(&mut self, commit: InFlight, answer: Result<Position>) {
-        let InFlight {
-            first_row,
-            first_line,
-            rows,
-            ..
-        } = commit;
-        match answer {
-            Ok(position) => {
-                self.commits += 1;
-                self.last = Some(position);
-                match self.failures.is_empty() {
-                    true => self.rows += rows,
-                    false => self.rows_behind += rows,
-                }
-            }
-            Err(error) => self.failures.push(Failed {
-                first_row,
-                first_line,
-                rows,
-                error,
-            }),
-        }
-    }
-
-    fn committed_text(&self) -> String {
-        format!("{} rows were committed", self.rows)
-    }
-
-    /// Fails if a commit did. An unknown outcome says more than one that is certain, so the first such counts.
-    fn judge(&self, file: &str) -> anyhow::Result<()> {
-        let unknown = |failed: &Failed| failed.error.outcome() == Outcome::Unknown;
-        let place = self.failures.iter().position(unknown).unwrap_or(0);
-        let Some(failed) = self.failures.get(place) else {
-            return Ok(());
-        };
-        let (first, line) = (failed.first_row, failed.first_line);
-        let mut text = match unknown(failed) {
-            true => format!("from row {first} on ({file}:{line}) it is unknown what was committed"),
-            false => {
-                let last = first + failed.rows - 1;
-                format!("rows {first} to {last} (from {file}:{line} on) were not committed")
-            }
-        };
-        text.push_str(&format!("; {} before", self.committed_text()));
-        if self.rows_behind > 0 {
-            text.push_str(&format!(
-                ", and {} rows that were on their way behind the first failed commit",
-                self.rows_behind
-            ));
-        }
-        Err(anyhow::Error::new(failed.error.clone()).context(text))
-    }
-
-    fn summary(&self, position: Position, seconds: f64, json: bool) -> String {
-        let (rows, commits) = (self.rows, self.commits);
-        let before = self.rows_before;
-        if !json {
-            let earlier = match before {
-                0 => String::new(),
-                before => format!(" ({before} rows were committed before)"),
-            };
-            return format!(
-                "{rows} rows in {commits} commits, {seconds:.3} s, at {position}{earlier}"
-            );
-        }
-        let summary = Object::new()
-            .number("rows", rows)
-            .number("commits", commits)
-            .raw("seconds", &format!("{seconds:.3}"))
-            .position(position);
-        match before {
-            0 => summary.finish(),
-            before => summary.number("rows_before", before).finish(),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use storage_protocol::Revision;
-
-    use super::super::failure::exit_code;
-    use super::*;
-
-    /// What is said after commits of two rows each came to this.
-    fn judged(answers: impl IntoIterator<Item = Result<u64>>) -> (u8, String) {
-        let mut tally = Tally::default();
-        for (place, answer) in (0u64..).zip(answers) {
-            let commit = InFlight {
-                first_row: 2 * place + 1,
-                first_line: 2 * place + 2,
-                rows: 2,
-                number: None,
-                answer: pending().boxed(),
-            };
-            let position = |revision| Position {
-                revision: Revision(revision),
-                ..Position::default()
-            };
-            tally.add(commit, answer.map(position));
-        }
-        match tally.judge("f") {
-            Ok(()) => (0, tally.committed_text()),
-            Err(error) => (exit_code(&error), format!("{error}")),
-        }
-    }
-
-    #[test]
-    fn each_row_is_committed_not_committed_or_unknown() {
-        let overloaded = || {
-            let (limit, max) = (Limit::CommitQueue, 1);
-            Err(StorageError::Overloaded { limit, max })
-        };
-        let lost = || {
-            let outcome = Outcome::Unknown;
-            Err(StorageError::DeadlineExceeded { outcome })
-        };
-        let says = |code, text: &str| (code, text.to_owned());
-        assert_eq!(judged([Ok(1), Ok(2)]), says(0, "4 rows were committed"));
-        assert_eq!(
-            judged([Ok(1), overloaded(), Ok(2), overloaded(), Ok(3)]),
-            says(
-                3,
-                "rows 3 to 4 (from f:4 on) were not committed; 2 rows were committed before, and 4 rows that were \
-                     on their way behind the first failed commit"
-            )
-        );
-        assert_eq!(
-            judged([Ok(1), Ok(2), lost(), lost()]),
-            says(
-                4,
-                "from row 5 on (f:6) it is unknown what was committed; 4 rows were committed before"
-            )
-        );
-        // What is certain about the first must not hide what is not certain about the second.
-        assert_eq!(
-            judged([overloaded(), lost()]),
-            says(
-                4,
-                "from row 3 on (f:4) it is unknown what was committed; 0 rows were committed before"
-            )
-        );
     }
 }

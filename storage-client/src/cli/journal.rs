@@ -3,8 +3,11 @@
 //!
 //! JSON lines, appended. A commit's line is on disk before the commit goes out, so whatever a crash of this process leaves
 //! behind, every commit that may have been executed has its line; the server tells, by the session's numbers, which were.
-//! A last line that was cut short by a crash is no line. Invariant: a line's rows are a batch that the same file and
-//! options cut again.
+//! A last line that was cut short by a crash is no line. What it says holds for one history of one store: it names the
+//! epoch, and the last revision that is known of it.
+//!
+//! Invariants: a line's rows are a batch that the same file and options cut again. A file that does not begin with
+//! [`MAGIC`] is not ours, and is not changed.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -13,10 +16,14 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use storage_protocol::SessionId;
+use storage_protocol::{Epoch, Position, Revision, SessionId, planted};
 
 use super::failure::usage;
+use super::target::sync_folder;
 use crate::SavedSession;
+
+/// How a session file begins, its format's number included.
+const MAGIC: &str = "{\"storage_import_session\":1}\n";
 
 /// What is imported, and how it is cut: on this the rows of each commit depend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,12 +42,17 @@ pub(super) struct Source {
 enum Line {
     /// The first one.
     Import(Source),
-    /// From here on numbers are of this session. Of the same one again: a new incarnation of it.
-    Session { id: String, incarnation: u64 },
+    /// From here on numbers are of this session. Of the same one again: a new incarnation of it. `epoch`: of the store's
+    /// history, in hex.
+    Session {
+        id: String,
+        incarnation: u64,
+        epoch: String,
+    },
     /// This commit is about to go out.
     Commit { number: u64, row: u64, rows: u64 },
     /// It was executed.
-    Done { number: u64 },
+    Done { number: u64, revision: u64 },
     /// It was refused, and will not be executed under this number.
     Refused { number: u64 },
     /// All rows are committed.
@@ -61,6 +73,8 @@ pub(super) struct Journal {
     path: PathBuf,
     file: File,
     session: Option<(SessionId, u64)>,
+    /// Up to where the store's history is known: the epoch of the last session, and the last revision that was told.
+    position: Option<Position>,
     /// The highest number of the session.
     sent: u64,
     /// Without a known outcome, by ascending numbers.
@@ -75,6 +89,12 @@ impl Journal {
     /// Opens it, or begins it; only one process at a time. Blocks on the disk.
     pub(super) fn open(path: &Path, source: &Source) -> anyhow::Result<Self> {
         let name = path.display();
+        // A FIFO or a device keeps nothing.
+        if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+            return Err(usage(format!(
+                "{name} is no regular file, so it cannot be a session file"
+            )));
+        }
         let file = OpenOptions::new()
             .read(true)
             .append(true)
@@ -87,6 +107,7 @@ impl Journal {
             path: path.to_owned(),
             file,
             session: None,
+            position: None,
             sent: 0,
             unanswered: Vec::new(),
             done: Vec::new(),
@@ -97,7 +118,7 @@ impl Journal {
             .with_context(|| format!("{name} cannot be read"))?;
         match was {
             None => {
-                journal.append(&Line::Import(source.clone()))?;
+                journal.begin(source)?;
                 sync_folder(path).with_context(|| format!("the folder of {name}"))?;
             }
             Some(was) if was == *source => {}
@@ -111,10 +132,26 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Reads what is there; what it says that is imported, if it says anything.
+    /// Reads what is there; what it says that is imported, if it says anything. Only a file that is ours is repaired.
     fn read(&mut self) -> anyhow::Result<Option<Source>> {
+        let mut head = Vec::new();
+        (&self.file)
+            .take(MAGIC.len() as u64)
+            .read_to_end(&mut head)?;
+        if head.is_empty() {
+            return Ok(None);
+        }
+        if head != MAGIC.as_bytes() {
+            if planted("repairs-foreign-files") {
+                self.file.set_len(0)?;
+                return Ok(None);
+            }
+            return Err(usage(
+                "it is no session file of an import, and was left as it is",
+            ));
+        }
         let mut source = None;
-        let mut whole = 0;
+        let mut whole = head.len() as u64;
         let mut reader = BufReader::new(&self.file);
         let mut lines = Vec::new();
         loop {
@@ -125,7 +162,7 @@ impl Journal {
             }
             whole += bytes as u64;
             let parsed: Line = serde_json::from_slice(&line)
-                .map_err(|error| usage(format!("it is no session file of an import: {error}")))?;
+                .map_err(|error| usage(format!("a line of it is damaged: {error}")))?;
             lines.push(parsed);
         }
         for line in lines {
@@ -146,8 +183,15 @@ impl Journal {
             Line::Session {
                 ref id,
                 incarnation,
+                ref epoch,
             } => {
                 let id = parse_session(id)?;
+                let epoch = parse_epoch(epoch)?;
+                if self.position.is_none_or(|position| position.epoch != epoch) {
+                    // What is known of an earlier history is known of this one: that was asked before.
+                    let revision = self.position.map_or(Revision(0), |known| known.revision);
+                    self.position = Some(Position { epoch, revision });
+                }
                 if self.session.is_none_or(|(known, _)| known != id) {
                     self.sent = 0;
                     self.unanswered.clear();
@@ -158,7 +202,10 @@ impl Journal {
                 self.sent = self.sent.max(number);
                 self.unanswered.push(Sent { number, row, rows });
             }
-            Line::Done { number } => {
+            Line::Done { number, revision } => {
+                if let Some(position) = &mut self.position {
+                    position.revision = position.revision.max(Revision(revision));
+                }
                 if let Some(sent) = self.take(number) {
                     // Answers come in the order of numbers, which may not be that of rows.
                     let place = self.done.partition_point(|(row, _)| *row < sent.row);
@@ -181,10 +228,24 @@ impl Journal {
         Some(self.unanswered.remove(place))
     }
 
+    /// Makes an empty file ours, by one write.
+    fn begin(&mut self, source: &Source) -> anyhow::Result<()> {
+        let line = Line::Import(source.clone());
+        match self.file.metadata() {
+            Ok(metadata) if metadata.len() > 0 => self.append_behind("", &line),
+            _ => self.append_behind(MAGIC, &line),
+        }
+    }
+
     fn append(&mut self, line: &Line) -> anyhow::Result<()> {
+        self.append_behind("", line)
+    }
+
+    fn append_behind(&mut self, head: &str, line: &Line) -> anyhow::Result<()> {
         let name = self.path.display();
         let failed = || format!("{name} cannot be written");
-        let mut text = serde_json::to_vec(line).with_context(failed)?;
+        let mut text = head.as_bytes().to_vec();
+        serde_json::to_writer(&mut text, line).with_context(failed)?;
         text.push(b'\n');
         self.file.write_all(&text).with_context(failed)?;
         // An answer may get lost in a crash: the server knows it. What goes out must be known before.
@@ -197,6 +258,16 @@ impl Journal {
     fn note(&mut self, line: &Line) -> anyhow::Result<()> {
         self.append(line)?;
         self.apply(line)
+    }
+
+    /// Its file, for messages.
+    pub(super) fn name(&self) -> impl std::fmt::Display + '_ {
+        self.path.display()
+    }
+
+    /// Where the history of the store stood, as far as it is known here.
+    pub(super) fn position(&self) -> Option<Position> {
+        self.position
     }
 
     /// The session to resume, if there was one.
@@ -215,10 +286,15 @@ impl Journal {
         &mut self,
         id: SessionId,
         incarnation: u64,
+        epoch: Epoch,
     ) -> anyhow::Result<Vec<Sent>> {
         let before = self.unanswered.clone();
-        let id = hex::encode(id.0);
-        self.note(&Line::Session { id, incarnation })?;
+        let (id, epoch) = (hex::encode(id.0), epoch.to_string());
+        self.note(&Line::Session {
+            id,
+            incarnation,
+            epoch,
+        })?;
         if self.unanswered.is_empty() {
             Ok(before)
         } else {
@@ -267,8 +343,9 @@ impl Journal {
         Ok(number)
     }
 
-    pub(super) fn executed(&mut self, number: u64) -> anyhow::Result<()> {
-        self.note(&Line::Done { number })
+    pub(super) fn executed(&mut self, number: u64, revision: Revision) -> anyhow::Result<()> {
+        let revision = revision.0;
+        self.note(&Line::Done { number, revision })
     }
 
     pub(super) fn refused(&mut self, number: u64) -> anyhow::Result<()> {
@@ -280,19 +357,18 @@ impl Journal {
     }
 }
 
-/// So that the file's name outlives a power cut, like its content.
-fn sync_folder(path: &Path) -> io::Result<()> {
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    File::open(folder.unwrap_or_else(|| Path::new(".")))?.sync_all()
-}
-
 fn parse_session(hex_id: &str) -> anyhow::Result<SessionId> {
     let mut id = [0; 16];
     hex::decode_to_slice(hex_id, &mut id)
         .map_err(|_| usage(format!("{hex_id:?} is no session's id")))?;
     Ok(SessionId(id))
+}
+
+fn parse_epoch(hex: &str) -> anyhow::Result<Epoch> {
+    let epoch = u64::from_str_radix(hex, 16);
+    epoch
+        .map(Epoch)
+        .map_err(|_| usage(format!("{hex:?} is no epoch")))
 }
 
 fn difference(was: &Source, is: &Source) -> String {
@@ -338,6 +414,7 @@ mod tests {
     }
 
     const ID: SessionId = SessionId([7; 16]);
+    const EPOCH: Epoch = Epoch(0xe);
 
     #[test]
     fn what_was_noted_is_there_again() {
@@ -345,11 +422,12 @@ mod tests {
         let path = folder.path().join("session");
         let mut journal = Journal::open(&path, &source()).unwrap();
         assert!(journal.saved().is_none());
-        journal.begin_session(ID, 3).unwrap();
+        assert_eq!(journal.position(), None);
+        journal.begin_session(ID, 3, EPOCH).unwrap();
         assert_eq!(journal.send(1, 2, 0).unwrap(), 1);
         assert_eq!(journal.send(3, 2, 0).unwrap(), 2);
         assert_eq!(journal.send(5, 2, 0).unwrap(), 3);
-        journal.executed(1).unwrap();
+        journal.executed(1, Revision(41)).unwrap();
         journal.refused(3).unwrap();
         drop(journal);
         // A crash in the middle of a line.
@@ -360,26 +438,36 @@ mod tests {
         let saved = journal.saved().unwrap();
         assert_eq!((saved.id, saved.incarnation, saved.sent), (ID, 3, 3));
         assert_eq!(saved.unanswered, [2]);
+        assert_eq!(
+            journal.position().unwrap().to_string(),
+            "000000000000000e:41"
+        );
         assert!(journal.is_done(1, 2) && !journal.is_done(3, 2));
         assert_eq!(journal.unanswered_number(3, 2), Some(2));
         assert!(journal.contradicts(2, 2) && journal.contradicts(3, 1));
         assert!(!journal.contradicts(5, 9) && !journal.contradicts(1, 2));
         // A batch that was refused is answered after later ones: what is done is found all the same.
         let number = journal.send(7, 2, 0).unwrap();
-        journal.executed(number).unwrap();
+        journal.executed(number, Revision(40)).unwrap();
         assert!(journal.is_overtaken(5));
         let number = journal.send(5, 2, 0).unwrap();
-        journal.executed(number).unwrap();
+        journal.executed(number, Revision(40)).unwrap();
         assert!(journal.is_done(1, 2) && journal.is_done(5, 2) && journal.is_done(7, 2));
         // The same session goes on; of another, what has no answer is unknown.
-        assert_eq!(journal.begin_session(ID, 4).unwrap(), []);
-        let lost = journal.begin_session(SessionId([8; 16]), 0).unwrap();
+        assert_eq!(journal.begin_session(ID, 4, EPOCH).unwrap(), []);
+        let lost = journal
+            .begin_session(SessionId([8; 16]), 0, Epoch(0xf))
+            .unwrap();
         assert_eq!(lost.iter().map(|sent| sent.number).collect::<Vec<_>>(), [2]);
         assert_eq!(journal.send(3, 2, 0).unwrap(), 1);
         journal.completed(6).unwrap();
         drop(journal);
         let journal = Journal::open(&path, &source()).unwrap();
         assert_eq!(journal.complete, Some(6));
+        assert_eq!(
+            journal.position().unwrap().to_string(),
+            "000000000000000f:41"
+        );
     }
 
     #[test]
@@ -394,8 +482,33 @@ mod tests {
         other.batch = 3;
         let error = Journal::open(&path, &other).unwrap_err().to_string();
         assert!(error.contains("--batch is 2, this is 3"), "{error}");
-        std::fs::write(&path, "no json\n").unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_not_ours_is_left_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("session");
+        let torn = &MAGIC[..MAGIC.len() - 2];
+        for foreign in ["precious", "precious\n", "{\"import\":{}}\n", "{}\n{", torn] {
+            std::fs::write(&path, foreign).unwrap();
+            let error = format!("{:#}", Journal::open(&path, &source()).unwrap_err());
+            assert!(error.contains("no session file of an import"), "{error}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), foreign);
+        }
+        let damaged = format!("{MAGIC}no line of ours\nor this");
+        std::fs::write(&path, &damaged).unwrap();
         let error = format!("{:#}", Journal::open(&path, &source()).unwrap_err());
-        assert!(error.contains("no session file"), "{error}");
+        assert!(error.contains("damaged"), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), damaged);
+        let error = Journal::open(folder.path(), &source())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("no regular file"), "{error}");
+        // An empty one holds nothing that could be lost, and a header alone is a beginning.
+        for begun in ["", MAGIC] {
+            std::fs::write(&path, begun).unwrap();
+            drop(Journal::open(&path, &source()).unwrap());
+            assert!(Journal::open(&path, &source()).unwrap().saved().is_none());
+        }
     }
 }

@@ -13,6 +13,8 @@ use storage_protocol::{
     Check, Entry, EntryLifetime, Expected, Key, Lifetime, Operation, Position, Revision,
 };
 
+use super::escape;
+
 /// A JSON object that is being written.
 pub(super) struct Object(String);
 
@@ -26,14 +28,14 @@ impl Object {
         if self.0.len() > 1 {
             self.0.push(',');
         }
-        self.0.push_str(&quoted(name));
+        self.0.push_str(&escape::json(name));
         self.0.push(':');
         self.0.push_str(json);
         self
     }
 
     pub(super) fn text(self, name: &str, text: &str) -> Self {
-        self.raw(name, &quoted(text))
+        self.raw(name, &escape::json(text))
     }
 
     pub(super) fn number(self, name: &str, number: u64) -> Self {
@@ -84,10 +86,6 @@ impl Object {
         self.0.push('}');
         self.0
     }
-}
-
-fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
 }
 
 /// What a line of `commit` says.

@@ -6,9 +6,11 @@
 //! Invariant: results go to stdout, everything else to stderr, and the exit code is `failure::exit_code`'s.
 
 mod app;
+mod batches;
 mod commit;
 mod completions;
 mod digest;
+mod escape;
 mod export;
 mod failure;
 mod get;
@@ -18,12 +20,16 @@ mod json;
 mod output;
 mod ping;
 mod put;
+mod quotes;
 mod replica;
 mod rm;
 mod rows;
 mod scan;
+mod tally;
+mod target;
 mod template;
 mod text;
+mod unpack;
 mod watch;
 
 use std::io::Write;
@@ -34,7 +40,7 @@ use anyhow::anyhow;
 use clap::{Parser, Subcommand};
 
 use app::{App, Globals};
-use failure::Exit;
+use failure::{Exit, Interrupted};
 use output::Output;
 
 const EXAMPLES: &str = "\
@@ -92,34 +98,41 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    let app = App::new(cli.globals);
     let done = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(|error| anyhow!("the runtime cannot be started: {error}"))
         .and_then(|runtime| {
-            let done = runtime.block_on(run(cli));
+            let done = runtime.block_on(run(cli.command, &app));
             runtime.shutdown_timeout(RUNTIME_END_TIMEOUT);
             done
         });
     match done {
         Ok(exit) => exit.into(),
         Err(error) => {
-            failure::report(&error);
+            failure::report(&error, app.wrote());
             failure::exit_code(&error).into()
         }
     }
 }
 
-/// Runs the command and closes the connection.
-async fn run(cli: Cli) -> anyhow::Result<Exit> {
-    let app = App::new(cli.globals);
-    let mut out = Output::stdout();
-    let done = Box::pin(dispatch(cli.command, &app, &mut out)).await;
-    // What was found before a failure is a result too. An earlier error says more than that of the flush.
-    let flushed = out.flush();
-    app.close().await;
-    done.and_then(|exit| flushed.map(|()| exit))
+/// Runs the command and closes the connection, unless it is told twice to end.
+async fn run(command: Command, app: &App) -> anyhow::Result<Exit> {
+    let in_order = async {
+        let mut out = Output::stdout();
+        let done = Box::pin(dispatch(command, app, &mut out)).await;
+        // What was found before a failure is a result too. An earlier error says more than that of the flush.
+        let flushed = out.flush();
+        app.close().await;
+        done.and_then(|exit| flushed.map(|()| exit))
+    };
+    tokio::select! {
+        biased;
+        done = in_order => done,
+        () = app.abort.cancelled() => Err(Interrupted::new(app.outcome_if_ended()).into()),
+    }
 }
 
 async fn dispatch(command: Command, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
@@ -151,9 +164,10 @@ async fn dispatch(command: Command, app: &App, out: &mut Output) -> anyhow::Resu
     }
 }
 
-/// Tells people something. A closed stderr must not end what goes on.
+/// Tells people something, on one line that does nothing to a terminal. A closed stderr must not end what goes on.
 fn tell(text: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let text = text.to_string();
+    let _ = writeln!(std::io::stderr(), "{}", escape::message(&text));
 }
 
 #[cfg(test)]

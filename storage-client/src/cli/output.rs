@@ -1,28 +1,35 @@
-//! Where results go: stdout, or a file that appears only when it is whole; and progress for people.
+//! Where results go: stdout, or a file (see [`target`](super::target)); and progress for people.
 //!
 //! A closed pipe on stdout is not a failure but an end ([`StdoutClosed`]); everything that writes goes through here,
 //! so that it is told apart in one place.
 
 use std::io::{self, BufWriter, ErrorKind, IsTerminal, Write};
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use storage_protocol::planted;
+use tokio_util::sync::CancellationToken;
 
 use super::failure::{StdoutClosed, usage};
 
 /// Lines of results, buffered.
 pub(super) struct Output {
     writer: BufWriter<Box<dyn Write + Send>>,
-    name: String,
+    /// What errors call it; `None`: stdout.
+    name: Option<String>,
 }
 
 impl Output {
     pub(super) fn stdout() -> Self {
-        Self::new(Box::new(io::stdout()), "stdout".to_owned())
+        Self::new(Box::new(io::stdout()), None)
     }
 
-    fn new(writer: Box<dyn Write + Send>, name: String) -> Self {
+    /// A file, under this name.
+    pub(super) fn file(writer: std::fs::File, name: String) -> Self {
+        Self::new(Box::new(writer), Some(name))
+    }
+
+    fn new(writer: Box<dyn Write + Send>, name: Option<String>) -> Self {
         let writer = BufWriter::with_capacity(64 * 1024, writer);
         Self { writer, name }
     }
@@ -44,67 +51,52 @@ impl Output {
     }
 
     fn failed(&self, error: &io::Error) -> anyhow::Error {
-        match error.kind() {
-            ErrorKind::BrokenPipe => StdoutClosed.into(),
-            _ => usage(format!("{} cannot be written: {error}", self.name)),
+        match (&self.name, error.kind()) {
+            (None, ErrorKind::BrokenPipe) => StdoutClosed.into(),
+            (name, _) => {
+                let name = name.as_deref().unwrap_or("stdout");
+                usage(format!("{name} cannot be written: {error}"))
+            }
         }
     }
 }
 
-/// A file that is written as `FILE.part` and gets its name when it is whole. Dropped before, it takes the part away.
-pub(super) struct WholeFile {
-    pub(super) output: Output,
-    file: std::fs::File,
-    part: PathBuf,
-    path: PathBuf,
-    whole: bool,
-}
-
-impl WholeFile {
-    pub(super) fn create(path: &Path) -> anyhow::Result<Self> {
-        let mut part = path.as_os_str().to_owned();
-        part.push(".part");
-        let part = PathBuf::from(part);
-        let name = part.display().to_string();
-        let create = || {
-            let file = std::fs::File::create(&part)?;
-            Ok::<_, io::Error>((file.try_clone()?, file))
-        };
-        let (writer, file) =
-            create().map_err(|error| usage(format!("{name} cannot be made: {error}")))?;
-        Ok(Self {
-            output: Output::new(Box::new(writer), name),
-            file,
-            part,
-            path: path.to_owned(),
-            whole: false,
-        })
-    }
-
-    /// Ordering: the bytes are on the disk before the name says that they are.
-    pub(super) fn finish(mut self) -> anyhow::Result<()> {
-        self.output.flush()?;
-        let named = self
-            .file
-            .sync_all()
-            .and_then(|()| std::fs::rename(&self.part, &self.path));
-        named.map_err(|error| {
-            usage(format!(
-                "{} cannot be written: {error}",
-                self.path.display()
-            ))
-        })?;
-        self.whole = true;
-        Ok(())
+/// Comes when nobody reads stdout any more, also while there is nothing to write to it. Never where that cannot be told.
+pub(super) async fn stdout_closed() {
+    let closed = CancellationToken::new();
+    let seen = closed.clone();
+    // It blocks for as long as the process lives, and ends with it.
+    let waiting = std::thread::Builder::new().name("stdout".to_owned());
+    let waiting = waiting.spawn(move || {
+        if wait_for_closed_stdout() && !planted("stdout-not-watched") {
+            seen.cancel();
+        }
+    });
+    match waiting {
+        Ok(_) => closed.cancelled().await,
+        Err(_) => std::future::pending().await,
     }
 }
 
-impl Drop for WholeFile {
-    fn drop(&mut self) {
-        if !self.whole {
-            let _ = std::fs::remove_file(&self.part);
+/// Blocks until then; `false` where it cannot be told.
+#[cfg(target_os = "linux")]
+fn wait_for_closed_stdout() -> bool {
+    use rustix::event::{PollFd, PollFlags, poll};
+    let stdout = io::stdout();
+    // An error and a hang-up are told without being asked for. A file has neither.
+    let mut fds = [PollFd::new(&stdout, PollFlags::empty())];
+    loop {
+        match poll(&mut fds, None) {
+            Ok(_) => return fds.iter().any(|fd| !fd.revents().is_empty()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return false,
         }
     }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn wait_for_closed_stdout() -> bool {
+    false
 }
 
 /// A bar (or a count, where the end is not known) on stderr, and nothing where stderr is no terminal.

@@ -3,8 +3,10 @@
 //! The position it prints is what `watch --after` takes. Writing begins with the connection: an interruption behind
 //! that leaves the outcome unknown, and says so.
 
+use std::ffi::OsString;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::Args;
 use storage_protocol::{Batch, CommitOptions, Lifetime, Position, Storage};
 
@@ -28,10 +30,10 @@ Prints the commit's position, EPOCH:REVISION.";
 pub(super) struct Put {
     /// Key (text, @FILE or -)
     #[arg(allow_negative_numbers = true)]
-    key: String,
+    key: OsString,
     /// Value (text, @FILE or -)
     #[arg(allow_negative_numbers = true)]
-    value: String,
+    value: OsString,
     /// How long it lives, such as 500ms or 1h [default: until it is removed]
     #[arg(long, value_name = "D", value_parser = humantime::parse_duration)]
     ttl: Option<Duration>,
@@ -55,9 +57,12 @@ pub(super) async fn commit(app: &App, out: &mut Output, batch: Batch) -> anyhow:
     let done = storage.commit(batch, CommitOptions::default()).await;
     app.written();
     let position: Position = done?;
-    match app.json() {
-        true => out.line(&Object::new().position(position).finish())?,
-        false => out.line(&position.to_string())?,
-    }
+    let text = match app.json() {
+        true => Object::new().position(position).finish(),
+        false => position.to_string(),
+    };
+    // Where the position cannot be told there, it is told here: the commit is done.
+    let told = out.line(&text).and_then(|()| out.flush());
+    told.with_context(|| format!("committed at {position}"))?;
     Ok(Exit::Done)
 }

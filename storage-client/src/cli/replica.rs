@@ -3,18 +3,20 @@
 //! Each batch is flushed, so that a pipe sees it at once. It ends by a signal with exit code 0, and with an error only
 //! where the copy cannot be held any more.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use storage_protocol::{Continuity, Entry, Key, KeyRange, ResyncReason};
+use storage_protocol::{Continuity, Entry, Key, KeyRange, Outcome, ResyncReason, StorageError};
 
 use super::app::App;
 use super::digest::Entries;
-use super::failure::{Exit, usage};
+use super::failure::{Exit, StdoutClosed, epoch_words, usage};
 use super::json::Object;
-use super::output::Output;
+use super::output::{Output, stdout_closed};
 use super::tell;
 use super::text::Form;
 use crate::replica::{ChangeBatch, Changes, Proof, Proven, ReplicaError, ReplicaEvent};
@@ -27,7 +29,8 @@ Examples:
   storage replica --prefix weather/ --once --digest     # as `storage digest`, through a replica
   storage --json replica --once > state.jsonl
 
-Says `ready at EPOCH:REVISION, N entries` on stderr when it has a coherent state. Then one line per mark that changed
+Says `ready at EPOCH:REVISION, N entries` on stderr when it has a coherent state, and when the connection is lost and comes
+back. Then one line per mark that changed
 something: REVISION put KEY=VALUE removed KEY. After a break: `continuous`, or `resynced` and why, on stderr. With --json
 all of it is on stdout, one object a line: {\"ready\":{...}}, {\"epoch\":..,\"revision\":..,\"changes\":[..]},
 {\"continuity\":..}, {\"missed\":..} when this program was too slow (the state is taken anew, and `ready` follows).
@@ -40,7 +43,7 @@ With --once: the entries as `storage scan` prints them, then `at EPOCH:REVISION,
 pub(super) struct ReplicaCommand {
     /// Keys that begin with this [default: all]
     #[arg(long, value_name = "P")]
-    prefix: Option<String>,
+    prefix: Option<OsString>,
     /// Keep the copy in this folder too, and begin with what it holds
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
@@ -77,6 +80,7 @@ impl ReplicaCommand {
 
     async fn open(&self, app: &App, range: KeyRange) -> anyhow::Result<Replica> {
         let storage = app.connect().await?;
+        app.tell_outages();
         let mut options = ReplicaOptions::new()
             .memory_bytes_max(usize::try_from(self.memory)?.saturating_mul(1 << 20))
             .min_interval(self.interval.unwrap_or_default());
@@ -93,6 +97,7 @@ impl ReplicaCommand {
         app: &App,
         out: &mut Output,
     ) -> anyhow::Result<()> {
+        first_state(replica, app).await?;
         replica.sync(app.timeout()).await.map_err(failure)?;
         let read = replica
             .scan(replica.range(), false, None)
@@ -124,16 +129,19 @@ impl ReplicaCommand {
         app: &App,
         out: &mut Output,
     ) -> anyhow::Result<()> {
+        let mut closed = pin!(stdout_closed());
         tokio::select! {
             biased;
             () = app.interrupt.cancelled() => return Ok(()),
-            ready = replica.ready() => ready.map_err(failure)?,
+            () = closed.as_mut() => return Err(StdoutClosed.into()),
+            ready = first_state(replica, app) => ready?,
         };
         let mut changes = self.print_ready(replica, app, out)?;
         loop {
             let event = tokio::select! {
                 biased;
                 () = app.interrupt.cancelled() => return Ok(()),
+                () = closed.as_mut() => return Err(StdoutClosed.into()),
                 event = changes.next() => event.map_err(failure)?,
             };
             match event {
@@ -223,9 +231,33 @@ impl ReplicaCommand {
     }
 }
 
+/// Waits for the first coherent state: as long as some of it comes within the time that an answer may take, and while the
+/// connection is away.
+async fn first_state(replica: &Replica, app: &App) -> anyhow::Result<()> {
+    let mut before = 0;
+    loop {
+        if let Ok(ready) = tokio::time::timeout(app.timeout(), replica.ready()).await {
+            return ready.map(drop).map_err(failure);
+        }
+        let fetched = replica.status().states_fetched;
+        if app.is_connected() && fetched == before {
+            let outcome = Outcome::NotExecuted;
+            let error = anyhow::Error::new(StorageError::DeadlineExceeded { outcome });
+            let timeout = humantime::format_duration(app.timeout());
+            return Err(error.context(format!("no state came within {timeout} (--timeout)")));
+        }
+        before = fetched;
+    }
+}
+
 /// A folder that cannot be used is wrong usage; the rest is what the storage said.
 fn failure(error: ReplicaError) -> anyhow::Error {
     match error {
+        ReplicaError::TimedOut { .. } => {
+            let text = error.to_string();
+            let outcome = Outcome::NotExecuted;
+            anyhow::Error::new(StorageError::DeadlineExceeded { outcome }).context(text)
+        }
         ReplicaError::Folder { .. } | ReplicaError::NotSaved { .. } => usage(error.to_string()),
         error => error.into(),
     }
@@ -264,9 +296,9 @@ fn whole_millis(age: Duration) -> Duration {
 fn batch_text(batch: &ChangeBatch, form: Form) -> String {
     let mut text = batch.position.revision.to_string();
     for change in &batch.changes {
-        let key = form.show(&change.key);
+        let key = form.key_field(&change.key);
         text.push_str(&match &change.entry {
-            Some(entry) => format!(" put {key}={}", form.show(&entry.value)),
+            Some(entry) => format!(" put {key}={}", form.value_field(&entry.value)),
             None => format!(" removed {key}"),
         });
     }
@@ -288,10 +320,7 @@ fn continuity(news: &Continuity) -> (&'static str, String) {
         Continuity::Continuous => ("continuous", "nothing was missed".to_owned()),
         Continuity::Resynced {
             why: ResyncReason::EpochChanged { epoch, fork },
-        } => (
-            "resynced",
-            format!("the store's history is now epoch {epoch}, forked at revision {fork}"),
-        ),
+        } => ("resynced", epoch_words(*epoch, *fork)),
         Continuity::Resynced {
             why: ResyncReason::Compacted { .. },
         } => (

@@ -2,6 +2,8 @@
 //!
 //! A key that is absent already is no failure.
 
+use std::ffi::OsString;
+
 use clap::Args;
 use storage_protocol::Batch;
 
@@ -23,7 +25,7 @@ All keys go in one commit; an absent one is no failure. Prints the commit's posi
 pub(super) struct Rm {
     /// Keys (text, @FILE or -)
     #[arg(value_name = "KEY", required = true, allow_negative_numbers = true)]
-    keys: Vec<String>,
+    keys: Vec<OsString>,
 }
 
 impl Rm {

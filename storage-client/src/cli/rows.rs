@@ -1,38 +1,28 @@
-//! The rows of a file to import, one by one, and the batches they make.
+//! The rows of a file to import, one by one.
 //!
-//! Blocking, for a thread of its own; never more than a row (and the batch being made) in memory. Each error names
-//! the file and the line. Invariant: rows come out in the file's order, also across batches; a key that stands in the
-//! batch already begins the next one, so that the later row wins.
+//! Blocking, for a thread of its own; never more than a row in memory. Each error names the file and the line.
+//! Invariant: rows come out in the file's order.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Cursor, Read};
+use std::ffi::OsStr;
+use std::io::{self, BufRead, Read};
 use std::path::Path;
 
 use bytes::Bytes;
 use clap::ValueEnum;
 use csv::StringRecord;
-use flate2::bufread::MultiGzDecoder;
-use indicatif::ProgressBar;
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
-use storage_protocol::{Batch, Key, Lifetime, Limit, Limits, Operation, StorageError};
+use storage_protocol::{Key, Lifetime, Operation};
 
 use super::failure::usage;
 use super::json::{self, Item};
-use super::template::Template;
-
-/// Bytes of rows in one commit.
-const BATCH_BYTES_MAX: usize = 1 << 20;
+use super::quotes::{Malformed, Quotes};
+use super::template::{Template, some};
+use super::unpack::unreadable;
 
 /// No line of JSON is longer: a value of the largest size that a server may allow, with room for its escapes.
 const LINE_BYTES_MAX: u64 = 2 << 30;
-
-/// What a row costs in [`Batch::bytes`] besides its key and value.
-const ROW_OVERHEAD_BYTES: usize = 16;
-
-/// What a batch costs in [`Batch::bytes`] without any rows.
-const BATCH_OVERHEAD_BYTES: usize = 1024;
 
 /// How the rows of a file are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -45,50 +35,45 @@ pub(super) enum Format {
 
 impl Format {
     /// By the file's name, or for stdin by elimination: CSV has to be said.
-    pub(super) fn of(file: &str) -> anyhow::Result<Self> {
-        let name = file.to_ascii_lowercase();
-        let name = name.strip_suffix(".gz").unwrap_or(&name);
-        match Path::new(name)
-            .extension()
-            .and_then(|extension| extension.to_str())
-        {
+    pub(super) fn of(file: &Path) -> anyhow::Result<Self> {
+        let name = file.as_os_str().to_ascii_lowercase();
+        let name = Path::new(&name);
+        let extension = |name: &Path| name.extension().and_then(OsStr::to_str).map(str::to_owned);
+        let told = match extension(name).as_deref() {
+            Some("gz") => name.file_stem().and_then(|stem| extension(Path::new(stem))),
+            _ => extension(name),
+        };
+        match told.as_deref() {
             Some("csv") => Ok(Self::Csv),
             Some("jsonl" | "ndjson" | "json") => Ok(Self::Jsonl),
-            _ if file == "-" => Ok(Self::Jsonl),
+            _ if file == Path::new("-") => Ok(Self::Jsonl),
             _ => Err(usage(format!(
-                "{file}: the name does not tell the format; give --format csv or --format jsonl"
+                "{}: the name does not tell the format; give --format csv or --format jsonl",
+                file.display()
             ))),
         }
     }
 }
 
-/// Opens a file (`-`: stdin), and unpacks it where its name or its first bytes say gzip. `bar` follows the bytes read.
-pub(super) fn open(file: &str, bar: &ProgressBar) -> anyhow::Result<Box<dyn BufRead + Send>> {
-    let unreadable = |error| unreadable(file, &error);
-    let mut raw: Box<dyn Read + Send> = if file == "-" {
-        Box::new(io::stdin())
-    } else {
-        let opened = File::open(file).map_err(unreadable)?;
-        Box::new(bar.wrap_read(opened))
-    };
-    let mut head = Vec::new();
-    raw.by_ref()
-        .take(2)
-        .read_to_end(&mut head)
-        .map_err(unreadable)?;
-    let gzip = head == [0x1f, 0x8b] || file.to_ascii_lowercase().ends_with(".gz");
-    let whole = BufReader::with_capacity(64 * 1024, Cursor::new(head).chain(raw));
-    Ok(match gzip {
-        true => Box::new(BufReader::with_capacity(
-            64 * 1024,
-            MultiGzDecoder::new(whole),
-        )),
-        false => Box::new(whole),
-    })
+/// Where the names of a CSV file's columns come from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Header {
+    /// The file's first line.
+    #[default]
+    FirstLine,
+    /// These; the first line is a row.
+    Given(Vec<String>),
+    /// They are 1, 2, 3; the first line is a row.
+    Numbered,
 }
 
-fn unreadable(file: &str, error: &io::Error) -> anyhow::Error {
-    usage(format!("{file} cannot be read: {error}"))
+/// How the rows of a file are to be read.
+#[derive(Clone, Debug)]
+pub(super) struct Reading {
+    pub(super) format: Format,
+    pub(super) header: Header,
+    /// Of the key; `None`: each line says it.
+    pub(super) template: Option<Template>,
 }
 
 /// The csv crate takes a record to end at its CR, and counts the LF behind it into the next: in a file of CRLF lines
@@ -108,18 +93,15 @@ pub(super) struct Row {
 }
 
 /// Reads rows. The first error is the last item.
-pub(super) enum Rows {
-    Csv {
-        file: String,
-        /// What the csv crate's line numbers fall short by; see [`line_lag`].
-        lag: u64,
-        reader: csv::Reader<Box<dyn BufRead + Send>>,
-        columns: Vec<String>,
-        template: Template,
-        record: StringRecord,
-    },
+pub(super) struct Rows {
+    /// What errors call it.
+    file: String,
+    form: Form,
+}
+
+enum Form {
+    Csv(Box<Csv>),
     Jsonl {
-        file: String,
         reader: Box<dyn BufRead + Send>,
         template: Option<Template>,
         line: u64,
@@ -129,80 +111,43 @@ pub(super) enum Rows {
 impl Rows {
     /// Reads the header too, so that a wrong template fails before anything is written.
     pub(super) fn new(
-        file: &str,
-        mut reader: Box<dyn BufRead + Send>,
-        format: Format,
-        template: Option<Template>,
+        file: &Path,
+        reader: Box<dyn BufRead + Send>,
+        reading: Reading,
     ) -> anyhow::Result<Self> {
-        let file = file.to_owned();
-        let template = match (format, template) {
-            (Format::Jsonl, template) => {
-                let line = 0;
-                return Ok(Self::Jsonl {
-                    file,
-                    reader,
-                    template,
-                    line,
-                });
+        let name = file.display().to_string();
+        let form = match (reading.format, reading.template) {
+            (Format::Jsonl, _) if reading.header != Header::default() => {
+                return Err(usage(format!(
+                    "{name}: JSON lines name their fields; --header and --no-header are for CSV"
+                )));
             }
-            (Format::Csv, Some(template)) => template,
+            (Format::Jsonl, template) => Form::Jsonl {
+                reader,
+                template,
+                line: 0,
+            },
+            (Format::Csv, Some(template)) => {
+                Form::Csv(Box::new(Csv::new(file, reader, reading.header, template)?))
+            }
             (Format::Csv, None) => {
                 return Err(usage(format!(
-                    "{file}: rows of CSV have no key; give a template, such as --key 'weather/{{origin}}/{{time_hour}}'"
+                    "{name}: rows of CSV have no key; give a template, such as --key 'weather/{{origin}}/{{time_hour}}'"
                 )));
             }
         };
-        let lag = line_lag(&mut reader).map_err(|error| unreadable(&file, &error))?;
-        let mut reader = csv::Reader::from_reader(reader);
-        let header = reader
-            .headers()
-            .map_err(|error| explain_csv(&file, 0, &error))?;
-        let columns: Vec<String> = header.iter().map(str::to_owned).collect();
-        let mut seen = HashSet::new();
-        if let Some(twice) = columns.iter().find(|name| !seen.insert(*name)) {
-            return Err(usage(format!(
-                "{file}:1: the column {twice:?} stands twice"
-            )));
-        }
-        let names: Vec<&str> = columns.iter().map(String::as_str).collect();
-        template.check_columns(&names)?;
-        Ok(Self::Csv {
-            file,
-            lag,
-            reader,
-            columns,
-            template,
-            record: StringRecord::new(),
-        })
+        Ok(Self { file: name, form })
     }
 
-    fn file(&self) -> &str {
-        match self {
-            Self::Csv { file, .. } | Self::Jsonl { file, .. } => file,
-        }
+    pub(super) fn file(&self) -> &str {
+        &self.file
     }
 
-    fn next(&mut self) -> anyhow::Result<Option<Row>> {
-        match self {
-            Self::Csv {
-                file,
-                lag,
-                reader,
-                columns,
-                template,
-                record,
-            } => {
-                let read = reader.read_record(record);
-                if !read.map_err(|error| explain_csv(file, *lag, &error))? {
-                    return Ok(None);
-                }
-                let line = record.position().map_or(0, csv::Position::line) + *lag;
-                let operation = csv_operation(columns, template, record)
-                    .map_err(|what| usage(format!("{file}:{line}: {what}")))?;
-                Ok(Some(Row { line, operation }))
-            }
-            Self::Jsonl {
-                file,
+    pub(super) fn next(&mut self) -> anyhow::Result<Option<Row>> {
+        let file = &self.file;
+        match &mut self.form {
+            Form::Csv(csv) => csv.next(file),
+            Form::Jsonl {
                 reader,
                 template,
                 line,
@@ -227,125 +172,107 @@ impl Rows {
     }
 }
 
-/// A batch that is ready to be sent, and where its rows are from.
-#[derive(Debug)]
-pub(super) struct Prepared {
-    pub(super) batch: Batch,
-    /// Of its first row, counted from 1.
-    pub(super) first_row: u64,
-    pub(super) first_line: u64,
+/// The rows of a CSV file.
+struct Csv {
+    /// What the csv crate's line numbers fall short by; see [`line_lag`].
+    lag: u64,
+    reader: csv::Reader<Quotes<Box<dyn BufRead + Send>>>,
+    columns: Vec<String>,
+    template: Template,
+    record: StringRecord,
+    /// The record is a row that was read, and not returned yet.
+    waiting: bool,
 }
 
-impl Prepared {
-    pub(super) fn rows(&self) -> u64 {
-        self.batch.operations.len() as u64
-    }
-}
-
-/// Cuts rows into batches.
-pub(super) struct Batches {
-    rows: Rows,
-    limits: Limits,
-    rows_max: usize,
-    bytes_max: usize,
-    /// The row that did not go into the batch before.
-    held: Option<Row>,
-    rows_read: u64,
-}
-
-impl Batches {
-    pub(super) fn new(rows: Rows, rows_max: usize, limits: Limits) -> Self {
-        let message_max = limits
-            .message_bytes_max
-            .saturating_sub(BATCH_OVERHEAD_BYTES);
-        Self {
-            rows,
-            rows_max: rows_max.min(limits.operations_per_commit_max).max(1),
-            bytes_max: BATCH_BYTES_MAX.min(message_max),
-            limits,
-            held: None,
-            rows_read: 0,
-        }
-    }
-
-    /// The next batch; `None` at the end of the file. A bad row fails the batch that it stands in.
-    pub(super) fn next(&mut self) -> anyhow::Result<Option<Prepared>> {
-        let mut prepared = Prepared {
-            batch: Batch::new(),
-            first_row: self.rows_read + 1,
-            first_line: 0,
+impl Csv {
+    fn new(
+        path: &Path,
+        mut reader: Box<dyn BufRead + Send>,
+        header: Header,
+        template: Template,
+    ) -> anyhow::Result<Self> {
+        let file = path.display().to_string();
+        let lag = line_lag(&mut reader).map_err(|error| unreadable(path, &error))?;
+        let mut reader = csv::ReaderBuilder::new()
+            .has_headers(false)
+            .from_reader(Quotes::new(reader));
+        let mut record = StringRecord::new();
+        let first = reader.read_record(&mut record);
+        let there = first.map_err(|error| explain_csv(&file, lag, &error))?;
+        let waiting = there && header != Header::FirstLine;
+        let columns: Vec<String> = match header {
+            Header::FirstLine => record.iter().map(str::to_owned).collect(),
+            Header::Given(names) => names,
+            Header::Numbered => (1..=record.len()).map(|n| n.to_string()).collect(),
         };
-        let mut keys: HashSet<Key> = HashSet::new();
-        let mut bytes = 0;
-        while prepared.batch.operations.len() < self.rows_max {
-            let Some(row) = self.row()? else { break };
-            let row_bytes = row_bytes(&row.operation);
-            let full = bytes + row_bytes > self.bytes_max && bytes > 0;
-            if full || !keys.insert(row.operation.key().clone()) {
-                self.held = Some(row);
-                break;
-            }
-            if bytes == 0 {
-                prepared.first_line = row.line;
-            }
-            bytes += row_bytes;
-            prepared.batch.operations.push(row.operation);
+        // Without a single line there is no row either, whatever the key is made of.
+        if there {
+            let line = line_of(record.position(), lag);
+            judge_columns(&columns).map_err(|what| usage(format!("{file}:{line}: {what}")))?;
+            template.check_columns(&columns)?;
         }
-        self.rows_read += prepared.rows();
-        Ok((prepared.rows() > 0).then_some(prepared))
+        Ok(Self {
+            lag,
+            reader,
+            columns,
+            template,
+            record,
+            waiting,
+        })
     }
 
-    fn row(&mut self) -> anyhow::Result<Option<Row>> {
-        if let Some(held) = self.held.take() {
-            return Ok(Some(held));
+    fn next(&mut self, file: &str) -> anyhow::Result<Option<Row>> {
+        if !std::mem::take(&mut self.waiting) {
+            let read = self.reader.read_record(&mut self.record);
+            if !read.map_err(|error| explain_csv(file, self.lag, &error))? {
+                return Ok(None);
+            }
         }
-        let Some(row) = self.rows.next()? else {
-            return Ok(None);
-        };
-        let (file, line) = (self.rows.file(), row.line);
-        judge(&row.operation, &self.limits)
-            .map_err(|error| usage(format!("{file}:{line}: {error}")))?;
-        Ok(Some(row))
+        let line = line_of(self.record.position(), self.lag);
+        let operation = self
+            .operation()
+            .map_err(|what| usage(format!("{file}:{line}: {what}")))?;
+        Ok(Some(Row { line, operation }))
+    }
+
+    fn operation(&self) -> Result<Operation, String> {
+        let (columns, record) = (&self.columns, &self.record);
+        if columns.len() != record.len() {
+            let (is, expected) = (record.len(), columns.len());
+            return Err(format!("the row has {is} columns, the header {expected}"));
+        }
+        let key = self.template.fill(|name, key| {
+            let place = columns.iter().position(|column| column == name);
+            let value = place.and_then(|place| record.get(place));
+            key.push_str(value.ok_or_else(|| format!("the column {name:?} is missing"))?);
+            Ok::<_, String>(())
+        })?;
+        let row = CsvRow { columns, record };
+        let value = serde_json::to_vec(&row).map_err(|error| error.to_string())?;
+        Ok(put(key, value.into()))
     }
 }
 
-fn row_bytes(operation: &Operation) -> usize {
-    operation.key().len() + operation.value().len() + ROW_OVERHEAD_BYTES
-}
-
-/// What the commit would be refused for, while the line is known.
-fn judge(operation: &Operation, limits: &Limits) -> Result<(), StorageError> {
-    let check_max = |limit, actual, max| match actual > max {
-        true => Err(StorageError::limit(limit, actual, max)),
-        false => Ok(()),
-    };
-    if operation.key().is_empty() {
-        return Err(StorageError::invalid("the key is empty"));
+/// Each column needs a name of its own: they are the fields of the rows' objects.
+fn judge_columns(columns: &[String]) -> Result<(), String> {
+    let nameless: Vec<_> = (1..)
+        .zip(columns)
+        .filter(|(_, name)| name.is_empty())
+        .map(|(place, _): (usize, _)| place.to_string())
+        .collect();
+    if !nameless.is_empty() {
+        return Err(format!(
+            "of {} columns these have no name: {}. Name them in the file, or give all names with --header and leave that \
+             line out",
+            columns.len(),
+            some(nameless.iter().map(String::as_str))
+        ));
     }
-    check_max(Limit::Key, operation.key().len(), limits.key_bytes_max)?;
-    check_max(
-        Limit::Value,
-        operation.value().len(),
-        limits.value_bytes_max,
-    )?;
-    let message = BATCH_OVERHEAD_BYTES + row_bytes(operation);
-    check_max(Limit::Message, message, limits.message_bytes_max)
-}
-
-fn csv_operation(
-    columns: &[String],
-    template: &Template,
-    record: &StringRecord,
-) -> Result<Operation, String> {
-    let key = template.fill(|name, key| {
-        let place = columns.iter().position(|column| column == name);
-        let value = place.and_then(|place| record.get(place));
-        key.push_str(value.ok_or_else(|| format!("the column {name:?} is missing"))?);
-        Ok::<_, String>(())
-    })?;
-    let row = CsvRow { columns, record };
-    let value = serde_json::to_vec(&row).map_err(|error| error.to_string())?;
-    Ok(put(key, value.into()))
+    let mut seen = HashSet::new();
+    match columns.iter().find(|name| !seen.insert(*name)) {
+        Some(twice) => Err(format!("the column {twice:?} stands twice")),
+        None => Ok(()),
+    }
 }
 
 /// A JSON object of strings, in the order of the columns.
@@ -374,9 +301,8 @@ fn json_operation(template: &Template, line: String) -> Result<Operation, String
     let fields: BTreeMap<String, &RawValue> =
         serde_json::from_str(&line).map_err(|error| json::explain(&error))?;
     let key = template.fill(|name, key| {
-        let Some(value) = fields.get(name) else {
-            let there: Vec<_> = fields.keys().map(String::as_str).collect();
-            let there = there.join(", ");
+        let Some(value) = field(&fields, name) else {
+            let there = some(fields.keys().map(String::as_str));
             return Err(format!("the row has no field {name:?}; it has: {there}"));
         };
         match serde_json::from_str(value.get()).map_err(|error| json::explain(&error))? {
@@ -393,6 +319,18 @@ fn json_operation(template: &Template, line: String) -> Result<Operation, String
         Ok(())
     })?;
     Ok(put(key, line.into()))
+}
+
+/// The field of this name, or of this path: `a.b` is the field `b` of the object `a`, unless there is a field `a.b`.
+fn field<'a>(fields: &BTreeMap<String, &'a RawValue>, path: &str) -> Option<&'a RawValue> {
+    if let Some(value) = fields.get(path) {
+        return Some(value);
+    }
+    path.match_indices('.').find_map(|(dot, _)| {
+        let inner = fields.get(path.get(..dot)?)?;
+        let inner: BTreeMap<String, &'a RawValue> = serde_json::from_str(inner.get()).ok()?;
+        field(&inner, path.get(dot + 1..)?)
+    })
 }
 
 fn put(key: Key, value: Bytes) -> Operation {
@@ -426,11 +364,26 @@ fn read_line(reader: &mut dyn BufRead) -> Result<Option<String>, String> {
         .map_err(|error| format!("no UTF-8 at byte {}", error.utf8_error().valid_up_to() + 1))
 }
 
+/// The line that a record begins in.
+fn line_of(position: Option<&csv::Position>, lag: u64) -> u64 {
+    match position {
+        Some(position) if position.byte() > 0 => position.line() + lag,
+        Some(_) | None => 1,
+    }
+}
+
 /// The csv crate's errors, with the line in front.
 fn explain_csv(file: &str, lag: u64, error: &csv::Error) -> anyhow::Error {
-    let line = error.position().map_or(0, csv::Position::line) + lag;
+    let mut line = line_of(error.position(), lag);
     let what = match error.kind() {
-        csv::ErrorKind::Io(error) => return unreadable(file, error),
+        csv::ErrorKind::Io(error) => {
+            let inner = error.get_ref();
+            let Some(malformed) = inner.and_then(|inner| inner.downcast_ref::<Malformed>()) else {
+                return usage(format!("{file} cannot be read: {error}"));
+            };
+            line = malformed.line;
+            malformed.to_string()
+        }
         csv::ErrorKind::Utf8 { err, .. } => {
             format!("column {} is no UTF-8", err.field() + 1)
         }
@@ -444,14 +397,25 @@ fn explain_csv(file: &str, lag: u64, error: &csv::Error) -> anyhow::Error {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::Cursor;
 
     use super::*;
 
-    fn rows(text: &str, format: Format, template: Option<&str>) -> anyhow::Result<Rows> {
-        let reader = Box::new(Cursor::new(text.as_bytes().to_vec()));
+    fn rows(text: &[u8], reading: Reading) -> anyhow::Result<Rows> {
+        Rows::new(
+            Path::new("f"),
+            Box::new(Cursor::new(text.to_vec())),
+            reading,
+        )
+    }
+
+    fn reading(format: Format, template: Option<&str>) -> Reading {
         let template = template.map(|template| template.parse().unwrap());
-        Rows::new("f", reader, format, template)
+        Reading {
+            format,
+            header: Header::default(),
+            template,
+        }
     }
 
     fn all(mut rows: Rows) -> anyhow::Result<Vec<(u64, String, String)>> {
@@ -464,11 +428,11 @@ mod tests {
     }
 
     fn csv(text: &str, template: &str) -> anyhow::Result<Vec<(u64, String, String)>> {
-        all(rows(text, Format::Csv, Some(template))?)
+        all(rows(text.as_bytes(), reading(Format::Csv, Some(template)))?)
     }
 
     fn jsonl(text: &str, template: Option<&str>) -> anyhow::Result<Vec<(u64, String, String)>> {
-        all(rows(text, Format::Jsonl, template)?)
+        all(rows(text.as_bytes(), reading(Format::Jsonl, template))?)
     }
 
     fn row(line: u64, key: &str, value: &str) -> (u64, String, String) {
@@ -483,9 +447,8 @@ mod tests {
             row(4, "k/2", r#"{"z":"2","a":""}"#),
         ];
         assert_eq!(csv(text, "k/{z}").unwrap(), expected);
-        let crlf = "\u{feff}z,a\r\n1,\"x\"\"\ny\"\r\n2,\r\n";
+        let crlf = "z,a\r\n1,\"x\"\"\ny\"\r\n2,\r\n";
         assert_eq!(csv(crlf, "k/{z}").unwrap(), expected);
-        assert_eq!(csv("\u{feff}a\n1", "{a}").unwrap()[0].1, "1");
     }
 
     #[test]
@@ -542,142 +505,127 @@ mod tests {
             let error = result.unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
         }
-        let no_utf8 = Box::new(Cursor::new(b"a\nx\n\xff\n".to_vec()));
-        let rows = Rows::new("f", no_utf8, Format::Csv, Some("{a}".parse().unwrap())).unwrap();
-        let error = all(rows).unwrap_err().to_string();
+        let no_utf8 = rows(b"a\nx\n\xff\n", reading(Format::Csv, template)).unwrap();
+        let error = all(no_utf8).unwrap_err().to_string();
         assert!(error.contains("f:3: column 1 is no UTF-8"), "{error}");
         let error = rows_error("a\n1\n");
         assert!(error.contains("give a template"), "{error}");
     }
 
     fn rows_error(text: &str) -> String {
-        rows(text, Format::Csv, None).err().unwrap().to_string()
+        let rows = rows(text.as_bytes(), reading(Format::Csv, None));
+        rows.err().unwrap().to_string()
     }
 
-    fn batches(
-        keys: &[&str],
-        value: &str,
-        rows_max: usize,
-        limits: Limits,
-    ) -> Vec<(u64, u64, Vec<String>)> {
-        let lines: Vec<_> = keys
-            .iter()
-            .map(|key| format!("{{\"put\":{{\"key\":\"{key}\",\"value\":\"{value}\"}}}}\n"))
-            .collect();
-        let rows = rows(&lines.concat(), Format::Jsonl, None).unwrap();
-        let mut batches = Batches::new(rows, rows_max, limits);
-        let mut all = Vec::new();
-        while let Some(prepared) = batches.next().unwrap() {
-            let operations = prepared.batch.operations.iter();
-            let keys =
-                operations.map(|operation| String::from_utf8(operation.key().to_vec()).unwrap());
-            all.push((prepared.first_row, prepared.first_line, keys.collect()));
+    #[test]
+    fn names_of_columns_come_from_the_file_or_from_the_command_line() {
+        let with = |header, text: &str, template| {
+            let reading = Reading {
+                header,
+                ..reading(Format::Csv, Some(template))
+            };
+            all(rows(text.as_bytes(), reading)?)
+        };
+        let given = || Header::Given(vec!["x".to_owned(), "y".to_owned()]);
+        for text in ["1,2\n3,4\n", "1,2\r\n3,4"] {
+            assert_eq!(
+                with(given(), text, "{x}").unwrap(),
+                [
+                    row(1, "1", r#"{"x":"1","y":"2"}"#),
+                    row(2, "3", r#"{"x":"3","y":"4"}"#)
+                ]
+            );
+            assert_eq!(
+                with(Header::Numbered, text, "{2}").unwrap(),
+                [
+                    row(1, "2", r#"{"1":"1","2":"2"}"#),
+                    row(2, "4", r#"{"1":"3","2":"4"}"#)
+                ]
+            );
         }
-        all
-    }
-
-    fn strings(keys: &[&str]) -> Vec<String> {
-        keys.iter().map(|&key| key.to_owned()).collect()
+        let error = |header, text: &str| with(header, text, "{x}").unwrap_err().to_string();
+        assert!(error(given(), "1\n").contains("f:1: the row has 1 columns, the header 2"));
+        assert!(error(Header::Numbered, "1,2\n").contains("\"x\"; there are: 1, 2"));
+        // Nothing is nothing, with a header or without.
+        for header in [Header::FirstLine, given(), Header::Numbered] {
+            assert_eq!(with(header, "", "{z}").unwrap(), []);
+        }
+        let reading = Reading {
+            header: Header::Numbered,
+            ..reading(Format::Jsonl, Some("{a}"))
+        };
+        let error = rows(b"{}", reading).err().unwrap().to_string();
+        assert!(error.contains("are for CSV"), "{error}");
     }
 
     #[test]
-    fn batches_end_by_rows_bytes_and_at_a_key_that_comes_again() {
-        let limits = Limits::default;
-        assert_eq!(
-            batches(&["a", "b", "c"], "", 2, limits()),
-            [(1, 1, strings(&["a", "b"])), (3, 3, strings(&["c"]))]
-        );
-        assert_eq!(
-            batches(&["a", "b", "a", "a"], "", 9, limits()),
-            [
-                (1, 1, strings(&["a", "b"])),
-                (3, 3, strings(&["a"])),
-                (4, 4, strings(&["a"]))
-            ]
-        );
-        let third = "x".repeat(BATCH_BYTES_MAX / 3);
-        assert_eq!(
-            batches(&["a", "b", "c"], &third, 9, limits()),
-            [(1, 1, strings(&["a", "b"])), (3, 3, strings(&["c"]))]
-        );
-        let big = "x".repeat(BATCH_BYTES_MAX);
-        assert_eq!(
-            batches(&["a", "b"], &big, 9, limits()),
-            [(1, 1, strings(&["a"])), (2, 2, strings(&["b"]))]
-        );
-        let narrow = Limits {
-            message_bytes_max: 1024 + 40,
-            ..limits()
-        };
-        assert_eq!(
-            batches(&["a", "b", "c"], "", 9, narrow),
-            [(1, 1, strings(&["a", "b"])), (3, 3, strings(&["c"]))]
-        );
-        assert_eq!(batches(&[], "", 9, limits()), []);
-    }
-
-    #[test]
-    fn a_row_over_a_limit_is_named() {
-        let limits = Limits {
-            key_bytes_max: 3,
-            value_bytes_max: 3,
-            ..Limits::default()
-        };
-        for (line, why) in [
+    fn malformed_quotes_are_refused_behind_the_rows_before_them() {
+        let template = Some("{n}");
+        let mut rows = rows(b"n,t\n1,a\n2,x\"y\n3,b\n", reading(Format::Csv, template)).unwrap();
+        assert_eq!(rows.next().unwrap().unwrap().line, 2);
+        for _ in 0..2 {
+            let error = rows.next().unwrap_err().to_string();
+            assert!(error.contains("f:3: a quote (\") stands within"), "{error}");
+        }
+        for (text, why) in [
+            ("n,\"t\n1,a\n2,b\n", "f:1: a quoted field begins here"),
+            ("n,t\"\n1,a\n", "f:1: a quote"),
             (
-                r#"{"put":{"key":"1234","value":""}}"#,
-                "f:1: key_bytes_max is 3, this has 4",
+                "n\n\"12 inch\" screen\n",
+                "f:2: there is text between the closing quote",
             ),
-            (
-                r#"{"put":{"key":"1","value":"1234"}}"#,
-                "f:1: value_bytes_max is 3, this has 4",
-            ),
-            (r#"{"remove":{"key":""}}"#, "f:1: the key is empty"),
         ] {
-            let rows = rows(line, Format::Jsonl, None).unwrap();
-            let error = Batches::new(rows, 9, limits.clone())
-                .next()
-                .unwrap_err()
-                .to_string();
+            let error = csv(text, "{n}").unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
         }
     }
 
     #[test]
-    fn a_format_is_told_by_the_name() {
-        assert_eq!(Format::of("a/Weather.CSV.gz").unwrap(), Format::Csv);
-        assert_eq!(Format::of("x.jsonl").unwrap(), Format::Jsonl);
-        assert_eq!(Format::of("-").unwrap(), Format::Jsonl);
+    fn a_column_without_a_name_is_named_by_its_place() {
+        let error = csv("id,name,,\n1,a,,\n", "{id}").unwrap_err().to_string();
         assert!(
-            Format::of("x.txt")
-                .unwrap_err()
-                .to_string()
-                .contains("--format csv")
+            error.contains("f:1: of 4 columns these have no name: 3, 4."),
+            "{error}"
         );
     }
 
     #[test]
-    fn gzip_is_told_by_its_first_bytes_and_many_members_are_read() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("packed");
-        let mut packed = Vec::new();
-        for part in ["a\n", "1\n"] {
-            let mut encoder =
-                flate2::write::GzEncoder::new(&mut packed, flate2::Compression::fast());
-            encoder.write_all(part.as_bytes()).unwrap();
-            encoder.finish().unwrap();
-        }
-        for (bytes, expected) in [
-            (&packed[..], "a\n1\n"),
-            (b"a\n", "a\n"),
-            (b"a", "a"),
-            (b"", ""),
+    fn a_path_leads_to_a_nested_field_and_a_whole_name_wins() {
+        let text =
+            r#"{"_id":{"$oid":"5f","n":{"k":7}},"a.b":"dotted","a":{"b":"nested","c.d":true}}"#;
+        let key = |template| jsonl(text, Some(template)).map(|rows| rows[0].1.clone());
+        assert_eq!(key("{_id.$oid}/{_id.n.k}").unwrap(), "5f/7");
+        assert_eq!(key("{a.b}/{a.c.d}").unwrap(), "dotted/true");
+        for (template, why) in [
+            ("{_id.x}", "no field \"_id.x\"; it has: _id, a, a.b"),
+            ("{a.b.c}", "no field \"a.b.c\""),
+            ("{_id.n}", "no string, number or boolean"),
         ] {
-            std::fs::write(&path, bytes).unwrap();
-            let mut text = String::new();
-            let mut reader = open(path.to_str().unwrap(), &ProgressBar::hidden()).unwrap();
-            reader.read_to_string(&mut text).unwrap();
-            assert_eq!(text, expected);
+            let error = key(template).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
         }
+    }
+
+    #[test]
+    fn what_there_is_is_told_within_bounds() {
+        let names: Vec<_> = (0..3_000).map(|n| format!("column{n}")).collect();
+        let error = csv(&format!("{}\n", names.join(",")), "{x}")
+            .unwrap_err()
+            .to_string();
+        assert!(error.len() < 600 && error.contains("and 29"), "{error}");
+    }
+
+    #[test]
+    fn a_format_is_told_by_the_name() {
+        let format_of = |name: &str| Format::of(Path::new(name));
+        assert_eq!(format_of("a/Weather.CSV.gz").unwrap(), Format::Csv);
+        assert_eq!(format_of("x.jsonl").unwrap(), Format::Jsonl);
+        assert_eq!(format_of("-").unwrap(), Format::Jsonl);
+        assert!(
+            format_of("x.txt")
+                .unwrap_err()
+                .to_string()
+                .contains("--format csv")
+        );
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! Printed page by page as they come, so that memory does not grow with the range.
 
+use std::ffi::OsString;
+
 use clap::Args;
 use storage_protocol::{Key, KeyRange, KeyState, ScanOptions, Storage};
 
@@ -18,7 +20,8 @@ Examples:
   storage scan --keys-only | wc --lines
   storage --json scan
 
-Prints KEY<TAB>VALUE lines; a key or value that is no printable UTF-8 is escaped (\\xff). Without a range: all keys.";
+Prints KEY<TAB>VALUE lines. What does not show is escaped, so that nothing is ambiguous: \\\\ is a backslash, \\n \\r \\t \\x1b are
+control characters, \\u{202e} is another character that does not show, \\xff a byte that is no UTF-8. Without a range: all keys.";
 
 /// Prints a range of keys and values
 #[derive(Debug, Args)]
@@ -26,13 +29,13 @@ Prints KEY<TAB>VALUE lines; a key or value that is no printable UTF-8 is escaped
 pub(super) struct Scan {
     /// Keys that begin with this
     #[arg(long, value_name = "P", conflicts_with_all = ["from", "to"])]
-    prefix: Option<String>,
+    prefix: Option<OsString>,
     /// First key of the range
     #[arg(long, value_name = "A")]
-    from: Option<String>,
+    from: Option<OsString>,
     /// First key behind the range
     #[arg(long, value_name = "B")]
-    to: Option<String>,
+    to: Option<OsString>,
     /// Stop after N entries
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
@@ -54,7 +57,7 @@ impl Scan {
             newer_than: None,
         };
         let mut scan = app.connect().await?.scan(range, options).await?;
-        while let Some(page) = scan.next_page().await? {
+        while let Some(page) = app.next_page(&mut scan).await? {
             for item in page {
                 out.line(&self.show(app, &item.key, &item.state))?;
             }

@@ -1,13 +1,14 @@
 //! Keys made from the columns of a row: `weather/{origin}/{time_hour}`.
 //!
 //! A template is parsed without knowing the columns; whoever fills it in says what a column's value is. `{{` and
-//! `}}` stand for braces. A column's name is what stands between the braces, byte for byte.
+//! `}}` stand for braces. A column's name (or, in JSON, the path of a field: `_id.$oid`) is what stands between the braces.
 
 use std::fmt;
 use std::str::FromStr;
 
 use bytes::Bytes;
 
+use super::escape;
 use super::failure::{Usage, usage};
 
 /// See the module.
@@ -89,12 +90,13 @@ impl Template {
     }
 
     /// Fails for a column that is not among `columns`, and names those there are.
-    pub(super) fn check_columns(&self, columns: &[&str]) -> anyhow::Result<()> {
-        match self.columns().find(|name| !columns.contains(name)) {
+    pub(super) fn check_columns(&self, columns: &[String]) -> anyhow::Result<()> {
+        let there = |name: &str| columns.iter().any(|column| column == name);
+        match self.columns().find(|name| !there(name)) {
             None => Ok(()),
             Some(unknown) => Err(usage(format!(
                 "--key asks for the column {unknown:?}; there are: {}",
-                columns.join(", ")
+                some(columns.iter().map(String::as_str))
             ))),
         }
     }
@@ -113,6 +115,25 @@ impl Template {
         }
         Ok(key.into())
     }
+}
+
+/// Names in a message, as many as people read.
+pub(super) fn some<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
+    const CHARS_MAX: usize = 400;
+    let all = names.len();
+    let mut text = String::new();
+    for (place, name) in names.enumerate() {
+        let name = escape::text(name.as_bytes());
+        if text.len() + name.len() > CHARS_MAX {
+            return match place {
+                0 => format!("{all} with long names"),
+                place => format!("{text} and {} more", all - place),
+            };
+        }
+        text.push_str(if place > 0 { ", " } else { "" });
+        text.push_str(&name);
+    }
+    text
 }
 
 #[cfg(test)]
@@ -160,9 +181,19 @@ mod tests {
     #[test]
     fn an_unknown_column_is_told_with_those_there_are() {
         let template: Template = "{origin}/{hour}".parse().unwrap();
-        assert!(template.check_columns(&["hour", "origin", "x"]).is_ok());
+        let columns = |names: &[&str]| {
+            names
+                .iter()
+                .map(|&name| name.to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert!(
+            template
+                .check_columns(&columns(&["hour", "origin", "x"]))
+                .is_ok()
+        );
         let error = template
-            .check_columns(&["origin", "time"])
+            .check_columns(&columns(&["origin", "time"]))
             .unwrap_err()
             .to_string();
         assert!(

@@ -1,14 +1,17 @@
 //! Keys and values between people and bytes: arguments in, text out.
 //!
 //! An argument is text, `@FILE` or `-`; with `--hex`, text is hexadecimal both ways, while files and stdin are bytes
-//! as they are. Text that cannot be printed as it is is escaped as a whole, in the way of Rust's byte strings.
+//! as they are. What does not show in print is escaped: see [`escape`].
 
 use std::borrow::Cow;
+use std::ffi::OsStr;
 use std::io::Read;
+use std::path::Path;
 
 use bytes::Bytes;
 use storage_protocol::KeyRange;
 
+use super::escape;
 use super::failure::usage;
 
 /// How keys and values are written.
@@ -27,14 +30,27 @@ impl Form {
         }
     }
 
-    /// A key or value as text on one line.
+    /// A key or value as text on one line, alone or before a tab.
     pub(super) fn show(self, bytes: &[u8]) -> Cow<'_, str> {
-        if self.hex {
-            return hex::encode(bytes).into();
+        match self.hex {
+            true => hex::encode(bytes).into(),
+            false => escape::text(bytes),
         }
-        match std::str::from_utf8(bytes) {
-            Ok(text) if !text.chars().any(char::is_control) => text.into(),
-            _ => bytes.escape_ascii().to_string().into(),
+    }
+
+    /// A key as one field among others on a line, with a `=` behind it or a space.
+    pub(super) fn key_field(self, bytes: &[u8]) -> Cow<'_, str> {
+        match self.hex {
+            true => hex::encode(bytes).into(),
+            false => escape::field(bytes, true),
+        }
+    }
+
+    /// A value as one field among others on a line.
+    pub(super) fn value_field(self, bytes: &[u8]) -> Cow<'_, str> {
+        match self.hex {
+            true => hex::encode(bytes).into(),
+            false => escape::field(bytes, false),
         }
     }
 }
@@ -48,8 +64,9 @@ pub(super) struct Arguments {
 
 impl Arguments {
     /// The bytes that an argument means; `name` is what errors call it.
-    pub(super) fn bytes(&mut self, name: &str, argument: &str) -> anyhow::Result<Bytes> {
-        if argument == "-" {
+    pub(super) fn bytes(&mut self, name: &str, argument: &OsStr) -> anyhow::Result<Bytes> {
+        let bytes = argument.as_encoded_bytes();
+        if bytes == b"-" {
             if std::mem::replace(&mut self.stdin_taken, true) {
                 return Err(usage(format!("{name}: - (stdin) can stand only once")));
             }
@@ -58,30 +75,47 @@ impl Arguments {
             read.map_err(|error| usage(format!("{name}: stdin cannot be read: {error}")))?;
             return Ok(bytes.into());
         }
-        let text = match argument.strip_prefix('@') {
-            Some(literal) if literal.starts_with('@') => literal,
-            Some(file) => {
-                let bytes = std::fs::read(file)
-                    .map_err(|error| usage(format!("{name}: {file} cannot be read: {error}")))?;
+        let text = match bytes.strip_prefix(b"@") {
+            Some(literal) if literal.starts_with(b"@") => literal,
+            Some(_) => {
+                let file = behind_the_at(argument);
+                let bytes = std::fs::read(file).map_err(|error| {
+                    let file = Path::new(file).display();
+                    usage(format!("{name}: {file} cannot be read: {error}"))
+                })?;
                 return Ok(bytes.into());
             }
-            None => argument,
+            None => bytes,
         };
         if self.hex {
-            let bytes = hex::decode(text)
-                .map_err(|error| usage(format!("{name}: {text:?} is not hexadecimal: {error}")))?;
+            let bytes = hex::decode(text).map_err(|error| {
+                let text = escape::text(text);
+                usage(format!("{name}: \"{text}\" is not hexadecimal: {error}"))
+            })?;
             return Ok(bytes.into());
         }
-        Ok(Bytes::copy_from_slice(text.as_bytes()))
+        Ok(Bytes::copy_from_slice(text))
     }
 
     /// The range of `--prefix`: every key where it is not given.
-    pub(super) fn prefix(&mut self, prefix: Option<&str>) -> anyhow::Result<KeyRange> {
+    pub(super) fn prefix(&mut self, prefix: Option<&OsStr>) -> anyhow::Result<KeyRange> {
         match prefix {
             None => Ok(KeyRange::all()),
             Some(prefix) => Ok(KeyRange::prefix(self.bytes("--prefix", prefix)?)),
         }
     }
+}
+
+/// The name of a file in an argument that begins with `@`, whatever bytes it has.
+#[cfg(unix)]
+fn behind_the_at(argument: &OsStr) -> &OsStr {
+    use std::os::unix::ffi::OsStrExt;
+    OsStr::from_bytes(argument.as_bytes().get(1..).unwrap_or_default())
+}
+
+#[cfg(not(unix))]
+fn behind_the_at(argument: &OsStr) -> &OsStr {
+    OsStr::new(argument.to_str().map_or("", |text| &text[1..]))
 }
 
 #[cfg(test)]
@@ -92,7 +126,7 @@ mod tests {
     const HEX: Form = Form { hex: true };
 
     fn read(form: Form, argument: &str) -> anyhow::Result<Bytes> {
-        form.arguments().bytes("KEY", argument)
+        form.arguments().bytes("KEY", OsStr::new(argument))
     }
 
     #[test]
@@ -119,7 +153,10 @@ mod tests {
         assert!(error(TEXT, "@/no/such").contains("KEY: /no/such cannot be read"));
         let mut arguments = TEXT.arguments();
         arguments.stdin_taken = true;
-        let error = arguments.bytes("VALUE", "-").unwrap_err().to_string();
+        let error = arguments
+            .bytes("VALUE", OsStr::new("-"))
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("VALUE: - (stdin) can stand only once"),
             "{error}"
@@ -127,14 +164,25 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_printable_text_is_escaped() {
-        assert_eq!(
-            TEXT.show("grün {\"a\":\"\\n\"}".as_bytes()),
-            "grün {\"a\":\"\\n\"}"
-        );
-        assert_eq!(TEXT.show(b"a\tb\n"), "a\\tb\\n");
-        assert_eq!(TEXT.show(&[0, 255, b'\\']), "\\x00\\xff\\\\");
-        assert_eq!(TEXT.show("\u{85}".as_bytes()), "\\xc2\\x85");
+    fn what_is_shown_is_escaped_text_or_hex() {
+        assert_eq!(TEXT.show(b"a\tb\\"), "a\\tb\\\\");
+        assert_eq!(TEXT.key_field(b"a=b"), "\"a=b\"");
+        assert_eq!(TEXT.value_field(b"a=b"), "a=b");
         assert_eq!(HEX.show(b"a\n"), "610a");
+        assert_eq!(HEX.key_field(b"a ="), "61203d");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn an_argument_and_a_file_name_may_be_no_utf_8() {
+        use std::os::unix::ffi::OsStrExt;
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join(OsStr::from_bytes(b"\xff"));
+        std::fs::write(&file, "x").unwrap();
+        let mut at_file = std::ffi::OsString::from("@");
+        at_file.push(&file);
+        let read = |argument: &OsStr| TEXT.arguments().bytes("KEY", argument).unwrap();
+        assert_eq!(read(&at_file), "x");
+        assert_eq!(read(OsStr::from_bytes(b"\xff\xfe")), &[0xff, 0xfe][..]);
     }
 }

@@ -3,6 +3,8 @@
 //! `Every` prints one line per commit, `--latest` one per key that changed. Each line is flushed, so that a pipe sees
 //! it at once. It ends by a signal or after `--count` lines, both with exit code 0.
 
+use std::ffi::OsString;
+use std::pin::pin;
 use std::time::Duration;
 
 use clap::Args;
@@ -12,9 +14,10 @@ use storage_protocol::{
 };
 
 use super::app::App;
-use super::failure::Exit;
+use super::escape;
+use super::failure::{Exit, StdoutClosed, epoch_words};
 use super::json::Object;
-use super::output::Output;
+use super::output::{Output, stdout_closed};
 use super::tell;
 use super::text::Form;
 
@@ -25,10 +28,12 @@ Examples:
   storage watch --after 00000000000000e1:120            # goes on where a former one ended
   storage watch --latest --interval 1s --beginning      # the present state, then what changes
 
-One line per commit: REVISION [LABEL] put KEY=VALUE remove KEY signal KEY=BYTES. With --latest one line per key that
-changed: REVISION put KEY=VALUE or REVISION removed KEY. With --json, --latest also prints {\"progress\":\"EPOCH:REVISION\"}
-when all up to there was told, and {\"reset\":true} when keys not told before the next progress are gone.
-Says `watching from EPOCH:REVISION` on stderr when it is attached. Ctrl-C ends it.";
+One line per commit: REVISION [LABEL] put KEY=VALUE remove KEY signal KEY=BYTES; keys and values are escaped as `scan` does,
+and stand in quotes where a space in them would end them. With --latest one line per key that changed: REVISION put KEY=VALUE
+or REVISION removed KEY. With --json, --latest also prints {\"progress\":\"EPOCH:REVISION\"} when all up to there was told, and
+{\"reset\":true} when keys not told before the next progress are gone.
+Says `watching from EPOCH:REVISION` on stderr when it is attached, and when the connection is lost and comes back. Ctrl-C
+ends it.";
 
 /// Prints commits, or changed keys, as they happen
 #[derive(Debug, Args)]
@@ -36,7 +41,7 @@ Says `watching from EPOCH:REVISION` on stderr when it is attached. Ctrl-C ends i
 pub(super) struct Watch {
     /// Keys that begin with this [default: all]
     #[arg(long, value_name = "P")]
-    prefix: Option<String>,
+    prefix: Option<OsString>,
     /// Begin after this position [default: now]
     #[arg(long, value_name = "EPOCH:REVISION")]
     after: Option<Position>,
@@ -73,12 +78,15 @@ impl Watch {
             Ok(storage.watch(range, WatchOptions { start, mode }).await?)
         };
         let mut watch = app.unless_interrupted(open).await?;
+        app.tell_outages();
+        let mut closed = pin!(stdout_closed());
         tell(format_args!("watching from {}", watch.start()));
         let mut left = self.count;
         while left != Some(0) {
             let event = tokio::select! {
                 biased;
                 () = app.interrupt.cancelled() => break,
+                () = closed.as_mut() => return Err(StdoutClosed.into()),
                 event = watch.next() => event?.ok_or_else(ended)?,
             };
             let counts = matches!(event, WatchEvent::Commit(_) | WatchEvent::State { .. });
@@ -130,9 +138,10 @@ fn show_continuity(continuity: &Continuity, json: bool) -> Option<String> {
             .to_owned(),
         Continuity::Resynced {
             why: ResyncReason::EpochChanged { epoch, fork },
-        } => format!(
-            "resynced: the store's history is now epoch {epoch}, forked at revision {fork}; everything follows anew"
-        ),
+        } => {
+            let what = epoch_words(*epoch, *fork);
+            format!("resynced: {what}; everything follows anew")
+        }
         Continuity::Resynced { .. } => {
             "resynced: steps are missing; what changed follows".to_owned()
         }
@@ -203,14 +212,18 @@ fn change_object(key: &Key, kind: &ChangeKind) -> (&'static str, Object) {
 fn commit_text(record: &CommitRecord, form: Form) -> String {
     let mut text = record.revision.to_string();
     if let Some(label) = &record.label {
-        text.push_str(&format!(" [{}]", label.escape_debug()));
+        // Its end is the bracket, whatever is in it.
+        let label = escape::text(label.as_bytes()).replace(']', "\\]");
+        text.push_str(&format!(" [{label}]"));
     }
     for change in &record.changes {
-        let key = form.show(&change.key);
+        let key = form.key_field(&change.key);
         text.push_str(&match &change.kind {
-            ChangeKind::Put { value, .. } => format!(" put {key}={}", form.show(value)),
+            ChangeKind::Put { value, .. } => format!(" put {key}={}", form.value_field(value)),
             ChangeKind::Removed { .. } => format!(" remove {key}"),
-            ChangeKind::Signalled { bytes } => format!(" signal {key}={}", form.show(bytes)),
+            ChangeKind::Signalled { bytes } => {
+                format!(" signal {key}={}", form.value_field(bytes))
+            }
         });
     }
     text
@@ -229,9 +242,11 @@ fn state_object(key: &Key, state: &KeyState) -> Object {
 }
 
 fn state_text(key: &Key, state: &KeyState, form: Form) -> String {
-    let (revision, key) = (state.revision(), form.show(key));
+    let (revision, key) = (state.revision(), form.key_field(key));
     match state {
-        KeyState::Live(entry) => format!("{revision} put {key}={}", form.show(&entry.value)),
+        KeyState::Live(entry) => {
+            format!("{revision} put {key}={}", form.value_field(&entry.value))
+        }
         KeyState::Removed(_) => format!("{revision} removed {key}"),
     }
 }

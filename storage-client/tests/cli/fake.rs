@@ -1,7 +1,7 @@
 //! A keyspace in memory behind a WebSocket, on a thread of its own.
 //!
 //! Enough of the contract for the command: get, scans in pages, commits with checks, both kinds of watch, probes; no
-//! expiry and no sessions. [`Fault`]s are taken in order by the commits that come.
+//! expiry and no sessions. [`Fault`]s are taken in order by the commits that come, [`Whim`]s stay.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -19,7 +19,7 @@ use storage_protocol::{
     ScanOptions, SessionId, StorageError, UnixMillis, WatchMode, WatchStart,
 };
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::broadcast;
+use tokio::sync::{Semaphore, broadcast, watch};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
@@ -30,6 +30,9 @@ pub(crate) const EPOCH: Epoch = Epoch(0xe);
 
 /// The clock of this server stands.
 pub(crate) const TIME: UnixMillis = UnixMillis(1_700_000_000_000);
+
+/// The same in HTTP's form.
+const DATE: &str = "Tue, 14 Nov 2023 22:13:20 GMT";
 
 /// Entries on a page of a scan: few, so that tests see many pages.
 const PAGE_ITEMS: usize = 3;
@@ -46,7 +49,22 @@ pub(crate) enum Fault {
     Silent,
 }
 
+/// What a server does that means no good, from now on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whim {
+    /// Each further page of a scan is empty, and says that there are more.
+    EmptyPages,
+    /// A further page of a scan comes when [`Server::let_pages_go`] says so.
+    HeldPages,
+    /// A watch is not answered.
+    SilentWatches,
+}
+
 struct State {
+    epoch: Epoch,
+    whim: Option<Whim>,
+    /// Scans that wait for their next page.
+    held_pages: usize,
     entries: BTreeMap<Key, Entry>,
     log: Vec<Arc<CommitRecord>>,
     revision: u64,
@@ -57,17 +75,29 @@ struct State {
 /// A server. It ends with the process.
 pub(crate) struct Server {
     url: String,
+    shared: Arc<Shared>,
     state: Arc<Mutex<State>>,
 }
 
 struct Shared {
     state: Arc<Mutex<State>>,
     commits: broadcast::Sender<Arc<CommitRecord>>,
+    /// Each connection ends when it changes.
+    cuts: watch::Sender<u64>,
+    pages: Semaphore,
 }
 
 impl Server {
     pub(crate) fn start() -> Self {
+        Self::of_epoch(EPOCH)
+    }
+
+    /// A store with a history of its own.
+    pub(crate) fn of_epoch(epoch: Epoch) -> Self {
         let state = Arc::new(Mutex::new(State {
+            epoch,
+            whim: None,
+            held_pages: 0,
             entries: BTreeMap::new(),
             log: Vec::new(),
             revision: 100,
@@ -79,15 +109,19 @@ impl Server {
         let shared = Arc::new(Shared {
             state: state.clone(),
             commits: broadcast::channel(1_000).0,
+            cuts: watch::channel(0).0,
+            pages: Semaphore::new(0),
         });
+        let served = shared.clone();
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build();
-            runtime.unwrap().block_on(serve(listener, shared));
+            runtime.unwrap().block_on(serve(listener, served));
         });
         Self {
             url: format!("ws://127.0.0.1:{port}/storage/models"),
+            shared,
             state,
         }
     }
@@ -105,6 +139,21 @@ impl Server {
 
     pub(crate) fn fault(&self, fault: Fault) {
         self.state.lock().unwrap().faults.push_back(fault);
+    }
+
+    pub(crate) fn whim(&self, whim: Whim) {
+        self.state.lock().unwrap().whim = Some(whim);
+    }
+
+    /// Waits until so many scans are held, and lets them all go on.
+    pub(crate) fn let_pages_go(&self, scans: usize) {
+        self.wait_until(|state| state.held_pages == scans);
+        self.shared.pages.add_permits(1_000);
+    }
+
+    /// Breaks all connections, and takes new ones.
+    pub(crate) fn cut(&self) {
+        self.shared.cuts.send_modify(|cuts| *cuts += 1);
     }
 
     pub(crate) fn limits(&self, change: impl FnOnce(&mut Limits)) {
@@ -129,6 +178,11 @@ impl Server {
         entries
             .map(|(key, entry)| (text(key), text(&entry.value)))
             .collect()
+    }
+
+    /// Forgets all entries, without a commit.
+    pub(crate) fn clear(&self) {
+        self.state.lock().unwrap().entries.clear();
     }
 
     /// The commits so far, each as the keys it changed.
@@ -259,11 +313,8 @@ impl State {
     }
 
     fn position(&self) -> Position {
-        let revision = Revision(self.revision);
-        Position {
-            epoch: EPOCH,
-            revision,
-        }
+        let (epoch, revision) = (self.epoch, Revision(self.revision));
+        Position { epoch, revision }
     }
 }
 
@@ -290,6 +341,7 @@ async fn serve(listener: std::net::TcpListener, shared: Arc<Shared>) {
 fn negotiate(_: &Request, mut response: Response) -> Result<Response, ErrorResponse> {
     let headers = response.headers_mut();
     headers.insert("sec-websocket-protocol", SUBPROTOCOL.parse().unwrap());
+    headers.insert("date", DATE.parse().unwrap());
     Ok(response)
 }
 
@@ -317,8 +369,10 @@ impl Connection {
     }
 
     async fn run(mut self, mut commits: broadcast::Receiver<Arc<CommitRecord>>) {
+        let mut cuts = self.shared.cuts.subscribe();
         loop {
             let done = tokio::select! {
+                _ = cuts.changed() => Err(Over),
                 message = self.ws.next() => match message {
                     Some(Ok(Message::Binary(frame))) => {
                         match self.reassembler.accept(frame, Instant::now()).unwrap() {
@@ -369,12 +423,35 @@ impl Connection {
                     entries: entries.collect(),
                 }
             }
+            ClientMessage::Scan { options, .. }
+                if options
+                    .newer_than
+                    .is_some_and(|position| position.epoch != state().epoch) =>
+            {
+                let (epoch, fork) = (state().epoch, Revision(0));
+                ServerMessage::Error(StorageError::EpochChanged { epoch, fork })
+            }
             ClientMessage::Scan { range, options } => {
                 let items = state().scan(&range, options);
                 let number = self.scans.len() as u64 + 1;
                 self.page(number, items)
             }
             ClientMessage::ScanNext { scan } => {
+                let whim = state().whim;
+                if whim == Some(Whim::EmptyPages) {
+                    let (revision, items) = (Revision(state().revision), Vec::new());
+                    let scan = Some(scan);
+                    let page = ServerMessage::Page {
+                        revision,
+                        scan,
+                        items,
+                    };
+                    return self.send(id, page).await;
+                }
+                if whim == Some(Whim::HeldPages) {
+                    state().held_pages += 1;
+                    shared.pages.acquire().await.unwrap().forget();
+                }
                 let items = self.scans.remove(&scan).unwrap();
                 self.page(scan, items)
             }
@@ -382,6 +459,7 @@ impl Connection {
             ClientMessage::Commit { batch, options, .. } => {
                 return self.commit(id, &batch, options).await;
             }
+            ClientMessage::Watch(_) if state().whim == Some(Whim::SilentWatches) => return Ok(()),
             ClientMessage::Watch(request) => return self.watch(id, request).await,
             ClientMessage::Unwatch { watch } => {
                 self.watches.retain(|(id, _)| *id != watch);
@@ -444,9 +522,9 @@ impl Connection {
         };
         let start = match request.start {
             WatchStart::Now => now.revision,
-            WatchStart::After(position) if position.epoch != EPOCH => {
+            WatchStart::After(position) if position.epoch != now.epoch => {
                 let error = StorageError::EpochChanged {
-                    epoch: EPOCH,
+                    epoch: now.epoch,
                     fork: Revision(0),
                 };
                 return self.send(id, ServerMessage::Error(error)).await;

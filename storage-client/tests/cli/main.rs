@@ -14,4 +14,7 @@ mod failures;
 mod fake;
 mod files;
 mod run;
+mod sessions;
+mod targets;
+mod terminal;
 mod watches;

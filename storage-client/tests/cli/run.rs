@@ -1,8 +1,10 @@
 //! Runs the command, and says what came of it.
 //!
-//! The environment is empty of `STORAGE_*`; each run is ended by a time-out.
+//! The environment is empty of `STORAGE_*`; each run is ended by a time-out. The command is the one that was built with the
+//! tests, unless there is one beside them, as `scripts/planted-bugs` puts it.
 
 use std::io::{Read, Write};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -29,7 +31,9 @@ impl Ran {
 }
 
 pub(crate) fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_storage"));
+    let beside = std::env::current_exe().unwrap().with_file_name("storage");
+    let built = PathBuf::from(env!("CARGO_BIN_EXE_storage"));
+    let mut command = Command::new(if beside.is_file() { beside } else { built });
     command
         .args(arguments)
         .env_remove("STORAGE_URL")

@@ -50,7 +50,10 @@ fn a_position_of_another_history_is_refused() {
     let server = Server::start();
     let ran = server.run(&["watch", "--after", "000000000000000f:1"]);
     assert_eq!((ran.code, ran.out.as_str()), (1, ""));
-    assert!(ran.err.contains("epoch 000000000000000e"), "{ran:?}");
+    assert_eq!(
+        ran.err,
+        "error: this position is from another store (the epoch of this one is 000000000000000e)\n"
+    );
     let ran = server.run(&["watch", "--after", "7"]);
     assert_eq!(ran.code, 2);
     assert!(ran.err.contains("expected EPOCH:REVISION"), "{ran:?}");
@@ -85,4 +88,19 @@ fn latest_tells_keys_and_in_json_marks() {
     assert_eq!(run::finish(child).lines(), expected);
     let ran = server.run(&["watch", "--interval", "1s"]);
     assert_eq!(ran.code, 2, "an interval without --latest says nothing");
+}
+
+#[test]
+fn a_watch_ends_when_its_reader_is_gone_though_nothing_happens() {
+    let server = Server::with(&[("a", "0")]);
+    let mut watch = attached(&server, &["watch"]);
+    drop(watch.stdout.take());
+    assert_eq!(run::wait(&mut watch).code(), Some(0));
+    let mut replica = server.command(&["replica"]).spawn().unwrap();
+    let mut err = BufReader::new(replica.stderr.take().unwrap());
+    let mut line = String::new();
+    err.read_line(&mut line).unwrap();
+    assert!(line.starts_with("ready at "), "{line}");
+    drop(replica.stdout.take());
+    assert_eq!(run::wait(&mut replica).code(), Some(0));
 }

@@ -1,0 +1,182 @@
+//! The bytes of a file to import: unpacked where they are packed, without what editors put in front.
+//!
+//! Blocking. gzip as gzip takes it: several members one behind the other, and zeros behind the last (tapes and some tools
+//! pad). Invariant: what is behind the packed data and is something else is an error, once everything before it was read.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Cursor, Read};
+use std::path::Path;
+
+use flate2::bufread::GzDecoder;
+use indicatif::ProgressBar;
+
+use super::failure::usage;
+
+const BUFFER_BYTES: usize = 64 * 1024;
+
+/// How gzip begins.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+
+/// What marks UTF-8, and is no part of the text.
+const BYTE_ORDER_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
+
+type Source = Box<dyn BufRead + Send>;
+
+/// Opens a file (`-`: stdin), and unpacks it where its name or its first bytes say gzip. `bar` follows the bytes read.
+pub(super) fn open(file: &Path, bar: &ProgressBar) -> anyhow::Result<Source> {
+    let unreadable = |error| unreadable(file, &error);
+    let raw: Box<dyn Read + Send> = if file == Path::new("-") {
+        Box::new(io::stdin())
+    } else {
+        let opened = File::open(file).map_err(unreadable)?;
+        Box::new(bar.wrap_read(opened))
+    };
+    let (head, whole) = peek(BufReader::with_capacity(BUFFER_BYTES, raw), 2).map_err(unreadable)?;
+    let named = file.as_os_str().to_ascii_lowercase();
+    let unpacked: Source = match head == GZIP || named.as_encoded_bytes().ends_with(b".gz") {
+        true => Box::new(BufReader::with_capacity(BUFFER_BYTES, Gunzip::new(whole))),
+        false => whole,
+    };
+    let (head, mut text) = peek(unpacked, BYTE_ORDER_MARK.len()).map_err(unreadable)?;
+    if head == BYTE_ORDER_MARK {
+        text.read_exact(&mut [0; BYTE_ORDER_MARK.len()])
+            .map_err(unreadable)?;
+    }
+    Ok(text)
+}
+
+pub(super) fn unreadable(file: &Path, error: &io::Error) -> anyhow::Error {
+    usage(format!("{} cannot be read: {error}", file.display()))
+}
+
+/// The first bytes, and the whole with them.
+fn peek(mut from: impl BufRead + Send + 'static, bytes: usize) -> io::Result<(Vec<u8>, Source)> {
+    let mut head = Vec::new();
+    from.by_ref().take(bytes as u64).read_to_end(&mut head)?;
+    let whole = Cursor::new(head.clone()).chain(from);
+    Ok((head, Box::new(whole)))
+}
+
+/// Unpacks one member after the other.
+struct Gunzip(State);
+
+enum State {
+    Member(GzDecoder<Source>),
+    Over,
+}
+
+impl Gunzip {
+    fn new(packed: Source) -> Self {
+        Self(State::Member(GzDecoder::new(packed)))
+    }
+}
+
+impl Read for Gunzip {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let State::Member(member) = &mut self.0 else {
+                return Ok(0);
+            };
+            let bytes = member.read(out)?;
+            if bytes > 0 || out.is_empty() {
+                return Ok(bytes);
+            }
+            let State::Member(member) = std::mem::replace(&mut self.0, State::Over) else {
+                return Ok(0);
+            };
+            let (head, mut behind) = peek(member.into_inner(), GZIP.len())?;
+            if head == GZIP {
+                self.0 = State::Member(GzDecoder::new(behind));
+            } else {
+                expect_zeros(&mut behind)?;
+            }
+        }
+    }
+}
+
+fn expect_zeros(behind: &mut dyn BufRead) -> io::Result<()> {
+    loop {
+        let bytes = behind.fill_buf()?;
+        let len = bytes.len();
+        if len == 0 {
+            return Ok(());
+        }
+        if bytes.iter().any(|&byte| byte != 0) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "there is something behind the packed data that is neither gzip nor zeros",
+            ));
+        }
+        behind.consume(len);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn packed(text: &str) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(text.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    /// What is read, and the error behind it.
+    fn read(name: &str, bytes: &[u8]) -> (String, Option<String>) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        let mut text = Vec::new();
+        let read = open(&path, &ProgressBar::hidden())
+            .and_then(|mut reader| Ok(reader.read_to_end(&mut text)?));
+        let text = String::from_utf8(text).unwrap();
+        (text, read.err().map(|error| error.to_string()))
+    }
+
+    #[test]
+    fn gzip_is_told_by_its_first_bytes_and_many_members_are_read() {
+        let two = [packed("a\n"), packed("1\n")].concat();
+        for (bytes, expected) in [
+            (&two[..], "a\n1\n"),
+            (b"a\n", "a\n"),
+            (b"a", "a"),
+            (b"", ""),
+            (&packed(""), ""),
+        ] {
+            assert_eq!(read("file", bytes), (expected.to_owned(), None));
+        }
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_text() {
+        assert_eq!(read("f", b"\xef\xbb\xbfa").0, "a");
+        assert_eq!(read("f", &packed("\u{feff}{}\n")).0, "{}\n");
+        assert_eq!(read("f", b"\xef\xbb\xbf").0, "");
+        // Only one, and only there.
+        assert_eq!(
+            read("f", "\u{feff}\u{feff}a\u{feff}".as_bytes()).0,
+            "\u{feff}a\u{feff}"
+        );
+    }
+
+    #[test]
+    fn zeros_behind_gzip_are_padding_and_anything_else_is_refused_behind_what_was_read() {
+        let padded = [packed("a\n"), vec![0; 100_000]].concat();
+        assert_eq!(read("f.gz", &padded), ("a\n".to_owned(), None));
+        for garbage in [&b"garbage"[..], b"\0\0x", b"\x1f", b"\x1f\x8b"] {
+            let (text, error) = read("f.gz", &[&packed("a\n"), garbage].concat());
+            assert_eq!(text, "a\n");
+            assert!(error.is_some(), "{garbage:?}");
+        }
+        let (_, error) = read("f.gz", &[&packed("a\n")[..], b"x"].concat());
+        assert!(error.unwrap().contains("behind the packed data"));
+        let whole = packed("a\n");
+        assert!(
+            read("f.gz", &whole[..whole.len() - 1]).1.is_some(),
+            "cut short"
+        );
+        assert!(read("f.gz", b"a,b\n").1.is_some(), "not packed");
+    }
+}
