@@ -1,0 +1,83 @@
+//! A process that is stopped for a while (SIGSTOP, a paused machine) and goes on: nothing that it was asked for is lost.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
+
+use std::process::Command;
+use std::time::Duration;
+
+use storage_protocol::{Continuity, KeyRange, Storage, StorageExt, WatchEvent, WatchOptions};
+use storage_tests::harness::{Certificates, ServerProcess, connect};
+use storage_tests::raw::in_time;
+use tempfile::TempDir;
+
+/// How long the server may be silent, in these tests.
+const SILENCE: Duration = Duration::from_secs(1);
+
+struct Fixture {
+    server: ServerProcess,
+    certificates: Certificates,
+    _folder: TempDir,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let certificates = Certificates::issue(&["user"]);
+        let file = folder.path().join("server.toml");
+        std::fs::write(
+            &file,
+            "[timeouts]\nheartbeat = \"300ms\"\nsilence = \"1s\"\n",
+        )
+        .unwrap();
+        let (file, data) = (file.display().to_string(), folder.path().join("data"));
+        let server = ServerProcess::mutual(&certificates, &data, &["--config", &file]);
+        Self {
+            server,
+            certificates,
+            _folder: folder,
+        }
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.server.id().to_string();
+        let sent = Command::new("kill").args([signal, &pid]).status();
+        assert!(sent.unwrap().success());
+    }
+}
+
+#[tokio::test]
+async fn what_a_frozen_server_was_asked_for_is_done_once_when_it_goes_on() {
+    let fixture = Fixture::new();
+    let (server, certificates) = (&fixture.server, &fixture.certificates);
+    let storage = connect(server, certificates, "user", "model")
+        .await
+        .unwrap();
+    let every = WatchOptions::default();
+    let mut watch = storage.watch(KeyRange::all(), every).await.unwrap();
+    storage.put("before".into(), "1".into()).await.unwrap();
+    fixture.signal("-STOP");
+    let going_on = async {
+        // The client leaves a server that is silent for so long, and comes back until it is there.
+        tokio::time::sleep(2 * SILENCE).await;
+        fixture.signal("-CONT");
+    };
+    let put = storage.put("meanwhile".into(), "2".into());
+    let (put, ()) = in_time("the put", async { tokio::join!(put, going_on) }).await;
+    put.unwrap();
+    let (mut told, mut continuous) = (Vec::new(), 0);
+    let telling = async {
+        while told.len() < 2 {
+            match watch.next().await.unwrap().unwrap() {
+                WatchEvent::Commit(record) => {
+                    told.extend(record.changes.iter().map(|change| change.key.clone()));
+                }
+                WatchEvent::Continuity(Continuity::Continuous) => continuous += 1,
+                WatchEvent::Progress { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    in_time("the watch", telling).await;
+    assert_eq!(told, ["before", "meanwhile"]);
+    assert!(continuous > 0, "the break was not told");
+}
