@@ -10,6 +10,7 @@ use tokio_tungstenite::tungstenite::Message;
 use super::Mwdb;
 use crate::config::ServerConfig;
 use crate::engine::Engine;
+use crate::metrics::Outer;
 use crate::testing::{Client, Hold, MemoryEngine, Running, start};
 
 fn running() -> Running {
@@ -73,7 +74,10 @@ async fn malformed_messages_are_passed_over() {
     send(client, "a#\x00C").await;
     assert_eq!(receive(client).await, "#\x01C");
     let mut metrics = String::new();
-    running.shared.metrics.write(&mut metrics, &[]);
+    running
+        .shared
+        .metrics
+        .write(&mut metrics, &[], &Outer::default());
     assert!(
         metrics.contains("storage_mwdb_messages_ignored_total 6\n"),
         "{metrics}"
