@@ -351,19 +351,37 @@ mod tests {
                 },
             };
             let (next, change) = match n % 5 {
-                0 => (batch.remove(key.clone()), ChangeKind::Removed { previous: Some(old.clone()) }),
+                0 => (
+                    batch.remove(key.clone()),
+                    ChangeKind::Removed {
+                        previous: Some(old.clone()),
+                    },
+                ),
                 1 => {
                     let bytes = value.clone();
-                    (batch.signal(key.clone(), bytes.clone()), ChangeKind::Signalled { bytes })
+                    (
+                        batch.signal(key.clone(), bytes.clone()),
+                        ChangeKind::Signalled { bytes },
+                    )
                 }
                 2 => {
                     let stamped = Key::from([&key[..], &[0xff; 8]].concat());
-                    (batch.put_stamped(key.clone(), value.clone(), ttl), put(&stamped).kind)
+                    (
+                        batch.put_stamped(key.clone(), value.clone(), ttl),
+                        put(&stamped).kind,
+                    )
                 }
-                _ => (batch.put_with(key.clone(), value.clone(), ttl), put(&key).kind),
+                _ => (
+                    batch.put_with(key.clone(), value.clone(), ttl),
+                    put(&key).kind,
+                ),
             };
             batch = next;
-            let key = if n % 5 == 2 { [&key[..], &[0xff; 8]].concat().into() } else { key };
+            let key = if n % 5 == 2 {
+                [&key[..], &[0xff; 8]].concat().into()
+            } else {
+                key
+            };
             previous += if n % 5 == 1 { 0 } else { old.len() };
             changes.push(Change { key, kind: change });
         }
@@ -376,7 +394,11 @@ mod tests {
             changes,
         );
         let told = encode_commit_record(&record).len();
-        assert!(told <= batch.bytes() + previous, "{told} of {}", batch.bytes() + previous);
+        assert!(
+            told <= batch.bytes() + previous,
+            "{told} of {}",
+            batch.bytes() + previous
+        );
         // Small items show what the wire adds to each.
         let small = (0..10_000_u32).fold(Batch::new(), |batch, n| {
             batch.put_with(n.to_be_bytes().to_vec(), "", ttl)

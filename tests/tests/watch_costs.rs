@@ -94,7 +94,10 @@ async fn a_large_commit_that_ten_thousand_watches_see_holds_nobody_up() {
             ServerMessage::Watching { .. }
         ));
     }
-    let (writer, other) = (fixture.writer("shared").await, fixture.writer("other").await);
+    let (writer, other) = (
+        fixture.writer("shared").await,
+        fixture.writer("other").await,
+    );
     other.put("a".into(), "1".into()).await.unwrap();
     let before = fixture.server.resident_bytes();
     let used = fixture.server.cpu_time();
@@ -107,7 +110,11 @@ async fn a_large_commit_that_ten_thousand_watches_see_holds_nobody_up() {
     }
     let used = fixture.server.cpu_time() - used;
     let grown = fixture.server.resident_bytes().saturating_sub(before);
-    assert!(grown < GROWTH_MAX, "resident memory grew by {} MiB", grown / MIB);
+    assert!(
+        grown < GROWTH_MAX,
+        "resident memory grew by {} MiB",
+        grown / MIB
+    );
     // In processor time, which a busy machine does not stretch much: 32 s before.
     assert!(used < Duration::from_secs(5), "{used:?} of processor time");
     assert!(metric(&fixture.server, "storage_feed_queued_bytes").await <= (64 * MIB) as f64);
@@ -126,9 +133,17 @@ async fn what_is_told_of_the_largest_commit_is_no_longer_than_a_message() {
     let config = "[limits]\nmessage_bytes_max = \"1 MiB\"\nvalue_bytes_max = \"512 KiB\"\n";
     let fixture = Fixture::new(config);
     let mut peer = fixture.peer().await;
-    let message = watch(KeyRange::all(), WatchStart::Now, WatchMode::Every, u64::MAX >> 2);
+    let message = watch(
+        KeyRange::all(),
+        WatchStart::Now,
+        WatchMode::Every,
+        u64::MAX >> 2,
+    );
     let answer = peer.ask(1, &message).await;
-    assert!(matches!(answer, ServerMessage::Watching { .. }), "{answer:?}");
+    assert!(
+        matches!(answer, ServerMessage::Watching { .. }),
+        "{answer:?}"
+    );
     let writer = fixture.writer("shared").await;
     let ttl = Lifetime::TimeToLive(Duration::from_millis(1 << 62));
     let label = "l".repeat(256);
@@ -144,7 +159,11 @@ async fn what_is_told_of_the_largest_commit_is_no_longer_than_a_message() {
         if previous {
             writer.commit(batch.clone(), options()).await.unwrap();
         }
-        let options = if previous { options().with_previous() } else { options() };
+        let options = if previous {
+            options().with_previous()
+        } else {
+            options()
+        };
         writer.commit(batch, options).await.unwrap();
         // The peer refuses, as any would, a message over the maximum.
         for _ in 0..=usize::from(previous) {
@@ -165,7 +184,10 @@ async fn a_latest_watch_goes_on_while_its_balance_is_above_zero() {
     let fixture = Fixture::new("");
     let writer = fixture.writer("shared").await;
     let batch = (0..150).fold(Batch::new(), |batch, n| batch.put(format!("{n:09}"), "v"));
-    writer.commit(batch, CommitOptions::default()).await.unwrap();
+    writer
+        .commit(batch, CommitOptions::default())
+        .await
+        .unwrap();
     let mut peer = fixture.peer().await;
     let message = watch(KeyRange::all(), WatchStart::Beginning, latest(), 3_000);
     peer.say(Some(1), &message).await;
@@ -197,7 +219,8 @@ async fn done_comes_behind_the_answer_to_a_watch_that_is_ended_at_once() {
         let start = WatchStart::After(start);
         let message = watch(KeyRange::prefix("none"), start, WatchMode::Every, 1_000);
         peer.say(Some(id), &message).await;
-        peer.say(Some(unwatch), &ClientMessage::Unwatch { watch: id }).await;
+        peer.say(Some(unwatch), &ClientMessage::Unwatch { watch: id })
+            .await;
         let (answered, message) = in_time("the watch's answer", peer.hear()).await;
         assert_eq!(answered, Some(id), "{message:?}");
         assert!(

@@ -63,7 +63,7 @@ impl Live {
     }
 
     /// Everything up to here that was not delivered is queued.
-    fn delivered(&self, told: Revision) -> Revision {
+    pub(super) fn delivered(&self, told: Revision) -> Revision {
         let before_first = |first: &Arc<CommitRecord>| Revision(first.revision.0 - 1);
         self.queue
             .front()

@@ -220,6 +220,14 @@ impl Subscription {
         }
     }
 
+    /// Everything of the range up to here was taken.
+    pub(crate) fn taken(&self) -> Revision {
+        match &*self.slot.state() {
+            State::Live(live) => live.delivered(Revision::ZERO),
+            State::Behind(after) => *after,
+        }
+    }
+
     /// Everything up to here is published, and told or about to be.
     pub(crate) fn published(&self) -> Revision {
         self.feed.recent().published

@@ -186,7 +186,8 @@ impl LatestWatch {
             state,
         });
         self.events.extend(states);
-        let reached = commits.last().map_or(self.mark, |last| last.revision);
+        // It may be beyond the last of them, where the ring was searched for the watch.
+        let reached = self.subscription.taken();
         let answers = |(_, at): &(u64, Revision)| *at <= reached;
         if is_empty && !self.first && !self.tokens.asked.front().is_some_and(answers) {
             // Signals only, which this kind of watch is not told.

@@ -303,6 +303,13 @@ async fn a_watch_stops_without_credit_and_goes_on_with_it() {
         panic!("no changes")
     };
     assert_eq!(commits.len(), 3, "what waited comes in one message");
+    assert!(
+        matches!(
+            receive(client).await,
+            (Some(1), ServerMessage::Progress { token: None, .. })
+        ),
+        "and a mark says that it has caught up"
+    );
     send(
         client,
         Some(3),

@@ -611,7 +611,10 @@ mod tests {
     fn credit_is_overdrawn_by_one_state_at_most() {
         let mut watches = open((0..10_000).map(state), 3_000, false);
         let lengths = messages(&mut watches);
-        let bytes: usize = lengths.iter().map(|message| message.encode(Some(1)).payload.len()).sum();
+        let bytes: usize = lengths
+            .iter()
+            .map(|message| message.encode(Some(1)).payload.len())
+            .sum();
         assert!((3_000..3_100).contains(&bytes), "{bytes} bytes for 3,000");
     }
 
@@ -633,7 +636,10 @@ mod tests {
         assert!(
             matches!(
                 said[..],
-                [ServerMessage::Changes { .. }, ServerMessage::Progress { token: None, .. }]
+                [
+                    ServerMessage::Changes { .. },
+                    ServerMessage::Progress { token: None, .. }
+                ]
             ),
             "{said:?}"
         );

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use storage_protocol::{
-    Batch, CommitOptions, Key, KeyRange, KeyState, Keyspace, Position, Revision, Scan,
-    ScanOptions, Storage, StorageExt, Watch, WatchEvent, WatchOptions, WatchStart,
+    Batch, CommitOptions, Key, KeyRange, KeyState, Keyspace, Position, Revision, Scan, ScanOptions,
+    Storage, StorageExt, Watch, WatchEvent, WatchOptions, WatchStart,
 };
 
 use crate::engine::rocks::{EngineOptions, RocksEngine, RocksSession};
@@ -40,7 +40,9 @@ impl House {
 
     /// So many keys of 1 KB: five pages for each thousand.
     async fn fill(&self, keys: u32) -> Position {
-        let batch = (0..keys).fold(Batch::new(), |batch, n| batch.put(key(n), vec![b'v'; 1_000]));
+        let batch = (0..keys).fold(Batch::new(), |batch, n| {
+            batch.put(key(n), vec![b'v'; 1_000])
+        });
         let options = CommitOptions::default();
         self.storage.commit(batch, options).await.unwrap()
     }
@@ -142,7 +144,11 @@ async fn hold_up(house: &House, park: bool, forget: bool) -> Reader {
         .put(key(2_900), "changed")
         .remove(key(2_901))
         .put("new", "new");
-    let last = house.storage.commit(batch, CommitOptions::default()).await.unwrap();
+    let last = house
+        .storage
+        .commit(batch, CommitOptions::default())
+        .await
+        .unwrap();
     if forget {
         // The tombstones are gone before the pass goes on.
         house.storage.put(key(3), "later".into()).await.unwrap();
@@ -179,13 +185,22 @@ async fn a_held_up_pass_begins_anew_where_the_tombstones_of_what_it_told_are_gon
 async fn a_watch_that_keeps_up_is_told_without_a_snapshot() {
     let house = House::new(|_| {});
     let start = house.fill(10).await;
-    let (mut watch, mut reader) = (house.latest(WatchStart::After(start)).await, Reader::default());
+    let (mut watch, mut reader) = (
+        house.latest(WatchStart::After(start)).await,
+        Reader::default(),
+    );
     reader.entries = house.entries().await;
     reader.to_mark(&mut watch).await;
     for n in 0..200 {
-        let batch = Batch::new().put(key(n % 7), n.to_string()).remove(key(7 + n % 3));
+        let batch = Batch::new()
+            .put(key(n % 7), n.to_string())
+            .remove(key(7 + n % 3));
         let batch = batch.signal("bell", "ring");
-        let at = house.storage.commit(batch, CommitOptions::default()).await.unwrap();
+        let at = house
+            .storage
+            .commit(batch, CommitOptions::default())
+            .await
+            .unwrap();
         if n % 5 == 0 {
             // Several commits are one pass: each key comes once.
             while reader.to_mark(&mut watch).await.revision < at.revision {}

@@ -113,8 +113,7 @@ async fn the_id_of_a_probe_whose_mark_is_due_is_taken() {
 
 #[tokio::test]
 async fn a_watch_on_a_quiet_range_is_told_how_far_the_store_is() {
-    let mut running =
-        running(|config| config.timeouts.idle_mark = Duration::from_millis(100));
+    let mut running = running(|config| config.timeouts.idle_mark = Duration::from_millis(100));
     open(&mut running).await;
     let client = &mut running.client;
     let quiet = ClientMessage::Watch(WatchRequest {
@@ -130,7 +129,14 @@ async fn a_watch_on_a_quiet_range_is_told_how_far_the_store_is() {
         panic!("no answer")
     };
     // Nobody asked for it, so it has no token.
-    let (id, ServerMessage::Progress { revision: mark, token }) = receive(client).await else {
+    let (
+        id,
+        ServerMessage::Progress {
+            revision: mark,
+            token,
+        },
+    ) = receive(client).await
+    else {
         panic!("no mark")
     };
     assert_eq!((id, mark, token), (Some(1), revision, None));
@@ -174,7 +180,10 @@ async fn the_memory_of_watches_is_bounded_by_name() {
         (Some(1), ServerMessage::Watching { .. })
     ));
     let reason = refused(client, 2, 3_000).await;
-    assert!(reason.contains("watch_bytes_max is reached (10000)"), "{reason}");
+    assert!(
+        reason.contains("watch_bytes_max is reached (10000)"),
+        "{reason}"
+    );
     send(client, Some(3), ClientMessage::Unwatch { watch: 1 }).await;
     receive(client).await;
     send(client, Some(2), watch(3_000)).await;
