@@ -28,6 +28,10 @@ use crate::session::budget::Permit;
 /// What one watch may put into the outbox before the others get a turn.
 const TURN_BYTES: usize = 4 * PART_BYTES;
 
+/// Watches that get a turn before the session's requests, and other sessions, do: of thousands that were woken at once a
+/// peer's own commit must not wait for all.
+const TURNS_PER_POLL: usize = 64;
+
 /// What a watch takes in memory beside the bounds of its range, about: here, in the engine and in the feed.
 pub(super) const WATCH_BYTES: usize = 2 * 1024;
 
@@ -261,9 +265,18 @@ impl Watches {
             }
         }
         let mut polled = Polled::default();
-        while !is_full(outbox)
-            && let Some(id) = self.line.pop_front()
-        {
+        for turn in 0.. {
+            if is_full(outbox) {
+                break;
+            }
+            if turn == TURNS_PER_POLL && !self.line.is_empty() {
+                // The others come at once, behind what else there is to do.
+                polled.moved = true;
+                break;
+            }
+            let Some(id) = self.line.pop_front() else {
+                break;
+            };
             let Some(slot) = self.slots.get_mut(&id) else {
                 continue;
             };
