@@ -5,7 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use storage_protocol::native::{
@@ -361,13 +361,12 @@ fn error_of(message: ServerMessage) -> StorageError {
     }
 }
 
-/// Section 5.10: a PROBE of a watch `Latest` waits for the interval of its passes.
+/// Section 5.10: a PROBE of a watch `Latest` does not wait for the interval of its passes.
 #[tokio::test]
-async fn a_probe_of_latest_is_answered_by_the_next_pass() {
+async fn a_probe_of_latest_begins_a_pass_at_once() {
     let fixture = Fixture::new();
     let (mut raw, _) = fixture.session().await;
-    let min_interval = Duration::from_millis(1_500);
-    let began = Instant::now();
+    let min_interval = Duration::from_secs(24 * 60 * 60);
     let latest = watch(
         WatchStart::Beginning,
         WatchMode::Latest { min_interval },
@@ -391,7 +390,6 @@ async fn a_probe_of_latest_is_answered_by_the_next_pass() {
         mark,
         ServerMessage::Progress { token: Some(1), .. }
     ));
-    assert!(began.elapsed() >= min_interval, "{:?}", began.elapsed());
 }
 
 /// Section 7: `Every` from the beginning of a keyspace that is yet to be made.
