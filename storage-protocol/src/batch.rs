@@ -339,8 +339,10 @@ mod tests {
         for n in 0..2_000_u32 {
             // Lengths of one to four bytes, which count themselves in one to three.
             let mut key = n.to_be_bytes().to_vec();
-            key.resize([4, 130, 4_096][n as usize % 3], b'k');
-            let value = Value::from(vec![b'v'; [0, 130, 20_000, 70_000][n as usize % 4]]);
+            let key_bytes = [4, 130, 4_096].into_iter().nth(n as usize % 3).unwrap();
+            let value_bytes = [0, 130, 20_000, 70_000].into_iter().nth(n as usize % 4);
+            key.resize(key_bytes, b'k');
+            let value = Value::from(vec![b'v'; value_bytes.unwrap()]);
             let key = Key::from(key);
             let put = |key: &Key| Change {
                 key: key.clone(),

@@ -14,9 +14,10 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use storage_protocol::{
     Batch, Change, ChangeKind, CommitOptions, CommitRecord, Entry, EntryLifetime, Epoch, Expected,
-    Key, KeyRange, KeyState, Keyspace, Lifetime, Limit, Limits, Operation, Outcome, Position, Reading,
-    Result, Revision, Scan, ScanItem, ScanOptions, ScanSource, SessionId, Storage, StorageError,
-    UnixMillis, Watch, WatchEvent, WatchOptions, WatchSource, WatchState, WatchStatus,
+    Key, KeyRange, KeyState, Keyspace, Lifetime, Limit, Limits, Operation, Outcome, Position,
+    Reading, Result, Revision, Scan, ScanItem, ScanOptions, ScanSource, SessionId, Storage,
+    StorageError, UnixMillis, Watch, WatchEvent, WatchOptions, WatchSource, WatchState,
+    WatchStatus,
 };
 use tokio::io::DuplexStream;
 use tokio::sync::watch;

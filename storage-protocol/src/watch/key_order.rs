@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::CommitRecord;
-use crate::{Key, KeyRange};
+use crate::KeyRange;
 
 /// The changes of a commit up to this number are looked at one by one.
 const FEW: usize = 16;
@@ -35,8 +35,11 @@ impl CommitRecord {
         })
     }
 
-    fn key_at(&self, place: u32) -> &Key {
-        &self.changes[place as usize].key
+    /// The key of the change at a place of `key_order`.
+    fn key_at(&self, place: u32) -> &[u8] {
+        // There is one for each place.
+        let change = self.changes.get(place as usize);
+        change.map_or(&[], |change| &change.key)
     }
 
     /// Whether a change of it lies in the range.
@@ -59,7 +62,7 @@ impl CommitRecord {
             return changes.any(|change| change.key.starts_with(prefix));
         }
         let order = self.key_order();
-        let first = order.partition_point(|place| self.key_at(*place).as_ref() < prefix);
+        let first = order.partition_point(|place| self.key_at(*place) < prefix);
         order
             .get(first)
             .is_some_and(|place| self.key_at(*place).starts_with(prefix))
@@ -72,9 +75,9 @@ impl CommitRecord {
             return 0..self.changes.len();
         }
         let order = self.key_order();
-        let start = order.partition_point(|place| *self.key_at(*place) < range.start);
+        let start = order.partition_point(|place| self.key_at(*place) < range.start.as_ref());
         let end = match &range.end {
-            Some(end) => order.partition_point(|place| self.key_at(*place) < end),
+            Some(end) => order.partition_point(|place| self.key_at(*place) < end.as_ref()),
             None => order.len(),
         };
         start..end.max(start)
@@ -120,7 +123,7 @@ impl CommitRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Change, ChangeKind, Revision, UnixMillis};
+    use crate::{Change, ChangeKind, Key, Revision, UnixMillis};
 
     fn record(keys: impl Iterator<Item = u32>) -> Arc<CommitRecord> {
         let changes = keys.map(|key| Change {

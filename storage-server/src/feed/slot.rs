@@ -67,7 +67,7 @@ impl Live {
         let before_first = |first: &Arc<CommitRecord>| Revision(first.revision.0 - 1);
         self.queue
             .front()
-            .map_or(self.after.max(told), before_first)
+            .map_or_else(|| self.after.max(told), before_first)
     }
 }
 

@@ -150,7 +150,7 @@ where
         End::Broken(error) => tracing::debug!(%error, "the connection broke"),
         End::Close(close) => {
             note(shared, &close);
-            bounded(CLOSE_PATIENCE, say_close(&mut socket, close)).await;
+            Box::pin(bounded(CLOSE_PATIENCE, say_close(&mut socket, close))).await;
         }
     }
     // The socket goes first: a peer must not wait for what only concerns us.

@@ -204,6 +204,9 @@ impl Clock {
     }
 }
 
+/// A stretch that a wrong clock ruled, the last revision of it, and by how much its lifetimes are too late.
+type Wrong = (Stretch, Revision, Duration);
+
 impl State {
     fn look(&mut self, wall: UnixMillis, now: Instant) -> UnixMillis {
         let passed = now.saturating_duration_since(self.looked);
@@ -229,7 +232,7 @@ impl State {
         if wall > expected.after(TOLERANCE) && wall > self.last.after(TOLERANCE) {
             let before = self
                 .jump
-                .map_or(self.last.max(expected), |jump| jump.before);
+                .map_or_else(|| self.last.max(expected), |jump| jump.before);
             tracing::info!(
                 before_ms = before.0,
                 after_ms = wall.0,
@@ -246,7 +249,7 @@ impl State {
 
     /// What was told by a wrong clock: those stretches that begin after the present, which the last jump back gave, each
     /// with the revision it ends at and by how much its lifetimes are too late. And that jump.
-    fn wrong(&self) -> Option<(Stretch, Vec<(Stretch, Revision, Duration)>)> {
+    fn wrong(&self) -> Option<(Stretch, Vec<Wrong>)> {
         let (place, back) = self
             .stretches
             .iter()
@@ -393,7 +396,7 @@ type LateOf = Vec<(Arc<KeyspaceState>, Vec<Late>)>;
 fn late_entries(
     store: &Store,
     back: &Stretch,
-    wrong: &[(Stretch, Revision, Duration)],
+    wrong: &[Wrong],
     start: &mut Vec<u8>,
     end: &[u8],
 ) -> Result<LateOf> {

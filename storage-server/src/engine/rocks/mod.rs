@@ -767,6 +767,10 @@ impl Storage for RocksSession {
 const VALIDATE_INLINE: usize = 20_000;
 
 /// Runs what takes long where it is, so that the order of commits stays, and lets others have the runtime's worker.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "it computes and waits for nothing; in the pool it would lose its place among the session's commits"
+)]
 fn off_the_worker<T>(work: impl FnOnce() -> T) -> T {
     match tokio::runtime::Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
         Ok(tokio::runtime::RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),

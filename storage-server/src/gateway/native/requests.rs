@@ -23,8 +23,8 @@ use super::watches::{Terms, WATCH_BYTES};
 use super::{Finished, InFlight, Native, Output, Permits, Result, Running, State};
 use crate::engine::SessionStorage;
 use crate::metrics::RequestLabel;
-use crate::session::budget::Permit;
 use crate::session::Close;
+use crate::session::budget::Permit;
 use crate::session::room::AnswerRoom;
 
 /// A message with what it needs to be carried out.

@@ -120,7 +120,7 @@ impl Reader {
         }
     }
 
-    async fn to_mark(&mut self, watch: &mut Watch) -> Position {
+    async fn read_to_mark(&mut self, watch: &mut Watch) -> Position {
         loop {
             let event = watch.next().await.unwrap().unwrap();
             if let Some(mark) = self.take(event) {
@@ -158,7 +158,7 @@ async fn hold_up(house: &House, park: bool, forget: bool) -> Reader {
             .unwrap();
     }
     house.engine.expire_snapshots();
-    let mark = reader.to_mark(&mut watch).await;
+    let mark = reader.read_to_mark(&mut watch).await;
     assert!(mark.revision >= last.revision);
     assert_eq!(reader.entries, house.entries().await);
     reader
@@ -190,7 +190,7 @@ async fn a_watch_that_keeps_up_is_told_without_a_snapshot() {
         Reader::default(),
     );
     reader.entries = house.entries().await;
-    reader.to_mark(&mut watch).await;
+    reader.read_to_mark(&mut watch).await;
     for n in 0..200 {
         let batch = Batch::new()
             .put(key(n % 7), n.to_string())
@@ -203,7 +203,7 @@ async fn a_watch_that_keeps_up_is_told_without_a_snapshot() {
             .unwrap();
         if n % 5 == 0 {
             // Several commits are one pass: each key comes once.
-            while reader.to_mark(&mut watch).await.revision < at.revision {}
+            while reader.read_to_mark(&mut watch).await.revision < at.revision {}
             assert_eq!(reader.entries, house.entries().await);
             assert_eq!(reader.again, 0);
         }
@@ -234,7 +234,7 @@ async fn pages_that_nobody_takes_make_room_and_are_read_again() {
     assert!(pages.kept().1 > 0, "all fitted: this shows nothing");
     for watch in &mut watches {
         let mut reader = Reader::default();
-        reader.to_mark(watch).await;
+        reader.read_to_mark(watch).await;
         assert_eq!(reader.entries.len(), 600);
     }
     assert_eq!(pages.bytes(), 0);

@@ -171,9 +171,9 @@ async fn another_commit_under_an_executed_number_is_refused_also_after_a_restart
     let mut engine = engine;
     let mut folder = folder;
     for incarnation in [1, 2] {
-        let reused = Err(StorageError::NumberReused { number: 1 });
-        assert_eq!(put(&session, 1, "x").await, reused);
-        assert_eq!(reused.unwrap_err().outcome(), Outcome::NotExecuted);
+        let reused = put(&session, 1, "x").await.unwrap_err();
+        assert_eq!(reused, StorageError::NumberReused { number: 1 });
+        assert_eq!(reused.outcome(), Outcome::NotExecuted);
         let of_other = session.repeat_numbered(1, Some(1)).await.unwrap_err();
         assert_eq!(of_other, StorageError::NumberReused { number: 1 });
         closed_with(
