@@ -156,10 +156,8 @@ fn no_listener_can_take_all_connections() {
     let second: Vec<_> = std::iter::from_fn(|| connections.take(1)).collect();
     assert_eq!((second.len(), connections.open()), (12, 100));
     drop(first);
-    assert_eq!(
-        std::iter::from_fn(|| connections.take(1)).count(),
-        100 - 12 - 12
-    );
+    let more: Vec<_> = std::iter::from_fn(|| connections.take(1)).collect();
+    assert_eq!(more.len(), 100 - 12 - 12);
 }
 
 #[test]
