@@ -31,14 +31,15 @@ pub(super) fn open(file: &Path, bar: &ProgressBar) -> anyhow::Result<Source> {
         let opened = File::open(file).map_err(unreadable)?;
         Box::new(bar.wrap_read(opened))
     };
-    let (head, whole) = peek(BufReader::with_capacity(BUFFER_BYTES, raw), 2).map_err(unreadable)?;
+    let raw = BufReader::with_capacity(BUFFER_BYTES, raw);
+    let (packed, whole) = begins_with(&GZIP, raw).map_err(unreadable)?;
     let named = file.as_os_str().to_ascii_lowercase();
-    let unpacked: Source = match head == GZIP || named.as_encoded_bytes().ends_with(b".gz") {
+    let unpacked: Source = match packed || named.as_encoded_bytes().ends_with(b".gz") {
         true => Box::new(BufReader::with_capacity(BUFFER_BYTES, Gunzip::new(whole))),
         false => whole,
     };
-    let (head, mut text) = peek(unpacked, BYTE_ORDER_MARK.len()).map_err(unreadable)?;
-    if head == BYTE_ORDER_MARK {
+    let (marked, mut text) = begins_with(&BYTE_ORDER_MARK, unpacked).map_err(unreadable)?;
+    if marked {
         text.read_exact(&mut [0; BYTE_ORDER_MARK.len()])
             .map_err(unreadable)?;
     }
@@ -49,12 +50,19 @@ pub(super) fn unreadable(file: &Path, error: &io::Error) -> anyhow::Error {
     usage(format!("{} cannot be read: {error}", file.display()))
 }
 
-/// The first bytes, and the whole with them.
-fn peek(mut from: impl BufRead + Send + 'static, bytes: usize) -> io::Result<(Vec<u8>, Source)> {
+/// Whether it begins so, and the whole. Reads no further than it has to: what comes behind may be an error.
+fn begins_with(
+    expected: &[u8],
+    mut from: impl BufRead + Send + 'static,
+) -> io::Result<(bool, Source)> {
     let mut head = Vec::new();
-    from.by_ref().take(bytes as u64).read_to_end(&mut head)?;
-    let whole = Cursor::new(head.clone()).chain(from);
-    Ok((head, Box::new(whole)))
+    while expected.len() > head.len() && expected.starts_with(&head) {
+        if from.by_ref().take(1).read_to_end(&mut head)? == 0 {
+            break;
+        }
+    }
+    let begins = head == expected;
+    Ok((begins, Box::new(Cursor::new(head).chain(from))))
 }
 
 /// Unpacks one member after the other.
@@ -84,8 +92,8 @@ impl Read for Gunzip {
             let State::Member(member) = std::mem::replace(&mut self.0, State::Over) else {
                 return Ok(0);
             };
-            let (head, mut behind) = peek(member.into_inner(), GZIP.len())?;
-            if head == GZIP {
+            let (packed, mut behind) = begins_with(&GZIP, member.into_inner())?;
+            if packed {
                 self.0 = State::Member(GzDecoder::new(behind));
             } else {
                 expect_zeros(&mut behind)?;
