@@ -3,7 +3,7 @@
 //! The connection is made when a sub-command first asks for it, behind all checks of its arguments. What is wrong
 //! with the options is found here, apart from what is wrong with the way to the server: their exit codes differ.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::ops::Deref;
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,7 +32,7 @@ pub(super) struct Globals {
     url: Option<String>,
     /// Folder of certificates: DIR/NAME/{ca,cert,key}.pem
     #[arg(long, value_name = "DIR", env = "STORAGE_CERTS", global = true)]
-    certs: Option<PathBuf>,
+    certs: Option<OsString>,
     /// Whose certificate to present [default: the only one in the folder besides "server"]
     #[arg(long, value_name = "NAME", env = "STORAGE_IDENTITY", global = true)]
     identity: Option<String>,
@@ -389,7 +389,7 @@ impl Globals {
     }
 
     fn with_credentials(&self, options: ConnectOptions) -> anyhow::Result<ConnectOptions> {
-        let (ca, certs) = (given(self.ca.as_ref()), given(self.certs.as_ref()));
+        let (ca, certs) = (given(self.ca.as_ref()), self.certs());
         match (ca, certs, given(self.identity.as_ref())) {
             (Some(ca), _, None) => Ok(options.without_client_certificate(ca)),
             (Some(_), _, Some(name)) => Err(usage(format!(
@@ -422,9 +422,13 @@ impl Globals {
         }
     }
 
+    fn certs(&self) -> Option<&Path> {
+        given(self.certs.as_ref()).map(Path::new)
+    }
+
     /// Whose certificates there are, for a message about one that is not.
     fn others(&self) -> String {
-        match (given(self.certs.as_ref()), given(self.identity.as_ref())) {
+        match (self.certs(), given(self.identity.as_ref())) {
             (Some(certs), Some(name)) if !certs.join(name).is_dir() => listed(&identities(certs)),
             _ => String::new(),
         }
