@@ -52,11 +52,11 @@ fn escaped(bytes: &[u8]) -> String {
 /// it open where it ends. `name`: it ends at a `=`.
 pub(super) fn field(bytes: &[u8], name: bool) -> Cow<'_, str> {
     let text = text(bytes);
-    let plain = !text.is_empty()
-        && !text.starts_with('"')
-        && !text.contains(' ')
-        && !(name && text.contains('='));
-    match plain || planted("escapes-ambiguous") {
+    let open = text.is_empty()
+        || text.starts_with('"')
+        || text.contains(' ')
+        || (name && text.contains('='));
+    match !open || planted("escapes-ambiguous") {
         true => text,
         false => format!("\"{}\"", text.replace('"', "\\\"")).into(),
     }

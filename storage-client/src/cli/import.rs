@@ -250,7 +250,10 @@ async fn check_history(journal: &Journal, storage: &RemoteStorage) -> anyhow::Re
     match storage.scan(range, options).await {
         // What is asked for is only whether the position is one of this history.
         Ok(_) | Err(StorageError::Compacted { .. }) => Ok(()),
-        Err(StorageError::EpochChanged { epoch, fork }) if fork == Revision(0) => refused(format!(
+        Err(StorageError::EpochChanged {
+            epoch,
+            fork: Revision(0),
+        }) => refused(format!(
             "its epoch was {}, and the server's is {epoch}",
             known.epoch
         )),

@@ -132,7 +132,7 @@ pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
 fn folder_of(path: &Path) -> &Path {
     path.parent()
         .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."))
+        .unwrap_or_else(|| Path::new("."))
 }
 
 /// `/dev/stdout`, `/dev/fd/3` and the like may be regular files, but they are somebody's: opened, not named.
