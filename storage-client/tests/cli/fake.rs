@@ -465,6 +465,12 @@ impl Connection {
                 self.watches.retain(|(id, _)| *id != watch);
                 ServerMessage::Done
             }
+            // Answered by a mark of the watch.
+            ClientMessage::Probe { watch, token } if watch.is_some() => {
+                let (revision, token) = (Revision(state().revision), Some(token));
+                let progress = ServerMessage::Progress { revision, token };
+                return self.send(watch, progress).await;
+            }
             ClientMessage::Probe { token, .. } => {
                 let revision = Revision(state().revision);
                 ServerMessage::Probed { revision, token }
