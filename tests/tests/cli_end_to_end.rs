@@ -734,7 +734,7 @@ fn a_watch_tells_each_commit_and_ends_after_so_many() {
         .lines()
         .map(|line| line.split_once(' ').unwrap().1)
         .collect();
-    assert_eq!(keys, ["put w/0=before", "put elsewhere=not seen"]);
+    assert_eq!(keys, ["put w/0=before", "put elsewhere=\"not seen\""]);
 
     house
         .storage(&["watch", "--after", "yesterday"])
