@@ -397,7 +397,7 @@ async fn an_unfinished_message_is_counted_and_pings_do_not_keep_it() {
             }
             let began = Instant::now();
             // Pings are answered, and are no progress.
-            let closed = loop {
+            loop {
                 if !peer
                     .try_send(Message::Ping(Bytes::from_static(b"still here")))
                     .await
@@ -411,8 +411,7 @@ async fn an_unfinished_message_is_counted_and_pings_do_not_keep_it() {
                     Some(storage_tests::raw::Received::Ended) => break None,
                     _ => assert!(began.elapsed() < PATIENCE, "it is held for ever"),
                 }
-            };
-            closed
+            }
         }));
     }
     let mut codes = Vec::new();

@@ -328,11 +328,9 @@ fn a_head_that_is_too_large_is_told_from_what_is_no_http() {
 fn pages_of_other_sites_open_no_sessions() {
     let folder = Folder::new();
     let certificates = Certificates::issue(&[]);
-    let more = format!(
-        "[[listener]]\naddress = '127.0.0.1:0'\ntls = 'off'\ngateways = ['storage', 'admin']\n\
+    let more = "[[listener]]\naddress = '127.0.0.1:0'\ntls = 'off'\ngateways = ['storage', 'admin']\n\
          allowed_origins = ['https://app.example']\nallowed_hosts = ['storage']\n\
-         [[listener]]\naddress = '127.0.0.1:0'\n"
-    );
+         [[listener]]\naddress = '127.0.0.1:0'\n";
     let config = folder.config(&format!(
         "certs = {:?}\n{PLAIN}{ADMIN}{more}",
         certificates.dir()
