@@ -296,7 +296,9 @@ async fn whatever_answers_in_place_of_a_server_is_told_in_time_and_in_few_words(
     let upgrade = "HTTP/1.1 101 Switching Protocols\r\n";
     let upgrade_head = format!("{upgrade}x: ");
     let at_once = Duration::ZERO;
-    let cases: [(&str, &[u8], &[u8], Duration, &str); 7] = [
+    /// Who it is, what it says first, what it says again and again, how often, and what is told of it.
+    type Case<'a> = (&'a str, &'a [u8], &'a [u8], Duration, &'a str);
+    let cases: [Case<'_>; 7] = [
         ("SSH", b"SSH-2.0-OpenSSH_9.2\r\n", b"", at_once, "upgrade"),
         (
             "a redirect",

@@ -189,7 +189,12 @@ async fn a_server_that_breaks_the_protocol_is_not_tried_again() {
 #[tokio::test]
 async fn a_welcome_outside_of_the_protocol_is_answered_with_1002() {
     let far = usize::MAX;
-    let changes: [(&str, fn(&mut storage_protocol::Limits, usize), usize); 9] = [
+    type Change = (
+        &'static str,
+        fn(&mut storage_protocol::Limits, usize),
+        usize,
+    );
+    let changes: [Change; 9] = [
         ("key_bytes_max", |l, n| l.key_bytes_max = n, 0),
         ("key_bytes_max", |l, n| l.key_bytes_max = n, far),
         ("value_bytes_max", |l, n| l.value_bytes_max = n, far),
