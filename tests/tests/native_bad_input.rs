@@ -836,7 +836,7 @@ async fn an_upgrade_that_cannot_be_is_refused_in_words() {
         (
             "no version",
             without("Sec-WebSocket-Version: 13\r\n"),
-            400,
+            426,
             "Sec-WebSocket-Version",
         ),
         (

@@ -661,6 +661,11 @@ impl Verdict<'_> {
                     told.position = Some(mark);
                     break;
                 }
+                // Nobody asked for it: it has caught up.
+                Some(WatchEvent::Progress {
+                    position: mark,
+                    token: None,
+                }) => told.position = Some(mark),
                 other => {
                     broken.push(format!("a watch tells {other:?}"));
                     break;

@@ -182,12 +182,13 @@ impl State {
         commits
     }
 
-    /// Drops what is queued and stands behind, at the last commit taken, or at `after` if that is earlier.
+    /// Drops what is queued and stands behind, right before that (`after` may lie beyond it, where the queue came from the
+    /// ring), or at `after` if that is earlier.
     pub(super) fn park(&mut self, after: Option<Revision>, queued: &AtomicUsize) {
         let taken = match self {
             Self::Live(live) => {
                 queued.fetch_sub(live.bytes, Ordering::Relaxed);
-                live.after
+                live.delivered(Revision::ZERO)
             }
             Self::Behind(after) => *after,
         };

@@ -64,6 +64,30 @@ fn a_watch_that_falls_behind_is_caught_up_from_the_ring_without_gap_or_double() 
 }
 
 #[test]
+fn what_came_near_and_was_not_taken_is_told_after_parking() {
+    let feed = Arc::new(Feed::new(1 << 20, Revision(0)));
+    let name = Keyspace::new("a").unwrap();
+    let (watch, _) = feed.subscribe(&name, KeyRange::prefix("k"), None);
+    watch.park(None);
+    for revision in 1..=3 {
+        publish(
+            &feed,
+            vec![commit("a", revision, "k", 1)],
+            Revision(revision),
+        );
+    }
+    // Live, with the three in its queue; and parked before it took one.
+    assert!(watch.come_near());
+    watch.park(None);
+    assert_eq!(watch.taken(), Revision(0));
+    let Next::Commits(commits) = watch.next_recent() else {
+        panic!("nothing is told");
+    };
+    let told: Vec<_> = commits.iter().map(|commit| commit.revision.0).collect();
+    assert_eq!(told, [1, 2, 3]);
+}
+
+#[test]
 fn a_watch_older_than_the_ring_is_sent_to_the_log() {
     let feed = Arc::new(Feed::new(20_000, Revision(0)));
     let name = Keyspace::new("a").unwrap();

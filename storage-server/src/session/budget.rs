@@ -127,13 +127,16 @@ impl Permit {
         &self.budget
     }
 
+    /// Makes it larger, if that fits; else tells which limit is reached.
+    pub(crate) fn try_grow(&mut self, more: usize) -> Result<(), StorageError> {
+        self.budget.add(more).map_err(Budget::overloaded)?;
+        self.amount += more;
+        Ok(())
+    }
+
     /// Makes it larger, if that fits.
     pub(crate) fn grow(&mut self, more: usize) -> bool {
-        let grown = self.budget.add(more).is_ok();
-        if grown {
-            self.amount += more;
-        }
-        grown
+        self.try_grow(more).is_ok()
     }
 
     /// Makes it larger although its own budget is full, if those that this one is within have room. One that is alone

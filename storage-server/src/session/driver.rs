@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use storage_protocol::native::close_code;
-use storage_protocol::{Limits, planted};
+use storage_protocol::{Limits, StorageError, planted};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Sleep;
 use tokio_tungstenite::WebSocketStream;
@@ -181,15 +181,22 @@ impl Unfinished {
         self.permit.resize(0);
     }
 
-    /// Counts what is held, after so much was read in all.
-    fn count(&mut self, read: u64, now: Instant) {
+    /// Counts what is held, after so much was read in all; or tells by which bound there is no room for it. What every
+    /// session may have on its way always has.
+    fn count(&mut self, read: u64, now: Instant) -> Result<(), StorageError> {
         let data = (read - self.whole_at).saturating_sub(self.control_bytes);
         let held = match usize::try_from(data).unwrap_or(usize::MAX) {
             _ if planted("unfinished-uncounted") => 0,
             held => held,
         };
-        self.permit
-            .resize(if held > READ_BUFFER_BYTES { held } else { 0 });
+        let counted = if held > READ_BUFFER_BYTES { held } else { 0 };
+        let fits = match counted.checked_sub(self.permit.amount()) {
+            Some(more) if counted > Limits::FRAME_BYTES => self.permit.try_grow(more),
+            _ => {
+                self.permit.resize(counted);
+                Ok(())
+            }
+        };
         self.receiving = match self.receiving {
             _ if held == 0 => None,
             None => Some((now, now, held)),
@@ -198,6 +205,7 @@ impl Unfinished {
             }
             going_on => going_on,
         };
+        fits
     }
 }
 
@@ -311,20 +319,16 @@ where
     fn count_unfinished(&mut self, now: Instant) -> Result<(), End> {
         let since = |unfinished: &Unfinished| unfinished.receiving.map(|(since, ..)| since);
         let before = since(&self.unfinished);
-        self.unfinished.count(self.socket.get_ref().read(), now);
+        let fits = self.unfinished.count(self.socket.get_ref().read(), now);
         let after = since(&self.unfinished);
         if before != after {
             self.dialect.receiving(after, now);
         }
-        // What every session may have on its way is only counted: nobody is closed for the room that others take.
-        let held = self.unfinished.permit.amount();
-        match self.unfinished.permit.budget().over() {
-            Some(bound) if held > Limits::FRAME_BYTES => {
-                let reason = bound.overloaded().to_string();
-                Err(Close::new(close_code::TRY_AGAIN, ClosedLabel::Overloaded, reason).into())
-            }
-            _ => Ok(()),
-        }
+        // Who finds no room is closed, and nobody for the room that others take.
+        fits.map_err(|error| {
+            let reason = error.to_string();
+            Close::new(close_code::TRY_AGAIN, ClosedLabel::Overloaded, reason).into()
+        })
     }
 
     fn write(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
