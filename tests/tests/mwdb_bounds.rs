@@ -122,7 +122,7 @@ async fn peers_that_read_no_answer_hold_the_bound_and_one_answer_each() {
     /// What each has beyond it: an answer, its copy in the library's buffer, and what was on its way.
     const EACH: usize = 3 * VALUE_BYTES;
     let fixture = Fixture::with(
-        "[limits]\noutbox_bytes_total_max = \"32 MiB\"\nmemory_bytes_max = \"64 MiB\"\n",
+        "[limits]\nmessage_bytes_max = \"16 MiB\"\nvalue_bytes_max = \"8 MiB\"\noutbox_bytes_total_max = \"32 MiB\"\nmemory_bytes_max = \"64 MiB\"\n",
     );
     let native = connect(&fixture.server, &fixture.certificates, "native", "mwdb")
         .await
@@ -156,18 +156,23 @@ async fn peers_that_read_no_answer_hold_the_bound_and_one_answer_each() {
     let grown = usize::try_from(grown).unwrap();
     println!("grew by {} MiB", grown / MIB);
     assert!(grown < BOUND + PEERS * EACH, "{} MiB", grown / MIB);
-    // Nothing is lost: whoever reads gets all, each answer under its id.
-    for mut peer in peers {
-        let mut answered = Vec::new();
-        for _ in 0..GETS {
-            let answer = peer.binary().await;
-            let (value, id) = answer.split_at(VALUE_BYTES);
-            assert!(value.iter().all(|byte| *byte == b'v') && id.starts_with(b"#\x01"));
-            answered.push(String::from_utf8(id[2..].to_vec()).unwrap());
-        }
-        answered.sort();
-        let mut asked: Vec<String> = (0..GETS).map(|id| id.to_string()).collect();
-        asked.sort();
-        assert_eq!(answered, asked);
+    // Nothing is lost: when they read, they get all, each answer under its id. All at once, since they share the bound.
+    let reading = peers.into_iter().map(|mut peer| {
+        tokio::spawn(async move {
+            let mut answered = Vec::new();
+            for _ in 0..GETS {
+                let answer = peer.binary().await;
+                let (value, id) = answer.split_at(VALUE_BYTES);
+                assert!(value.iter().all(|byte| *byte == b'v') && id.starts_with(b"#\x01"));
+                answered.push(String::from_utf8(id[2..].to_vec()).unwrap());
+            }
+            answered.sort();
+            answered
+        })
+    });
+    let mut asked: Vec<String> = (0..GETS).map(|id| id.to_string()).collect();
+    asked.sort();
+    for answered in reading.collect::<Vec<_>>() {
+        assert_eq!(answered.await.unwrap(), asked);
     }
 }
