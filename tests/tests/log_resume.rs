@@ -455,3 +455,58 @@ async fn a_parked_watch_goes_on_where_it_was() {
     drop((every, latest, session));
     close(engine).await;
 }
+
+/// What a reader told itself of a first pass is gone by the time it reads on, and so are the tombstones that would tell.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pass_that_is_held_up_beyond_the_tombstones_of_what_it_told_begins_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = open(folder.path(), |options| options.tombstones_max = 0);
+    let session = engine.open_session("cert:w", &keyspace("model"));
+    // Several pages of it.
+    let batch = (0..2_000).fold(Batch::new(), |batch, n| {
+        batch.put(format!("{n:06}"), vec![b'v'; 1_000])
+    });
+    session
+        .commit(batch, CommitOptions::default())
+        .await
+        .unwrap();
+    let options = WatchOptions::latest(WatchStart::Beginning);
+    let mut watch = session.watch(KeyRange::all(), options).await.unwrap();
+    let mut keys = std::collections::BTreeSet::new();
+    while keys.len() < 500 {
+        match watch.next().await.unwrap() {
+            Some(WatchEvent::State { key, .. }) => keys.insert(key),
+            other => panic!("{other:?}"),
+        };
+    }
+    session.remove("000002".into()).await.unwrap();
+    session.put("later".into(), "v".into()).await.unwrap();
+    let forgetting = engine.clone();
+    tokio::task::spawn_blocking(move || forgetting.forget_tombstones(&keyspace("model")))
+        .await
+        .unwrap()
+        .unwrap();
+    engine.expire_snapshots();
+    let mut resets = 0;
+    loop {
+        match watch.next().await.unwrap() {
+            Some(WatchEvent::State { key, state }) => {
+                match state {
+                    KeyState::Live(_) => keys.insert(key),
+                    KeyState::Removed(_) => keys.remove(&key),
+                };
+            }
+            Some(WatchEvent::Reset) => {
+                keys.clear();
+                resets += 1;
+            }
+            Some(WatchEvent::Progress { .. }) => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(resets, 1);
+    assert!(!keys.contains(&Key::from("000002")), "it was removed");
+    assert_eq!(keys.len(), 2_000);
+    drop((watch, session));
+    close(engine).await;
+}

@@ -251,6 +251,8 @@ enum Event {
     Commit(bool, BTreeSet<Vec<u8>>),
     Tell,
     Step(usize),
+    /// It becomes live with what it missed in its queue, if that is little: what a watch `Latest` does.
+    ComeNear(usize),
     Park(usize),
     Replace(usize, KeyRange),
 }
@@ -267,7 +269,8 @@ fn events() -> impl Strategy<Value = Event> {
         1 => keys_of(20..40).prop_map(|(own, keys)| Event::Commit(own, keys)),
         4 => Just(Event::Tell),
         3 => (0..6_usize).prop_map(Event::Step),
-        1 => (0..6_usize).prop_map(Event::Park),
+        2 => (0..6_usize).prop_map(Event::ComeNear),
+        2 => (0..6_usize).prop_map(Event::Park),
         1 => (0..6_usize, ranges()).prop_map(|(watch, range)| Event::Replace(watch, range)),
     ]
 }
@@ -344,6 +347,9 @@ proptest! {
                         prop_assert_eq!(&watch.seen, &expected, "at the mark {}", watch.mark);
                     }
                 }
+                Event::ComeNear(watch) => {
+                    watches[watch].watch.come_near();
+                },
                 Event::Park(watch) => watches[watch].watch.park(None),
                 Event::Replace(watch, range) => watches[watch] = begin(&range),
             }
