@@ -36,6 +36,7 @@ find_problems() {
   check_processor
   if check_c; then c_is_good=yes; fi
   check_cxx
+  if ! has make; then problem "there is no make, which jemalloc is built with" make; fi
   # The other two are tried with it.
   if [[ $c_is_good == yes ]]; then
     check_libclang

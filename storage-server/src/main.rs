@@ -11,6 +11,11 @@ use storage_server::{Server, ShutdownReport, StartError, logging, raise_limit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+/// Gives memory that was freed back to the system, glibc's keeps most of it: see *Memory* in `docs/operations.md`.
+#[cfg(all(target_os = "linux", feature = "jemalloc"))]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Failed to start or to run.
 const FAILED: u8 = 1;
 /// Wrong usage or configuration; also what clap exits with.

@@ -141,6 +141,11 @@ fn a_compiler_for_c_does_not_do_for_cxx() {
 }
 
 #[test]
+fn no_make_is_found_out() {
+    Machine::without(&["make"]).lacks(&["there is no make"]);
+}
+
+#[test]
 fn a_compiler_without_a_linker_is_found_out() {
     Machine::without(&["ld", "x86_64-linux-gnu-ld"]).lacks(&["cannot compile and link", "ld"]);
 }
