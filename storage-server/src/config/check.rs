@@ -353,22 +353,27 @@ fn limits(raw: &RawLimits) -> Result<ServerLimits> {
         }
         said.bytes_in_flight_max = message;
     }
-    let total = &mut limits.bytes_in_flight_total_max;
-    set(
-        total,
-        "bytes_in_flight_total_max",
-        raw.bytes_in_flight_total_max,
-        message,
-        unbounded,
-    )?;
-    let partial = &mut limits.partial_messages_bytes_max;
-    set(
-        partial,
-        "partial_messages_bytes_max",
-        raw.partial_messages_bytes_max,
-        message,
-        unbounded,
-    )?;
+    // One principal has half, which must hold a message.
+    for (total, name, raw) in [
+        (
+            &mut limits.bytes_in_flight_total_max,
+            "bytes_in_flight_total_max",
+            raw.bytes_in_flight_total_max,
+        ),
+        (
+            &mut limits.partial_messages_bytes_max,
+            "partial_messages_bytes_max",
+            raw.partial_messages_bytes_max,
+        ),
+        (
+            &mut limits.outbox_bytes_total_max,
+            "outbox_bytes_total_max",
+            raw.outbox_bytes_total_max,
+        ),
+    ] {
+        *total = (*total).max(2 * message);
+        set(total, name, raw, 2 * message, unbounded)?;
+    }
     set(
         &mut limits.sessions_max,
         "sessions_max",
@@ -403,14 +408,6 @@ fn limits(raw: &RawLimits) -> Result<ServerLimits> {
         "outbox_bytes_max",
         raw.outbox_bytes_max,
         64 * KIB,
-        unbounded,
-    )?;
-    let total = &mut limits.outbox_bytes_total_max;
-    set(
-        total,
-        "outbox_bytes_total_max",
-        raw.outbox_bytes_total_max,
-        MIB,
         unbounded,
     )?;
     set(
@@ -730,6 +727,11 @@ mod tests {
                 "at least one message",
             ),
             (
+                "certs = 'c'\n[limits]\noutbox_bytes_total_max = '127 MiB'",
+                "limits.outbox_bytes_total_max = 133169152",
+                "allowed are 134217728 to",
+            ),
+            (
                 "certs = 'c'\n[limits]\nscans_max = 'many'",
                 "\"many\"",
                 "64 MiB",
@@ -824,6 +826,15 @@ mod tests {
                 "{text:?}: {error}"
             );
         }
+    }
+
+    #[test]
+    fn half_of_each_total_holds_a_message() {
+        let text = "certs = 'c'\n[limits]\nmessage_bytes_max = '1 GiB'";
+        let limits = checked(&toml::from_str(text).unwrap()).unwrap().limits;
+        assert_eq!(limits.outbox_bytes_total_max, 2 << 30);
+        assert_eq!(limits.partial_messages_bytes_max, 2 << 30);
+        assert_eq!(limits.bytes_in_flight_total_max, 2 << 30);
     }
 
     #[test]

@@ -217,10 +217,11 @@ impl Budgets {
         })
     }
 
-    /// Those of one principal: half of the server's each, at least one message.
+    /// Those of one principal: half of the server's each, and room for one message also where a program that has the
+    /// server in it has set less (a configuration file cannot).
     fn of_principal(self: &Arc<Self>) -> Arc<Self> {
-        let half = |all: &Arc<Budget>| {
-            let half = (all.max / 2).max(self.message_bytes_max).min(all.max);
+        let half_but = |all: &Arc<Budget>, least: usize| {
+            let half = (all.max / 2).max(least).min(all.max);
             let max = if planted("principal-takes-all") {
                 all.max
             } else {
@@ -228,11 +229,12 @@ impl Budgets {
             };
             Budget::within(all, all.limit, max)
         };
+        let half = |all| half_but(all, self.message_bytes_max);
         Arc::new(Self {
             in_flight: half(&self.in_flight),
             partial: half(&self.partial),
             outbox: half(&self.outbox),
-            watches: half(&self.watches),
+            watches: half_but(&self.watches, 0),
             message_bytes_max: self.message_bytes_max,
         })
     }
