@@ -352,7 +352,7 @@ async fn leave(socket: &mut Socket, code: u16, what: String) -> DialError {
 }
 
 /// The server's Welcome; or, inside, how it broke the protocol. Outside: why there is none now.
-fn read_welcome(frame: bytes::Bytes) -> Result<Result<Welcome, String>, String> {
+fn read_welcome(frame: bytes::Bytes) -> Result<Result<Welcome, String>, DialError> {
     let message = Packet::from_frame(frame).and_then(ServerMessage::decode);
     Ok(match message {
         Err(error) => Err(format!("Welcome is unreadable: {error}")),
@@ -362,9 +362,12 @@ fn read_welcome(frame: bytes::Bytes) -> Result<Result<Welcome, String>, String> 
             retry_after,
         }) => {
             let reason = plain(&reason);
-            return Err(format!(
-                "the server is going away: {reason} (come back in {retry_after:?})"
-            ));
+            return Err(DialError {
+                message: format!(
+                    "the server is going away: {reason} (come back in {retry_after:?})"
+                ),
+                kind: EndKind::Drained { retry_after },
+            });
         }
         Ok(_) => Err("the server sent something else instead of Welcome".to_owned()),
     })

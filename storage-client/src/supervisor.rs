@@ -273,6 +273,9 @@ impl Supervisor {
                         });
                     }
                     tracing::debug!(why = message, attempt, "cannot connect yet");
+                    if let EndKind::Drained { retry_after } = kind {
+                        earliest = retry_after;
+                    }
                     why = message;
                 }
             }

@@ -310,6 +310,25 @@ async fn a_planned_end_loses_no_call() {
 }
 
 #[tokio::test]
+async fn a_server_that_leaves_instead_of_a_welcome_is_left_alone_as_long_as_it_says() {
+    let (server, storage, peer) = connect().await;
+    drop(peer);
+    let (mut peer, _) = Peer::accept(server.listener.accept_tcp().await).await;
+    // Many times what the waits between two attempts come to otherwise.
+    let retry_after = Duration::from_secs(2);
+    let goes = ServerMessage::GoAway {
+        retry_after,
+        reason: "restart".into(),
+    };
+    peer.send_as(None, goes).await;
+    drop(peer);
+    let told = std::time::Instant::now();
+    let (_peer, _) = server.accept(welcome()).await;
+    assert!(told.elapsed() >= retry_after, "{:?}", told.elapsed());
+    drop(storage);
+}
+
+#[tokio::test]
 async fn what_a_leaving_server_refuses_goes_to_the_next_in_its_place() {
     let (server, storage, mut peer) = connect().await;
     let puts = async {
