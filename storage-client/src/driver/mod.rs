@@ -353,6 +353,16 @@ impl Driver {
                 let _ = reply.send(Err(StorageError::DeadlineExceeded { outcome }));
             }
         }
+        // What the server has refused waits here for as long as the server stays: it may read nothing any more, or have more
+        // to answer.
+        for (_, kept) in &mut self.kept {
+            if kept.deadline <= now {
+                // It has said so, and what nobody waits for does not come again.
+                let outcome = Outcome::NotExecuted;
+                kept.fail(StorageError::DeadlineExceeded { outcome });
+            }
+        }
+        self.forget_given_up();
         while self.delayed.front().is_some_and(|(at, _)| *at <= now) {
             let watch = self.delayed.pop_front().map(|(_, watch)| watch);
             self.carry.watches.extend(watch);
@@ -362,9 +372,16 @@ impl Driver {
             .values()
             .filter(|pending| pending.reply.is_some());
         let next = waiting.map(|pending| pending.deadline).min();
+        let kept = self.kept.iter().map(|(_, kept)| kept.deadline).min();
         let delayed = self.delayed.front().map(|(at, _)| *at);
-        earliest = [earliest, next, delayed].into_iter().flatten().min();
+        let times = [earliest, next, kept, delayed];
+        earliest = times.into_iter().flatten().min();
         self.earliest = earliest;
+    }
+
+    /// Lets go of refused requests that nobody waits for any more.
+    pub(super) fn forget_given_up(&mut self) {
+        self.kept.retain(|(_, kept)| !kept.is_given_up());
     }
 
     // The end.

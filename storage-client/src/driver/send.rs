@@ -339,6 +339,7 @@ impl Driver {
         for id in self.ids_where(gone) {
             self.abandon(id);
         }
+        self.forget_given_up();
     }
 
     pub(super) fn ids_where(&self, holds: impl Fn(&Pending) -> bool) -> Vec<RequestId> {

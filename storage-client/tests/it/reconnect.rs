@@ -366,6 +366,50 @@ async fn what_a_leaving_server_refuses_goes_to_the_next_in_its_place() {
     assert_eq!(revisions, (position(101), position(102)));
 }
 
+/// The server goes away and reads nothing any more, so that the socket stays as long as the server likes.
+#[tokio::test]
+async fn what_a_leaving_server_refuses_fails_by_its_deadline() {
+    let (_server, storage, mut peer) =
+        Server::connect(|options| options.request_timeout(Duration::from_millis(500))).await;
+    let value = vec![1; 16 << 20];
+    let large = Batch::new()
+        .put("a", value.clone())
+        .put("b", value.clone())
+        .put("c", value);
+    let refused = join(
+        storage.get_one("k".into()),
+        storage.put("k".into(), "1".into()),
+    );
+    let calls = join(
+        refused,
+        // More than the socket's buffers take.
+        storage.commit(large, CommitOptions::default()),
+    );
+    let script = async {
+        let (get, put) = (peer.receive().await.0, peer.receive().await.0);
+        let goes = ServerMessage::GoAway {
+            retry_after: Duration::ZERO,
+            reason: "restart".into(),
+        };
+        peer.send_as(None, goes).await;
+        for id in [get, put] {
+            let error = StorageError::Closed {
+                reason: "the server shuts down".into(),
+                outcome: Outcome::NotExecuted,
+            };
+            peer.send(id, ServerMessage::Error(error)).await;
+        }
+        peer
+    };
+    let results = tokio::time::timeout(PATIENCE, join(calls, script)).await;
+    let (((get, put), large), _peer) = results.expect("a call waits for ever");
+    let late = |outcome| StorageError::DeadlineExceeded { outcome };
+    assert_eq!(get.unwrap_err(), late(Outcome::NotExecuted));
+    // The server has said so, and it is not sent again.
+    assert_eq!(put.unwrap_err(), late(Outcome::NotExecuted));
+    assert_eq!(large.unwrap_err(), late(Outcome::Unknown));
+}
+
 #[tokio::test]
 async fn a_promised_number_that_is_not_sent_again_is_unknown() {
     let server = Server {
