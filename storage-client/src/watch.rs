@@ -192,19 +192,20 @@ impl WatchShared {
     /// The order of a stream that the server says to begin after `attached`.
     fn order_from(&self, queue: &Queue, attached: Revision) -> Result<StreamOrder, Broken> {
         let latest = self.is_latest(queue);
-        let (start, anew) = match queue.start {
-            WatchStart::Now => (attached, false),
-            WatchStart::Beginning if latest => (Revision::ZERO, true),
-            WatchStart::Beginning => (attached, false),
-            WatchStart::After(asked) if attached > asked.revision => {
-                let asked = asked.revision;
-                return Err(format!(
-                    "it attached a watch after revision {attached} that was to begin after {asked}"
-                ));
-            }
-            WatchStart::After(asked) => (asked.revision, false),
+        let anew = latest && queue.start == WatchStart::Beginning;
+        let asked = match queue.start {
+            WatchStart::After(asked) => asked.revision,
+            WatchStart::Beginning if latest => Revision::ZERO,
+            // Where that is, only the server knows.
+            WatchStart::Now | WatchStart::Beginning => attached,
         };
-        Ok(StreamOrder::new(latest, start, anew))
+        // Nor may it be earlier: it is where the next stream would go on.
+        if attached != asked {
+            return Err(format!(
+                "it attached a watch after revision {attached} that was to begin after {asked}"
+            ));
+        }
+        Ok(StreamOrder::new(latest, attached, anew))
     }
 
     /// Its stream is gone. What the application did not take of a pass without its mark is dropped: it comes again.

@@ -169,14 +169,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
     /// Reads up to the client's close frame, then to the end of the stream.
     pub(crate) async fn closed(&mut self) -> Option<CloseFrame> {
         let mut close = None;
-        while let Some(Ok(message)) = tokio::time::timeout(PATIENCE, self.ws.next())
-            .await
-            .expect("the client did not close")
-        {
-            if let Message::Close(frame) = message {
-                close = frame;
+        let reading = async {
+            while let Some(Ok(message)) = self.ws.next().await {
+                if let Message::Close(frame) = message {
+                    close = frame;
+                }
             }
-        }
+        };
+        // Of all of it: a client that stays says so again and again, by its pings.
+        let read = tokio::time::timeout(PATIENCE, reading).await;
+        read.expect("the client did not close");
         close
     }
 }

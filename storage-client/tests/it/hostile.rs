@@ -201,10 +201,9 @@ async fn a_key_may_come_again_in_a_pass_at_a_higher_revision() {
 
 #[tokio::test]
 async fn a_watch_begins_where_it_was_asked_to_and_with_its_answer() {
-    let begins = async |first: ServerMessage| {
+    let begins = async |options: WatchOptions, first: ServerMessage| {
         let (_server, storage, mut peer) = connect().await;
-        let start = WatchStart::After(position(60));
-        let opened = storage.watch(KeyRange::all(), WatchOptions::every(start));
+        let opened = storage.watch(KeyRange::all(), options);
         let script = async {
             let (id, _) = peer.receive().await;
             peer.send(id, first).await;
@@ -214,11 +213,60 @@ async fn a_watch_begins_where_it_was_asked_to_and_with_its_answer() {
         assert_eq!(code, 1002);
         opened.unwrap_err().to_string()
     };
-    let revision = Revision(61);
-    let text = begins(ServerMessage::Watching { revision }).await;
-    assert!(text.contains("after revision 61"), "{text}");
-    let text = begins(changes(61, &["k"])).await;
+    let attached = |revision| ServerMessage::Watching {
+        revision: Revision(revision),
+    };
+    let after = WatchStart::After(position(60));
+    for options in [WatchOptions::every(after), WatchOptions::latest(after)] {
+        for revision in [59, 61] {
+            let text = begins(options, attached(revision)).await;
+            let what = format!("after revision {revision} that was to begin after 60");
+            assert!(text.contains(&what), "{text}");
+        }
+    }
+    let options = WatchOptions::latest(WatchStart::Beginning);
+    let text = begins(options, attached(50)).await;
+    let what = "after revision 50 that was to begin after 0";
+    assert!(text.contains(what), "{text}");
+    let text = begins(WatchOptions::every(after), changes(61, &["k"])).await;
     assert!(text.contains("before WATCHING"), "{text}");
+}
+
+/// A resumed one, too: from a later start it would say that nothing is missing, and it is.
+#[tokio::test]
+async fn a_watch_goes_on_where_it_was_asked_to() {
+    for (asked, attached) in [(None, 50), (Some(70), 69), (Some(70), 71)] {
+        let (server, storage, mut peer) = connect().await;
+        let options = WatchOptions::latest(WatchStart::Beginning);
+        let opened = storage.watch(KeyRange::all(), options);
+        let script = async {
+            let (id, _) = peer.receive().await;
+            let revision = Revision::ZERO;
+            peer.send(id, ServerMessage::Watching { revision }).await;
+            id
+        };
+        let (watch, id) = join(opened, script).await;
+        let watch = watch.unwrap();
+        if let Some(revision) = asked {
+            peer.send(id, mark(revision)).await;
+        }
+        drop(peer);
+        let (mut peer, _) = server.accept(crate::fake::welcome()).await;
+        let (id, message) = peer.receive().await;
+        let ClientMessage::Watch(request) = message else {
+            panic!("{message:?} is no watch");
+        };
+        let start = asked.map_or(WatchStart::Beginning, |revision| {
+            WatchStart::After(position(revision))
+        });
+        assert_eq!(request.start, start);
+        let revision = Revision(attached);
+        peer.send(id, ServerMessage::Watching { revision }).await;
+        assert_eq!(u16::from(peer.closed().await.unwrap().code), 1002);
+        let (_, error) = to_the_end(watch).await;
+        let what = format!("after revision {attached} that was to begin");
+        assert!(error.to_string().contains(&what), "{error}");
+    }
 }
 
 /// Reads a scan to its end.
