@@ -441,10 +441,10 @@ impl WatchShared {
     /// It goes back; or it has a token, and none was asked for.
     pub(crate) fn push_mark(&self, position: Position, token: Option<u64>) -> Result<bool, Broken> {
         let mut queue = lock(&self.queue);
+        queue.order.mark(position.revision)?;
         if queue.ended {
             return Ok(false);
         }
-        queue.order.mark(position.revision)?;
         queue.failures = 0;
         if let Some(token) = token {
             let place = queue.asked.iter().position(|asked| *asked == (token, true));
@@ -477,10 +477,11 @@ impl WatchShared {
     /// None may come on this watch.
     pub(crate) fn push_reset(&self, epoch: Epoch) -> Result<(), Broken> {
         let mut queue = lock(&self.queue);
+        // Ordering: before it is passed over. The server need not know of the end, and what comes next is judged by this.
+        queue.order.reset()?;
         if queue.ended {
             return Ok(());
         }
-        queue.order.reset()?;
         queue.reset_due = false;
         if queue.undecided {
             queue.undecided = false;

@@ -553,6 +553,40 @@ async fn an_application_that_takes_no_marks_loses_its_watch_and_not_its_memory()
     assert!(error.to_string().contains("4096 marks"), "{error}");
 }
 
+/// The server does not know that the watch is over: what it goes on to tell is as legal as before.
+#[tokio::test]
+async fn a_watch_that_ended_on_this_side_ends_nothing_else() {
+    let (_server, storage, mut peer) = connect().await;
+    let (mut watch, id) = watching(&storage, &mut peer, LATEST).await;
+    peer.send(id, states(&[("k1", 65)])).await;
+    peer.send(id, mark(70)).await;
+    // One mark more than may be asked for at a time.
+    for token in 0..=1_024 {
+        watch.request_progress(token);
+    }
+    for _ in 0..1_024 {
+        let (_, probe) = peer.receive().await;
+        assert!(matches!(probe, ClientMessage::Probe { .. }), "{probe:?}");
+    }
+    peer.send(id, states(&[("k1", 75)])).await;
+    peer.send(id, mark(80)).await;
+    peer.send(id, ServerMessage::Reset).await;
+    peer.send(id, states(&[("k2", 3)])).await;
+    peer.send(id, mark(90)).await;
+    let ping = storage.ping();
+    let script = async {
+        let (id, _) = peer.receive().await;
+        peer.probed(id).await;
+    };
+    join(ping, script).await.0.unwrap();
+    let (told, error) = to_the_end(watch).await;
+    assert!(told.len() <= 2, "{told:?}");
+    assert!(
+        matches!(error, StorageError::Overloaded { .. }),
+        "{error:?}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pass_without_a_mark_stops_the_replica_at_its_bound() {
     const MAX: usize = 32 << 20;
