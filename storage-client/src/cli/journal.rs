@@ -331,9 +331,11 @@ impl Journal {
                 .any(|sent| overlaps(sent.row, sent.rows))
     }
 
-    /// Whether rows behind this one were committed: it was refused before, and comes after them now.
+    /// Whether rows behind this one were committed, or may have been: it was refused before, and comes after them now.
     pub(super) fn is_overtaken(&self, row: u64) -> bool {
+        // Those without an answer come again under their numbers, which are lower than the one that this row gets.
         self.done.last().is_some_and(|(last, _)| *last > row)
+            || self.unanswered.iter().any(|sent| sent.row > row)
     }
 
     /// Notes, durably, that these rows are about to go out; gives the commit's number.
@@ -468,6 +470,20 @@ mod tests {
             journal.position().unwrap().to_string(),
             "000000000000000f:41"
         );
+    }
+
+    /// The server applies a commit that may still come again under its number before those with higher numbers.
+    #[test]
+    fn rows_without_an_answer_overtake_those_that_were_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("session");
+        let mut journal = Journal::open(&path, &source()).unwrap();
+        journal.begin_session(ID, 3, EPOCH).unwrap();
+        assert_eq!(journal.send(5, 2, 0).unwrap(), 1);
+        assert_eq!(journal.send(9, 2, 0).unwrap(), 2);
+        journal.refused(1).unwrap();
+        assert!(journal.is_overtaken(5));
+        assert!(!journal.is_overtaken(9) && !journal.is_overtaken(11));
     }
 
     #[test]
