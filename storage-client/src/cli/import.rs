@@ -2,8 +2,8 @@
 //!
 //! A thread reads and cuts batches; here they are sent in the file's order, and answers are taken in that order too.
 //! After the first failure nothing more is sent, and the summary of what is certain covers the commits that were on
-//! their way by then; so it does after a signal, which waits for them a little. Invariant: each row is in one state
-//! (committed, not committed, unknown) when this ends.
+//! their way by then; so it does after a signal, which waits for them a little, and where the journal cannot be written.
+//! Invariant: each row is in one state (committed, not committed, unknown) when this ends.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -130,11 +130,19 @@ impl Import {
         };
         let stopped = send_all(&mut sender, &mut reader, &mut tally, app, &bar).await;
         bar.finish_and_clear();
-        let stopped = stopped?;
-        if let Err(error) = tally.judge(&self.file.display().to_string()) {
+        if let Err(rows) = tally.judge(&self.file.display().to_string()) {
+            let error = match stopped {
+                // What became of rows decides the exit code.
+                Stopped::Failed(also) => rows.context(format!("{also:#}")),
+                Stopped::End | Stopped::Interrupted => rows,
+            };
             return Err(sender.explain(error));
         }
         match stopped {
+            Stopped::Failed(error) => {
+                let error = with_count(error, &tally.committed_text());
+                return Err(sender.explain(error));
+            }
             Stopped::Interrupted => return Err(sender.interrupted(&tally).into()),
             Stopped::End => reader
                 .end()
@@ -142,7 +150,9 @@ impl Import {
                 .map_err(|error| with_count(error, &tally.committed_text()))?,
         }
         if let Some(journal) = &mut sender.journal {
-            journal.completed(tally.rows + tally.rows_before)?;
+            journal
+                .completed(tally.rows + tally.rows_before)
+                .map_err(|error| with_count(error, &tally.committed_text()))?;
             app.keep_session(false);
         }
         let position = match tally.last {
@@ -329,6 +339,8 @@ impl Reader {
 enum Stopped {
     End,
     Interrupted,
+    /// Nothing more can be sent: the journal cannot be written, or does not fit.
+    Failed(anyhow::Error),
 }
 
 /// A commit on its way.
@@ -445,15 +457,17 @@ async fn send_all(
     tally: &mut Tally,
     app: &App,
     bar: &ProgressBar,
-) -> anyhow::Result<Stopped> {
+) -> Stopped {
     let mut in_flight = VecDeque::new();
     let (mut stopped, mut interrupted) = (None, false);
+    // Behind a line that was not written whole, none could be read.
+    let mut writable = true;
     let mut patience = pin!(sleep(Duration::ZERO));
     loop {
         app.importing(!in_flight.is_empty());
         let more = stopped.is_none() && tally.failures.is_empty();
         if !more && in_flight.is_empty() {
-            return Ok(stopped.unwrap_or(Stopped::End));
+            return stopped.unwrap_or(Stopped::End);
         }
         tokio::select! {
             biased;
@@ -465,7 +479,9 @@ async fn send_all(
             }
             answer = front(&mut in_flight) => {
                 if let Some(commit) = in_flight.pop_front() {
-                    sender.answered(commit.number, &answer)?;
+                    if writable && let Err(error) = sender.answered(commit.number, &answer) {
+                        (writable, stopped) = (false, Some(Stopped::Failed(error)));
+                    }
                     tally.add(commit.span, answer);
                     bar.set_message(tally.committed_text());
                 }
@@ -479,9 +495,12 @@ async fn send_all(
                 Some(prepared) => {
                     let (rows, duplicates) = (prepared.rows, prepared.duplicates);
                     tally.duplicates += duplicates;
-                    match sender.send(prepared)? {
-                        Some(commit) => in_flight.push_back(commit),
-                        None => tally.rows_before += rows,
+                    match sender.send(prepared) {
+                        Ok(Some(commit)) => in_flight.push_back(commit),
+                        Ok(None) => tally.rows_before += rows,
+                        Err(error) => {
+                            (writable, stopped) = (false, Some(Stopped::Failed(error)));
+                        }
                     }
                 }
                 None => stopped = Some(Stopped::End),

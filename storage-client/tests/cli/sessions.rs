@@ -1,9 +1,11 @@
 //! `import --session-file`: for which store it holds, and which files it leaves alone.
 
+use std::process::{Command, Stdio};
+
 use storage_protocol::Epoch;
 
 use crate::fake::{Fault, Server};
-use crate::run::Ran;
+use crate::run::{self, Ran};
 
 struct Import {
     folder: tempfile::TempDir,
@@ -97,6 +99,74 @@ fn a_store_that_lost_commits_without_knowing_is_refused_too() {
     let ran = import.run_on(&restored);
     assert_eq!(ran.code, 2, "{ran:?}");
     assert!(ran.err.contains("so it lost commits"), "{ran:?}");
+}
+
+impl Import {
+    /// With room for so many bytes in any file, as on a disk that is full then.
+    fn run_with_room(&self, server: &Server, blocks: u32) -> Ran {
+        let (file, session) = (self.path("rows.jsonl"), self.path("session"));
+        let import = server.command(&[
+            "import",
+            &file,
+            "--batch",
+            "2",
+            "--session-file",
+            &session,
+            "--timeout",
+            "2s",
+        ]);
+        // What is ignored stays ignored in the command: writing fails, as on a full disk.
+        let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$@\"");
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", &script, "sh"])
+            .arg(import.get_program());
+        command.args(import.get_args());
+        for (name, value) in import.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        run::finish(command.spawn().unwrap())
+    }
+}
+
+/// A block is 512 bytes: the head of the file, and a few commits.
+#[test]
+fn a_session_file_that_cannot_be_written_leaves_no_row_untold() {
+    let (server, import) = (Server::start(), Import::of(40));
+    let ran = import.run_with_room(&server, 1);
+    assert_eq!((ran.code, ran.out.as_str()), (2, ""), "{ran:?}");
+    assert!(ran.err.contains("session cannot be written"), "{ran:?}");
+    let rows = server.entries().len();
+    assert!((2..40).contains(&rows), "{rows}");
+    assert!(
+        ran.err.contains(&format!("{rows} rows were committed")),
+        "{ran:?}"
+    );
+    // What is there is whole: the same command goes on.
+    let ran = import.run_on(&server);
+    assert_eq!((ran.code, server.entries().len()), (0, 40), "{ran:?}");
+
+    // What is unknown counts for more than what went wrong with the file.
+    let (server, import) = (Server::start(), Import::of(40));
+    server.fault(Fault::Silent);
+    let ran = import.run_with_room(&server, 1);
+    assert_eq!(ran.code, 4, "{ran:?}");
+    for told in [
+        "session cannot be written",
+        "from row 1 on",
+        "outcome: unknown",
+    ] {
+        assert!(ran.err.contains(told), "{told}: {ran:?}");
+    }
+    let ran = import.run_on(&server);
+    assert_eq!((ran.code, server.entries().len()), (0, 40), "{ran:?}");
 }
 
 #[test]
