@@ -89,6 +89,25 @@ pub struct SavedSession {
     pub unanswered: Vec<u64>,
 }
 
+impl SavedSession {
+    /// The highest number of a commit that there is, and more incarnations than any session has: numbers above are
+    /// damage, and there is something above these.
+    pub(crate) const NUMBER_MAX: u64 = (1 << 63) - 1;
+
+    /// What in it cannot be.
+    pub(crate) fn check(&self) -> std::result::Result<(), String> {
+        for (name, number) in [("an incarnation", self.incarnation), ("a sent", self.sent)] {
+            if number > Self::NUMBER_MAX {
+                let max = Self::NUMBER_MAX;
+                return Err(format!(
+                    "the session to resume has {name} of {number}; {max} is the most"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// How long a connection without handles may take to send what is on its way.
 const ABANDONED_TIMEOUT: Duration = Duration::from_secs(5);
 

@@ -96,6 +96,9 @@ impl RemoteStorage {
         let clock = dialer.clock();
         let mut hello = Hello::new(options.agent.clone());
         if let Some(saved) = options.resume {
+            saved
+                .check()
+                .map_err(|message| StorageError::ConnectFailed { message })?;
             hello.session = Some(saved.id);
             hello.incarnation = incarnation_after(saved.incarnation);
             hello.sent = saved.sent;

@@ -187,6 +187,7 @@ impl Journal {
             } => {
                 let id = parse_session(id)?;
                 let epoch = parse_epoch(epoch)?;
+                check_number("incarnation", incarnation)?;
                 if self.position.is_none_or(|position| position.epoch != epoch) {
                     // What is known of an earlier history is known of this one: that was asked before.
                     let revision = self.position.map_or(Revision(0), |known| known.revision);
@@ -199,6 +200,7 @@ impl Journal {
                 self.session = Some((id, incarnation));
             }
             Line::Commit { number, row, rows } => {
+                check_number("commit", number)?;
                 self.sent = self.sent.max(number);
                 self.unanswered.push(Sent { number, row, rows });
             }
@@ -366,6 +368,14 @@ fn parse_session(hex_id: &str) -> anyhow::Result<SessionId> {
     Ok(SessionId(id))
 }
 
+/// Nothing that counts up from 0 comes to this: the file is damaged.
+fn check_number(what: &str, number: u64) -> anyhow::Result<()> {
+    match number {
+        0..=SavedSession::NUMBER_MAX => Ok(()),
+        _ => Err(usage(format!("{number} is no number of a {what}"))),
+    }
+}
+
 fn parse_epoch(hex: &str) -> anyhow::Result<Epoch> {
     let epoch = u64::from_str_radix(hex, 16);
     epoch
@@ -498,6 +508,29 @@ mod tests {
         other.batch = 3;
         let error = Journal::open(&path, &other).unwrap_err().to_string();
         assert!(error.contains("--batch is 2, this is 3"), "{error}");
+    }
+
+    #[test]
+    fn numbers_that_leave_nothing_above_them_are_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("session");
+        for line in [
+            Line::Session {
+                id: hex::encode(ID.0),
+                incarnation: u64::MAX,
+                epoch: EPOCH.to_string(),
+            },
+            Line::Commit {
+                number: 1 << 63,
+                row: 1,
+                rows: 1,
+            },
+        ] {
+            let text = serde_json::to_string(&line).unwrap();
+            std::fs::write(&path, format!("{MAGIC}{text}\n")).unwrap();
+            let error = format!("{:#}", Journal::open(&path, &source()).unwrap_err());
+            assert!(error.contains("is no number of a"), "{error}");
+        }
     }
 
     #[test]

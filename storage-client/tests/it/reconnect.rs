@@ -487,6 +487,26 @@ async fn a_saved_session_is_resumed_and_its_numbers_come_first() {
 }
 
 #[tokio::test]
+async fn a_saved_session_that_cannot_be_is_refused_by_name() {
+    let saved = |incarnation, sent| SavedSession {
+        id: SessionId([7; 16]),
+        incarnation,
+        sent,
+        unanswered: vec![],
+    };
+    for (saved, what) in [
+        (saved(u64::MAX, 9), "incarnation of 18446744073709551615"),
+        (saved(5, 1 << 63), "sent of 9223372036854775808"),
+    ] {
+        let options = ConnectOptions::new("ws://localhost:1/storage/a")
+            .danger_plaintext()
+            .resume_session(saved);
+        let error = RemoteStorage::connect(options).await.unwrap_err();
+        assert!(error.to_string().contains(what), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_scan_does_not_outlive_its_socket() {
     let (server, storage, mut peer) = connect().await;
     let scan = storage.scan(KeyRange::all(), ScanOptions::default());
