@@ -30,7 +30,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, WebSocketCon
 use crate::clock::ServerClock;
 use crate::connection::deadline_after;
 use crate::counted::Counted;
-use crate::end::{EndKind, close_reason, close_text};
+use crate::end::{End, EndKind, close_reason, close_text};
 use crate::endpoint::Endpoint;
 use crate::options::{ConnectOptions, Credentials, TlsVersion};
 use crate::server_text::plain;
@@ -329,7 +329,13 @@ async fn shake_hands(socket: &mut Socket, hello: Hello) -> Result<Welcome, DialE
                 return Err(leave(socket, close_code::UNSUPPORTED_DATA, what).await);
             }
             (Some(Err(WsError::Io(error))), _) => return Err(explain_io(&error, "Welcome").into()),
-            (Some(Err(error)), _) => return Err(format!("no Welcome came: {error}").into()),
+            (Some(Err(error)), _) => {
+                let end = End::of_read(&error);
+                return Err(match end.close {
+                    Some(code) => leave(socket, code, end.why).await,
+                    None => format!("no Welcome came: {error}").into(),
+                });
+            }
             (None, Err(error)) => return Err(format!("Hello could not be sent: {error}").into()),
             (None, Ok(())) => {
                 return Err("the server closed the connection before Welcome"

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use storage_protocol::native::close_code;
 use storage_protocol::{Outcome, StorageError};
+use tokio_tungstenite::tungstenite::error::{Error as WsError, ProtocolError};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 
 use crate::server_text::plain;
@@ -94,6 +95,25 @@ impl End {
         Self {
             kind,
             ..Self::lost(format!("{meaning}: {}", close_text(frame)))
+        }
+    }
+
+    /// As reading failed: what no server may send ends it for good, before Welcome and behind it.
+    pub(crate) fn of_read(error: &WsError) -> Self {
+        match error {
+            WsError::Capacity(error) => Self {
+                close: Some(close_code::TOO_BIG),
+                ..Self::misbehaved(format!("the server sent too much: {error}"))
+            },
+            WsError::Utf8(_) => Self {
+                close: Some(close_code::INVALID_PAYLOAD),
+                ..Self::misbehaved("the server sent a text frame")
+            },
+            WsError::Protocol(ProtocolError::ResetWithoutClosingHandshake) => {
+                Self::lost("the connection was lost: the server ended it without a word")
+            }
+            WsError::Protocol(error) => Self::misbehaved(format!("a bad WebSocket frame: {error}")),
+            error => Self::lost(format!("the connection was lost: {error}")),
         }
     }
 

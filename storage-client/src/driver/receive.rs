@@ -8,8 +8,6 @@ use futures_util::Stream;
 use storage_protocol::native::{BULK_TURNS, RequestId, ServerMessage, close_code};
 use storage_protocol::{Entry, Outcome, Position, StorageError, planted};
 use tokio::time::Instant;
-use tokio_tungstenite::tungstenite::error::Error as WsError;
-use tokio_tungstenite::tungstenite::error::ProtocolError as WsProtocolError;
 use tokio_tungstenite::tungstenite::protocol::Message;
 
 use super::{Driver, Pending};
@@ -44,7 +42,7 @@ impl Driver {
                     end.close = Some(close_code::UNSUPPORTED_DATA);
                     return Err(end);
                 }
-                Some(Err(error)) => return Err(read_failed(&error)),
+                Some(Err(error)) => return Err(End::of_read(&error)),
                 None => return Err(End::lost("the server closed the connection")),
             }
         }
@@ -408,23 +406,5 @@ impl Driver {
         if let Some(id) = asked.map(|(id, _)| *id) {
             self.marks.remove(&id);
         }
-    }
-}
-
-fn read_failed(error: &WsError) -> End {
-    match error {
-        WsError::Capacity(error) => End {
-            close: Some(close_code::TOO_BIG),
-            ..End::misbehaved(format!("the server sent too much: {error}"))
-        },
-        WsError::Utf8(_) => End {
-            close: Some(close_code::INVALID_PAYLOAD),
-            ..End::misbehaved("the server sent a text frame")
-        },
-        WsError::Protocol(WsProtocolError::ResetWithoutClosingHandshake) => {
-            End::lost("the connection was lost: the server ended it without a word")
-        }
-        WsError::Protocol(error) => End::misbehaved(format!("a bad WebSocket frame: {error}")),
-        error => End::lost(format!("the connection was lost: {error}")),
     }
 }

@@ -11,6 +11,7 @@ use storage_protocol::{
     KeyRange, Outcome, Revision, ScanOptions, SessionId, Storage, StorageError, StorageExt, Watch,
     WatchOptions,
 };
+use tokio::io::AsyncWriteExt;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 
@@ -183,6 +184,29 @@ async fn a_server_that_breaks_the_protocol_is_not_tried_again() {
     ended(&storage).await;
     let again = tokio::time::timeout(Duration::from_millis(100), server.listener.accept_tcp());
     assert!(again.await.is_err(), "it came back");
+}
+
+/// The same before Welcome as behind it: it would come again with each attempt.
+#[tokio::test]
+async fn what_is_no_websocket_ends_it_in_place_of_welcome_too() {
+    let large = [&[0x82, 127][..], &(300u64 << 10).to_be_bytes()].concat();
+    for (what, bytes, code) in [
+        ("an opcode that there is not", vec![0x83, 0], 1002),
+        ("a text that is no UTF-8", vec![0x81, 2, 0xff, 0xff], 1007),
+        ("a frame over its maximum", large, 1009),
+    ] {
+        let (server, storage, peer) = Server::connect(|options| options).await;
+        drop(peer);
+        let (mut peer, _) = Peer::accept(server.listener.accept_tcp().await).await;
+        peer.ws.get_mut().write_all(&bytes).await.unwrap();
+        let close = peer.closed().await.unwrap();
+        assert_eq!(u16::from(close.code), code, "{what}");
+        let why = ended(&storage).await;
+        assert!(
+            why.contains("the server sent") || why.contains("a bad WebSocket frame"),
+            "{why}"
+        );
+    }
 }
 
 /// A Welcome that no server may say, on the first connection and on a later one.
