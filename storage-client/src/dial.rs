@@ -14,7 +14,7 @@ use rustls_pki_types::ServerName;
 use storage_protocol::native::{
     self, ClientMessage, Hello, Packet, SUBPROTOCOL, ServerMessage, Welcome, close_code,
 };
-use storage_protocol::{Limit, Limits, Result, StorageError, UnixMillis};
+use storage_protocol::{Limit, Limits, Result, SessionId, StorageError, UnixMillis};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
@@ -28,7 +28,7 @@ use tokio_tungstenite::tungstenite::http::header::{DATE, SEC_WEBSOCKET_PROTOCOL}
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, WebSocketConfig};
 
 use crate::clock::ServerClock;
-use crate::connection::deadline_after;
+use crate::connection::{SavedSession, deadline_after};
 use crate::counted::Counted;
 use crate::end::{End, EndKind, close_reason, close_text};
 use crate::endpoint::Endpoint;
@@ -308,13 +308,14 @@ pub(crate) fn socket_config() -> WebSocketConfig {
 
 /// Says Hello and waits for Welcome.
 async fn shake_hands(socket: &mut Socket, hello: Hello) -> Result<Welcome, DialError> {
+    let asked = hello.session;
     let hello = ClientMessage::Hello(hello).encode(None).to_frame();
     let sent = socket.send(Message::Binary(hello)).await;
     // A server that refuses us has sent its reason before our Hello fails: read it all the same.
     loop {
         match (socket.next().await, &sent) {
             (Some(Ok(Message::Ping(_) | Message::Pong(_))), _) => {}
-            (Some(Ok(Message::Binary(frame))), _) => match read_welcome(frame)? {
+            (Some(Ok(Message::Binary(frame))), _) => match read_welcome(frame, asked)? {
                 Ok(welcome) => return Ok(welcome),
                 Err(what) => return Err(leave(socket, close_code::PROTOCOL, what).await),
             },
@@ -358,11 +359,14 @@ async fn leave(socket: &mut Socket, code: u16, what: String) -> DialError {
 }
 
 /// The server's Welcome; or, inside, how it broke the protocol. Outside: why there is none now.
-fn read_welcome(frame: bytes::Bytes) -> Result<Result<Welcome, String>, DialError> {
+fn read_welcome(
+    frame: bytes::Bytes,
+    asked: Option<SessionId>,
+) -> Result<Result<Welcome, String>, DialError> {
     let message = Packet::from_frame(frame).and_then(ServerMessage::decode);
     Ok(match message {
         Err(error) => Err(format!("Welcome is unreadable: {error}")),
-        Ok(ServerMessage::Welcome(welcome)) => check_welcome(welcome),
+        Ok(ServerMessage::Welcome(welcome)) => check_welcome(welcome, asked),
         Ok(ServerMessage::GoAway {
             reason,
             retry_after,
@@ -379,8 +383,9 @@ fn read_welcome(frame: bytes::Bytes) -> Result<Result<Welcome, String>, DialErro
     })
 }
 
-/// What a server may announce: nothing that cannot be kept, or that lies outside of the protocol's own bounds.
-fn check_welcome(welcome: Welcome) -> Result<Welcome, String> {
+/// What a server may announce: nothing that cannot be kept, or that lies outside of the protocol's own bounds. `asked`: the
+/// session to resume.
+fn check_welcome(welcome: Welcome, asked: Option<SessionId>) -> Result<Welcome, String> {
     if welcome.version != native::VERSION {
         return Err(format!(
             "the server speaks version {} of {SUBPROTOCOL}, we speak {}",
@@ -390,6 +395,18 @@ fn check_welcome(welcome: Welcome) -> Result<Welcome, String> {
     }
     if welcome.silence.is_zero() {
         return Err("Welcome announces a silence of 0 ms, which nothing can keep".to_owned());
+    }
+    let executed = welcome.executed;
+    if executed > SavedSession::NUMBER_MAX {
+        let max = SavedSession::NUMBER_MAX;
+        return Err(format!(
+            "Welcome says that commit {executed} was executed; no number is over {max}"
+        ));
+    }
+    if executed > 0 && asked != Some(welcome.session) {
+        return Err(format!(
+            "Welcome says that commit {executed} of a new session was executed, and none was sent"
+        ));
     }
     let limits = &welcome.limits;
     let message_max = Limits::MESSAGE_BYTES_CEILING;

@@ -209,6 +209,37 @@ async fn what_is_no_websocket_ends_it_in_place_of_welcome_too() {
     }
 }
 
+/// Numbers of commits: a session that has just begun has none, and none is over 2^63-1.
+#[tokio::test]
+async fn a_welcome_with_numbers_that_cannot_be_is_answered_with_1002() {
+    let mut far = welcome();
+    far.executed = 1 << 63;
+    let mut new = welcome();
+    (new.session, new.executed) = (SessionId([8; 16]), 1);
+    for (wrong, what) in [(far, "9223372036854775808"), (new, "a new session")] {
+        let (server, storage, peer) = Server::connect(|options| options).await;
+        drop(peer);
+        let (mut peer, _) = server.accept(wrong.clone()).await;
+        assert_eq!(u16::from(peer.closed().await.unwrap().code), 1002, "{what}");
+        let why = ended(&storage).await;
+        assert!(why.contains(what), "{why}");
+    }
+    // On the first connection each session is new.
+    let server = Server {
+        listener: crate::fake::Listener::bind().await,
+    };
+    let mut new = welcome();
+    new.executed = 1;
+    let connect = RemoteStorage::connect(server.listener.reconnecting());
+    let script = async {
+        let (mut peer, _) = server.accept(new).await;
+        u16::from(peer.closed().await.unwrap().code)
+    };
+    let (connected, code) = join(connect, script).await;
+    assert!(connected.unwrap_err().to_string().contains("a new session"));
+    assert_eq!(code, 1002);
+}
+
 /// A Welcome that no server may say, on the first connection and on a later one.
 #[tokio::test]
 async fn a_welcome_outside_of_the_protocol_is_answered_with_1002() {
