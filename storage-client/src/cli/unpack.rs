@@ -65,17 +65,80 @@ fn begins_with(
     Ok((begins, Box::new(Cursor::new(head).chain(from))))
 }
 
+/// What is packed, with a look at how it goes on.
+struct Packed {
+    /// Bytes that were looked at, from `taken` to `known` not yet read.
+    head: [u8; GZIP.len()],
+    taken: usize,
+    known: usize,
+    from: Source,
+}
+
+impl Packed {
+    /// Whether a member begins here. As [`begins_with`], but however often it is asked, it stays one reader.
+    fn begins_with_gzip(&mut self) -> io::Result<bool> {
+        self.head.copy_within(self.taken..self.known, 0);
+        (self.taken, self.known) = (0, self.known - self.taken);
+        while let Some(free) = self
+            .head
+            .get_mut(self.known..)
+            .filter(|free| !free.is_empty())
+        {
+            let bytes = match self.from.read(free) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                read => read?,
+            };
+            self.known += bytes;
+            if bytes == 0 || !GZIP.starts_with(self.head.get(..self.known).unwrap_or_default()) {
+                break;
+            }
+        }
+        Ok(self.head.get(..self.known) == Some(&GZIP))
+    }
+}
+
+impl Read for Packed {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let bytes = self.fill_buf()?.read(out)?;
+        self.consume(bytes);
+        Ok(bytes)
+    }
+}
+
+impl BufRead for Packed {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        match self.head.get(self.taken..self.known) {
+            Some(head) if !head.is_empty() => Ok(head),
+            _ => self.from.fill_buf(),
+        }
+    }
+
+    fn consume(&mut self, bytes: usize) {
+        match self.known - self.taken {
+            0 => self.from.consume(bytes),
+            // No more than `fill_buf` gave.
+            _ => self.taken += bytes,
+        }
+    }
+}
+
 /// Unpacks one member after the other.
 struct Gunzip(State);
 
 enum State {
-    Member(GzDecoder<Source>),
+    Member(GzDecoder<Packed>),
     Over,
 }
 
 impl Gunzip {
-    fn new(packed: Source) -> Self {
-        Self(State::Member(GzDecoder::new(packed)))
+    fn new(from: Source) -> Self {
+        let head = [0; GZIP.len()];
+        Self(State::Member(GzDecoder::new(Packed {
+            head,
+            taken: 0,
+            known: 0,
+            from,
+        })))
     }
 }
 
@@ -92,8 +155,8 @@ impl Read for Gunzip {
             let State::Member(member) = std::mem::replace(&mut self.0, State::Over) else {
                 return Ok(0);
             };
-            let (packed, mut behind) = begins_with(&GZIP, member.into_inner())?;
-            if packed {
+            let mut behind = member.into_inner();
+            if behind.begins_with_gzip()? {
                 self.0 = State::Member(GzDecoder::new(behind));
             } else {
                 expect_zeros(&mut behind)?;
@@ -155,6 +218,16 @@ mod tests {
         ] {
             assert_eq!(read("file", bytes), (expected.to_owned(), None));
         }
+    }
+
+    /// As bgzip writes them, and logs that are appended to.
+    #[test]
+    fn however_many_members_there_are_they_cost_their_bytes() {
+        let members = 100_000;
+        let packed = [packed("a\n").repeat(members), vec![0; 10]].concat();
+        let (text, error) = read("f.gz", &packed);
+        assert_eq!((text.len(), error), (2 * members, None));
+        assert!(text.lines().all(|line| line == "a"));
     }
 
     #[test]
