@@ -3,8 +3,9 @@
 //!
 //! * A regular file, or none yet: everything goes to a file of another name in the same folder, which takes its place when
 //!   it is whole and on the disk. Links are followed, mode and owner stay. Dropped before, it leaves nothing behind.
-//! * A FIFO, a device, a socket, and what lies below `/dev` and `/proc`: written to as it is.
-//! * `-`: stdout.
+//! * A FIFO, a device, a socket: written to as it is. So is what somebody has opened already (`/dev/fd/3`, and all that lies
+//!   below `/proc`), whatever it is.
+//! * `-`, `/dev/stdout`, `/dev/fd/1`: stdout.
 //!
 //! Invariant: nothing but a regular file is ever replaced, and none that could not have been written to.
 
@@ -38,10 +39,14 @@ impl Target {
     pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
         let name = path.display();
         let failed = |error: io::Error| usage(format!("{name} cannot be written: {error}"));
-        if is_open_already(path) {
-            return Self::direct(path).map_err(failed);
-        }
         let path = follow(path).map_err(failed)?;
+        match opened_already(&path) {
+            // Not opened once more: it would have a place in the file of its own, and what is said there behind us would
+            // begin where we began.
+            Some(true) => return Ok(Self::Direct(Output::stdout())),
+            Some(false) => return Self::direct(&path).map_err(failed),
+            None => {}
+        }
         match std::fs::metadata(&path) {
             Ok(metadata) if metadata.is_file() => {
                 // Who may not write to it may not replace it either.
@@ -135,17 +140,24 @@ fn folder_of(path: &Path) -> &Path {
         .unwrap_or_else(|| Path::new("."))
 }
 
-/// `/dev/stdout`, `/dev/fd/3` and the like may be regular files, but they are somebody's: opened, not named.
-fn is_open_already(path: &Path) -> bool {
-    path.starts_with("/dev") || path.starts_with("/proc")
+/// Of `/dev/fd/3` and the like, to which `/dev/stdout` leads, whether it is our stdout. Such may be regular files, but they
+/// are somebody's: opened, not named. `None`: it is something else.
+fn opened_already(path: &Path) -> Option<bool> {
+    let folder = folder_of(path).canonicalize().ok()?;
+    let ours = Path::new("/dev/fd").canonicalize().ok();
+    let is_ours = ours.is_some_and(|ours| ours == folder);
+    if is_ours && path.file_name() == Some("1".as_ref()) {
+        return Some(true);
+    }
+    (is_ours || folder.starts_with("/proc")).then_some(false)
 }
 
-/// Where links lead, also to a file that is not there yet.
+/// Where links lead, also to a file that is not there yet; not beyond what was opened already.
 fn follow(path: &Path) -> io::Result<PathBuf> {
     let mut path = path.to_owned();
     for _ in 0..LINKS_MAX {
         match std::fs::symlink_metadata(&path) {
-            Ok(metadata) if metadata.is_symlink() => {
+            Ok(metadata) if metadata.is_symlink() && opened_already(&path).is_none() => {
                 let next = std::fs::read_link(&path)?;
                 path = folder_of(&path).join(next);
             }

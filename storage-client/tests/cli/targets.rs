@@ -138,6 +138,57 @@ fn a_minus_and_what_the_shell_has_opened_are_stdout() {
     assert_eq!(std::fs::metadata(&path).unwrap().ino(), inode);
 }
 
+/// What a shell does with the command, and then says itself, into a file that it opened for both.
+#[test]
+fn what_the_shell_says_behind_it_overwrites_nothing() {
+    let server = Server::with(&[("a", "1")]);
+    let folder = tempfile::tempdir().unwrap();
+    let link = folder.path().join("link");
+    symlink("/dev/stdout", &link).unwrap();
+    for out in ["/dev/stdout", "/dev/fd/1", link.to_str().unwrap()] {
+        let path = folder.path().join("log");
+        std::fs::write(&path, "what was there before is gone").unwrap();
+        let log = std::fs::File::create(&path).unwrap();
+        let inode = log.metadata().unwrap().ino();
+        let export = server.command(&["export", "--out", out]);
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "\"$@\" && echo after", "sh"]);
+        shell.arg(export.get_program()).args(export.get_args());
+        for (name, value) in export.get_envs() {
+            match value {
+                Some(value) => shell.env(name, value),
+                None => shell.env_remove(name),
+            };
+        }
+        shell.stdin(Stdio::null()).stdout(Stdio::from(log));
+        let ran = run::finish(shell.stderr(Stdio::piped()).spawn().unwrap());
+        assert_eq!(ran.code, 0, "{out}: {ran:?}");
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text, format!("{LINE}after\n"), "{out}");
+        assert_eq!(std::fs::metadata(&path).unwrap().ino(), inode, "{out}");
+    }
+}
+
+/// It is a disk in memory, whatever it is called.
+#[test]
+fn a_file_below_dev_is_replaced_like_any_other() {
+    let server = Server::with(&[("a", "1")]);
+    let Ok(folder) = tempfile::tempdir_in("/dev/shm") else {
+        println!("SKIPPED: there is no /dev/shm");
+        return;
+    };
+    let file = folder.path().join("file");
+    for was in [None, Some("longer than what takes its place: ".repeat(9))] {
+        if let Some(was) = was {
+            std::fs::write(&file, was).unwrap();
+        }
+        let ran = export(&server, &file);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), LINE);
+    }
+    assert_eq!(names(&folder), ["file"]);
+}
+
 #[test]
 fn exports_to_one_file_at_once_do_not_mix() {
     let server = Server::with(&[
