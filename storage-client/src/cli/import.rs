@@ -358,11 +358,21 @@ struct Sender {
 }
 
 impl Sender {
+    /// Notes the session's incarnation, if it has come back since.
+    fn note_session(&mut self) -> anyhow::Result<()> {
+        let Some(journal) = &mut self.journal else {
+            return Ok(());
+        };
+        let info = *self.storage.session_info().borrow();
+        journal.came_back(info.id, info.incarnation)
+    }
+
     /// Sends a batch; `None` where the journal says that it is committed.
     fn send(&mut self, prepared: Prepared) -> anyhow::Result<Option<InFlight>> {
         let (rows, first_row, first_line) =
             (prepared.rows, prepared.first_row, prepared.first_line);
         let options = CommitOptions::labelled("import");
+        self.note_session()?;
         let mut number = None;
         if let Some(journal) = &mut self.journal {
             if journal.is_done(first_row, rows) {
@@ -417,6 +427,7 @@ impl Sender {
     }
 
     fn answered(&mut self, number: Option<u64>, answer: &Result<Position>) -> anyhow::Result<()> {
+        self.note_session()?;
         let (Some(journal), Some(number)) = (&mut self.journal, number) else {
             return Ok(());
         };

@@ -304,6 +304,21 @@ impl Journal {
         }
     }
 
+    /// Notes how often the session came back by itself: the next run has to be above all of that, also where the clock was
+    /// set back meanwhile.
+    pub(super) fn came_back(&mut self, id: SessionId, incarnation: u64) -> anyhow::Result<()> {
+        match (self.session, self.position) {
+            (Some((known, before)), Some(position)) if known == id && before < incarnation => self
+                .note(&Line::Session {
+                    id: hex::encode(id.0),
+                    incarnation,
+                    epoch: position.epoch.to_string(),
+                }),
+            // Another session is another matter: what was sent in this one is not known then.
+            _ => Ok(()),
+        }
+    }
+
     /// Whether these rows are committed.
     pub(super) fn is_done(&self, row: u64, rows: u64) -> bool {
         self.done.binary_search(&(row, rows)).is_ok()

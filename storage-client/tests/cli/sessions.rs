@@ -169,6 +169,26 @@ fn a_session_file_that_cannot_be_written_leaves_no_row_untold() {
     assert_eq!((ran.code, server.entries().len()), (0, 40), "{ran:?}");
 }
 
+/// Else a clock that was set back would offer the next run's server an incarnation that it has seen.
+#[test]
+fn a_session_file_tells_of_the_incarnations_of_its_own_run() {
+    let (server, import) = (Server::start(), Import::of(8));
+    server.fault(Fault::None);
+    server.fault(Fault::Lost);
+    let ran = import.run_on(&server);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let text = std::fs::read_to_string(import.path("session")).unwrap();
+    let sessions: Vec<_> = text
+        .lines()
+        .filter(|line| line.starts_with("{\"session\":"))
+        .collect();
+    let of = |incarnation: u64| format!("\"incarnation\":{incarnation},");
+    assert!(
+        sessions.len() == 2 && sessions[0].contains(&of(0)) && !sessions[1].contains(&of(0)),
+        "{text}"
+    );
+}
+
 #[test]
 fn a_file_that_was_never_a_session_file_is_left_as_it_is() {
     let (server, import) = (Server::start(), Import::of(4));
