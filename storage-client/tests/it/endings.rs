@@ -62,6 +62,23 @@ async fn a_reconnect_counts_its_incarnation_up_and_never_takes_the_clock() {
     }
 }
 
+/// The clock is what a process takes that resumes the session: who merely comes back must not outrun it.
+#[tokio::test]
+async fn incarnations_rise_no_faster_than_the_clock() {
+    let zero = Duration::ZERO;
+    let (server, storage, peer) = Server::connect(|options| options.backoff(zero, zero)).await;
+    let began = std::time::Instant::now();
+    // Nobody listens there any more: each attempt is refused at once.
+    drop((server, peer));
+    let mut info = storage.session_info();
+    let told = info.wait_for(|info| info.incarnation >= 100).await.unwrap();
+    let (incarnation, elapsed) = (told.incarnation, began.elapsed());
+    assert!(
+        u128::from(incarnation) <= elapsed.as_millis() + 1,
+        "{incarnation} within {elapsed:?}"
+    );
+}
+
 #[tokio::test]
 async fn codes_that_say_not_to_repeat_end_the_connection_and_say_why() {
     for code in [1002, 1003, 1007, 1008, 1009, 4003] {
