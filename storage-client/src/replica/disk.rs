@@ -7,14 +7,16 @@
 //!
 //! Nothing is served that was not verified: when the folder is opened, redb checks all of its pages, and here each entry
 //! is checked against its own checksum and all of them against their sum. So a bit that flipped in a page that redb read,
-//! changed elsewhere and wrote again under a new checksum is noticed too. A file that is damaged is put aside as
-//! `replica.redb.damaged`, and the copy begins anew.
+//! changed elsewhere and wrote again under a new checksum is noticed too. The facts are written as they were verified or
+//! made, never as they are read again: what was damaged meanwhile would get a checksum that is right. A file that is
+//! damaged is put aside as `replica.redb.damaged`, and the copy begins anew.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition};
 use storage_protocol::{
@@ -24,6 +26,7 @@ use storage_protocol::{
 
 use super::error::ReplicaError;
 use super::held::Held;
+use super::lock;
 use super::options::Folder;
 
 const ENTRIES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("entries");
@@ -56,6 +59,8 @@ pub(super) type Row = (Key, Option<Entry>);
 #[derive(Debug)]
 pub(super) struct Disk {
     database: Database,
+    /// As they stand on the disk, if it keeps what it gets.
+    facts: Mutex<Facts>,
     folder: PathBuf,
     _lock: File,
 }
@@ -86,8 +91,8 @@ impl From<redb::Error> for Trouble {
     }
 }
 
-/// An open file, and the state that it holds.
-type Loaded = (Database, Option<Held>);
+/// An open file, its facts, and the state that it holds.
+type Loaded = (Database, Facts, Option<Held>);
 
 impl Disk {
     /// Opens or makes the folder, and reads the state it holds, if it holds one. Blocks.
@@ -121,7 +126,7 @@ impl Disk {
             }
             loaded => loaded,
         };
-        let (database, held) = loaded.map_err(|trouble| match trouble {
+        let (database, facts, held) = loaded.map_err(|trouble| match trouble {
             Trouble::Refused(what) | Trouble::Damaged(what) => refused(what),
         })?;
         if let Some(held) = &held
@@ -132,6 +137,7 @@ impl Disk {
         }
         let disk = Self {
             database,
+            facts: Mutex::new(facts),
             folder: folder.path.clone(),
             _lock: lock,
         };
@@ -141,11 +147,13 @@ impl Disk {
     /// Writes what changed since the last call, and the position that the state stands at with it. All of it or nothing,
     /// on the disk when it returns. Blocks.
     pub(super) fn write(&self, position: Position, rows: &[Row]) -> Result<(), ReplicaError> {
-        let write = || -> Result<(), redb::Error> {
+        // One write at a time; what fails leaves them as they were.
+        let mut known = lock(&self.facts);
+        let mut facts = known.clone();
+        let mut write = || -> Result<(), redb::Error> {
             let transaction = self.database.begin_write()?;
             {
                 let mut table = transaction.open_table(FACTS)?;
-                let mut facts = Facts::of(&table)?;
                 let mut sum = facts.sum().unwrap_or_default();
                 let mut entries = transaction.open_table(ENTRIES)?;
                 let mut buffer = Vec::new();
@@ -174,7 +182,9 @@ impl Disk {
         write().map_err(|error| ReplicaError::Folder {
             folder: self.folder.clone(),
             what: format!("{FILE} cannot be written: {error}"),
-        })
+        })?;
+        *known = facts;
+        Ok(())
     }
 }
 
@@ -195,7 +205,7 @@ fn load(file: &Path, folder: &Folder, range: &KeyRange) -> Result<Loaded, Troubl
         None => None,
         Some(position) => Some(Held::saved(position, read_entries(&database, &facts)?)),
     };
-    Ok((database, held))
+    Ok((database, facts, held))
 }
 
 fn read_entries(database: &Database, facts: &Facts) -> Result<BTreeMap<Key, Entry>, Trouble> {
@@ -302,7 +312,7 @@ const SUM: &str = "sum";
 const CHECKSUM: &str = "checksum";
 
 /// The table of facts.
-#[derive(Default)]
+#[derive(Clone, Debug, Default)]
 struct Facts(BTreeMap<String, Vec<u8>>);
 
 fn read_facts(database: &Database) -> Result<Facts, redb::Error> {
@@ -713,25 +723,72 @@ mod tests {
         }
     }
 
+    /// Its tables are changed while it is open.
+    fn damaged_in_use(
+        folder: &Folder,
+        damage: impl FnOnce(&mut Facts, &mut Table<'_, &[u8], &[u8]>),
+    ) -> Disk {
+        let (disk, _) = Disk::open(folder, &KeyRange::all(), usize::MAX).unwrap();
+        let Disk {
+            database,
+            facts,
+            _lock,
+            ..
+        } = disk;
+        // redb lets nobody else in, so it is opened again, as if nothing had been between.
+        drop(database);
+        change(&folder.path, damage);
+        Disk {
+            database: builder().open(folder.path.join(FILE)).unwrap(),
+            facts,
+            folder: folder.path.clone(),
+            _lock,
+        }
+    }
+
+    /// What is written next to them does not vouch for them.
+    #[test]
+    fn facts_that_were_damaged_while_the_folder_was_open_are_not_believed() {
+        let older = 1u64.to_be_bytes();
+        let newer = (FORMAT + 1).to_be_bytes();
+        for (name, damaged) in [
+            ("keyspace", &b"others"[..]),
+            ("start", b"x"),
+            ("end", b"x"),
+            ("format", &older),
+            ("format", &newer),
+            (POSITION, b"000000000000000e:8"),
+            (SUM, &[1; 16]),
+            ("name", b"of no fact"),
+        ] {
+            let place = tempfile::tempdir().unwrap();
+            let folder = folder(place.path(), "models");
+            let mut expected = three(&folder);
+            let disk = damaged_in_use(&folder, |facts, _| facts.set(name, damaged));
+            let new = entry("new", EntryLifetime::Forever);
+            let rows = [(Key::from_static(b"k\x01"), Some(new.clone()))];
+            disk.write(at(9), &rows).unwrap();
+            drop(disk);
+            expected.insert(Key::from_static(b"k\x01"), new);
+            // Not refused; and what is there is what was saved, or nothing.
+            let opened = Disk::open(&folder, &KeyRange::all(), usize::MAX);
+            let (_, held) = opened.unwrap_or_else(|error| panic!("{name}: {error}"));
+            if let Some(held) = held {
+                assert_eq!(held.position, Some(at(9)), "{name}");
+                assert_eq!(held.entries(), &expected, "{name}");
+            }
+        }
+    }
+
     /// A sum that was wrong when a row was replaced stays wrong.
     #[test]
     fn a_row_that_was_damaged_before_it_was_replaced_is_noticed() {
         let place = tempfile::tempdir().unwrap();
         let folder = folder(place.path(), "models");
         three(&folder);
-        let (disk, _) = Disk::open(&folder, &KeyRange::all(), usize::MAX).unwrap();
-        drop(disk);
-        change(place.path(), |_, entries| {
+        let disk = damaged_in_use(&folder, |_, entries| {
             drop(entries.remove(&b"k\x01"[..]).unwrap());
         });
-        // As a process does that has it open all the while.
-        let database = builder().open(place.path().join(FILE)).unwrap();
-        let lock = take_lock(place.path()).unwrap();
-        let disk = Disk {
-            database,
-            folder: folder.path.clone(),
-            _lock: lock,
-        };
         let rows = [(
             Key::from_static(b"k\x01"),
             Some(entry("new", EntryLifetime::Forever)),
@@ -765,7 +822,7 @@ mod tests {
             // Without catching what panics.
             let loaded = load(&folder.path.join(FILE), &folder, &KeyRange::all());
             match loaded {
-                Ok((_, held)) => {
+                Ok((_, _, held)) => {
                     let held = held.expect("a state was saved");
                     assert_eq!(held.position, Some(at(7)), "byte {flipped}");
                     assert_eq!(held.entries(), &expected, "byte {flipped}");
