@@ -17,6 +17,13 @@ use crate::order::Broken;
 use crate::server_text::{plain, plain_error};
 use crate::watch::Repair;
 
+/// Parts of messages that are held at a time, however large a server lets a message be: all turns of a server that lets it
+/// be as large as by default. One whole message and [`PARTS_BESIDE`] are taken in any case.
+const PARTS_BYTES_MAX: usize = 512 << 20;
+
+/// See [`PARTS_BYTES_MAX`].
+const PARTS_BESIDE: usize = 64 << 20;
+
 /// Messages that one poll reads before it writes.
 const READS_PER_POLL: usize = 512;
 
@@ -103,7 +110,7 @@ impl Driver {
     /// Parts are only held for what was asked for: else the server would decide how much memory we take.
     fn check_partial(&self, held_before: usize) -> Result<(), End> {
         let limit = self.welcome.limits.message_bytes_max;
-        let (held, max) = (self.reassembler.bytes(), limit.saturating_mul(BULK_TURNS));
+        let (held, max) = (self.reassembler.bytes(), parts_bytes_max(limit));
         if held > max {
             return Err(End {
                 close: Some(close_code::TOO_BIG),
@@ -406,5 +413,29 @@ impl Driver {
         if let Some(id) = asked.map(|(id, _)| *id) {
             self.marks.remove(&id);
         }
+    }
+}
+
+/// How much of messages in parts may be held, where one of them may have so many bytes.
+fn parts_bytes_max(message_bytes_max: usize) -> usize {
+    let turns = message_bytes_max.saturating_mul(BULK_TURNS);
+    let least = message_bytes_max.saturating_add(PARTS_BESIDE);
+    turns.min(PARTS_BYTES_MAX.max(least))
+}
+
+#[cfg(test)]
+mod tests {
+    use storage_protocol::Limits;
+
+    use super::*;
+
+    #[test]
+    fn parts_have_a_bound_that_is_not_the_servers() {
+        let default = Limits::default().message_bytes_max;
+        assert_eq!(parts_bytes_max(1 << 20), 8 << 20);
+        assert_eq!(parts_bytes_max(default), 8 * default);
+        assert_eq!(parts_bytes_max(2 * default), 8 * default);
+        let most = Limits::MESSAGE_BYTES_CEILING;
+        assert_eq!(parts_bytes_max(most), most + (64 << 20));
     }
 }
