@@ -69,7 +69,8 @@ struct Queue {
     /// What the present stream asked for, and what it told.
     start: WatchStart,
     order: StreamOrder,
-    /// How often a stream ended without having told anything, one after the other.
+    /// How often a stream ended without having told anything, one after the other. What a repair tells does not count: it
+    /// may go well each time, and the watch come no further.
     failures: u32,
     /// What the server may still send, as we count it.
     balance: i128,
@@ -419,7 +420,7 @@ impl WatchShared {
                 "it sent events far beyond the credit of a watch (its window is {max} bytes)"
             ));
         }
-        queue.failures = 0;
+        queue.comes_further();
         queue.decide();
         queue.balance -= i128::from(bytes);
         let last = events.len().saturating_sub(1);
@@ -445,7 +446,7 @@ impl WatchShared {
         if queue.ended {
             return Ok(false);
         }
-        queue.failures = 0;
+        queue.comes_further();
         if let Some(token) = token {
             let place = queue.asked.iter().position(|asked| *asked == (token, true));
             let place = place.ok_or("it sent a mark with a token that nobody asked for")?;
@@ -562,6 +563,13 @@ impl Queue {
         if self.events.last() != Some(&event) {
             let epoch = self.received.epoch;
             self.add(event, epoch);
+        }
+    }
+
+    /// Its stream told something.
+    fn comes_further(&mut self) {
+        if self.stage == Stage::Own {
+            self.failures = 0;
         }
     }
 

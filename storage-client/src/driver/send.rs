@@ -14,12 +14,16 @@ use crate::connection::{Answer, Call, Control, Expect, Submission, deadline_afte
 use crate::end::End;
 use crate::watch::WatchShared;
 
+/// Requests that wait for their answers, whatever the server announces: it may never answer them.
+const IN_FLIGHT_MAX: usize = 1_024;
+
 /// How long a watch waits that the server had no room for.
 const WATCH_DELAY: Duration = Duration::from_millis(250);
 
 impl Driver {
     fn in_flight_max(&self) -> usize {
-        self.welcome.limits.requests_in_flight_max.max(1)
+        let announced = self.welcome.limits.requests_in_flight_max;
+        announced.clamp(1, IN_FLIGHT_MAX)
     }
 
     /// Takes what there is room for. True: yield first.

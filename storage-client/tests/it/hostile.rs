@@ -528,6 +528,66 @@ async fn histories_that_change_for_ever_cost_neither_memory_nor_a_busy_loop() {
     assert_eq!(told.len(), 2, "{told:?}");
 }
 
+/// Each repair goes well, and each time the log is gone again.
+#[tokio::test]
+async fn repairs_for_ever_are_no_busy_loop() {
+    let (_server, storage, mut peer) = connect().await;
+    let (_watch, mut id) = watching(&storage, &mut peer, EVERY).await;
+    let began = Instant::now();
+    for round in 0..6 {
+        let oldest = Revision(1_000);
+        peer.send(id, ServerMessage::Error(StorageError::Compacted { oldest }))
+            .await;
+        let (repair, message) = peer.receive().await;
+        let ClientMessage::Watch(request) = message else {
+            panic!("{message:?} is no watch");
+        };
+        assert_eq!(request.mode, LATEST);
+        let WatchStart::After(Position { revision, .. }) = request.start else {
+            panic!("{request:?} begins elsewhere");
+        };
+        peer.send(repair, ServerMessage::Watching { revision })
+            .await;
+        peer.send(repair, states(&[("k", 61 + round)])).await;
+        peer.send(repair, mark(61 + round)).await;
+        // The end of the repair is never answered.
+        let mut asked = [peer.receive().await, peer.receive().await];
+        asked.sort_by_key(|(_, message)| matches!(message, ClientMessage::Watch(_)));
+        let [(_, unwatch), (own, message)] = asked;
+        assert_eq!(unwatch, ClientMessage::Unwatch { watch: repair });
+        assert!(
+            matches!(&message, ClientMessage::Watch(request) if request.mode == EVERY),
+            "{message:?}"
+        );
+        id = own;
+    }
+    assert!(
+        began.elapsed() > Duration::from_millis(500),
+        "it was asked again at once each time"
+    );
+}
+
+/// What waits for answers that never come is bounded by us, not by what a server announces.
+#[tokio::test]
+async fn no_more_is_in_flight_than_the_protocol_has_room_for() {
+    let mut endless = crate::fake::welcome();
+    endless.limits.requests_in_flight_max = usize::MAX;
+    let (storage, mut peer) = crate::fake::connect_with(endless, |options| options).await;
+    let get = async |storage: RemoteStorage| storage.get_one("k".into()).await;
+    let first = tokio::spawn(get(storage.clone()));
+    let gets = (0..1_100).map(|_| get(storage.clone()));
+    let others = tokio::spawn(futures_util::future::join_all(gets));
+    for _ in 0..1_024 {
+        let (_, message) = peer.receive().await;
+        assert!(matches!(message, ClientMessage::Get { .. }), "{message:?}");
+    }
+    first.abort();
+    // Behind whatever else went out.
+    let (_, next) = peer.receive().await;
+    assert_eq!(next, ClientMessage::Cancel);
+    others.abort();
+}
+
 #[tokio::test]
 async fn an_application_that_takes_no_marks_loses_its_watch_and_not_its_memory() {
     let (_server, storage, mut peer) = connect().await;
