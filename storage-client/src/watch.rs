@@ -353,8 +353,7 @@ impl WatchShared {
             }
             StorageError::Overloaded { .. } | StorageError::Closed { .. } => Repair::Later,
             _ => {
-                let from = queue.received;
-                queue.tell(Continuity::Lost { from, to: server });
+                queue.tell_lost(server);
                 queue.ended = true;
                 queue.end = Some(error);
                 Repair::None
@@ -513,12 +512,11 @@ impl WatchShared {
         wake(queue);
     }
 
-    /// The end of a watch whose connection is over for good: what is not known any more is said.
+    /// The end of a watch that would have gone on, but its connection is over for good: what is not known any more is said.
     pub(crate) fn end_unresumed(&self, error: StorageError, server: Position) {
         let mut queue = lock(&self.queue);
-        if !queue.ended && matches!(queue.link, Link::Lost { .. }) {
-            let from = queue.received;
-            queue.tell(Continuity::Lost { from, to: server });
+        if !queue.ended {
+            queue.tell_lost(server);
         }
         drop(queue);
         self.end(error);
@@ -564,6 +562,15 @@ impl Queue {
             let epoch = self.received.epoch;
             self.add(event, epoch);
         }
+    }
+
+    /// What happens from here on is not told. `server`: where the server was, as far as is known.
+    fn tell_lost(&mut self, server: Position) {
+        let (from, mut to) = (self.received, server);
+        if to.epoch == from.epoch {
+            to.revision = to.revision.max(from.revision);
+        }
+        self.tell(Continuity::Lost { from, to });
     }
 
     /// Its stream told something.

@@ -492,10 +492,13 @@ impl Driver {
             }
         }
         for watch in &watches {
+            let error = end.error(Outcome::NotExecuted);
             if follows {
                 watch.lose(since);
+            } else if self.shared.reconnects && end.kind != EndKind::Ours {
+                watch.end_unresumed(error, self.welcome.position);
             } else {
-                watch.end(end.error(Outcome::NotExecuted));
+                watch.end(error);
             }
         }
         self.carry.watches = watches;

@@ -8,14 +8,14 @@ use futures_util::future::join;
 use storage_client::{ConnectionState, RemoteStorage};
 use storage_protocol::native::{ClientMessage, ServerMessage};
 use storage_protocol::{
-    KeyRange, Outcome, Revision, ScanOptions, SessionId, Storage, StorageError, StorageExt, Watch,
-    WatchOptions,
+    Continuity, KeyRange, Outcome, Position, Revision, ScanOptions, SessionId, Storage,
+    StorageError, StorageExt, Watch, WatchEvent, WatchOptions,
 };
 use tokio::io::AsyncWriteExt;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 
-use crate::fake::{PATIENCE, Peer, Server, entry, values, welcome};
+use crate::fake::{EPOCH, PATIENCE, Peer, Server, entry, values, welcome};
 
 async fn close(peer: &mut Peer, code: u16, reason: &'static str) {
     let frame = CloseFrame {
@@ -46,6 +46,15 @@ async fn watching(storage: &RemoteStorage, peer: &mut Peer) -> Watch {
     };
     join(opened, script).await.0.unwrap()
 }
+
+/// What such a watch says last: it is where it began, and so is the server.
+const LOST: WatchEvent = {
+    let at = Position {
+        epoch: EPOCH,
+        revision: Revision(100),
+    };
+    WatchEvent::Continuity(Continuity::Lost { from: at, to: at })
+};
 
 #[tokio::test]
 async fn a_reconnect_counts_its_incarnation_up_and_never_takes_the_clock() {
@@ -95,6 +104,7 @@ async fn codes_that_say_not_to_repeat_end_the_connection_and_say_why() {
             close(&mut peer, code, "that was\u{1b}[2J wrong").await;
         };
         let ((put, get), ()) = join(calls, script).await;
+        assert_eq!(watch.next().await.unwrap(), Some(LOST), "{code}");
         for (error, outcome) in [
             (put.unwrap_err(), Outcome::Unknown),
             (get.unwrap_err(), Outcome::NotExecuted),
@@ -188,6 +198,7 @@ async fn a_server_that_breaks_the_protocol_is_not_tried_again() {
     };
     let (put, code) = join(put, script).await;
     assert_eq!(code, 1002);
+    assert_eq!(watch.next().await.unwrap(), Some(LOST));
     for (error, outcome) in [
         (put.unwrap_err(), Outcome::Unknown),
         (watch.next().await.unwrap_err(), Outcome::NotExecuted),

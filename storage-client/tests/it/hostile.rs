@@ -10,9 +10,9 @@ use storage_client::replica::ReplicaError;
 use storage_client::{RemoteStorage, Replica, ReplicaOptions};
 use storage_protocol::native::{ClientMessage, RequestId, ServerMessage};
 use storage_protocol::{
-    Change, ChangeKind, CommitRecord, Entry, EntryLifetime, Epoch, Key, KeyRange, KeyState, Limit,
-    Outcome, Position, Revision, Scan, ScanItem, ScanOptions, Storage, StorageError, StorageExt,
-    UnixMillis, Watch, WatchEvent, WatchMode, WatchOptions, WatchStart,
+    Change, ChangeKind, CommitRecord, Continuity, Entry, EntryLifetime, Epoch, Key, KeyRange,
+    KeyState, Limit, Outcome, Position, Revision, Scan, ScanItem, ScanOptions, Storage,
+    StorageError, StorageExt, UnixMillis, Watch, WatchEvent, WatchMode, WatchOptions, WatchStart,
 };
 use tokio_tungstenite::tungstenite::Message;
 
@@ -172,7 +172,13 @@ async fn a_watch_hands_over_nothing_that_its_protocol_forbids() {
             peer.send(id, message).await;
         }
         peer.send(id, wrong).await;
-        let (told, error) = to_the_end(watch).await;
+        let (mut told, error) = to_the_end(watch).await;
+        let last = told.pop();
+        let Some(WatchEvent::Continuity(Continuity::Lost { from, to })) = last else {
+            panic!("{what}: {last:?} is not that it is lost");
+        };
+        assert!(from.revision <= to.revision, "{what}: {from} to {to}");
+        assert_eq!(to, position(100), "{what}");
         assert_eq!(told.len(), expected, "{what}: {told:?}");
         assert!(
             matches!(&error, StorageError::PeerMisbehaved { message, .. } if message.contains(what)),
@@ -182,6 +188,21 @@ async fn a_watch_hands_over_nothing_that_its_protocol_forbids() {
         assert_eq!(u16::from(close.code), 1002, "{what}");
         assert!(close.reason.contains("misbehaved in watch"), "{close:?}");
     }
+}
+
+/// The position of its Welcome may be behind what it has told since.
+#[tokio::test]
+async fn a_watch_is_not_lost_up_to_before_where_it_was() {
+    let (_server, storage, mut peer) = connect().await;
+    let (watch, id) = watching(&storage, &mut peer, EVERY).await;
+    peer.send(id, mark(500)).await;
+    peer.send(id, mark(499)).await;
+    let (told, _) = to_the_end(watch).await;
+    let (from, to) = (position(500), position(500));
+    assert_eq!(
+        told.last(),
+        Some(&WatchEvent::Continuity(Continuity::Lost { from, to }))
+    );
 }
 
 #[tokio::test]
