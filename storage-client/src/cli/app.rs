@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use clap::{ArgAction, Args};
-use storage_protocol::{Keyspace, Outcome, Scan, ScanItem, StorageError};
+use storage_protocol::{Keyspace, Outcome};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -168,16 +168,6 @@ impl App {
             true => Outcome::Unknown,
             false => Outcome::NotExecuted,
         }
-    }
-
-    /// The next page of a scan, within the time that an answer may take: however many there are without entries.
-    pub(super) async fn next_page(&self, scan: &mut Scan) -> anyhow::Result<Option<Vec<ScanItem>>> {
-        let page = tokio::time::timeout(self.timeout(), scan.next_page()).await;
-        page.unwrap_or_else(|_| {
-            let outcome = Outcome::NotExecuted;
-            Err(StorageError::DeadlineExceeded { outcome })
-        })
-        .map_err(Into::into)
     }
 
     /// Says on stderr from now on when the connection is lost, and when it is back.

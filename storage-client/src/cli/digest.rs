@@ -39,7 +39,7 @@ impl Digest {
         let mut scan = storage.scan(range, ScanOptions::default()).await?;
         let bar = progress(None);
         let (mut entries, mut count) = (Entries::default(), 0u64);
-        while let Some(page) = app.next_page(&mut scan).await? {
+        while let Some(page) = scan.next_page().await? {
             for item in page {
                 if let KeyState::Live(entry) = item.state {
                     entries.add(&item.key, &entry.value);

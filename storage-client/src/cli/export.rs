@@ -100,7 +100,7 @@ impl Export {
             true => Some(0),
             false => storage.server_time_offset(),
         };
-        while let Some(page) = app.next_page(&mut scan).await? {
+        while let Some(page) = scan.next_page().await? {
             let now = UnixMillis(
                 UnixMillis::now()
                     .0

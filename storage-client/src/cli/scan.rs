@@ -57,7 +57,7 @@ impl Scan {
             newer_than: None,
         };
         let mut scan = app.connect().await?.scan(range, options).await?;
-        while let Some(page) = app.next_page(&mut scan).await? {
+        while let Some(page) = scan.next_page().await? {
             for item in page {
                 out.line(&self.show(app, &item.key, &item.state))?;
             }

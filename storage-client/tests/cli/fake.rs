@@ -52,8 +52,8 @@ pub(crate) enum Fault {
 /// What a server does that means no good, from now on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Whim {
-    /// Each further page of a scan is empty, and says that there are more.
-    EmptyPages,
+    /// A further page of a scan never comes.
+    SilentPages,
     /// A further page of a scan comes when [`Server::let_pages_go`] says so.
     HeldPages,
     /// A watch is not answered.
@@ -438,15 +438,8 @@ impl Connection {
             }
             ClientMessage::ScanNext { scan } => {
                 let whim = state().whim;
-                if whim == Some(Whim::EmptyPages) {
-                    let (revision, items) = (Revision(state().revision), Vec::new());
-                    let scan = Some(scan);
-                    let page = ServerMessage::Page {
-                        revision,
-                        scan,
-                        items,
-                    };
-                    return self.send(id, page).await;
+                if whim == Some(Whim::SilentPages) {
+                    return Ok(());
                 }
                 if whim == Some(Whim::HeldPages) {
                     state().held_pages += 1;

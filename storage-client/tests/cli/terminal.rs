@@ -198,10 +198,11 @@ fn an_outage_is_told_while_it_lasts_and_at_its_end() {
 #[test]
 fn a_command_keeps_to_its_timeout_with_a_server_that_says_nothing_new() {
     let server = Server::with(&[("a", "1"), ("b", "2"), ("c", "3"), ("d", "4")]);
-    server.whim(Whim::EmptyPages);
+    server.whim(Whim::SilentPages);
     for command in ["scan", "digest", "export"] {
         let ran = server.run(&[command, "--timeout", "2s"]);
         assert_eq!(ran.code, 3, "{ran:?}");
+        assert!(ran.err.contains("deadline exceeded"), "{ran:?}");
     }
     server.whim(Whim::SilentWatches);
     for arguments in [
