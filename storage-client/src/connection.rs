@@ -60,7 +60,7 @@ pub struct SessionInfo {
     /// The highest incarnation that was asked for, whether the server was reached with it or not; 0 for a session that was
     /// opened by this connection and never lost its socket. To be saved with the session.
     pub incarnation: u64,
-    /// The highest commit number that was sent or found executed when the present (or last) socket was welcomed.
+    /// The highest commit number that was sent or found executed when a socket was last asked for, or welcomed.
     pub sent: u64,
     /// How many sockets after the first were welcomed.
     pub reconnects: u64,
