@@ -255,6 +255,14 @@ impl ServerProcess {
         &found.expect("a listener with this gateway").0
     }
 
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    /// If it is not there any more.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("it can be signalled");
+    }
+
     /// The process id.
     #[must_use]
     pub fn id(&self) -> u32 {
@@ -297,8 +305,7 @@ impl ServerProcess {
     /// # Panics
     /// If it does not within a minute.
     pub fn terminate(&mut self) -> ExitStatus {
-        let pid = Pid::from_child(&self.child);
-        kill_process(pid, Signal::TERM).expect("it can be asked");
+        self.signal(Signal::TERM);
         let began = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().expect("it can be waited for") {

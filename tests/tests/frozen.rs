@@ -2,9 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
 
-use std::process::Command;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use storage_protocol::{Continuity, KeyRange, Storage, StorageExt, WatchEvent, WatchOptions};
 use storage_tests::harness::{Certificates, ServerProcess, connect};
 use storage_tests::raw::in_time;
@@ -37,12 +37,6 @@ impl Fixture {
             _folder: folder,
         }
     }
-
-    fn signal(&self, signal: &str) {
-        let pid = self.server.id().to_string();
-        let sent = Command::new("kill").args([signal, &pid]).status();
-        assert!(sent.unwrap().success());
-    }
 }
 
 #[tokio::test]
@@ -55,11 +49,11 @@ async fn what_a_frozen_server_was_asked_for_is_done_once_when_it_goes_on() {
     let every = WatchOptions::default();
     let mut watch = storage.watch(KeyRange::all(), every).await.unwrap();
     storage.put("before".into(), "1".into()).await.unwrap();
-    fixture.signal("-STOP");
+    server.signal(Signal::STOP);
     let going_on = async {
         // The client leaves a server that is silent for so long, and comes back until it is there.
         tokio::time::sleep(2 * SILENCE).await;
-        fixture.signal("-CONT");
+        server.signal(Signal::CONT);
     };
     let put = storage.put("meanwhile".into(), "2".into());
     let (put, ()) = in_time("the put", async { tokio::join!(put, going_on) }).await;
