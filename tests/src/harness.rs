@@ -242,6 +242,20 @@ impl ServerProcess {
         Self::start(&arguments)
     }
 
+    /// The usual, configured by this text. File and data lie in a folder that goes with what is given beside it.
+    ///
+    /// # Panics
+    /// As [`ServerProcess::start`]; or if the file cannot be written.
+    #[must_use]
+    pub fn configured(certificates: &Certificates, config: &str) -> (Self, TempDir) {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join("server.toml");
+        std::fs::write(&file, config).expect("a file");
+        let (file, data) = (file.display().to_string(), folder.path().join("data"));
+        let server = Self::mutual(certificates, &data, &["--config", &file]);
+        (server, folder)
+    }
+
     /// `wss://127.0.0.1:PORT` of the first listener with this gateway.
     ///
     /// # Panics

@@ -43,12 +43,9 @@ struct Fixture {
 
 impl Fixture {
     fn new(config: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
         let certificates = Certificates::issue(&["greedy", "modest"]);
-        let file = folder.path().join("server.toml");
-        std::fs::write(&file, format!("{config}\n{ADMIN}")).unwrap();
-        let (file, data) = (file.display().to_string(), folder.path().join("data"));
-        let server = ServerProcess::mutual(&certificates, &data, &["--config", &file]);
+        let config = &format!("{config}\n{ADMIN}");
+        let (server, folder) = ServerProcess::configured(&certificates, config);
         Self {
             server,
             certificates,

@@ -16,6 +16,7 @@ use storage_protocol::{
 };
 use storage_server::engine::Engine;
 use storage_server::engine::rocks::{EngineOptions, RocksEngine};
+use storage_tests::data_folder::copy;
 use storage_tests::harness::{Certificates, Launch, ServerProcess};
 use storage_tests::raw::{Raw, http, tls, upgrade_request};
 
@@ -42,19 +43,6 @@ fn value(n: u32) -> Bytes {
     let length = if n.is_multiple_of(20) { 20_000 } else { 200 };
     let mut random = StdRng::seed_from_u64(u64::from(n));
     (0..length).map(|_| random.random::<u8>()).collect()
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 fn data_files(folder: &Path) -> Vec<PathBuf> {

@@ -21,16 +21,9 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
         let certificates = Certificates::issue(&["user"]);
-        let file = folder.path().join("server.toml");
-        std::fs::write(
-            &file,
-            "[timeouts]\nheartbeat = \"300ms\"\nsilence = \"1s\"\n",
-        )
-        .unwrap();
-        let (file, data) = (file.display().to_string(), folder.path().join("data"));
-        let server = ServerProcess::mutual(&certificates, &data, &["--config", &file]);
+        let config = "[timeouts]\nheartbeat = \"300ms\"\nsilence = \"1s\"\n";
+        let (server, folder) = ServerProcess::configured(&certificates, config);
         Self {
             server,
             certificates,
