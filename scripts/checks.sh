@@ -155,7 +155,7 @@ libclang_of_bindgen() {
       version=${version#.}
       printf '%s\t%s\n' "${version%%.so*}" "$file"
     done
-  done < <(libclang_folders) | sort --stable --reverse --version-sort --key=1,1 | head --lines=1 | cut --fields=2
+  done < <(libclang_folders) | sort --stable --reverse --version-sort --key=1,1 | sed --quiet '1s/.*\t//p'
 }
 
 # Where bindgen sends libclang for headers, if there is a `clang`: its own search list.

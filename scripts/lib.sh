@@ -44,7 +44,8 @@ use_ccache() {
   export PATH=$links:$PATH
 }
 
-# One compiler of RocksDB takes up to 500 MiB. With many processors and little memory the system would kill some.
+# A compiler of eight of RocksDB's sources takes up to 1,050 MiB. With many processors and little memory the system would
+# kill some.
 fit_jobs_to_memory() {
   local available limit jobs
   if [[ -n ${CARGO_BUILD_JOBS:-} || ! -r /proc/meminfo ]]; then return; fi
@@ -53,7 +54,7 @@ fit_jobs_to_memory() {
   if [[ $limit =~ ^[0-9]+$ && $((limit / 1048576)) -lt $available ]]; then
     available=$((limit / 1048576))
   fi
-  jobs=$((available / 700))
+  jobs=$((available / 1100))
   if [[ $jobs -lt $(nproc) ]]; then
     export CARGO_BUILD_JOBS=$((jobs > 0 ? jobs : 1))
     say "$available MiB of memory are free: compiling $CARGO_BUILD_JOBS at a time (CARGO_BUILD_JOBS sets another number)"
