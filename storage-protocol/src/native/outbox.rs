@@ -313,6 +313,35 @@ mod tests {
     }
 
     #[test]
+    fn a_sender_may_give_up_any_number_of_refused_messages() {
+        let mut reassembler = Reassembler::new(1024, 100);
+        let max = u32::try_from(PARTIAL_MESSAGES_MAX).unwrap();
+        for id in 0..max + 10 {
+            receive(&mut reassembler, part_frame(&packet(id, 100), 0, 60)).unwrap();
+            reassembler.discard(kind::VALUES, Some(id));
+        }
+        // So many are remembered, so that what still comes of them is passed over.
+        assert_eq!(
+            reassembler.cost(),
+            PARTIAL_MESSAGES_MAX * PARTIAL_MESSAGE_COST
+        );
+        for id in [10, max + 9] {
+            let rest = receive(&mut reassembler, part_frame(&packet(id, 100), 60, 40));
+            assert_eq!(rest, Ok(None));
+        }
+        let forgotten = receive(&mut reassembler, part_frame(&packet(9, 100), 60, 40));
+        assert!(forgotten.is_err());
+        // As many as ever may be on their way beside them, and no more.
+        for id in 0..max {
+            let first = part_frame(&packet(1_000_000 + id, 100), 0, 1);
+            receive(&mut reassembler, first).unwrap();
+        }
+        let another = receive(&mut reassembler, part_frame(&packet(9, 100), 0, 1));
+        let max = PARTIAL_MESSAGES_MAX;
+        assert_eq!(another, Err(ProtocolError::TooManyPartial { max }));
+    }
+
+    #[test]
     fn messages_on_their_way_are_bounded() {
         let mut reassembler = Reassembler::new(1024, 100);
         let max = PARTIAL_MESSAGES_MAX;
