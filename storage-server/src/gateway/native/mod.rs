@@ -94,7 +94,10 @@ enum Output {
 #[derive(Debug)]
 struct Permits {
     _requests: Permit,
+    /// Its payload: what the session's bound, which the client counts with, is of.
     _bytes: Permit,
+    /// What it takes beside that, in the bounds of all sessions.
+    _items: Permit,
 }
 
 /// An id in use.
@@ -146,6 +149,8 @@ pub(crate) struct Native {
     outbox_permit: Permit,
     requests: Arc<Budget>,
     request_bytes: Arc<Budget>,
+    /// The principal's, for what a request costs beside its payload.
+    item_bytes: Arc<Budget>,
     in_flight: HashMap<RequestId, InFlight>,
     reads: Reads,
     /// Watches that are being opened.
@@ -193,6 +198,7 @@ impl Native {
                 Limit::BytesInFlight,
                 limits.bytes_in_flight_max,
             ),
+            item_bytes: budgets.in_flight.clone(),
             in_flight: HashMap::new(),
             reads: Reads::default(),
             openings: FuturesUnordered::new(),

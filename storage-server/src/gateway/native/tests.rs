@@ -1004,6 +1004,123 @@ async fn who_finds_the_others_room_full_waits_for_it() {
     assert!(matches!(answer, ServerMessage::Values { .. }));
 }
 
+/// What is answered at once, behind the answers that are there.
+async fn ping(client: &mut Client, id: RequestId) {
+    send(client, Some(id), ClientMessage::ScanClose { scan: 0 }).await;
+}
+
+async fn expect_ping(client: &mut Client, id: RequestId) {
+    assert_eq!(receive(client).await, (Some(id), ServerMessage::Done));
+}
+
+fn removals(number: u64, count: usize) -> ClientMessage {
+    let batch = (0..count).fold(Batch::new(), |batch, n| batch.remove(format!("{n:04}")));
+    let options = CommitOptions::default();
+    ClientMessage::Commit {
+        number,
+        options,
+        batch,
+    }
+}
+
+#[tokio::test]
+async fn a_request_with_too_many_items_is_refused_before_it_waits() {
+    let mut running = running(|config| {
+        config.limits.announced.keys_per_get_max = 3;
+        config.limits.announced.operations_per_commit_max = 3;
+    });
+    open(&mut running).await;
+    running.engine.hold(Hold::Reads);
+    let client = &mut running.client;
+    let refused = async |client: &mut Client, id| match receive(client).await {
+        (answered, ServerMessage::Error(error)) if answered == Some(id) => error.to_string(),
+        other => panic!("{other:?}"),
+    };
+    let keys = vec!["a".into(); 4];
+    send(client, Some(1), ClientMessage::Get { keys }).await;
+    ping(client, 9).await;
+    let reason = refused(client, 1).await;
+    assert!(reason.contains("keys_per_get_max is 3, this has 4"));
+    expect_ping(client, 9).await;
+    // Number 1 is not here yet, so these wait; or would.
+    send(client, Some(2), removals(2, 4)).await;
+    let checks = (0..4).fold(Batch::new(), |batch, n| batch.check_absent(format!("{n}")));
+    let checking = ClientMessage::Commit {
+        number: 3,
+        options: CommitOptions::default(),
+        batch: checks,
+    };
+    send(client, Some(3), checking).await;
+    ping(client, 9).await;
+    for id in [2, 3] {
+        let reason = refused(client, id).await;
+        assert!(reason.contains("operations_per_commit_max is 3, this has 4"));
+    }
+    expect_ping(client, 9).await;
+    // Their numbers are spent.
+    for number in [4, 1] {
+        send(client, Some(number), removals(number.into(), 3)).await;
+    }
+    for id in [1, 4] {
+        let (answered, answer) = receive(client).await;
+        assert!(matches!(answer, ServerMessage::Committed { .. }));
+        assert_eq!(answered, Some(id));
+    }
+}
+
+#[tokio::test]
+async fn what_waits_decoded_is_counted_at_what_it_takes() {
+    let mut running = running(|_| {});
+    open(&mut running).await;
+    running.engine.hold(Hold::Reads);
+    let in_flight = running.shared.budgets.in_flight.clone();
+    let client = &mut running.client;
+    let keys = vec![Bytes::new(); 1_000];
+    let get = ClientMessage::Get { keys };
+    let payload = get.encode(Some(1)).payload.len();
+    send(client, Some(1), get).await;
+    ping(client, 9).await;
+    expect_ping(client, 9).await;
+    let keys = 1_000 * size_of::<storage_protocol::Key>();
+    assert_eq!(in_flight.used(), payload + keys);
+    // Number 1 is missing.
+    let commit = removals(2, 100);
+    let commit_payload = commit.encode(Some(2)).payload.len();
+    send(client, Some(2), commit).await;
+    ping(client, 9).await;
+    expect_ping(client, 9).await;
+    let operations = 100 * size_of::<storage_protocol::Operation>();
+    let all = payload + keys + commit_payload + operations;
+    assert_eq!(in_flight.used(), all);
+    send(client, Some(3), removals(1, 1)).await;
+    for _ in 0..2 {
+        receive(client).await;
+    }
+    running.engine.hold(Hold::Nothing);
+    receive(client).await;
+    assert_eq!(in_flight.used(), 0);
+}
+
+#[tokio::test]
+async fn one_message_of_many_items_fits_into_the_smallest_bounds() {
+    const MESSAGE: usize = 4_000;
+    let mut running = running(|config| {
+        config.limits.announced.message_bytes_max = MESSAGE;
+        config.limits.announced.bytes_in_flight_max = MESSAGE;
+        config.limits.bytes_in_flight_total_max = 2 * MESSAGE;
+    });
+    open(&mut running).await;
+    let client = &mut running.client;
+    let commit = removals(1, 500);
+    let payload = commit.encode(Some(1)).payload.len();
+    assert!((3_000..MESSAGE).contains(&payload), "{payload}");
+    send(client, Some(1), commit).await;
+    assert!(matches!(
+        receive(client).await,
+        (Some(1), ServerMessage::Committed { .. })
+    ));
+}
+
 #[tokio::test]
 async fn an_unfinished_frame_is_counted_and_ends() {
     let mut running = running(|config| {
