@@ -315,7 +315,10 @@ impl Native {
         } else {
             return Ok(());
         };
-        self.reassembler.discard(kind, id);
+        // A late part of one that was refused before holds nothing, and its id may be another request's by now.
+        if !self.reassembler.discard(kind, id) {
+            return Ok(());
+        }
         self.partial.resize(self.reassembler.cost());
         self.refuse_parts(kind, id, error)
     }

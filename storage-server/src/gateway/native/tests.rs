@@ -1122,6 +1122,67 @@ async fn one_message_of_many_items_fits_into_the_smallest_bounds() {
 }
 
 #[tokio::test]
+async fn a_late_part_of_a_refused_message_is_nobody_elses() {
+    use storage_protocol::native::{Class, Outbox};
+    let mut running = running(|config| {
+        config.limits.partial_messages_bytes_max = 200_000;
+        config.limits.announced.message_bytes_max = 100_000;
+    });
+    open(&mut running).await;
+    let partial = running.shared.budgets.partial.clone();
+    let client = &mut running.client;
+    let frames = |message: ClientMessage| {
+        let mut outbox = Outbox::new();
+        outbox.push(Class::Answer, message.encode(Some(1)));
+        std::iter::from_fn(|| outbox.pop()).collect::<Vec<_>>()
+    };
+    let batch = Batch::new().put("late", vec![7; 80_000]);
+    let commit_parts = frames(ClientMessage::Commit {
+        number: 1,
+        options: CommitOptions::default(),
+        batch,
+    });
+    let keys = vec![vec![7; 80_000].into()];
+    let get_parts = frames(ClientMessage::Get { keys });
+    let [first, late] = &commit_parts[..] else {
+        panic!("{} parts", commit_parts.len())
+    };
+    let say = async |client: &mut Client, frame: &Bytes| {
+        client.send(Message::Binary(frame.clone())).await.unwrap();
+    };
+    // There is no room for the first part of the commit.
+    let mut others = partial.count();
+    others.resize(200_000);
+    say(client, first).await;
+    let (id, ServerMessage::Error(error)) = receive(client).await else {
+        panic!("not refused")
+    };
+    assert_eq!(id, Some(1));
+    assert!(error.to_string().contains("partial_messages"), "{error}");
+    // The id is free. While the get under it is on its way, the rest of the commit comes, and there is no room again.
+    others.resize(0);
+    say(client, &get_parts[0]).await;
+    ping(client, 2).await;
+    expect_ping(client, 2).await;
+    others.resize(200_000);
+    say(client, late).await;
+    ping(client, 2).await;
+    expect_ping(client, 2).await;
+    others.resize(0);
+    say(client, &get_parts[1]).await;
+    assert!(matches!(
+        receive(client).await,
+        (Some(1), ServerMessage::Values { .. })
+    ));
+    // Number 1 was spent once.
+    send(client, Some(1), commit(2, "a")).await;
+    assert!(matches!(
+        receive(client).await,
+        (Some(1), ServerMessage::Committed { .. })
+    ));
+}
+
+#[tokio::test]
 async fn an_unfinished_frame_is_counted_and_ends() {
     let mut running = running(|config| {
         config.timeouts.partial_message = Duration::from_millis(200);
