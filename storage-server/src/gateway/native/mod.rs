@@ -161,8 +161,8 @@ pub(crate) struct Native {
     watches: Watches,
     /// Memory of its watches.
     watch_bytes: Arc<Budget>,
-    /// Watches that are being opened, with the ids of Unwatches that came for them meanwhile.
-    opening: HashMap<RequestId, Vec<RequestId>>,
+    /// Watches that are being opened, with the id of the Unwatch that came for it meanwhile.
+    opening: HashMap<RequestId, Option<RequestId>>,
     /// When to look for watches that were told nothing for long.
     idle_check: Instant,
     /// Watches ended by the peer whose last message is still on its way, with the id of the Unwatch.
@@ -570,8 +570,8 @@ impl Native {
         self.in_flight.remove(&id);
         self.metrics().request(label, &result);
         let unwatching = match label {
-            RequestLabel::Watch => self.opening.remove(&id).unwrap_or_default(),
-            _ => Vec::new(),
+            RequestLabel::Watch => self.opening.remove(&id).flatten(),
+            _ => None,
         };
         // Until the answer is counted in the outbox.
         let mut counted = None;
@@ -613,7 +613,7 @@ impl Native {
         self.answer(id, &message);
         self.count_outbox();
         drop(counted);
-        for request in unwatching {
+        if let Some(request) = unwatching {
             // It was not polled yet, so it told nothing.
             self.watches.remove(id);
             self.end_watch(id, request);

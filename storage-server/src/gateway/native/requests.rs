@@ -380,7 +380,7 @@ impl Request<'_> {
             _permits: Some(permits),
         };
         self.session.in_flight.insert(self.id, in_flight);
-        self.session.opening.insert(self.id, Vec::new());
+        self.session.opening.insert(self.id, None);
         let storage = self.storage.clone();
         let WatchRequest {
             range,
@@ -422,9 +422,10 @@ impl Request<'_> {
     }
 
     fn unwatch(&mut self, watch: RequestId) {
-        let is_opening = self.session.opening.contains_key(&watch);
+        // One alone waits for the opening, which is what bounds them.
+        let is_opening = self.session.opening.get(&watch) == Some(&None);
         if !is_opening && !self.session.watches.remove(watch) {
-            // It ended meanwhile; there is nothing to wait for.
+            // It ended meanwhile, or another Unwatch ends it; there is nothing to wait for.
             return self.session.answer(self.id, &ServerMessage::Done);
         }
         let in_flight = InFlight {
@@ -434,9 +435,7 @@ impl Request<'_> {
         self.session.in_flight.insert(self.id, in_flight);
         if is_opening && !planted("unwatch-before-answer") {
             // The WATCH is answered first, and then this.
-            if let Some(unwatching) = self.session.opening.get_mut(&watch) {
-                unwatching.push(self.id);
-            }
+            self.session.opening.insert(watch, Some(self.id));
             self.abort(watch);
         } else if self.session.outbox.has_bulk(watch) {
             self.session.unwatching.push((watch, self.id));

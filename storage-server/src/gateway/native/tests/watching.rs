@@ -192,3 +192,29 @@ async fn the_memory_of_watches_is_bounded_by_name() {
         (Some(2), ServerMessage::Watching { .. })
     ));
 }
+
+#[tokio::test]
+async fn one_unwatch_at_a_time_waits_for_an_opening() {
+    let mut running = running(|_| {});
+    open(&mut running).await;
+    running.engine.hold(Hold::Watches);
+    let client = &mut running.client;
+    send(client, Some(1), watch(1_000)).await;
+    // All at once, so that they are taken before the opening is looked at again.
+    for id in 2..=4 {
+        let unwatch = ClientMessage::Unwatch { watch: 1 }.encode(Some(id));
+        let message = Message::Binary(unwatch.to_frame());
+        client.feed(message).await.unwrap();
+    }
+    client.flush().await.unwrap();
+    for id in [3, 4] {
+        assert_eq!(receive(client).await, (Some(id), ServerMessage::Done));
+    }
+    let cancelled = ServerMessage::Error(StorageError::Cancelled);
+    assert_eq!(receive(client).await, (Some(1), cancelled));
+    assert_eq!(receive(client).await, (Some(2), ServerMessage::Done));
+    for id in 1..=4 {
+        send(client, Some(id), get("a")).await;
+        assert_eq!(receive(client).await.0, Some(id), "the id is free");
+    }
+}
