@@ -229,7 +229,14 @@ impl Request<'_> {
             Read::Get { keys } => {
                 let room = AnswerRoom::new(&self.session.outbox_bytes, lane.reach());
                 let values = async move {
-                    match storage.get_into(&keys, room.room()).await {
+                    let mut read = storage.get_into(&keys, room.room()).await;
+                    // It is not the session that has no room. A small answer goes out all the same, and those that come
+                    // later would overtake this one.
+                    if lane == Lane::First && read.is_err() && room.was_refused() {
+                        room.begin(Lane::Small.reach());
+                        read = storage.get_into(&keys, room.room()).await;
+                    }
+                    match read {
                         Err(_) if room.was_refused() => Ok(Output::NoRoom(Read::Get { keys })),
                         read => read.map(|reading| Output::Values { reading, room }),
                     }

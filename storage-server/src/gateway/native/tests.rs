@@ -1122,6 +1122,31 @@ async fn one_message_of_many_items_fits_into_the_smallest_bounds() {
 }
 
 #[tokio::test]
+async fn a_small_get_does_not_wait_for_the_others_room_though_it_is_the_first() {
+    let mut running = running(|config| {
+        config.limits.outbox_bytes_total_max = 500_000;
+        config.limits.announced.message_bytes_max = 250_000;
+    });
+    open(&mut running).await;
+    fill(&mut running).await;
+    let others = running.shared.budgets.outbox.take(500_000).unwrap();
+    let client = &mut running.client;
+    send(client, Some(1), get("small")).await;
+    ping(client, 2).await;
+    assert_eq!(receive(client).await.0, Some(1));
+    expect_ping(client, 2).await;
+    // A large one waits.
+    send(client, Some(3), get("large")).await;
+    ping(client, 4).await;
+    expect_ping(client, 4).await;
+    drop(others);
+    let mut reassembler = Reassembler::new(256 << 10, 1 << 20);
+    let (id, answer, _) = receive_parts(client, &mut reassembler).await;
+    assert_eq!(id, Some(3));
+    assert!(matches!(answer, ServerMessage::Values { .. }));
+}
+
+#[tokio::test]
 async fn a_late_part_of_a_refused_message_is_nobody_elses() {
     use storage_protocol::native::{Class, Outbox};
     let mut running = running(|config| {
