@@ -56,7 +56,7 @@ struct Woken {
 #[derive(Debug)]
 struct WatchWaker {
     id: RequestId,
-    /// Whether the id stands in the line (or in `Woken`) already.
+    /// Whether the id stands in the line (or in `Woken`, or behind a message in parts) already.
     queued: AtomicBool,
     woken: Arc<Woken>,
 }
@@ -258,10 +258,11 @@ impl Watches {
                 .drain(..),
         );
         for id in std::mem::take(&mut self.behind_bulk) {
+            // It counts as queued all the time.
             if outbox.has_bulk(id) {
                 self.behind_bulk.push(id)
             } else {
-                self.enqueue(id)
+                self.line.push_back(id)
             }
         }
         let mut polled = Polled::default();
@@ -287,7 +288,7 @@ impl Watches {
             match rest {
                 Rest::Parked => {}
                 Rest::Again => self.enqueue(id),
-                Rest::BehindBulk => self.behind_bulk.push(id),
+                Rest::BehindBulk => slot.wait_behind_bulk(&mut self.behind_bulk),
                 Rest::Ended(error) => {
                     self.remove(id);
                     polled.moved = true;
@@ -306,6 +307,13 @@ impl Drop for Watches {
 }
 
 impl Slot {
+    /// A watch that was woken meanwhile stands in the line, and comes here again.
+    fn wait_behind_bulk(&self, waiting: &mut Vec<RequestId>) {
+        if !self.state.queued.swap(true, Ordering::AcqRel) {
+            waiting.push(self.state.id);
+        }
+    }
+
     /// Asks for a mark that the peer did not ask for.
     fn ask_unasked(&mut self) {
         self.watch.request_progress(0);
@@ -520,6 +528,8 @@ fn state_bytes(key: &Key, state: &KeyState) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use storage_protocol::{
         Entry, EntryLifetime, Limit, Position, Result, WatchSource, WatchStatus,
     };
@@ -527,17 +537,23 @@ mod tests {
     use super::*;
     use crate::session::budget::Budget;
 
-    /// Tells what it was given, then rests, live, and answers what it is asked.
+    /// Tells what it was given, then rests, live, and answers what it is asked, unless that is withheld.
     #[derive(Default)]
     struct Fake {
         events: VecDeque<WatchEvent>,
         tokens: VecDeque<u64>,
+        withholds: bool,
+        /// How many marks it was asked for.
+        asked: Arc<AtomicUsize>,
     }
 
     impl WatchSource for Fake {
         fn poll_next(&mut self, _: &mut Context<'_>) -> Poll<Option<Result<WatchEvent>>> {
             if let Some(event) = self.events.pop_front() {
                 return Poll::Ready(Some(Ok(event)));
+            }
+            if self.withholds {
+                return Poll::Pending;
             }
             let Some(token) = self.tokens.pop_front() else {
                 return Poll::Pending;
@@ -549,6 +565,7 @@ mod tests {
 
         fn request_progress(&mut self, token: u64) {
             self.tokens.push_back(token);
+            self.asked.fetch_add(1, Ordering::Relaxed);
         }
 
         fn park(&mut self) {}
@@ -573,20 +590,39 @@ mod tests {
     }
 
     fn open(events: impl Iterator<Item = WatchEvent>, credit: u64, every: bool) -> Watches {
-        let mut watches = Watches::new(Arc::default());
-        let memory = Budget::new(Limit::WatchBytes, 1 << 20).take(1).unwrap();
-        let terms = Terms {
-            credit,
-            every,
-            memory,
-        };
         let source = Fake {
             events: events.collect(),
             ..Fake::default()
         };
+        let memory = Budget::new(Limit::WatchBytes, 1 << 20);
+        let terms = Terms {
+            credit,
+            every,
+            memory: memory.take(1).unwrap(),
+        };
+        open_source(source, terms)
+    }
+
+    fn open_source(source: Fake, terms: Terms) -> Watches {
+        let mut watches = Watches::new(Arc::default());
         let watch = Watch::new(Position::default(), Box::new(source));
         watches.insert(1, watch, terms, true);
         watches
+    }
+
+    fn large_state(bytes: usize) -> WatchEvent {
+        WatchEvent::State {
+            key: "large".into(),
+            state: KeyState::Live(Entry {
+                value: vec![7; bytes].into(),
+                revision: Revision(1),
+                lifetime: EntryLifetime::Forever,
+            }),
+        }
+    }
+
+    fn poll(watches: &mut Watches, outbox: &mut Outbox) -> Polled {
+        watches.poll(&mut Context::from_waker(Waker::noop()), outbox, |_| false)
     }
 
     /// The messages that come without another word of the peer's.
@@ -658,4 +694,34 @@ mod tests {
         );
         assert!(messages(&mut watches).is_empty());
     }
+    #[test]
+    fn a_watch_stands_behind_its_message_in_parts_once() {
+        let events = [
+            large_state(3 * PART_BYTES),
+            large_state(3 * PART_BYTES),
+            state(1),
+        ];
+        let mut watches = open(events.into_iter(), 1 << 20, false);
+        let mut outbox = Outbox::new();
+        poll(&mut watches, &mut outbox);
+        assert!(outbox.has_bulk(1));
+        for _ in 0..100 {
+            let waker = watches.slots[&1].waker.clone();
+            waker.wake();
+            watches.grant(1, 1);
+            poll(&mut watches, &mut outbox);
+            assert!(watches.behind_bulk.len() + watches.line.len() <= 1);
+        }
+        // Nothing is lost by that.
+        let mut frames = 0;
+        while let Some(frame) = outbox.pop() {
+            frames += frame.len();
+            poll(&mut watches, &mut outbox);
+        }
+        assert!(frames > 6 * PART_BYTES);
+        assert!(watches.behind_bulk.is_empty());
+        watches.request_progress(1, 7, 2);
+        assert_eq!(messages(&mut watches).len(), 1, "only the mark");
+    }
+
 }
