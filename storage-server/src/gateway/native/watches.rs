@@ -375,8 +375,11 @@ impl Slot {
                 Poll::Pending => {
                     if self.catching_up && self.watch.status().state == WatchState::Live {
                         self.catching_up = false;
-                        self.ask_unasked();
-                        continue;
+                        // A mark that is due says it too, and a watch answers only so many.
+                        if self.marks_due.is_empty() {
+                            self.ask_unasked();
+                            continue;
+                        }
                     }
                     break self.settle(sender, Rest::Parked);
                 }
@@ -694,6 +697,13 @@ mod tests {
         );
         assert!(messages(&mut watches).is_empty());
     }
+    /// What all share, and what a session has of it.
+    fn memory(all: usize, session: usize) -> (Arc<Budget>, Arc<Budget>) {
+        let all = Budget::new(Limit::WatchBytesTotal, all);
+        let session = Budget::within(&all, Limit::WatchBytes, session);
+        (all, session)
+    }
+
     #[test]
     fn a_watch_stands_behind_its_message_in_parts_once() {
         let events = [
@@ -724,4 +734,25 @@ mod tests {
         assert_eq!(messages(&mut watches).len(), 1, "only the mark");
     }
 
+    #[test]
+    fn a_watch_that_owes_a_mark_is_asked_for_no_other_when_it_has_caught_up() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let source = Fake {
+            withholds: true,
+            asked: asked.clone(),
+            ..Fake::default()
+        };
+        let (_, session) = memory(1 << 20, 1 << 20);
+        let terms = Terms {
+            credit: 1_000,
+            every: true,
+            memory: session.take(WATCH_BYTES).unwrap(),
+        };
+        let mut watches = open_source(source, terms);
+        for probe in 2..5 {
+            watches.request_progress(1, probe.into(), probe);
+        }
+        assert!(messages(&mut watches).is_empty());
+        assert_eq!(asked.load(Ordering::Relaxed), 3);
+    }
 }
