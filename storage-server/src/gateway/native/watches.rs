@@ -6,7 +6,8 @@
 //! Each watch has a waker of its own that notes its id, so 10,000 resting watches cost a wake nothing. An id stands at
 //! most once in the line of those to be polled. A watch without credit leaves the line until it is granted more; one
 //! with a message in parts on its way, until that has left. Credit counts the payload bytes of changes and states; marks
-//! are free, so a watch that was asked for one is polled without credit, and keeps the event that it meets instead.
+//! are free, so a watch that was asked for one is polled without credit, and keeps the event that it meets instead. That
+//! is counted with the memory of watches.
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
@@ -91,9 +92,9 @@ struct Slot {
     quiet: bool,
     /// The last commit or mark that it was told.
     told: Revision,
-    _memory: Permit,
-    /// An event that was met without credit for it.
-    kept: Option<WatchEvent>,
+    memory: Permit,
+    /// An event that was met without credit for it, and what it is counted with.
+    kept: Option<(WatchEvent, Permit)>,
     state: Arc<WatchWaker>,
     waker: Waker,
 }
@@ -167,7 +168,7 @@ impl Watches {
             marks_due: VecDeque::new(),
             catching_up: is_behind && terms.every,
             quiet: false,
-            _memory: terms.memory,
+            memory: terms.memory,
             kept: None,
             state,
             waker,
@@ -320,6 +321,19 @@ impl Slot {
         self.marks_due.push_back(None);
     }
 
+    /// Room for an event of so many bytes beside what its watch takes. One event may go beyond the session's bound: a
+    /// commit may be as long as that, and its watch would end at each probe.
+    fn room_to_keep(&self, bytes: usize) -> Result<Permit, StorageError> {
+        let budget = self.memory.budget();
+        let mut permit = budget.count();
+        let is_within = budget.over().is_none();
+        if is_within && permit.grow_beyond(bytes) {
+            return Ok(permit);
+        }
+        permit.try_grow(bytes)?;
+        Ok(permit)
+    }
+
     /// A mark came: whom it answers. The token of one that the peer did not ask for is not the peer's matter.
     fn mark_came(&mut self, token: &mut Option<u64>, answered: &mut Vec<RequestId>) {
         if token.is_none() {
@@ -364,7 +378,7 @@ impl Slot {
                 self.catching_up |= self.every;
                 break self.settle(sender, Rest::Parked);
             }
-            if let Some(event) = self.kept.take() {
+            if let Some((event, _)) = self.kept.take() {
                 sender.take(event);
                 continue;
             }
@@ -393,12 +407,12 @@ impl Slot {
                         }
                         _ => {}
                     }
-                    if !has_credit
-                        && matches!(event, WatchEvent::Commit(_) | WatchEvent::State { .. })
-                    {
-                        self.kept = Some(event);
-                    } else {
-                        sender.take(event);
+                    match charged_bytes(&event).filter(|_| !has_credit) {
+                        None => sender.take(event),
+                        Some(bytes) => match self.room_to_keep(bytes) {
+                            Ok(permit) => self.kept = Some((event, permit)),
+                            Err(error) => break self.settle(sender, Rest::Ended(error)),
+                        },
                     }
                 }
                 Poll::Ready(Some(Err(error))) => break self.settle(sender, Rest::Ended(error)),
@@ -519,6 +533,15 @@ impl Sender<'_> {
 
 fn to_credit(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// What an event takes in memory, if it needs credit.
+fn charged_bytes(event: &WatchEvent) -> Option<usize> {
+    match event {
+        WatchEvent::Commit(record) => Some(record.memory_bytes()),
+        WatchEvent::State { key, state } => Some(state_bytes(key, state)),
+        _ => None,
+    }
 }
 
 fn state_bytes(key: &Key, state: &KeyState) -> usize {
@@ -702,6 +725,85 @@ mod tests {
         let all = Budget::new(Limit::WatchBytesTotal, all);
         let session = Budget::within(&all, Limit::WatchBytes, session);
         (all, session)
+    }
+
+    /// A watch without credit whose next event is so long, and who is asked for a mark.
+    fn probed_without_credit(memory: &Arc<Budget>, bytes: usize) -> Watches {
+        let source = Fake {
+            events: std::iter::once(large_state(bytes)).collect(),
+            ..Fake::default()
+        };
+        let terms = Terms {
+            credit: 0,
+            every: false,
+            memory: memory.take(WATCH_BYTES).unwrap(),
+        };
+        let mut watches = open_source(source, terms);
+        watches.request_progress(1, 7, 2);
+        watches
+    }
+
+    #[test]
+    fn an_event_that_is_kept_for_want_of_credit_is_counted() {
+        let (all, session) = memory(1 << 20, 1 << 20);
+        let mut watches = probed_without_credit(&session, 10_000);
+        assert!(messages(&mut watches).is_empty());
+        assert!(all.used() > WATCH_BYTES + 10_000, "{} bytes", all.used());
+        watches.grant(1, 1 << 20);
+        let said = messages(&mut watches);
+        assert!(
+            matches!(
+                said[..],
+                [
+                    ServerMessage::States { .. },
+                    ServerMessage::Progress { token: Some(7), .. }
+                ]
+            ),
+            "{said:?}"
+        );
+        assert_eq!(all.used(), WATCH_BYTES);
+    }
+
+    #[test]
+    fn one_event_is_kept_beyond_the_sessions_bound_and_none_beyond_the_shared() {
+        let (all, session) = memory(1 << 20, 10_000);
+        let mut one = probed_without_credit(&session, 20_000);
+        let mut another = probed_without_credit(&session, 20_000);
+        assert!(poll(&mut one, &mut Outbox::new()).ended.is_empty());
+        assert!(all.used() > 20_000);
+        let ended = poll(&mut another, &mut Outbox::new()).ended;
+        assert!(
+            matches!(
+                ended[..],
+                [(
+                    1,
+                    StorageError::Overloaded {
+                        limit: Limit::WatchBytes,
+                        ..
+                    }
+                )]
+            ),
+            "{ended:?}"
+        );
+        // What it was asked for is not due any more.
+        assert_eq!(another.answered(), [2]);
+
+        let (_, session) = memory(10_000, 1 << 20);
+        let mut watches = probed_without_credit(&session, 20_000);
+        let ended = poll(&mut watches, &mut Outbox::new()).ended;
+        assert!(
+            matches!(
+                ended[..],
+                [(
+                    1,
+                    StorageError::Overloaded {
+                        limit: Limit::WatchBytesTotal,
+                        ..
+                    }
+                )]
+            ),
+            "{ended:?}"
+        );
     }
 
     #[test]
