@@ -53,6 +53,9 @@ const AGENT_BYTES_MAX: usize = 256;
 
 /// Small answers of so many bytes may wait, however small the outbox is: those to what was read at once come together.
 const ANSWERS_BYTES_MIN: usize = 1 << 20;
+/// So many bytes of them may be left untaken where all sessions together, or those of the principal, have no room: the
+/// answers to as many small requests as may be in flight.
+const ANSWERS_LEFT_MAX: usize = 64 << 10;
 
 type Result<T> = std::result::Result<T, StorageError>;
 type Running = Pin<Box<dyn Future<Output = Finished> + Send>>;
@@ -147,6 +150,10 @@ pub(crate) struct Native {
     outbox_bytes: Arc<Budget>,
     /// What the outbox holds of it.
     outbox_permit: Permit,
+    /// Bytes of answers that no bound holds back, and that the peer has not taken since the outbox was last looked at.
+    answers_left: usize,
+    /// When watches are polled again that wait for the room of others.
+    watches_again: Option<Instant>,
     requests: Arc<Budget>,
     request_bytes: Arc<Budget>,
     /// The principal's, for what a request costs beside its payload.
@@ -191,6 +198,8 @@ impl Native {
             parts: Parts::default(),
             outbox: Outbox::new(),
             outbox_permit: outbox_bytes.count(),
+            answers_left: 0,
+            watches_again: None,
             outbox_bytes,
             requests: Budget::new(Limit::RequestsInFlight, limits.requests_in_flight_max),
             request_bytes: Budget::within(
@@ -270,13 +279,19 @@ impl Native {
     }
 
     /// Small answers go out whatever the outbox holds, so that a full one cannot stand before them. A peer that goes on
-    /// asking for them and takes none is closed at twice the bound, before the time for slow peers is over.
-    fn bound_answers(&self) -> std::result::Result<(), Close> {
+    /// asking for them and takes none is closed at twice the bound, before the time for slow peers is over; where the
+    /// room that it shares is full, at little: of many sessions each would hold as much.
+    fn bound_answers(&mut self) -> std::result::Result<(), Close> {
         let outbox = self.shared.config.limits.outbox_bytes_max;
         let max = outbox.saturating_mul(2).max(ANSWERS_BYTES_MIN);
-        if self.outbox.frames_bytes() <= max {
+        let left = std::mem::replace(&mut self.answers_left, self.outbox.answers_bytes());
+        let max = if self.outbox.frames_bytes() > max {
+            max
+        } else if left > ANSWERS_LEFT_MAX && self.outbox_bytes.shared_is_full() {
+            ANSWERS_LEFT_MAX
+        } else {
             return Ok(());
-        }
+        };
         let reason = format!("answers of {max} bytes were asked for and not taken");
         Err(Close::new(close_code::SLOW, ClosedLabel::Slow, reason))
     }
@@ -610,7 +625,11 @@ impl Native {
             // Only reads find no room.
             Ok(Output::NoRoom(_)) => return,
         };
-        self.answer(id, &message);
+        let class = match message {
+            ServerMessage::Values { .. } | ServerMessage::Page { .. } => Class::Read,
+            _ => Class::Answer,
+        };
+        self.outbox.push(class, message.encode(Some(id)));
         self.count_outbox();
         drop(counted);
         if let Some(request) = unwatching {
@@ -716,7 +735,7 @@ impl Native {
         moved
     }
 
-    fn poll_watches(&mut self, cx: &mut Context<'_>) -> bool {
+    fn poll_watches(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         if self.closing {
             self.watches.clear();
         }
@@ -730,9 +749,15 @@ impl Native {
             self.end_watch(watch, request);
         }
         let (shared, budget) = (&self.shared, &self.outbox_bytes);
+        // Where there is no room, one message of each session would be as many as there are sessions: one of each
+        // principal goes on, if nothing else of it waits.
+        let waits_for_others = budget.shared_is_full() && !budget.is_alone();
         let turn = self.watches.poll(cx, &mut self.outbox, |outbox| {
-            is_full(shared, budget, outbox.bytes())
+            waits_for_others || is_full(shared, budget, outbox.bytes())
         });
+        // Nothing tells when the others have room.
+        let again = waits_for_others && self.watches.wait_for_turn();
+        self.watches_again = again.then(|| now + reads::PAUSE);
         for probe in self.watches.answered() {
             self.in_flight.remove(&probe);
         }
@@ -871,7 +896,7 @@ impl Dialect for Native {
         moved |= self.poll_commits(cx, now);
         moved |= self.poll_openings(cx, now);
         moved |= self.poll_reads(cx, now);
-        moved |= self.poll_watches(cx);
+        moved |= self.poll_watches(cx, now);
         self.count_outbox();
         if moved {
             self.watch_parts(now);
@@ -881,14 +906,17 @@ impl Dialect for Native {
     }
 
     fn next_message(&mut self) -> Option<Bytes> {
-        self.outbox.pop()
+        let message = self.outbox.pop();
+        self.answers_left = self.answers_left.min(self.outbox.answers_bytes());
+        message
     }
 
     fn deadline(&self) -> Option<Instant> {
         let hello = self.awaits_hello().then_some(self.hello_deadline);
         let (parts, reads) = (self.parts.deadline(), self.reads.deadline());
         let idle = (!self.watches.is_empty()).then_some(self.idle_check);
-        [hello, parts, reads, self.scans.deadline(), idle]
+        let (scans, again) = (self.scans.deadline(), self.watches_again);
+        [hello, parts, reads, scans, idle, again]
             .into_iter()
             .flatten()
             .min()

@@ -26,7 +26,7 @@ pub(super) const SMALL_BYTES: usize = PART_BYTES - 64;
 /// With so many bytes of small answers in the outbox, no more of them overtake what waits.
 pub(super) const SMALL_WAITING_MAX: usize = 4 * PART_BYTES;
 /// When to try again where all sessions together, or those of the principal, have no room.
-const PAUSE: Duration = Duration::from_millis(50);
+pub(super) const PAUSE: Duration = Duration::from_millis(50);
 
 /// What is read.
 pub(super) enum Read {

@@ -22,6 +22,7 @@ use tokio_tungstenite::tungstenite::Message;
 use super::Native;
 use crate::config::ServerConfig;
 use crate::engine::Engine;
+use crate::metrics::Outer;
 use crate::testing::{Client, Hold, MemoryEngine, Running, start};
 
 fn running(change: impl FnOnce(&mut ServerConfig)) -> Running {
@@ -1144,6 +1145,98 @@ async fn a_small_get_does_not_wait_for_the_others_room_though_it_is_the_first() 
     let (id, answer, _) = receive_parts(client, &mut reassembler).await;
     assert_eq!(id, Some(3));
     assert!(matches!(answer, ServerMessage::Values { .. }));
+}
+
+/// A session whose principal has no room for answers left: other sessions of it have all.
+struct Crowded {
+    running: Running,
+    _another: crate::session::budget::SessionSlot,
+    _held: crate::session::budget::Permit,
+    before: usize,
+}
+
+impl Crowded {
+    async fn new() -> Self {
+        const ALL: usize = 64 << 20;
+        let mut running = running(|config| {
+            config.limits.outbox_bytes_total_max = ALL;
+            config.limits.announced.message_bytes_max = ALL / 2;
+        });
+        open(&mut running).await;
+        let another = running.shared.slots.take("anonymous").unwrap();
+        let held = another.budgets().outbox.take(ALL / 2).unwrap();
+        let before = running.shared.budgets.outbox.used();
+        Self {
+            running,
+            _another: another,
+            _held: held,
+            before,
+        }
+    }
+
+    /// What is counted for the session.
+    fn used(&self) -> usize {
+        self.running.shared.budgets.outbox.used() - self.before
+    }
+
+    /// Whether it was closed as slow.
+    fn is_closed(&self) -> bool {
+        let mut metrics = String::new();
+        let shared = &self.running.shared;
+        shared.metrics.write(&mut metrics, &[], &Outer::default());
+        metrics.contains("storage_sessions_closed_total{reason=\"slow\"} 1")
+    }
+}
+
+/// What a session may hold that is counted and not in its outbox: what was handed to its socket.
+const IN_THE_SOCKET: usize = 192 << 10;
+
+#[tokio::test]
+async fn who_takes_no_small_answers_is_closed_at_little_where_there_is_no_room() {
+    let mut crowded = Crowded::new().await;
+    let (mut asked, mut most) = (0_u32, 0);
+    while !crowded.is_closed() {
+        assert!(
+            asked < 100_000,
+            "{most} bytes are held, and it is not closed"
+        );
+        for _ in 0..100 {
+            let probe = ClientMessage::Probe {
+                watch: None,
+                token: u64::MAX,
+            };
+            let message = Message::Binary(probe.encode(Some(asked)).to_frame());
+            // Closed meanwhile.
+            if crowded.running.client.feed(message).await.is_err() {
+                break;
+            }
+            asked += 1;
+        }
+        if crowded.running.client.flush().await.is_err() {
+            break;
+        }
+        tokio::task::yield_now().await;
+        most = most.max(crowded.used());
+    }
+    assert!(most < (64 << 10) + IN_THE_SOCKET, "{most} bytes");
+}
+
+#[tokio::test]
+async fn who_takes_its_small_answers_is_not_closed_where_there_is_no_room() {
+    let mut crowded = Crowded::new().await;
+    let client = &mut crowded.running.client;
+    for round in 0..20_u32 {
+        let ids = 1_000 * round..1_000 * (round + 1);
+        for id in ids.clone() {
+            let ping = ClientMessage::ScanClose { scan: 0 }.encode(Some(id));
+            let message = Message::Binary(ping.to_frame());
+            client.feed(message).await.unwrap();
+        }
+        client.flush().await.unwrap();
+        for id in ids {
+            expect_ping(client, id).await;
+        }
+    }
 }
 
 #[tokio::test]

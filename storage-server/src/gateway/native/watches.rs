@@ -148,6 +148,11 @@ impl Watches {
         self.slots.is_empty()
     }
 
+    /// Whether one stands in line.
+    pub(super) fn wait_for_turn(&self) -> bool {
+        !self.line.is_empty() && !self.slots.is_empty()
+    }
+
     pub(super) fn contains(&self, id: RequestId) -> bool {
         self.slots.contains_key(&id)
     }
