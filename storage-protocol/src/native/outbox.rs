@@ -26,6 +26,9 @@ pub enum Class {
     Control,
     /// Requests and answers.
     Answer,
+    /// Answers to reads: their turn is that of the other answers, but who sends them can hold them back, so they are
+    /// counted apart.
+    Read,
     /// Events of watches.
     Change,
 }
@@ -40,12 +43,15 @@ struct Bulk {
 #[derive(Debug, Default)]
 pub struct Outbox {
     control: VecDeque<Bytes>,
-    answers: VecDeque<Bytes>,
+    /// With whether it is one to a read.
+    answers: VecDeque<(Bytes, bool)>,
     changes: VecDeque<Bytes>,
     bulk: VecDeque<Bulk>,
     bytes: usize,
     /// Of these, what waits as bulk.
     bulk_bytes: usize,
+    /// Of these, control messages and answers that are none to reads.
+    answers_bytes: usize,
 }
 
 impl Outbox {
@@ -65,9 +71,13 @@ impl Outbox {
         }
         let frame = packet.to_frame();
         self.bytes += frame.len();
+        if matches!(class, Class::Control | Class::Answer) {
+            self.answers_bytes += frame.len();
+        }
         match class {
             Class::Control => self.control.push_back(frame),
-            Class::Answer => self.answers.push_back(frame),
+            Class::Answer => self.answers.push_back((frame, false)),
+            Class::Read => self.answers.push_back((frame, true)),
             Class::Change => self.changes.push_back(frame),
         }
     }
@@ -90,16 +100,33 @@ impl Outbox {
         self.bytes - self.bulk_bytes
     }
 
+    /// Of these, control messages and answers that are none to reads: what its owner cannot hold back.
+    #[must_use]
+    pub fn answers_bytes(&self) -> usize {
+        self.answers_bytes
+    }
+
     /// Whether nothing waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
     }
 
+    /// The next of those that are no bulk.
+    fn pop_frame(&mut self) -> Option<Bytes> {
+        let control = self.control.pop_front().map(|frame| (frame, false));
+        let Some((frame, is_read)) = control.or_else(|| self.answers.pop_front()) else {
+            return self.changes.pop_front();
+        };
+        if !is_read {
+            self.answers_bytes -= frame.len();
+        }
+        Some(frame)
+    }
+
     /// The next frame to send.
     pub fn pop(&mut self) -> Option<Bytes> {
-        let queues = [&mut self.control, &mut self.answers, &mut self.changes];
-        if let Some(frame) = queues.into_iter().find_map(VecDeque::pop_front) {
+        if let Some(frame) = self.pop_frame() {
             self.bytes -= frame.len();
             return Some(frame);
         }
@@ -165,6 +192,32 @@ mod tests {
         assert_eq!(order, [5, 4, 3, 1, 2]);
         assert!(outbox.is_empty());
         assert_eq!(reassembler.bytes(), 0);
+    }
+
+    #[test]
+    fn answers_to_reads_keep_their_turn_and_are_counted_apart() {
+        let mut outbox = Outbox::new();
+        for (id, class) in [
+            (1, Class::Change),
+            (2, Class::Read),
+            (3, Class::Answer),
+            (4, Class::Control),
+        ] {
+            outbox.push(class, packet(id, 100));
+        }
+        outbox.push(Class::Answer, packet(5, 2 * PART_BYTES));
+        let frame = packet(1, 100).to_frame().len();
+        assert_eq!(outbox.answers_bytes(), 2 * frame);
+        let mut reassembler = Reassembler::new(256 * 1024, 1 << 20);
+        let mut next = |outbox: &mut Outbox| {
+            let frame = outbox.pop().unwrap();
+            let packet = receive(&mut reassembler, frame).unwrap().unwrap();
+            (packet.id.unwrap(), outbox.answers_bytes())
+        };
+        assert_eq!(next(&mut outbox), (4, frame));
+        assert_eq!(next(&mut outbox), (2, frame));
+        assert_eq!(next(&mut outbox), (3, 0));
+        assert_eq!(next(&mut outbox), (1, 0));
     }
 
     #[test]
@@ -310,6 +363,35 @@ mod tests {
         assert_eq!(reassembler.bytes(), 60);
         let whole = receive(&mut reassembler, part_frame(&packet(1, 80), 60, 20));
         assert_eq!(whole, Ok(Some(packet(1, 80))));
+    }
+
+    #[test]
+    fn a_sender_may_give_up_any_number_of_refused_messages() {
+        let mut reassembler = Reassembler::new(1024, 100);
+        let max = u32::try_from(PARTIAL_MESSAGES_MAX).unwrap();
+        for id in 0..max + 10 {
+            receive(&mut reassembler, part_frame(&packet(id, 100), 0, 60)).unwrap();
+            reassembler.discard(kind::VALUES, Some(id));
+        }
+        // So many are remembered, so that what still comes of them is passed over.
+        assert_eq!(
+            reassembler.cost(),
+            PARTIAL_MESSAGES_MAX * PARTIAL_MESSAGE_COST
+        );
+        for id in [10, max + 9] {
+            let rest = receive(&mut reassembler, part_frame(&packet(id, 100), 60, 40));
+            assert_eq!(rest, Ok(None));
+        }
+        let forgotten = receive(&mut reassembler, part_frame(&packet(9, 100), 60, 40));
+        assert!(forgotten.is_err());
+        // As many as ever may be on their way beside them, and no more.
+        for id in 0..max {
+            let first = part_frame(&packet(1_000_000 + id, 100), 0, 1);
+            receive(&mut reassembler, first).unwrap();
+        }
+        let another = receive(&mut reassembler, part_frame(&packet(9, 100), 0, 1));
+        let max = PARTIAL_MESSAGES_MAX;
+        assert_eq!(another, Err(ProtocolError::TooManyPartial { max }));
     }
 
     #[test]

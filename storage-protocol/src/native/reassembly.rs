@@ -5,7 +5,7 @@
 //! held grows with what was received, never with what was announced. A message makes progress where a good part of it
 //! comes, not by a byte now and then.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -15,7 +15,8 @@ use super::wire::{Reader, Writer};
 use crate::planted;
 
 /// The most messages that may be on their way in parts on one connection. Each costs the receiver more than the bytes
-/// it holds, and a part may be as small as one byte.
+/// it holds, and a part may be as small as one byte. Of those that were refused, whose sender may send on or stop, the
+/// last so many are remembered beside them.
 pub const PARTIAL_MESSAGES_MAX: usize = 16 * 1024;
 
 /// What a message in parts costs its receiver besides its bytes: its entry in a table, the allocations. Measured at 215
@@ -25,13 +26,16 @@ pub const PARTIAL_MESSAGE_COST: usize = 256;
 /// So much is progress of any message in parts; of one that is shorter than 64 KiB, a 64th of it.
 const PROGRESS_BYTES: usize = 1024;
 
+/// Type and id.
+type Key = (u8, Option<RequestId>);
+
 #[derive(Debug)]
 struct Partial {
     total: usize,
     received: usize,
     bytes: BytesMut,
-    /// Refused: its parts are counted, so that the stream stays in step, and not kept.
-    discarded: bool,
+    /// Refused, and which one of them: its parts are counted, so that the stream stays in step, and not kept.
+    discarded: Option<u64>,
     /// When it made progress last, and how far it had come.
     progress: (Instant, usize),
 }
@@ -64,8 +68,12 @@ pub enum Incoming {
 pub struct Reassembler {
     message_bytes_max: usize,
     frame_bytes_max: usize,
-    partial: HashMap<(u8, Option<RequestId>), Partial>,
+    partial: HashMap<Key, Partial>,
     bytes: usize,
+    /// The refused ones among them, oldest first. Nobody tells whether more comes of one.
+    discarded: BTreeMap<u64, Key>,
+    /// How many were refused.
+    refused: u64,
 }
 
 impl Reassembler {
@@ -80,6 +88,8 @@ impl Reassembler {
             frame_bytes_max,
             partial: HashMap::new(),
             bytes: 0,
+            discarded: BTreeMap::new(),
+            refused: 0,
         }
     }
 
@@ -152,22 +162,21 @@ impl Reassembler {
                 total,
                 received: 0,
                 bytes,
-                discarded: false,
+                discarded: None,
                 progress: (now, 0),
             };
-            match self.partial.insert(key, fresh) {
+            if let Some(before) = self.partial.insert(key, fresh) {
                 // The sender gave the refused one up, as it may.
-                Some(before) if before.discarded => {}
-                Some(_) => {
+                let Some(place) = before.discarded else {
                     return Err(ProtocolError::BadPart(
                         "a second message of this id began before the first was whole",
                     ));
-                }
-                None if self.partial.len() > PARTIAL_MESSAGES_MAX => {
-                    let max = PARTIAL_MESSAGES_MAX;
-                    return Err(ProtocolError::TooManyPartial { max });
-                }
-                None => {}
+                };
+                self.discarded.remove(&place);
+            }
+            if self.partial.len() - self.discarded.len() > PARTIAL_MESSAGES_MAX {
+                let max = PARTIAL_MESSAGES_MAX;
+                return Err(ProtocolError::TooManyPartial { max });
             }
         }
         let Some(partial) = self.partial.get_mut(&key) else {
@@ -187,7 +196,7 @@ impl Reassembler {
             return Err(ProtocolError::BadPart("more bytes than announced"));
         }
         partial.advance(chunk.len(), now);
-        if !partial.discarded {
+        if partial.discarded.is_none() {
             partial.bytes.extend_from_slice(&chunk);
             self.bytes += chunk.len();
         }
@@ -198,26 +207,43 @@ impl Reassembler {
                 _ => Incoming::Part { kind, id },
             });
         }
-        let whole = self.partial.remove(&key).filter(|whole| !whole.discarded);
-        let Some(whole) = whole else {
-            return Ok(Incoming::Part { kind, id });
-        };
-        self.bytes -= whole.bytes.len();
-        Ok(Incoming::Completed(Packet {
-            kind: inner,
-            id: packet.id,
-            payload: whole.bytes.freeze(),
-        }))
+        match self.partial.remove(&key) {
+            Some(whole) if whole.discarded.is_none() => {
+                self.bytes -= whole.bytes.len();
+                Ok(Incoming::Completed(Packet {
+                    kind: inner,
+                    id: packet.id,
+                    payload: whole.bytes.freeze(),
+                }))
+            }
+            refused => {
+                let place = refused.and_then(|refused| refused.discarded);
+                place.map(|place| self.discarded.remove(&place));
+                Ok(Incoming::Part { kind, id })
+            }
+        }
     }
 
     /// Refuses the message of this type and id, if parts of it are held: what is held is freed, the parts still to
-    /// come are passed over. A new message may begin in its place.
-    pub fn discard(&mut self, kind: u8, id: Option<RequestId>) {
-        if let Some(partial) = self.partial.get_mut(&(kind, id))
-            && !partial.discarded
-        {
-            self.bytes -= partial.discard();
+    /// come are passed over. A new message may begin in its place. Tells whether it was: not, if it had been before.
+    pub fn discard(&mut self, kind: u8, id: Option<RequestId>) -> bool {
+        let key = (kind, id);
+        let Some(partial) = self.partial.get_mut(&key) else {
+            return false;
+        };
+        if partial.discarded.is_some() {
+            return false;
         }
+        let place = self.refused;
+        self.refused += 1;
+        self.bytes -= partial.discard(place);
+        self.discarded.insert(place, key);
+        if self.discarded.len() > PARTIAL_MESSAGES_MAX
+            && let Some((_, oldest)) = self.discarded.pop_first()
+        {
+            self.partial.remove(&oldest);
+        }
+        true
     }
 
     /// The first bytes, at most [`Reassembler::HEAD_BYTES`], of a message whose parts are on their way, refused or not.
@@ -232,7 +258,7 @@ impl Reassembler {
     pub fn pending(&self) -> impl Iterator<Item = (u8, Option<RequestId>)> + '_ {
         self.partial
             .iter()
-            .filter(|(_, partial)| !partial.discarded)
+            .filter(|(_, partial)| partial.discarded.is_none())
             .map(|(key, _)| *key)
     }
 
@@ -240,13 +266,18 @@ impl Reassembler {
     /// id: their requests are to be answered with an error. Progress is 1 KiB of it, or a 64th of a message that is
     /// shorter than 64 KiB.
     pub fn expire(&mut self, now: Instant, patience: Duration) -> Vec<(u8, Option<RequestId>)> {
-        let mut expired = Vec::new();
-        for (key, partial) in &mut self.partial {
+        let late = |partial: &Partial| {
             let waited = now.saturating_duration_since(partial.progress.0);
-            if !partial.discarded && waited >= patience {
-                self.bytes -= partial.discard();
-                expired.push(*key);
-            }
+            partial.discarded.is_none() && waited >= patience
+        };
+        let expired: Vec<_> = self
+            .partial
+            .iter()
+            .filter(|(_, partial)| late(partial))
+            .map(|(key, _)| *key)
+            .collect();
+        for (kind, id) in &expired {
+            self.discard(*kind, *id);
         }
         expired
     }
@@ -263,11 +294,11 @@ impl Partial {
     }
 
     /// Frees what is held but its head, tells how much was held. (It is called once: what is refused is not counted.)
-    fn discard(&mut self) -> usize {
+    fn discard(&mut self, place: u64) -> usize {
         let held = self.bytes.len();
         let head = self.bytes.get(..Reassembler::HEAD_BYTES);
         self.bytes = BytesMut::from(head.unwrap_or(&self.bytes));
-        self.discarded = true;
+        self.discarded = Some(place);
         held
     }
 }

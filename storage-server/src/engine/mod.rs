@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use storage_protocol::{
@@ -17,6 +18,10 @@ mod fingerprint;
 pub mod rocks;
 
 pub use self::fingerprint::fingerprint;
+
+/// How long a snapshot on loan, such as a scan's, may rest from its last page on: then it is taken back, and the next page
+/// fails with [`StorageError::SnapshotExpired`](storage_protocol::StorageError::SnapshotExpired).
+pub const SNAPSHOT_LEASE: Duration = Duration::from_secs(30);
 
 /// Where a read counts what it is about to hold for its answer.
 ///

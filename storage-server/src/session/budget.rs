@@ -56,6 +56,12 @@ impl Budget {
         self.within.as_deref().is_some_and(Self::is_full)
     }
 
+    /// Whether nothing but this is in use of the one that it is within.
+    pub(crate) fn is_alone(&self) -> bool {
+        let outer = self.within.as_deref();
+        outer.is_none_or(|outer| outer.used() <= self.used())
+    }
+
     /// Whether more is in use than allowed, by [`Permit::resize`]: then by which bound.
     pub(crate) fn over(&self) -> Option<&Self> {
         self.levels().find(|budget| budget.used() > budget.max)

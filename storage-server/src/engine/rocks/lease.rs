@@ -6,14 +6,13 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use storage_protocol::{Result, Revision, StorageError};
 
 use super::store::{Store, StoreSnapshot};
 
-/// From the last page.
-pub(super) const LEASE: Duration = Duration::from_secs(30);
+pub(super) use crate::engine::SNAPSHOT_LEASE as LEASE;
 
 /// All loans of a store.
 #[derive(Debug, Default)]

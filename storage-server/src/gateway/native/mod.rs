@@ -53,6 +53,9 @@ const AGENT_BYTES_MAX: usize = 256;
 
 /// Small answers of so many bytes may wait, however small the outbox is: those to what was read at once come together.
 const ANSWERS_BYTES_MIN: usize = 1 << 20;
+/// So many bytes of them may be left untaken where all sessions together, or those of the principal, have no room: the
+/// answers to as many small requests as may be in flight.
+const ANSWERS_LEFT_MAX: usize = 64 << 10;
 
 type Result<T> = std::result::Result<T, StorageError>;
 type Running = Pin<Box<dyn Future<Output = Finished> + Send>>;
@@ -94,7 +97,10 @@ enum Output {
 #[derive(Debug)]
 struct Permits {
     _requests: Permit,
+    /// Its payload: what the session's bound, which the client counts with, is of.
     _bytes: Permit,
+    /// What it takes beside that, in the bounds of all sessions.
+    _items: Permit,
 }
 
 /// An id in use.
@@ -144,8 +150,14 @@ pub(crate) struct Native {
     outbox_bytes: Arc<Budget>,
     /// What the outbox holds of it.
     outbox_permit: Permit,
+    /// Bytes of answers that no bound holds back, and that the peer has not taken since the outbox was last looked at.
+    answers_left: usize,
+    /// When watches are polled again that wait for the room of others.
+    watches_again: Option<Instant>,
     requests: Arc<Budget>,
     request_bytes: Arc<Budget>,
+    /// The principal's, for what a request costs beside its payload.
+    item_bytes: Arc<Budget>,
     in_flight: HashMap<RequestId, InFlight>,
     reads: Reads,
     /// Watches that are being opened.
@@ -156,8 +168,8 @@ pub(crate) struct Native {
     watches: Watches,
     /// Memory of its watches.
     watch_bytes: Arc<Budget>,
-    /// Watches that are being opened, with the ids of Unwatches that came for them meanwhile.
-    opening: HashMap<RequestId, Vec<RequestId>>,
+    /// Watches that are being opened, with the id of the Unwatch that came for it meanwhile.
+    opening: HashMap<RequestId, Option<RequestId>>,
     /// When to look for watches that were told nothing for long.
     idle_check: Instant,
     /// Watches ended by the peer whose last message is still on its way, with the id of the Unwatch.
@@ -186,6 +198,8 @@ impl Native {
             parts: Parts::default(),
             outbox: Outbox::new(),
             outbox_permit: outbox_bytes.count(),
+            answers_left: 0,
+            watches_again: None,
             outbox_bytes,
             requests: Budget::new(Limit::RequestsInFlight, limits.requests_in_flight_max),
             request_bytes: Budget::within(
@@ -193,6 +207,7 @@ impl Native {
                 Limit::BytesInFlight,
                 limits.bytes_in_flight_max,
             ),
+            item_bytes: budgets.in_flight.clone(),
             in_flight: HashMap::new(),
             reads: Reads::default(),
             openings: FuturesUnordered::new(),
@@ -264,13 +279,19 @@ impl Native {
     }
 
     /// Small answers go out whatever the outbox holds, so that a full one cannot stand before them. A peer that goes on
-    /// asking for them and takes none is closed at twice the bound, before the time for slow peers is over.
-    fn bound_answers(&self) -> std::result::Result<(), Close> {
+    /// asking for them and takes none is closed at twice the bound, before the time for slow peers is over; where the
+    /// room that it shares is full, at little: of many sessions each would hold as much.
+    fn bound_answers(&mut self) -> std::result::Result<(), Close> {
         let outbox = self.shared.config.limits.outbox_bytes_max;
         let max = outbox.saturating_mul(2).max(ANSWERS_BYTES_MIN);
-        if self.outbox.frames_bytes() <= max {
+        let left = std::mem::replace(&mut self.answers_left, self.outbox.answers_bytes());
+        let max = if self.outbox.frames_bytes() > max {
+            max
+        } else if left > ANSWERS_LEFT_MAX && self.outbox_bytes.shared_is_full() {
+            ANSWERS_LEFT_MAX
+        } else {
             return Ok(());
-        }
+        };
         let reason = format!("answers of {max} bytes were asked for and not taken");
         Err(Close::new(close_code::SLOW, ClosedLabel::Slow, reason))
     }
@@ -309,7 +330,10 @@ impl Native {
         } else {
             return Ok(());
         };
-        self.reassembler.discard(kind, id);
+        // A late part of one that was refused before holds nothing, and its id may be another request's by now.
+        if !self.reassembler.discard(kind, id) {
+            return Ok(());
+        }
         self.partial.resize(self.reassembler.cost());
         self.refuse_parts(kind, id, error)
     }
@@ -561,8 +585,8 @@ impl Native {
         self.in_flight.remove(&id);
         self.metrics().request(label, &result);
         let unwatching = match label {
-            RequestLabel::Watch => self.opening.remove(&id).unwrap_or_default(),
-            _ => Vec::new(),
+            RequestLabel::Watch => self.opening.remove(&id).flatten(),
+            _ => None,
         };
         // Until the answer is counted in the outbox.
         let mut counted = None;
@@ -601,10 +625,14 @@ impl Native {
             // Only reads find no room.
             Ok(Output::NoRoom(_)) => return,
         };
-        self.answer(id, &message);
+        let class = match message {
+            ServerMessage::Values { .. } | ServerMessage::Page { .. } => Class::Read,
+            _ => Class::Answer,
+        };
+        self.outbox.push(class, message.encode(Some(id)));
         self.count_outbox();
         drop(counted);
-        for request in unwatching {
+        if let Some(request) = unwatching {
             // It was not polled yet, so it told nothing.
             self.watches.remove(id);
             self.end_watch(id, request);
@@ -707,7 +735,7 @@ impl Native {
         moved
     }
 
-    fn poll_watches(&mut self, cx: &mut Context<'_>) -> bool {
+    fn poll_watches(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         if self.closing {
             self.watches.clear();
         }
@@ -721,9 +749,15 @@ impl Native {
             self.end_watch(watch, request);
         }
         let (shared, budget) = (&self.shared, &self.outbox_bytes);
+        // Where there is no room, one message of each session would be as many as there are sessions: one of each
+        // principal goes on, if nothing else of it waits.
+        let waits_for_others = budget.shared_is_full() && !budget.is_alone();
         let turn = self.watches.poll(cx, &mut self.outbox, |outbox| {
-            is_full(shared, budget, outbox.bytes())
+            waits_for_others || is_full(shared, budget, outbox.bytes())
         });
+        // Nothing tells when the others have room.
+        let again = waits_for_others && self.watches.wait_for_turn();
+        self.watches_again = again.then(|| now + reads::PAUSE);
         for probe in self.watches.answered() {
             self.in_flight.remove(&probe);
         }
@@ -862,7 +896,7 @@ impl Dialect for Native {
         moved |= self.poll_commits(cx, now);
         moved |= self.poll_openings(cx, now);
         moved |= self.poll_reads(cx, now);
-        moved |= self.poll_watches(cx);
+        moved |= self.poll_watches(cx, now);
         self.count_outbox();
         if moved {
             self.watch_parts(now);
@@ -872,14 +906,17 @@ impl Dialect for Native {
     }
 
     fn next_message(&mut self) -> Option<Bytes> {
-        self.outbox.pop()
+        let message = self.outbox.pop();
+        self.answers_left = self.answers_left.min(self.outbox.answers_bytes());
+        message
     }
 
     fn deadline(&self) -> Option<Instant> {
         let hello = self.awaits_hello().then_some(self.hello_deadline);
         let (parts, reads) = (self.parts.deadline(), self.reads.deadline());
         let idle = (!self.watches.is_empty()).then_some(self.idle_check);
-        [hello, parts, reads, self.scans.deadline(), idle]
+        let (scans, again) = (self.scans.deadline(), self.watches_again);
+        [hello, parts, reads, scans, idle, again]
             .into_iter()
             .flatten()
             .min()

@@ -3,7 +3,7 @@
 //! What a read answers is counted while it is read (see [`crate::session::room`]). Few run at once, one of them may go
 //! beyond the session's bound. One that found no room waits and then runs as that one; nothing that waits behind it
 //! is begun before. While the outbox is full, reads wait; a get is tried all the same if its answer may be small, so that
-//! a small answer does not wait for large ones.
+//! a small answer does not wait for large ones. So is the one that finds no room beside what others hold.
 
 use std::collections::VecDeque;
 use std::task::{Context, Poll};
@@ -26,7 +26,7 @@ pub(super) const SMALL_BYTES: usize = PART_BYTES - 64;
 /// With so many bytes of small answers in the outbox, no more of them overtake what waits.
 pub(super) const SMALL_WAITING_MAX: usize = 4 * PART_BYTES;
 /// When to try again where all sessions together, or those of the principal, have no room.
-const PAUSE: Duration = Duration::from_millis(50);
+pub(super) const PAUSE: Duration = Duration::from_millis(50);
 
 /// What is read.
 pub(super) enum Read {

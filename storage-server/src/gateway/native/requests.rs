@@ -12,8 +12,8 @@ use futures_util::future::AbortHandle;
 use futures_util::future::Abortable;
 use storage_protocol::native::{Class, ClientMessage, RequestId, ServerMessage, WatchRequest};
 use storage_protocol::{
-    Batch, CommitOptions, KeyRange, Limit, Outcome, ScanOptions, Storage, StorageError, WatchMode,
-    WatchOptions, planted,
+    Batch, CommitOptions, Key, KeyRange, Limit, Outcome, ScanOptions, Storage, StorageError,
+    WatchMode, WatchOptions, planted,
 };
 
 use super::order::{Commit, Content};
@@ -26,6 +26,38 @@ use crate::metrics::RequestLabel;
 use crate::session::Close;
 use crate::session::budget::Permit;
 use crate::session::room::AnswerRoom;
+
+/// What a request is counted with while it is in flight.
+#[derive(Clone, Copy, Debug)]
+struct Size {
+    /// Of its payload, which its keys and values keep alive.
+    bytes: usize,
+    /// Of the list that it was decoded into, which of short items is many times the payload.
+    items: usize,
+}
+
+impl Size {
+    /// That of a request without a list.
+    fn of(bytes: usize) -> Self {
+        Self { bytes, items: 0 }
+    }
+}
+
+impl Native {
+    /// What a request counts with beside its payload, in the bounds that sessions share. Both together are a message at
+    /// most, so that one message always fits.
+    fn beside(&self, size: Size) -> usize {
+        let max = self.limits().message_bytes_max;
+        size.items.min(max.saturating_sub(size.bytes))
+    }
+}
+
+fn check_max(limit: Limit, actual: usize, max: usize) -> Result<()> {
+    match actual <= max {
+        true => Ok(()),
+        false => Err(StorageError::limit(limit, actual, max)),
+    }
+}
 
 /// A message with what it needs to be carried out.
 pub(super) struct Request<'a> {
@@ -58,7 +90,7 @@ impl Request<'_> {
         }
         self.session.check_id(id)?;
         match message {
-            ClientMessage::Get { keys } => self.queue(cx, Read::Get { keys }, bytes),
+            ClientMessage::Get { keys } => self.get(cx, keys, bytes),
             ClientMessage::Scan { range, options } => {
                 self.queue(cx, Read::Scan { range, options }, bytes);
             }
@@ -81,8 +113,9 @@ impl Request<'_> {
     }
 
     /// A place among the work in progress; `None`: the request was answered with the bound it met.
-    fn admit(&mut self, label: RequestLabel, bytes: usize) -> Option<Permits> {
+    fn admit(&mut self, label: RequestLabel, size: Size) -> Option<Permits> {
         let session = &mut *self.session;
+        let items = session.beside(size);
         let take = || -> Result<Permits> {
             if session.draining {
                 return Err(StorageError::Closed {
@@ -91,10 +124,11 @@ impl Request<'_> {
                 });
             }
             let requests = session.requests.take(1)?;
-            let bytes = session.request_bytes.take(bytes)?;
+            let bytes = session.request_bytes.take(size.bytes)?;
             Ok(Permits {
                 _requests: requests,
                 _bytes: bytes,
+                _items: session.item_bytes.take(items)?,
             })
         };
         match take() {
@@ -107,25 +141,42 @@ impl Request<'_> {
     }
 
     /// The same beyond the session's own bounds, by one request at a time.
-    fn admit_beyond(&mut self, label: RequestLabel, bytes: usize) -> Option<Permits> {
+    fn admit_beyond(&mut self, label: RequestLabel, size: Size) -> Option<Permits> {
         let session = &*self.session;
         let mut requests = session.requests.count();
         let mut request_bytes = session.request_bytes.count();
+        let items = session.item_bytes.take(session.beside(size));
         let is_within = session.requests.used() <= session.limits().requests_in_flight_max
             && session.request_bytes.used() <= session.limits().bytes_in_flight_max;
-        if session.draining || !is_within || !request_bytes.grow_beyond(bytes) {
-            return self.admit(label, bytes);
-        }
+        let items = items.ok().filter(|_| !session.draining && is_within);
+        let items = items.filter(|_| request_bytes.grow_beyond(size.bytes));
+        let Some(items) = items else {
+            return self.admit(label, size);
+        };
         requests.resize(1);
         Some(Permits {
             _requests: requests,
             _bytes: request_bytes,
+            _items: items,
         })
+    }
+
+    /// Takes a get. One of too many keys is refused before it waits.
+    fn get(&mut self, cx: &mut Context<'_>, keys: Vec<Key>, bytes: usize) {
+        let max = self.session.limits().keys_per_get_max;
+        if let Err(error) = check_max(Limit::KeysPerGet, keys.len(), max) {
+            return self.session.refuse(self.id, RequestLabel::Get, error);
+        }
+        self.queue(cx, Read::Get { keys }, bytes);
     }
 
     /// A read: carried out now, or when there is room for its answer.
     fn queue(&mut self, cx: &mut Context<'_>, read: Read, bytes: usize) {
-        let Some(permits) = self.admit(read.label(), bytes) else {
+        let items = match &read {
+            Read::Get { keys } => size_of_val(&keys[..]),
+            Read::Scan { .. } | Read::Page { .. } => 0,
+        };
+        let Some(permits) = self.admit(read.label(), Size { bytes, items }) else {
             // The scan stands where it stood.
             if let Read::Page { number, open, .. } = read {
                 self.session.scans.put_back(number, open);
@@ -178,7 +229,14 @@ impl Request<'_> {
             Read::Get { keys } => {
                 let room = AnswerRoom::new(&self.session.outbox_bytes, lane.reach());
                 let values = async move {
-                    match storage.get_into(&keys, room.room()).await {
+                    let mut read = storage.get_into(&keys, room.room()).await;
+                    // It is not the session that has no room. A small answer goes out all the same, and those that come
+                    // later would overtake this one.
+                    if lane == Lane::First && read.is_err() && room.was_refused() {
+                        room.begin(Lane::Small.reach());
+                        read = storage.get_into(&keys, room.room()).await;
+                    }
+                    match read {
                         Err(_) if room.was_refused() => Ok(Output::NoRoom(Read::Get { keys })),
                         read => read.map(|reading| Output::Values { reading, room }),
                     }
@@ -279,10 +337,22 @@ impl Request<'_> {
             session.start_commits(cx, self.now);
             return Ok(());
         }
-        // What others wait for is let in by the session's bounds: refused, it would be lost for want of its own followers.
-        let permits = match session.order.gap() == Some(number) {
-            true => self.admit_beyond(RequestLabel::Commit, bytes),
-            false => self.admit(RequestLabel::Commit, bytes),
+        // One of too many is refused before it waits.
+        let max = session.limits().operations_per_commit_max;
+        let longest = batch.operations.len().max(batch.checks.len());
+        let items = size_of_val(&batch.operations[..]) + size_of_val(&batch.checks[..]);
+        let size = Size { bytes, items };
+        let permits = match check_max(Limit::OperationsPerCommit, longest, max) {
+            Err(error) => {
+                session.refuse(self.id, RequestLabel::Commit, error);
+                None
+            }
+            // What others wait for is let in by the session's bounds: refused, it would be lost for want of its own
+            // followers.
+            Ok(()) if session.order.gap() == Some(number) => {
+                self.admit_beyond(RequestLabel::Commit, size)
+            }
+            Ok(()) => self.admit(RequestLabel::Commit, size),
         };
         let session = &mut *self.session;
         match permits {
@@ -309,7 +379,7 @@ impl Request<'_> {
             Ok(memory) => memory,
             Err(error) => return self.session.refuse(self.id, RequestLabel::Watch, error),
         };
-        let Some(permits) = self.admit(RequestLabel::Watch, bytes) else {
+        let Some(permits) = self.admit(RequestLabel::Watch, Size::of(bytes)) else {
             return;
         };
         let in_flight = InFlight {
@@ -317,7 +387,7 @@ impl Request<'_> {
             _permits: Some(permits),
         };
         self.session.in_flight.insert(self.id, in_flight);
-        self.session.opening.insert(self.id, Vec::new());
+        self.session.opening.insert(self.id, None);
         let storage = self.storage.clone();
         let WatchRequest {
             range,
@@ -359,9 +429,10 @@ impl Request<'_> {
     }
 
     fn unwatch(&mut self, watch: RequestId) {
-        let is_opening = self.session.opening.contains_key(&watch);
+        // One alone waits for the opening, which is what bounds them.
+        let is_opening = self.session.opening.get(&watch) == Some(&None);
         if !is_opening && !self.session.watches.remove(watch) {
-            // It ended meanwhile; there is nothing to wait for.
+            // It ended meanwhile, or another Unwatch ends it; there is nothing to wait for.
             return self.session.answer(self.id, &ServerMessage::Done);
         }
         let in_flight = InFlight {
@@ -371,9 +442,7 @@ impl Request<'_> {
         self.session.in_flight.insert(self.id, in_flight);
         if is_opening && !planted("unwatch-before-answer") {
             // The WATCH is answered first, and then this.
-            if let Some(unwatching) = self.session.opening.get_mut(&watch) {
-                unwatching.push(self.id);
-            }
+            self.session.opening.insert(watch, Some(self.id));
             self.abort(watch);
         } else if self.session.outbox.has_bulk(watch) {
             self.session.unwatching.push((watch, self.id));
@@ -390,7 +459,7 @@ impl Request<'_> {
             }
             Some(watch) if self.session.watches.contains(watch) => {
                 // In flight until its mark comes.
-                if let Some(permits) = self.admit(RequestLabel::Probe, bytes) {
+                if let Some(permits) = self.admit(RequestLabel::Probe, Size::of(bytes)) {
                     let in_flight = InFlight {
                         state: State::Probing,
                         _permits: Some(permits),

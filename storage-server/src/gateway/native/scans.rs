@@ -6,16 +6,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use storage_protocol::native::ServerMessage;
 use storage_protocol::{Scan, ScanItem, StorageError};
 
+use crate::engine::SNAPSHOT_LEASE;
 use crate::metrics::Metrics;
 use crate::session::room::{AnswerRoom, Reach};
-
-/// How long a scan may rest: the engine's lease.
-const LEASE: Duration = Duration::from_secs(30);
 
 type Result<T> = std::result::Result<T, StorageError>;
 
@@ -139,13 +137,15 @@ impl Scans {
     /// When the lease of the first one ends.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let resting = self.open.values().filter(|slot| slot.rest.is_some());
-        resting.map(|slot| slot.used + LEASE).min()
+        resting.map(|slot| slot.used + SNAPSHOT_LEASE).min()
     }
 
     /// Frees the scans that rested too long.
     pub(super) fn expire(&mut self, now: Instant) {
-        let stale =
-            |slot: &Slot| slot.rest.is_some() && now.saturating_duration_since(slot.used) >= LEASE;
+        let stale = |slot: &Slot| {
+            let rested = now.saturating_duration_since(slot.used);
+            slot.rest.is_some() && rested >= SNAPSHOT_LEASE
+        };
         let numbers: Vec<_> = self
             .open
             .iter()

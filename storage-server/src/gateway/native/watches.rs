@@ -6,7 +6,8 @@
 //! Each watch has a waker of its own that notes its id, so 10,000 resting watches cost a wake nothing. An id stands at
 //! most once in the line of those to be polled. A watch without credit leaves the line until it is granted more; one
 //! with a message in parts on its way, until that has left. Credit counts the payload bytes of changes and states; marks
-//! are free, so a watch that was asked for one is polled without credit, and keeps the event that it meets instead.
+//! are free, so a watch that was asked for one is polled without credit, and keeps the event that it meets instead. That
+//! is counted with the memory of watches.
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
@@ -56,7 +57,7 @@ struct Woken {
 #[derive(Debug)]
 struct WatchWaker {
     id: RequestId,
-    /// Whether the id stands in the line (or in `Woken`) already.
+    /// Whether the id stands in the line (or in `Woken`, or behind a message in parts) already.
     queued: AtomicBool,
     woken: Arc<Woken>,
 }
@@ -91,9 +92,9 @@ struct Slot {
     quiet: bool,
     /// The last commit or mark that it was told.
     told: Revision,
-    _memory: Permit,
-    /// An event that was met without credit for it.
-    kept: Option<WatchEvent>,
+    memory: Permit,
+    /// An event that was met without credit for it, and what it is counted with.
+    kept: Option<(WatchEvent, Permit)>,
     state: Arc<WatchWaker>,
     waker: Waker,
 }
@@ -147,6 +148,11 @@ impl Watches {
         self.slots.is_empty()
     }
 
+    /// Whether one stands in line.
+    pub(super) fn wait_for_turn(&self) -> bool {
+        !self.line.is_empty() && !self.slots.is_empty()
+    }
+
     pub(super) fn contains(&self, id: RequestId) -> bool {
         self.slots.contains_key(&id)
     }
@@ -167,7 +173,7 @@ impl Watches {
             marks_due: VecDeque::new(),
             catching_up: is_behind && terms.every,
             quiet: false,
-            _memory: terms.memory,
+            memory: terms.memory,
             kept: None,
             state,
             waker,
@@ -258,10 +264,11 @@ impl Watches {
                 .drain(..),
         );
         for id in std::mem::take(&mut self.behind_bulk) {
+            // It counts as queued all the time.
             if outbox.has_bulk(id) {
                 self.behind_bulk.push(id)
             } else {
-                self.enqueue(id)
+                self.line.push_back(id)
             }
         }
         let mut polled = Polled::default();
@@ -287,7 +294,7 @@ impl Watches {
             match rest {
                 Rest::Parked => {}
                 Rest::Again => self.enqueue(id),
-                Rest::BehindBulk => self.behind_bulk.push(id),
+                Rest::BehindBulk => slot.wait_behind_bulk(&mut self.behind_bulk),
                 Rest::Ended(error) => {
                     self.remove(id);
                     polled.moved = true;
@@ -306,10 +313,30 @@ impl Drop for Watches {
 }
 
 impl Slot {
+    /// A watch that was woken meanwhile stands in the line, and comes here again.
+    fn wait_behind_bulk(&self, waiting: &mut Vec<RequestId>) {
+        if !self.state.queued.swap(true, Ordering::AcqRel) {
+            waiting.push(self.state.id);
+        }
+    }
+
     /// Asks for a mark that the peer did not ask for.
     fn ask_unasked(&mut self) {
         self.watch.request_progress(0);
         self.marks_due.push_back(None);
+    }
+
+    /// Room for an event of so many bytes beside what its watch takes. One event may go beyond the session's bound: a
+    /// commit may be as long as that, and its watch would end at each probe.
+    fn room_to_keep(&self, bytes: usize) -> Result<Permit, StorageError> {
+        let budget = self.memory.budget();
+        let mut permit = budget.count();
+        let is_within = budget.over().is_none();
+        if is_within && permit.grow_beyond(bytes) {
+            return Ok(permit);
+        }
+        permit.try_grow(bytes)?;
+        Ok(permit)
     }
 
     /// A mark came: whom it answers. The token of one that the peer did not ask for is not the peer's matter.
@@ -356,7 +383,7 @@ impl Slot {
                 self.catching_up |= self.every;
                 break self.settle(sender, Rest::Parked);
             }
-            if let Some(event) = self.kept.take() {
+            if let Some((event, _)) = self.kept.take() {
                 sender.take(event);
                 continue;
             }
@@ -367,8 +394,11 @@ impl Slot {
                 Poll::Pending => {
                     if self.catching_up && self.watch.status().state == WatchState::Live {
                         self.catching_up = false;
-                        self.ask_unasked();
-                        continue;
+                        // A mark that is due says it too, and a watch answers only so many.
+                        if self.marks_due.is_empty() {
+                            self.ask_unasked();
+                            continue;
+                        }
                     }
                     break self.settle(sender, Rest::Parked);
                 }
@@ -382,12 +412,12 @@ impl Slot {
                         }
                         _ => {}
                     }
-                    if !has_credit
-                        && matches!(event, WatchEvent::Commit(_) | WatchEvent::State { .. })
-                    {
-                        self.kept = Some(event);
-                    } else {
-                        sender.take(event);
+                    match charged_bytes(&event).filter(|_| !has_credit) {
+                        None => sender.take(event),
+                        Some(bytes) => match self.room_to_keep(bytes) {
+                            Ok(permit) => self.kept = Some((event, permit)),
+                            Err(error) => break self.settle(sender, Rest::Ended(error)),
+                        },
                     }
                 }
                 Poll::Ready(Some(Err(error))) => break self.settle(sender, Rest::Ended(error)),
@@ -510,6 +540,15 @@ fn to_credit(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
+/// What an event takes in memory, if it needs credit.
+fn charged_bytes(event: &WatchEvent) -> Option<usize> {
+    match event {
+        WatchEvent::Commit(record) => Some(record.memory_bytes()),
+        WatchEvent::State { key, state } => Some(state_bytes(key, state)),
+        _ => None,
+    }
+}
+
 fn state_bytes(key: &Key, state: &KeyState) -> usize {
     let value = match state {
         KeyState::Live(entry) => entry.value.len(),
@@ -520,6 +559,8 @@ fn state_bytes(key: &Key, state: &KeyState) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use storage_protocol::{
         Entry, EntryLifetime, Limit, Position, Result, WatchSource, WatchStatus,
     };
@@ -527,17 +568,23 @@ mod tests {
     use super::*;
     use crate::session::budget::Budget;
 
-    /// Tells what it was given, then rests, live, and answers what it is asked.
+    /// Tells what it was given, then rests, live, and answers what it is asked, unless that is withheld.
     #[derive(Default)]
     struct Fake {
         events: VecDeque<WatchEvent>,
         tokens: VecDeque<u64>,
+        withholds: bool,
+        /// How many marks it was asked for.
+        asked: Arc<AtomicUsize>,
     }
 
     impl WatchSource for Fake {
         fn poll_next(&mut self, _: &mut Context<'_>) -> Poll<Option<Result<WatchEvent>>> {
             if let Some(event) = self.events.pop_front() {
                 return Poll::Ready(Some(Ok(event)));
+            }
+            if self.withholds {
+                return Poll::Pending;
             }
             let Some(token) = self.tokens.pop_front() else {
                 return Poll::Pending;
@@ -549,6 +596,7 @@ mod tests {
 
         fn request_progress(&mut self, token: u64) {
             self.tokens.push_back(token);
+            self.asked.fetch_add(1, Ordering::Relaxed);
         }
 
         fn park(&mut self) {}
@@ -573,20 +621,39 @@ mod tests {
     }
 
     fn open(events: impl Iterator<Item = WatchEvent>, credit: u64, every: bool) -> Watches {
-        let mut watches = Watches::new(Arc::default());
-        let memory = Budget::new(Limit::WatchBytes, 1 << 20).take(1).unwrap();
-        let terms = Terms {
-            credit,
-            every,
-            memory,
-        };
         let source = Fake {
             events: events.collect(),
             ..Fake::default()
         };
+        let memory = Budget::new(Limit::WatchBytes, 1 << 20);
+        let terms = Terms {
+            credit,
+            every,
+            memory: memory.take(1).unwrap(),
+        };
+        open_source(source, terms)
+    }
+
+    fn open_source(source: Fake, terms: Terms) -> Watches {
+        let mut watches = Watches::new(Arc::default());
         let watch = Watch::new(Position::default(), Box::new(source));
         watches.insert(1, watch, terms, true);
         watches
+    }
+
+    fn large_state(bytes: usize) -> WatchEvent {
+        WatchEvent::State {
+            key: "large".into(),
+            state: KeyState::Live(Entry {
+                value: vec![7; bytes].into(),
+                revision: Revision(1),
+                lifetime: EntryLifetime::Forever,
+            }),
+        }
+    }
+
+    fn poll(watches: &mut Watches, outbox: &mut Outbox) -> Polled {
+        watches.poll(&mut Context::from_waker(Waker::noop()), outbox, |_| false)
     }
 
     /// The messages that come without another word of the peer's.
@@ -657,5 +724,142 @@ mod tests {
             "{said:?}"
         );
         assert!(messages(&mut watches).is_empty());
+    }
+    /// What all share, and what a session has of it.
+    fn memory(all: usize, session: usize) -> (Arc<Budget>, Arc<Budget>) {
+        let all = Budget::new(Limit::WatchBytesTotal, all);
+        let session = Budget::within(&all, Limit::WatchBytes, session);
+        (all, session)
+    }
+
+    /// A watch without credit whose next event is so long, and who is asked for a mark.
+    fn probed_without_credit(memory: &Arc<Budget>, bytes: usize) -> Watches {
+        let source = Fake {
+            events: std::iter::once(large_state(bytes)).collect(),
+            ..Fake::default()
+        };
+        let terms = Terms {
+            credit: 0,
+            every: false,
+            memory: memory.take(WATCH_BYTES).unwrap(),
+        };
+        let mut watches = open_source(source, terms);
+        watches.request_progress(1, 7, 2);
+        watches
+    }
+
+    #[test]
+    fn an_event_that_is_kept_for_want_of_credit_is_counted() {
+        let (all, session) = memory(1 << 20, 1 << 20);
+        let mut watches = probed_without_credit(&session, 10_000);
+        assert!(messages(&mut watches).is_empty());
+        assert!(all.used() > WATCH_BYTES + 10_000, "{} bytes", all.used());
+        watches.grant(1, 1 << 20);
+        let said = messages(&mut watches);
+        assert!(
+            matches!(
+                said[..],
+                [
+                    ServerMessage::States { .. },
+                    ServerMessage::Progress { token: Some(7), .. }
+                ]
+            ),
+            "{said:?}"
+        );
+        assert_eq!(all.used(), WATCH_BYTES);
+    }
+
+    #[test]
+    fn one_event_is_kept_beyond_the_sessions_bound_and_none_beyond_the_shared() {
+        let (all, session) = memory(1 << 20, 10_000);
+        let mut one = probed_without_credit(&session, 20_000);
+        let mut another = probed_without_credit(&session, 20_000);
+        assert!(poll(&mut one, &mut Outbox::new()).ended.is_empty());
+        assert!(all.used() > 20_000);
+        let ended = poll(&mut another, &mut Outbox::new()).ended;
+        assert!(
+            matches!(
+                ended[..],
+                [(
+                    1,
+                    StorageError::Overloaded {
+                        limit: Limit::WatchBytes,
+                        ..
+                    }
+                )]
+            ),
+            "{ended:?}"
+        );
+        // What it was asked for is not due any more.
+        assert_eq!(another.answered(), [2]);
+
+        let (_, session) = memory(10_000, 1 << 20);
+        let mut watches = probed_without_credit(&session, 20_000);
+        let ended = poll(&mut watches, &mut Outbox::new()).ended;
+        assert!(
+            matches!(
+                ended[..],
+                [(
+                    1,
+                    StorageError::Overloaded {
+                        limit: Limit::WatchBytesTotal,
+                        ..
+                    }
+                )]
+            ),
+            "{ended:?}"
+        );
+    }
+
+    #[test]
+    fn a_watch_stands_behind_its_message_in_parts_once() {
+        let events = [
+            large_state(3 * PART_BYTES),
+            large_state(3 * PART_BYTES),
+            state(1),
+        ];
+        let mut watches = open(events.into_iter(), 1 << 20, false);
+        let mut outbox = Outbox::new();
+        poll(&mut watches, &mut outbox);
+        assert!(outbox.has_bulk(1));
+        for _ in 0..100 {
+            let waker = watches.slots[&1].waker.clone();
+            waker.wake();
+            watches.grant(1, 1);
+            poll(&mut watches, &mut outbox);
+            assert!(watches.behind_bulk.len() + watches.line.len() <= 1);
+        }
+        // Nothing is lost by that.
+        let mut frames = 0;
+        while let Some(frame) = outbox.pop() {
+            frames += frame.len();
+            poll(&mut watches, &mut outbox);
+        }
+        assert!(frames > 6 * PART_BYTES);
+        assert!(watches.behind_bulk.is_empty());
+        watches.request_progress(1, 7, 2);
+        assert_eq!(messages(&mut watches).len(), 1, "only the mark");
+    }
+
+    #[test]
+    fn a_watch_that_owes_a_mark_is_asked_for_no_other_when_it_has_caught_up() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let source = Fake {
+            withholds: true,
+            asked: asked.clone(),
+            ..Fake::default()
+        };
+        let (_, session) = memory(1 << 20, 1 << 20);
+        let terms = Terms {
+            credit: 1_000,
+            every: true,
+            memory: session.take(WATCH_BYTES).unwrap(),
+        };
+        let mut watches = open_source(source, terms);
+        for probe in 2..5 {
+            watches.request_progress(1, probe.into(), probe);
+        }
+        assert!(messages(&mut watches).is_empty());
+        assert_eq!(asked.load(Ordering::Relaxed), 3);
     }
 }

@@ -192,3 +192,68 @@ async fn the_memory_of_watches_is_bounded_by_name() {
         (Some(2), ServerMessage::Watching { .. })
     ));
 }
+
+#[tokio::test]
+async fn one_unwatch_at_a_time_waits_for_an_opening() {
+    let mut running = running(|_| {});
+    open(&mut running).await;
+    running.engine.hold(Hold::Watches);
+    let client = &mut running.client;
+    send(client, Some(1), watch(1_000)).await;
+    // All at once, so that they are taken before the opening is looked at again.
+    for id in 2..=4 {
+        let unwatch = ClientMessage::Unwatch { watch: 1 }.encode(Some(id));
+        let message = Message::Binary(unwatch.to_frame());
+        client.feed(message).await.unwrap();
+    }
+    client.flush().await.unwrap();
+    for id in [3, 4] {
+        assert_eq!(receive(client).await, (Some(id), ServerMessage::Done));
+    }
+    let cancelled = ServerMessage::Error(StorageError::Cancelled);
+    assert_eq!(receive(client).await, (Some(1), cancelled));
+    assert_eq!(receive(client).await, (Some(2), ServerMessage::Done));
+    for id in 1..=4 {
+        send(client, Some(id), get("a")).await;
+        assert_eq!(receive(client).await.0, Some(id), "the id is free");
+    }
+}
+
+/// Of two principals' outboxes, one's is full, and then all of the server's.
+#[tokio::test]
+async fn a_watch_sends_nothing_where_its_principal_has_no_room_unless_it_is_alone() {
+    const ALL: usize = 500_000;
+    let mut running = running(|config| {
+        config.limits.outbox_bytes_total_max = ALL;
+        config.limits.announced.message_bytes_max = ALL / 2;
+    });
+    open(&mut running).await;
+    let shared = running.shared.clone();
+    let client = &mut running.client;
+    send(client, Some(1), watch(1_000_000)).await;
+    receive(client).await;
+    // Another session of the principal has all there is.
+    let another = shared.slots.take("anonymous").unwrap();
+    let held = another.budgets().outbox.take(ALL / 2).unwrap();
+    send(client, Some(2), commit(1, "a")).await;
+    assert!(matches!(
+        receive(client).await,
+        (Some(2), ServerMessage::Committed { .. })
+    ));
+    ping(client, 3).await;
+    expect_ping(client, 3).await;
+    // Nothing but time tells the watch that there is room again.
+    drop(held);
+    assert!(matches!(
+        receive(client).await,
+        (Some(1), ServerMessage::Changes { .. })
+    ));
+    // What others have is no reason to say nothing at all.
+    let _others = shared.budgets.outbox.take(ALL).unwrap();
+    send(client, Some(2), commit(2, "a")).await;
+    receive(client).await;
+    assert!(matches!(
+        receive(client).await,
+        (Some(1), ServerMessage::Changes { .. })
+    ));
+}
