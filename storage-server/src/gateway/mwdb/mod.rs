@@ -107,7 +107,7 @@ impl Mwdb {
         };
         Self {
             prefix: Prefix::new(shared.engine.clone(), peer.principal.as_str()),
-            pushes: Pushes::new(shared.config.limits.outbox_bytes_max),
+            pushes: Pushes::new(outbox_max, &room.outbox, &budgets.outbox_once),
             opening: Some(opening),
             queue: VecDeque::new(),
             running: FuturesUnordered::new(),
@@ -220,7 +220,7 @@ impl Mwdb {
     }
 
     fn count_outbox(&mut self) {
-        self.outbox.resize(self.answer_bytes + self.pushes.bytes());
+        self.outbox.resize(self.answer_bytes);
     }
 
     fn poll_prefix(&mut self, cx: &mut Context<'_>) -> bool {

@@ -11,7 +11,8 @@ use super::Mwdb;
 use crate::config::ServerConfig;
 use crate::engine::Engine;
 use crate::metrics::Outer;
-use crate::testing::{Client, Hold, MemoryEngine, Running, start};
+use crate::session::identity::Principal;
+use crate::testing::{Client, Hold, MemoryEngine, Running, server, start, start_in};
 
 fn running() -> Running {
     start(MemoryEngine::new(), |_| {}, Mwdb::new)
@@ -270,4 +271,81 @@ async fn answers_that_are_read_and_not_taken_are_counted() {
     // The bound and one answer; and one that goes from the one to the other while it is encoded.
     assert!(most <= OUTBOX + 2 * ANSWER + 10_000, "{most} bytes");
     assert!(most >= ANSWER);
+}
+
+#[tokio::test]
+async fn a_save_that_many_are_to_be_pushed_counts_once() {
+    const SESSIONS: usize = 17;
+    const PAIRS: usize = 64;
+    const VALUE: usize = 500_000;
+    let engine = MemoryEngine::new();
+    let shared = server(&engine, |config| {
+        // None is closed for what it did not take yet.
+        config.limits.outbox_bytes_max = 64 << 20;
+    });
+    let mut sessions = Vec::new();
+    for _ in 0..SESSIONS {
+        let principal = Principal::anonymous();
+        let mut running = start_in(shared.clone(), engine.clone(), principal, Mwdb::new);
+        send(&mut running.client, "\x06C").await;
+        receive(&mut running.client).await;
+        sessions.push(running);
+    }
+    let inside = engine.open_session("server", &Keyspace::new("test").unwrap());
+    let value = Bytes::from(vec![b'v'; VALUE]);
+    let put = |batch: storage_protocol::Batch, n: usize| batch.put(format!("{n}"), value.clone());
+    let batch = (0..PAIRS).fold(storage_protocol::Batch::new(), put);
+    storage_protocol::Storage::commit(&inside, batch, Default::default())
+        .await
+        .unwrap();
+    // Each has it, and took some of it.
+    let mut pushed = Vec::new();
+    for running in &mut sessions {
+        pushed.push(receive(&mut running.client).await.matches('#').count() / 2);
+    }
+    let outbox = &shared.budgets.outbox;
+    // Beside it each has a message in the WebSocket library, and one that goes there next.
+    let (save, each) = (PAIRS * VALUE, 2 << 20);
+    assert!(outbox.used() >= save, "{}", outbox.used());
+    assert!(outbox.used() < save + SESSIONS * each, "{}", outbox.used());
+    for (running, mut pairs) in sessions.iter_mut().zip(pushed) {
+        while pairs < PAIRS {
+            pairs += receive(&mut running.client).await.matches('#').count() / 2;
+        }
+        assert_eq!(pairs, PAIRS);
+    }
+    drop(sessions);
+    while outbox.used() > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_push_waits_for_one_before_it_while_nobody_has_room() {
+    let mut running = running();
+    let inside = running
+        .engine
+        .open_session("server", &Keyspace::new("test").unwrap());
+    let client = &mut running.client;
+    send(client, "\x06C").await;
+    receive(client).await;
+    let outbox = running.shared.budgets.outbox.clone();
+    let mut others = outbox.count();
+    others.resize(usize::MAX / 2);
+    running.engine.hold(Hold::Commits);
+    // While it is unanswered no push goes out.
+    send(client, "x#\x03A").await;
+    silence(client).await;
+    for key in ["one", "two", "three"] {
+        inside.put(key.into(), "v".into()).await.unwrap();
+    }
+    silence(client).await;
+    let one = outbox.used() - others.amount();
+    others.resize(0);
+    running.engine.hold(Hold::Nothing);
+    assert_eq!(receive(client).await, "\x01#\x04A");
+    for key in ["one", "two", "three"] {
+        assert_eq!(receive(client).await, format!("{key}#v#\x05"));
+    }
+    assert!((1..600).contains(&one), "{one} bytes for one commit");
 }
