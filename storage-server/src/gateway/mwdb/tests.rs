@@ -32,9 +32,37 @@ async fn receive(client: &mut Client) -> String {
     }
 }
 
+async fn send_bytes(client: &mut Client, message: Vec<u8>) {
+    client.send(Message::Binary(message.into())).await.unwrap();
+}
+
+/// What is answered to a message of about so many bytes that asks for keys that are not there.
+fn long_get(bytes: usize) -> (Vec<u8>, String) {
+    let keys = bytes / 90;
+    let request = format!("{}\x00C", format!("{}#", "k".repeat(89)).repeat(keys));
+    let answer = format!("{}\x01C", "#".repeat(keys));
+    (request.into_bytes(), answer)
+}
+
+/// With room for two messages of one principal in flight, and for two that wait.
+fn room_for_two(config: &mut ServerConfig) {
+    config.limits.announced.message_bytes_max = 100_000;
+    config.limits.bytes_in_flight_total_max = 400_000;
+    config.limits.partial_messages_bytes_max = 400_000;
+}
+
 async fn silence(client: &mut Client) {
     let heard = tokio::time::timeout(Duration::from_millis(100), client.next()).await;
     assert!(heard.is_err(), "{heard:?}");
+}
+
+/// Nothing comes, or the session is closed for want of room.
+async fn silence_or_close(client: &mut Client) {
+    match tokio::time::timeout(Duration::from_millis(100), client.next()).await {
+        Err(_) => {}
+        Ok(Some(Ok(Message::Close(Some(frame))))) => assert_eq!(u16::from(frame.code), 1013),
+        Ok(heard) => panic!("{heard:?}"),
+    }
 }
 
 #[tokio::test]
@@ -271,6 +299,83 @@ async fn answers_that_are_read_and_not_taken_are_counted() {
     // The bound and one answer; and one that goes from the one to the other while it is encoded.
     assert!(most <= OUTBOX + 2 * ANSWER + 10_000, "{most} bytes");
     assert!(most >= ANSWER);
+}
+
+#[tokio::test]
+async fn a_principal_that_queues_all_it_can_leaves_the_others_their_half() {
+    const SESSIONS: usize = 6;
+    let engine = MemoryEngine::new();
+    engine.hold(Hold::Reads);
+    let shared = server(&engine, room_for_two);
+    let (request, answer) = long_get(90_000);
+    let mut sessions = Vec::new();
+    for _ in 0..SESSIONS {
+        let principal = Principal::anonymous();
+        let mut running = start_in(shared.clone(), engine.clone(), principal, Mwdb::new);
+        send_bytes(&mut running.client, request.clone()).await;
+        silence_or_close(&mut running.client).await;
+        sessions.push(running);
+    }
+    let (in_flight, partial) = (&shared.budgets.in_flight, &shared.budgets.partial);
+    assert_eq!(in_flight.used(), 2 * request.len());
+    assert_eq!(partial.used(), 2 * request.len());
+    let other = shared.slots.take("other").unwrap();
+    other.budgets().in_flight.take(200_000).unwrap();
+    engine.hold(Hold::Nothing);
+    for (n, mut running) in sessions.into_iter().enumerate() {
+        if n < 4 {
+            assert_eq!(receive(&mut running.client).await, answer, "{n}");
+        } else {
+            drop(running.client);
+            running.session.await.unwrap();
+        }
+    }
+    assert_eq!((in_flight.used(), partial.used()), (0, 0));
+}
+
+#[tokio::test]
+async fn who_is_alone_is_never_closed_for_want_of_room() {
+    let engine = MemoryEngine::new();
+    engine.hold(Hold::Reads);
+    // Half of it is one message.
+    let tight = |config: &mut ServerConfig| {
+        room_for_two(config);
+        config.limits.bytes_in_flight_total_max = 200_000;
+        config.limits.partial_messages_bytes_max = 200_000;
+    };
+    let running = start(engine.clone(), tight, Mwdb::new);
+    let in_flight = running.shared.budgets.in_flight.clone();
+    let (request, answer) = long_get(90_000);
+    let (mut write, mut read) = running.client.split();
+    let writing = tokio::spawn(async move {
+        for _ in 0..5 {
+            write
+                .send(Message::Binary(b"a#\x00A".as_slice().into()))
+                .await
+                .unwrap();
+            write
+                .send(Message::Binary(request.clone().into()))
+                .await
+                .unwrap();
+        }
+    });
+    let heard = tokio::time::timeout(Duration::from_millis(200), read.next()).await;
+    assert!(heard.is_err(), "{heard:?}");
+    assert!(in_flight.used() <= 100_000);
+    engine.hold(Hold::Nothing);
+    let mut answers = Vec::new();
+    for _ in 0..10 {
+        let message = read.next().await.unwrap().unwrap();
+        answers.push(message.into_text().unwrap().to_string());
+    }
+    // Reads beside reads are answered in any order.
+    answers.sort_by_key(String::len);
+    let expected = [vec!["#\x01A".to_owned(); 5], vec![answer; 5]];
+    assert_eq!(answers, expected.concat());
+    writing.await.unwrap();
+    drop(read);
+    running.session.await.unwrap();
+    assert_eq!(in_flight.used(), 0);
 }
 
 #[tokio::test]
