@@ -82,7 +82,7 @@ pub(crate) struct Mwdb {
     queue: VecDeque<Queued>,
     running: FuturesUnordered<Running>,
     running_side: Side,
-    /// Bytes of what is queued or runs; released request by request.
+    /// Bytes of what is queued, runs, or asks for a prefix; released request by request.
     in_flight: Arc<Budget>,
     /// Behind all that. While there is one the socket is not read.
     waiting: Option<Waiting>,
@@ -241,14 +241,20 @@ impl Mwdb {
     }
 
     fn poll_prefix(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some((prefix, ids)) = self.prefix.poll(cx) else {
+        let Some(prefix) = self.prefix.poll(cx) else {
             return false;
         };
-        for id in ids {
-            self.answer(&id, prefix_answer(prefix, &id));
+        let mut moved = false;
+        while self.has_room_for_answers()
+            && let Some(asked) = self.prefix.next()
+        {
+            self.answer(&asked.id, prefix_answer(prefix, &asked.id));
+            moved = true;
         }
-        self.pushes.open();
-        true
+        if moved {
+            self.pushes.open();
+        }
+        moved
     }
 
     /// Room for a message; beside nothing else in flight, of its principal and of all, there always is.
@@ -266,7 +272,7 @@ impl Mwdb {
         match self.room_for(&waiting.message) {
             Some(permit) => {
                 if let Some(request) = self.parse(waiting.message)? {
-                    self.take(request, permit)?;
+                    self.take(request, permit);
                 }
                 Ok(true)
             }
@@ -296,23 +302,19 @@ impl Mwdb {
         }
     }
 
-    fn take(&mut self, request: Request, permit: Permit) -> std::result::Result<(), Close> {
+    fn take(&mut self, request: Request, mut permit: Permit) {
         if let RequestKind::Prefix = request.kind {
+            // A part of a message keeps the whole of it, and this one may wait for long.
+            let id = Bytes::copy_from_slice(&request.id);
+            permit.resize(id.len().max(REQUEST_BYTES_MIN));
             self.pushes.expect();
-            self.prefix.ask(request.id).map_err(|()| {
-                Close::new(
-                    close_code::POLICY,
-                    ClosedLabel::Protocol,
-                    "too many questions for a prefix",
-                )
-            })?;
+            self.prefix.ask(id, permit);
             self.shared
                 .metrics
                 .request_outcome(RequestLabel::Prefix, OutcomeLabel::Ok);
         } else {
             self.queue.push_back(Queued { request, permit });
         }
-        Ok(())
     }
 }
 
@@ -356,7 +358,8 @@ impl Dialect for Mwdb {
             self.unanswered_zero += 1;
         }
         if let Some(permit) = self.room_for(&message) {
-            return self.take(request, permit);
+            self.take(request, permit);
+            return Ok(());
         }
         let partial = self.partial.take(message.len()).map_err(|error| {
             let reason = error.to_string();
@@ -389,6 +392,8 @@ impl Dialect for Mwdb {
         if !self.poll_opening(cx)? {
             return Ok(moved);
         }
+        // Before the requests: pushes wait for it.
+        moved |= self.poll_prefix(cx);
         while self.has_room_for_answers()
             && let Poll::Ready(Some(finished)) = self.running.poll_next_unpin(cx)
         {
@@ -396,7 +401,6 @@ impl Dialect for Mwdb {
             moved = true;
         }
         moved |= self.start(cx);
-        moved |= self.poll_prefix(cx);
         let shared = &self.shared;
         moved |= self.pushes.poll(cx, &shared.pushes, &shared.metrics, now)?;
         self.count_outbox();
@@ -437,6 +441,7 @@ impl Dialect for Mwdb {
         self.waiting.is_none()
             && self.queue.is_empty()
             && self.running.is_empty()
+            && !self.prefix.is_due()
             && self.answers.is_empty()
     }
 

@@ -302,6 +302,68 @@ async fn answers_that_are_read_and_not_taken_are_counted() {
 }
 
 #[tokio::test]
+async fn answers_to_prefix_that_are_not_taken_are_bounded_and_all_come() {
+    const OUTBOX: usize = 100_000;
+    const ID: usize = 10_000;
+    const QUESTIONS: usize = 200;
+    let mut running = start(
+        MemoryEngine::new(),
+        |config| config.limits.outbox_bytes_max = OUTBOX,
+        Mwdb::new,
+    );
+    let (outbox, in_flight) = {
+        let budgets = &running.shared.budgets;
+        (budgets.outbox.clone(), budgets.in_flight.clone())
+    };
+    let client = &mut running.client;
+    send(client, "\x06A").await;
+    receive(client).await;
+    // An id may be as long as a message, and is echoed.
+    let id = |n: usize| format!("{n:0ID$}");
+    let mut most = 0;
+    for n in 0..QUESTIONS {
+        send_bytes(client, format!("\x06{}", id(n)).into_bytes()).await;
+        most = most.max(outbox.used());
+    }
+    // What is not answered yet counts as asked: all but what is on its way, 64 KiB in either direction.
+    assert!(outbox.used() + in_flight.used() > QUESTIONS * ID - 200_000);
+    for n in 0..QUESTIONS {
+        most = most.max(outbox.used());
+        assert_eq!(receive(client).await, format!("A#\x07{}", id(n)));
+    }
+    // The bound and one answer, and what the WebSocket library collects.
+    assert!(most <= OUTBOX + 2 * (ID + 3) + 64 * 1024, "{most} bytes");
+    assert_eq!(in_flight.used(), 0);
+}
+
+#[tokio::test]
+async fn questions_for_a_prefix_that_cannot_be_given_are_counted_by_their_ids() {
+    const LEAST: usize = 256;
+    let engine = MemoryEngine::new();
+    engine.hold(Hold::Commits);
+    let small = |config: &mut ServerConfig| config.limits.bytes_in_flight_total_max = 3 * LEAST;
+    let mut running = start(engine.clone(), small, Mwdb::new);
+    let in_flight = running.shared.budgets.in_flight.clone();
+    let client = &mut running.client;
+    // A payload is not kept, however long.
+    let message = format!("{}#\x06A", "x".repeat(LEAST * 2));
+    send_bytes(client, message.into_bytes()).await;
+    silence(client).await;
+    assert_eq!(in_flight.used(), LEAST);
+    for _ in 0..2_000 {
+        send(client, "\x06C").await;
+    }
+    silence(client).await;
+    assert_eq!(in_flight.used(), 3 * LEAST);
+    engine.hold(Hold::Nothing);
+    assert_eq!(receive(client).await, "A#\x07A");
+    for _ in 0..2_000 {
+        assert_eq!(receive(client).await, "A#\x07C");
+    }
+    assert_eq!(in_flight.used(), 0);
+}
+
+#[tokio::test]
 async fn a_principal_that_queues_all_it_can_leaves_the_others_their_half() {
     const SESSIONS: usize = 6;
     let engine = MemoryEngine::new();
