@@ -485,17 +485,34 @@ pub(crate) struct Running {
     pub(crate) session: JoinHandle<()>,
 }
 
-/// Starts a session of this dialect over an in-memory stream.
+/// Starts a session of this dialect over an in-memory stream, in a server of its own.
 pub(crate) fn start<D: Dialect + 'static>(
     engine: Arc<MemoryEngine>,
     change: impl FnOnce(&mut ServerConfig),
     dialect: impl FnOnce(&Arc<Shared>, &Peer) -> D,
 ) -> Running {
+    let shared = server(&engine, change);
+    start_in(shared, engine, Principal::anonymous(), dialect)
+}
+
+/// What the sessions of one server share.
+pub(crate) fn server(
+    engine: &Arc<MemoryEngine>,
+    change: impl FnOnce(&mut ServerConfig),
+) -> Arc<Shared> {
     let mut config = ServerConfig::embedded("unused", None, Vec::new());
     change(&mut config);
-    let deadline = Instant::now() + config.timeouts.handshake;
-    let shared = Shared::new(config, engine.clone(), None);
-    let principal = Principal::anonymous();
+    Shared::new(config, engine.clone(), None)
+}
+
+/// Starts a session of this principal in a server that may have others.
+pub(crate) fn start_in<D: Dialect + 'static>(
+    shared: Arc<Shared>,
+    engine: Arc<MemoryEngine>,
+    principal: Principal,
+    dialect: impl FnOnce(&Arc<Shared>, &Peer) -> D,
+) -> Running {
+    let deadline = Instant::now() + shared.config.timeouts.handshake;
     let peer = Peer {
         slot: shared.slots.take(principal.as_str()).unwrap(),
         principal,

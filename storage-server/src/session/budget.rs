@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use storage_protocol::{Limit, StorageError, planted};
 
+use super::once::Once;
 use crate::config::ServerLimits;
 
 /// A bound on something in use.
@@ -115,6 +116,39 @@ impl Budget {
             amount: 0,
         }
     }
+
+    /// An empty part of this one alone, to be resized.
+    pub(crate) fn count_alone(self: &Arc<Self>) -> Part {
+        Part {
+            budget: self.clone(),
+            amount: 0,
+        }
+    }
+}
+
+/// Counts in one budget and not in those that it is within, where the same is counted by others; until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Part {
+    budget: Arc<Budget>,
+    amount: usize,
+}
+
+impl Part {
+    /// Makes it `amount` large, whether that fits or not.
+    pub(crate) fn resize(&mut self, amount: usize) {
+        let used = &self.budget.used;
+        match amount.checked_sub(self.amount) {
+            Some(more) => used.fetch_add(more, Ordering::Relaxed),
+            None => used.fetch_sub(self.amount - amount, Ordering::Relaxed),
+        };
+        self.amount = amount;
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        self.resize(0);
+    }
 }
 
 /// A part of a budget, until it is dropped.
@@ -205,6 +239,8 @@ pub(crate) struct Budgets {
     pub(crate) partial: Arc<Budget>,
     /// What waits to be sent, answers that are being read included.
     pub(crate) outbox: Arc<Budget>,
+    /// Of that, what several sessions send and memory has once.
+    pub(crate) outbox_once: Arc<Once>,
     /// Memory of watches.
     pub(crate) watches: Arc<Budget>,
     /// One message always fits into a principal's.
@@ -214,10 +250,12 @@ pub(crate) struct Budgets {
 impl Budgets {
     /// Those of the server.
     pub(crate) fn new(limits: &ServerLimits) -> Arc<Self> {
+        let outbox = Budget::new(Limit::Outbox, limits.outbox_bytes_total_max);
         Arc::new(Self {
             in_flight: Budget::new(Limit::BytesInFlightTotal, limits.bytes_in_flight_total_max),
             partial: Budget::new(Limit::PartialMessages, limits.partial_messages_bytes_max),
-            outbox: Budget::new(Limit::Outbox, limits.outbox_bytes_total_max),
+            outbox_once: Once::new(&outbox, None),
+            outbox,
             watches: Budget::new(Limit::WatchBytesTotal, limits.watch_bytes_total_max),
             message_bytes_max: limits.announced.message_bytes_max,
         })
@@ -236,10 +274,12 @@ impl Budgets {
             Budget::within(all, all.limit, max)
         };
         let half = |all| half_but(all, self.message_bytes_max);
+        let outbox = half(&self.outbox);
         Arc::new(Self {
             in_flight: half(&self.in_flight),
             partial: half(&self.partial),
-            outbox: half(&self.outbox),
+            outbox_once: Once::new(&outbox, Some(&self.outbox_once)),
+            outbox,
             watches: half_but(&self.watches, 0),
             message_bytes_max: self.message_bytes_max,
         })

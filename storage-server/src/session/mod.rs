@@ -8,6 +8,7 @@ mod closing;
 pub(crate) mod driver;
 pub(crate) mod identity;
 pub(crate) mod metered;
+pub(crate) mod once;
 pub(crate) mod room;
 
 use std::sync::Arc;

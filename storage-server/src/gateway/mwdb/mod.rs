@@ -2,7 +2,9 @@
 //!
 //! Requests of a connection are carried out in order: reads wait for the writes before them and writes for the reads,
 //! while reads beside reads and writes beside writes go together. What waits is bounded in bytes; above the bound the
-//! socket is not read, so TCP holds the peer back, since this dialect cannot say "overloaded". Pushes are in
+//! socket is not read, so TCP holds the peer back, since this dialect cannot say "overloaded". A message that came
+//! although the bounds of the principal, or of all, have no room for it is not looked at until they have; until then it
+//! counts like one that is not whole, and closes its session if there is no room for that either. Pushes are in
 //! [`pushes`], prefixes in [`prefix`], requests against `Storage` in [`requests`].
 //!
 //! Of a key that stands twice in a PUT the later pair counts, at its own place. A PUT with a pair that cannot be stored
@@ -16,7 +18,7 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -42,6 +44,8 @@ const QUEUED_BYTES_MAX: usize = 64 << 20;
 const REQUEST_BYTES_MIN: usize = 256;
 /// Writes beside writes, or reads beside reads, of one connection.
 const RUNNING_MAX: usize = 256;
+/// How often a message that waits for room looks for it.
+const PAUSE: Duration = Duration::from_millis(20);
 /// mwDB's own client loses messages that fill a buffer of this size.
 const CLIENT_BUFFER_BYTES: usize = 1 << 20;
 
@@ -51,6 +55,13 @@ type Opening = Pin<Box<dyn Future<Output = Result<Watch>> + Send>>;
 struct Queued {
     request: Request,
     permit: Permit,
+}
+
+/// A message that came and waits for room.
+struct Waiting {
+    message: Bytes,
+    _partial: Permit,
+    look_again: Instant,
 }
 
 /// Which kind of request runs; the other kind waits.
@@ -71,12 +82,14 @@ pub(crate) struct Mwdb {
     queue: VecDeque<Queued>,
     running: FuturesUnordered<Running>,
     running_side: Side,
-    /// Bytes of what waits and runs; released request by request.
-    queued_bytes: usize,
+    /// Bytes of what is queued, runs, or asks for a prefix; released request by request.
+    in_flight: Arc<Budget>,
+    /// Behind all that. While there is one the socket is not read.
+    waiting: Option<Waiting>,
+    /// Bytes of messages that are not whole, of all sessions of the principal.
+    partial: Arc<Budget>,
     answers: VecDeque<Bytes>,
     answer_bytes: usize,
-    /// Bytes of requests of all sessions of the principal.
-    in_flight: Arc<Budget>,
     /// Answers, in the session's budget; those that are being read count there too.
     outbox: Permit,
     room: AnswerBudget,
@@ -105,17 +118,19 @@ impl Mwdb {
             outbox: Budget::within(&budgets.outbox, Limit::Outbox, outbox_max),
             beyond: Arc::new(Semaphore::new(1)),
         };
+        let in_flight = Budget::within(&budgets.in_flight, Limit::BytesInFlight, QUEUED_BYTES_MAX);
         Self {
             prefix: Prefix::new(shared.engine.clone(), peer.principal.as_str()),
-            pushes: Pushes::new(shared.config.limits.outbox_bytes_max),
+            pushes: Pushes::new(outbox_max, &room.outbox, &budgets.outbox_once),
             opening: Some(opening),
             queue: VecDeque::new(),
             running: FuturesUnordered::new(),
             running_side: Side::Reads,
-            queued_bytes: 0,
+            in_flight,
+            waiting: None,
+            partial: budgets.partial.clone(),
             answers: VecDeque::new(),
             answer_bytes: 0,
-            in_flight: budgets.in_flight.clone(),
             outbox: room.outbox.count(),
             room,
             unanswered_zero: 0,
@@ -163,7 +178,7 @@ impl Mwdb {
     fn start(&mut self, cx: &mut Context<'_>) -> bool {
         let mut moved = false;
         while self.running.len() < RUNNING_MAX
-            && self.answer_bytes < self.shared.config.limits.outbox_bytes_max
+            && self.has_room_for_answers()
             && let Some(next) = self.queue.front()
         {
             let side = match next.request.kind {
@@ -206,10 +221,8 @@ impl Mwdb {
             id,
             answer,
             own_put,
-            bytes,
             counted,
         } = finished;
-        self.queued_bytes -= bytes;
         if let Some((number, revision)) = own_put {
             self.pushes.end_put(number, revision);
         }
@@ -220,18 +233,88 @@ impl Mwdb {
     }
 
     fn count_outbox(&mut self) {
-        self.outbox.resize(self.answer_bytes + self.pushes.bytes());
+        self.outbox.resize(self.answer_bytes);
+    }
+
+    fn has_room_for_answers(&self) -> bool {
+        self.answer_bytes < self.shared.config.limits.outbox_bytes_max
     }
 
     fn poll_prefix(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some((prefix, ids)) = self.prefix.poll(cx) else {
+        let Some(prefix) = self.prefix.poll(cx) else {
             return false;
         };
-        for id in ids {
-            self.answer(&id, prefix_answer(prefix, &id));
+        let mut moved = false;
+        while self.has_room_for_answers()
+            && let Some(asked) = self.prefix.next()
+        {
+            self.answer(&asked.id, prefix_answer(prefix, &asked.id));
+            moved = true;
         }
-        self.pushes.open();
-        true
+        if moved {
+            self.pushes.open();
+        }
+        moved
+    }
+
+    /// Room for a message; beside nothing else in flight, of its principal and of all, there always is.
+    fn room_for(&self, message: &Bytes) -> Option<Permit> {
+        let mut permit = self.in_flight.count();
+        let fits = permit.grow_beyond(message.len().max(REQUEST_BYTES_MIN));
+        fits.then_some(permit)
+    }
+
+    /// Takes the message that waits, if there is room for it now.
+    fn poll_waiting(&mut self, now: Instant) -> std::result::Result<bool, Close> {
+        let Some(mut waiting) = self.waiting.take() else {
+            return Ok(false);
+        };
+        match self.room_for(&waiting.message) {
+            Some(permit) => {
+                if let Some(request) = self.parse(waiting.message)? {
+                    self.take(request, permit);
+                }
+                Ok(true)
+            }
+            None => {
+                waiting.look_again = now + PAUSE;
+                self.waiting = Some(waiting);
+                Ok(false)
+            }
+        }
+    }
+
+    /// The request that a message is, unless it is to be passed over.
+    fn parse(&self, message: Bytes) -> std::result::Result<Option<Request>, Close> {
+        match Request::parse_within(message, self.shared.config.limits.mwdb_keys_max) {
+            Ok(request) => Ok(Some(request)),
+            // It was meant to be answered, and its client would wait for ever.
+            Err(error @ Malformed::TooManyKeys { .. }) => Err(Close::new(
+                close_code::TOO_BIG,
+                ClosedLabel::Protocol,
+                error.to_string(),
+            )),
+            Err(error) => {
+                self.shared.metrics.mwdb_ignored.increment();
+                tracing::debug!(%error, "passed over a message");
+                Ok(None)
+            }
+        }
+    }
+
+    fn take(&mut self, request: Request, mut permit: Permit) {
+        if let RequestKind::Prefix = request.kind {
+            // A part of a message keeps the whole of it, and this one may wait for long.
+            let id = Bytes::copy_from_slice(&request.id);
+            permit.resize(id.len().max(REQUEST_BYTES_MIN));
+            self.pushes.expect();
+            self.prefix.ask(id, permit);
+            self.shared
+                .metrics
+                .request_outcome(RequestLabel::Prefix, OutcomeLabel::Ok);
+        } else {
+            self.queue.push_back(Queued { request, permit });
+        }
     }
 }
 
@@ -262,25 +345,10 @@ impl Dialect for Mwdb {
         &mut self,
         _cx: &mut Context<'_>,
         message: Bytes,
-        _now: Instant,
+        now: Instant,
     ) -> std::result::Result<(), Close> {
-        let bytes = message.len().max(REQUEST_BYTES_MIN);
-        let request = match Request::parse_within(message, self.shared.config.limits.mwdb_keys_max)
-        {
-            Ok(request) => request,
-            // It was meant to be answered, and its client would wait for ever.
-            Err(error @ Malformed::TooManyKeys { .. }) => {
-                return Err(Close::new(
-                    close_code::TOO_BIG,
-                    ClosedLabel::Protocol,
-                    error.to_string(),
-                ));
-            }
-            Err(error) => {
-                self.shared.metrics.mwdb_ignored.increment();
-                tracing::debug!(%error, "passed over a message");
-                return Ok(());
-            }
+        let Some(request) = self.parse(message.clone())? else {
+            return Ok(());
         };
         if self.draining {
             // It gets no answer, but a close frame behind those that are due.
@@ -289,24 +357,20 @@ impl Dialect for Mwdb {
         if request.id == ID_ZERO {
             self.unanswered_zero += 1;
         }
-        if let RequestKind::Prefix = request.kind {
-            self.pushes.expect();
-            self.prefix.ask(request.id).map_err(|()| {
-                Close::new(
-                    close_code::POLICY,
-                    ClosedLabel::Protocol,
-                    "too many questions for a prefix",
-                )
-            })?;
-            self.shared
-                .metrics
-                .request_outcome(RequestLabel::Prefix, OutcomeLabel::Ok);
+        if let Some(permit) = self.room_for(&message) {
+            self.take(request, permit);
             return Ok(());
         }
-        let mut permit = self.in_flight.count();
-        permit.resize(bytes);
-        self.queued_bytes += bytes;
-        self.queue.push_back(Queued { request, permit });
+        let partial = self.partial.take(message.len()).map_err(|error| {
+            let reason = error.to_string();
+            Close::new(close_code::TRY_AGAIN, ClosedLabel::Overloaded, reason)
+        })?;
+        // As it came: its parts, which are not counted, may take more memory than all of it.
+        self.waiting = Some(Waiting {
+            message,
+            _partial: partial,
+            look_again: now + PAUSE,
+        });
         Ok(())
     }
 
@@ -316,8 +380,7 @@ impl Dialect for Mwdb {
     }
 
     fn wants_input(&self) -> bool {
-        let total_is_full = self.in_flight.is_full() && self.queued_bytes > 0;
-        self.queued_bytes < QUEUED_BYTES_MAX && !total_is_full
+        self.waiting.is_none() && (self.in_flight.used() == 0 || !self.in_flight.is_full())
     }
 
     fn poll_work(
@@ -325,18 +388,19 @@ impl Dialect for Mwdb {
         cx: &mut Context<'_>,
         now: Instant,
     ) -> std::result::Result<bool, Close> {
+        let mut moved = self.poll_waiting(now)?;
         if !self.poll_opening(cx)? {
-            return Ok(false);
+            return Ok(moved);
         }
-        let mut moved = false;
-        while self.answer_bytes < self.shared.config.limits.outbox_bytes_max
+        // Before the requests: pushes wait for it.
+        moved |= self.poll_prefix(cx);
+        while self.has_room_for_answers()
             && let Poll::Ready(Some(finished)) = self.running.poll_next_unpin(cx)
         {
             self.finished(finished)?;
             moved = true;
         }
         moved |= self.start(cx);
-        moved |= self.poll_prefix(cx);
         let shared = &self.shared;
         moved |= self.pushes.poll(cx, &shared.pushes, &shared.metrics, now)?;
         self.count_outbox();
@@ -357,7 +421,11 @@ impl Dialect for Mwdb {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.pushes.deadline()
+        let look_again = self.waiting.as_ref().map(|waiting| waiting.look_again);
+        [self.pushes.deadline(), look_again]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn on_time(&mut self, now: Instant) -> std::result::Result<(), Close> {
@@ -370,7 +438,11 @@ impl Dialect for Mwdb {
 
     fn is_drained(&self) -> bool {
         // A prefix that cannot be given is not waited for, nor are pushes: the dialect promises none.
-        self.queue.is_empty() && self.running.is_empty() && self.answers.is_empty()
+        self.waiting.is_none()
+            && self.queue.is_empty()
+            && self.running.is_empty()
+            && !self.prefix.is_due()
+            && self.answers.is_empty()
     }
 
     fn close_received(&mut self) {
@@ -381,6 +453,8 @@ impl Dialect for Mwdb {
     // Its sessions cannot be resumed: the dialect has no word for it.
     async fn finish(mut self, _: Departure) {
         self.pushes.detach();
+        // It was not taken.
+        self.waiting = None;
         self.queue
             .retain(|queued| !matches!(queued.request.kind, RequestKind::Get { .. }));
         if self.running_side == Side::Reads {
@@ -398,9 +472,8 @@ impl Dialect for Mwdb {
             })
             .await;
             match self.running.next().await {
-                Some(finished) => self.queued_bytes -= finished.bytes,
                 None if self.queue.is_empty() => break,
-                None => {}
+                _ => {}
             }
         }
         self.prefix.release().await;

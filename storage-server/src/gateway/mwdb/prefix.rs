@@ -2,8 +2,9 @@
 //!
 //! The lease is a key with the lifetime of a session of its own in `mwdb.prefixes`; that session ends with the
 //! connection, behind its last PUT. While no prefix can be given, the answer is held back: the client would take any
-//! number, -1 included, for its own.
+//! number, -1 included, for its own. Questions count like other requests until they are answered.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -13,6 +14,7 @@ use bytes::Bytes;
 use storage_protocol::{Key, Keyspace, StorageExt};
 
 use crate::engine::{Engine, SessionStorage};
+use crate::session::budget::Permit;
 
 /// Where the leases are.
 const KEYSPACE: &str = "mwdb.prefixes";
@@ -20,9 +22,6 @@ const KEYSPACE: &str = "mwdb.prefixes";
 const BASE: &[u8] = b"p";
 /// Between two attempts: the first and the longest pause.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
-
-/// Questions that may wait; a client has one.
-const ASKED_MAX: usize = 1_024;
 
 type Reserving = Pin<Box<dyn Future<Output = i16> + Send>>;
 
@@ -33,6 +32,12 @@ enum State {
     Held(i16),
 }
 
+/// A question that waits for its answer.
+pub(super) struct Asked {
+    pub(super) id: Bytes,
+    _permit: Permit,
+}
+
 /// See the module.
 pub(super) struct Prefix {
     engine: Arc<dyn Engine>,
@@ -40,8 +45,7 @@ pub(super) struct Prefix {
     /// The session that holds the lease.
     session: Option<Arc<dyn SessionStorage>>,
     state: State,
-    /// Questions that wait for the answer, at most [`ASKED_MAX`].
-    asked: Vec<Bytes>,
+    asked: VecDeque<Asked>,
 }
 
 impl Prefix {
@@ -51,27 +55,26 @@ impl Prefix {
             principal: principal.to_owned(),
             session: None,
             state: State::Idle,
-            asked: Vec::new(),
+            asked: VecDeque::new(),
         }
     }
 
-    /// Takes a question; an error if absurdly many wait already.
-    pub(super) fn ask(&mut self, id: Bytes) -> Result<(), ()> {
-        if self.asked.len() >= ASKED_MAX {
-            return Err(());
-        }
-        self.asked.push(id);
+    /// Takes a question. `permit` is given back when it is answered.
+    pub(super) fn ask(&mut self, id: Bytes, permit: Permit) {
+        self.asked.push_back(Asked {
+            id,
+            _permit: permit,
+        });
         if matches!(self.state, State::Idle) {
             let keyspace = Keyspace::new(KEYSPACE).expect("the name follows the rule");
             let session = self.engine.open_session(&self.principal, &keyspace);
             self.session = Some(session.clone());
             self.state = State::Reserving(Box::pin(reserve(session)));
         }
-        Ok(())
     }
 
-    /// The prefix and the ids to answer it to, once there is something to answer.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Option<(i16, Vec<Bytes>)> {
+    /// The prefix, once it can be given.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Option<i16> {
         if let State::Reserving(reserving) = &mut self.state {
             let Poll::Ready(prefix) = reserving.as_mut().poll(cx) else {
                 return None;
@@ -79,11 +82,19 @@ impl Prefix {
             self.state = State::Held(prefix);
         }
         match &self.state {
-            State::Held(prefix) if !self.asked.is_empty() => {
-                Some((*prefix, std::mem::take(&mut self.asked)))
-            }
+            State::Held(prefix) => Some(*prefix),
             _ => None,
         }
+    }
+
+    /// The question to answer next.
+    pub(super) fn next(&mut self) -> Option<Asked> {
+        self.asked.pop_front()
+    }
+
+    /// Whether there are questions that can be answered.
+    pub(super) fn is_due(&self) -> bool {
+        matches!(self.state, State::Held(_)) && !self.asked.is_empty()
     }
 
     /// Gives the lease back.

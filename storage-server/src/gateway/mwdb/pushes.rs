@@ -4,7 +4,9 @@
 //! since their event may come before the commit's own answer, events wait while an earlier own PUT is in flight.
 //! Pushes are kept once the client asked for its prefix, and go out once that was answered, a large commit in several
 //! messages, each of which is made when the one before it left. Bounded in bytes: over the bound the watch is not polled,
-//! and a peer that takes nothing for ten seconds then is closed, since it cannot be told of a gap.
+//! and a peer that takes nothing for ten seconds then is closed, since it cannot be told of a gap. In the bounds that all
+//! sessions share a commit counts once, however many connections hold it; while these are full, a connection that holds
+//! one takes no other.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::pin::Pin;
@@ -21,6 +23,8 @@ use storage_protocol::{ChangeKind, CommitRecord, Revision, Watch, WatchEvent, pl
 use super::failed;
 use crate::metrics::{ClosedLabel, Metrics};
 use crate::session::Close;
+use crate::session::budget::{Budget, Part};
+use crate::session::once::{Once, Share};
 
 /// How long a peer that is over its bound may take nothing.
 const OVER_BOUND_MAX: Duration = Duration::from_secs(10);
@@ -131,18 +135,24 @@ enum Gate {
     Open,
 }
 
+/// What may be the same for many connections, and counts once for all; dropped in this order.
+struct Counted<T> {
+    _share: Arc<Share>,
+    thing: T,
+}
+
 struct Held {
-    record: Arc<CommitRecord>,
+    record: Counted<Arc<CommitRecord>>,
     /// Own PUTs with a number below this were in flight, or done, when the event came.
     puts_begun: u64,
 }
 
 /// A commit that is pushed.
 struct Push {
-    record: Arc<CommitRecord>,
+    record: Counted<Arc<CommitRecord>>,
     /// The place of the first change that is in no message yet.
     next: usize,
-    /// What it still counts.
+    /// What it still counts in the session's bound.
     bytes: usize,
 }
 
@@ -154,9 +164,13 @@ pub(super) struct Pushes {
     /// Events that an own PUT in flight might have caused. Counted in `bytes`.
     held: VecDeque<Held>,
     ready: VecDeque<Push>,
-    /// The next message. Counted with its commit.
-    message: Option<Bytes>,
+    /// The next message. Counted with its commit in the session's bound.
+    message: Option<Counted<Bytes>>,
+    /// What the session is to send.
     bytes: usize,
+    outbox: Arc<Budget>,
+    part: Part,
+    once: Arc<Once>,
     over_bound_since: Option<Instant>,
     puts_begun: u64,
     puts_in_flight: BTreeSet<u64>,
@@ -165,7 +179,8 @@ pub(super) struct Pushes {
 }
 
 impl Pushes {
-    pub(super) fn new(bytes_max: usize) -> Self {
+    /// `outbox`: the session's; `once`: what its principal's sessions send.
+    pub(super) fn new(bytes_max: usize, outbox: &Arc<Budget>, once: &Arc<Once>) -> Self {
         Self {
             watch: None,
             gate: Gate::NotAsked,
@@ -174,6 +189,9 @@ impl Pushes {
             ready: VecDeque::new(),
             message: None,
             bytes: 0,
+            outbox: outbox.clone(),
+            part: outbox.count_alone(),
+            once: once.clone(),
             over_bound_since: None,
             puts_begun: 0,
             puts_in_flight: BTreeSet::new(),
@@ -191,6 +209,7 @@ impl Pushes {
         self.ready.clear();
         self.message = None;
         self.bytes = 0;
+        self.part.resize(0);
     }
 
     /// The client asked for its prefix.
@@ -219,12 +238,19 @@ impl Pushes {
         self.own.extend(revision);
     }
 
-    /// Bytes that wait.
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        cache: &PushCache,
+        metrics: &Metrics,
+        now: Instant,
+    ) -> Result<bool, Close> {
+        let moved = self.advance(cx, cache, metrics, now);
+        self.part.resize(self.bytes);
+        moved
     }
 
-    pub(super) fn poll(
+    fn advance(
         &mut self,
         cx: &mut Context<'_>,
         cache: &PushCache,
@@ -240,15 +266,22 @@ impl Pushes {
                 return Ok(moved);
             }
             self.over_bound_since = None;
+            if self.bytes > 0 && self.outbox.shared_is_full() {
+                return Ok(moved);
+            }
             let Some(watch) = &mut self.watch else {
                 return Ok(moved);
             };
             match Pin::new(watch).poll_next(cx) {
                 Poll::Pending => return Ok(moved),
                 Poll::Ready(Some(Ok(WatchEvent::Commit(record)))) => {
-                    self.bytes += record.bytes();
+                    let (address, bytes) = (Arc::as_ptr(&record).addr(), record.bytes());
+                    self.bytes += bytes;
                     self.held.push_back(Held {
-                        record,
+                        record: Counted {
+                            _share: self.once.count(address, bytes),
+                            thing: record,
+                        },
                         puts_begun: self.puts_begun,
                     });
                     moved = true;
@@ -278,12 +311,10 @@ impl Pushes {
                 break;
             };
             moved = true;
-            let bytes = record.bytes();
-            let own = self.own.contains(&record.revision);
+            let (bytes, revision) = (record.thing.bytes(), record.thing.revision);
+            let own = self.own.contains(&revision);
             // Events come in the order of revisions: what lies behind needs no remembering.
-            self.own = self
-                .own
-                .split_off(&Revision(record.revision.0.saturating_add(1)));
+            self.own = self.own.split_off(&Revision(revision.0.saturating_add(1)));
             if own || self.gate == Gate::NotAsked {
                 self.bytes -= bytes;
                 continue;
@@ -305,10 +336,14 @@ impl Pushes {
             && let Some(push) = self.ready.front_mut()
         {
             moved = true;
-            let piece = cache.piece(&push.record, push.next, metrics)?;
+            let record = &push.record.thing;
+            let piece = cache.piece(record, push.next, metrics)?;
             push.next = piece.next;
-            self.message = piece.message;
-            if push.next == push.record.changes.len() && self.message.is_none() {
+            self.message = piece.message.map(|message| Counted {
+                _share: self.once.count(message.as_ptr().addr(), message.len()),
+                thing: message,
+            });
+            if push.next == record.changes.len() && self.message.is_none() {
                 self.bytes -= push.bytes;
                 self.ready.pop_front();
             }
@@ -318,13 +353,13 @@ impl Pushes {
 
     /// The next push, if the client can bear one.
     pub(super) fn pop(&mut self) -> Option<Bytes> {
-        let message = self.message.take()?;
+        let message = self.message.take()?.thing;
         // It takes what there is: it may be over its bound for longer.
         self.over_bound_since = None;
         let Some(push) = self.ready.front_mut() else {
             return Some(message);
         };
-        let all_left = push.next == push.record.changes.len();
+        let all_left = push.next == push.record.thing.changes.len();
         let gone = match all_left {
             true => push.bytes,
             false => push.bytes.min(message.len()),

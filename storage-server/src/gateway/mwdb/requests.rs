@@ -49,8 +49,6 @@ pub(super) struct Finished {
     pub(super) answer: Result<Bytes, Close>,
     /// Of a PUT: its number, and its revision if it was done.
     pub(super) own_put: Option<(u64, Option<Revision>)>,
-    /// What it counted in the queue.
-    pub(super) bytes: usize,
     pub(super) counted: Option<Counted>,
 }
 
@@ -60,7 +58,6 @@ impl Finished {
             id: Bytes::new(),
             answer: Err(close),
             own_put: None,
-            bytes: 0,
             counted: None,
         }
     }
@@ -78,7 +75,6 @@ pub(super) fn run(
     let (shared, room) = (shared.clone(), room.clone());
     Box::pin(async move {
         let Request { id, kind } = request;
-        let bytes = permit.amount();
         let mut own_put = own_put.map(|number| (number, None));
         let mut counted = None;
         let answer = match kind {
@@ -110,7 +106,6 @@ pub(super) fn run(
             id,
             answer,
             own_put,
-            bytes,
             counted,
         }
     })

@@ -11,7 +11,8 @@ use super::Mwdb;
 use crate::config::ServerConfig;
 use crate::engine::Engine;
 use crate::metrics::Outer;
-use crate::testing::{Client, Hold, MemoryEngine, Running, start};
+use crate::session::identity::Principal;
+use crate::testing::{Client, Hold, MemoryEngine, Running, server, start, start_in};
 
 fn running() -> Running {
     start(MemoryEngine::new(), |_| {}, Mwdb::new)
@@ -31,9 +32,37 @@ async fn receive(client: &mut Client) -> String {
     }
 }
 
+async fn send_bytes(client: &mut Client, message: Vec<u8>) {
+    client.send(Message::Binary(message.into())).await.unwrap();
+}
+
+/// What is answered to a message of about so many bytes that asks for keys that are not there.
+fn long_get(bytes: usize) -> (Vec<u8>, String) {
+    let keys = bytes / 90;
+    let request = format!("{}\x00C", format!("{}#", "k".repeat(89)).repeat(keys));
+    let answer = format!("{}\x01C", "#".repeat(keys));
+    (request.into_bytes(), answer)
+}
+
+/// With room for two messages of one principal in flight, and for two that wait.
+fn room_for_two(config: &mut ServerConfig) {
+    config.limits.announced.message_bytes_max = 100_000;
+    config.limits.bytes_in_flight_total_max = 400_000;
+    config.limits.partial_messages_bytes_max = 400_000;
+}
+
 async fn silence(client: &mut Client) {
     let heard = tokio::time::timeout(Duration::from_millis(100), client.next()).await;
     assert!(heard.is_err(), "{heard:?}");
+}
+
+/// Nothing comes, or the session is closed for want of room.
+async fn silence_or_close(client: &mut Client) {
+    match tokio::time::timeout(Duration::from_millis(100), client.next()).await {
+        Err(_) => {}
+        Ok(Some(Ok(Message::Close(Some(frame))))) => assert_eq!(u16::from(frame.code), 1013),
+        Ok(heard) => panic!("{heard:?}"),
+    }
 }
 
 #[tokio::test]
@@ -270,4 +299,220 @@ async fn answers_that_are_read_and_not_taken_are_counted() {
     // The bound and one answer; and one that goes from the one to the other while it is encoded.
     assert!(most <= OUTBOX + 2 * ANSWER + 10_000, "{most} bytes");
     assert!(most >= ANSWER);
+}
+
+#[tokio::test]
+async fn answers_to_prefix_that_are_not_taken_are_bounded_and_all_come() {
+    const OUTBOX: usize = 100_000;
+    const ID: usize = 10_000;
+    const QUESTIONS: usize = 200;
+    let mut running = start(
+        MemoryEngine::new(),
+        |config| config.limits.outbox_bytes_max = OUTBOX,
+        Mwdb::new,
+    );
+    let (outbox, in_flight) = {
+        let budgets = &running.shared.budgets;
+        (budgets.outbox.clone(), budgets.in_flight.clone())
+    };
+    let client = &mut running.client;
+    send(client, "\x06A").await;
+    receive(client).await;
+    // An id may be as long as a message, and is echoed.
+    let id = |n: usize| format!("{n:0ID$}");
+    let mut most = 0;
+    for n in 0..QUESTIONS {
+        send_bytes(client, format!("\x06{}", id(n)).into_bytes()).await;
+        most = most.max(outbox.used());
+    }
+    // What is not answered yet counts as asked: all but what is on its way, 64 KiB in either direction.
+    assert!(outbox.used() + in_flight.used() > QUESTIONS * ID - 200_000);
+    for n in 0..QUESTIONS {
+        most = most.max(outbox.used());
+        assert_eq!(receive(client).await, format!("A#\x07{}", id(n)));
+    }
+    // The bound and one answer, and what the WebSocket library collects.
+    assert!(most <= OUTBOX + 2 * (ID + 3) + 64 * 1024, "{most} bytes");
+    assert_eq!(in_flight.used(), 0);
+}
+
+#[tokio::test]
+async fn questions_for_a_prefix_that_cannot_be_given_are_counted_by_their_ids() {
+    const LEAST: usize = 256;
+    let engine = MemoryEngine::new();
+    engine.hold(Hold::Commits);
+    let small = |config: &mut ServerConfig| config.limits.bytes_in_flight_total_max = 3 * LEAST;
+    let mut running = start(engine.clone(), small, Mwdb::new);
+    let in_flight = running.shared.budgets.in_flight.clone();
+    let client = &mut running.client;
+    // A payload is not kept, however long.
+    let message = format!("{}#\x06A", "x".repeat(LEAST * 2));
+    send_bytes(client, message.into_bytes()).await;
+    silence(client).await;
+    assert_eq!(in_flight.used(), LEAST);
+    for _ in 0..2_000 {
+        send(client, "\x06C").await;
+    }
+    silence(client).await;
+    assert_eq!(in_flight.used(), 3 * LEAST);
+    engine.hold(Hold::Nothing);
+    assert_eq!(receive(client).await, "A#\x07A");
+    for _ in 0..2_000 {
+        assert_eq!(receive(client).await, "A#\x07C");
+    }
+    assert_eq!(in_flight.used(), 0);
+}
+
+#[tokio::test]
+async fn a_principal_that_queues_all_it_can_leaves_the_others_their_half() {
+    const SESSIONS: usize = 6;
+    let engine = MemoryEngine::new();
+    engine.hold(Hold::Reads);
+    let shared = server(&engine, room_for_two);
+    let (request, answer) = long_get(90_000);
+    let mut sessions = Vec::new();
+    for _ in 0..SESSIONS {
+        let principal = Principal::anonymous();
+        let mut running = start_in(shared.clone(), engine.clone(), principal, Mwdb::new);
+        send_bytes(&mut running.client, request.clone()).await;
+        silence_or_close(&mut running.client).await;
+        sessions.push(running);
+    }
+    let (in_flight, partial) = (&shared.budgets.in_flight, &shared.budgets.partial);
+    assert_eq!(in_flight.used(), 2 * request.len());
+    assert_eq!(partial.used(), 2 * request.len());
+    let other = shared.slots.take("other").unwrap();
+    other.budgets().in_flight.take(200_000).unwrap();
+    engine.hold(Hold::Nothing);
+    for (n, mut running) in sessions.into_iter().enumerate() {
+        if n < 4 {
+            assert_eq!(receive(&mut running.client).await, answer, "{n}");
+        } else {
+            drop(running.client);
+            running.session.await.unwrap();
+        }
+    }
+    assert_eq!((in_flight.used(), partial.used()), (0, 0));
+}
+
+#[tokio::test]
+async fn who_is_alone_is_never_closed_for_want_of_room() {
+    let engine = MemoryEngine::new();
+    engine.hold(Hold::Reads);
+    // Half of it is one message.
+    let tight = |config: &mut ServerConfig| {
+        room_for_two(config);
+        config.limits.bytes_in_flight_total_max = 200_000;
+        config.limits.partial_messages_bytes_max = 200_000;
+    };
+    let running = start(engine.clone(), tight, Mwdb::new);
+    let in_flight = running.shared.budgets.in_flight.clone();
+    let (request, answer) = long_get(90_000);
+    let (mut write, mut read) = running.client.split();
+    let writing = tokio::spawn(async move {
+        for _ in 0..5 {
+            write
+                .send(Message::Binary(b"a#\x00A".as_slice().into()))
+                .await
+                .unwrap();
+            write
+                .send(Message::Binary(request.clone().into()))
+                .await
+                .unwrap();
+        }
+    });
+    let heard = tokio::time::timeout(Duration::from_millis(200), read.next()).await;
+    assert!(heard.is_err(), "{heard:?}");
+    assert!(in_flight.used() <= 100_000);
+    engine.hold(Hold::Nothing);
+    let mut answers = Vec::new();
+    for _ in 0..10 {
+        let message = read.next().await.unwrap().unwrap();
+        answers.push(message.into_text().unwrap().to_string());
+    }
+    // Reads beside reads are answered in any order.
+    answers.sort_by_key(String::len);
+    let expected = [vec!["#\x01A".to_owned(); 5], vec![answer; 5]];
+    assert_eq!(answers, expected.concat());
+    writing.await.unwrap();
+    drop(read);
+    running.session.await.unwrap();
+    assert_eq!(in_flight.used(), 0);
+}
+
+#[tokio::test]
+async fn a_save_that_many_are_to_be_pushed_counts_once() {
+    const SESSIONS: usize = 17;
+    const PAIRS: usize = 64;
+    const VALUE: usize = 500_000;
+    let engine = MemoryEngine::new();
+    let shared = server(&engine, |config| {
+        // None is closed for what it did not take yet.
+        config.limits.outbox_bytes_max = 64 << 20;
+    });
+    let mut sessions = Vec::new();
+    for _ in 0..SESSIONS {
+        let principal = Principal::anonymous();
+        let mut running = start_in(shared.clone(), engine.clone(), principal, Mwdb::new);
+        send(&mut running.client, "\x06C").await;
+        receive(&mut running.client).await;
+        sessions.push(running);
+    }
+    let inside = engine.open_session("server", &Keyspace::new("test").unwrap());
+    let value = Bytes::from(vec![b'v'; VALUE]);
+    let put = |batch: storage_protocol::Batch, n: usize| batch.put(format!("{n}"), value.clone());
+    let batch = (0..PAIRS).fold(storage_protocol::Batch::new(), put);
+    storage_protocol::Storage::commit(&inside, batch, Default::default())
+        .await
+        .unwrap();
+    // Each has it, and took some of it.
+    let mut pushed = Vec::new();
+    for running in &mut sessions {
+        pushed.push(receive(&mut running.client).await.matches('#').count() / 2);
+    }
+    let outbox = &shared.budgets.outbox;
+    // Beside it each has a message in the WebSocket library, and one that goes there next.
+    let (save, each) = (PAIRS * VALUE, 2 << 20);
+    assert!(outbox.used() >= save, "{}", outbox.used());
+    assert!(outbox.used() < save + SESSIONS * each, "{}", outbox.used());
+    for (running, mut pairs) in sessions.iter_mut().zip(pushed) {
+        while pairs < PAIRS {
+            pairs += receive(&mut running.client).await.matches('#').count() / 2;
+        }
+        assert_eq!(pairs, PAIRS);
+    }
+    drop(sessions);
+    while outbox.used() > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_push_waits_for_one_before_it_while_nobody_has_room() {
+    let mut running = running();
+    let inside = running
+        .engine
+        .open_session("server", &Keyspace::new("test").unwrap());
+    let client = &mut running.client;
+    send(client, "\x06C").await;
+    receive(client).await;
+    let outbox = running.shared.budgets.outbox.clone();
+    let mut others = outbox.count();
+    others.resize(usize::MAX / 2);
+    running.engine.hold(Hold::Commits);
+    // While it is unanswered no push goes out.
+    send(client, "x#\x03A").await;
+    silence(client).await;
+    for key in ["one", "two", "three"] {
+        inside.put(key.into(), "v".into()).await.unwrap();
+    }
+    silence(client).await;
+    let one = outbox.used() - others.amount();
+    others.resize(0);
+    running.engine.hold(Hold::Nothing);
+    assert_eq!(receive(client).await, "\x01#\x04A");
+    for key in ["one", "two", "three"] {
+        assert_eq!(receive(client).await, format!("{key}#v#\x05"));
+    }
+    assert!((1..600).contains(&one), "{one} bytes for one commit");
 }
