@@ -109,7 +109,7 @@ pub struct EngineOptions {
     /// Fork the history at this start: for a folder that was put back in a way that nothing in it can tell (a snapshot of
     /// the whole machine or volume). Default no.
     pub new_epoch: bool,
-    /// Commits that wait for the committer. Default 256 MiB.
+    /// Commits that wait for the committer; those of one principal take at most half, or one commit. Default 256 MiB.
     pub commit_queue_bytes: usize,
     /// Reads from disk at once. Default 8.
     pub read_threads: usize,
