@@ -363,7 +363,7 @@ pub(super) type Late = (Key, Revision, UnixMillis);
 /// Corrects the lifetimes that a wrong clock gave, if one did. Blocks.
 ///
 /// # Errors
-/// The database's, or as a commit's. It is repeated at the next round then.
+/// The database's, or as a commit's; `StorageFull` at the disk's reserve. It is repeated at the next round then.
 pub(super) fn correct(shared: &Shared) -> Result<()> {
     let store = &shared.store;
     let found = store.clock.state().wrong();
@@ -375,7 +375,9 @@ pub(super) fn correct(shared: &Shared) -> Result<()> {
     }
     let mut corrected = 0;
     let (mut start, end) = LifetimeRow::due_range(UnixMillis(u64::MAX - 1));
-    while !wrong.is_empty() {
+    loop {
+        // Each entry is written anew, with its value. A jump back may be followed at a full disk: it is seen by any work.
+        shared.disk.check(Need::Any, 0)?;
         let bite = late_entries(store, &back, &wrong, &mut start, &end)?;
         let count: usize = bite.iter().map(|(_, late)| late.len()).sum();
         if count == 0 {
@@ -458,7 +460,13 @@ fn late_entries(
 
 #[cfg(test)]
 mod tests {
+    use storage_protocol::{
+        Batch, CommitOptions, EntryLifetime, Keyspace, Lifetime, StorageError, StorageExt,
+    };
+
+    use super::super::{EngineOptions, RocksEngine};
     use super::*;
+    use crate::engine::{Engine, Resumed};
 
     const MINUTE: u64 = 60_000;
     const YEAR: u64 = 365 * 24 * 60 * MINUTE;
@@ -513,6 +521,70 @@ mod tests {
             T + 5 * MINUTE
         );
         assert!(state.held.is_none());
+    }
+
+    fn engine_at(
+        folder: &std::path::Path,
+        offset_ms: i64,
+        reserve: u64,
+    ) -> std::sync::Arc<RocksEngine> {
+        let clock = TestClock::held_for(Duration::ZERO);
+        clock.set_offset(offset_ms);
+        RocksEngine::open(EngineOptions {
+            clock,
+            disk_reserve_bytes: reserve,
+            ..EngineOptions::new(folder.join("data"))
+        })
+        .unwrap()
+    }
+
+    async fn corrected(engine: &RocksEngine) -> Result<()> {
+        let shared = engine.shared.clone();
+        let correcting = tokio::task::spawn_blocking(move || correct(&shared));
+        correcting.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn lifetimes_are_not_corrected_at_the_disks_reserve() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = Keyspace::new("model").unwrap();
+        let year = i64::try_from(YEAR).unwrap();
+        let engine = engine_at(folder.path(), year, 0);
+        let session = engine.open_session("cert:a", &name);
+        let life = Lifetime::TimeToLive(Duration::from_secs(3600));
+        let batch = Batch::new().put_with("key", "value", life);
+        let options = CommitOptions::default();
+        session.commit_numbered(1, batch, options).await.unwrap();
+        let id = session.session();
+        drop((session, engine));
+        // The clock is right again, and the disk full. A resume lets the committer follow it.
+        let engine = engine_at(folder.path(), 0, u64::MAX);
+        let session = match engine.resume_session("cert:a", &name, id, 1).await {
+            Ok(Resumed::Session(session)) => session,
+            other => panic!("not resumed: {other:?}"),
+        };
+        let shared = &engine.shared;
+        assert!(shared.store.clock.state().wrong().is_some(), "it went back");
+        let result = corrected(&engine).await;
+        assert!(
+            matches!(result, Err(StorageError::StorageFull { .. })),
+            "{result:?}"
+        );
+        let entry = session.get_one("key".into()).await.unwrap().unwrap();
+        let EntryLifetime::Until(due) = entry.lifetime else {
+            panic!("{entry:?}");
+        };
+        assert!(due.0 > UnixMillis::now().0 + YEAR / 2, "it was not written");
+        drop((session, engine));
+        // When there is room it is made up for.
+        let engine = engine_at(folder.path(), 0, 0);
+        corrected(&engine).await.unwrap();
+        let session = engine.open_session("cert:a", &name);
+        let entry = session.get_one("key".into()).await.unwrap().unwrap();
+        let EntryLifetime::Until(due) = entry.lifetime else {
+            panic!("{entry:?}");
+        };
+        assert!(due.0 <= UnixMillis::now().0 + 60 * MINUTE);
     }
 
     #[test]

@@ -539,6 +539,7 @@ pub(super) fn forget_of(shared: &Shared, keyspace: &Arc<KeyspaceState>) -> Resul
         let Some((_, horizon)) = bite.last().cloned() else {
             return Ok(false);
         };
+        shared.disk.check(Need::Removal, 0)?;
         let bytes = bite.iter().map(|(key, _)| key.len() + 64).sum();
         let session = shared.server_session(keyspace);
         let task = Task::Forget {
