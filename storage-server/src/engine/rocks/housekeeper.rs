@@ -401,9 +401,18 @@ fn look_after_sessions(shared: &Shared) -> Result<()> {
 }
 
 /// Removes the keys of lost sessions, and what is left of earlier ones.
+///
+/// # Errors
+/// As a commit's; `StorageFull` where not even a removal has room.
 pub(super) fn lapse(shared: &Shared, lost: &[(UnixMillis, Arc<SessionState>)]) -> Result<()> {
+    // First of all: each lapse is a row, and would be written again in each round.
+    shared.disk.check(Need::Removal, 0)?;
     let mut answers = Vec::new();
     for (since, session) in lost {
+        // Its keys were not removed yet, and it has no newer ones.
+        if shared.sessions.is_lapsing(*since, session.id) {
+            continue;
+        }
         let prefix = LifetimeRow::session_prefix(session.id);
         let rows = shared
             .store
