@@ -5,6 +5,7 @@
 //! everything else, in bounded bites, so that many at once do not hold up writers.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -193,6 +194,7 @@ pub(super) fn run_expiry(shared: &Shared) {
     while shared.alarm.wait(|| expiry_time(&shared.store)) {
         report("expire entries", expire_if_due(shared));
         report("correct lifetimes", super::clock::correct(shared));
+        report("end old sessions", end_old_sessions(shared));
         report("look after lost sessions", look_after_sessions(shared));
         if sweep.elapsed() >= SWEEP {
             match forget_tombstones(shared) {
@@ -325,6 +327,20 @@ pub(super) fn end_sessions(
         }
         remove(shared, SESSION_ENDED, found)?;
     }
+}
+
+/// Removes keys of sessions that were no more at the start, and what a lapse left when the server ended; once.
+///
+/// # Errors
+/// As a commit's; `StorageFull` where not even a removal has room. It is repeated at the next round then.
+pub(super) fn end_old_sessions(shared: &Shared) -> Result<()> {
+    if shared.old_sessions_ended.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    let prefix = LifetimeRow::sessions_prefix();
+    end_sessions(shared, &prefix, |id| shared.sessions.to_remove(id))?;
+    shared.old_sessions_ended.store(true, Ordering::Relaxed);
+    Ok(())
 }
 
 /// A bite of the keys that [`end_sessions`] removes, from `start` on, which is moved behind them; and whether there may

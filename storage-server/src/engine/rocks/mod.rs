@@ -173,6 +173,8 @@ struct Shared {
     queue: Queue,
     feed: Arc<Feed>,
     sessions: Sessions,
+    /// Whether what sessions of before the start left is removed.
+    old_sessions_ended: AtomicBool,
     catch_up: CatchUp,
     leases: Arc<Leases>,
     alarm: Alarm,
@@ -313,6 +315,7 @@ impl RocksEngine {
             queue: Queue::new(options.commit_queue_bytes),
             feed: Arc::new(Feed::new(options.ring_bytes, store.revision())),
             sessions,
+            old_sessions_ended: AtomicBool::new(false),
             catch_up: CatchUp::default(),
             leases: Arc::default(),
             alarm: Alarm::default(),
@@ -331,10 +334,11 @@ impl RocksEngine {
         });
         engine.spawn("feed", shared.clone(), |shared| shared.feed.run())?;
         engine.spawn("committer", shared.clone(), committer::run)?;
-        // Keys of sessions that are no more, and what a lapse left when the server ended.
-        let prefix = LifetimeRow::sessions_prefix();
-        housekeeper::end_sessions(&shared, &prefix, |id| shared.sessions.to_remove(id))
-            .map_err(damaged)?;
+        match housekeeper::end_old_sessions(&shared) {
+            // The expirer does it when there is room.
+            Ok(()) | Err(StorageError::StorageFull { .. }) => {}
+            Err(error) => return Err(damaged(error)),
+        }
         engine.spawn("catch-up", shared.clone(), catch_up::run)?;
         engine.serving();
         engine.spawn("housekeeper", shared.clone(), housekeeper::run)?;
