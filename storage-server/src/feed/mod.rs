@@ -42,7 +42,7 @@ use self::matching::{Matcher, WatchId};
 use self::ring::Ring;
 pub(crate) use self::slot::QUEUE_BYTES_MAX;
 use self::slot::{Slot, State, Told};
-pub(crate) use self::subscription::{Hold, Next, Subscription};
+pub(crate) use self::subscription::{Next, Subscription};
 use self::views::Views;
 
 /// A commit in the feed.

@@ -25,7 +25,7 @@ mod sessions;
 mod store;
 mod watch;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,7 +37,7 @@ use async_trait::async_trait;
 use storage_protocol::{
     Batch, CommitOptions, Entry, Key, KeyRange, Keyspace, Limit, Limits, Outcome, Position,
     Reading, Result, Revision, Scan, ScanItem, ScanOptions, ScanSource, SessionId, Storage,
-    StorageError, UnixMillis, Watch, WatchMode, WatchOptions, WatchStart, planted,
+    StorageError, UnixMillis, Watch, WatchEvent, WatchMode, WatchOptions, WatchStart, planted,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinHandle;
@@ -54,7 +54,7 @@ use self::layout::LifetimeRow;
 use self::lease::{Leased, Leases};
 use self::metrics::Metrics;
 pub use self::open::OpenError;
-use self::pages::{Pages, UNTAKEN_BYTES_MAX};
+use self::pages::{Pages, RESTS_BYTES_MAX, UNTAKEN_BYTES_MAX};
 use self::queue::Queue;
 use self::reader::ScanCursor;
 use self::sessions::{Handle, SessionState, Sessions, Verdict};
@@ -188,6 +188,8 @@ struct Shared {
     passes: Arc<Semaphore>,
     /// Pages that were read for `Latest` watches and not taken yet.
     pages: Arc<Pages<latest::Page>>,
+    /// What `Latest` watches that are parked did not take of passes that were read to their end.
+    rests: Arc<Pages<VecDeque<WatchEvent>>>,
 }
 
 /// What the index told all open scans together, in KiB; a scan that finds no place goes through its whole range.
@@ -325,6 +327,7 @@ impl RocksEngine {
             scan_rows: Arc::new(Semaphore::new(SCAN_ROWS_KIB_MAX)),
             passes: Arc::new(Semaphore::new((options.read_threads / 2).max(1))),
             pages: Pages::new(UNTAKEN_BYTES_MAX),
+            rests: Pages::new(RESTS_BYTES_MAX),
             store,
         });
         refill_ring(&shared);
