@@ -335,7 +335,7 @@ impl RocksEngine {
             shared: shared.clone(),
             threads: Mutex::default(),
         });
-        engine.spawn("feed", shared.clone(), |shared| shared.feed.run())?;
+        engine.spawn("feed", shared.clone(), run_feed)?;
         engine.spawn("committer", shared.clone(), committer::run)?;
         match housekeeper::end_old_sessions(&shared) {
             // The expirer does it when there is room.
@@ -439,6 +439,16 @@ impl RocksEngine {
 impl Drop for RocksEngine {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+/// The feed's thread. Should it panic, watches are to come to what is committed all the same, and it to what is published
+/// until the committer ends; no more writes then, as after any panic.
+fn run_feed(shared: &Shared) {
+    let telling = std::panic::AssertUnwindSafe(|| shared.feed.run());
+    if std::panic::catch_unwind(telling).is_err() {
+        shared.store.poison("the feed panicked");
+        shared.feed.run_untold();
     }
 }
 
