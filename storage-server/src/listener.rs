@@ -38,7 +38,7 @@ const UNSENT_BYTES: u32 = 128 * 1024;
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 
 /// Peers that are just being told so, of one listener; others are closed without a word.
-const REFUSALS_MAX: usize = 4;
+pub(crate) const REFUSALS_MAX: usize = 4;
 /// To a peer without TLS for which there is no connection; one with TLS is just closed.
 const NO_CONNECTION: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\n\

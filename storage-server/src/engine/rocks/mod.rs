@@ -113,8 +113,8 @@ pub struct EngineOptions {
     pub commit_queue_bytes: usize,
     /// Reads from disk at once. Default 8.
     pub read_threads: usize,
-    /// Table and blob files that RocksDB keeps open at once; its log files and about 32 of its own come beside. Default
-    /// 1,024, and never less than 64. The process needs so many descriptors more than its connections.
+    /// Table and blob files that RocksDB keeps open at once; up to 64 others (log files, manifest, locks) come beside.
+    /// Default 1,024, and never less than 64. The process needs so many descriptors more than its connections.
     pub max_open_files: u32,
     /// Tombstones are kept for this long. Default 7 days.
     pub tombstone_age: Duration,
