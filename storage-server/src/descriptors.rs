@@ -6,17 +6,23 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// The fewest a server starts with.
-pub(crate) const DESCRIPTORS_MIN: u64 = 256;
+use crate::listener::REFUSALS_MAX;
+
+/// The fewest a server starts with; with many listeners it takes more.
+const DESCRIPTORS_MIN: u64 = 256;
 /// With fewer, the start says what they suffice for.
 const DESCRIPTORS_FEW: u64 = 4096;
 
-/// Standard streams, the runtime, listeners, the log's file, one connection on its way to a refusal per listener.
-const OWN: u64 = 48;
+/// Standard streams, the runtime, the log's file, and what is open for moments.
+const OWN: u64 = 24;
+/// Of each listener: its socket, a connection that waits for its place, and those that are just being refused in words.
+const OF_LISTENER: u64 = 2 + REFUSALS_MAX as u64;
 /// What RocksDB opens beside its tables and blobs: logs (those read for watches too), manifest, locks, folders.
 const ENGINE_BESIDE: u64 = 64;
 const ENGINE_FILES_MIN: u64 = 64;
 const ENGINE_FILES_MAX: u64 = 1024;
+/// The fewest connections that are left.
+const CONNECTIONS_MIN: u64 = 64;
 
 /// Raises the soft limit of open files to the hard one, as far as the system lets us: the soft one is small by default
 /// for the sake of programs that use `select`, which nothing here does.
@@ -49,13 +55,20 @@ pub(crate) struct Shares {
 }
 
 impl Shares {
-    /// `None` if `limit` is below [`DESCRIPTORS_MIN`].
-    pub(crate) fn of(limit: u64) -> Option<Self> {
-        if limit < DESCRIPTORS_MIN {
+    /// How many a server with so many listeners needs.
+    pub(crate) fn needed(listeners: usize) -> u64 {
+        let own = OWN + OF_LISTENER * listeners as u64;
+        DESCRIPTORS_MIN.max(own + ENGINE_BESIDE + ENGINE_FILES_MIN + CONNECTIONS_MIN)
+    }
+
+    /// `None` if `limit` is less than what is [needed](Self::needed).
+    pub(crate) fn of(limit: u64, listeners: usize) -> Option<Self> {
+        if limit < Self::needed(listeners) {
             return None;
         }
-        let engine_files = (limit / 4).clamp(ENGINE_FILES_MIN, ENGINE_FILES_MAX);
-        let connections = limit - engine_files - ENGINE_BESIDE - OWN;
+        let shared = limit - OF_LISTENER * listeners as u64;
+        let engine_files = (shared / 4).clamp(ENGINE_FILES_MIN, ENGINE_FILES_MAX);
+        let connections = shared - engine_files - ENGINE_BESIDE - OWN;
         Some(Self {
             engine_files: u32::try_from(engine_files).unwrap_or(u32::MAX),
             connections: usize::try_from(connections).unwrap_or(usize::MAX),
@@ -93,22 +106,28 @@ mod tests {
 
     #[test]
     fn the_shares_never_exceed_the_limit() {
-        assert_eq!(Shares::of(DESCRIPTORS_MIN - 1), None);
-        for limit in [256, 257, 1000, 1024, 4096, 20_000, 1 << 20, u64::MAX] {
-            let shares = Shares::of(limit).unwrap();
-            let all =
-                u64::from(shares.engine_files) + ENGINE_BESIDE + OWN + shares.connections as u64;
-            assert!(
-                all <= limit && shares.connections >= 64,
-                "{limit}: {shares:?}"
-            );
+        for listeners in [1, 2, 8, 30, 1_000] {
+            let needed = Shares::needed(listeners);
+            assert_eq!(Shares::of(needed - 1, listeners), None);
+            let more = [needed + 1, 20_000, 1 << 20, u64::MAX];
+            for limit in [needed].into_iter().chain(more) {
+                let shares = Shares::of(limit, listeners).unwrap();
+                let own = OWN + listeners as u64 * (2 + REFUSALS_MAX as u64);
+                let engine = u64::from(shares.engine_files) + ENGINE_BESIDE;
+                let connections = shares.connections as u64;
+                assert!(
+                    own + engine + connections <= limit && connections >= CONNECTIONS_MIN,
+                    "{listeners} listeners, {limit}: {shares:?}"
+                );
+            }
         }
-        assert_eq!(Shares::of(20_000).unwrap().engine_files, 1024);
+        assert_eq!(Shares::needed(2), DESCRIPTORS_MIN);
+        assert_eq!(Shares::of(20_000, 2).unwrap().engine_files, 1024);
     }
 
     #[test]
     fn what_is_configured_only_lowers_it() {
-        let shares = Shares::of(1024).unwrap();
+        let shares = Shares::of(1024, 2).unwrap();
         assert_eq!(shares.bounded(1024, Some(10)).connections, 10);
         assert_eq!(shares.bounded(1024, Some(100_000)), shares);
         assert_eq!(shares.bounded(1024, None), shares);

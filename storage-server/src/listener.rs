@@ -23,7 +23,7 @@ use crate::admission::{Handshakes, Heard, Place};
 use crate::config::ListenerConfig;
 use crate::gateway::mwdb::Mwdb;
 use crate::gateway::native::Native;
-use crate::http::{Admitted, Kind, Router};
+use crate::http::{Admitted, Kind, Patient, Router};
 use crate::metrics::RefusedLabel;
 use crate::session::identity::{IdentityError, Principal};
 use crate::session::{Peer, driver};
@@ -38,7 +38,7 @@ const UNSENT_BYTES: u32 = 128 * 1024;
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 
 /// Peers that are just being told so, of one listener; others are closed without a word.
-const REFUSALS_MAX: usize = 4;
+pub(crate) const REFUSALS_MAX: usize = 4;
 /// To a peer without TLS for which there is no connection; one with TLS is just closed.
 const NO_CONNECTION: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\n\
@@ -311,12 +311,15 @@ impl Connection {
                 std::future::ready(Ok::<_, std::convert::Infallible>(router.answer(&request)))
             })
         };
+        let timeouts = &self.shared.config.timeouts;
+        let stream = Patient::new(stream, timeouts.slow_peer);
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(self.shared.config.timeouts.handshake)
+            .header_read_timeout(timeouts.handshake)
             .max_buf_size(HEAD_BYTES_MAX)
             .serve_connection(TokioIo::new(stream), service);
-        // A collector's connection to the admin gateway may stay; its idle time is bounded by the header's time-out.
+        // A collector's connection to the admin gateway may stay: while nothing is asked the header's time-out runs, and
+        // while an answer is not taken the stream's.
         let patience = async {
             match self.config.gateways.admin {
                 true => std::future::pending().await,
@@ -338,7 +341,7 @@ impl Connection {
                 return None;
             }
         };
-        let mut stream = parts.io.into_inner();
+        let mut stream = parts.io.into_inner().into_inner();
         let admitted = router
             .admitted
             .lock()
@@ -359,6 +362,13 @@ impl Connection {
             tracing::info!("closed a connection: no HTTP request in time");
             return;
         }
+        let cause = std::error::Error::source(error);
+        let cause = cause.and_then(|cause| cause.downcast_ref::<io::Error>());
+        if cause.is_some_and(|cause| cause.kind() == io::ErrorKind::TimedOut) {
+            self.shared.metrics.refused(RefusedLabel::Timeout);
+            tracing::info!("closed a connection: its peer did not take the answer in time");
+            return;
+        }
         self.shared.metrics.refused(RefusedLabel::Http);
         if error.is_parse_too_large() {
             tracing::info!(
@@ -370,5 +380,35 @@ impl Connection {
         } else {
             tracing::info!(%error, "closed a connection in the middle of a request");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Server;
+    use crate::config::ServerConfig;
+    use crate::testing::MemoryEngine;
+
+    /// For what is to happen at all; nothing is measured.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn who_asks_for_metrics_and_takes_no_answer_is_closed() {
+        let admin = ListenerConfig::admin(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let mut config = ServerConfig::embedded("unused", None, vec![admin]);
+        config.timeouts.slow_peer = Duration::from_millis(500);
+        let server = Server::start_with(config, MemoryEngine::new()).await;
+        let server = server.unwrap();
+        let address = server.addresses()[0].address;
+        let mut peer = TcpStream::connect(address).await.unwrap();
+        // The answers fill what the system holds for the peer, then the requests what it holds for the server.
+        let asking = async {
+            let request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
+            while peer.write_all(request).await.is_ok() {}
+        };
+        let closed = tokio::time::timeout(PATIENCE, asking).await;
+        closed.expect("it is closed although it reads nothing");
+        server.shutdown().await;
     }
 }

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::Handshakes;
 use crate::certificate;
 use crate::config::{self, Gateways, ServerConfig, TlsMode};
-use crate::descriptors::{self, DESCRIPTORS_MIN, Shares};
+use crate::descriptors::{self, Shares};
 use crate::engine::Engine;
 use crate::engine::rocks::{Durability, EngineOptions, OpenError, RocksEngine};
 use crate::listener::Listener;
@@ -48,11 +48,13 @@ pub enum StartError {
     },
     /// The process may have too few open files.
     #[error(
-        "the limit of open files is {limit}: a server needs {DESCRIPTORS_MIN} (ulimit -n, or LimitNOFILE of its unit)"
+        "the limit of open files is {limit}: this server needs {needed} (ulimit -n, or LimitNOFILE of its unit)"
     )]
     TooFewDescriptors {
         /// What it is.
         limit: u64,
+        /// What it would have to be, with the listeners that are configured.
+        needed: u64,
     },
     /// The task that opened the store failed.
     #[error("cannot open the store: {0}")]
@@ -261,7 +263,10 @@ fn tell_start(
 /// What of the process's descriptors is the engine's; the rest becomes `limits.connections_max`.
 fn share_descriptors(config: &mut ServerConfig) -> Result<Shares, StartError> {
     let limit = descriptors::limit();
-    let shares = Shares::of(limit).ok_or(StartError::TooFewDescriptors { limit })?;
+    let listeners = config.listeners.len();
+    let needed = Shares::needed(listeners);
+    let shares =
+        Shares::of(limit, listeners).ok_or(StartError::TooFewDescriptors { limit, needed })?;
     let limits = &mut config.limits;
     let shares = shares.bounded(limit, limits.connections_max);
     limits.connections_max = Some(shares.connections);

@@ -42,7 +42,7 @@ use self::matching::{Matcher, WatchId};
 use self::ring::Ring;
 pub(crate) use self::slot::QUEUE_BYTES_MAX;
 use self::slot::{Slot, State, Told};
-pub(crate) use self::subscription::{Hold, Next, Subscription};
+pub(crate) use self::subscription::{Next, Subscription};
 use self::views::Views;
 
 /// A commit in the feed.
@@ -146,6 +146,28 @@ impl Feed {
         while let Some(group) = self.hand_over.next() {
             self.tell_group(group);
         }
+    }
+
+    /// In place of [`Feed::run`] where that panicked. Nothing is told: each watch that misses something stands behind, and
+    /// finds it in the ring or the log, so that what is published reaches all watches, and marks come.
+    pub(crate) fn run_untold(&self) {
+        // What was told when it panicked may have been told to some.
+        self.leave_all_behind();
+        while let Some(group) = self.hand_over.next() {
+            self.leave_all_behind();
+            self.hand_over.done(group);
+        }
+    }
+
+    fn leave_all_behind(&self) {
+        // Ordering: first. Who becomes live from here on has searched the ring up to there, at least.
+        let published = self.recent().published;
+        let keyspaces: Vec<_> = self.matchers().keys().cloned().collect();
+        for keyspace in &keyspaces {
+            self.leave_behind(keyspace, published);
+        }
+        self.told.store(published.0, Ordering::Release);
+        self.wake_waiting(published);
     }
 
     /// Nothing is published any more: what was is told, then [`Feed::run`] returns.

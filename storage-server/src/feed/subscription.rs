@@ -7,7 +7,7 @@ use std::task::Waker;
 use storage_protocol::{CommitRecord, KeyRange, Keyspace, Revision, planted};
 
 use super::page::{Found, Page};
-use super::slot::{QUEUES_BYTES_MAX, Slot, State};
+use super::slot::{Slot, State};
 use super::{Feed, QUEUE_BYTES_MAX, file, unfile};
 
 /// A watch that is behind searches this many pages of the ring at a time, then lets others run.
@@ -192,19 +192,6 @@ impl Subscription {
         }
     }
 
-    /// Counts what a parked watch keeps of what it took, if there is room for it among the queues.
-    pub(crate) fn hold(&self, bytes: usize) -> Option<Hold> {
-        let queued = &self.feed.queued;
-        if queued.fetch_add(bytes, Ordering::Relaxed) + bytes > QUEUES_BYTES_MAX {
-            queued.fetch_sub(bytes, Ordering::Relaxed);
-            return None;
-        }
-        Some(Hold {
-            feed: self.feed.clone(),
-            bytes,
-        })
-    }
-
     /// Calls the waker once everything up to `revision` is told; for a watch that found [`Next::Idle`] before it.
     pub(crate) fn wake_once_told(&self, revision: Revision, waker: &Waker) {
         self.slot.waker.register(waker);
@@ -243,19 +230,6 @@ impl Subscription {
             State::Live(live) => live.is_empty(),
             State::Behind(_) => false,
         }
-    }
-}
-
-/// Bytes counted among the queues, until it is dropped.
-#[derive(Debug)]
-pub(crate) struct Hold {
-    feed: Arc<Feed>,
-    bytes: usize,
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        self.feed.queued.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 

@@ -5,6 +5,7 @@
 //! caller gets the stream back and runs the session. Who may ask from a browser is in [`browser`].
 
 mod browser;
+mod patient;
 mod upgrade;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +23,8 @@ use crate::metrics::RefusedLabel;
 use crate::session::budget::SessionSlot;
 use crate::session::identity::{IdentityError, Principal};
 use crate::shared::{Phase, Shared};
+
+pub(crate) use self::patient::Patient;
 
 pub(crate) type Body = Full<Bytes>;
 

@@ -8,7 +8,8 @@
 //!
 //! Entries that were put under the wrong clock are due too late then. Which ones is known by [`Stretch`]es: each jump
 //! forward (a start after a downtime, too) has a row with the revision that it came behind. A stretch that begins in what
-//! is the future now was told by a wrong clock; what is left of its entries' lives when it ended is what they get.
+//! is the future now was told by a wrong clock; what is left of its entries' lives when it ended is what they get. A jump
+//! back keeps its row when that is done: what was told before it is at least as old as the jump.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -173,28 +174,45 @@ impl Clock {
             .is_some_and(|(since, _)| since.elapsed() >= held_for)
     }
 
-    /// A jump that has no row yet; of one back, times are back from here on. For the committer.
-    fn take_jump(&self) -> Option<Jump> {
+    /// A jump that has no row yet, behind this revision; of one back, times are back from here on. And the stretch that has
+    /// to make room for it, if one has. For the committer.
+    fn take_jump(&self, above: Revision) -> Option<(Stretch, Option<Stretch>)> {
         let now = self.now();
         let mut state = self.state();
-        if let Some(jump) = state.jump.take() {
-            return Some(jump);
-        }
-        if !self.is_over(&state) || planted("clock-stays-ahead") {
-            return None;
-        }
-        let after = self.machine.now();
-        state.held = None;
-        state.last = after;
-        state.seen = after;
-        state.looked = Instant::now();
-        Some(Jump { before: now, after })
+        let jump = match state.jump.take() {
+            Some(jump) => jump,
+            None if !self.is_over(&state) || planted("clock-stays-ahead") => return None,
+            None => {
+                let after = self.machine.now();
+                state.held = None;
+                state.last = after;
+                state.seen = after;
+                state.looked = Instant::now();
+                Jump { before: now, after }
+            }
+        };
+        // Ordering: with the time itself, so that who sees times come back knows the jump.
+        let stretch = Stretch { above, jump };
+        state.stretches.push(stretch);
+        let is_full = state.stretches.len() > STRETCHES_MAX;
+        Some((stretch, is_full.then(|| state.stretches.remove(0))))
     }
 
-    fn remember(&self, stretch: Stretch) -> Option<Stretch> {
-        let mut state = self.state();
-        state.stretches.push(stretch);
-        (state.stretches.len() > STRETCHES_MAX).then(|| state.stretches.remove(0))
+    /// When a commit came that was told this time, or the earliest jump back behind it: it was before that. Where no jump is
+    /// remembered for a time that is still to come, nobody knows how long ago it was: long.
+    pub(super) fn no_later_than(&self, revision: Revision, told: UnixMillis) -> UnixMillis {
+        let state = self.state();
+        let behind = state
+            .stretches
+            .iter()
+            .filter(|stretch| stretch.jump.is_back() && revision <= stretch.above);
+        let time = behind
+            .map(|stretch| stretch.jump.after)
+            .fold(told, UnixMillis::min);
+        if time > state.last {
+            return UnixMillis::ZERO;
+        }
+        time
     }
 
     fn forget(&self, above: Revision) {
@@ -303,18 +321,17 @@ impl Group<'_> {
         if self.store.check_poison().is_err() {
             return;
         }
-        let clock = &self.store.clock;
-        let Some(jump) = clock.take_jump() else {
+        let above = Revision(self.base + self.numbers);
+        let Some((stretch, oldest)) = self.store.clock.take_jump(above) else {
             return;
         };
-        let above = Revision(self.base + self.numbers);
-        let stretch = Stretch { above, jump };
+        let jump = stretch.jump;
         self.put(
             Table::Meta,
             &layout::stretch_key(above),
             &layout::encode_stretch(&stretch),
         );
-        if let Some(oldest) = clock.remember(stretch) {
+        if let Some(oldest) = oldest {
             self.delete(Table::Meta, &layout::stretch_key(oldest.above));
         }
         if jump.is_back() {
@@ -346,16 +363,21 @@ pub(super) type Late = (Key, Revision, UnixMillis);
 /// Corrects the lifetimes that a wrong clock gave, if one did. Blocks.
 ///
 /// # Errors
-/// The database's, or as a commit's. It is repeated at the next round then.
+/// The database's, or as a commit's; `StorageFull` at the disk's reserve. It is repeated at the next round then.
 pub(super) fn correct(shared: &Shared) -> Result<()> {
     let store = &shared.store;
     let found = store.clock.state().wrong();
     let Some((back, wrong)) = found else {
         return Ok(());
     };
+    if wrong.is_empty() {
+        return Ok(());
+    }
     let mut corrected = 0;
     let (mut start, end) = LifetimeRow::due_range(UnixMillis(u64::MAX - 1));
-    while !wrong.is_empty() {
+    loop {
+        // Each entry is written anew, with its value. A jump back may be followed at a full disk: it is seen by any work.
+        shared.disk.check(Need::Any, 0)?;
         let bite = late_entries(store, &back, &wrong, &mut start, &end)?;
         let count: usize = bite.iter().map(|(_, late)| late.len()).sum();
         if count == 0 {
@@ -374,14 +396,12 @@ pub(super) fn correct(shared: &Shared) -> Result<()> {
         }
         super::housekeeper::wait_for(answers)?;
     }
-    let above: Vec<_> = wrong.iter().map(|(stretch, ..)| stretch.above).collect();
+    let above = wrong.iter().map(|(stretch, ..)| stretch.above).collect();
     let Some(keyspace) = store.keyspaces().into_iter().next() else {
         return Ok(());
     };
     let session = shared.server_session(&keyspace);
-    let task = Task::ForgetStretches {
-        above: [above, vec![back.above]].concat(),
-    };
+    let task = Task::ForgetStretches { above };
     super::housekeeper::wait_for(vec![submit(&shared.queue, &session, 0, task, 64)?])?;
     tracing::info!(
         entries = corrected,
@@ -440,7 +460,13 @@ fn late_entries(
 
 #[cfg(test)]
 mod tests {
+    use storage_protocol::{
+        Batch, CommitOptions, EntryLifetime, Keyspace, Lifetime, StorageError, StorageExt,
+    };
+
+    use super::super::{EngineOptions, RocksEngine};
     use super::*;
+    use crate::engine::{Engine, Resumed};
 
     const MINUTE: u64 = 60_000;
     const YEAR: u64 = 365 * 24 * 60 * MINUTE;
@@ -495,6 +521,70 @@ mod tests {
             T + 5 * MINUTE
         );
         assert!(state.held.is_none());
+    }
+
+    fn engine_at(
+        folder: &std::path::Path,
+        offset_ms: i64,
+        reserve: u64,
+    ) -> std::sync::Arc<RocksEngine> {
+        let clock = TestClock::held_for(Duration::ZERO);
+        clock.set_offset(offset_ms);
+        RocksEngine::open(EngineOptions {
+            clock,
+            disk_reserve_bytes: reserve,
+            ..EngineOptions::new(folder.join("data"))
+        })
+        .unwrap()
+    }
+
+    async fn corrected(engine: &RocksEngine) -> Result<()> {
+        let shared = engine.shared.clone();
+        let correcting = tokio::task::spawn_blocking(move || correct(&shared));
+        correcting.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn lifetimes_are_not_corrected_at_the_disks_reserve() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = Keyspace::new("model").unwrap();
+        let year = i64::try_from(YEAR).unwrap();
+        let engine = engine_at(folder.path(), year, 0);
+        let session = engine.open_session("cert:a", &name);
+        let life = Lifetime::TimeToLive(Duration::from_secs(3600));
+        let batch = Batch::new().put_with("key", "value", life);
+        let options = CommitOptions::default();
+        session.commit_numbered(1, batch, options).await.unwrap();
+        let id = session.session();
+        drop((session, engine));
+        // The clock is right again, and the disk full. A resume lets the committer follow it.
+        let engine = engine_at(folder.path(), 0, u64::MAX);
+        let session = match engine.resume_session("cert:a", &name, id, 1).await {
+            Ok(Resumed::Session(session)) => session,
+            other => panic!("not resumed: {other:?}"),
+        };
+        let shared = &engine.shared;
+        assert!(shared.store.clock.state().wrong().is_some(), "it went back");
+        let result = corrected(&engine).await;
+        assert!(
+            matches!(result, Err(StorageError::StorageFull { .. })),
+            "{result:?}"
+        );
+        let entry = session.get_one("key".into()).await.unwrap().unwrap();
+        let EntryLifetime::Until(due) = entry.lifetime else {
+            panic!("{entry:?}");
+        };
+        assert!(due.0 > UnixMillis::now().0 + YEAR / 2, "it was not written");
+        drop((session, engine));
+        // When there is room it is made up for.
+        let engine = engine_at(folder.path(), 0, 0);
+        corrected(&engine).await.unwrap();
+        let session = engine.open_session("cert:a", &name);
+        let entry = session.get_one("key".into()).await.unwrap().unwrap();
+        let EntryLifetime::Until(due) = entry.lifetime else {
+            panic!("{entry:?}");
+        };
+        assert!(due.0 <= UnixMillis::now().0 + 60 * MINUTE);
     }
 
     #[test]

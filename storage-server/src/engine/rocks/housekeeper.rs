@@ -5,6 +5,7 @@
 //! everything else, in bounded bites, so that many at once do not hold up writers.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -193,6 +194,7 @@ pub(super) fn run_expiry(shared: &Shared) {
     while shared.alarm.wait(|| expiry_time(&shared.store)) {
         report("expire entries", expire_if_due(shared));
         report("correct lifetimes", super::clock::correct(shared));
+        report("end old sessions", end_old_sessions(shared));
         report("look after lost sessions", look_after_sessions(shared));
         if sweep.elapsed() >= SWEEP {
             match forget_tombstones(shared) {
@@ -327,6 +329,20 @@ pub(super) fn end_sessions(
     }
 }
 
+/// Removes keys of sessions that were no more at the start, and what a lapse left when the server ended; once.
+///
+/// # Errors
+/// As a commit's; `StorageFull` where not even a removal has room. It is repeated at the next round then.
+pub(super) fn end_old_sessions(shared: &Shared) -> Result<()> {
+    if shared.old_sessions_ended.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    let prefix = LifetimeRow::sessions_prefix();
+    end_sessions(shared, &prefix, |id| shared.sessions.to_remove(id))?;
+    shared.old_sessions_ended.store(true, Ordering::Relaxed);
+    Ok(())
+}
+
 /// A bite of the keys that [`end_sessions`] removes, from `start` on, which is moved behind them; and whether there may
 /// be more.
 fn session_keys(
@@ -401,9 +417,18 @@ fn look_after_sessions(shared: &Shared) -> Result<()> {
 }
 
 /// Removes the keys of lost sessions, and what is left of earlier ones.
+///
+/// # Errors
+/// As a commit's; `StorageFull` where not even a removal has room.
 pub(super) fn lapse(shared: &Shared, lost: &[(UnixMillis, Arc<SessionState>)]) -> Result<()> {
+    // First of all: each lapse is a row, and would be written again in each round.
+    shared.disk.check(Need::Removal, 0)?;
     let mut answers = Vec::new();
     for (since, session) in lost {
+        // Its keys were not removed yet, and it has no newer ones.
+        if shared.sessions.is_lapsing(*since, session.id) {
+            continue;
+        }
         let prefix = LifetimeRow::session_prefix(session.id);
         let rows = shared
             .store
@@ -525,7 +550,7 @@ pub(super) fn forget_of(shared: &Shared, keyspace: &Arc<KeyspaceState>) -> Resul
             let LifetimeRow::Tombstone(_, revision, key) = LifetimeRow::parse(row)? else {
                 break;
             };
-            if surplus == 0 && !is_older(shared, id, &key, oldest)? {
+            if surplus == 0 && !is_older(shared, id, &key, revision, oldest)? {
                 break;
             }
             surplus = surplus.saturating_sub(1);
@@ -539,6 +564,7 @@ pub(super) fn forget_of(shared: &Shared, keyspace: &Arc<KeyspaceState>) -> Resul
         let Some((_, horizon)) = bite.last().cloned() else {
             return Ok(false);
         };
+        shared.disk.check(Need::Removal, 0)?;
         let bytes = bite.iter().map(|(key, _)| key.len() + 64).sum();
         let session = shared.server_session(keyspace);
         let task = Task::Forget {
@@ -581,7 +607,13 @@ fn count(shared: &Shared, prefix: &[u8]) -> Result<u64> {
 }
 
 /// Whether a tombstone was made before this time (or is none any more: its row is stale, and goes too).
-fn is_older(shared: &Shared, id: KeyspaceId, key: &[u8], time: u64) -> Result<bool> {
+fn is_older(
+    shared: &Shared,
+    id: KeyspaceId,
+    key: &[u8],
+    revision: Revision,
+    time: u64,
+) -> Result<bool> {
     let Some(row) = shared.store.row(Table::Entries, &entry_key(id, key))? else {
         return Ok(true);
     };
@@ -589,7 +621,7 @@ fn is_older(shared: &Shared, id: KeyspaceId, key: &[u8], time: u64) -> Result<bo
         Head {
             stored: Stored::Tombstone(made),
             ..
-        } => made.0 < time,
+        } => shared.store.clock.no_later_than(revision, made).0 < time,
         _ => true,
     })
 }
@@ -598,7 +630,7 @@ fn is_older(shared: &Shared, id: KeyspaceId, key: &[u8], time: u64) -> Result<bo
 mod tests {
     use storage_protocol::{Batch, CommitOptions, Keyspace, Storage, StorageExt};
 
-    use super::super::{EngineOptions, RocksEngine};
+    use super::super::{EngineOptions, RocksEngine, TestClock};
     use super::*;
     use crate::engine::Engine;
 
@@ -641,6 +673,69 @@ mod tests {
         assert_eq!(count(&engine.shared, &prefix).unwrap(), COUNT);
         let grown = cached().saturating_sub(before);
         assert!(grown < 200_000, "{grown} bytes for {COUNT} rows");
+    }
+
+    #[tokio::test]
+    async fn tombstones_of_a_wrong_clock_are_as_old_as_its_way_back() {
+        const HOUR: i64 = 3_600_000;
+        const YEAR: i64 = 365 * 24 * HOUR;
+        let folder = tempfile::tempdir().unwrap();
+        let name = Keyspace::new("model").unwrap();
+        let open = |offset_ms| {
+            let clock = TestClock::held_for(Duration::ZERO);
+            clock.set_offset(offset_ms);
+            let engine = RocksEngine::open(EngineOptions {
+                disk_reserve_bytes: 0,
+                tombstone_age: Duration::from_secs(3600),
+                clock: clock.clone(),
+                ..EngineOptions::new(folder.path().join("data"))
+            })
+            .unwrap();
+            (engine, clock)
+        };
+        let (engine, clock) = open(0);
+        let storage = engine.storage(&name);
+        let remove = async |key: &'static str| {
+            storage.put(key.into(), "v".into()).await.unwrap();
+            let batch = Batch::new().remove(key);
+            let options = CommitOptions::default();
+            storage.commit(batch, options).await.unwrap()
+        };
+        let forget = async |engine: &Arc<RocksEngine>| {
+            let shared = engine.shared.clone();
+            let keyspace = shared.store.keyspace(&name);
+            let forgetting = move || {
+                while forget_of(&shared, &keyspace).unwrap() {}
+                let prefix = LifetimeRow::tombstone_prefix(keyspace.id().unwrap());
+                count(&shared, &prefix).unwrap()
+            };
+            tokio::task::spawn_blocking(forgetting).await.unwrap()
+        };
+        remove("before").await;
+        clock.set_offset(YEAR);
+        let wrong = remove("under the wrong clock").await;
+        clock.set_offset(0);
+        remove("after").await;
+        let time = engine.shared.store.now();
+        assert!(
+            time.0 < UnixMillis::now().0 + 60_000,
+            "it is back: {time:?}"
+        );
+        // Its lifetimes are corrected, and what the jump was is still known.
+        let shared = engine.shared.clone();
+        let correcting = move || super::super::clock::correct(&shared);
+        let corrected = tokio::task::spawn_blocking(correcting).await.unwrap();
+        corrected.unwrap();
+        assert_eq!(forget(&engine).await, 3, "they are young");
+        drop(storage);
+        drop(engine);
+        let (engine, _) = open(HOUR / 2);
+        assert_eq!(forget(&engine).await, 3, "they are half as old");
+        drop(engine);
+        let (engine, _) = open(2 * HOUR);
+        assert_eq!(forget(&engine).await, 0);
+        let horizon = engine.shared.store.keyspace(&name).horizon();
+        assert!(horizon > wrong.revision);
     }
 
     #[tokio::test]

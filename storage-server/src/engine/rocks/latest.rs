@@ -31,7 +31,7 @@ use super::reader::{ChangesCursor, ChangesPage};
 use super::store::KeyspaceState;
 use super::watch::{Tokens, live_if, mark_waits};
 use super::{PAGE_BYTES, Shared, closed, read_failed};
-use crate::feed::{Hold, Next, Subscription};
+use crate::feed::{Next, Subscription};
 
 pub(super) struct LatestWatch {
     shared: Arc<Shared>,
@@ -50,8 +50,6 @@ pub(super) struct LatestWatch {
     events: VecDeque<WatchEvent>,
     /// Of the pass whose last states are in `events`: tombstones up to here are not told.
     tombstones_after: Revision,
-    /// Counts these events while the watch is parked.
-    hold: Option<Hold>,
     next_pass_at: Option<Pin<Box<Sleep>>>,
     tokens: Tokens,
     /// The tokens that the pass under way will answer: those asked for before its snapshot.
@@ -64,6 +62,9 @@ enum Pass {
     None,
     /// Between two pages.
     Resting(NextPage),
+    /// All was read when the watch was parked, and some of it was not taken: the rest is kept while there is room for it;
+    /// else this is read.
+    Parked(NextPage, Ticket<VecDeque<WatchEvent>>),
     /// The page that comes from there is read, or waits to be taken.
     Reading(NextPage, BoxFuture<'static, Result<Ticket<Page>>>),
 }
@@ -114,7 +115,6 @@ impl LatestWatch {
             pass: Pass::None,
             events: VecDeque::new(),
             tombstones_after: Revision::ZERO,
-            hold: None,
             next_pass_at: None,
             tokens: Tokens::default(),
             answering: VecDeque::new(),
@@ -287,6 +287,14 @@ impl LatestWatch {
         match std::mem::replace(&mut self.pass, Pass::None) {
             Pass::None => ready!(self.begin(cx)),
             Pass::Resting(from) => self.read(from),
+            Pass::Parked(from, rest) => match rest.take() {
+                Some(events) => {
+                    // These answer.
+                    self.answering.clear();
+                    self.events = events;
+                }
+                None => self.read(from),
+            },
             Pass::Reading(from, mut reading) => match reading.as_mut().poll(cx) {
                 Poll::Pending => {
                     self.pass = Pass::Reading(from, reading);
@@ -302,64 +310,45 @@ impl LatestWatch {
         Poll::Ready(Ok(()))
     }
 
-    /// Gives up the states that were read and not taken, where they can be read again.
+    /// Gives up the states that were read and not taken.
     fn give_back(&mut self) {
-        match (&mut self.pass, self.events.front()) {
-            (
-                Pass::Resting(NextPage::Snapshot(_, cursor)),
-                Some(WatchEvent::State { key, state }),
-            ) => {
+        let Some(WatchEvent::State { key, state }) = self.events.front() else {
+            return;
+        };
+        match &mut self.pass {
+            Pass::Resting(NextPage::Snapshot(_, cursor)) => {
                 cursor.go_back_to(state.revision(), key);
                 self.events.clear();
             }
-            // Nothing of the pass was taken since it said so.
-            (Pass::Resting(_), Some(WatchEvent::Reset)) => {
-                self.events.clear();
-                self.pass = Pass::Resting(NextPage::Mark {
-                    mark: self.mark,
-                    fresh: self.fresh,
-                });
-            }
-            (Pass::None, Some(WatchEvent::State { .. } | WatchEvent::Reset))
-                if self.hold.is_none() =>
-            {
-                self.hold_batch();
-            }
+            Pass::None => self.keep_rest(),
             _ => {}
         }
     }
 
     /// The last states of a pass, or of a batch of the feed's, cannot be read again as they are. They are kept, as long as
     /// there is room for such; else what is left of the pass becomes one over a newer snapshot.
-    fn hold_batch(&mut self) {
-        let bytes = self.events.iter().map(|event| match event {
-            WatchEvent::State { key, state } => size_of::<WatchEvent>() + state_bytes(key, state),
-            _ => size_of::<WatchEvent>(),
-        });
-        self.hold = self.subscription.hold(bytes.sum());
-        if self.hold.is_some() {
+    fn keep_rest(&mut self) {
+        let (Some(id), Some(WatchEvent::State { key, state })) =
+            (self.keyspace.id(), self.events.front())
+        else {
             return;
-        }
-        let next = match (self.keyspace.id(), self.events.front()) {
-            (Some(id), Some(WatchEvent::State { key, state })) => {
-                let range = self.subscription.range().clone();
-                let mut cursor = ChangesCursor::new(id, range, self.told, self.tombstones_after);
-                cursor.go_back_to(state.revision(), key);
-                NextPage::Cursor(cursor)
-            }
-            _ => NextPage::Mark {
-                mark: self.told,
-                fresh: false,
-            },
         };
+        let range = self.subscription.range().clone();
+        let mut cursor = ChangesCursor::new(id, range, self.told, self.tombstones_after);
+        cursor.go_back_to(state.revision(), key);
         let tokens = self.events.iter().filter_map(|event| match event {
             WatchEvent::Progress { token, .. } => *token,
             _ => None,
         });
-        let tokens: VecDeque<u64> = tokens.collect();
-        self.answering = tokens;
-        self.events.clear();
-        self.pass = Pass::Resting(next);
+        self.answering = tokens.collect();
+        let bytes = self.events.iter().map(|event| match event {
+            WatchEvent::State { key, state } => size_of::<WatchEvent>() + state_bytes(key, state),
+            _ => size_of::<WatchEvent>(),
+        });
+        let bytes = bytes.sum();
+        let rest = std::mem::take(&mut self.events);
+        let rest = self.shared.rests.keep(rest, bytes);
+        self.pass = Pass::Parked(NextPage::Cursor(cursor), rest);
     }
 }
 
@@ -520,7 +509,6 @@ impl WatchSource for LatestWatch {
                 }
                 return Poll::Ready(Some(Ok(event)));
             }
-            self.hold = None;
             if let Err(error) = ready!(self.step(cx)) {
                 return Poll::Ready(Some(Err(error)));
             }
@@ -537,9 +525,8 @@ impl WatchSource for LatestWatch {
             // What is being read is for nobody now.
             self.pass = Pass::Resting(from.clone());
         }
-        if matches!(self.pass, Pass::None) {
-            self.subscription.park(None);
-        }
+        // Nobody takes what would be queued for it.
+        self.subscription.park(None);
     }
 
     fn status(&self) -> WatchStatus {

@@ -175,8 +175,8 @@ pub(super) fn write(shared: &Shared, out: &mut String) {
     metric(
         "storage_latest_pages_bytes",
         "gauge",
-        "Bytes of pages that were read for watches and that these have not taken yet.",
-        shared.pages.bytes() as f64,
+        "Bytes of pages, and of rests of passes, that were read for watches and that these have not taken yet.",
+        (shared.pages.bytes() + shared.rests.bytes()) as f64,
     );
     metric(
         "storage_ring_bytes",

@@ -25,7 +25,7 @@ mod sessions;
 mod store;
 mod watch;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,7 +37,7 @@ use async_trait::async_trait;
 use storage_protocol::{
     Batch, CommitOptions, Entry, Key, KeyRange, Keyspace, Limit, Limits, Outcome, Position,
     Reading, Result, Revision, Scan, ScanItem, ScanOptions, ScanSource, SessionId, Storage,
-    StorageError, UnixMillis, Watch, WatchMode, WatchOptions, WatchStart, planted,
+    StorageError, UnixMillis, Watch, WatchEvent, WatchMode, WatchOptions, WatchStart, planted,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinHandle;
@@ -54,7 +54,7 @@ use self::layout::LifetimeRow;
 use self::lease::{Leased, Leases};
 use self::metrics::Metrics;
 pub use self::open::OpenError;
-use self::pages::{Pages, UNTAKEN_BYTES_MAX};
+use self::pages::{Pages, RESTS_BYTES_MAX, UNTAKEN_BYTES_MAX};
 use self::queue::Queue;
 use self::reader::ScanCursor;
 use self::sessions::{Handle, SessionState, Sessions, Verdict};
@@ -109,12 +109,12 @@ pub struct EngineOptions {
     /// Fork the history at this start: for a folder that was put back in a way that nothing in it can tell (a snapshot of
     /// the whole machine or volume). Default no.
     pub new_epoch: bool,
-    /// Commits that wait for the committer. Default 256 MiB.
+    /// Commits that wait for the committer; those of one principal take at most half, or one commit. Default 256 MiB.
     pub commit_queue_bytes: usize,
     /// Reads from disk at once. Default 8.
     pub read_threads: usize,
-    /// Table and blob files that RocksDB keeps open at once; its log files and about 32 of its own come beside. Default
-    /// 1,024, and never less than 64. The process needs so many descriptors more than its connections.
+    /// Table and blob files that RocksDB keeps open at once; up to 64 others (log files, manifest, locks) come beside.
+    /// Default 1,024, and never less than 64. The process needs so many descriptors more than its connections.
     pub max_open_files: u32,
     /// Tombstones are kept for this long. Default 7 days.
     pub tombstone_age: Duration,
@@ -173,6 +173,8 @@ struct Shared {
     queue: Queue,
     feed: Arc<Feed>,
     sessions: Sessions,
+    /// Whether what sessions of before the start left is removed.
+    old_sessions_ended: AtomicBool,
     catch_up: CatchUp,
     leases: Arc<Leases>,
     alarm: Alarm,
@@ -186,6 +188,8 @@ struct Shared {
     passes: Arc<Semaphore>,
     /// Pages that were read for `Latest` watches and not taken yet.
     pages: Arc<Pages<latest::Page>>,
+    /// What `Latest` watches that are parked did not take of passes that were read to their end.
+    rests: Arc<Pages<VecDeque<WatchEvent>>>,
 }
 
 /// What the index told all open scans together, in KiB; a scan that finds no place goes through its whole range.
@@ -313,6 +317,7 @@ impl RocksEngine {
             queue: Queue::new(options.commit_queue_bytes),
             feed: Arc::new(Feed::new(options.ring_bytes, store.revision())),
             sessions,
+            old_sessions_ended: AtomicBool::new(false),
             catch_up: CatchUp::default(),
             leases: Arc::default(),
             alarm: Alarm::default(),
@@ -322,6 +327,7 @@ impl RocksEngine {
             scan_rows: Arc::new(Semaphore::new(SCAN_ROWS_KIB_MAX)),
             passes: Arc::new(Semaphore::new((options.read_threads / 2).max(1))),
             pages: Pages::new(UNTAKEN_BYTES_MAX),
+            rests: Pages::new(RESTS_BYTES_MAX),
             store,
         });
         refill_ring(&shared);
@@ -329,12 +335,13 @@ impl RocksEngine {
             shared: shared.clone(),
             threads: Mutex::default(),
         });
-        engine.spawn("feed", shared.clone(), |shared| shared.feed.run())?;
+        engine.spawn("feed", shared.clone(), run_feed)?;
         engine.spawn("committer", shared.clone(), committer::run)?;
-        // Keys of sessions that are no more, and what a lapse left when the server ended.
-        let prefix = LifetimeRow::sessions_prefix();
-        housekeeper::end_sessions(&shared, &prefix, |id| shared.sessions.to_remove(id))
-            .map_err(damaged)?;
+        match housekeeper::end_old_sessions(&shared) {
+            // The expirer does it when there is room.
+            Ok(()) | Err(StorageError::StorageFull { .. }) => {}
+            Err(error) => return Err(damaged(error)),
+        }
         engine.spawn("catch-up", shared.clone(), catch_up::run)?;
         engine.serving();
         engine.spawn("housekeeper", shared.clone(), housekeeper::run)?;
@@ -432,6 +439,16 @@ impl RocksEngine {
 impl Drop for RocksEngine {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+/// The feed's thread. Should it panic, watches are to come to what is committed all the same, and it to what is published
+/// until the committer ends; no more writes then, as after any panic.
+fn run_feed(shared: &Shared) {
+    let telling = std::panic::AssertUnwindSafe(|| shared.feed.run());
+    if std::panic::catch_unwind(telling).is_err() {
+        shared.store.poison("the feed panicked");
+        shared.feed.run_untold();
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! A watch asks the read pool for a page, and may not be polled for long when it comes: its session's outbox is full, its
 //! owner looks elsewhere. What such watches hold between them is bounded here: over the bound the page that waits longest
-//! is dropped, and its watch reads it again when it is polled.
+//! is dropped, and its watch reads it again when it is polled. The same holds of what is left of a pass that was read to
+//! its end when its watch was parked.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,6 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// What all finished pages that nobody has taken yet may have in keys and values; or one page, if that is larger.
 pub(super) const UNTAKEN_BYTES_MAX: usize = 64 << 20;
+
+/// And what is left of passes of parked watches: less, since they may be parked for ever.
+pub(super) const RESTS_BYTES_MAX: usize = 16 << 20;
 
 /// See the module.
 pub(super) struct Pages<T> {

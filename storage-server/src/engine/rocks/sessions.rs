@@ -182,8 +182,8 @@ struct Registry {
     lost: BTreeMap<(UnixMillis, SessionId), Arc<SessionState>>,
     /// Of these, those that may have keys.
     with_keys: BTreeSet<(UnixMillis, SessionId)>,
-    /// Those whose lapse is begun and not finished, also if they were resumed since.
-    lapsing: BTreeMap<SessionId, Arc<SessionState>>,
+    /// Those whose lapse is begun and not finished, also if they were resumed since; with the loss that it came of.
+    lapsing: BTreeMap<SessionId, (UnixMillis, Arc<SessionState>)>,
     /// The same as `lost` by principal, and the principals by how many they have.
     lost_of: HashMap<Arc<str>, BTreeSet<(UnixMillis, SessionId)>>,
     principals: BTreeSet<(usize, Arc<str>)>,
@@ -392,7 +392,16 @@ impl Sessions {
 
     /// Those whose keys are to be removed up to their lapse.
     pub(super) fn lapsing(&self) -> Vec<Arc<SessionState>> {
-        self.registry().lapsing.values().cloned().collect()
+        let registry = self.registry();
+        let lapsing = registry.lapsing.values();
+        lapsing.map(|(_, session)| session.clone()).collect()
+    }
+
+    /// Whether the lapse of a session that was lost then is begun and not finished.
+    pub(super) fn is_lapsing(&self, since: UnixMillis, id: SessionId) -> bool {
+        let registry = self.registry();
+        let lapsing = registry.lapsing.get(&id);
+        lapsing.is_some_and(|(begun, _)| *begun == since)
     }
 
     /// The keys of a session up to this lapse are removed.

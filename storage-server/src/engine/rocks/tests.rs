@@ -1,11 +1,13 @@
 //! Much at once, and ends of ranges: what was tried on the engine and held.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::task::{Context, Wake};
 use std::time::{Duration, Instant};
 
 use storage_protocol::{
     Batch, CommitOptions, EntryLifetime, KeyRange, Keyspace, Lifetime, ScanOptions, Storage,
-    StorageExt, UnixMillis,
+    StorageError, StorageExt, UnixMillis, WatchEvent, WatchOptions, WatchStart,
 };
 
 use super::{Durability, EngineOptions, RocksEngine};
@@ -103,4 +105,57 @@ async fn lifetimes_at_their_ends() {
         let entry = session.get_one(key.into()).await.unwrap().unwrap();
         assert_eq!(entry.lifetime, EntryLifetime::Until(UnixMillis(u64::MAX)));
     }
+}
+
+/// Panics when it is called.
+struct Mine;
+
+impl Wake for Mine {
+    fn wake(self: Arc<Self>) {
+        panic!("a planted panic of the feed's thread");
+    }
+}
+
+#[tokio::test]
+async fn watches_come_to_the_last_commit_although_the_feeds_thread_panicked() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = RocksEngine::open(options(folder.path())).unwrap();
+    let session = engine.open_session("cert:a", &keyspace("model"));
+    let every = WatchOptions::every(WatchStart::Now);
+    let latest = WatchOptions::latest(WatchStart::Now);
+    let mut mined = session.watch(KeyRange::all(), every).await.unwrap();
+    let mut watches = Vec::new();
+    for options in [every, latest] {
+        watches.push(session.watch(KeyRange::all(), options).await.unwrap());
+    }
+    // It rests, and is woken by the feed.
+    let mine = Arc::new(Mine).into();
+    let polled = std::pin::pin!(mined.next()).poll(&mut Context::from_waker(&mine));
+    assert!(polled.is_pending());
+    let last = session.put("key".into(), "value".into()).await.unwrap();
+    watches.push(session.watch(KeyRange::all(), latest).await.unwrap());
+    for (token, watch) in (1..).zip(&mut watches) {
+        watch.request_progress(token);
+        let to_the_mark = async {
+            let mut told = false;
+            loop {
+                match watch.next().await.unwrap().unwrap() {
+                    WatchEvent::Progress {
+                        position,
+                        token: Some(found),
+                    } => {
+                        assert_eq!((position, found), (last, token));
+                        return told;
+                    }
+                    WatchEvent::Progress { .. } => {}
+                    _ => told = true,
+                }
+            }
+        };
+        let told = tokio::time::timeout(PATIENCE, to_the_mark).await;
+        let told = told.expect("the mark that was asked for comes");
+        assert_eq!(told, token < 3, "the third begins behind the commit");
+    }
+    let error = session.put("more".into(), "v".into()).await.unwrap_err();
+    assert!(matches!(error, StorageError::ReadOnly { .. }), "{error}");
 }

@@ -239,3 +239,33 @@ async fn pages_that_nobody_takes_make_room_and_are_read_again() {
     }
     assert_eq!(pages.bytes(), 0);
 }
+
+#[tokio::test]
+async fn rests_of_parked_passes_take_no_room_of_live_watches_and_make_room_for_others() {
+    let house = House::new(|_| {});
+    house.fill(150).await;
+    let count = super::super::RESTS_BYTES_MAX / (149 * 1_000) + 10;
+    let (mut watches, shared) = (Vec::new(), house.engine.shared.clone());
+    for _ in 0..count {
+        let (mut watch, mut reader) =
+            (house.latest(WatchStart::Beginning).await, Reader::default());
+        // One page, of which all but one state is left.
+        reader.states(&mut watch, 1).await;
+        watch.park();
+        watches.push((watch, reader));
+    }
+    assert!(shared.rests.bytes() <= super::super::RESTS_BYTES_MAX);
+    assert!(shared.rests.kept().1 > 0, "all fitted: this shows nothing");
+    // Nothing is queued for a parked watch, whether its rest was kept or not.
+    let mut live = house.latest(WatchStart::Now).await;
+    let last = house.storage.put("new".into(), "v".into()).await.unwrap();
+    while Reader::default().read_to_mark(&mut live).await.revision < last.revision {}
+    assert_eq!(shared.feed.figures().queued_bytes, 0);
+    for (mut watch, mut reader) in watches {
+        watch.park();
+        watch.request_progress(1);
+        while reader.read_to_mark(&mut watch).await.revision < last.revision {}
+        assert_eq!((reader.entries.len(), reader.resets), (151, 0));
+    }
+    assert_eq!(shared.rests.bytes(), 0);
+}

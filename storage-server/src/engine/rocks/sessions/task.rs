@@ -192,7 +192,8 @@ impl Group<'_> {
         if session.is_lost_since(since) {
             let last = self.base + self.numbers;
             let mut registry = self.shared.sessions.registry();
-            registry.lapsing.insert(session.id, session.clone());
+            let lapsing = (since, session.clone());
+            registry.lapsing.insert(session.id, lapsing);
             drop(registry);
             session.lapse.store(last, Ordering::Release);
             session.lapsed.store(true, Ordering::Release);

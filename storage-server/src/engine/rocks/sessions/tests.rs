@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use storage_protocol::{
@@ -660,6 +661,79 @@ async fn a_session_that_is_resumed_during_its_lapse_keeps_what_it_puts() {
     let found = session.get(&["a".into(), "b".into(), "c".into()]).await;
     let found: Vec<_> = found.unwrap().value.iter().map(Option::is_some).collect();
     assert_eq!(found, [true, false, true]);
+}
+
+#[tokio::test]
+async fn a_store_with_a_lapse_that_was_cut_short_starts_at_a_full_disk() {
+    let (folder, engine) = fresh(|_| {});
+    let session = open(&engine);
+    put(&session, 1, "a").await.unwrap();
+    session.lose();
+    let (since, state) = lost(&engine).await;
+    let task = Task::Lapse { since };
+    let answer = super::super::submit(&engine.shared.queue, &state, 0, task, 64).unwrap();
+    answer.await.unwrap().unwrap();
+    drop((session, state));
+    let folder = closed(&folder, engine).await;
+    let full = EngineOptions {
+        disk_reserve_bytes: u64::MAX,
+        ..options(folder.path())
+    };
+    let engine = reopened(full).await;
+    let reader = engine.open_session("cert:b", &keyspace());
+    assert!(reader.get_one("a".into()).await.unwrap().is_some());
+    assert!(!engine.shared.old_sessions_ended.load(Ordering::Relaxed));
+    drop(reader);
+    let folder = closed(&folder, engine).await;
+    let engine = reopened(options(folder.path())).await;
+    let reader = engine.open_session("cert:b", &keyspace());
+    assert!(reader.get_one("a".into()).await.unwrap().is_none());
+    assert!(engine.shared.old_sessions_ended.load(Ordering::Relaxed));
+}
+
+/// What the housekeeper does with the only lost session.
+async fn lapse_of_lost(engine: &RocksEngine) -> Result<()> {
+    let (shared, lost) = (engine.shared.clone(), lost(engine).await);
+    let lapsing = move || super::super::housekeeper::lapse(&shared, &[lost]);
+    tokio::task::spawn_blocking(lapsing).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_lapse_that_is_begun_is_not_begun_again() {
+    let (_folder, engine) = fresh(|_| {});
+    let session = open(&engine);
+    put(&session, 1, "a").await.unwrap();
+    session.lose();
+    // Its keys could not be removed at once.
+    let (since, state) = lost(&engine).await;
+    let task = Task::Lapse { since };
+    let answer = super::super::submit(&engine.shared.queue, &state, 0, task, 64).unwrap();
+    answer.await.unwrap().unwrap();
+    let begun = state.lapse();
+    let other = engine.open_session("cert:b", &keyspace());
+    other.put("other".into(), "v".into()).await.unwrap();
+    lapse_of_lost(&engine).await.unwrap();
+    assert_eq!(state.lapse(), begun);
+    assert!(other.get_one("a".into()).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn nothing_lapses_at_a_full_disk() {
+    let (folder, engine) = fresh(|_| {});
+    let session = open(&engine);
+    put(&session, 1, "a").await.unwrap();
+    session.lose();
+    drop(session);
+    let folder = closed(&folder, engine).await;
+    let full = EngineOptions {
+        disk_reserve_bytes: u64::MAX,
+        ..options(folder.path())
+    };
+    let engine = reopened(full).await;
+    let before = engine.position();
+    let error = lapse_of_lost(&engine).await.unwrap_err();
+    assert!(matches!(error, StorageError::StorageFull { .. }), "{error}");
+    assert_eq!(engine.position(), before, "nothing was written");
 }
 
 #[tokio::test]
