@@ -60,8 +60,20 @@ struct Queued {
 /// A message that came and waits for room.
 struct Waiting {
     message: Bytes,
+    /// What it will count.
+    bytes: usize,
     _partial: Permit,
     look_again: Instant,
+}
+
+/// What a request takes of the bounds: its message, and the list of its parts, which of short parts is many times that.
+fn cost(request: &Request, message_bytes: usize) -> usize {
+    let list = match &request.kind {
+        RequestKind::Get { keys } | RequestKind::Remove { keys } => size_of_val(&keys[..]),
+        RequestKind::Put { pairs, .. } => size_of_val(&pairs[..]),
+        RequestKind::PutWithoutSeparator | RequestKind::Prefix => 0,
+    };
+    message_bytes.max(REQUEST_BYTES_MIN) + list
 }
 
 /// Which kind of request runs; the other kind waits.
@@ -257,10 +269,10 @@ impl Mwdb {
         moved
     }
 
-    /// Room for a message; beside nothing else in flight, of its principal and of all, there always is.
-    fn room_for(&self, message: &Bytes) -> Option<Permit> {
+    /// Room for a request; beside nothing else in flight, of its principal and of all, there always is.
+    fn room_for(&self, bytes: usize) -> Option<Permit> {
         let mut permit = self.in_flight.count();
-        let fits = permit.grow_beyond(message.len().max(REQUEST_BYTES_MIN));
+        let fits = permit.grow_beyond(bytes);
         fits.then_some(permit)
     }
 
@@ -269,7 +281,7 @@ impl Mwdb {
         let Some(mut waiting) = self.waiting.take() else {
             return Ok(false);
         };
-        match self.room_for(&waiting.message) {
+        match self.room_for(waiting.bytes) {
             Some(permit) => {
                 if let Some(request) = self.parse(waiting.message)? {
                     self.take(request, permit);
@@ -357,7 +369,8 @@ impl Dialect for Mwdb {
         if request.id == ID_ZERO {
             self.unanswered_zero += 1;
         }
-        if let Some(permit) = self.room_for(&message) {
+        let bytes = cost(&request, message.len());
+        if let Some(permit) = self.room_for(bytes) {
             self.take(request, permit);
             return Ok(());
         }
@@ -365,9 +378,10 @@ impl Dialect for Mwdb {
             let reason = error.to_string();
             Close::new(close_code::TRY_AGAIN, ClosedLabel::Overloaded, reason)
         })?;
-        // As it came: its parts, which are not counted, may take more memory than all of it.
+        // As it came: the list of its parts may take more memory than all of it.
         self.waiting = Some(Waiting {
             message,
+            bytes,
             _partial: partial,
             look_again: now + PAUSE,
         });

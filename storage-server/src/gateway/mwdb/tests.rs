@@ -47,7 +47,7 @@ fn long_get(bytes: usize) -> (Vec<u8>, String) {
 /// With room for two messages of one principal in flight, and for two that wait.
 fn room_for_two(config: &mut ServerConfig) {
     config.limits.announced.message_bytes_max = 100_000;
-    config.limits.bytes_in_flight_total_max = 400_000;
+    config.limits.bytes_in_flight_total_max = 500_000;
     config.limits.partial_messages_bytes_max = 400_000;
 }
 
@@ -366,6 +366,8 @@ async fn questions_for_a_prefix_that_cannot_be_given_are_counted_by_their_ids() 
 #[tokio::test]
 async fn a_principal_that_queues_all_it_can_leaves_the_others_their_half() {
     const SESSIONS: usize = 6;
+    /// Of its keys, decoded.
+    const LIST: usize = 1_000 * size_of::<Bytes>();
     let engine = MemoryEngine::new();
     engine.hold(Hold::Reads);
     let shared = server(&engine, room_for_two);
@@ -379,7 +381,7 @@ async fn a_principal_that_queues_all_it_can_leaves_the_others_their_half() {
         sessions.push(running);
     }
     let (in_flight, partial) = (&shared.budgets.in_flight, &shared.budgets.partial);
-    assert_eq!(in_flight.used(), 2 * request.len());
+    assert_eq!(in_flight.used(), 2 * (request.len() + LIST));
     assert_eq!(partial.used(), 2 * request.len());
     let other = shared.slots.take("other").unwrap();
     other.budgets().in_flight.take(200_000).unwrap();
@@ -396,13 +398,26 @@ async fn a_principal_that_queues_all_it_can_leaves_the_others_their_half() {
 }
 
 #[tokio::test]
+async fn a_request_of_short_parts_counts_what_the_list_of_them_takes() {
+    let engine = MemoryEngine::new();
+    engine.hold(Hold::Reads);
+    let mut running = start(engine.clone(), |_| {}, Mwdb::new);
+    let in_flight = running.shared.budgets.in_flight.clone();
+    let request = format!("{}\x00C", "#".repeat(10_000));
+    let bytes = request.len() + 10_000 * size_of::<Bytes>();
+    send_bytes(&mut running.client, request.into_bytes()).await;
+    silence(&mut running.client).await;
+    assert_eq!(in_flight.used(), bytes);
+}
+
+#[tokio::test]
 async fn who_is_alone_is_never_closed_for_want_of_room() {
     let engine = MemoryEngine::new();
     engine.hold(Hold::Reads);
     // Half of it is one message.
     let tight = |config: &mut ServerConfig| {
         room_for_two(config);
-        config.limits.bytes_in_flight_total_max = 200_000;
+        config.limits.bytes_in_flight_total_max = 250_000;
         config.limits.partial_messages_bytes_max = 200_000;
     };
     let running = start(engine.clone(), tight, Mwdb::new);
@@ -423,7 +438,7 @@ async fn who_is_alone_is_never_closed_for_want_of_room() {
     });
     let heard = tokio::time::timeout(Duration::from_millis(200), read.next()).await;
     assert!(heard.is_err(), "{heard:?}");
-    assert!(in_flight.used() <= 100_000);
+    assert!(in_flight.used() <= 125_000);
     engine.hold(Hold::Nothing);
     let mut answers = Vec::new();
     for _ in 0..10 {
