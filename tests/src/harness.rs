@@ -228,9 +228,13 @@ impl ServerProcess {
     /// The usual: mutual TLS, one listener, data in `data`.
     #[must_use]
     pub fn mutual(certificates: &Certificates, data: &Path, more: &[&str]) -> Self {
+        Self::start_in_shell(None, Self::usual(certificates, data, more))
+    }
+
+    fn usual(certificates: &Certificates, data: &Path, more: &[&str]) -> Vec<String> {
         let (certs, data) = (certificates.dir(), data.display().to_string());
         let certs = certs.display().to_string();
-        let mut arguments = vec![
+        let usual = [
             "--listen",
             "127.0.0.1:0",
             "--certs",
@@ -238,11 +242,11 @@ impl ServerProcess {
             "--data",
             &data,
         ];
-        arguments.extend(more);
-        Self::start(&arguments)
+        usual.iter().chain(more).map(ToString::to_string).collect()
     }
 
-    /// The usual, configured by this text. File and data lie in a folder that goes with what is given beside it.
+    /// The usual, configured by this text, for tests that look at its resident memory: what is freed goes back to the
+    /// system at once. File and data lie in a folder that goes with what is given beside it.
     ///
     /// # Panics
     /// As [`ServerProcess::start`]; or if the file cannot be written.
@@ -252,7 +256,14 @@ impl ServerProcess {
         let file = folder.path().join("server.toml");
         std::fs::write(&file, config).expect("a file");
         let (file, data) = (file.display().to_string(), folder.path().join("data"));
-        let server = Self::mutual(certificates, &data, &["--config", &file]);
+        // jemalloc would keep it for up to ten seconds, see tests/memory.rs.
+        let at_once = "dirty_decay_ms:0,muzzy_decay_ms:0";
+        let launched = Self::launch(Launch {
+            arguments: Self::usual(certificates, &data, &["--config", &file]),
+            environment: vec![("MALLOC_CONF".to_owned(), at_once.to_owned())],
+            ..Launch::default()
+        });
+        let server = launched.unwrap_or_else(|status| panic!("it does not listen: {status:?}"));
         (server, folder)
     }
 

@@ -403,7 +403,7 @@ async fn a_request_of_short_parts_counts_what_the_list_of_them_takes() {
     engine.hold(Hold::Reads);
     let mut running = start(engine.clone(), |_| {}, Mwdb::new);
     let in_flight = running.shared.budgets.in_flight.clone();
-    let request = format!("{}\x00C", "#".repeat(10_000));
+    let request = format!("{}\x00C", "k#".repeat(10_000));
     let bytes = request.len() + 10_000 * size_of::<Bytes>();
     send_bytes(&mut running.client, request.into_bytes()).await;
     silence(&mut running.client).await;
