@@ -1,7 +1,5 @@
 //! A process that is stopped for a while (SIGSTOP, a paused machine) and goes on: nothing that it was asked for is lost.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
-
 use std::time::Duration;
 
 use rustix::process::Signal;
