@@ -41,7 +41,11 @@ struct Watches {
 
 impl Watches {
     fn is_empty(&self) -> bool {
-        self.whole.is_empty() && self.parts.is_empty()
+        self.len() == 0
+    }
+
+    fn len(&self) -> usize {
+        self.whole.len() + self.parts.len()
     }
 
     /// Those whose range the commit touches. It has a key with the prefix, and none behind `last`.
@@ -112,8 +116,26 @@ impl Matcher {
 
     /// Puts each watch that some change of the commit concerns into `into`, once.
     pub(super) fn concerned(&self, record: &CommitRecord, into: &mut Vec<Arc<Slot>>) {
+        self.concerned_up_to(usize::MAX, record, into);
+    }
+
+    /// The same, but gives up, with `false`, before it looks at more than `max` watches, or up prefixes more often.
+    pub(super) fn concerned_up_to(
+        &self,
+        max: usize,
+        record: &CommitRecord,
+        into: &mut Vec<Arc<Slot>>,
+    ) -> bool {
         let Some(last) = record.changes.iter().map(|change| &change.key).max() else {
-            return;
+            return true;
+        };
+        if record.changes.len().saturating_mul(self.lengths.len()) > max {
+            return false;
+        }
+        let mut looked_at = 0;
+        let mut is_too_many = |watches: &Watches| {
+            looked_at += watches.len();
+            looked_at > max
         };
         let changes = record.changes.len();
         // A question to the commit is a binary search in its keys.
@@ -121,20 +143,27 @@ impl Matcher {
         if by_asking <= changes * self.lengths.len() {
             for (prefix, watches) in &self.by_prefix {
                 if prefix.is_empty() || record.touches_prefix(prefix) {
+                    if is_too_many(watches) {
+                        return false;
+                    }
                     watches.concerned(record, last, into);
                 }
             }
-            return;
+            return true;
         }
         let turn = self.turn.get() + 1;
         self.turn.set(turn);
         for change in &record.changes {
             for watches in self.of(&change.key) {
                 if watches.seen.replace(turn) != turn {
+                    if is_too_many(watches) {
+                        return false;
+                    }
                     watches.concerned(record, last, into);
                 }
             }
         }
+        true
     }
 
     fn of<'a>(&'a self, key: &'a Key) -> impl Iterator<Item = &'a Watches> {

@@ -13,7 +13,7 @@ use super::fan_out::HandOver;
 use super::page::{Found, Page};
 use super::slot::{QUEUE_COMMITS_MAX, QUEUES_BYTES_MAX};
 use super::views::Views;
-use super::{Feed, FeedCommit, Next, QUEUE_BYTES_MAX, Subscription};
+use super::{AT_ONCE_MAX, Feed, FeedCommit, Next, QUEUE_BYTES_MAX, Subscription};
 
 fn commit(keyspace: &str, revision: u64, key: &str, bytes: usize) -> FeedCommit {
     let kind = ChangeKind::Signalled {
@@ -314,11 +314,13 @@ proptest! {
     fn each_watch_is_told_what_the_naive_filter_tells(
         ring_bytes in prop_oneof![Just(0_usize), Just(3_000), Just(20_000), Just(1 << 20)],
         untold_bytes in prop_oneof![Just(0_usize), Just(3_000), Just(1 << 20)],
+        at_once_max in prop_oneof![Just(0_usize), Just(3), Just(AT_ONCE_MAX)],
         first in proptest::collection::vec(ranges(), 6),
         run in proptest::collection::vec(events(), 1..120),
     ) {
         let mut feed = Feed::new(ring_bytes, Revision(0));
         feed.hand_over = HandOver::new(untold_bytes);
+        feed.at_once_max = at_once_max;
         let feed = Arc::new(feed);
         let (name, log) = (Keyspace::new("a").unwrap(), History::default());
         let begin = |range: &KeyRange| {
@@ -383,9 +385,16 @@ fn large(revision: u64, keys: u32) -> FeedCommit {
     commit_of("a", revision, &keys.collect::<Vec<_>>())
 }
 
+/// One that leaves all telling to its thread.
+fn feed_with_a_thread() -> Arc<Feed> {
+    let mut feed = Feed::new(1 << 20, Revision(0));
+    feed.at_once_max = 0;
+    Arc::new(feed)
+}
+
 #[test]
 fn a_commit_is_published_without_telling_anybody() {
-    let feed = Arc::new(Feed::new(1 << 20, Revision(0)));
+    let feed = feed_with_a_thread();
     let name = Keyspace::new("a").unwrap();
     let (early, _) = feed.subscribe(&name, KeyRange::all(), None);
     feed.publish(vec![commit("a", 1, "k", 1)], Revision(1));
@@ -394,6 +403,36 @@ fn a_commit_is_published_without_telling_anybody() {
     assert!(matches!(early.next(Waker::noop()), Next::Idle(Revision(0))));
     feed.tell_all();
     assert_eq!(drain(&early).0, [1]);
+}
+
+#[test]
+fn what_concerns_few_is_told_as_it_is_published_and_in_its_turn() {
+    let feed = Arc::new(Feed::new(1 << 20, Revision(0)));
+    let name = Keyspace::new("a").unwrap();
+    let (watch, _) = feed.subscribe(&name, KeyRange::all(), None);
+    feed.publish(vec![commit("a", 1, "k", 1)], Revision(1));
+    assert_eq!(drain(&watch).0, [1]);
+    // This is more, so it waits for the thread, and so does what comes behind it.
+    feed.publish(vec![large(2, 100)], Revision(2));
+    feed.publish(vec![commit("a", 3, "k", 1)], Revision(3));
+    assert!(drain(&watch).0.is_empty());
+    let group = feed.hand_over.try_next().unwrap();
+    feed.publish(vec![commit("a", 4, "k", 1)], Revision(4));
+    feed.tell_group(group);
+    assert_eq!(drain(&watch).0, [2]);
+    feed.tell_all();
+    assert_eq!(drain(&watch).0, [3, 4]);
+    // Too many watches.
+    let others: Vec<_> = (0..AT_ONCE_MAX)
+        .map(|_| feed.subscribe(&name, KeyRange::prefix("k"), None))
+        .collect();
+    feed.publish(vec![commit("a", 5, "k", 1)], Revision(5));
+    assert!(drain(&watch).0.is_empty());
+    feed.tell_all();
+    assert_eq!(drain(&watch).0, [5]);
+    drop(others);
+    feed.publish(vec![commit("a", 6, "k", 1)], Revision(6));
+    assert_eq!(drain(&watch).0, [6]);
 }
 
 #[test]
@@ -468,7 +507,7 @@ fn a_mark_beyond_what_is_told_is_waited_for() {
             self.0.store(true, std::sync::atomic::Ordering::SeqCst);
         }
     }
-    let feed = Arc::new(Feed::new(1 << 20, Revision(0)));
+    let feed = feed_with_a_thread();
     let (watch, _) = feed.subscribe(&Keyspace::new("a").unwrap(), KeyRange::all(), None);
     // Of another keyspace: the watch itself is told nothing.
     feed.publish(vec![commit("b", 7, "k", 1)], Revision(7));
