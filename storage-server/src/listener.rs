@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -181,7 +182,7 @@ impl Connection {
             tracing::Span::current().record("principal", "anonymous");
             let http = Box::pin(self.http(stream, Ok(Principal::anonymous())));
             if let Some(upgraded) = self.while_welcome(http).await {
-                Box::pin(self.session(upgraded)).await;
+                self.session(upgraded).await;
             }
             return;
         };
@@ -190,7 +191,7 @@ impl Connection {
             self.http(stream, principal).await
         });
         if let Some(upgraded) = self.while_welcome(secured).await {
-            Box::pin(self.session(upgraded)).await;
+            self.session(upgraded).await;
         }
     }
 
@@ -250,7 +251,10 @@ impl Connection {
         }
     }
 
-    async fn session<S>(self, (stream, early, admitted, principal): Upgraded<S>)
+    fn session<S>(
+        self,
+        (stream, early, admitted, principal): Upgraded<S>,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send>>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -261,7 +265,7 @@ impl Connection {
             ..
         } = self;
         let Some(connected) = place.settle() else {
-            return;
+            return Box::pin(std::future::ready(()));
         };
         let Admitted {
             kind,
@@ -277,17 +281,21 @@ impl Connection {
             drain: shared.drain.child_token(),
             cut: shared.cut.child_token(),
         };
-        match kind {
+        // Boxed here: a future has a second place for another one that it was given and waits for.
+        let session: Pin<Box<dyn Future<Output = ()> + Send>> = match kind {
             Kind::Native => {
                 let dialect = Native::new(&shared, &peer);
-                driver::run(&shared, peer, stream, early, dialect).await;
+                Box::pin(driver::run(shared, peer, stream, early, dialect))
             }
             Kind::Mwdb => {
                 let dialect = Mwdb::new(&shared, &peer);
-                driver::run(&shared, peer, stream, early, dialect).await;
+                Box::pin(driver::run(shared, peer, stream, early, dialect))
             }
-        }
-        drop(connected);
+        };
+        Box::pin(async move {
+            session.await;
+            drop(connected);
+        })
     }
 
     /// HTTP until an upgrade; `None` if nobody was let in.

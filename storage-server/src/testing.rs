@@ -523,9 +523,8 @@ pub(crate) fn start_in<D: Dialect + 'static>(
     };
     let (ours, theirs) = tokio::io::duplex(64 * 1024);
     let dialect = dialect(&shared, &peer);
-    let running = shared.clone();
-    let session =
-        tokio::spawn(async move { driver::run(&running, peer, ours, Bytes::new(), dialect).await });
+    let session = driver::run(shared.clone(), peer, ours, Bytes::new(), dialect);
+    let session = tokio::spawn(session);
     let from_raw = WebSocketStream::from_raw_socket(theirs, Role::Client, None);
     let client = from_raw.now_or_never().unwrap();
     Running {

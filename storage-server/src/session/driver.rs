@@ -7,6 +7,7 @@
 //! counted, and must grow. The messages' meaning is the [`Dialect`]'s.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -85,13 +86,20 @@ struct Driver<'a, S, D> {
 }
 
 /// Runs a session from its upgrade to its end. `early`: what was read behind the upgrade request.
-pub(crate) async fn run<S, D>(shared: &Shared, peer: Peer, stream: S, early: Bytes, mut dialect: D)
+///
+/// Thousands of these futures are at rest, so each thing is moved into it once: a parameter of an `async fn` that is moved
+/// on has its place in the future twice, and what only the end of a session needs is boxed.
+pub(crate) fn run<S, D>(
+    shared: Arc<Shared>,
+    peer: Peer,
+    stream: S,
+    early: Bytes,
+    mut dialect: D,
+) -> impl Future<Output = ()> + Send
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
     D: Dialect,
 {
-    let gauge = shared.metrics.sessions(D::GATEWAY);
-    gauge.add(1);
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(WRITE_BUFFER_BYTES)
@@ -99,66 +107,75 @@ where
         .max_message_size(Some(dialect.received_bytes_max()))
         .max_frame_size(Some(dialect.received_bytes_max()));
     let stream = Metered::new(stream, shared.metrics.clone());
-    let mut socket =
-        WebSocketStream::from_partially_read(stream, early.into(), Role::Server, Some(config))
-            .await;
-    let now = Instant::now();
-    let sending = dialect.outbox_budget().count();
-    let mut driver = Driver {
-        socket: &mut socket,
-        dialect: &mut dialect,
-        timeouts: shared.config.timeouts,
-        heard: now,
-        said: now,
-        pinged: false,
-        unfinished: Unfinished {
-            whole_at: 0,
-            control_bytes: 0,
-            permit: peer.slot.budgets().partial.count(),
-            receiving: None,
-        },
-        dirty: false,
-        sending,
-        handed: (0, 0),
-        stuck: None,
-        timer: Box::pin(tokio::time::sleep_until(now.into())),
-        drain: Box::pin(peer.drain.clone().cancelled_owned()),
-        cut: Box::pin(peer.cut.clone().cancelled_owned()),
-        draining: false,
-    };
-    let end = std::future::poll_fn(|cx| driver.poll(cx)).await;
-    // Held as long as what it counts; what is written and read from here on is little.
-    let Driver { unfinished, .. } = driver;
-    let departure = match &end {
-        End::PeerClosed(Some(frame)) if u16::from(frame.code) == close_code::NORMAL => {
-            Departure::Left
-        }
-        _ => Departure::Lost,
-    };
-    match end {
-        End::PeerClosed(frame) => {
-            tracing::debug!("the peer closed");
-            let patience = shared.config.timeouts.drain;
-            let answering = answer_close(&mut socket, &mut dialect, frame, patience);
-            tokio::select! {
-                answered = answering => if let Err(close) = answered {
-                    note(shared, &close);
-                },
-                () = peer.cut.cancelled() => {}
+    let opening = Box::pin(WebSocketStream::from_partially_read(
+        stream,
+        early.into(),
+        Role::Server,
+        Some(config),
+    ));
+    async move {
+        let gauge = shared.metrics.sessions(D::GATEWAY);
+        gauge.add(1);
+        let mut socket = opening.await;
+        let now = Instant::now();
+        let sending = dialect.outbox_budget().count();
+        let mut driver = Driver {
+            socket: &mut socket,
+            dialect: &mut dialect,
+            timeouts: shared.config.timeouts,
+            heard: now,
+            said: now,
+            pinged: false,
+            unfinished: Unfinished {
+                whole_at: 0,
+                control_bytes: 0,
+                permit: peer.slot.budgets().partial.count(),
+                receiving: None,
+            },
+            dirty: false,
+            sending,
+            handed: (0, 0),
+            stuck: None,
+            timer: Box::pin(tokio::time::sleep_until(now.into())),
+            drain: Box::pin(peer.drain.clone().cancelled_owned()),
+            cut: Box::pin(peer.cut.clone().cancelled_owned()),
+            draining: false,
+        };
+        let end = std::future::poll_fn(|cx| driver.poll(cx)).await;
+        // Held as long as what it counts; what is written and read from here on is little.
+        let Driver { unfinished, .. } = driver;
+        let departure = match &end {
+            End::PeerClosed(Some(frame)) if u16::from(frame.code) == close_code::NORMAL => {
+                Departure::Left
+            }
+            _ => Departure::Lost,
+        };
+        match end {
+            End::PeerClosed(frame) => {
+                tracing::debug!("the peer closed");
+                let patience = shared.config.timeouts.drain;
+                let answering = answer_close(&mut socket, &mut dialect, frame, patience);
+                let answering = Box::pin(answering);
+                tokio::select! {
+                    answered = answering => if let Err(close) = answered {
+                        note(&shared, &close);
+                    },
+                    () = peer.cut.cancelled() => {}
+                }
+            }
+            End::Broken(error) => tracing::debug!(%error, "the connection broke"),
+            End::Close(close) => {
+                note(&shared, &close);
+                Box::pin(bounded(CLOSE_PATIENCE, say_close(&mut socket, close))).await;
             }
         }
-        End::Broken(error) => tracing::debug!(%error, "the connection broke"),
-        End::Close(close) => {
-            note(shared, &close);
-            Box::pin(bounded(CLOSE_PATIENCE, say_close(&mut socket, close))).await;
-        }
+        // The socket goes first: a peer must not wait for what only concerns us.
+        drop(socket);
+        drop(unfinished);
+        Box::pin(dialect.finish(departure)).await;
+        gauge.subtract(1);
+        drop(peer);
     }
-    // The socket goes first: a peer must not wait for what only concerns us.
-    drop(socket);
-    drop(unfinished);
-    dialect.finish(departure).await;
-    gauge.subtract(1);
-    drop(peer);
 }
 
 /// A message of the peer that is not whole yet.
