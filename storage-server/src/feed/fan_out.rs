@@ -32,6 +32,8 @@ pub(super) enum What {
     Commits(Vec<FeedCommit>),
     /// Commits of these keyspaces were left out.
     LeftOut(BTreeSet<Keyspace>),
+    /// The committer panicked as it told them itself.
+    Panicked,
 }
 
 /// See the module.
@@ -89,6 +91,16 @@ impl HandOver {
             bytes,
         });
         drop(line);
+        self.came.notify_one();
+    }
+
+    /// Instead of what could not be told for a panic.
+    pub(super) fn push_panic(&self, published: Revision) {
+        self.lock().groups.push_back(Group {
+            what: What::Panicked,
+            published,
+            bytes: 0,
+        });
         self.came.notify_one();
     }
 

@@ -33,6 +33,7 @@ mod subscription;
 pub(crate) mod views;
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -146,8 +147,12 @@ impl Feed {
         }
         recent.published = published;
         drop(recent);
-        if !self.tell_at_once(&commits, published) {
-            self.hand_over.push(commits, published);
+        let telling = AssertUnwindSafe(|| self.tell_at_once(&commits, published));
+        match catch_unwind(telling) {
+            Ok(true) => {}
+            Ok(false) => self.hand_over.push(commits, published),
+            // The commits are durable and will be answered; what comes of it is for the thread, as for its own panics.
+            Err(_) => self.hand_over.push_panic(published),
         }
     }
 
@@ -241,6 +246,7 @@ impl Feed {
                     self.leave_behind(keyspace, group.published);
                 }
             }
+            What::Panicked => panic!("the committer panicked as it told watches"),
         }
         self.told.store(group.published.0, Ordering::Release);
         self.wake_waiting(group.published);
