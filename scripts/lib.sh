@@ -69,7 +69,7 @@ rocksdb_built() {
 # Says what a first build costs, where this is one.
 announce_build() {
   if [[ -n $(rocksdb_built) ]]; then return; fi
-  say "the first build compiles RocksDB: about 15 minutes on 2 cores (about 1 minute where ccache has it from before)."
+  say "the first build compiles RocksDB: about 8 minutes on 2 cores (about 1 minute where ccache has it from before)."
   if ! has ccache; then
     say "ccache is not installed; with it ('scripts/setup --ccache') only the very first build takes this long."
   fi

@@ -55,7 +55,10 @@ where
                 close = why.frame();
                 result = Err(why);
             }
-            if out.is_empty() || result.is_err() || planted("close-drops-answers") {
+            if planted("close-drops-answers") {
+                out.clear();
+            }
+            if out.is_empty() || result.is_err() {
                 break;
             }
             write(stream, &out).await?;

@@ -93,10 +93,9 @@ struct Slot {
     /// The last commit or mark that it was told.
     told: Revision,
     memory: Permit,
-    /// An event that was met without credit for it, and what it is counted with.
-    kept: Option<(WatchEvent, Permit)>,
+    /// An event that was met without credit for it, and what it is counted with. Boxed: few watches have one.
+    kept: Option<Box<(WatchEvent, Permit)>>,
     state: Arc<WatchWaker>,
-    waker: Waker,
 }
 
 /// See the module.
@@ -164,7 +163,6 @@ impl Watches {
             queued: AtomicBool::new(false),
             woken: self.woken.clone(),
         });
-        let waker = Waker::from(state.clone());
         let slot = Slot {
             told: watch.start().revision,
             watch,
@@ -176,7 +174,6 @@ impl Watches {
             memory: terms.memory,
             kept: None,
             state,
-            waker,
         };
         if self.slots.insert(id, slot).is_none() {
             self.metrics.watches.add(1);
@@ -356,6 +353,8 @@ impl Slot {
         outbox: &mut Outbox,
         answered: &mut Vec<RequestId>,
     ) -> Rest {
+        // The same each time as far as those who keep a copy can tell; kept in the slot it would be 16 bytes of each watch.
+        let waker = Waker::from(self.state.clone());
         let start = outbox.bytes();
         let mut sender = Sender {
             id,
@@ -383,14 +382,15 @@ impl Slot {
                 self.catching_up |= self.every;
                 break self.settle(sender, Rest::Parked);
             }
-            if let Some((event, _)) = self.kept.take() {
+            if let Some(kept) = self.kept.take() {
+                let (event, _) = *kept;
                 sender.take(event);
                 continue;
             }
             if sender.outbox.bytes() - start >= TURN_BYTES {
                 break self.settle(sender, Rest::Again);
             }
-            match Pin::new(&mut self.watch).poll_next(&mut Context::from_waker(&self.waker)) {
+            match Pin::new(&mut self.watch).poll_next(&mut Context::from_waker(&waker)) {
                 Poll::Pending => {
                     if self.catching_up && self.watch.status().state == WatchState::Live {
                         self.catching_up = false;
@@ -415,7 +415,7 @@ impl Slot {
                     match charged_bytes(&event).filter(|_| !has_credit) {
                         None => sender.take(event),
                         Some(bytes) => match self.room_to_keep(bytes) {
-                            Ok(permit) => self.kept = Some((event, permit)),
+                            Ok(permit) => self.kept = Some(Box::new((event, permit))),
                             Err(error) => break self.settle(sender, Rest::Ended(error)),
                         },
                     }
@@ -823,7 +823,7 @@ mod tests {
         poll(&mut watches, &mut outbox);
         assert!(outbox.has_bulk(1));
         for _ in 0..100 {
-            let waker = watches.slots[&1].waker.clone();
+            let waker = Waker::from(watches.slots[&1].state.clone());
             waker.wake();
             watches.grant(1, 1);
             poll(&mut watches, &mut outbox);
