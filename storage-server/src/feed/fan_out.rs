@@ -1,9 +1,9 @@
 //! From the committer to the watches: what is published and not told yet.
 //!
 //! The committer hands each group over and goes on; a thread tells the watches. Where that has nothing to do and few are
-//! concerned, the committer tells them itself, which costs less than to wake the thread. What waits is bounded in bytes: over the
-//! bound the commits themselves are left out, and the watches of their keyspaces are told that something was. They stand
-//! behind then, and read the ring or the log like all who do.
+//! concerned, the committer tells them itself, which costs less than to wake the thread. What waits is bounded in bytes:
+//! over the bound the commits themselves are left out, and the watches of their keyspaces are told that something was.
+//! They stand behind then, and read the ring or the log like all who do.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -49,6 +49,7 @@ struct Line {
     groups: VecDeque<Group>,
     /// Of the groups in line, and of the one that is being told.
     bytes: usize,
+    /// Whether a group was taken that is not told yet.
     is_telling: bool,
     closed: bool,
 }

@@ -3,8 +3,7 @@
 //! The committer publishes each commit once it is durable: into the [`ring`], under a short lock, and into the hands of a
 //! thread of the feed's own ([`fan_out`]), which finds the watches it concerns and puts it into their queues. The committer
 //! answers without waiting for that, so what a commit costs its writer and other writers does not depend on who watches;
-//! only a few watches, when that thread has nothing to do, are told at once, which is less than to wake it. A
-//! watch that does not keep up (no credit, a long pause) drops its queue and stands *behind* at a revision, where no commit
+//! only a few watches, when that thread has nothing to do, are told at once, which is less than to wake it. A watch that does not keep up (no credit, a long pause) drops its queue and stands *behind* at a revision, where no commit
 //! looks at it, until it asks again and is caught up: from the ring while that reaches back, else from the log. Both are
 //! read in [`page`]s, which are searched by key and without a lock, so that thousands may resume at once. Queues hold whole
 //! commits, shared; each is cut to the watch's range when it is taken ([`views`]).
@@ -47,8 +46,9 @@ use self::slot::{Slot, State, Told};
 pub(crate) use self::subscription::{Next, Subscription};
 use self::views::Views;
 
-/// Of a group with so many changes at the most, of which each commit concerns so many watches at the most, the committer
-/// tells the watches itself: some 30 us, about what it costs to wake the feed's thread.
+/// Where a group has so many changes at the most, and concerns so many watches at the most, a watch counted for each of its
+/// commits, the committer tells them itself. To wake the feed's thread costs a lone writer more: with it a put of 1 KiB took
+/// 335 us of processor time, without it 287.
 const AT_ONCE_MAX: usize = 32;
 
 /// A commit in the feed.
@@ -167,6 +167,7 @@ impl Feed {
             return false;
         }
         let mut concerned = Vec::new();
+        let mut left = self.at_once_max;
         {
             let Ok(matchers) = self.matchers.try_lock() else {
                 return false;
@@ -174,10 +175,11 @@ impl Feed {
             for FeedCommit { keyspace, record } in commits {
                 let mut slots = Vec::new();
                 if let Some(matcher) = matchers.get(keyspace)
-                    && !matcher.concerned_up_to(self.at_once_max, record, &mut slots)
+                    && !matcher.concerned_up_to(left, record, &mut slots)
                 {
                     return false;
                 }
+                left -= slots.len();
                 concerned.push(slots);
             }
         }

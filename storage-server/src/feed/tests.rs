@@ -433,6 +433,18 @@ fn what_concerns_few_is_told_as_it_is_published_and_in_its_turn() {
     drop(others);
     feed.publish(vec![commit("a", 6, "k", 1)], Revision(6));
     assert_eq!(drain(&watch).0, [6]);
+    // Few for one commit, and too many for two.
+    let others: Vec<_> = (0..AT_ONCE_MAX / 2)
+        .map(|_| feed.subscribe(&name, KeyRange::prefix("k"), None))
+        .collect();
+    feed.publish(vec![commit("a", 7, "k", 1)], Revision(7));
+    assert_eq!(drain(&watch).0, [7]);
+    let two = vec![commit("a", 8, "k", 1), commit("a", 9, "k", 1)];
+    feed.publish(two, Revision(9));
+    assert!(drain(&watch).0.is_empty());
+    feed.tell_all();
+    assert_eq!(drain(&watch).0, [8, 9]);
+    drop(others);
 }
 
 #[test]
