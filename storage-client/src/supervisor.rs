@@ -273,7 +273,9 @@ impl Supervisor {
                         });
                     }
                     tracing::debug!(why = message, attempt, "cannot connect yet");
-                    if let EndKind::Drained { retry_after } = kind {
+                    if let EndKind::Drained { retry_after } = kind
+                        && !planted("retry-after-ignored")
+                    {
                         earliest = retry_after;
                     }
                     why = message;

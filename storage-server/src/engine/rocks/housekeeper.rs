@@ -422,7 +422,9 @@ fn look_after_sessions(shared: &Shared) -> Result<()> {
 /// As a commit's; `StorageFull` where not even a removal has room.
 pub(super) fn lapse(shared: &Shared, lost: &[(UnixMillis, Arc<SessionState>)]) -> Result<()> {
     // First of all: each lapse is a row, and would be written again in each round.
-    shared.disk.check(Need::Removal, 0)?;
+    if !planted("lapse-without-room") {
+        shared.disk.check(Need::Removal, 0)?;
+    }
     let mut answers = Vec::new();
     for (since, session) in lost {
         // Its keys were not removed yet, and it has no newer ones.

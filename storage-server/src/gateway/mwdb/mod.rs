@@ -25,7 +25,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use storage_protocol::mwdb::{ID_ZERO, Malformed, Request, RequestKind, prefix_answer};
 use storage_protocol::native::close_code;
-use storage_protocol::{KeyRange, Limit, Result, Watch, WatchOptions};
+use storage_protocol::{KeyRange, Limit, Result, Watch, WatchOptions, planted};
 use tokio::sync::Semaphore;
 
 use crate::engine::SessionStorage;
@@ -73,6 +73,7 @@ fn cost(request: &Request, message_bytes: usize) -> usize {
         RequestKind::Put { pairs, .. } => size_of_val(&pairs[..]),
         RequestKind::PutWithoutSeparator | RequestKind::Prefix => 0,
     };
+    let list = if planted("list-uncounted") { 0 } else { list };
     message_bytes.max(REQUEST_BYTES_MIN) + list
 }
 
@@ -318,7 +319,12 @@ impl Mwdb {
         if let RequestKind::Prefix = request.kind {
             // A part of a message keeps the whole of it, and this one may wait for long.
             let id = Bytes::copy_from_slice(&request.id);
-            permit.resize(id.len().max(REQUEST_BYTES_MIN));
+            let bytes = id.len().max(REQUEST_BYTES_MIN);
+            permit.resize(if planted("prefix-uncounted") {
+                0
+            } else {
+                bytes
+            });
             self.pushes.expect();
             self.prefix.ask(id, permit);
             self.shared

@@ -329,6 +329,9 @@ impl Slot {
         let budget = self.memory.budget();
         let mut permit = budget.count();
         let is_within = budget.over().is_none();
+        if planted("kept-event-uncounted") {
+            return Ok(permit);
+        }
         if is_within && permit.grow_beyond(bytes) {
             return Ok(permit);
         }
@@ -395,7 +398,7 @@ impl Slot {
                     if self.catching_up && self.watch.status().state == WatchState::Live {
                         self.catching_up = false;
                         // A mark that is due says it too, and a watch answers only so many.
-                        if self.marks_due.is_empty() {
+                        if self.marks_due.is_empty() || planted("mark-asked-twice") {
                             self.ask_unasked();
                             continue;
                         }
