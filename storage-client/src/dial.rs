@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -234,13 +234,33 @@ impl Tls {
     }
 }
 
+/// Whether a host is this machine by its name (RFC 6761, section 6.3). Such a name is not looked up: a machine without
+/// /etc/hosts, as a minimal container is, would ask a name server for it, which may not answer or answer anything.
+fn is_localhost(host: &str) -> bool {
+    let name = host.strip_suffix('.').unwrap_or(host);
+    let last = name.rsplit('.').next();
+    last.is_some_and(|last| last.eq_ignore_ascii_case("localhost"))
+}
+
+/// The addresses of a host, in the order in which they are tried.
+async fn look_up(host: &str, port: u16, deadline: Instant) -> Result<Vec<SocketAddr>, String> {
+    if is_localhost(host) {
+        return Ok(vec![
+            (Ipv4Addr::LOCALHOST, port).into(),
+            (Ipv6Addr::LOCALHOST, port).into(),
+        ]);
+    }
+    let lookup = tokio::net::lookup_host((host, port));
+    let found = within(deadline, "the look-up of the host", lookup).await?;
+    match found {
+        Ok(addresses) => Ok(addresses.collect()),
+        Err(error) => Err(format!("the host {host:?} cannot be resolved: {error}")),
+    }
+}
+
 async fn connect_tcp(endpoint: &Endpoint, deadline: Instant) -> Result<TcpStream, String> {
     let Endpoint { host, port, .. } = endpoint;
-    let lookup = tokio::net::lookup_host((host.as_str(), *port));
-    let addresses: Vec<SocketAddr> = within(deadline, "the look-up of the host", lookup)
-        .await?
-        .map_err(|error| format!("the host {host:?} cannot be resolved: {error}"))?
-        .collect();
+    let addresses = look_up(host, *port, deadline).await?;
     let mut failure = format!("the host {host:?} has no address");
     for (tried, address) in addresses.iter().enumerate() {
         // Each address gets its share of the time that is left, so that one that swallows packets does not

@@ -58,7 +58,8 @@ pub struct ConnectOptions {
 
 impl ConnectOptions {
     /// Options for `wss://HOST[:PORT]/storage/KEYSPACE`. Without a port it is 443, as in every `wss` URL. An IPv6
-    /// address stands in brackets. Where the server's certificate is for a name, HOST has to be that name.
+    /// address stands in brackets. `localhost`, and each name below it, is this machine's loopback (127.0.0.1, then
+    /// ::1) without a look-up. Where the server's certificate is for a name, HOST has to be that name.
     #[must_use]
     pub fn new(url: impl Into<String>) -> Self {
         Self {

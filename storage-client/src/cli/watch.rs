@@ -45,7 +45,8 @@ pub(super) struct Watch {
     /// Begin after this position [default: now]
     #[arg(long, value_name = "EPOCH:REVISION")]
     after: Option<Position>,
-    /// Begin with the first commit that is kept, or with --latest with the present state
+    /// Begin with the first commit of all, which fails once the log does not have it any more; or with --latest with
+    /// the present state
     #[arg(long, conflicts_with = "after")]
     beginning: bool,
     /// The present state of each key that changed, instead of each commit

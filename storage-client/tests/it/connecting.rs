@@ -49,6 +49,22 @@ async fn wrong_options_are_named() {
 }
 
 #[tokio::test]
+async fn names_of_this_machine_are_not_looked_up() {
+    // Most machines have no such names in /etc/hosts; some do not even have the first.
+    for host in ["localhost", "db.localhost", "LOCALHOST."] {
+        let listener = Listener::bind().await;
+        let options = ConnectOptions::new(listener.url_of(host)).danger_plaintext();
+        let server = async {
+            let (mut peer, _) = Peer::accept(listener.accept_tcp().await).await;
+            peer.send_as(None, ServerMessage::Welcome(welcome())).await;
+            peer
+        };
+        let (storage, _peer) = join(RemoteStorage::connect(options), server).await;
+        storage.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn an_unknown_host_and_a_closed_port_are_told_apart() {
     let url = "ws://no-such-host.invalid:1/storage/models";
     let unknown = RemoteStorage::connect(ConnectOptions::new(url).danger_plaintext()).await;

@@ -36,6 +36,11 @@ impl Listener {
         format!("{scheme}://localhost:{port}/storage/models")
     }
 
+    /// [`Listener::url`] with another name for this machine.
+    pub(crate) fn url_of(&self, host: &str) -> String {
+        self.url("ws").replace("localhost", host)
+    }
+
     /// Of a client that takes a lost connection for final; `reconnecting` is for those that do not.
     pub(crate) fn options(&self) -> ConnectOptions {
         self.reconnecting().give_up_after(Duration::ZERO)
@@ -48,7 +53,8 @@ impl Listener {
     }
 
     pub(crate) async fn accept_tcp(&self) -> TcpStream {
-        self.tcp.accept().await.unwrap().0
+        let accepted = tokio::time::timeout(PATIENCE, self.tcp.accept()).await;
+        accepted.expect("nobody connects").unwrap().0
     }
 }
 

@@ -1,7 +1,8 @@
 //! Who a peer is, decided once: the principal of a session.
 //!
 //! Of a verified client certificate, the first that is there: SAN URI, SAN DNS name, common name. Peers without a
-//! certificate are `anonymous`. The text goes into logs and history, so control characters are refused.
+//! certificate are `anonymous`. The text goes into logs and history, and before the eyes of those who read them, so
+//! control characters are refused, and what makes one name look like another.
 
 use std::fmt;
 
@@ -29,7 +30,7 @@ pub(crate) enum IdentityError {
     #[error("the client certificate has neither a URI nor a DNS name nor a common name")]
     Nameless,
     #[error(
-        "the client certificate's name is empty, has control characters, or is longer than 256 bytes"
+        "the client certificate's name is empty, has control characters or ones that do not show, or is longer than 256 bytes"
     )]
     BadName,
 }
@@ -50,13 +51,21 @@ impl Principal {
         let name = name_of(&parsed)?;
         let good = !name.is_empty()
             && name.len() + "cert:".len() <= PRINCIPAL_BYTES_MAX
-            && !name.chars().any(char::is_control);
+            && !name.chars().any(|c| c.is_control() || is_format(c));
         if good {
             Ok(Self(format!("cert:{name}")))
         } else {
             Err(IdentityError::BadName)
         }
     }
+}
+
+/// Shows nothing by itself, and may turn or part what is around it (Unicode: the categories Cf, Zl and Zp).
+fn is_format(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}'..='\u{891}' | '\u{8e2}'
+        | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+        | '\u{fff9}'..='\u{fffb}' | '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}' | '\u{1bca0}'..='\u{1bca3}'
+        | '\u{1d173}'..='\u{1d17a}' | '\u{e0001}' | '\u{e0020}'..='\u{e007f}')
 }
 
 fn name_of(certificate: &X509Certificate<'_>) -> Result<String, IdentityError> {
@@ -124,6 +133,17 @@ mod tests {
         assert_eq!(principal(None, vec![]), Err(IdentityError::Nameless));
         assert_eq!(principal(Some(""), vec![]), Err(IdentityError::BadName));
         assert_eq!(principal(Some("a\nb"), vec![]), Err(IdentityError::BadName));
+        // What a reader of the log would take for "admin".
+        for name in [
+            "\u{202e}nimda",
+            "ad\u{200b}min",
+            "admin\u{2028}",
+            "\u{feff}admin",
+        ] {
+            assert_eq!(principal(Some(name), vec![]), Err(IdentityError::BadName));
+        }
+        let spelt = "Zoë Müller-\u{5d0}\u{5d1} 日本";
+        assert!(principal(Some(spelt), vec![]).is_ok());
         assert_eq!(
             principal(Some(&"x".repeat(300)), vec![]),
             Err(IdentityError::BadName)
