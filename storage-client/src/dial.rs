@@ -258,10 +258,14 @@ async fn look_up(host: &str, port: u16, deadline: Instant) -> Result<Vec<SocketA
     }
 }
 
+/// So many addresses of a host have their failures told; a name server may give hundreds.
+const FAILURES_TOLD_MAX: usize = 4;
+
 async fn connect_tcp(endpoint: &Endpoint, deadline: Instant) -> Result<TcpStream, String> {
     let Endpoint { host, port, .. } = endpoint;
     let addresses = look_up(host, *port, deadline).await?;
-    let mut failure = format!("the host {host:?} has no address");
+    // Each is told: the first may be the one that was meant, and the last the only one that answers.
+    let mut failures = Vec::new();
     for (tried, address) in addresses.iter().enumerate() {
         // Each address gets its share of the time that is left, so that one that swallows packets does not
         // keep us from the next.
@@ -274,11 +278,19 @@ async fn connect_tcp(endpoint: &Endpoint, deadline: Instant) -> Result<TcpStream
                     .map_err(|error| format!("TCP_NODELAY cannot be set: {error}"))?;
                 return Ok(tcp);
             }
-            Ok(Err(error)) => failure = format!("{address} cannot be reached: {error}"),
-            Err(_) => failure = format!("{address} did not answer in time"),
+            Ok(Err(error)) => failures.push(format!("{address} cannot be reached: {error}")),
+            Err(_) => failures.push(format!("{address} did not answer in time")),
         }
     }
-    Err(failure)
+    if failures.is_empty() {
+        return Err(format!("the host {host:?} has no address"));
+    }
+    let more = failures.len().saturating_sub(FAILURES_TOLD_MAX);
+    failures.truncate(FAILURES_TOLD_MAX);
+    if more > 0 {
+        failures.push(format!("and {more} more addresses"));
+    }
+    Err(failures.join("; "))
 }
 
 async fn upgrade(
