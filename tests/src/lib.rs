@@ -4,6 +4,8 @@
 //! * [`power`]: what a power cut would leave of a server's files.
 //! * [`data_folder`]: copies of data folders, and changed marks.
 //! * [`conformance`]: one suite of promises, run against every implementation, with the differences as a table.
+//! * [`harness`], [`served`], [`raw`]: real processes, a server with all that a test of it needs, and peers seen frame by
+//!   frame.
 //! * [`workload`]: concurrent clients under faults, of which [`fault_proxy`] makes those of the network.
 //! * [`history`]: what they did and saw, and the judges of it: linearizability, watches, replicas.
 //!
@@ -20,6 +22,7 @@ pub mod power;
 pub mod raw;
 mod remote_fixture;
 mod rocks_fixture;
+pub mod served;
 pub mod workload;
 
 pub use remote_fixture::RemoteFixture;

@@ -18,9 +18,8 @@ use storage_protocol::{
     StorageExt,
 };
 use storage_tests::fault_proxy::{Fault, FaultProxy, Scope};
-use storage_tests::harness::{Certificates, ServerProcess, connect};
-use storage_tests::raw::{PATIENCE, Raw, in_time, metric, metric_at};
-use tempfile::TempDir;
+use storage_tests::raw::{PATIENCE, Raw, in_time, metric_at};
+use storage_tests::served::Served;
 use tokio::task::JoinHandle;
 use tokio_tungstenite::tungstenite::protocol::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
@@ -28,57 +27,13 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
-const ADMIN: &str =
-    "[[listener]]\naddress = \"127.0.0.1:0\"\ntls = \"off\"\ngateways = [\"admin\"]\n";
 /// The engine's own buffers, kept out of what is measured.
 const SMALL_ENGINE: &str = "[limits]\nmemory_bytes_max = \"64 MiB\"\n";
 /// What the allocator keeps, and copies on their way.
 const SLACK: u64 = 64 << 20;
 
-struct Fixture {
-    server: ServerProcess,
-    certificates: Certificates,
-    _folder: TempDir,
-}
-
-impl Fixture {
-    fn new(config: &str) -> Self {
-        let certificates = Certificates::issue(&["greedy", "modest"]);
-        let config = &format!("{config}\n{ADMIN}");
-        let (server, folder) = ServerProcess::configured(&certificates, config);
-        Self {
-            server,
-            certificates,
-            _folder: folder,
-        }
-    }
-
-    async fn greedy(&self) -> Raw {
-        Raw::native(&self.server, &self.certificates, "greedy", "shared")
-            .await
-            .0
-    }
-
-    async fn modest(&self) -> RemoteStorage {
-        connect(&self.server, &self.certificates, "modest", "shared")
-            .await
-            .unwrap()
-    }
-
-    /// Waits until nothing is counted any more: a connection ends a moment after its peer is gone.
-    async fn all_is_given_back(&self, budget: &str) {
-        let waiting = async {
-            while self.used(budget).await > 0.0 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        in_time(budget, waiting).await;
-    }
-
-    async fn used(&self, budget: &str) -> f64 {
-        let name = format!("storage_budget_used_bytes{{budget=\"{budget}\"}}");
-        metric(&self.server, &name).await
-    }
+fn served(config: &str) -> Served {
+    Served::new(&["greedy", "modest"], config)
 }
 
 /// Somebody else, who puts and reads all the time and is refused nothing.
@@ -138,16 +93,16 @@ async fn write_49_mib(storage: &RemoteStorage) -> Vec<Key> {
 async fn unread_answers_hold_the_sessions_bound_and_one_answer() {
     const OUTBOX: usize = 8 * MIB;
     const ANSWER: usize = PIECES * (PIECE_BYTES + 32);
-    let fixture = Fixture::new(SMALL_ENGINE);
-    let keys = write_49_mib(&fixture.modest().await).await;
+    let fixture = served(SMALL_ENGINE);
+    let keys = write_49_mib(&fixture.connect("modest", "shared").await).await;
     // What one answer costs by itself is no matter of those that are not read.
     let get = ClientMessage::Get { keys };
-    let mut peer = fixture.greedy().await;
+    let mut peer = fixture.native("greedy", "shared").await;
     let answer = peer.ask(0, &get).await;
     assert!(matches!(answer, ServerMessage::Values { .. }));
     drop(answer);
     let before = fixture.server.resident_bytes();
-    let witness = Witness::of(fixture.modest().await);
+    let witness = Witness::of(fixture.connect("modest", "shared").await);
     for id in 1..=1_000 {
         peer.say(Some(id), &get).await;
     }
@@ -181,11 +136,11 @@ async fn unread_answers_hold_the_sessions_bound_and_one_answer() {
 #[tokio::test]
 async fn reads_that_are_given_up_leave_nothing_running() {
     const PAIRS: u32 = 10_000;
-    let fixture = Fixture::new(SMALL_ENGINE);
-    let modest = fixture.modest().await;
+    let fixture = served(SMALL_ENGINE);
+    let modest = fixture.connect("modest", "shared").await;
     let keys = write_49_mib(&modest).await;
     let get = ClientMessage::Get { keys };
-    let mut peer = fixture.greedy().await;
+    let mut peer = fixture.native("greedy", "shared").await;
     for id in 0..PAIRS {
         let (get, cancel) = (get.encode(Some(id)), ClientMessage::Cancel.encode(Some(id)));
         for packet in [get, cancel] {
@@ -226,8 +181,8 @@ async fn reads_that_are_given_up_leave_nothing_running() {
 
 #[tokio::test]
 async fn a_range_with_long_bounds_is_refused_and_not_kept() {
-    let fixture = Fixture::new(SMALL_ENGINE);
-    let mut peer = fixture.greedy().await;
+    let fixture = served(SMALL_ENGINE);
+    let mut peer = fixture.native("greedy", "shared").await;
     let before = fixture.server.resident_bytes();
     for id in 0..15 {
         let scan = ClientMessage::Scan {
@@ -253,11 +208,11 @@ const SMALL_BOUNDS: &str = "[limits]\nvalue_bytes_max = \"256 KiB\"\nmessage_byt
 #[tokio::test]
 async fn commits_behind_a_missing_number_end_their_sessions_and_refuse_nobody_else() {
     const SESSIONS: usize = 18;
-    let fixture = Fixture::new(SMALL_BOUNDS);
-    let witness = Witness::of(fixture.modest().await);
+    let fixture = served(SMALL_BOUNDS);
+    let witness = Witness::of(fixture.connect("modest", "shared").await);
     let mut peers = Vec::new();
     for _ in 0..SESSIONS {
-        peers.push(fixture.greedy().await);
+        peers.push(fixture.native("greedy", "shared").await);
     }
     let began = Instant::now();
     for peer in &mut peers {
@@ -294,8 +249,8 @@ async fn commits_behind_a_missing_number_end_their_sessions_and_refuse_nobody_el
 /// A commit that is long on its way is not missing, and a small one behind it waits.
 #[tokio::test]
 async fn a_commit_whose_parts_are_coming_is_not_missing() {
-    let fixture = Fixture::new(SMALL_BOUNDS);
-    let mut peer = fixture.greedy().await;
+    let fixture = served(SMALL_BOUNDS);
+    let mut peer = fixture.native("greedy", "shared").await;
     let first = ClientMessage::Commit {
         number: 1,
         options: CommitOptions::default(),
@@ -365,8 +320,8 @@ async fn an_unfinished_message_is_counted_and_pings_do_not_keep_it() {
     const PEERS: usize = 6;
     let config = "[limits]\nmemory_bytes_max = \"64 MiB\"\npartial_messages_bytes_max = \"256 MiB\"\n\
         [timeouts]\npartial_message = \"2s\"\n";
-    let fixture = Fixture::new(config);
-    let witness = Witness::of(fixture.modest().await);
+    let fixture = served(config);
+    let witness = Witness::of(fixture.connect("modest", "shared").await);
     let before = fixture.server.resident_bytes();
     let url = fixture.server.url("admin").to_owned();
     let name = "storage_budget_used_bytes{budget=\"partial_messages\"}";
@@ -447,7 +402,7 @@ async fn an_unfinished_message_is_counted_and_pings_do_not_keep_it() {
     fixture.all_is_given_back("partial_messages").await;
 
     // A native one likewise; what it may hold is a frame.
-    let mut peer = fixture.greedy().await;
+    let mut peer = fixture.native("greedy", "shared").await;
     peer.send_message(fragment(true, 200 * KIB)).await;
     let began = Instant::now();
     let (code, reason) = peer.closed().await;
@@ -459,8 +414,8 @@ async fn an_unfinished_message_is_counted_and_pings_do_not_keep_it() {
 #[tokio::test]
 async fn parts_are_counted_at_what_they_cost_and_a_byte_is_no_progress() {
     const MESSAGES: u32 = 16_384;
-    let fixture = Fixture::new("[timeouts]\npartial_message = \"3s\"\n");
-    let mut peer = fixture.greedy().await;
+    let fixture = served("[timeouts]\npartial_message = \"3s\"\n");
+    let mut peer = fixture.native("greedy", "shared").await;
     let before = fixture.server.resident_bytes();
     for id in 0..MESSAGES {
         peer.feed(Message::Binary(part(kind::GET, 64 * MIB, 0, b"x", id)))
@@ -503,7 +458,7 @@ async fn parts_are_counted_at_what_they_cost_and_a_byte_is_no_progress() {
 async fn a_slow_link_is_no_silence_either_way() {
     let config = "[timeouts]\nheartbeat = \"500ms\"\nsilence = \"2s\"\nslow_peer = \"2s\"\n\
         partial_message = \"1s\"\n";
-    let fixture = Fixture::new(config);
+    let fixture = served(config);
     let (_, address) = fixture.server.url("storage").split_once("://").unwrap();
     let proxy = FaultProxy::start(address.parse().unwrap(), 1)
         .await
@@ -515,7 +470,7 @@ async fn a_slow_link_is_no_silence_either_way() {
         .request_timeout(Duration::from_secs(60));
     let slow = RemoteStorage::connect(options).await.unwrap();
     let session = slow.session_info();
-    let modest = fixture.modest().await;
+    let modest = fixture.connect("modest", "shared").await;
     let value = vec![b'v'; 200_000];
     modest
         .put("large".into(), value.clone().into())
@@ -539,14 +494,14 @@ async fn a_slow_link_is_no_silence_either_way() {
 /// Bulk is asked for, then something small: how much of the bulk comes before it, to one who reads at a fair pace.
 #[tokio::test]
 async fn a_small_answer_waits_for_little_of_the_bulk_before_it() {
-    let fixture = Fixture::new("");
-    let modest = fixture.modest().await;
+    let fixture = served("");
+    let modest = fixture.connect("modest", "shared").await;
     modest
         .put("large".into(), vec![b'v'; 8 * MIB].into())
         .await
         .unwrap();
     modest.put("small".into(), "v".into()).await.unwrap();
-    let mut peer = fixture.greedy().await;
+    let mut peer = fixture.native("greedy", "shared").await;
     let get = |key: &str| ClientMessage::Get {
         keys: vec![Key::copy_from_slice(key.as_bytes())],
     };

@@ -8,7 +8,6 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use storage_client::RemoteStorage;
 use storage_protocol::native::{ClientMessage, ServerMessage, WatchRequest, kind};
 use storage_protocol::{
     Batch, ChangeKind, CommitOptions, Key, KeyRange, Keyspace, Lifetime, Limit, ScanOptions,
@@ -16,62 +15,17 @@ use storage_protocol::{
 };
 use storage_server::engine::Engine;
 use storage_server::engine::rocks::{Durability, EngineOptions, RocksEngine};
-use storage_tests::harness::{Certificates, ServerProcess, connect};
-use storage_tests::raw::{PATIENCE, Raw, Received, in_time, metric, tls, until_closed};
-use tempfile::TempDir;
+use storage_tests::raw::{PATIENCE, Raw, Received, in_time, tls, until_closed};
+use storage_tests::served::Served;
 use tokio_tungstenite::tungstenite::protocol::Message;
 
 const MIB: u64 = 1 << 20;
-const ADMIN: &str =
-    "[[listener]]\naddress = \"127.0.0.1:0\"\ntls = \"off\"\ngateways = [\"admin\"]\n";
-
-struct Fixture {
-    server: ServerProcess,
-    certificates: Certificates,
-    _folder: TempDir,
+fn served(config: &str) -> Served {
+    Served::new(&["many", "witness"], config)
 }
 
-impl Fixture {
-    fn new() -> Self {
-        Self::with("")
-    }
-
-    fn with(config: &str) -> Self {
-        let certificates = Certificates::issue(&["many", "witness"]);
-        let config = &format!("{config}\n{ADMIN}");
-        let (server, folder) = ServerProcess::configured(&certificates, config);
-        Self {
-            server,
-            certificates,
-            _folder: folder,
-        }
-    }
-
-    async fn session(&self) -> Raw {
-        Raw::native(&self.server, &self.certificates, "many", "model")
-            .await
-            .0
-    }
-
-    async fn witness(&self) -> RemoteStorage {
-        connect(&self.server, &self.certificates, "witness", "model")
-            .await
-            .unwrap()
-    }
-
-    /// Waits until a metric is 0.
-    async fn comes_to_nothing(&self, name: &str) {
-        let waiting = async {
-            while metric(&self.server, name).await > 0.0 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        in_time(name, waiting).await;
-    }
-
-    fn grown(&self, before: u64) -> u64 {
-        self.server.peak_resident_bytes().saturating_sub(before) / MIB
-    }
+fn grown(fixture: &Served, before: u64) -> u64 {
+    fixture.server.peak_resident_bytes().saturating_sub(before) / MIB
 }
 
 fn get(keys: impl Iterator<Item = String>) -> ClientMessage {
@@ -98,8 +52,8 @@ const EMPTY_CONTINUATION: [u8; 6] = [0, 0x80, 0, 0, 0, 0];
 #[tokio::test]
 async fn pings_are_answered_and_unread_pongs_cost_bounded_memory() {
     const GROWTH_MAX: u64 = 32;
-    let fixture = Fixture::new();
-    let mut peer = fixture.session().await;
+    let fixture = served("");
+    let mut peer = fixture.native("many", "model").await;
     let before = fixture.server.resident_bytes();
     // 50 MB of pings, none of whose pongs is read meanwhile.
     let pings = frame(0x89, &[b'p'; 125]).repeat(4_000);
@@ -118,15 +72,15 @@ async fn pings_are_answered_and_unread_pongs_cost_bounded_memory() {
             other => panic!("{other:?}"),
         }
     }
-    let grown = fixture.grown(before);
+    let grown = grown(&fixture, before);
     assert!(grown < GROWTH_MAX, "{grown} MiB");
 }
 
 #[tokio::test]
 async fn a_hundred_thousand_empty_fragments_are_one_message() {
     const GROWTH_MAX: u64 = 16;
-    let fixture = Fixture::new();
-    let mut native = fixture.session().await;
+    let fixture = served("");
+    let mut native = fixture.native("many", "model").await;
     let mut mwdb = Raw::mwdb(&fixture.server, &fixture.certificates, "many").await;
     let before = fixture.server.resident_bytes();
     for (peer, message, answer) in [
@@ -143,14 +97,14 @@ async fn a_hundred_thousand_empty_fragments_are_one_message() {
         let received = peer.binary().await;
         assert!(received.ends_with(answer), "{received:?}");
     }
-    let grown = fixture.grown(before);
+    let grown = grown(&fixture, before);
     assert!(grown < GROWTH_MAX, "{grown} MiB");
 }
 
 #[tokio::test]
 async fn gets_that_are_cancelled_at_once_are_answered_and_leave_nothing() {
-    let fixture = Fixture::new();
-    let mut peer = fixture.session().await;
+    let fixture = served("");
+    let mut peer = fixture.native("many", "model").await;
     // So many keys are read in the pool of readers, where a get can be given up.
     let asked = get((0..200).map(|n| format!("{n}")));
     for _ in 0..20 {
@@ -189,10 +143,10 @@ async fn gets_that_are_cancelled_at_once_are_answered_and_leave_nothing() {
 #[tokio::test]
 async fn sessions_that_come_and_go_leave_nothing() {
     const GROWTH_MAX: u64 = 32;
-    let fixture = Fixture::with("[timeouts]\nsession_grace = \"100ms\"\nsession_kept = \"100ms\"");
+    let fixture = served("[timeouts]\nsession_grace = \"100ms\"\nsession_kept = \"100ms\"");
     let mut before = 0;
     for n in 0..300 {
-        let mut peer = fixture.session().await;
+        let mut peer = fixture.native("many", "model").await;
         let mine = Batch::new().put_with("mine", "v", Lifetime::Session);
         peer.ask(0, &commit(1, mine)).await;
         // Two of three leave in order, the others are just gone.
@@ -206,14 +160,14 @@ async fn sessions_that_come_and_go_leave_nothing() {
     let sessions = "storage_sessions{gateway=\"native\"}";
     fixture.comes_to_nothing(sessions).await;
     fixture.comes_to_nothing("storage_sessions_kept").await;
-    let grown = fixture.grown(before);
+    let grown = grown(&fixture, before);
     assert!(grown < GROWTH_MAX, "{grown} MiB");
 }
 
 #[tokio::test]
 async fn one_more_watch_than_the_limit_is_refused_and_one_that_ended_makes_room() {
-    let fixture = Fixture::with("[limits]\nwatches_max = 100");
-    let mut peer = fixture.session().await;
+    let fixture = served("[limits]\nwatches_max = 100");
+    let mut peer = fixture.native("many", "model").await;
     let watch = ClientMessage::Watch(WatchRequest {
         range: KeyRange::all(),
         start: WatchStart::Now,
@@ -264,8 +218,8 @@ async fn removals(watch: &mut storage_protocol::Watch, label: &str, count: usize
 #[tokio::test]
 async fn ten_thousand_entries_that_end_in_one_moment_are_all_removed_and_told() {
     const COUNT: usize = 10_000;
-    let fixture = Fixture::new();
-    let storage = fixture.witness().await;
+    let fixture = served("");
+    let storage = fixture.connect("witness", "model").await;
     let every = WatchOptions::every(WatchStart::Now);
     let mut watch = storage.watch(KeyRange::all(), every).await.unwrap();
     let brief = Lifetime::TimeToLive(Duration::from_millis(500));
@@ -286,11 +240,11 @@ async fn ten_thousand_entries_that_end_in_one_moment_are_all_removed_and_told() 
 #[tokio::test]
 async fn ten_thousand_keys_of_a_session_go_with_it() {
     const COUNT: usize = 10_000;
-    let fixture = Fixture::new();
-    let storage = fixture.witness().await;
+    let fixture = served("");
+    let storage = fixture.connect("witness", "model").await;
     let every = WatchOptions::every(WatchStart::Now);
     let mut watch = storage.watch(KeyRange::all(), every).await.unwrap();
-    let mut peer = fixture.session().await;
+    let mut peer = fixture.native("many", "model").await;
     let mut batch = Batch::new().put("stays", "v");
     for n in 1..COUNT {
         batch = batch.put_with(format!("mine/{n}"), "v", Lifetime::Session);
@@ -349,7 +303,7 @@ async fn thousands_of_keyspaces_keep_their_own_entries_over_a_restart() {
 async fn thirty_million_separators_close_with_1009_and_are_not_made_into_keys() {
     /// The message, and the copies of it on its way in; 30 million keys would take 960 MB.
     const GROWTH_MAX: u64 = 160;
-    let fixture = Fixture::new();
+    let fixture = served("");
     let before = fixture.server.resident_bytes();
     for kind in [0, 2, 3] {
         let peer = Raw::mwdb(&fixture.server, &fixture.certificates, "many").await;
@@ -360,13 +314,13 @@ async fn thirty_million_separators_close_with_1009_and_are_not_made_into_keys() 
         assert_eq!(code, 1009, "{reason}");
         assert!(reason.contains("at most 1000000"), "{reason}");
     }
-    let grown = fixture.grown(before);
+    let grown = grown(&fixture, before);
     assert!(grown < GROWTH_MAX, "{grown} MiB");
 }
 
 #[tokio::test]
 async fn headers_by_the_thousand_and_another_http_are_refused() {
-    let fixture = Fixture::new();
+    let fixture = served("");
     let many = "X-Header: value\r\n".repeat(1_000);
     for (case, request) in [
         (

@@ -15,54 +15,32 @@ use storage_protocol::{
 use storage_server::engine::Engine;
 use storage_server::engine::rocks::{Durability, EngineOptions, RocksEngine};
 use storage_tests::crowd::{Crowd, write};
-use storage_tests::harness::{Certificates, ServerProcess, connect};
-use storage_tests::raw::metric;
-use tempfile::TempDir;
+use storage_tests::served::Served;
 
 const WATCHES: u64 = 2_000;
-const ADMIN: &str =
-    "[[listener]]\naddress = \"127.0.0.1:0\"\ntls = \"off\"\ngateways = [\"admin\"]\n";
 const PATIENCE: Duration = Duration::from_secs(25);
 
-struct Fixture {
-    server: ServerProcess,
-    certificates: Certificates,
-    _folder: TempDir,
+fn served(config: &str) -> Served {
+    let config = format!("durability = \"os\"\n{config}");
+    Served::new(&["crowd"], &config)
 }
 
-impl Fixture {
-    fn new(config: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let certificates = Certificates::issue(&["crowd"]);
-        let file = folder.path().join("server.toml");
-        std::fs::write(&file, format!("durability = \"os\"\n{config}\n{ADMIN}")).unwrap();
-        let (file, data) = (file.display().to_string(), folder.path().join("data"));
-        let server = ServerProcess::mutual(&certificates, &data, &["--config", &file]);
-        Self {
-            server,
-            certificates,
-            _folder: folder,
-        }
-    }
+async fn session(fixture: &Served) -> Arc<dyn Storage> {
+    Arc::new(fixture.connect("crowd", "shared").await)
+}
 
-    async fn connect(&self) -> Arc<dyn Storage> {
-        let storage = connect(&self.server, &self.certificates, "crowd", "shared");
-        Arc::new(storage.await.unwrap())
-    }
-
-    async fn epoch(&self) -> Epoch {
-        self.connect().await.sync().await.unwrap().epoch
-    }
+async fn present_epoch(fixture: &Served) -> Epoch {
+    session(fixture).await.sync().await.unwrap().epoch
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn thousands_of_watches_are_told_exactly_their_commits_under_load() {
     const COMMITS: u64 = 20_000;
-    let fixture = Fixture::new("");
+    let fixture = served("");
     let mut crowd = Crowd::new(WATCHES);
-    let watchers = [fixture.connect().await, fixture.connect().await];
+    let watchers = [session(&fixture).await, session(&fixture).await];
     crowd.watch(&watchers, None).await;
-    let writer = fixture.connect().await;
+    let writer = session(&fixture).await;
     write(&writer, &crowd, 0..COMMITS, 100, 64, None).await;
     crowd.was_told(COMMITS, PATIENCE).await;
     // And nothing comes behind it.
@@ -75,23 +53,23 @@ async fn thousands_of_watches_are_told_exactly_their_commits_under_load() {
 async fn resume_after_a_restart(config: &str) -> f64 {
     const BEFORE: u64 = 5_000;
     const AFTER: u64 = 10_000;
-    let mut fixture = Fixture::new(config);
+    let mut fixture = served(config);
     let mut crowd = Crowd::new(WATCHES);
-    crowd.watch(&[fixture.connect().await], None).await;
-    let writer = fixture.connect().await;
+    crowd.watch(&[session(&fixture).await], None).await;
+    let writer = session(&fixture).await;
     write(&writer, &crowd, 0..BEFORE, 100, 64, None).await;
     crowd.was_told(BEFORE, PATIENCE).await;
     crowd.leave().await;
     write(&writer, &crowd, BEFORE..AFTER, 100, 64, None).await;
-    let epoch = fixture.epoch().await;
+    let epoch = present_epoch(&fixture).await;
     fixture.server.restart();
-    assert_eq!(fixture.epoch().await, epoch);
-    crowd.watch(&[fixture.connect().await], Some(epoch)).await;
-    let writer = fixture.connect().await;
+    assert_eq!(present_epoch(&fixture).await, epoch);
+    crowd.watch(&[session(&fixture).await], Some(epoch)).await;
+    let writer = session(&fixture).await;
     // They catch up while more comes.
     write(&writer, &crowd, AFTER..AFTER + BEFORE, 100, 64, None).await;
     crowd.was_told(AFTER + BEFORE, PATIENCE).await;
-    metric(&fixture.server, "storage_catch_up_pages_total").await
+    fixture.metric("storage_catch_up_pages_total").await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -124,15 +102,15 @@ fn number(event: &WatchEvent) -> u64 {
 async fn a_watch_paused_under_load_beyond_the_ring_catches_up_without_gap_or_double() {
     const PAUSED: u64 = 10_000;
     const COMMITS: u64 = 15_000;
-    let fixture = Fixture::new("[engine]\nring_bytes = \"256 KiB\"\n");
-    let reader = fixture.connect().await;
+    let fixture = served("[engine]\nring_bytes = \"256 KiB\"\n");
+    let reader = session(&fixture).await;
     let mut paused = reader
         .watch(KeyRange::all(), WatchOptions::default())
         .await
         .unwrap();
     // One member: its numbers count all commits.
     let crowd = Crowd::new(1);
-    let writer = fixture.connect().await;
+    let writer = session(&fixture).await;
     // Ten times the credit of a watch and 40 times the ring.
     write(&writer, &crowd, 0..PAUSED, 1_000, 64, None).await;
     let writing = write(&writer, &crowd, PAUSED..COMMITS, 1_000, 64, None);

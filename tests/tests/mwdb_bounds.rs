@@ -12,45 +12,22 @@ use storage_protocol::StorageExt;
 use storage_protocol::mwdb::{
     ForceReload, ServerMessage, get_request, prefix_request, put_request,
 };
-use storage_tests::harness::{Certificates, ServerProcess, connect};
-use storage_tests::raw::{Raw, metric, metric_reaches};
-use tempfile::TempDir;
+use storage_tests::raw::{Raw, metric_reaches};
+use storage_tests::served::Served;
 
 const MIB: usize = 1 << 20;
 /// What mwDB's own client takes for a message of its own, wherever it ends.
 const CLIENT_BUFFER_BYTES: usize = MIB;
-const ADMIN: &str =
-    "[[listener]]\naddress = \"127.0.0.1:0\"\ntls = \"off\"\ngateways = [\"admin\"]\n";
-
-struct Fixture {
-    server: ServerProcess,
-    certificates: Certificates,
-    _folder: TempDir,
+fn served(config: &str) -> Served {
+    Served::new(&["graph", "native"], config)
 }
 
-impl Fixture {
-    fn with(config: &str) -> Self {
-        let certificates = Certificates::issue(&["graph", "native"]);
-        let config = &format!("{config}\n{ADMIN}");
-        let (server, folder) = ServerProcess::configured(&certificates, config);
-        Self {
-            server,
-            certificates,
-            _folder: folder,
-        }
-    }
-
-    async fn peer(&self) -> Raw {
-        Raw::mwdb(&self.server, &self.certificates, "graph").await
-    }
-
-    /// A peer that has its prefix, and so is pushed to.
-    async fn graph(&self) -> Raw {
-        let mut peer = self.peer().await;
-        peer.send(prefix_request(b"A")).await;
-        peer.binary().await;
-        peer
-    }
+/// A peer that has its prefix, and so is pushed to.
+async fn graph(fixture: &Served) -> Raw {
+    let mut peer = fixture.mwdb("graph").await;
+    peer.send(prefix_request(b"A")).await;
+    peer.binary().await;
+    peer
 }
 
 /// The next pushes, until they held this key.
@@ -73,8 +50,8 @@ async fn pushed_to(peer: &mut Raw, last: &[u8]) -> Vec<(Bytes, Bytes)> {
 /// A client that waits for a GET with id 1 takes what a longer push has there, at its byte 1,048,576, for the answer.
 #[tokio::test]
 async fn a_save_of_many_mib_is_pushed_in_messages_that_the_client_does_not_tear() {
-    let fixture = Fixture::with("");
-    let (mut writer, mut reader) = (fixture.graph().await, fixture.graph().await);
+    let fixture = served("");
+    let (mut writer, mut reader) = (graph(&fixture).await, graph(&fixture).await);
     let torn = (&b"k"[..], vec![b'v'; 1_048_567]);
     let mut pairs = vec![torn, (b"\x01;A;A;C", b"ZZZ".to_vec())];
     let keys: Vec<String> = (0..60).map(|n| format!("key/{n}")).collect();
@@ -105,7 +82,7 @@ async fn a_save_of_many_mib_is_pushed_in_messages_that_the_client_does_not_tear(
     let pushed = pushed_to(&mut reader, b"z").await;
     let keys: Vec<&[u8]> = pushed.iter().map(|(key, _)| &key[..]).collect();
     assert_eq!(keys, [&b"a"[..], b"z"]);
-    let left_out = metric(&fixture.server, "storage_mwdb_pairs_left_out_total").await;
+    let left_out = fixture.metric("storage_mwdb_pairs_left_out_total").await;
     assert_eq!(left_out, 1.0);
 }
 
@@ -118,17 +95,15 @@ async fn peers_that_read_no_answer_hold_the_bound_and_one_answer_each() {
     const BOUND: usize = 16 * MIB;
     /// What each has beyond it: an answer, its copy in the library's buffer, and what was on its way.
     const EACH: usize = 3 * VALUE_BYTES;
-    let fixture = Fixture::with(
+    let fixture = served(
         "[limits]\nmessage_bytes_max = \"16 MiB\"\nvalue_bytes_max = \"8 MiB\"\noutbox_bytes_total_max = \"32 MiB\"\nmemory_bytes_max = \"64 MiB\"\n",
     );
-    let native = connect(&fixture.server, &fixture.certificates, "native", "mwdb")
-        .await
-        .unwrap();
+    let native = fixture.connect("native", "mwdb").await;
     let value = vec![b'v'; VALUE_BYTES];
     native.put("k".into(), value.into()).await.unwrap();
     let request = |id: u32| get_request([&b"k"[..]], format!("{id}").as_bytes()).unwrap();
     // What one answer costs by itself, caches included, is no matter of those who read none.
-    let mut witness = fixture.peer().await;
+    let mut witness = fixture.mwdb("graph").await;
     for id in 0..10 {
         witness.send(request(id)).await;
         witness.binary().await;
@@ -136,7 +111,7 @@ async fn peers_that_read_no_answer_hold_the_bound_and_one_answer_each() {
     let before = fixture.server.resident_bytes();
     let mut peers = Vec::new();
     for _ in 0..PEERS {
-        let mut peer = fixture.peer().await;
+        let mut peer = fixture.mwdb("graph").await;
         for id in 0..GETS {
             peer.send(request(id)).await;
         }

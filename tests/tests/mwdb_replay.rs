@@ -16,54 +16,21 @@ use storage_protocol::mwdb::{get_request, prefix_request, put_request, remove_re
 use storage_protocol::{
     Batch, CommitOptions, Key, KeyRange, Operation, ScanOptions, Storage, StorageError, StorageExt,
 };
-use storage_tests::harness::{Certificates, ServerProcess, connect};
 use storage_tests::raw::{
     PATIENCE, Raw, Received, in_time, metric, metric_reaches, tls, upgrade_request,
 };
-use tempfile::TempDir;
+use storage_tests::served::Served;
 use tokio_tungstenite::tungstenite::protocol::Message;
 
-const ADMIN: &str =
-    "[[listener]]\naddress = \"127.0.0.1:0\"\ntls = \"off\"\ngateways = [\"admin\"]\n";
-
-struct Fixture {
-    server: ServerProcess,
-    certificates: Certificates,
-    _folder: TempDir,
+fn served() -> Served {
+    Served::new(&["graph", "native"], "")
 }
 
-impl Fixture {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let certificates = Certificates::issue(&["graph", "native"]);
-        let config = folder.path().join("server.toml");
-        std::fs::write(&config, ADMIN).unwrap();
-        let config = config.display().to_string();
-        let data = folder.path().join("data");
-        let server = ServerProcess::mutual(&certificates, &data, &["--config", &config]);
-        Self {
-            server,
-            certificates,
-            _folder: folder,
-        }
-    }
-
-    async fn peer(&self) -> Raw {
-        Raw::mwdb(&self.server, &self.certificates, "graph").await
-    }
-
-    /// A peer whose PREFIX (with id 0, as the original client asks) was answered.
-    async fn graph(&self) -> Raw {
-        let mut peer = self.peer().await;
-        prefix_of(&mut peer, b"A").await;
-        peer
-    }
-
-    async fn native(&self, keyspace: &str) -> RemoteStorage {
-        connect(&self.server, &self.certificates, "native", keyspace)
-            .await
-            .unwrap()
-    }
+/// A peer whose PREFIX (with id 0, as the original client asks) was answered.
+async fn graph(fixture: &Served) -> Raw {
+    let mut peer = fixture.mwdb("graph").await;
+    prefix_of(&mut peer, b"A").await;
+    peer
 }
 
 fn get(keys: &[&str], id: &str) -> Bytes {
@@ -158,8 +125,8 @@ async fn play(peer: &mut Raw, steps: &[Step], name: &str) {
 
 #[tokio::test]
 async fn each_recorded_request_gets_the_answer_of_the_original() {
-    let fixture = Fixture::new();
-    let mut peer = fixture.peer().await;
+    let fixture = served();
+    let mut peer = fixture.mwdb("graph").await;
     let mut compared = 0;
     for line in lines("original-answers.jsonl") {
         let name = line["name"].as_str().unwrap();
@@ -193,8 +160,8 @@ async fn each_recorded_request_gets_the_answer_of_the_original() {
 
 #[tokio::test]
 async fn a_recorded_graph_is_saved_and_read_back() {
-    let fixture = Fixture::new();
-    let mut producer = fixture.peer().await;
+    let fixture = served();
+    let mut producer = fixture.mwdb("graph").await;
     play(
         &mut producer,
         &session("session-producer.jsonl"),
@@ -202,7 +169,7 @@ async fn a_recorded_graph_is_saved_and_read_back() {
     )
     .await;
     assert_eq!(producer.close().await, Received::Close(1000, String::new()));
-    let mut consumer = fixture.peer().await;
+    let mut consumer = fixture.mwdb("graph").await;
     play(
         &mut consumer,
         &session("session-consumer.jsonl"),
@@ -216,9 +183,9 @@ async fn a_recorded_graph_is_saved_and_read_back() {
     let (read, push) = reload.split_at(reload.len() - 1);
     let push = &push[0].bytes;
     assert!(is_push(push));
-    let mut reader = fixture.peer().await;
+    let mut reader = fixture.mwdb("graph").await;
     play(&mut reader, read, "reload reader").await;
-    let mut writer = fixture.peer().await;
+    let mut writer = fixture.mwdb("graph").await;
     play(
         &mut writer,
         &session("session-reload-writer.jsonl"),
@@ -235,7 +202,7 @@ async fn a_recorded_graph_is_saved_and_read_back() {
 
 #[tokio::test]
 async fn the_upgrade_is_taken_as_old_clients_ask_for_it() {
-    let fixture = Fixture::new();
+    let fixture = served();
     let request = "GET / HTTP/1.1\r\nHost: 127.0.0.1:7443\r\nupgrade: websocket\r\nConnection: upgrade\r\n\
                    Origin: https://127.0.0.1\r\nSec-WebSocket-Version: 13\r\n\
                    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
@@ -260,7 +227,7 @@ async fn the_upgrade_is_taken_as_old_clients_ask_for_it() {
 /// `docs/protocol.md` promises the path `/`, where the original takes any: other paths are other services.
 #[tokio::test]
 async fn paths_other_than_the_root_are_refused_in_words() {
-    let fixture = Fixture::new();
+    let fixture = served();
     for (path, status, reason) in [
         ("/ws", 404, "there is nothing here"),
         ("/mwdb", 404, "there is nothing here"),
@@ -277,8 +244,8 @@ async fn paths_other_than_the_root_are_refused_in_words() {
 
 #[tokio::test]
 async fn text_and_unknown_types_are_passed_over_and_the_connection_lives() {
-    let fixture = Fixture::new();
-    let mut peer = fixture.graph().await;
+    let fixture = served();
+    let mut peer = graph(&fixture).await;
     assert_eq!(
         ask(&mut peer, put(&[("k", "v")], "C")).await[..],
         *b"\x01#\x03C"
@@ -298,8 +265,8 @@ async fn text_and_unknown_types_are_passed_over_and_the_connection_lives() {
 
 #[tokio::test]
 async fn messages_are_taken_whole_however_long_or_fragmented() {
-    let fixture = Fixture::new();
-    let mut peer = fixture.graph().await;
+    let fixture = served();
+    let mut peer = graph(&fixture).await;
     // 20 MiB in one PUT, with values on both sides of the original's 16 KiB buffer and its client's 1 MiB buffer.
     let lengths = [15 << 10, 16 << 10, (16 << 10) + 1, 1 << 20, (1 << 20) - 1];
     let mut pairs: Vec<(String, Vec<u8>)> = (0u8..)
@@ -330,8 +297,8 @@ async fn messages_are_taken_whole_however_long_or_fragmented() {
 
 #[tokio::test]
 async fn the_item_rules_of_the_original_hold() {
-    let fixture = Fixture::new();
-    let mut peer = fixture.peer().await;
+    let fixture = served();
+    let mut peer = fixture.mwdb("graph").await;
     for (request, answer) in [
         (&b"\x06A"[..], &b"A#\x07A"[..]),
         (b"#\x06C", b"A#\x07C"),
@@ -363,9 +330,9 @@ async fn the_item_rules_of_the_original_hold() {
 
 #[tokio::test]
 async fn a_put_that_cannot_be_stored_is_answered_with_0_and_stores_nothing() {
-    let fixture = Fixture::new();
-    let mut peer = fixture.graph().await;
-    let mut other = fixture.graph().await;
+    let fixture = served();
+    let mut peer = graph(&fixture).await;
+    let mut other = graph(&fixture).await;
     let long_key = "k".repeat(4097);
     let refused = ask(&mut peer, put(&[("a", "1"), (&long_key, "2")], "C")).await;
     assert_eq!(refused[..], *b"\x00#\x03C");
@@ -386,9 +353,9 @@ async fn a_put_that_cannot_be_stored_is_answered_with_0_and_stores_nothing() {
 
 #[tokio::test]
 async fn a_put_with_an_empty_key_is_answered_with_0_and_stores_nothing() {
-    let fixture = Fixture::new();
-    let mut peer = fixture.graph().await;
-    let mut other = fixture.graph().await;
+    let fixture = served();
+    let mut peer = graph(&fixture).await;
+    let mut other = graph(&fixture).await;
     for payload in ["#v", "a#1##v", "##v#a#1", "#", "##", "a#1###", "#v#a#1##w"] {
         let request = format!("{payload}#\x02C");
         let answer = ask(&mut peer, request).await;
@@ -401,8 +368,8 @@ async fn a_put_with_an_empty_key_is_answered_with_0_and_stores_nothing() {
 
 #[tokio::test]
 async fn a_remove_of_keys_that_cannot_be_there_is_answered_with_1() {
-    let fixture = Fixture::new();
-    let mut peer = fixture.graph().await;
+    let fixture = served();
+    let mut peer = graph(&fixture).await;
     let saved = ask(&mut peer, put(&[("a", "1"), ("b", "2")], "C")).await;
     assert_eq!(saved[..], *b"\x01#\x03C");
     let long_key = "k".repeat(4097);
@@ -420,10 +387,10 @@ async fn a_remove_of_keys_that_cannot_be_there_is_answered_with_1() {
 
 #[tokio::test]
 async fn prefixes_are_distinct_stable_and_freed_by_the_close() {
-    let fixture = Fixture::new();
+    let fixture = served();
     let mut peers = Vec::new();
     for expected in 0..5 {
-        let mut peer = fixture.peer().await;
+        let mut peer = fixture.mwdb("graph").await;
         assert_eq!(prefix_of(&mut peer, b"A").await, expected);
         peers.push(peer);
     }
@@ -437,7 +404,7 @@ async fn prefixes_are_distinct_stable_and_freed_by_the_close() {
     let freed = async {
         let mut found = Vec::new();
         while found.len() < 2 {
-            let mut peer = fixture.peer().await;
+            let mut peer = fixture.mwdb("graph").await;
             let prefix = prefix_of(&mut peer, b"A").await;
             if prefix < 5 {
                 found.push((prefix, peer));
@@ -454,13 +421,13 @@ async fn prefixes_are_distinct_stable_and_freed_by_the_close() {
 
 #[tokio::test]
 async fn a_put_is_pushed_to_every_other_peer_that_has_its_prefix() {
-    let fixture = Fixture::new();
+    let fixture = served();
     let (mut writer, mut one, mut two) = (
-        fixture.graph().await,
-        fixture.graph().await,
-        fixture.graph().await,
+        graph(&fixture).await,
+        graph(&fixture).await,
+        graph(&fixture).await,
     );
-    let mut never_asked = fixture.peer().await;
+    let mut never_asked = fixture.mwdb("graph").await;
     nothing_came(&mut never_asked).await;
     let save = put(&[("b", "2"), ("a", "1"), ("b", "3"), ("e", "")], "C");
     assert_eq!(ask(&mut writer, save).await[..], *b"\x01#\x03C");
@@ -500,9 +467,9 @@ async fn a_put_is_pushed_to_every_other_peer_that_has_its_prefix() {
 
 #[tokio::test]
 async fn a_native_clients_puts_are_pushed_and_its_removals_are_not() {
-    let fixture = Fixture::new();
-    let mut peer = fixture.graph().await;
-    let native = fixture.native("mwdb").await;
+    let fixture = served();
+    let mut peer = graph(&fixture).await;
+    let native = fixture.connect("native", "mwdb").await;
     native.put("n".into(), "1".into()).await.unwrap();
     assert_eq!(peer.binary().await[..], *b"n#1#\x05");
     native.remove("n".into()).await.unwrap();
@@ -518,7 +485,7 @@ async fn a_native_clients_puts_are_pushed_and_its_removals_are_not() {
         .unwrap();
     assert_eq!(peer.binary().await[..], *b"b#2#a#1#\x05");
     fixture
-        .native("other")
+        .connect("native", "other")
         .await
         .put("n".into(), "1".into())
         .await
@@ -535,9 +502,9 @@ async fn a_native_clients_puts_are_pushed_and_its_removals_are_not() {
 
 #[tokio::test]
 async fn what_the_dialect_cannot_carry_is_refused_from_native_clients_with_the_reason() {
-    let fixture = Fixture::new();
-    let mut peer = fixture.graph().await;
-    let native = fixture.native("mwdb").await;
+    let fixture = served();
+    let mut peer = graph(&fixture).await;
+    let native = fixture.connect("native", "mwdb").await;
     for (batch, what) in [
         (Batch::new().put("k", "a#b"), "this value contains '#'"),
         (Batch::new().put("a#b", "v"), "this key contains '#'"),
@@ -600,12 +567,12 @@ async fn take_all_prefixes(native: &RemoteStorage) -> Vec<Key> {
 /// While no prefix is free the answer to PREFIX waits, so pushes have every chance to come too early.
 #[tokio::test]
 async fn no_push_comes_before_the_answer_to_prefix() {
-    let fixture = Fixture::new();
-    let leases = fixture.native("mwdb.prefixes").await;
+    let fixture = served();
+    let leases = fixture.connect("native", "mwdb.prefixes").await;
     let keys = take_all_prefixes(&leases).await;
-    let native = fixture.native("mwdb").await;
+    let native = fixture.connect("native", "mwdb").await;
     for id in ["A", "C"] {
-        let mut peer = fixture.peer().await;
+        let mut peer = fixture.mwdb("graph").await;
         peer.send(prefix_request(id.as_bytes())).await;
         for n in 0..20 {
             native
@@ -638,10 +605,10 @@ async fn no_push_comes_before_the_answer_to_prefix() {
 }
 
 /// What came before the answer to a large GET under this id, while others put; and how many puts were done by then.
-async fn pushes_before_a_slow_answer(fixture: &Fixture, id: &str) -> (usize, usize) {
-    let mut peer = fixture.peer().await;
+async fn pushes_before_a_slow_answer(fixture: &Served, id: &str) -> (usize, usize) {
+    let mut peer = fixture.mwdb("graph").await;
     prefix_of(&mut peer, b"first").await;
-    let native = fixture.native("mwdb").await;
+    let native = fixture.connect("native", "mwdb").await;
     // Long enough in the making that commits happen meanwhile.
     let keys: Vec<String> = (0..900_000).map(|n| format!("absent{n}")).collect();
     let request = get_request(keys.iter().map(String::as_bytes), id.as_bytes()).unwrap();
@@ -684,7 +651,7 @@ async fn pushes_before_a_slow_answer(fixture: &Fixture, id: &str) -> (usize, usi
 
 #[tokio::test]
 async fn no_push_comes_while_a_request_with_id_zero_is_unanswered() {
-    let fixture = Fixture::new();
+    let fixture = served();
     let (early, puts) = pushes_before_a_slow_answer(&fixture, "A").await;
     assert_eq!(early, 0, "of {puts} puts");
     assert!(
@@ -698,11 +665,11 @@ async fn no_push_comes_while_a_request_with_id_zero_is_unanswered() {
 
 #[tokio::test]
 async fn a_close_is_answered_and_what_was_put_before_it_is_there() {
-    let fixture = Fixture::new();
-    let mut peer = fixture.graph().await;
+    let fixture = served();
+    let mut peer = graph(&fixture).await;
     peer.send(put(&[("k", "v")], "C")).await;
     assert_eq!(peer.close().await, Received::Close(1000, String::new()));
-    let native = fixture.native("mwdb").await;
+    let native = fixture.connect("native", "mwdb").await;
     let stored = async {
         // The close may overtake the commit, which happens all the same.
         while native.get_one("k".into()).await.unwrap().is_none() {}
@@ -713,7 +680,7 @@ async fn a_close_is_answered_and_what_was_put_before_it_is_there() {
 /// All of it in one write, so that the close lies behind the requests before the first of them is carried out.
 #[tokio::test]
 async fn requests_with_a_close_right_behind_them_are_answered() {
-    let fixture = Fixture::new();
+    let fixture = served();
     let request = |text: &str| {
         // A binary frame, masked with zeros.
         let length = 0x80 | u8::try_from(text.len()).unwrap();
@@ -721,7 +688,7 @@ async fn requests_with_a_close_right_behind_them_are_answered() {
     };
     let empty_close: &[u8] = &[0x88, 0x80, 0, 0, 0, 0];
     for round in 0..20 {
-        let mut peer = fixture.graph().await;
+        let mut peer = graph(&fixture).await;
         let put = request(&format!("k#v{round}#\x02C"));
         let get = request("k#\x00E");
         peer.write_raw(&[&put[..], &get, empty_close].concat())
@@ -736,13 +703,13 @@ async fn requests_with_a_close_right_behind_them_are_answered() {
 
 #[tokio::test]
 async fn a_text_message_that_is_not_utf_8_closes_with_1007() {
-    let fixture = Fixture::new();
+    let fixture = served();
     for frame in [
         &b"\x81\x82\0\0\0\0\xff\xfe"[..],
         // In two fragments, the second of which is wrong.
         b"\x01\x81\0\0\0\0a\x80\x81\0\0\0\0\xff",
     ] {
-        let mut peer = fixture.graph().await;
+        let mut peer = graph(&fixture).await;
         peer.write_raw(frame).await;
         let (code, reason) = peer.closed().await;
         assert_eq!(code, 1007, "{reason}");
@@ -752,9 +719,9 @@ async fn a_text_message_that_is_not_utf_8_closes_with_1007() {
 
 #[tokio::test]
 async fn a_million_keys_are_answered_and_one_more_closes_with_1009() {
-    let fixture = Fixture::new();
-    let mut witness = fixture.graph().await;
-    let mut peer = fixture.graph().await;
+    let fixture = served();
+    let mut witness = graph(&fixture).await;
+    let mut peer = graph(&fixture).await;
     let keys: Vec<String> = (0..=1_000_000).map(|n| format!("{n:x}")).collect();
     let bytes = |keys: &[String]| -> Vec<Vec<u8>> {
         keys.iter().map(|key| key.clone().into_bytes()).collect()
@@ -786,7 +753,7 @@ async fn a_million_keys_are_answered_and_one_more_closes_with_1009() {
         ("PUT", put_request(pairs, b"G").unwrap()),
         ("REMOVE", remove_request(ids(), b"G").unwrap()),
     ] {
-        let mut peer = fixture.graph().await;
+        let mut peer = graph(&fixture).await;
         peer.send(request).await;
         let (code, reason) = peer.closed().await;
         assert_eq!(code, 1009, "{name}: {reason}");
@@ -801,8 +768,8 @@ async fn a_million_keys_are_answered_and_one_more_closes_with_1009() {
 
 #[tokio::test]
 async fn a_message_over_64_mib_closes_with_1009() {
-    let fixture = Fixture::new();
-    let mut witness = fixture.graph().await;
+    let fixture = served();
+    let mut witness = graph(&fixture).await;
     let sized = |bytes: usize| {
         let mut message = b"k#".to_vec();
         message.resize(bytes - 3, b'v');
@@ -810,9 +777,9 @@ async fn a_message_over_64_mib_closes_with_1009() {
         Bytes::from(message)
     };
     // At the limit it is taken: its value is over the limit of values, which is answered.
-    let mut peer = fixture.graph().await;
+    let mut peer = graph(&fixture).await;
     assert_eq!(ask(&mut peer, sized(64 << 20)).await[..], *b"\x00#\x03C");
-    let peer = fixture.graph().await;
+    let peer = graph(&fixture).await;
     let one_more = Message::Binary(sized((64 << 20) + 1));
     let (code, reason) = peer.send_until_closed(vec![one_more]).await;
     assert_eq!(code, 1009, "{reason}");
@@ -825,8 +792,8 @@ async fn a_message_over_64_mib_closes_with_1009() {
 
 #[tokio::test]
 async fn an_answer_over_64_mib_closes_with_1009() {
-    let fixture = Fixture::new();
-    let mut peer = fixture.graph().await;
+    let fixture = served();
+    let mut peer = graph(&fixture).await;
     let value = "v".repeat(16 << 20);
     assert_eq!(
         ask(&mut peer, put(&[("k", &value)], "C")).await[..],
@@ -838,6 +805,6 @@ async fn an_answer_over_64_mib_closes_with_1009() {
     let (code, reason) = peer.closed().await;
     assert_eq!(code, 1009, "{reason}");
     assert!(reason.contains("message_bytes_max"), "{reason}");
-    let mut peer = fixture.graph().await;
+    let mut peer = graph(&fixture).await;
     assert_eq!(ask(&mut peer, get(&["k"], "C")).await.len(), (16 << 20) + 3);
 }

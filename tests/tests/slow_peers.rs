@@ -15,59 +15,23 @@ use storage_protocol::{
     Batch, ChangeKind, CommitOptions, Key, KeyRange, Revision, Storage, StorageExt, WatchMode,
     WatchStart,
 };
-use storage_tests::harness::{Certificates, ServerProcess, connect};
 use storage_tests::raw::{
-    Raw, Received, hello, in_time, metric, metric_reaches, tcp, tls, until_closed, upgrade_request,
+    Raw, Received, hello, in_time, metric_reaches, tcp, tls, until_closed, upgrade_request,
 };
-use tempfile::TempDir;
+use storage_tests::served::Served;
 use tokio::io::AsyncWriteExt;
 
 const MIB: u64 = 1 << 20;
-const ADMIN: &str =
-    "[[listener]]\naddress = \"127.0.0.1:0\"\ntls = \"off\"\ngateways = [\"admin\"]\n";
 /// How much later than its limit the server may close, on a busy machine.
 const LATE: Duration = Duration::from_secs(3);
 
-struct Fixture {
-    server: ServerProcess,
-    certificates: Certificates,
-    _folder: TempDir,
+fn served(config: &str) -> Served {
+    Served::new(&["slow", "quick"], config)
 }
 
-impl Fixture {
-    fn new(config: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let certificates = Certificates::issue(&["slow", "quick"]);
-        let file = folder.path().join("server.toml");
-        std::fs::write(&file, format!("{config}\n{ADMIN}")).unwrap();
-        let (file, data) = (file.display().to_string(), folder.path().join("data"));
-        let server = ServerProcess::mutual(&certificates, &data, &["--config", &file]);
-        Self {
-            server,
-            certificates,
-            _folder: folder,
-        }
-    }
-
-    async fn quick(&self) -> RemoteStorage {
-        connect(&self.server, &self.certificates, "quick", "shared")
-            .await
-            .unwrap()
-    }
-
-    async fn slow(&self) -> Raw {
-        Raw::native(&self.server, &self.certificates, "slow", "shared")
-            .await
-            .0
-    }
-
-    async fn closed(&self, reason: &str) -> f64 {
-        metric(
-            &self.server,
-            &format!("storage_sessions_closed_total{{reason=\"{reason}\"}}"),
-        )
-        .await
-    }
+async fn closed(fixture: &Served, reason: &str) -> f64 {
+    let name = format!("storage_sessions_closed_total{{reason=\"{reason}\"}}");
+    fixture.metric(&name).await
 }
 
 /// Closes within this limit, and not before.
@@ -80,7 +44,7 @@ fn assert_on_time(what: &str, waited: Duration, limit: Duration) {
 }
 
 /// All the ways to stop on the way to a session, each of them closed at the limit for the whole way.
-async fn stop_on_the_way(fixture: &Fixture, limit: Duration) {
+async fn stop_on_the_way(fixture: &Served, limit: Duration) {
     let (server, certificates) = (&fixture.server, &fixture.certificates);
     let silent_tcp = async {
         let mut stream = tcp(server).await;
@@ -142,7 +106,7 @@ async fn stop_on_the_way(fixture: &Fixture, limit: Duration) {
         );
     };
     let served = async {
-        let quick = fixture.quick().await;
+        let quick = fixture.connect("quick", "shared").await;
         let began = Instant::now();
         while began.elapsed() < limit {
             in_time("a put", quick.put("k".into(), "v".into()))
@@ -160,30 +124,30 @@ async fn stop_on_the_way(fixture: &Fixture, limit: Duration) {
         served
     );
     // Who is past Hello by then stays.
-    let mut stays = fixture.slow().await;
+    let mut stays = fixture.native("slow", "shared").await;
     let nothing = stays.receive_within(Duration::from_millis(300)).await;
     assert_eq!(nothing, None);
 }
 
 #[tokio::test]
 async fn who_does_not_come_to_the_point_is_closed_at_the_configured_limit() {
-    let fixture = Fixture::new("[timeouts]\nhandshake = \"1500ms\"\n");
+    let fixture = served("[timeouts]\nhandshake = \"1500ms\"\n");
     Box::pin(stop_on_the_way(&fixture, Duration::from_millis(1500))).await;
 }
 
 #[tokio::test]
 async fn who_does_not_come_to_the_point_is_closed_after_10_s_by_default() {
-    let fixture = Fixture::new("");
+    let fixture = served("");
     Box::pin(stop_on_the_way(&fixture, Duration::from_secs(10))).await;
 }
 
 #[tokio::test]
 async fn a_silent_peer_is_pinged_and_then_closed_with_4001() {
     let config = "[timeouts]\nheartbeat = \"500ms\"\nsilence = \"1500ms\"\n";
-    let fixture = Fixture::new(config);
+    let fixture = served(config);
     // One that reads, and so answers pings, stays; the library answers for it.
-    let mut lives = fixture.slow().await;
-    let mut dead = fixture.slow().await;
+    let mut lives = fixture.native("slow", "shared").await;
+    let mut dead = fixture.native("slow", "shared").await;
     let began = Instant::now();
     let mut pings = 0;
     while began.elapsed() < Duration::from_millis(1500) + LATE {
@@ -192,7 +156,7 @@ async fn a_silent_peer_is_pinged_and_then_closed_with_4001() {
             None => {}
             Some(other) => panic!("{other:?}"),
         }
-        if fixture.closed("silent").await > 0.0 {
+        if closed(&fixture, "silent").await > 0.0 {
             break;
         }
     }
@@ -227,8 +191,8 @@ async fn a_peer_that_never_reads_is_closed_and_costs_bounded_memory() {
     /// Outbox (8 MiB), one answer more, a message in the socket's buffer, and the copies on their way.
     const GROWTH_MAX: u64 = 64 * MIB;
     const SLOW_PEER: Duration = Duration::from_secs(4);
-    let fixture = Fixture::new("[timeouts]\nslow_peer = \"4s\"\n");
-    let quick = fixture.quick().await;
+    let fixture = served("[timeouts]\nslow_peer = \"4s\"\n");
+    let quick = fixture.connect("quick", "shared").await;
     quick
         .put("large".into(), vec![b'v'; 4 << 20].into())
         .await
@@ -238,7 +202,7 @@ async fn a_peer_that_never_reads_is_closed_and_costs_bounded_memory() {
         quick.get_one("large".into()).await.unwrap();
     }
     let before = fixture.server.resident_bytes();
-    let mut slow = fixture.slow().await;
+    let mut slow = fixture.native("slow", "shared").await;
     let get = ClientMessage::Get {
         keys: vec!["large".into()],
     };
@@ -247,7 +211,7 @@ async fn a_peer_that_never_reads_is_closed_and_costs_bounded_memory() {
     }
     let began = Instant::now();
     let (mut most, mut slowest, mut puts) = (0, Duration::ZERO, 0);
-    while fixture.closed("slow").await < 1.0 {
+    while closed(&fixture, "slow").await < 1.0 {
         assert!(
             began.elapsed() < SLOW_PEER + LATE,
             "the slow peer is not closed"
@@ -281,13 +245,13 @@ async fn a_peer_that_never_reads_is_closed_and_costs_bounded_memory() {
 /// A peer that reads, though slowly, is not closed.
 #[tokio::test]
 async fn a_peer_that_reads_slowly_is_left_alone() {
-    let fixture = Fixture::new("[timeouts]\nslow_peer = \"1s\"\n");
-    let quick = fixture.quick().await;
+    let fixture = served("[timeouts]\nslow_peer = \"1s\"\n");
+    let quick = fixture.connect("quick", "shared").await;
     quick
         .put("large".into(), vec![b'v'; 8 << 20].into())
         .await
         .unwrap();
-    let mut slow = fixture.slow().await;
+    let mut slow = fixture.native("slow", "shared").await;
     let get = ClientMessage::Get {
         keys: vec!["large".into()],
     };
@@ -303,7 +267,7 @@ async fn a_peer_that_reads_slowly_is_left_alone() {
         tokio::time::sleep(Duration::from_millis(6)).await;
     }
     assert!(began.elapsed() > Duration::from_secs(3));
-    assert_eq!(fixture.closed("slow").await, 0.0);
+    assert_eq!(closed(&fixture, "slow").await, 0.0);
 }
 
 const COMMITS: u64 = 200;
@@ -327,13 +291,13 @@ async fn watches_without_credit_cost_nothing_and_miss_nothing() {
     const GROWTH_MAX: u64 = 40 * MIB;
     // The ring is shorter than what is written, so the watches are caught up from the log on the disk.
     let config = "[limits]\nmemory_bytes_max = \"64 MiB\"\n[engine]\nring_bytes = \"4 MiB\"\n";
-    let fixture = Fixture::new(config);
-    let quick = fixture.quick().await;
+    let fixture = served(config);
+    let quick = fixture.connect("quick", "shared").await;
     // The engine's own buffers are full before anything is measured.
     for round in 0..3 {
         write_50_mib(&quick, &format!("warm{round}/")).await;
     }
-    let mut peer = fixture.slow().await;
+    let mut peer = fixture.native("slow", "shared").await;
     for id in 0..WATCHES {
         let watch = ClientMessage::Watch(WatchRequest {
             range: KeyRange::prefix("watched/"),
@@ -413,22 +377,20 @@ async fn watches_without_credit_cost_nothing_and_miss_nothing() {
 #[tokio::test]
 async fn an_mwdb_peer_that_never_reads_its_pushes_is_closed() {
     const GROWTH_MAX: u64 = 96 * MIB;
-    let fixture = Fixture::new("[limits]\nmemory_bytes_max = \"64 MiB\"\n");
+    let fixture = served("[limits]\nmemory_bytes_max = \"64 MiB\"\n");
     let mut slow = Raw::mwdb(&fixture.server, &fixture.certificates, "slow").await;
     slow.send(Bytes::from_static(b"\x06A")).await;
     assert_eq!(slow.binary().await[..], *b"A#\x07A");
-    let quick = connect(&fixture.server, &fixture.certificates, "quick", "mwdb")
-        .await
-        .unwrap();
+    let quick = fixture.connect("quick", "mwdb").await;
     // The engine's own buffers are full before anything is measured.
-    let elsewhere = fixture.quick().await;
+    let elsewhere = fixture.connect("quick", "shared").await;
     for round in 0..3 {
         write_50_mib(&elsewhere, &format!("warm{round}/")).await;
     }
     let before = fixture.server.resident_bytes();
     let began = Instant::now();
     let mut most = 0;
-    while fixture.closed("slow").await < 1.0 {
+    while closed(&fixture, "slow").await < 1.0 {
         assert!(
             began.elapsed() < Duration::from_secs(10) + LATE,
             "it is not closed"
@@ -455,7 +417,7 @@ async fn an_mwdb_peer_that_never_reads_its_pushes_is_closed() {
 
 #[tokio::test]
 async fn a_late_but_timely_hello_is_welcome() {
-    let fixture = Fixture::new("[timeouts]\nhandshake = \"3s\"\n");
+    let fixture = served("[timeouts]\nhandshake = \"3s\"\n");
     let mut peer = Raw::mute(&fixture.server, &fixture.certificates, "slow", "shared").await;
     tokio::time::sleep(Duration::from_millis(1500)).await;
     peer.say(None, &hello()).await;

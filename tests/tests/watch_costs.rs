@@ -1,53 +1,20 @@
 //! What watches cost those who commit, and what a peer is told of them, byte by byte over a real connection.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
-
 use std::time::Duration;
 
 use bytes::Bytes;
-use storage_client::RemoteStorage;
 use storage_protocol::native::{ClientMessage, RequestId, ServerMessage, WatchRequest};
 use storage_protocol::{
     Batch, CommitOptions, KeyRange, Lifetime, Position, Storage, StorageError, StorageExt,
     WatchMode, WatchStart,
 };
-use storage_tests::harness::{Certificates, ServerProcess, connect};
-use storage_tests::raw::{Raw, in_time, metric};
-use tempfile::TempDir;
+use storage_tests::raw::in_time;
+use storage_tests::served::Served;
 
 const MIB: u64 = 1 << 20;
-const ADMIN: &str =
-    "[[listener]]\naddress = \"127.0.0.1:0\"\ntls = \"off\"\ngateways = [\"admin\"]\n";
-
-struct Fixture {
-    server: ServerProcess,
-    certificates: Certificates,
-    _folder: TempDir,
-}
-
-impl Fixture {
-    fn new(config: &str) -> Self {
-        let certificates = Certificates::issue(&["watcher", "writer"]);
-        let config = &format!("durability = \"os\"\n{config}\n{ADMIN}");
-        let (server, folder) = ServerProcess::configured(&certificates, config);
-        Self {
-            server,
-            certificates,
-            _folder: folder,
-        }
-    }
-
-    async fn writer(&self, keyspace: &str) -> RemoteStorage {
-        connect(&self.server, &self.certificates, "writer", keyspace)
-            .await
-            .unwrap()
-    }
-
-    async fn peer(&self) -> Raw {
-        Raw::native(&self.server, &self.certificates, "watcher", "shared")
-            .await
-            .0
-    }
+fn served(config: &str) -> Served {
+    let config = format!("durability = \"os\"\n{config}");
+    Served::new(&["watcher", "writer"], &config)
 }
 
 fn watch(range: KeyRange, start: WatchStart, mode: WatchMode, credit: u64) -> ClientMessage {
@@ -78,8 +45,8 @@ async fn a_large_commit_that_ten_thousand_watches_see_holds_nobody_up() {
     const OPERATIONS: u32 = 10_000;
     /// An outbox, the feed's queues, and what the commit itself takes.
     const GROWTH_MAX: u64 = 128 * MIB;
-    let fixture = Fixture::new("");
-    let mut peer = fixture.peer().await;
+    let fixture = served("");
+    let mut peer = fixture.native("watcher", "shared").await;
     // One byte of credit each: it is live, and what it is told parks it.
     for id in 0..WATCHES {
         let message = watch(KeyRange::all(), WatchStart::Now, WatchMode::Every, 1);
@@ -92,8 +59,8 @@ async fn a_large_commit_that_ten_thousand_watches_see_holds_nobody_up() {
         ));
     }
     let (writer, other) = (
-        fixture.writer("shared").await,
-        fixture.writer("other").await,
+        fixture.connect("writer", "shared").await,
+        fixture.connect("writer", "other").await,
     );
     other.put("a".into(), "1".into()).await.unwrap();
     let before = fixture.server.resident_bytes();
@@ -114,7 +81,7 @@ async fn a_large_commit_that_ten_thousand_watches_see_holds_nobody_up() {
     );
     // In processor time, which a busy machine does not stretch much: 32 s before.
     assert!(used < Duration::from_secs(5), "{used:?} of processor time");
-    assert!(metric(&fixture.server, "storage_feed_queued_bytes").await <= (64 * MIB) as f64);
+    assert!(fixture.metric("storage_feed_queued_bytes").await <= (64 * MIB) as f64);
     // And they are told: the whole commit, though the credit was for one byte of it.
     let (id, message) = in_time("an event", peer.hear()).await;
     let ServerMessage::Changes { commits } = message else {
@@ -128,8 +95,8 @@ async fn a_large_commit_that_ten_thousand_watches_see_holds_nobody_up() {
 async fn what_is_told_of_the_largest_commit_is_no_longer_than_a_message() {
     let message_max: usize = 1 << 20;
     let config = "[limits]\nmessage_bytes_max = \"1 MiB\"\nvalue_bytes_max = \"512 KiB\"\n";
-    let fixture = Fixture::new(config);
-    let mut peer = fixture.peer().await;
+    let fixture = served(config);
+    let mut peer = fixture.native("watcher", "shared").await;
     let message = watch(
         KeyRange::all(),
         WatchStart::Now,
@@ -141,7 +108,7 @@ async fn what_is_told_of_the_largest_commit_is_no_longer_than_a_message() {
         matches!(answer, ServerMessage::Watching { .. }),
         "{answer:?}"
     );
-    let writer = fixture.writer("shared").await;
+    let writer = fixture.connect("writer", "shared").await;
     let ttl = Lifetime::TimeToLive(Duration::from_millis(1 << 62));
     let label = "l".repeat(256);
     let options = || CommitOptions::labelled(label.clone());
@@ -178,14 +145,14 @@ async fn what_is_told_of_the_largest_commit_is_no_longer_than_a_message() {
 /// All states fit into the credit: they come without another grant.
 #[tokio::test]
 async fn a_latest_watch_goes_on_while_its_balance_is_above_zero() {
-    let fixture = Fixture::new("");
-    let writer = fixture.writer("shared").await;
+    let fixture = served("");
+    let writer = fixture.connect("writer", "shared").await;
     let batch = (0..150).fold(Batch::new(), |batch, n| batch.put(format!("{n:09}"), "v"));
     writer
         .commit(batch, CommitOptions::default())
         .await
         .unwrap();
-    let mut peer = fixture.peer().await;
+    let mut peer = fixture.native("watcher", "shared").await;
     let message = watch(KeyRange::all(), WatchStart::Beginning, latest(), 3_000);
     peer.say(Some(1), &message).await;
     let mut told = 0;
@@ -203,14 +170,14 @@ async fn a_latest_watch_goes_on_while_its_balance_is_above_zero() {
 /// A watch that the log has to be read for, ended before it is answered.
 #[tokio::test]
 async fn done_comes_behind_the_answer_to_a_watch_that_is_ended_at_once() {
-    let fixture = Fixture::new("[engine]\nring_bytes = \"64 KiB\"\n");
-    let writer = fixture.writer("shared").await;
+    let fixture = served("[engine]\nring_bytes = \"64 KiB\"\n");
+    let writer = fixture.connect("writer", "shared").await;
     let start: Position = writer.put("first".into(), "1".into()).await.unwrap();
     for n in 0..40 {
         let value = Bytes::from(vec![b'v'; 256 << 10]);
         writer.put(format!("{n}").into(), value).await.unwrap();
     }
-    let mut peer = fixture.peer().await;
+    let mut peer = fixture.native("watcher", "shared").await;
     for round in 0..20_u32 {
         let (id, unwatch): (RequestId, RequestId) = (3 * round, 3 * round + 1);
         let start = WatchStart::After(start);

@@ -1,0 +1,107 @@
+//! A server of a test's own, over mutual TLS, with a listener for its metrics.
+
+use std::time::Duration;
+
+use storage_client::RemoteStorage;
+use tempfile::TempDir;
+
+use crate::harness::{Certificates, ServerProcess, connect};
+use crate::raw::{Raw, in_time, metric};
+
+/// A listener for health and metrics on a free port, as a configuration has it.
+pub const ADMIN: &str =
+    "[[listener]]\naddress = \"127.0.0.1:0\"\ntls = \"off\"\ngateways = [\"admin\"]\n";
+
+/// The server, and credentials for its clients; all of it goes when this is dropped.
+#[derive(Debug)]
+pub struct Served {
+    /// The process.
+    pub server: ServerProcess,
+    /// Its authority, with the clients' credentials.
+    pub certificates: Certificates,
+    _folder: TempDir,
+}
+
+impl Served {
+    /// Starts one that is configured by this text (see [`ServerProcess::configured`]), with credentials for these clients.
+    ///
+    /// # Panics
+    /// If it does not start.
+    #[must_use]
+    pub fn new(clients: &[&str], config: &str) -> Self {
+        let certificates = Certificates::issue(clients);
+        let config = format!("{config}\n{ADMIN}");
+        let (server, folder) = ServerProcess::configured(&certificates, &config);
+        Self {
+            server,
+            certificates,
+            _folder: folder,
+        }
+    }
+
+    /// A session of the client library.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub async fn connect(&self, client: &str, keyspace: &str) -> RemoteStorage {
+        let connected = connect(&self.server, &self.certificates, client, keyspace).await;
+        connected.expect("a session")
+    }
+
+    /// A session of which the test sees each frame.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub async fn native(&self, client: &str, keyspace: &str) -> Raw {
+        Raw::native(&self.server, &self.certificates, client, keyspace)
+            .await
+            .0
+    }
+
+    /// A connection of an mwDB client.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub async fn mwdb(&self, client: &str) -> Raw {
+        Raw::mwdb(&self.server, &self.certificates, client).await
+    }
+
+    /// What a metric is now.
+    ///
+    /// # Panics
+    /// If there is none of this name.
+    pub async fn metric(&self, name: &str) -> f64 {
+        metric(&self.server, name).await
+    }
+
+    /// What a bound in bytes has in use.
+    ///
+    /// # Panics
+    /// If there is none of this name.
+    pub async fn used(&self, budget: &str) -> f64 {
+        self.metric(&format!("storage_budget_used_bytes{{budget=\"{budget}\"}}"))
+            .await
+    }
+
+    /// Waits until a metric is 0.
+    ///
+    /// # Panics
+    /// If that takes too long.
+    pub async fn comes_to_nothing(&self, name: &str) {
+        let waiting = async {
+            while self.metric(name).await > 0.0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        in_time(name, waiting).await;
+    }
+
+    /// Waits until nothing is counted in a bound any more: a connection ends a moment after its peer is gone.
+    ///
+    /// # Panics
+    /// If that takes too long.
+    pub async fn all_is_given_back(&self, budget: &str) {
+        let name = format!("storage_budget_used_bytes{{budget=\"{budget}\"}}");
+        self.comes_to_nothing(&name).await;
+    }
+}
