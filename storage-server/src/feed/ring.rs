@@ -16,8 +16,8 @@ const PAGES_MIN: usize = 16;
 
 /// All commits after `floor`, in revision order: full pages, then smaller ones, then those in no page yet.
 ///
-/// Who asks gets pages only, so it ends the last one. Pages so made are joined like the digits of a binary counter when
-/// they are carried: each is more than twice as long as the next, so there are few small ones and a commit moves a dozen times at most.
+/// A reader gets pages only, so it seals the tail into one. Small pages are merged as in an LSM tree: each is more than
+/// twice as long as the next, so there are O(log n) of them, and a commit is moved a dozen times at most.
 #[derive(Debug)]
 pub(super) struct Ring {
     pages: VecDeque<Arc<Page<Keyspace>>>,

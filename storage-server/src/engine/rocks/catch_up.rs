@@ -38,7 +38,7 @@ const SKIP_MAX: u64 = 64 * 1024;
 /// Each so many pages one is read for who waits longest.
 const OLDEST_EVERY: u64 = 4;
 
-/// Without an asker for so long, cache and places are given up: an open place keeps a purged file on the disk.
+/// Idle for so long, the reader drops its cache and its open log iterators, which keep purged files on the disk.
 const REST: Duration = Duration::from_secs(5);
 
 /// See the module.
@@ -54,7 +54,7 @@ pub(super) struct CatchUp {
 struct State {
     /// By where they start, with when they were last used.
     cache: BTreeMap<Revision, (Arc<LogPage>, u64)>,
-    /// Where they start by when they were used: while some are still to come by an early page, the later ones go.
+    /// LRU index: last use to start. Not by position: readers far behind still need the early pages.
     used: BTreeMap<u64, Revision>,
     /// Counts uses.
     now: u64,

@@ -53,7 +53,7 @@ const COUNTED_AT_ONCE: u64 = 64 * 1024;
 /// An entry that is to go, unless it has another revision by then.
 type Doomed = (KeyspaceId, Key, Revision);
 
-/// When the next entry is due; wakes the housekeeper.
+/// When the next entry is due; wakes the expirer.
 #[derive(Debug, Default)]
 pub(super) struct Alarm {
     state: Mutex<AlarmState>,

@@ -49,7 +49,7 @@ pub(super) struct LogCursor {
     held: Option<(u64, WriteBatch)>,
     /// Everything up to here was read.
     at: Revision,
-    /// Whether it was just opened, so that what it does not find up to `known` is not there.
+    /// Whether it was just opened: then a gap up to `known` is lost data, not merely the end of the iterator.
     is_fresh: bool,
     /// The store's last revision before it was opened.
     known: Revision,

@@ -239,8 +239,8 @@ impl Registry {
         }
     }
 
-    /// The surplus of so many, the longest lost of whoever has the most at each step, at most `max`. It ends where that one
-    /// was lost after `before`: nobody is to pay for another's sessions that are too young to go.
+    /// Picks `surplus` sessions to evict, at most `max`: repeatedly the longest lost of the principal with the most. It
+    /// stops at one that was lost after `before`, though others have older ones: nobody pays for another's sessions.
     fn surplus(
         &self,
         surplus: usize,
@@ -412,8 +412,8 @@ impl Sessions {
         }
     }
 
-    /// Those to be forgotten, at most `max`: the ones lost up to `before`; if there are none, the surplus over `kept_max` of
-    /// those lost up to `grace`, from the principals with the most.
+    /// Sessions to forget, at most `max`: those lost up to `before`. If there are none: what is over `kept_max`, of those
+    /// lost up to `grace`, from the principals with the most.
     pub(super) fn overdue(
         &self,
         before: UnixMillis,
