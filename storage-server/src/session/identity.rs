@@ -2,7 +2,7 @@
 //!
 //! Of a verified client certificate, the first that is there: SAN URI, SAN DNS name, common name. Peers without a
 //! certificate are `anonymous`. The text goes into logs and history, and before the eyes of those who read them, so
-//! control characters are refused, and what makes one name look like another.
+//! control characters are refused, and those that do not show.
 
 use std::fmt;
 
@@ -51,7 +51,7 @@ impl Principal {
         let name = name_of(&parsed)?;
         let good = !name.is_empty()
             && name.len() + "cert:".len() <= PRINCIPAL_BYTES_MAX
-            && !name.chars().any(|c| c.is_control() || is_format(c));
+            && !name.chars().any(|c| c.is_control() || is_unseen(c));
         if good {
             Ok(Self(format!("cert:{name}")))
         } else {
@@ -60,12 +60,14 @@ impl Principal {
     }
 }
 
-/// Shows nothing by itself, and may turn or part what is around it (Unicode: the categories Cf, Zl and Zp).
-fn is_format(c: char) -> bool {
-    matches!(c, '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}'..='\u{891}' | '\u{8e2}'
-        | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
-        | '\u{fff9}'..='\u{fffb}' | '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}' | '\u{1bca0}'..='\u{1bca3}'
-        | '\u{1d173}'..='\u{1d17a}' | '\u{e0001}' | '\u{e0020}'..='\u{e007f}')
+/// A format character or a separator of lines (Unicode: the categories Cf, Zl and Zp), which may turn or part what is
+/// around it; or one that is shown by nothing (Default_Ignorable_Code_Point, U+2800).
+fn is_unseen(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{34f}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}'..='\u{891}'
+        | '\u{8e2}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}'
+        | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{2800}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}'
+        | '\u{ffa0}' | '\u{fff9}'..='\u{fffb}' | '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}'
+        | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 fn name_of(certificate: &X509Certificate<'_>) -> Result<String, IdentityError> {
@@ -138,7 +140,7 @@ mod tests {
             "\u{202e}nimda",
             "ad\u{200b}min",
             "admin\u{2028}",
-            "\u{feff}admin",
+            "ad\u{34f}min",
         ] {
             assert_eq!(principal(Some(name), vec![]), Err(IdentityError::BadName));
         }
