@@ -261,6 +261,16 @@ async fn look_up(host: &str, port: u16, deadline: Instant) -> Result<Vec<SocketA
 /// So many addresses of a host have their failures told; a name server may give hundreds.
 const FAILURES_TOLD_MAX: usize = 4;
 
+/// Failures as one text: the first ones and the last.
+fn told(mut failures: Vec<String>) -> String {
+    if failures.len() > FAILURES_TOLD_MAX {
+        let last = failures.len() - 1;
+        let left_out = failures.drain(FAILURES_TOLD_MAX - 1..last).count();
+        failures.push(format!("{left_out} more failed in between"));
+    }
+    failures.join("; ")
+}
+
 async fn connect_tcp(endpoint: &Endpoint, deadline: Instant) -> Result<TcpStream, String> {
     let Endpoint { host, port, .. } = endpoint;
     let addresses = look_up(host, *port, deadline).await?;
@@ -285,12 +295,7 @@ async fn connect_tcp(endpoint: &Endpoint, deadline: Instant) -> Result<TcpStream
     if failures.is_empty() {
         return Err(format!("the host {host:?} has no address"));
     }
-    let more = failures.len().saturating_sub(FAILURES_TOLD_MAX);
-    failures.truncate(FAILURES_TOLD_MAX);
-    if more > 0 {
-        failures.push(format!("and {more} more addresses"));
-    }
-    Err(failures.join("; "))
+    Err(told(failures))
 }
 
 async fn upgrade(
@@ -536,5 +541,41 @@ fn explain_refusal(response: Response) -> String {
     match text.trim() {
         "" => format!("the server refused with HTTP status {status}"),
         text => format!("the server refused with HTTP status {status}: {text}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn localhost_is_a_name_of_its_own_and_what_is_below_it() {
+        for host in [
+            "localhost",
+            "LocalHost",
+            "localhost.",
+            "db.localhost",
+            "a.b.localhost.",
+        ] {
+            assert!(is_localhost(host), "{host}");
+        }
+        for host in [
+            "notlocalhost",
+            "localhost.example.com",
+            "localhost..",
+            ".",
+            "",
+            "127.0.0.1",
+        ] {
+            assert!(!is_localhost(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn the_failures_of_few_addresses_are_told_and_of_many_the_first_and_the_last() {
+        let failures = |count: usize| (1..=count).map(|n| n.to_string()).collect();
+        assert_eq!(told(failures(1)), "1");
+        assert_eq!(told(failures(4)), "1; 2; 3; 4");
+        assert_eq!(told(failures(9)), "1; 2; 3; 9; 5 more failed in between");
     }
 }

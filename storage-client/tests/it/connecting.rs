@@ -74,7 +74,7 @@ async fn an_unknown_host_and_a_closed_port_are_told_apart() {
     drop(listener);
     let refused = text(RemoteStorage::connect(options).await);
     assert!(
-        refused.contains("refused") && refused.contains("127.0.0.1"),
+        refused.contains("refused") && refused.contains("127.0.0.1") && refused.contains("; [::1]"),
         "{refused}"
     );
 }
