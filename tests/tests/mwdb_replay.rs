@@ -574,6 +574,9 @@ async fn no_push_comes_before_the_answer_to_prefix() {
     for id in ["A", "C"] {
         let mut peer = fixture.mwdb("graph").await;
         peer.send(prefix_request(id.as_bytes())).await;
+        // Answered behind the question, and once there is a watch: nothing that is put from here on is missed.
+        peer.send(get(&["absent"], "E")).await;
+        peer.binary().await;
         for n in 0..20 {
             native
                 .put(format!("n{n}").into(), "v".into())
