@@ -23,12 +23,32 @@ pub struct Served {
 }
 
 impl Served {
-    /// Starts one that is configured by this text (see [`ServerProcess::configured`]), with credentials for these clients.
+    /// Starts one as it is shipped that is configured by this text, with credentials for these clients.
     ///
     /// # Panics
     /// If it does not start.
     #[must_use]
     pub fn new(clients: &[&str], config: &str) -> Self {
+        let certificates = Certificates::issue(clients);
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join("server.toml");
+        std::fs::write(&file, format!("{config}\n{ADMIN}")).expect("a file");
+        let (file, data) = (file.display().to_string(), folder.path().join("data"));
+        let server = ServerProcess::mutual(&certificates, &data, &["--config", &file]);
+        Self {
+            server,
+            certificates,
+            _folder: folder,
+        }
+    }
+
+    /// The same for a test of what the server holds: what is freed goes back to the system at once, see
+    /// [`ServerProcess::configured`].
+    ///
+    /// # Panics
+    /// If it does not start.
+    #[must_use]
+    pub fn measured(clients: &[&str], config: &str) -> Self {
         let certificates = Certificates::issue(clients);
         let config = format!("{config}\n{ADMIN}");
         let (server, folder) = ServerProcess::configured(&certificates, &config);

@@ -33,7 +33,7 @@ const SMALL_ENGINE: &str = "[limits]\nmemory_bytes_max = \"64 MiB\"\n";
 const SLACK: u64 = 64 << 20;
 
 fn served(config: &str) -> Served {
-    Served::new(&["greedy", "modest"], config)
+    Served::measured(&["greedy", "modest"], config)
 }
 
 /// Somebody else, who puts and reads all the time and is refused nothing.

@@ -21,7 +21,7 @@ use tokio_tungstenite::tungstenite::protocol::Message;
 
 const MIB: u64 = 1 << 20;
 fn served(config: &str) -> Served {
-    Served::new(&["many", "witness"], config)
+    Served::measured(&["many", "witness"], config)
 }
 
 fn grown(fixture: &Served, before: u64) -> u64 {

@@ -19,7 +19,7 @@ const MIB: usize = 1 << 20;
 /// What mwDB's own client takes for a message of its own, wherever it ends.
 const CLIENT_BUFFER_BYTES: usize = MIB;
 fn served(config: &str) -> Served {
-    Served::new(&["graph", "native"], config)
+    Served::measured(&["graph", "native"], config)
 }
 
 /// A peer that has its prefix, and so is pushed to.

@@ -14,7 +14,7 @@ use storage_tests::served::Served;
 const MIB: u64 = 1 << 20;
 fn served(config: &str) -> Served {
     let config = format!("durability = \"os\"\n{config}");
-    Served::new(&["watcher", "writer"], &config)
+    Served::measured(&["watcher", "writer"], &config)
 }
 
 fn watch(range: KeyRange, start: WatchStart, mode: WatchMode, credit: u64) -> ClientMessage {
