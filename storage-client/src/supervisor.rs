@@ -335,8 +335,9 @@ impl Supervisor {
             self.fail_repeats();
         }
         debug_assert!(hello.unanswered.len() <= 1024);
-        self.shared.set_session(self.carry.info());
+        // First what is asked for, then what wakes: whoever waits for the session's news finds this server's principal.
         self.shared.set_welcome(Arc::new(welcome));
+        self.shared.set_session(self.carry.info());
         self.shared.set_state(ConnectionState::Connected);
     }
 
