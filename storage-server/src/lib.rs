@@ -8,23 +8,21 @@ pub mod config;
 pub mod engine;
 pub mod logging;
 
-mod admission;
-mod certificate;
-mod descriptors;
+mod auth;
 mod feed;
 mod gateway;
 mod http;
-mod listener;
+mod limits;
 mod metrics;
+mod net;
 mod server;
-mod session;
 mod shared;
 mod shutdown;
 #[cfg(test)]
 mod testing;
-mod tls;
+mod ws;
 
-pub use descriptors::raise_limit;
+pub use net::descriptors::raise_limit;
+pub use net::tls::TlsError;
 pub use server::{ListenerAddress, Server, StartError};
 pub use shutdown::{PhaseReport, ShutdownReport};
-pub use tls::TlsError;

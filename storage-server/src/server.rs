@@ -13,17 +13,17 @@ use storage_certs::CredentialPaths;
 use storage_protocol::{Keyspace, Storage};
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::Handshakes;
-use crate::certificate;
 use crate::config::{self, Gateways, ServerConfig, TlsMode};
-use crate::descriptors::{self, Shares};
 use crate::engine::Engine;
 use crate::engine::rocks::{Durability, EngineOptions, OpenError, RocksEngine};
-use crate::listener::Listener;
 use crate::logging::warn_if_open_to_others;
+use crate::net::admission::Handshakes;
+use crate::net::certificate;
+use crate::net::descriptors::{self, Shares};
+use crate::net::listener::Listener;
+use crate::net::tls::{CRL, Tls, TlsError, Validity};
 use crate::shared::{Phase, Shared};
 use crate::shutdown::{self, ShutdownReport};
-use crate::tls::{CRL, Tls, TlsError, Validity};
 
 /// The principal of storage that is used from inside.
 const SERVER: &str = "server";

@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admission::Connections;
 use crate::config::ServerConfig;
 use crate::engine::Engine;
 use crate::gateway::mwdb::PushCache;
+use crate::limits::budget::{Budgets, SessionSlots};
 use crate::metrics::Metrics;
-use crate::session::budget::{Budgets, SessionSlots};
-use crate::tls::Validity;
+use crate::net::admission::Connections;
+use crate::net::tls::Validity;
 
 /// How far the server is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -26,11 +26,11 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_util::sync::CancellationToken;
 
+use crate::auth::Principal;
 use crate::config::ServerConfig;
 use crate::engine::{Engine, Resumed, Room, SessionStorage};
-use crate::session::identity::Principal;
-use crate::session::{Dialect, Peer, driver};
 use crate::shared::Shared;
+use crate::ws::{Dialect, Peer, driver};
 
 #[derive(Debug, Default)]
 struct State {

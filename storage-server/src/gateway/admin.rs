@@ -8,10 +8,10 @@ use http_body_util::Full;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 
-use crate::certificate;
 use crate::http::{self, Body};
 use crate::logging;
 use crate::metrics::Outer;
+use crate::net::certificate;
 use crate::shared::{Phase, Shared};
 
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";

@@ -17,11 +17,11 @@ use hyper::{Request, Response, StatusCode};
 use storage_protocol::native::SUBPROTOCOL;
 use storage_protocol::{Keyspace, Limit, StorageError};
 
+use crate::auth::{IdentityError, Principal};
 use crate::config::{ListenerConfig, TlsMode};
 use crate::gateway::admin;
+use crate::limits::budget::SessionSlot;
 use crate::metrics::RefusedLabel;
-use crate::session::budget::SessionSlot;
-use crate::session::identity::{IdentityError, Principal};
 use crate::shared::{Phase, Shared};
 
 pub(crate) use self::patient::Patient;

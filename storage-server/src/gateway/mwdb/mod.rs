@@ -29,10 +29,10 @@ use storage_protocol::{KeyRange, Limit, Result, Watch, WatchOptions, planted};
 use tokio::sync::Semaphore;
 
 use crate::engine::SessionStorage;
+use crate::limits::budget::{Budget, Permit};
 use crate::metrics::{ClosedLabel, GatewayLabel, OutcomeLabel, RequestLabel};
-use crate::session::budget::{Budget, Permit};
-use crate::session::{Close, Departure, Dialect, Peer};
 use crate::shared::Shared;
+use crate::ws::{Close, Departure, Dialect, Peer};
 use prefix::Prefix;
 pub(crate) use pushes::PushCache;
 use pushes::Pushes;

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use storage_protocol::{Key, Keyspace, StorageExt};
 
 use crate::engine::{Engine, SessionStorage};
-use crate::session::budget::Permit;
+use crate::limits::budget::Permit;
 
 /// Where the leases are.
 const KEYSPACE: &str = "mwdb.prefixes";

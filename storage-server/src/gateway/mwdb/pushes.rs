@@ -21,10 +21,10 @@ use storage_protocol::native::close_code;
 use storage_protocol::{ChangeKind, CommitRecord, Revision, Watch, WatchEvent, planted};
 
 use super::failed;
+use crate::limits::budget::{Budget, Part};
+use crate::limits::once::{Once, Share};
 use crate::metrics::{ClosedLabel, Metrics};
-use crate::session::Close;
-use crate::session::budget::{Budget, Part};
-use crate::session::once::{Once, Share};
+use crate::ws::Close;
 
 /// How long a peer that is over its bound may take nothing.
 const OVER_BOUND_MAX: Duration = Duration::from_secs(10);

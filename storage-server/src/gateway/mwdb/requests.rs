@@ -19,11 +19,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::failed;
 use crate::engine::SessionStorage;
+use crate::limits::budget::{Budget, Permit};
+use crate::limits::room::{AnswerRoom, Reach};
 use crate::metrics::{ClosedLabel, OutcomeLabel, RequestLabel};
-use crate::session::Close;
-use crate::session::budget::{Budget, Permit};
-use crate::session::room::{AnswerRoom, Reach};
 use crate::shared::Shared;
+use crate::ws::Close;
 
 /// How often a read that waits for room looks for it.
 const PAUSE: Duration = Duration::from_millis(20);

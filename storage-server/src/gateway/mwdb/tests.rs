@@ -8,10 +8,10 @@ use storage_protocol::{Keyspace, StorageExt};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::Mwdb;
+use crate::auth::Principal;
 use crate::config::ServerConfig;
 use crate::engine::Engine;
 use crate::metrics::Outer;
-use crate::session::identity::Principal;
 use crate::testing::{Client, Hold, MemoryEngine, Running, server, start, start_in};
 
 fn running() -> Running {

@@ -33,13 +33,13 @@ use storage_protocol::{
 };
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
+use crate::auth::Principal;
 use crate::engine::{Resumed, SessionStorage};
+use crate::limits::budget::{Budget, Permit};
+use crate::limits::room::AnswerRoom;
 use crate::metrics::{ClosedLabel, GatewayLabel, Metrics, RequestLabel};
-use crate::session::budget::{Budget, Permit};
-use crate::session::identity::Principal;
-use crate::session::room::AnswerRoom;
-use crate::session::{Close, Departure, Dialect, Peer};
 use crate::shared::Shared;
+use crate::ws::{Close, Departure, Dialect, Peer};
 use order::{Commit, Content, Order};
 use parts::Parts;
 use reads::{Lane, Read, Reads};

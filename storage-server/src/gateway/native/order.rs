@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use storage_protocol::native::{COMMIT_WINDOW, Hello, RequestId};
 use storage_protocol::{Batch, CommitOptions};
 
-use crate::session::Close;
+use crate::ws::Close;
 
 /// Above this no number is taken, so that none is the last.
 const NUMBER_MAX: u64 = u64::MAX / 2;

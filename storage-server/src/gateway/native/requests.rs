@@ -22,10 +22,10 @@ use super::scans::{OpenScan, PageRead, read_page};
 use super::watches::{Terms, WATCH_BYTES};
 use super::{Finished, InFlight, Native, Output, Permits, Result, Running, State};
 use crate::engine::SessionStorage;
+use crate::limits::budget::Permit;
+use crate::limits::room::AnswerRoom;
 use crate::metrics::RequestLabel;
-use crate::session::Close;
-use crate::session::budget::Permit;
-use crate::session::room::AnswerRoom;
+use crate::ws::Close;
 
 /// What a request is counted with while it is in flight.
 #[derive(Clone, Copy, Debug)]

@@ -12,8 +12,8 @@ use storage_protocol::native::ServerMessage;
 use storage_protocol::{Scan, ScanItem, StorageError};
 
 use crate::engine::SNAPSHOT_LEASE;
+use crate::limits::room::{AnswerRoom, Reach};
 use crate::metrics::Metrics;
-use crate::session::room::{AnswerRoom, Reach};
 
 type Result<T> = std::result::Result<T, StorageError>;
 

@@ -1150,8 +1150,8 @@ async fn a_small_get_does_not_wait_for_the_others_room_though_it_is_the_first() 
 /// A session whose principal has no room for answers left: other sessions of it have all.
 struct Crowded {
     running: Running,
-    _another: crate::session::budget::SessionSlot,
-    _held: crate::session::budget::Permit,
+    _another: crate::limits::budget::SessionSlot,
+    _held: crate::limits::budget::Permit,
     before: usize,
 }
 

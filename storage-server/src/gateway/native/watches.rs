@@ -23,8 +23,8 @@ use storage_protocol::{
     planted,
 };
 
+use crate::limits::budget::Permit;
 use crate::metrics::Metrics;
-use crate::session::budget::Permit;
 
 /// What one watch may put into the outbox before the others get a turn.
 const TURN_BYTES: usize = 4 * PART_BYTES;
@@ -569,7 +569,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::session::budget::Budget;
+    use crate::limits::budget::Budget;
 
     /// Tells what it was given, then rests, live, and answers what it is asked, unless that is withheld.
     #[derive(Default)]

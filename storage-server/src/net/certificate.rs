@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::net::tls::Validity;
 use crate::shared::Shared;
-use crate::tls::Validity;
 
 /// From so long before its end on the log reminds of it.
 const SOON: Duration = Duration::from_secs(14 * 24 * 3600);

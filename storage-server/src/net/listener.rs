@@ -1,7 +1,7 @@
 //! From a TCP connection to a session: accept, TLS, HTTP, and the bounds before a peer is known.
 //!
 //! Everything up to the session's first message has one deadline. Connections that are not that far are bounded in
-//! number, for each listener by itself (see [`admission`](crate::admission)). Each connection is one task of the server's
+//! number, for each listener by itself (see [`admission`](crate::net::admission)). Each connection is one task of the server's
 //! tracker; a panic in it ends that connection only.
 
 use std::io;
@@ -20,16 +20,16 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Instrument;
 
-use crate::admission::{Handshakes, Heard, Place};
+use crate::auth::{IdentityError, Principal};
 use crate::config::ListenerConfig;
 use crate::gateway::mwdb::Mwdb;
 use crate::gateway::native::Native;
 use crate::http::{Admitted, Kind, Patient, Router};
 use crate::metrics::RefusedLabel;
-use crate::session::identity::{IdentityError, Principal};
-use crate::session::{Peer, driver};
+use crate::net::admission::{Handshakes, Heard, Place};
+use crate::net::tls::{AcceptError, Tls};
 use crate::shared::Shared;
-use crate::tls::{AcceptError, Tls};
+use crate::ws::{Peer, driver};
 
 /// Between two attempts to accept when the process has no more file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

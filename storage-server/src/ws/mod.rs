@@ -1,15 +1,12 @@
 //! One connection after its upgrade: a task that reads and writes at the same time.
 //!
 //! The [`driver`] owns the WebSocket, its heartbeat and its clock; a [`Dialect`] (native or mwDB) owns what the
-//! messages mean. Bounds are in [`budget`], who the peer is in [`identity`], a peer's close is answered in [`closing`].
+//! messages mean. Bounds are in [`crate::limits`], who the peer is in [`crate::auth`], a peer's close is answered in
+//! [`closing`].
 
-pub(crate) mod budget;
 mod closing;
 pub(crate) mod driver;
-pub(crate) mod identity;
 pub(crate) mod metered;
-pub(crate) mod once;
-pub(crate) mod room;
 
 use std::sync::Arc;
 use std::task::Context;
@@ -22,9 +19,9 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_util::sync::CancellationToken;
 
+use crate::auth::Principal;
+use crate::limits::budget::{Budget, SessionSlot};
 use crate::metrics::{ClosedLabel, GatewayLabel};
-use budget::{Budget, SessionSlot};
-use identity::Principal;
 
 /// The longest reason a close frame can carry.
 const CLOSE_REASON_BYTES_MAX: usize = 123;

@@ -23,11 +23,11 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::budget::Permit;
 use super::closing::answer_close;
 use super::metered::Metered;
 use super::{Close, Departure, Dialect, Peer};
 use crate::config::Timeouts;
+use crate::limits::budget::Permit;
 use crate::metrics::ClosedLabel;
 use crate::shared::Shared;
 

@@ -20,8 +20,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
+use crate::auth::{IdentityError, Principal};
 use crate::config::{ListenerConfig, TlsMode, TlsVersion};
-use crate::session::identity::{IdentityError, Principal};
 
 /// TLS sessions of a listener that can be resumed; each is about 1 KiB, mostly the client's certificate.
 const SESSIONS_MAX: usize = 16 * 1024;

@@ -6,7 +6,7 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::listener::REFUSALS_MAX;
+use crate::net::listener::REFUSALS_MAX;
 
 /// The fewest a server starts with; with many listeners it takes more.
 const DESCRIPTORS_MIN: u64 = 256;
