@@ -1,16 +1,16 @@
 //! The storage-sync server as a library: [`engine`] makes commits durable, gateways speak to peers.
 //!
-//! [`Server`] opens a store and serves it. The binary `storage-server` is [`cli`], [`config`], [`logging`] and this;
-//! programs that embed a server use [`Server::start`] and [`Server::storage`].
+//! [`Server`] opens a store and serves it. The binary `storage-server` is [`cli::main`]; a program that embeds a server
+//! uses [`Server::start`] and [`Server::storage`], one that adds a protocol to it implements a [`gateway::Gateway`].
 
 pub mod cli;
 pub mod config;
 pub mod engine;
+pub mod gateway;
 pub mod logging;
 
 mod auth;
 mod feed;
-mod gateway;
 mod http;
 mod limits;
 mod metrics;
@@ -22,7 +22,6 @@ mod shutdown;
 mod testing;
 mod ws;
 
-pub use net::descriptors::raise_limit;
 pub use net::tls::TlsError;
-pub use server::{ListenerAddress, Server, StartError};
+pub use server::{ListenerAddress, Server, ServerBuilder, StartError};
 pub use shutdown::{PhaseReport, ShutdownReport};

@@ -2,8 +2,10 @@
 //!
 //! Plain atomics, written as Prometheus text when asked. Labels are fixed sets: nothing a peer sends becomes one.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use storage_protocol::{Outcome, StorageError};
 
@@ -59,10 +61,6 @@ macro_rules! labels {
 }
 
 labels! {
-    /// Label `gateway`.
-    GatewayLabel { Native = "native", Mwdb = "mwdb" }
-}
-labels! {
     /// Label `kind` of a request.
     RequestLabel {
         Get = "get", Scan = "scan", ScanNext = "scan_next", Commit = "commit", Watch = "watch", Remove = "remove",
@@ -79,6 +77,7 @@ labels! {
         Tls = "tls", Timeout = "timeout", Http = "http", Sessions = "sessions_max",
         SessionsPerPrincipal = "sessions_per_principal_max", Draining = "draining", Keyspace = "keyspace",
         Principal = "principal", Connections = "connections_max", Handshakes = "handshakes_max", Unused = "unused",
+        HttpConnections = "http_connections_max",
     }
 }
 labels! {
@@ -86,6 +85,7 @@ labels! {
     ClosedLabel {
         Protocol = "protocol", Silent = "silent", Slow = "slow", Hello = "hello_timeout", Shutdown = "shutdown",
         Failed = "failed", Fenced = "fenced", Overloaded = "overloaded",
+        Gateway = "gateway",
     }
 }
 
@@ -114,7 +114,8 @@ pub(crate) struct Outer {
 /// All of them.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
-    sessions: [Gauge; GatewayLabel::COUNT],
+    /// Open WebSockets of each protocol; short sections only.
+    sessions: Mutex<BTreeMap<&'static str, Arc<Gauge>>>,
     requests: [[Counter; OutcomeLabel::COUNT]; RequestLabel::COUNT],
     refused: [Counter; RefusedLabel::COUNT],
     closed: [Counter; ClosedLabel::COUNT],
@@ -126,12 +127,6 @@ pub(crate) struct Metrics {
     pub(crate) received_bytes: Counter,
     /// Bytes of WebSocket traffic to peers, before TLS.
     pub(crate) sent_bytes: Counter,
-    /// mwDB messages that were passed over: malformed, of an unknown type, or text.
-    pub(crate) mwdb_ignored: Counter,
-    /// Pushes sent to mwDB peers.
-    pub(crate) mwdb_pushes: Counter,
-    /// Pairs of 1 MiB and more that were left out of pushes.
-    pub(crate) mwdb_pairs_left_out: Counter,
     /// Watches of native sessions.
     pub(crate) watches: Gauge,
     /// Open scans of native sessions.
@@ -139,8 +134,10 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn sessions(&self, gateway: GatewayLabel) -> &Gauge {
-        &self.sessions[gateway as usize]
+    /// How many WebSockets of a protocol are open.
+    pub(crate) fn sessions(&self, protocol: &'static str) -> Arc<Gauge> {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.entry(protocol).or_default().clone()
     }
 
     pub(crate) fn request<T>(&self, kind: RequestLabel, result: &Result<T, StorageError>) {
@@ -162,15 +159,18 @@ impl Metrics {
     /// Appends all of them in the Prometheus text format. `budgets`: name and bytes in use of each shared budget.
     pub(crate) fn write(&self, out: &mut String, budgets: &[(&str, usize)], outer: &Outer) {
         outer.write(out);
-        let sessions = self.sessions.iter().map(Gauge::value);
+        let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let names: Vec<_> = sessions.keys().copied().collect();
+        let values: Vec<_> = sessions.values().map(|gauge| gauge.value()).collect();
+        drop(sessions);
         family(
             out,
             "storage_sessions",
             "gauge",
             "Open sessions",
             "gateway",
-            GatewayLabel::TEXTS,
-            sessions,
+            &names,
+            values,
         );
         head(
             out,
@@ -231,21 +231,6 @@ impl Metrics {
                 "storage_sent_bytes_total",
                 "WebSocket bytes to peers",
                 &self.sent_bytes,
-            ),
-            (
-                "storage_mwdb_messages_ignored_total",
-                "mwDB messages passed over",
-                &self.mwdb_ignored,
-            ),
-            (
-                "storage_mwdb_pushes_total",
-                "FORCE_RELOAD messages sent",
-                &self.mwdb_pushes,
-            ),
-            (
-                "storage_mwdb_pairs_left_out_total",
-                "Pairs of 1 MiB and more that were left out of FORCE_RELOAD messages",
-                &self.mwdb_pairs_left_out,
             ),
         ] {
             single(out, name, "counter", help, counter.value());
@@ -332,6 +317,11 @@ fn head(out: &mut String, name: &str, kind: &str, help: &str) {
         out,
         format_args!("# HELP {name} {help}.\n# TYPE {name} {kind}\n"),
     );
+}
+
+/// Appends one counter.
+pub(crate) fn write_counter(out: &mut String, name: &str, help: &str, value: u64) {
+    single(out, name, "counter", help, value);
 }
 
 fn single(out: &mut String, name: &str, kind: &str, help: &str, value: u64) {

@@ -13,9 +13,10 @@ use storage_certs::CredentialPaths;
 use storage_protocol::{Keyspace, Storage};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{self, Gateways, ServerConfig, TlsMode};
+use crate::config::{self, ServerConfig, TlsMode};
 use crate::engine::Engine;
 use crate::engine::rocks::{Durability, EngineOptions, OpenError, RocksEngine};
+use crate::gateway::{self, Gateway};
 use crate::logging::warn_if_open_to_others;
 use crate::net::admission::Handshakes;
 use crate::net::certificate;
@@ -56,6 +57,14 @@ pub enum StartError {
         /// What it would have to be, with the listeners that are configured.
         needed: u64,
     },
+    /// A listener is to serve a gateway that there is not.
+    #[error("there is no gateway {name:?}; there are {}", .known.join(", "))]
+    NoGateway {
+        /// Its name.
+        name: String,
+        /// Those that there are.
+        known: Vec<&'static str>,
+    },
     /// The task that opened the store failed.
     #[error("cannot open the store: {0}")]
     Failed(String),
@@ -65,26 +74,28 @@ pub enum StartError {
 }
 
 /// Where a listener listens, and what for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerAddress {
     /// With the port that port 0 became.
     pub address: SocketAddr,
     /// How it is secured.
     pub tls: TlsMode,
-    /// What it serves.
-    pub gateways: Gateways,
+    /// The gateways that it serves.
+    pub gateways: Vec<String>,
 }
 
 impl std::fmt::Display for ListenerAddress {
     /// `wss://127.0.0.1:7443 storage`, as the line on standard output has it.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let scheme = match (self.tls == TlsMode::Off, self.gateways.storage) {
+        let serves_storage = self.gateways.iter().any(|name| name == "storage");
+        let scheme = match (self.tls == TlsMode::Off, serves_storage) {
             (true, true) => "ws",
             (false, true) => "wss",
             (true, false) => "http",
             (false, false) => "https",
         };
-        write!(f, "{scheme}://{} {}", self.address, self.gateways)
+        let gateways = self.gateways.join(",");
+        write!(f, "{scheme}://{} {gateways}", self.address)
     }
 }
 
@@ -106,57 +117,119 @@ impl std::fmt::Debug for Server {
     }
 }
 
-impl Server {
+/// How a server is started: see [`Server::builder`].
+#[derive(Debug)]
+pub struct ServerBuilder {
+    config: ServerConfig,
+    gateways: Vec<Arc<dyn Gateway>>,
+    engine: Option<Arc<dyn Engine>>,
+    stop: CancellationToken,
+}
+
+impl ServerBuilder {
+    /// Adds a gateway, for listeners whose `gateways` name it. It comes behind those that the server has.
+    #[must_use]
+    pub fn gateway(mut self, gateway: Arc<dyn Gateway>) -> Self {
+        self.gateways.push(gateway);
+        self
+    }
+
+    /// Serves an engine of the caller's, who closes it behind [`Server::shutdown`]: for tests and for other engines.
+    /// Default: the store in the folder that the configuration names.
+    #[must_use]
+    pub fn engine(mut self, engine: Arc<dyn Engine>) -> Self {
+        self.engine = Some(engine);
+        self
+    }
+
+    /// Stops the start when `stop` is cancelled before the server is ready: a store that is being opened then is opened and
+    /// closed in order, and the end is [`StartError::Stopped`].
+    #[must_use]
+    pub fn stop(mut self, stop: CancellationToken) -> Self {
+        self.stop = stop;
+        self
+    }
+
     /// Opens the store and serves it.
     ///
     /// # Errors
     /// [`StartError`]; nothing is left behind then.
-    pub async fn start(config: ServerConfig) -> Result<Self, StartError> {
-        Self::start_unless(config, CancellationToken::new()).await
-    }
-
-    /// The same, unless `stop` is cancelled before it is ready: a store that is being opened then is opened and closed in
-    /// order, and the end is [`StartError::Stopped`].
-    ///
-    /// # Errors
-    /// [`StartError`]; nothing is left behind then.
-    pub async fn start_unless(
-        mut config: ServerConfig,
-        stop: CancellationToken,
-    ) -> Result<Self, StartError> {
+    pub async fn start(self) -> Result<Server, StartError> {
+        let Self {
+            mut config,
+            gateways,
+            engine,
+            stop,
+        } = self;
+        check_gateways(&config, &gateways)?;
         let shares = share_descriptors(&mut config)?;
         let tls = load_tls(&config).await?;
-        let mut options = engine_options(&config);
-        options.max_open_files = shares.engine_files;
-        let opening = tokio::task::spawn_blocking(move || {
-            if options.data.exists() {
-                warn_if_open_to_others(&options.data, "the data folder");
-            }
-            RocksEngine::open(options)
-        });
-        let engine = opening
-            .await
-            .map_err(|error| StartError::Failed(error.to_string()))??;
-        let closing = engine.clone();
-        let closer = Box::new(move || closing.close());
+        let (engine, closer) = match engine {
+            Some(engine) => (engine, Box::new(|| ()) as Closer),
+            None => open_store(&config, shares).await?,
+        };
         if stop.is_cancelled() {
             let _ = tokio::task::spawn_blocking(closer).await;
             return Err(StartError::Stopped);
         }
-        Self::serve(config, tls, engine, closer).await
+        Server::serve(config, tls, gateways, engine, closer).await
+    }
+}
+
+fn check_gateways(config: &ServerConfig, gateways: &[Arc<dyn Gateway>]) -> Result<(), StartError> {
+    let known = gateway::names(gateways);
+    let names = config
+        .listeners
+        .iter()
+        .flat_map(|listener| &listener.gateways);
+    match names
+        .into_iter()
+        .find(|name| !known.contains(&name.as_str()))
+    {
+        None => Ok(()),
+        Some(name) => Err(StartError::NoGateway {
+            name: name.clone(),
+            known,
+        }),
+    }
+}
+
+async fn open_store(
+    config: &ServerConfig,
+    shares: Shares,
+) -> Result<(Arc<dyn Engine>, Closer), StartError> {
+    let mut options = engine_options(config);
+    options.max_open_files = shares.engine_files;
+    let opening = tokio::task::spawn_blocking(move || {
+        if options.data.exists() {
+            warn_if_open_to_others(&options.data, "the data folder");
+        }
+        RocksEngine::open(options)
+    });
+    let opened = opening.await;
+    let engine = opened.map_err(|error| StartError::Failed(error.to_string()))??;
+    let closing = engine.clone();
+    Ok((engine, Box::new(move || closing.close())))
+}
+
+impl Server {
+    /// A server of this configuration, to be added to and started.
+    #[must_use]
+    pub fn builder(config: ServerConfig) -> ServerBuilder {
+        ServerBuilder {
+            config,
+            gateways: gateway::built_in(),
+            engine: None,
+            stop: CancellationToken::new(),
+        }
     }
 
-    /// Serves an engine of the caller's, who closes it behind [`Server::shutdown`]: for tests and for other engines.
+    /// Opens the store and serves it, with the gateways that every server has.
     ///
     /// # Errors
-    /// [`StartError::Tls`], [`StartError::Bind`] and [`StartError::TooFewDescriptors`].
-    pub async fn start_with(
-        mut config: ServerConfig,
-        engine: Arc<dyn Engine>,
-    ) -> Result<Self, StartError> {
-        share_descriptors(&mut config)?;
-        let tls = load_tls(&config).await?;
-        Self::serve(config, tls, engine, Box::new(|| ())).await
+    /// [`StartError`]; nothing is left behind then.
+    pub async fn start(config: ServerConfig) -> Result<Self, StartError> {
+        Self::builder(config).start().await
     }
 
     /// Reads the certificates, as a start would. Blocks.
@@ -170,6 +243,7 @@ impl Server {
     async fn serve(
         config: ServerConfig,
         tls: Vec<Option<Tls>>,
+        gateways: Vec<Arc<dyn Gateway>>,
         engine: Arc<dyn Engine>,
         closer: Closer,
     ) -> Result<Self, StartError> {
@@ -195,12 +269,12 @@ impl Server {
             .map(|(config, bound)| ListenerAddress {
                 address: bound.address,
                 tls: config.tls,
-                gateways: config.gateways,
+                gateways: config.gateways.clone(),
             });
         let addresses: Vec<_> = addresses.collect();
         tell_start(&config, &addresses, engine.as_ref(), certificate);
         let handshakes_max = config.limits.handshakes_max;
-        let shared = Shared::new(config, engine, certificate);
+        let shared = Shared::new(config, gateways, engine, certificate);
         shared.set_phase(Phase::Serving);
         shared.engine.serving();
         for (number, listener) in listeners.into_iter().enumerate() {
@@ -229,7 +303,7 @@ impl Server {
     /// at once, with the same watches.
     #[must_use]
     pub fn storage(&self, keyspace: &Keyspace) -> Arc<dyn Storage> {
-        self.shared.engine.open_session(SERVER, keyspace)
+        self.shared.engine.open_session(SERVER, keyspace).storage()
     }
 
     /// Stops in phases, each with its time-out, and tells what was cut. Acknowledged commits are on the disk then.

@@ -8,7 +8,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::ServerConfig;
 use crate::engine::Engine;
-use crate::gateway::mwdb::PushCache;
+use crate::gateway::Gateway;
 use crate::limits::budget::{Budgets, SessionSlots};
 use crate::metrics::Metrics;
 use crate::net::admission::Connections;
@@ -27,6 +27,8 @@ pub(crate) enum Phase {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) config: ServerConfig,
+    /// All that listeners may serve.
+    pub(crate) gateways: Vec<Arc<dyn Gateway>>,
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) slots: Arc<SessionSlots>,
@@ -36,7 +38,6 @@ pub(crate) struct Shared {
     pub(crate) certificate: Option<Validity>,
     /// The bounds of all sessions together.
     pub(crate) budgets: Arc<Budgets>,
-    pub(crate) pushes: PushCache,
     /// Every task of this server; shutdown waits for them.
     pub(crate) tasks: TaskTracker,
     /// Listeners stop.
@@ -51,6 +52,7 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(
         config: ServerConfig,
+        gateways: Vec<Arc<dyn Gateway>>,
         engine: Arc<dyn Engine>,
         certificate: Option<Validity>,
     ) -> Arc<Self> {
@@ -58,6 +60,7 @@ impl Shared {
         let budgets = Budgets::new(limits);
         let connections_max = limits.connections_max.unwrap_or(usize::MAX);
         Arc::new(Self {
+            gateways,
             engine,
             metrics: Arc::default(),
             connections: Connections::new(connections_max, config.listeners.len()),
@@ -68,7 +71,6 @@ impl Shared {
                 &budgets,
             ),
             budgets,
-            pushes: PushCache::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             drain: CancellationToken::new(),

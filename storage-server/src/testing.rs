@@ -28,7 +28,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::Principal;
 use crate::config::ServerConfig;
-use crate::engine::{Engine, Resumed, Room, SessionStorage};
+use crate::engine::{Engine, Resumed, Room, Session, SessionStorage};
+use crate::gateway;
 use crate::shared::Shared;
 use crate::ws::{Dialect, Peer, driver};
 
@@ -123,13 +124,13 @@ impl MemoryEngine {
 
 #[async_trait]
 impl Engine for MemoryEngine {
-    fn open_session(&self, principal: &str, keyspace: &Keyspace) -> Arc<dyn SessionStorage> {
+    fn open_session(&self, principal: &str, keyspace: &Keyspace) -> Arc<dyn Session> {
         let mut state = self.state.lock().unwrap();
         state.sessions += 1;
         let fence = CancellationToken::new();
         let session = self.session(principal, keyspace, (state.sessions, 0), &fence);
         let entry = (principal.to_owned(), 0, fence);
-        state.resumable.insert(session.session(), entry);
+        state.resumable.insert(session.id(), entry);
         session
     }
 
@@ -341,17 +342,47 @@ impl Storage for MemorySession {
 }
 
 #[async_trait]
-impl SessionStorage for MemorySession {
-    fn session(&self) -> SessionId {
+impl Session for MemorySession {
+    fn id(&self) -> SessionId {
         SessionId([u8::try_from(self.number).unwrap_or(0); 16])
     }
 
-    fn position(&self) -> Position {
-        MemoryEngine::position_of(&self.state.lock().unwrap())
+    fn storage(self: Arc<Self>) -> Arc<dyn SessionStorage> {
+        self
     }
 
     fn executed(&self) -> u64 {
         self.executed
+    }
+
+    fn lapsed(&self) -> bool {
+        false
+    }
+
+    // A stub: nothing lapses here.
+    fn heed(&self) {}
+
+    fn fenced(&self) -> CancellationToken {
+        self.fence.clone()
+    }
+
+    // A stub: what is lost stays for ever.
+    fn lose(&self) {}
+
+    async fn end(&self) -> Result<()> {
+        let mut state = self.state.lock().unwrap();
+        state.resumable.remove(&self.id());
+        state
+            .entries
+            .retain(|_, (_, session)| *session != Some(self.number));
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl SessionStorage for MemorySession {
+    fn position(&self) -> Position {
+        MemoryEngine::position_of(&self.state.lock().unwrap())
     }
 
     async fn get_into(
@@ -378,21 +409,6 @@ impl SessionStorage for MemorySession {
         self.scan(range, options).await
     }
 
-    fn serves_mwdb(&self) -> bool {
-        true
-    }
-
-    fn lapsed(&self) -> bool {
-        false
-    }
-
-    // A stub: nothing lapses here.
-    fn heed(&self) {}
-
-    fn fenced(&self) -> CancellationToken {
-        self.fence.clone()
-    }
-
     async fn commit_numbered(
         &self,
         _: u64,
@@ -412,18 +428,6 @@ impl SessionStorage for MemorySession {
                 outcome: Outcome::Unknown,
             }),
         }
-    }
-
-    // A stub: what is lost stays for ever.
-    fn lose(&self) {}
-
-    async fn end(&self) -> Result<()> {
-        let mut state = self.state.lock().unwrap();
-        state.resumable.remove(&self.session());
-        state
-            .entries
-            .retain(|_, (_, session)| *session != Some(self.number));
-        Ok(())
     }
 }
 
@@ -476,7 +480,10 @@ impl WatchSource for Feed {
 /// The peer's end of a session under test.
 pub(crate) type Client = WebSocketStream<DuplexStream>;
 
-/// A session under test. Its keyspace is `test`.
+/// The keyspace of sessions under test.
+pub(crate) const KEYSPACE: &str = "test";
+
+/// A session under test.
 pub(crate) struct Running {
     pub(crate) client: Client,
     pub(crate) engine: Arc<MemoryEngine>,
@@ -502,7 +509,7 @@ pub(crate) fn server(
 ) -> Arc<Shared> {
     let mut config = ServerConfig::embedded("unused", None, Vec::new());
     change(&mut config);
-    Shared::new(config, engine.clone(), None)
+    Shared::new(config, gateway::built_in(), engine.clone(), None)
 }
 
 /// Starts a session of this principal in a server that may have others.
@@ -516,8 +523,8 @@ pub(crate) fn start_in<D: Dialect + 'static>(
     let peer = Peer {
         slot: shared.slots.take(principal.as_str()).unwrap(),
         principal,
-        keyspace: Keyspace::new("test").unwrap(),
         deadline,
+        open: shared.metrics.sessions("test"),
         drain: shared.drain.child_token(),
         cut: shared.cut.child_token(),
     };

@@ -84,6 +84,8 @@ impl Certificates {
 /// How to start a `storage-server`.
 #[derive(Clone, Debug, Default)]
 pub struct Launch {
+    /// Which binary; `storage-server` by default.
+    pub program: Option<&'static str>,
     /// Behind `serve`.
     pub arguments: Vec<String>,
     /// Shell text that starts it (`exec "$@"` at its end), say with limits set.
@@ -160,13 +162,12 @@ impl ServerProcess {
     /// # Panics
     /// If it cannot be started at all.
     pub fn launch(launch: Launch) -> std::result::Result<Self, Option<ExitStatus>> {
+        let program = binary(launch.program.unwrap_or("storage-server"));
         let mut command = match &launch.shell {
-            None => Command::new(binary("storage-server")),
+            None => Command::new(program),
             Some(shell) => {
                 let mut command = Command::new("sh");
-                command
-                    .args(["-c", shell, "sh"])
-                    .arg(binary("storage-server"));
+                command.args(["-c", shell, "sh"]).arg(program);
                 command
             }
         };

@@ -43,6 +43,8 @@ pub type Encrypted = TlsStream<TcpStream>;
 pub enum Received {
     /// A binary message.
     Binary(Bytes),
+    /// A text message.
+    Text(String),
     /// A ping; the library answers it.
     Ping,
     /// A pong, with what it carries.
@@ -369,7 +371,7 @@ impl Raw {
             match self.receive().await {
                 Received::Close(code, reason) => return Some((code, reason)),
                 Received::Ended => return None,
-                Received::Binary(_) | Received::Ping | Received::Pong(_) => {}
+                Received::Binary(_) | Received::Text(_) | Received::Ping | Received::Pong(_) => {}
             }
         }
     }
@@ -423,6 +425,7 @@ impl Raw {
         let message = timeout(patience, self.socket.next()).await.ok()?;
         Some(match message {
             Some(Ok(Message::Binary(bytes))) => Received::Binary(bytes),
+            Some(Ok(Message::Text(text))) => Received::Text(text.to_string()),
             Some(Ok(Message::Ping(_))) => Received::Ping,
             Some(Ok(Message::Pong(bytes))) => Received::Pong(bytes),
             Some(Ok(Message::Close(Some(frame)))) => {
@@ -472,7 +475,10 @@ impl Raw {
                 match self.receive().await {
                     Received::Close(code, reason) => return (code, reason),
                     Received::Ended => panic!("the connection ended without a close frame"),
-                    Received::Binary(_) | Received::Ping | Received::Pong(_) => {}
+                    Received::Binary(_)
+                    | Received::Text(_)
+                    | Received::Ping
+                    | Received::Pong(_) => {}
                 }
             }
         };
@@ -529,7 +535,7 @@ impl Raw {
         let answer = loop {
             match self.receive().await {
                 close @ (Received::Close(..) | Received::Ended) => break close,
-                Received::Binary(_) | Received::Ping | Received::Pong(_) => {}
+                Received::Binary(_) | Received::Text(_) | Received::Ping | Received::Pong(_) => {}
             }
         };
         until_closed(self.socket.get_mut()).await;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use storage_protocol::{Keyspace, Position, Storage};
+use storage_server::engine::Engine;
 use storage_server::engine::rocks::{EngineOptions, RocksEngine};
-use storage_server::engine::{Engine, SessionStorage};
 use tempfile::TempDir;
 
 use crate::conformance::{Capability, EndSession, Fixture, Session};
@@ -42,11 +42,11 @@ impl Fixture for RocksFixture {
     async fn session(&self, keyspace: &str) -> Session {
         let keyspace = Keyspace::new(keyspace).expect("cases name their keyspaces well");
         let session = self.engine.open_session("cert:tester", &keyspace);
-        let ended: Arc<dyn SessionStorage> = session.clone();
+        let storage: Arc<dyn Storage> = session.clone().storage();
         let end: EndSession =
-            Box::new(move || Box::pin(async move { ended.end().await.expect("a session ends") }));
+            Box::new(move || Box::pin(async move { session.end().await.expect("a session ends") }));
         Session {
-            storage: session as Arc<dyn Storage>,
+            storage,
             end: Some(end),
         }
     }

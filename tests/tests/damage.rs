@@ -62,7 +62,7 @@ async fn no_flipped_bit_in_a_file_of_the_store_makes_a_wrong_value() {
     let folder = tempfile::tempdir().unwrap();
     let whole = folder.path().join("whole");
     let engine = open(&whole).unwrap();
-    let session = engine.open_session("cert:w", &keyspace());
+    let session = engine.open_session("cert:w", &keyspace()).storage();
     let mut batch = Batch::new();
     for n in 0..COUNT {
         batch = batch.put(format!("{n:04}"), value(n));
@@ -94,7 +94,7 @@ async fn no_flipped_bit_in_a_file_of_the_store_makes_a_wrong_value() {
             told += 1;
             continue;
         };
-        let session = engine.open_session("cert:r", &keyspace());
+        let session = engine.open_session("cert:r", &keyspace()).storage();
         for n in 0..COUNT {
             match session.get(&[Key::from(format!("{n:04}"))]).await {
                 Ok(reading) => {

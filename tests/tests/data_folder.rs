@@ -32,7 +32,7 @@ fn keyspace() -> Keyspace {
 }
 
 async fn put(engine: &Arc<RocksEngine>, count: u32) -> Position {
-    let session = engine.open_session("cert:w", &keyspace());
+    let session = engine.open_session("cert:w", &keyspace()).storage();
     let mut last = Position::default();
     for n in 0..count {
         last = session
@@ -156,7 +156,7 @@ async fn a_log_damaged_in_its_middle_is_refused_then_accepted_under_a_new_epoch(
     })
     .unwrap();
     assert_ne!(engine.position().epoch, last.epoch);
-    let session = engine.open_session("cert:r", &keyspace());
+    let session = engine.open_session("cert:r", &keyspace()).storage();
     let lost = session
         .watch(
             KeyRange::all(),
@@ -241,7 +241,7 @@ async fn a_lost_tail_forks_after_another_boot_with_os_durability_and_only_then()
     set_boot(&other_boot, "another-boot");
     let engine = RocksEngine::open(os(&other_boot)).unwrap();
     assert_ne!(engine.position().epoch, clean_before.epoch);
-    let session = engine.open_session("cert:r", &keyspace());
+    let session = engine.open_session("cert:r", &keyspace()).storage();
     let seen = Position {
         epoch: clean_before.epoch,
         revision: Revision(synced + 1),
@@ -292,7 +292,7 @@ async fn at_the_reserve_writes_are_refused_and_reads_go_on() {
         ..options(&data)
     };
     let engine = RocksEngine::open(full).unwrap();
-    let session = engine.open_session("cert:w", &keyspace());
+    let session = engine.open_session("cert:w", &keyspace()).storage();
     let error = session.put("a".into(), "b".into()).await.unwrap_err();
     assert!(
         matches!(error, StorageError::StorageFull { .. }),
@@ -329,7 +329,7 @@ async fn after_an_unclean_end_a_mark_is_no_older_than_what_was_read() {
     close(engine).await;
     // The start drops the records of dead sessions, which takes numbers that are no commit's.
     let engine = RocksEngine::open(options(&crashed)).unwrap();
-    let session = engine.open_session("cert:r", &keyspace());
+    let session = engine.open_session("cert:r", &keyspace()).storage();
     let read = session.sync().await.unwrap();
     let watching = session
         .watch(KeyRange::all(), WatchOptions::default())
@@ -362,7 +362,7 @@ async fn the_clock_is_never_behind_the_last_commit() {
     set_time(&crashed, 0);
     let engine = RocksEngine::open(options(&crashed)).unwrap();
     put(&engine, 1).await;
-    let session = engine.open_session("cert:r", &keyspace());
+    let session = engine.open_session("cert:r", &keyspace()).storage();
     let from_the_beginning = WatchOptions::every(WatchStart::Beginning);
     let watching = session.watch(KeyRange::all(), from_the_beginning).await;
     let mut watch = watching.unwrap();
@@ -393,7 +393,7 @@ async fn closed_store(data: &Path) -> Position {
 
 /// Whether a position is still good.
 async fn watch_after(engine: &Arc<RocksEngine>, position: Position) -> Result<(), StorageError> {
-    let session = engine.open_session("cert:r", &keyspace());
+    let session = engine.open_session("cert:r", &keyspace()).storage();
     let options = WatchOptions::latest(WatchStart::After(position));
     session.watch(KeyRange::all(), options).await.map(|_| ())
 }
@@ -576,7 +576,7 @@ const HOUR: i64 = 3_600_000;
 const YEAR: i64 = 365 * 24 * HOUR;
 
 async fn put_for(engine: &Arc<RocksEngine>, key: &'static str, life: Duration) -> Position {
-    let session = engine.open_session("cert:w", &keyspace());
+    let session = engine.open_session("cert:w", &keyspace()).storage();
     let batch = Batch::new().put_with(key, "value", Lifetime::TimeToLive(life));
     session
         .commit(batch, CommitOptions::default())
@@ -585,7 +585,7 @@ async fn put_for(engine: &Arc<RocksEngine>, key: &'static str, life: Duration) -
 }
 
 async fn due(engine: &Arc<RocksEngine>, key: &'static str) -> Option<i64> {
-    let session = engine.open_session("cert:r", &keyspace());
+    let session = engine.open_session("cert:r", &keyspace()).storage();
     match session.get_one(key.into()).await.unwrap()?.lifetime {
         EntryLifetime::Until(due) => Some(i64::try_from(due.0).unwrap()),
         other => panic!("{other:?}"),
@@ -598,7 +598,7 @@ fn real_now() -> i64 {
 
 /// The times of all commits that the log has.
 async fn times(engine: &Arc<RocksEngine>) -> Vec<(Revision, i64)> {
-    let session = engine.open_session("cert:r", &keyspace());
+    let session = engine.open_session("cert:r", &keyspace()).storage();
     let last = session.sync().await.unwrap();
     let from_the_beginning = WatchOptions::every(WatchStart::Beginning);
     let watching = session.watch(KeyRange::all(), from_the_beginning).await;
@@ -721,7 +721,8 @@ async fn a_session_lost_under_a_wrong_clock_does_not_keep_its_keys_for_ever() {
     clock.set_offset(YEAR);
     let session = engine.open_session("cert:w", &keyspace());
     let batch = Batch::new().put_with("mine", "value", Lifetime::Session);
-    session
+    let storage = session.clone().storage();
+    storage
         .commit_numbered(1, batch, CommitOptions::default())
         .await
         .unwrap();
@@ -729,7 +730,7 @@ async fn a_session_lost_under_a_wrong_clock_does_not_keep_its_keys_for_ever() {
     // Another commit stands behind the loss, so the loss is of the wrong time.
     put(&engine, 1).await;
     clock.set_offset(0);
-    let reader = engine.open_session("cert:r", &keyspace());
+    let reader = engine.open_session("cert:r", &keyspace()).storage();
     let began = Instant::now();
     while reader.get_one("mine".into()).await.unwrap().is_some() {
         assert!(began.elapsed() < PATIENCE, "it stays");
@@ -829,7 +830,7 @@ async fn near_its_reserve_a_disk_keeps_the_data_and_drops_the_log() {
         return;
     };
     let engine = opened(on(&disk)).await;
-    let session = engine.open_session("cert:w", &keyspace());
+    let session = engine.open_session("cert:w", &keyspace()).storage();
     let first = overwrite(&session).await.unwrap();
     let mut least = u64::MAX;
     for round in 0..250 {
@@ -855,7 +856,7 @@ async fn below_the_reserve_keys_can_be_removed_and_nothing_be_put() {
         return;
     };
     let engine = opened(on(&disk)).await;
-    let session = engine.open_session("cert:w", &keyspace());
+    let session = engine.open_session("cert:w", &keyspace()).storage();
     overwrite(&session).await.unwrap();
     let full = |result: Result<Position, StorageError>| match result {
         Ok(_) => false,
@@ -912,7 +913,7 @@ async fn with_a_full_disk_a_store_starts_and_is_read() {
     let mut last = Position::default();
     for _ in 0..2 {
         let engine = opened(on(&disk)).await;
-        let session = engine.open_session("cert:w", &keyspace());
+        let session = engine.open_session("cert:w", &keyspace()).storage();
         for _ in 0..10 {
             last = overwrite(&session).await.unwrap();
         }
@@ -922,7 +923,7 @@ async fn with_a_full_disk_a_store_starts_and_is_read() {
     disk.leave(0);
     let engine = opened(on(&disk)).await;
     assert_eq!(engine.position().epoch, last.epoch);
-    let session = engine.open_session("cert:r", &keyspace());
+    let session = engine.open_session("cert:r", &keyspace()).storage();
     assert!(session.get_one("0".into()).await.unwrap().is_some());
     let error = session.put("more".into(), "v".into()).await.unwrap_err();
     assert!(

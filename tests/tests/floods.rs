@@ -276,7 +276,7 @@ async fn thousands_of_keyspaces_keep_their_own_entries_over_a_restart() {
     let name = |n: u32| Keyspace::new(&format!("space-{n}")).unwrap();
     let engine = open();
     for n in 0..COUNT {
-        let session = engine.open_session("cert:w", &name(n));
+        let session = engine.open_session("cert:w", &name(n)).storage();
         session
             .put("k".into(), format!("{n}").into())
             .await
@@ -287,7 +287,7 @@ async fn thousands_of_keyspaces_keep_their_own_entries_over_a_restart() {
         .unwrap();
     let engine = open();
     for n in 0..COUNT {
-        let session = engine.open_session("cert:r", &name(n));
+        let session = engine.open_session("cert:r", &name(n)).storage();
         let scan = session.scan(KeyRange::all(), ScanOptions::default());
         let items = scan.await.unwrap().collect().await.unwrap();
         assert_eq!(items.len(), 1, "{n}");

@@ -41,7 +41,9 @@ async fn write_in_groups(
     each: u32,
 ) -> Vec<Revision> {
     let writers = (0..writers).map(|writer| {
-        let session = engine.open_session(&format!("cert:w{writer}"), &keyspace(name));
+        let session = engine
+            .open_session(&format!("cert:w{writer}"), &keyspace(name))
+            .storage();
         tokio::spawn(async move {
             let mut revisions = Vec::new();
             for n in 0..each {
@@ -169,7 +171,9 @@ async fn follow(
 
 /// Every position there is, commits' own and the numbers between them, in all of the store's history.
 async fn check_every_position(engine: &Arc<RocksEngine>, revisions: &[Revision]) {
-    let session = engine.open_session("cert:reader", &keyspace("model"));
+    let session = engine
+        .open_session("cert:reader", &keyspace("model"))
+        .storage();
     let all = told(&*session, WatchStart::Beginning, KeyRange::all())
         .await
         .unwrap();
@@ -232,7 +236,7 @@ async fn a_watch_resumes_from_each_position_from_ring_and_log_before_and_after_a
 async fn groups_do_form_and_a_position_inside_one_is_found() {
     let folder = tempfile::tempdir().unwrap();
     let engine = open(folder.path(), |options| options.ring_bytes = 0);
-    let session = engine.open_session("cert:w", &keyspace("model"));
+    let session = engine.open_session("cert:w", &keyspace("model")).storage();
     // One write holds the committer while the others queue up behind it.
     let commits =
         (0..200).map(|n| session.put(Bytes::from(format!("{n}")), Bytes::from(vec![b'v'; 10_000])));
@@ -269,7 +273,7 @@ async fn groups_do_form_and_a_position_inside_one_is_found() {
     // And where nothing was read of the group before.
     for place in [40, 80, 120, 160] {
         let engine = open(folder.path(), |options| options.ring_bytes = 0);
-        let session = engine.open_session("cert:r", &keyspace("model"));
+        let session = engine.open_session("cert:r", &keyspace("model")).storage();
         let position = Position {
             epoch: engine.position().epoch,
             revision: all[place].revision,
@@ -293,7 +297,7 @@ async fn a_purged_log_is_told_and_latest_goes_on() {
         options.ring_bytes = 0;
     };
     let engine = open(folder.path(), small);
-    let session = engine.open_session("cert:w", &keyspace("model"));
+    let session = engine.open_session("cert:w", &keyspace("model")).storage();
     let early = session.put("early".into(), "1".into()).await.unwrap();
     let random = |n: u32| Bytes::from(n.to_be_bytes().repeat(16 * 1024));
     for n in 0..1200 {
@@ -306,7 +310,7 @@ async fn a_purged_log_is_told_and_latest_goes_on() {
     close(engine).await;
     // RocksDB purges at the start what is over the limit.
     let engine = open(folder.path(), small);
-    let session = engine.open_session("cert:r", &keyspace("model"));
+    let session = engine.open_session("cert:r", &keyspace("model")).storage();
     let refused = told(&*session, WatchStart::After(early), KeyRange::all())
         .await
         .unwrap_err();
@@ -323,7 +327,7 @@ async fn a_purged_log_is_told_and_latest_goes_on() {
         .await
         .unwrap();
     // A keyspace that is yet to be made has missed nothing: its watch begins, and sees its first commit.
-    let later = engine.open_session("cert:r", &keyspace("later"));
+    let later = engine.open_session("cert:r", &keyspace("later")).storage();
     let start = WatchOptions::every(WatchStart::Beginning);
     let mut watch = later.watch(KeyRange::all(), start).await.unwrap();
     later.put("first".into(), "1".into()).await.unwrap();
@@ -349,7 +353,7 @@ async fn a_purged_log_is_told_and_latest_goes_on() {
 async fn forgotten_tombstones_are_told() {
     let folder = tempfile::tempdir().unwrap();
     let engine = open(folder.path(), |options| options.tombstones_max = 2);
-    let session = engine.open_session("cert:w", &keyspace("model"));
+    let session = engine.open_session("cert:w", &keyspace("model")).storage();
     for n in 0..10 {
         session
             .put(Bytes::from(format!("{n}")), "v".into())
@@ -399,7 +403,7 @@ async fn forgotten_tombstones_are_told() {
     drop((watch, session));
     close(engine).await;
     let engine = open(folder.path(), |options| options.tombstones_max = 2);
-    let session = engine.open_session("cert:w", &keyspace("model"));
+    let session = engine.open_session("cert:w", &keyspace("model")).storage();
     assert!(session.scan(KeyRange::all(), newer).await.is_err());
     close(engine).await;
 }
@@ -408,7 +412,7 @@ async fn forgotten_tombstones_are_told() {
 async fn a_parked_watch_goes_on_where_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let engine = open(folder.path(), |options| options.ring_bytes = 20_000);
-    let session = engine.open_session("cert:w", &keyspace("model"));
+    let session = engine.open_session("cert:w", &keyspace("model")).storage();
     let mut every = session
         .watch(KeyRange::all(), WatchOptions::default())
         .await
@@ -461,7 +465,7 @@ async fn a_parked_watch_goes_on_where_it_was() {
 async fn a_pass_that_is_held_up_beyond_the_tombstones_of_what_it_told_begins_anew() {
     let folder = tempfile::tempdir().unwrap();
     let engine = open(folder.path(), |options| options.tombstones_max = 0);
-    let session = engine.open_session("cert:w", &keyspace("model"));
+    let session = engine.open_session("cert:w", &keyspace("model")).storage();
     // Several pages of it.
     let batch = (0..2_000).fold(Batch::new(), |batch, n| {
         batch.put(format!("{n:06}"), vec![b'v'; 1_000])

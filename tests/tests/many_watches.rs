@@ -165,7 +165,9 @@ async fn a_watch_that_stands_behind_while_the_log_is_purged_is_told_and_never_pa
     const COMMITS: u64 = 1_500;
     let folder = tempfile::tempdir().unwrap();
     let engine = open(folder.path());
-    let session = engine.open_session("cert:w", &Keyspace::new("shared").unwrap());
+    let session = engine
+        .open_session("cert:w", &Keyspace::new("shared").unwrap())
+        .storage();
     let start = session.put("first".into(), "1".into()).await.unwrap();
     let after = |position| WatchOptions::every(WatchStart::After(position));
     let watch = |position| session.watch(KeyRange::all(), after(position));

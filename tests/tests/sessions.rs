@@ -75,7 +75,7 @@ impl Fixture {
                     other => panic!("not Welcome: {other:?}"),
                 },
                 Received::Ping | Received::Pong(_) => {}
-                Received::Ended => panic!("the connection ended without a word"),
+                other => panic!("the connection ended without a word: {other:?}"),
             }
         }
     }
@@ -347,12 +347,14 @@ async fn an_older_incarnation_executes_nothing_more() {
         let options = CommitOptions::default();
         session.commit_numbered(number, batch, options).await
     };
-    let old = engine.open_session("cert:a", &keyspace);
+    let session = engine.open_session("cert:a", &keyspace);
+    let (id, old) = (session.id(), session.storage());
     put(&old, 1, "first").await.unwrap();
-    let resumed = engine.resume_session("cert:a", &keyspace, old.session(), 1);
+    let resumed = engine.resume_session("cert:a", &keyspace, id, 1);
     let Resumed::Session(new) = resumed.await.unwrap() else {
         panic!("the session is there");
     };
+    let new = new.storage();
     let late = put(&old, 2, "late").await;
     // It was not executed, and the newer incarnation may still bring the same number.
     let unknown = Outcome::Unknown;
@@ -498,7 +500,7 @@ async fn the_grace_after_a_start_counts_from_when_peers_can_come() {
         opening.await.unwrap().unwrap()
     };
     let engine = open().await;
-    let session = engine.open_session("cert:a", &keyspace);
+    let session = engine.open_session("cert:a", &keyspace).storage();
     let batch = Batch::new().put_with("mine", "mine", Lifetime::Session);
     let options = CommitOptions::default();
     session.commit_numbered(1, batch, options).await.unwrap();
@@ -511,7 +513,7 @@ async fn the_grace_after_a_start_counts_from_when_peers_can_come() {
     tokio::time::sleep(GRACE.mul_f64(0.7)).await;
     let began = Instant::now();
     engine.serving();
-    let reader = engine.open_session("cert:r", &keyspace);
+    let reader = engine.open_session("cert:r", &keyspace).storage();
     while reader.get_one("mine".into()).await.unwrap().is_some() {
         assert!(began.elapsed() < PATIENCE, "it stays");
         tokio::time::sleep(Duration::from_millis(20)).await;

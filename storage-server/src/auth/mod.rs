@@ -2,4 +2,4 @@
 
 mod principal;
 
-pub(crate) use self::principal::{IdentityError, Principal};
+pub use self::principal::{IdentityError, Principal};

@@ -11,10 +11,12 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 /// The longest principal, in bytes.
 const PRINCIPAL_BYTES_MAX: usize = 256;
+const ANONYMOUS: &str = "anonymous";
 
-/// Who a session is: `cert:NAME` or `anonymous`.
+/// Who a peer is: `cert:NAME`, `user:NAME` or `anonymous`. The name has no control characters, none that do not show, and
+/// at most 256 bytes with what is before it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Principal(String);
+pub struct Principal(String);
 
 impl fmt::Display for Principal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -22,26 +24,60 @@ impl fmt::Display for Principal {
     }
 }
 
-/// Why a verified certificate names nobody.
+/// Why a peer is nobody.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum IdentityError {
+#[non_exhaustive]
+pub enum IdentityError {
+    /// Its certificate is no X.509.
     #[error("the client certificate cannot be read")]
     Unreadable,
+    /// Its certificate has no name.
     #[error("the client certificate has neither a URI nor a DNS name nor a common name")]
     Nameless,
+    /// Its certificate's name is none.
     #[error(
         "the client certificate's name is empty, has control characters or ones that do not show, or is longer than 256 bytes"
     )]
     BadName,
+    /// The name that it gave is none.
+    #[error(
+        "the user's name is empty, has control characters or ones that do not show, or is longer than 256 bytes"
+    )]
+    BadUser,
 }
 
 impl Principal {
-    pub(crate) fn anonymous() -> Self {
-        Self("anonymous".to_owned())
+    /// A peer that proved nothing.
+    #[must_use]
+    pub fn anonymous() -> Self {
+        Self(ANONYMOUS.to_owned())
     }
 
-    pub(crate) fn as_str(&self) -> &str {
+    /// A peer that a gateway's protocol proved to be this user.
+    ///
+    /// # Errors
+    /// [`IdentityError::BadUser`].
+    pub fn user(name: &str) -> Result<Self, IdentityError> {
+        Self::named("user:", name).ok_or(IdentityError::BadUser)
+    }
+
+    /// As it is in logs and in the history.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Whether it proved nothing.
+    #[must_use]
+    pub fn is_anonymous(&self) -> bool {
+        self.0 == ANONYMOUS
+    }
+
+    fn named(kind: &str, name: &str) -> Option<Self> {
+        let good = !name.is_empty()
+            && name.len() + kind.len() <= PRINCIPAL_BYTES_MAX
+            && !name.chars().any(|c| c.is_control() || is_unseen(c));
+        good.then(|| Self(format!("{kind}{name}")))
     }
 
     /// The one of a certificate that was verified.
@@ -49,14 +85,7 @@ impl Principal {
         let (_, parsed) =
             X509Certificate::from_der(certificate).map_err(|_| IdentityError::Unreadable)?;
         let name = name_of(&parsed)?;
-        let good = !name.is_empty()
-            && name.len() + "cert:".len() <= PRINCIPAL_BYTES_MAX
-            && !name.chars().any(|c| c.is_control() || is_unseen(c));
-        if good {
-            Ok(Self(format!("cert:{name}")))
-        } else {
-            Err(IdentityError::BadName)
-        }
+        Self::named("cert:", &name).ok_or(IdentityError::BadName)
     }
 }
 

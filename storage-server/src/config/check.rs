@@ -13,26 +13,29 @@ use crate::engine::rocks::EngineOptions;
 
 use super::raw::{RawEngine, RawLimits, RawLog, RawTimeouts, Size, Span};
 use super::{
-    ConfigError, DEFAULT_ADDRESS, Durability, EngineConfig, Gateways, LOG_KEEP_DEFAULT,
-    ListenerConfig, LogConfig, LogFormat, RawConfig, RawListener, ServerConfig, ServerLimits,
-    Timeouts, TlsMode, TlsVersion,
+    ConfigError, DEFAULT_ADDRESS, Durability, EngineConfig, LOG_KEEP_DEFAULT, ListenerConfig,
+    LogConfig, LogFormat, RawConfig, RawListener, ServerConfig, ServerLimits, Timeouts, TlsMode,
+    TlsVersion,
 };
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
+/// What a listener serves where nothing is said.
+const GATEWAY_DEFAULT: &str = "storage";
 const DATA_DEFAULT: &str = "storage-data";
 const LOG_FILTER_DEFAULT: &str = "info";
 const LOG_KEEP_MAX: usize = 10_000;
 
-pub(super) fn checked(raw: &RawConfig) -> Result<ServerConfig> {
+/// `known`: the gateways that there are.
+pub(super) fn checked(raw: &RawConfig, known: &[&str]) -> Result<ServerConfig> {
     let listeners = match raw.listeners.as_slice() {
         [] => vec![ListenerConfig::new(DEFAULT_ADDRESS)],
         tables => tables
             .iter()
             .enumerate()
-            .map(|(n, table)| listener(n, table))
+            .map(|(n, table)| listener(n, table, known))
             .collect::<Result<_>>()?,
     };
     if raw.certs.is_none()
@@ -90,7 +93,7 @@ fn one_of<T: Copy>(key: &str, text: Option<&str>, choices: &[(&str, T)]) -> Resu
     })
 }
 
-fn listener(place: usize, raw: &RawListener) -> Result<ListenerConfig> {
+fn listener(place: usize, raw: &RawListener, known: &[&str]) -> Result<ListenerConfig> {
     let key = |name: &str| format!("listener[{place}].{name}");
     let address = match raw.address.as_deref() {
         None => {
@@ -137,7 +140,7 @@ fn listener(place: usize, raw: &RawListener) -> Result<ListenerConfig> {
     Ok(ListenerConfig {
         address,
         tls,
-        gateways: gateways(&key("gateways"), raw.gateways.as_deref())?,
+        gateways: gateways(&key("gateways"), raw.gateways.as_deref(), known)?,
         tls_min_version,
         tls_max_version,
         allowed_origins: origins(&key("allowed_origins"), raw.allowed_origins.as_deref())?,
@@ -191,32 +194,23 @@ pub(crate) fn address(key: &str, text: &str) -> Result<SocketAddr> {
     })
 }
 
-fn gateways(key: &str, names: Option<&[String]>) -> Result<Gateways> {
-    let mut gateways = Gateways {
-        storage: names.is_none(),
-        admin: false,
+fn gateways(key: &str, names: Option<&[String]>, known: &[&str]) -> Result<Vec<String>> {
+    let allowed: Vec<_> = known.iter().map(|name| format!("{name:?}")).collect();
+    let allowed = allowed.join(", ");
+    let Some(names) = names else {
+        return Ok(vec![GATEWAY_DEFAULT.to_owned()]);
     };
-    for name in names.unwrap_or_default() {
-        match name.as_str() {
-            "storage" => gateways.storage = true,
-            "admin" => gateways.admin = true,
-            other => {
-                return Err(ConfigError::value(
-                    key,
-                    format!("{other:?}"),
-                    "allowed are \"storage\", \"admin\"",
-                ));
-            }
+    if names.is_empty() {
+        let allowed = format!("at least one of {allowed}");
+        return Err(ConfigError::value(key, "[]", allowed));
+    }
+    match names.iter().find(|name| !known.contains(&name.as_str())) {
+        None => Ok(names.to_vec()),
+        Some(other) => {
+            let allowed = format!("allowed are {allowed}");
+            Err(ConfigError::value(key, format!("{other:?}"), allowed))
         }
     }
-    if !gateways.storage && !gateways.admin {
-        return Err(ConfigError::value(
-            key,
-            "[]",
-            "at least one of \"storage\", \"admin\"",
-        ));
-    }
-    Ok(gateways)
 }
 
 fn log(raw: &RawLog) -> Result<LogConfig> {
@@ -432,6 +426,13 @@ fn limits(raw: &RawLimits) -> Result<ServerLimits> {
         1,
         1_000_000,
     )?;
+    set(
+        &mut limits.http_connections_max,
+        "http_connections_max",
+        raw.http_connections_max,
+        1,
+        1_000_000,
+    )?;
     limits.commit_queue_bytes_max = optional(
         "commit_queue_bytes_max",
         raw.commit_queue_bytes_max,
@@ -476,6 +477,7 @@ fn timeouts(raw: &RawTimeouts) -> Result<Timeouts> {
         raw.partial_message,
     )?;
     set(&mut timeouts.idle_mark, "idle_mark", raw.idle_mark)?;
+    set(&mut timeouts.http_idle, "http_idle", raw.http_idle)?;
     set(&mut timeouts.drain, "drain", raw.drain)?;
     set(
         &mut timeouts.session_grace,
@@ -603,6 +605,7 @@ pub(super) fn raw_of(config: &ServerConfig) -> RawConfig {
                     .unwrap_or(engine_defaults.memory_bytes),
             ),
             handshakes_max: size(limits.handshakes_max),
+            http_connections_max: size(limits.http_connections_max),
             connections_max: limits.connections_max.and_then(size),
         },
         timeouts: RawTimeouts {
@@ -612,6 +615,7 @@ pub(super) fn raw_of(config: &ServerConfig) -> RawConfig {
             slow_peer: span(timeouts.slow_peer),
             partial_message: span(timeouts.partial_message),
             idle_mark: span(timeouts.idle_mark),
+            http_idle: span(timeouts.http_idle),
             drain: span(timeouts.drain),
             session_grace: span(timeouts.session_grace),
             session_kept: span(timeouts.session_kept),
@@ -660,14 +664,7 @@ fn raw_listener(listener: &ListenerConfig) -> RawListener {
     RawListener {
         address: Some(listener.address.to_string()),
         tls: Some(tls.to_owned()),
-        gateways: Some(
-            listener
-                .gateways
-                .to_string()
-                .split(',')
-                .map(str::to_owned)
-                .collect(),
-        ),
+        gateways: Some(listener.gateways.clone()),
         tls_min_version: Some(version(listener.tls_min_version)),
         tls_max_version: Some(version(listener.tls_max_version)),
         allowed_origins: Some(listener.allowed_origins.clone()),
@@ -680,12 +677,14 @@ fn raw_listener(listener: &ListenerConfig) -> RawListener {
 mod tests {
     use super::*;
 
+    const KNOWN: [&str; 2] = ["storage", "admin"];
+
     fn error(text: &str) -> String {
         let raw: RawConfig = match toml::from_str(text) {
             Ok(raw) => raw,
             Err(error) => return error.message().to_owned(),
         };
-        checked(&raw)
+        checked(&raw, &KNOWN)
             .err()
             .map(|error| error.to_string())
             .unwrap_or_default()
@@ -831,7 +830,9 @@ mod tests {
     #[test]
     fn half_of_each_total_holds_a_message() {
         let text = "certs = 'c'\n[limits]\nmessage_bytes_max = '1 GiB'";
-        let limits = checked(&toml::from_str(text).unwrap()).unwrap().limits;
+        let limits = checked(&toml::from_str(text).unwrap(), &KNOWN)
+            .unwrap()
+            .limits;
         assert_eq!(limits.outbox_bytes_total_max, 2 << 30);
         assert_eq!(limits.partial_messages_bytes_max, 2 << 30);
         assert_eq!(limits.bytes_in_flight_total_max, 2 << 30);
@@ -841,10 +842,10 @@ mod tests {
     fn what_is_printed_reads_as_the_same() {
         let text =
             "certs = 'c'\n[limits]\nmessage_bytes_max = '128 MiB'\n[engine]\nlog_age = '36h'";
-        let config = checked(&toml::from_str(text).unwrap()).unwrap();
+        let config = checked(&toml::from_str(text).unwrap(), &KNOWN).unwrap();
         assert_eq!(config.limits.announced.bytes_in_flight_max, 128 << 20);
         let printed = config.to_toml().unwrap();
-        let again = checked(&toml::from_str(&printed).unwrap()).unwrap();
+        let again = checked(&toml::from_str(&printed).unwrap(), &KNOWN).unwrap();
         assert_eq!(again.to_toml().unwrap(), printed);
         assert_eq!(again.engine.log_age, Some(Duration::from_secs(36 * 3600)));
         assert_eq!(again.limits.announced, config.limits.announced);

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use storage_protocol::{Keyspace, Limits};
 
+use crate::gateway;
+
 pub(crate) use check::address;
 pub(crate) use raw::{RawConfig, RawListener};
 
@@ -87,25 +89,6 @@ pub enum TlsVersion {
     Tls13,
 }
 
-/// What a listener serves. At least one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gateways {
-    /// The native and the mwDB dialect.
-    pub storage: bool,
-    /// Health and metrics.
-    pub admin: bool,
-}
-
-impl std::fmt::Display for Gateways {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match (self.storage, self.admin) {
-            (true, true) => "storage,admin",
-            (true, false) => "storage",
-            (false, _) => "admin",
-        })
-    }
-}
-
 /// One listener.
 #[derive(Clone, Debug)]
 pub struct ListenerConfig {
@@ -113,8 +96,8 @@ pub struct ListenerConfig {
     pub address: SocketAddr,
     /// How it is secured.
     pub tls: TlsMode,
-    /// What it serves.
-    pub gateways: Gateways,
+    /// The gateways that it serves, by their names; at least one. Where two have a route for a path, the first answers.
+    pub gateways: Vec<String>,
     /// The oldest TLS version.
     pub tls_min_version: TlsVersion,
     /// The newest TLS version; not below the oldest.
@@ -134,10 +117,7 @@ impl ListenerConfig {
         Self {
             address,
             tls: TlsMode::Mutual,
-            gateways: Gateways {
-                storage: true,
-                admin: false,
-            },
+            gateways: vec!["storage".to_owned()],
             tls_min_version: TlsVersion::Tls13,
             tls_max_version: TlsVersion::Tls13,
             allowed_origins: Vec::new(),
@@ -151,10 +131,7 @@ impl ListenerConfig {
     pub fn admin(address: SocketAddr) -> Self {
         Self {
             tls: TlsMode::Off,
-            gateways: Gateways {
-                storage: false,
-                admin: true,
-            },
+            gateways: vec!["admin".to_owned()],
             ..Self::new(address)
         }
     }
@@ -225,6 +202,8 @@ pub struct ServerLimits {
     pub memory_bytes_max: Option<usize>,
     /// Connections of one listener that have not finished TLS and the HTTP request. Default 1,024.
     pub handshakes_max: usize,
+    /// Connections of one listener that speak plain HTTP; half of them for one peer. Default 1,000.
+    pub http_connections_max: usize,
     /// Connections of all kinds, on all listeners; `None`: as many as the limit of open files allows beside the engine.
     pub connections_max: Option<usize>,
 }
@@ -246,6 +225,7 @@ impl Default for ServerLimits {
             watch_bytes_total_max: 1 << 30,
             memory_bytes_max: None,
             handshakes_max: 1_024,
+            http_connections_max: 1_000,
             connections_max: None,
         }
     }
@@ -266,6 +246,8 @@ pub struct Timeouts {
     pub partial_message: Duration,
     /// A watch `Every` that was told nothing for so long is told a mark, if the store went on.
     pub idle_mark: Duration,
+    /// An HTTP connection stays for so long without a request.
+    pub http_idle: Duration,
     /// At shutdown: for requests in flight.
     pub drain: Duration,
     /// How long a session's keys stay after its socket was lost.
@@ -283,6 +265,7 @@ impl Default for Timeouts {
             slow_peer: Duration::from_secs(30),
             partial_message: Duration::from_secs(10),
             idle_mark: Duration::from_secs(60),
+            http_idle: Duration::from_secs(60),
             drain: Duration::from_secs(10),
             session_grace: Duration::from_secs(60),
             session_kept: Duration::from_secs(24 * 3600),
@@ -364,16 +347,18 @@ impl ServerConfig {
         }
     }
 
-    /// Reads a configuration file alone, without environment and flags.
+    /// Reads a configuration file alone, without environment and flags. Its listeners may serve the gateways that every
+    /// server has.
     ///
     /// # Errors
     /// [`ConfigError`].
     pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
-        Self::from_raw(&RawConfig::from_file(path)?)
+        let raw = RawConfig::from_file(path)?;
+        Self::from_raw(&raw, &gateway::names(&gateway::built_in()))
     }
 
-    pub(crate) fn from_raw(raw: &RawConfig) -> Result<Self, ConfigError> {
-        check::checked(raw)
+    pub(crate) fn from_raw(raw: &RawConfig, gateways: &[&str]) -> Result<Self, ConfigError> {
+        check::checked(raw, gateways)
     }
 
     /// The configuration as a file would say it, defaults included.

@@ -45,7 +45,7 @@ pub(crate) struct RawListener {
     pub(crate) address: Option<String>,
     /// `mutual` (default), `server` (clients without certificates are let in) or `off`.
     pub(crate) tls: Option<String>,
-    /// `storage` (default) and `admin`.
+    /// What it serves: `storage` (default), `admin`.
     pub(crate) gateways: Option<Vec<String>>,
     /// `1.3` (default) or `1.2`.
     pub(crate) tls_min_version: Option<String>,
@@ -100,6 +100,8 @@ sizes! {
         memory_bytes_max,
         /// Connections of one listener that have not finished TLS and the HTTP request.
         handshakes_max,
+        /// Connections of one listener that speak plain HTTP.
+        http_connections_max,
         /// Connections of all kinds, on all listeners.
         connections_max,
     }
@@ -121,6 +123,8 @@ pub(crate) struct RawTimeouts {
     pub(crate) partial_message: Option<Span>,
     /// A watch is told a mark after so long without an event, if the store went on. Default 60s.
     pub(crate) idle_mark: Option<Span>,
+    /// An HTTP connection stays for so long without a request. Default 60s.
+    pub(crate) http_idle: Option<Span>,
     /// At shutdown: for requests in flight. Default 10s.
     pub(crate) drain: Option<Span>,
     /// Keys of a session stay for so long after its socket was lost. Default 60s.

@@ -1,7 +1,8 @@
 //! Where commits become durable: the engine behind every gateway.
 //!
-//! [`Engine`] is what the server needs of one: sessions that implement [`Storage`], a position, and a word on its
-//! health. [`rocks`] is the engine of a single server; a distributed one would stand beside it behind the same traits.
+//! [`Engine`] is what the server needs of one: sessions, a position, and a word on its health. A [`Session`] is what
+//! outlives sockets; what it reads and writes goes through the [`SessionStorage`] it has, so whatever stands between a
+//! gateway and the data wraps that one trait. [`rocks`] is the engine of a single server; a distributed one would stand beside it behind the same traits.
 
 use std::fmt;
 use std::sync::Arc;
@@ -39,7 +40,7 @@ pub trait Room: fmt::Debug + Send + Sync {
 #[non_exhaustive]
 pub enum Resumed {
     /// It goes on with this handle; no other one can commit any more.
-    Session(Arc<dyn SessionStorage>),
+    Session(Arc<dyn Session>),
     /// There is no such session of this principal in this keyspace and epoch (any more).
     Gone,
     /// An incarnation that is not below this one has it.
@@ -50,7 +51,7 @@ pub enum Resumed {
 #[async_trait]
 pub trait Engine: fmt::Debug + Send + Sync {
     /// A new session of `principal` in `keyspace`. The keyspace need not exist: the first commit makes it.
-    fn open_session(&self, principal: &str, keyspace: &Keyspace) -> Arc<dyn SessionStorage>;
+    fn open_session(&self, principal: &str, keyspace: &Keyspace) -> Arc<dyn Session>;
 
     /// The session of this id, taken over by a higher incarnation: from the answer on no commit of a lower one is
     /// executed, and what the session has executed is final. It stands behind all that the lower one queued.
@@ -81,18 +82,47 @@ pub trait Engine: fmt::Debug + Send + Sync {
     fn write_metrics(&self, out: &mut String);
 }
 
-/// One session's handle: [`Storage`], and what only the server does with a session. Its `commit` numbers its commits
-/// itself; a peer that numbers them calls [`SessionStorage::commit_numbered`] instead. Not both on one session.
+/// One session of a principal in a keyspace, by the handle of one incarnation: its life, which outlives sockets.
 #[async_trait]
-pub trait SessionStorage: Storage {
+pub trait Session: fmt::Debug + Send + Sync {
     /// The session's id.
-    fn session(&self) -> SessionId;
+    fn id(&self) -> SessionId;
 
-    /// The present position.
-    fn position(&self) -> Position;
+    /// What it reads and writes through.
+    fn storage(self: Arc<Self>) -> Arc<dyn SessionStorage>;
 
     /// The highest commit number that was executed; 0 for none.
     fn executed(&self) -> u64;
+
+    /// Whether keys of the session were removed because it was without a socket for too long, since a client of it
+    /// last [heeded](Session::heed) that: as it was when this handle attached.
+    fn lapsed(&self) -> bool;
+
+    /// The client of this handle knows by now what [`Session::lapsed`] said.
+    fn heed(&self);
+
+    /// Cancelled when a newer incarnation took the session over: the socket of this handle is to be closed.
+    fn fenced(&self) -> CancellationToken;
+
+    /// The socket of this handle is lost: the session can be resumed for a while, and its keys stay for a shorter one.
+    /// So it is when a handle with numbered commits is dropped. Does not wait.
+    fn lose(&self);
+
+    /// Ends the session: its keys with session lifetime are removed by a commit. Later commits are refused. Of a handle
+    /// that was fenced it does nothing.
+    ///
+    /// # Errors
+    /// As [`Storage::commit`].
+    async fn end(&self) -> Result<()>;
+}
+
+/// [`Storage`] as one session uses it: reads whose answers are counted, and commits that their sender numbers. `commit`
+/// numbers its commits itself; a peer that numbers them calls [`SessionStorage::commit_numbered`] instead. Not both on
+/// one session.
+#[async_trait]
+pub trait SessionStorage: Storage {
+    /// The present position.
+    fn position(&self) -> Position;
 
     /// [`Storage::get`], whose values are counted in `room` before they are held.
     ///
@@ -116,20 +146,7 @@ pub trait SessionStorage: Storage {
         room: Arc<dyn Room>,
     ) -> Result<Scan>;
 
-    /// Whether the keyspace is (or would be made) one that the mwDB dialect serves.
-    fn serves_mwdb(&self) -> bool;
-
-    /// Whether keys of the session were removed because it was without a socket for too long, since a client of it
-    /// last [heeded](SessionStorage::heed) that: as it was when this handle attached.
-    fn lapsed(&self) -> bool;
-
-    /// The client of this handle knows by now what [`SessionStorage::lapsed`] said.
-    fn heed(&self);
-
-    /// Cancelled when a newer incarnation took the session over: the socket of this handle is to be closed.
-    fn fenced(&self) -> CancellationToken;
-
-    /// [`Storage::commit`] with the peer's number. One above [`SessionStorage::executed`] must be above all before; it is
+    /// [`Storage::commit`] with the peer's number. One above [`Session::executed`] must be above all before; it is
     /// executed. One that is not above it is never executed (again), whatever comes with it:
     ///
     /// * if it was executed, the answer is its original position, also after a restart;
@@ -146,21 +163,10 @@ pub trait SessionStorage: Storage {
         options: CommitOptions,
     ) -> Result<Position>;
 
-    /// [`SessionStorage::commit_numbered`] for a number that is not above [`SessionStorage::executed`], without its batch:
+    /// [`SessionStorage::commit_numbered`] for a number that is not above [`Session::executed`], without its batch:
     /// nothing is executed. `fingerprint` is of what came with it; `None` if that is not known.
     ///
     /// # Errors
     /// As `commit_numbered`; if the number was executed and the fingerprint is not known, `Closed` with outcome *unknown*.
     async fn repeat_numbered(&self, number: u64, fingerprint: Option<u64>) -> Result<Position>;
-
-    /// The socket of this handle is lost: the session can be resumed for a while, and its keys stay for a shorter one.
-    /// So it is when a handle with numbered commits is dropped. Does not wait.
-    fn lose(&self);
-
-    /// Ends the session: its keys with session lifetime are removed by a commit. Later commits are refused. Of a handle
-    /// that was fenced it does nothing.
-    ///
-    /// # Errors
-    /// As [`Storage::commit`].
-    async fn end(&self) -> Result<()>;
 }

@@ -3,12 +3,16 @@
 //! `/healthz`: the process answers. `/readyz`: it takes requests and writes, else 503 with the reason. `/metrics`:
 //! Prometheus text. Nothing here tells keys, values or names of peers.
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode};
+use std::sync::Arc;
 
-use crate::http::{self, Body};
+use axum::Router;
+use axum::extract::State;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use hyper::StatusCode;
+use hyper::header::CONTENT_TYPE;
+
+use super::{Gateway, ServerHandle};
 use crate::logging;
 use crate::metrics::Outer;
 use crate::net::certificate;
@@ -16,54 +20,46 @@ use crate::shared::{Phase, Shared};
 
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-type Answer = fn(&Shared) -> Response<Body>;
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Admin;
 
-fn find(path: &str) -> Option<Answer> {
-    match path {
-        "/healthz" => Some(|_| http::text(StatusCode::OK, "alive\n")),
-        "/readyz" => Some(readiness),
-        "/metrics" => Some(metrics),
-        _ => None,
+impl Gateway for Admin {
+    fn name(&self) -> &'static str {
+        "admin"
+    }
+
+    fn routes(&self, server: &ServerHandle) -> Router {
+        Router::new()
+            .route("/healthz", get(async || "alive\n"))
+            .route("/readyz", get(readiness))
+            .route("/metrics", get(metrics))
+            .method_not_allowed_fallback(async || (StatusCode::METHOD_NOT_ALLOWED, "GET only\n"))
+            .with_state(server.shared().clone())
     }
 }
 
-/// Whether this path is one of these.
-pub(crate) fn serves(path: &str) -> bool {
-    find(path).is_some()
-}
-
-/// The answer to a request for one of them.
-pub(crate) fn answer<B>(shared: &Shared, request: &Request<B>) -> Response<Body> {
-    let Some(answer) = find(request.uri().path()) else {
-        return http::text(StatusCode::NOT_FOUND, "there is nothing here\n");
-    };
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return http::text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n");
-    }
-    answer(shared)
-}
-
-fn readiness(shared: &Shared) -> Response<Body> {
-    let unready = |reason: &str| {
-        http::text(
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!("not ready: {reason}\n"),
-        )
-    };
-    match shared.phase() {
-        Phase::Starting => unready("the server is starting"),
-        Phase::Draining => unready("the server shuts down"),
-        Phase::Serving => {
-            let certificate = shared.certificate.map_or(Ok(()), certificate::check);
-            match certificate.and_then(|()| shared.engine.check_writable()) {
-                Ok(()) => http::text(StatusCode::OK, "ready\n"),
-                Err(reason) => unready(&reason),
-            }
+async fn readiness(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
+    match check_ready(&shared) {
+        Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
+        Err(reason) => {
+            let text = format!("not ready: {reason}\n");
+            (StatusCode::SERVICE_UNAVAILABLE, text)
         }
     }
 }
 
-fn metrics(shared: &Shared) -> Response<Body> {
+fn check_ready(shared: &Shared) -> Result<(), String> {
+    match shared.phase() {
+        Phase::Starting => return Err("the server is starting".to_owned()),
+        Phase::Draining => return Err("the server shuts down".to_owned()),
+        Phase::Serving => {}
+    }
+    shared.certificate.map_or(Ok(()), certificate::check)?;
+    shared.engine.check_writable()
+}
+
+async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     let mut out = String::with_capacity(8 * 1024);
     let budgets = [
         ("bytes_in_flight", shared.budgets.in_flight.used()),
@@ -78,10 +74,9 @@ fn metrics(shared: &Shared) -> Response<Body> {
         log: logging::counts(),
     };
     shared.metrics.write(&mut out, &budgets, &outer);
+    for gateway in &shared.gateways {
+        gateway.write_metrics(&mut out);
+    }
     shared.engine.write_metrics(&mut out);
-    let mut response = Response::new(Full::new(Bytes::from(out)));
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(PROMETHEUS));
-    response
+    ([(CONTENT_TYPE, PROMETHEUS)], out)
 }

@@ -11,7 +11,7 @@ use hyper::header::{HOST, HeaderMap, HeaderName, ORIGIN};
 use hyper::http::uri::Authority;
 use hyper::{Request, Version};
 
-use super::Kind;
+use super::protocol::Origins;
 use crate::config::{ListenerConfig, TlsMode};
 
 /// Of what a peer says, in an answer and in the log.
@@ -58,17 +58,16 @@ pub(super) fn check_host<B>(request: &Request<B>, listener: &ListenerConfig) -> 
 pub(super) fn check_origin<B>(
     request: &Request<B>,
     listener: &ListenerConfig,
-    kind: Kind,
+    origins: Origins,
 ) -> Result<(), String> {
-    // mwDB clients say an origin of their own making; with TLS it is their certificate that counts.
-    let is_free = kind == Kind::Mwdb && listener.tls != TlsMode::Off;
+    let is_free = origins == Origins::OfOldClients && listener.tls != TlsMode::Off;
     for origin in request.headers().get_all(ORIGIN) {
         let origin = String::from_utf8_lossy(origin.as_bytes());
         let is_allowed = |allowed: &String| allowed == ANY || allowed.eq_ignore_ascii_case(&origin);
         if is_free || listener.allowed_origins.iter().any(is_allowed) {
             continue;
         }
-        if !is_same_host(&origin, request, listener, kind) {
+        if !is_same_host(&origin, request, listener, origins) {
             return Err(format!(
                 "pages of the origin {} may open no sessions: allowed are the server's own and its allowed_origins",
                 quoted(&origin)
@@ -85,7 +84,7 @@ fn is_same_host<B>(
     origin: &str,
     request: &Request<B>,
     listener: &ListenerConfig,
-    kind: Kind,
+    origins: Origins,
 ) -> bool {
     let Some((scheme, rest)) = origin.split_once("://") else {
         return false;
@@ -98,7 +97,8 @@ fn is_same_host<B>(
     let port = port.unwrap_or_else(|| default_port(matches!(scheme, "https" | "wss")));
     let called_port = called_port.unwrap_or_else(|| default_port(listener.tls != TlsMode::Off));
     // mwDB clients leave the port out of their origin.
-    host.eq_ignore_ascii_case(&called) && (port == called_port || kind == Kind::Mwdb)
+    let any_port = origins == Origins::OfOldClients;
+    host.eq_ignore_ascii_case(&called) && (port == called_port || any_port)
 }
 
 /// Host and port that a request is for.
@@ -230,16 +230,16 @@ mod tests {
     #[test]
     fn only_pages_of_the_server_itself_may_open_sessions() {
         let secure = ListenerConfig::new(DEFAULT_ADDRESS);
-        let check = |listener: &ListenerConfig, kind, host, origin| {
+        let check = |listener: &ListenerConfig, origins, host, origin| {
             check_origin(
                 &request(&[("Host", host), ("Origin", origin)]),
                 listener,
-                kind,
+                origins,
             )
         };
         let native =
-            |listener: &ListenerConfig, host, origin| check(listener, Kind::Native, host, origin);
-        check_origin(&request(&[("Host", "db")]), &secure, Kind::Native).unwrap();
+            |listener: &ListenerConfig, host, origin| check(listener, Origins::Own, host, origin);
+        check_origin(&request(&[("Host", "db")]), &secure, Origins::Own).unwrap();
         native(&secure, "db.example", "https://db.example").unwrap();
         native(&secure, "db.example:7443", "https://DB.example:7443").unwrap();
         for (host, origin) in [
@@ -259,18 +259,24 @@ mod tests {
         native(&open, "db.example", "https://evil.example").unwrap();
         native(&open, "db.example", "https://other.example").unwrap_err();
         // mwDB: with TLS anything goes; without, the host that was called, and on loopback by no foreign name.
-        check(&secure, Kind::Mwdb, "db.example", "null").unwrap();
-        check(&plain(), Kind::Mwdb, "127.0.0.1:7443", "http://127.0.0.1").unwrap();
+        check(&secure, Origins::OfOldClients, "db.example", "null").unwrap();
         check(
             &plain(),
-            Kind::Mwdb,
+            Origins::OfOldClients,
+            "127.0.0.1:7443",
+            "http://127.0.0.1",
+        )
+        .unwrap();
+        check(
+            &plain(),
+            Origins::OfOldClients,
             "localhost:7443",
             "https://evil.example",
         )
         .unwrap_err();
         check(
             &plain(),
-            Kind::Mwdb,
+            Origins::OfOldClients,
             "evil.example:7443",
             "http://evil.example",
         )
@@ -279,6 +285,12 @@ mod tests {
         native(&plain(), "localhost:7443", "http://localhost:7443").unwrap();
         let mut reachable = plain();
         reachable.address = "0.0.0.0:7443".parse().unwrap();
-        check(&reachable, Kind::Mwdb, "db.lan:7443", "http://db.lan").unwrap();
+        check(
+            &reachable,
+            Origins::OfOldClients,
+            "db.lan:7443",
+            "http://db.lan",
+        )
+        .unwrap();
     }
 }

@@ -1,170 +1,168 @@
-//! HTTP on a listener's port: which path and subprotocol is which gateway, and the WebSocket upgrade.
+//! HTTP on a listener's port: which request is a WebSocket's, and which gateway answers the others.
 //!
-//! `/storage/<keyspace>` with subprotocol `storage-sync.v1` is native; `/` without a subprotocol is mwDB. What is
-//! refused is refused here, in words, before a session exists. The router decides and takes the session's place; the
-//! caller gets the stream back and runs the session. Who may ask from a browser is in [`browser`].
+//! A request for an upgrade at the path of a [`protocol`] is judged here, before a session exists: what is refused is
+//! refused in words. The answer that switches protocols is given with a place among the sessions taken; the caller then
+//! gets the stream back and runs the connection. Everything else goes to the routers of the listener's gateways, one
+//! behind the other, with a place among the HTTP connections ([`slots`]). Who may ask from a browser is in [`browser`],
+//! the opening handshake in [`upgrade`].
 
 mod browser;
 mod patient;
+pub(crate) mod protocol;
+mod slots;
 mod upgrade;
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use axum::body::Body;
+use axum::response::IntoResponse;
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::{Request, Response, StatusCode};
-use storage_protocol::native::SUBPROTOCOL;
-use storage_protocol::{Keyspace, Limit, StorageError};
+use storage_protocol::{Limit, StorageError};
+use tower::ServiceExt;
+use tower_http::timeout::TimeoutBody;
 
 use crate::auth::{IdentityError, Principal};
 use crate::config::{ListenerConfig, TlsMode};
-use crate::gateway::admin;
+use crate::gateway::{Caller, Gateway, ServerHandle};
 use crate::limits::budget::SessionSlot;
-use crate::metrics::RefusedLabel;
+use crate::metrics::{Gauge, RefusedLabel};
+use crate::net::admission::Place;
 use crate::shared::{Phase, Shared};
+use protocol::{Opening, UpgradeRequest, WebSocketProtocol};
+use slots::{HttpSlot, HttpSlots};
 
 pub(crate) use self::patient::Patient;
 
-pub(crate) type Body = Full<Bytes>;
-
-/// The keyspace that mwDB clients are served from.
-const MWDB_KEYSPACE: &str = "mwdb";
-const NATIVE_PATH: &str = "/storage/";
-
-/// Which dialect a session speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Native,
-    Mwdb,
-}
-
-/// A session that was let in, to begin behind the answer to its upgrade request.
-#[derive(Debug)]
-pub(crate) struct Admitted {
-    pub(crate) kind: Kind,
-    pub(crate) keyspace: Keyspace,
-    pub(crate) slot: SessionSlot,
-}
-
-/// Answers the requests of one connection.
-#[derive(Debug)]
-pub(crate) struct Router {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) listener: Arc<ListenerConfig>,
-    /// A peer whose certificate names nobody is answered, so that it learns why it is not let in.
-    pub(crate) principal: Result<Principal, IdentityError>,
-    /// Set with the answer to an upgrade; then HTTP is over.
-    pub(crate) admitted: Mutex<Option<Admitted>>,
-}
+const NOT_FOUND: &str = "there is nothing here";
 
 /// A request that is not carried out.
-struct Refusal {
+#[derive(Debug)]
+pub(crate) struct Refusal {
     status: StatusCode,
     reason: String,
     label: RefusedLabel,
 }
 
 impl Refusal {
-    fn new(status: StatusCode, label: RefusedLabel, reason: impl Into<String>) -> Self {
+    pub(crate) fn new(status: StatusCode, label: RefusedLabel, reason: impl Into<String>) -> Self {
         Self {
             status,
             label,
             reason: reason.into(),
         }
     }
+
+    pub(crate) fn http(status: StatusCode, reason: impl Into<String>) -> Self {
+        Self::new(status, RefusedLabel::Http, reason)
+    }
 }
 
-impl Router {
-    pub(crate) fn answer<B>(&self, request: &Request<B>) -> Response<Body> {
-        let refusal = match self.decide(request) {
-            Ok(response) => return response,
-            Err(refusal) => refusal,
-        };
+/// What a listener serves.
+#[derive(Debug)]
+pub(crate) struct Front {
+    shared: Arc<Shared>,
+    listener: Arc<ListenerConfig>,
+    routers: axum::Router,
+    protocols: Vec<WebSocketProtocol>,
+    slots: Arc<HttpSlots>,
+}
+
+/// A WebSocket that was let in, to begin behind the answer to its upgrade request.
+pub(crate) struct Admitted {
+    pub(crate) opening: Opening,
+    pub(crate) slot: SessionSlot,
+    /// How many of its protocol are open.
+    pub(crate) open: Arc<Gauge>,
+}
+
+/// One connection's way through HTTP.
+pub(crate) struct Visit {
+    front: Arc<Front>,
+    address: SocketAddr,
+    /// A peer whose certificate names nobody is answered, so that it learns why it is not let in.
+    principal: Result<Principal, IdentityError>,
+    place: Arc<Place>,
+    state: Mutex<VisitState>,
+}
+
+#[derive(Default)]
+struct VisitState {
+    /// Set with the answer to an upgrade; then HTTP is over.
+    admitted: Option<Admitted>,
+    /// From the first request for a route on.
+    slot: Option<HttpSlot>,
+}
+
+impl Front {
+    pub(crate) fn new(shared: &Arc<Shared>, listener: &Arc<ListenerConfig>) -> Arc<Self> {
+        let server = ServerHandle::new(shared);
+        let named = listener.gateways.iter().flat_map(|name| {
+            let gateways = shared.gateways.iter();
+            gateways.filter(move |gateway| gateway.name() == name)
+        });
+        let named: Vec<&Arc<dyn Gateway>> = named.collect();
+        let protocols: Vec<_> = named
+            .iter()
+            .flat_map(|gateway| gateway.protocols(&server))
+            .collect();
+        for protocol in &protocols {
+            // So that it is told as 0 before the first.
+            shared.metrics.sessions(protocol.label());
+        }
+        // What the first has no route for is asked of the next.
+        let mut routers = axum::Router::new().fallback(async || NotFound);
+        for gateway in named.iter().rev() {
+            let routes = gateway.routes(&server);
+            if routes.has_routes() {
+                routers = routes.fallback_service(routers);
+            }
+        }
+        Arc::new(Self {
+            slots: HttpSlots::new(shared.config.limits.http_connections_max),
+            shared: shared.clone(),
+            listener: listener.clone(),
+            routers,
+            protocols,
+        })
+    }
+
+    pub(crate) fn visit(
+        self: &Arc<Self>,
+        address: SocketAddr,
+        principal: Result<Principal, IdentityError>,
+        place: &Arc<Place>,
+    ) -> Arc<Visit> {
+        Arc::new(Visit {
+            front: self.clone(),
+            address,
+            principal,
+            place: place.clone(),
+            state: Mutex::default(),
+        })
+    }
+
+    fn refuse(&self, refusal: Refusal) -> Response<Body> {
         self.shared.metrics.refused(refusal.label);
         tracing::info!(
             status = refusal.status.as_u16(),
             reason = refusal.reason,
             "refused a request"
         );
-        let mut response = text(refusal.status, format!("{}\n", refusal.reason));
+        let mut response = (refusal.status, format!("{}\n", refusal.reason)).into_response();
         if refusal.status == StatusCode::UPGRADE_REQUIRED {
             upgrade::demand(&mut response);
+        } else if refusal.label == RefusedLabel::HttpConnections {
+            let headers = response.headers_mut();
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }
 
-    fn decide<B>(&self, request: &Request<B>) -> Result<Response<Body>, Refusal> {
-        browser::check_host_header(request)
-            .map_err(|reason| http(StatusCode::BAD_REQUEST, reason))?;
-        if let Err(error) = &self.principal {
-            let (status, label) = (StatusCode::FORBIDDEN, RefusedLabel::Principal);
-            return Err(Refusal::new(status, label, error.to_string()));
-        }
-        if self.listener.gateways.admin && admin::serves(request.uri().path()) {
-            if self.listener.tls == TlsMode::Off {
-                browser::check_host(request, &self.listener)
-                    .map_err(|reason| http(StatusCode::MISDIRECTED_REQUEST, reason))?;
-            }
-            return Ok(admin::answer(&self.shared, request));
-        }
-        self.admit(request)
-    }
-
-    fn admit<B>(&self, request: &Request<B>) -> Result<Response<Body>, Refusal> {
-        let path = request.uri().path();
-        let name = path.strip_prefix(NATIVE_PATH);
-        if !self.listener.gateways.storage || (path != "/" && name.is_none()) {
-            return Err(http(StatusCode::NOT_FOUND, "there is nothing here"));
-        }
-        let Some(offer) = upgrade::Offer::of(request) else {
-            return Err(http(
-                StatusCode::UPGRADE_REQUIRED,
-                "this is a WebSocket endpoint",
-            ));
-        };
-        let offer = offer.map_err(|flaw| http(flaw.status(), flaw.reason()))?;
-        let (kind, keyspace) = match name {
-            Some(name) if offer.has_subprotocol(SUBPROTOCOL) => (Kind::Native, keyspace(name)?),
-            Some(_) => {
-                let reason =
-                    format!("{NATIVE_PATH}<keyspace> speaks the subprotocol {SUBPROTOCOL}");
-                return Err(http(StatusCode::BAD_REQUEST, reason));
-            }
-            None if offer.subprotocols.is_empty() => (Kind::Mwdb, self.mwdb_keyspace()?),
-            None => {
-                let reason = format!(
-                    "/ serves mwDB clients, without a subprotocol; {SUBPROTOCOL} is at {NATIVE_PATH}<keyspace>"
-                );
-                return Err(http(StatusCode::BAD_REQUEST, reason));
-            }
-        };
-        browser::check_origin(request, &self.listener, kind)
-            .map_err(|reason| http(StatusCode::FORBIDDEN, reason))?;
-        let slot = self.slot()?;
-        *self.admitted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Admitted {
-            kind,
-            keyspace,
-            slot,
-        });
-        Ok(offer.accept((kind == Kind::Native).then_some(SUBPROTOCOL)))
-    }
-
-    fn mwdb_keyspace(&self) -> Result<Keyspace, Refusal> {
-        let keyspace = keyspace(MWDB_KEYSPACE)?;
-        let configured = self.shared.config.engine.mwdb_keyspaces.as_deref();
-        if configured.is_some_and(|keyspaces| !keyspaces.contains(&keyspace)) {
-            let reason = "the keyspace mwdb is not among engine.mwdb_keyspaces";
-            return Err(Refusal::new(
-                StatusCode::NOT_FOUND,
-                RefusedLabel::Keyspace,
-                reason,
-            ));
-        }
-        Ok(keyspace)
-    }
-
-    fn slot(&self) -> Result<SessionSlot, Refusal> {
+    /// A place for a WebSocket's session.
+    fn slot(&self, principal: &Principal) -> Result<SessionSlot, Refusal> {
         let unavailable =
             |label, reason| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, label, reason);
         if self.shared.phase() != Phase::Serving {
@@ -173,10 +171,6 @@ impl Router {
                 "the server is starting or shuts down".to_owned(),
             ));
         }
-        let principal = self
-            .principal
-            .clone()
-            .unwrap_or_else(|_| Principal::anonymous());
         self.shared.slots.take(principal.as_str()).map_err(|error| {
             let label = match error {
                 StorageError::Overloaded {
@@ -190,25 +184,119 @@ impl Router {
     }
 }
 
-fn http(status: StatusCode, reason: impl Into<String>) -> Refusal {
-    Refusal::new(status, RefusedLabel::Http, reason)
+/// The answer of a listener that has no route for a path; told apart from a 404 of a gateway.
+#[derive(Clone, Copy)]
+struct NotFound;
+
+impl IntoResponse for NotFound {
+    fn into_response(self) -> Response<Body> {
+        let mut response = StatusCode::NOT_FOUND.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
 }
 
-fn keyspace(name: &str) -> Result<Keyspace, Refusal> {
-    Keyspace::new(name).map_err(|error| {
-        Refusal::new(
-            StatusCode::BAD_REQUEST,
-            RefusedLabel::Keyspace,
-            error.to_string(),
-        )
-    })
-}
+impl Visit {
+    fn state(&self) -> std::sync::MutexGuard<'_, VisitState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
-/// A response in plain text.
-pub(crate) fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
-    let mut response = Response::new(Full::new(text.into()));
-    *response.status_mut() = status;
-    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
-    response.headers_mut().insert(CONTENT_TYPE, plain);
-    response
+    /// The WebSocket that HTTP ended with, if it did.
+    pub(crate) fn admitted(&self) -> Option<Admitted> {
+        self.state().admitted.take()
+    }
+
+    /// Answers a request.
+    pub(crate) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let answered = match self.upgrade(&request) {
+            Ok(Some(response)) => Ok(response),
+            Ok(None) => self.route(request).await,
+            Err(refusal) => Err(refusal),
+        };
+        answered.unwrap_or_else(|refusal| self.front.refuse(refusal))
+    }
+
+    fn principal(&self) -> Result<&Principal, Refusal> {
+        self.principal.as_ref().map_err(|error| {
+            let (status, label) = (StatusCode::FORBIDDEN, RefusedLabel::Principal);
+            Refusal::new(status, label, error.to_string())
+        })
+    }
+
+    /// The answer to a request for a WebSocket; `None` if it is for something else.
+    fn upgrade<B>(&self, request: &Request<B>) -> Result<Option<Response<Body>>, Refusal> {
+        browser::check_host_header(request)
+            .map_err(|reason| Refusal::http(StatusCode::BAD_REQUEST, reason))?;
+        let principal = self.principal()?;
+        let front = &self.front;
+        let path = request.uri().path();
+        let protocols = front.protocols.iter();
+        let at_path: Vec<_> = protocols.filter(|protocol| protocol.is_at(path)).collect();
+        if at_path.is_empty() {
+            return Ok(None);
+        }
+        let Some(offer) = upgrade::Offer::of(request) else {
+            return Ok(None);
+        };
+        let offer = offer.map_err(|flaw| Refusal::http(flaw.status(), flaw.reason()))?;
+        let protocol = protocol::choose(&at_path, &offer.subprotocols)?;
+        let (uri, headers) = (request.uri().clone(), request.headers().clone());
+        let opening = protocol.open(UpgradeRequest::new(principal.clone(), uri, headers))?;
+        browser::check_origin(request, &front.listener, protocol.origins())
+            .map_err(|reason| Refusal::http(StatusCode::FORBIDDEN, reason))?;
+        let slot = front.slot(principal)?;
+        self.state().admitted = Some(Admitted {
+            opening,
+            slot,
+            open: front.shared.metrics.sessions(protocol.label()),
+        });
+        Ok(Some(offer.accept(protocol.subprotocol())))
+    }
+
+    /// The answer of the gateway that has a route for it.
+    async fn route(&self, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+        let front = &self.front;
+        if front.listener.tls == TlsMode::Off {
+            browser::check_host(&request, &front.listener)
+                .map_err(|reason| Refusal::http(StatusCode::MISDIRECTED_REQUEST, reason))?;
+        }
+        let principal = self.principal()?.clone();
+        self.settle(&principal)?;
+        let path = request.uri().path();
+        let is_protocol = front.protocols.iter().any(|protocol| protocol.is_at(path));
+        let patience = front.shared.config.timeouts.partial_message;
+        let mut request = request.map(|body| Body::new(TimeoutBody::new(patience, body)));
+        request.extensions_mut().insert(Caller {
+            principal,
+            address: self.address,
+            server: ServerHandle::new(&front.shared),
+        });
+        let answered = front.routers.clone().oneshot(request).await;
+        let response = answered.unwrap_or_else(|never| match never {});
+        if response.extensions().get::<NotFound>().is_none() {
+            Ok(response)
+        } else if is_protocol {
+            let reason = "this is a WebSocket endpoint";
+            Err(Refusal::http(StatusCode::UPGRADE_REQUIRED, reason))
+        } else {
+            Err(Refusal::http(StatusCode::NOT_FOUND, NOT_FOUND))
+        }
+    }
+
+    /// The connection is one of HTTP from here on: not on its way to a session any more, and bounded as such.
+    fn settle(&self, principal: &Principal) -> Result<(), Refusal> {
+        let mut state = self.state();
+        if state.slot.is_none() {
+            let slot = self.front.slots.take(principal, self.address.ip());
+            state.slot = Some(slot.map_err(|full| {
+                let (status, label) = (
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    RefusedLabel::HttpConnections,
+                );
+                Refusal::new(status, label, full.to_string())
+            })?);
+            self.place.settle();
+        }
+        Ok(())
+    }
 }

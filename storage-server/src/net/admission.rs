@@ -140,7 +140,7 @@ pub(crate) struct Seat {
     /// It has to, whether silent or not: its address has more than another that wants one.
     must_leave: AtomicBool,
     leave: Notify,
-    /// It became a session: nobody looks any more.
+    /// It is on its way no more: nobody looks.
     settled: AtomicBool,
 }
 
@@ -289,7 +289,7 @@ impl State {
     }
 }
 
-/// A connection's place on its way to a session, given back when it is dropped.
+/// A connection, and its place on its way to a session until that is given back by [`Place::settle`]; dropped, both are.
 #[derive(Debug)]
 pub(crate) struct Place {
     handshakes: Arc<Handshakes>,
@@ -325,25 +325,35 @@ impl Place {
         }
     }
 
-    /// It becomes a session: the place is free, the connection goes on.
-    pub(crate) fn settle(mut self) -> Option<Connected> {
+    /// It is on its way no more: another can have the place, the connection goes on until this is dropped.
+    pub(crate) fn settle(&self) {
         self.seat.settled.store(true, Ordering::Relaxed);
-        self.connected.take()
+        self.free();
+        self.handshakes.changed.notify_waiters();
     }
-}
 
-impl Drop for Place {
-    fn drop(&mut self) {
+    pub(crate) fn is_settled(&self) -> bool {
+        self.seat.settled.load(Ordering::Relaxed)
+    }
+
+    fn free(&self) {
         let state = &self.handshakes.state;
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.seats.remove(&self.number);
+        if state.seats.remove(&self.number).is_none() {
+            return;
+        }
         if let Some(count) = state.of_address.get_mut(&self.seat.address) {
             *count -= 1;
             if *count == 0 {
                 state.of_address.remove(&self.seat.address);
             }
         }
-        drop(state);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.free();
         // Before anybody is told: the connection is free too.
         drop(self.connected.take());
         self.handshakes.changed.notify_waiters();

@@ -26,7 +26,7 @@ const CONNECTIONS_MIN: u64 = 64;
 
 /// Raises the soft limit of open files to the hard one, as far as the system lets us: the soft one is small by default
 /// for the sake of programs that use `select`, which nothing here does.
-pub fn raise_limit() {
+pub(crate) fn raise_limit() {
     let limit = getrlimit(Resource::Nofile);
     if limit.current == limit.maximum {
         return;

@@ -2,6 +2,8 @@
 
 pub(crate) mod admission;
 pub(crate) mod certificate;
+mod connection;
 pub(crate) mod descriptors;
 pub(crate) mod listener;
+pub(crate) mod stream;
 pub(crate) mod tls;

@@ -15,6 +15,7 @@ use storage_protocol::planted;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{timeout, timeout_at};
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
@@ -101,10 +102,7 @@ fn collect<D: Dialect>(
         while out.len() < CHUNK_BYTES
             && let Some(message) = dialect.next_message()
         {
-            push(
-                Frame::message(message, OpCode::Data(Data::Binary), true),
-                out,
-            );
+            push(frame_of(message), out);
             moved = true;
         }
         if !out.is_empty() || dialect.is_answered() {
@@ -114,6 +112,14 @@ fn collect<D: Dialect>(
             return Poll::Pending;
         }
     }
+}
+
+fn frame_of(message: Message) -> Frame {
+    let data = match message {
+        Message::Text(_) => Data::Text,
+        _ => Data::Binary,
+    };
+    Frame::message(message.into_data(), OpCode::Data(data), true)
 }
 
 fn push(frame: Frame, out: &mut Vec<u8>) {

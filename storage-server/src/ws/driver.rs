@@ -25,9 +25,9 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::closing::answer_close;
 use super::metered::Metered;
-use super::{Close, Departure, Dialect, Peer};
+use super::{Close, Departure, Dialect, Heartbeat, Peer};
 use crate::config::Timeouts;
-use crate::limits::budget::Permit;
+use crate::limits::budget::{Permit, SessionSlot};
 use crate::metrics::ClosedLabel;
 use crate::shared::Shared;
 
@@ -63,9 +63,12 @@ struct Driver<'a, S, D> {
     socket: &'a mut Socket<S>,
     dialect: &'a mut D,
     timeouts: Timeouts,
+    heartbeat: Heartbeat,
+    /// The peer's place, with the bounds of its principal.
+    slot: SessionSlot,
     /// When any byte came from the peer, or room for one of ours after there was none.
     heard: Instant,
-    /// When a whole message came, or we asked for one.
+    /// When a whole message came, or we asked for one; where pings always go out, only that.
     said: Instant,
     /// We asked, and nothing was heard since.
     pinged: bool,
@@ -114,22 +117,29 @@ where
         Some(config),
     ));
     async move {
-        let gauge = shared.metrics.sessions(D::GATEWAY);
-        gauge.add(1);
+        let Peer {
+            slot,
+            open,
+            drain,
+            cut,
+            ..
+        } = peer;
+        open.add(1);
         let mut socket = opening.await;
         let now = Instant::now();
         let sending = dialect.outbox_budget().count();
         let mut driver = Driver {
             socket: &mut socket,
-            dialect: &mut dialect,
             timeouts: shared.config.timeouts,
+            heartbeat: dialect.heartbeat(&shared.config.timeouts),
+            dialect: &mut dialect,
             heard: now,
             said: now,
             pinged: false,
             unfinished: Unfinished {
                 whole_at: 0,
                 control_bytes: 0,
-                permit: peer.slot.budgets().partial.count(),
+                permit: slot.budgets().partial.count(),
                 receiving: None,
             },
             dirty: false,
@@ -137,13 +147,16 @@ where
             handed: (0, 0),
             stuck: None,
             timer: Box::pin(tokio::time::sleep_until(now.into())),
-            drain: Box::pin(peer.drain.clone().cancelled_owned()),
-            cut: Box::pin(peer.cut.clone().cancelled_owned()),
+            drain: Box::pin(drain.cancelled_owned()),
+            cut: Box::pin(cut.clone().cancelled_owned()),
+            slot,
             draining: false,
         };
         let end = std::future::poll_fn(|cx| driver.poll(cx)).await;
         // Held as long as what it counts; what is written and read from here on is little.
-        let Driver { unfinished, .. } = driver;
+        let Driver {
+            unfinished, slot, ..
+        } = driver;
         let departure = match &end {
             End::PeerClosed(Some(frame)) if u16::from(frame.code) == close_code::NORMAL => {
                 Departure::Left
@@ -160,7 +173,7 @@ where
                     answered = answering => if let Err(close) = answered {
                         note(&shared, &close);
                     },
-                    () = peer.cut.cancelled() => {}
+                    () = cut.cancelled() => {}
                 }
             }
             End::Broken(error) => tracing::debug!(%error, "the connection broke"),
@@ -173,8 +186,8 @@ where
         drop(socket);
         drop(unfinished);
         Box::pin(dialect.finish(departure)).await;
-        gauge.subtract(1);
-        drop(peer);
+        open.subtract(1);
+        drop(slot);
     }
 }
 
@@ -247,6 +260,9 @@ where
         for round in 0.. {
             let mut moved = self.read(cx, now)?;
             moved |= self.dialect.poll_work(cx, now)?;
+            if let Some(slot) = self.dialect.logged_in() {
+                self.move_to(slot);
+            }
             moved |= self.write(cx)?;
             if !moved {
                 break;
@@ -290,16 +306,18 @@ where
             let message = message.map_err(end_of)?;
             moved = true;
             self.heard = now;
-            self.said = now;
             self.pinged = false;
+            if !self.heartbeat.always {
+                self.said = now;
+            }
             match message {
                 Message::Binary(bytes) => {
                     self.end_unfinished(now);
                     self.dialect.receive(cx, bytes, now)?;
                 }
-                Message::Text(_) => {
+                Message::Text(text) => {
                     self.end_unfinished(now);
-                    self.dialect.receive_text()?;
+                    self.dialect.receive_text(text, now)?;
                 }
                 Message::Close(frame) => return Err(End::PeerClosed(frame)),
                 // Pings are answered by the library, at its next read.
@@ -320,7 +338,9 @@ where
     /// It is we who do not listen.
     fn excuse(&mut self, now: Instant) {
         self.heard = now;
-        self.said = now;
+        if !self.heartbeat.always {
+            self.said = now;
+        }
         if let Some((_, progress, _)) = &mut self.unfinished.receiving {
             *progress = now;
         }
@@ -352,13 +372,11 @@ where
         let mut moved = false;
         while let Poll::Ready(ready) = self.socket.poll_ready_unpin(cx) {
             ready.map_err(end_of)?;
-            let Some(bytes) = self.dialect.next_message() else {
+            let Some(message) = self.dialect.next_message() else {
                 break;
             };
-            self.handed.0 += bytes.len() as u64;
-            self.socket
-                .start_send_unpin(Message::Binary(bytes))
-                .map_err(end_of)?;
+            self.handed.0 += message.len() as u64;
+            self.socket.start_send_unpin(message).map_err(end_of)?;
             self.dirty = true;
             moved = true;
         }
@@ -366,6 +384,17 @@ where
             self.count_sending();
         }
         Ok(moved)
+    }
+
+    /// What it takes counts in another place from here on.
+    fn move_to(&mut self, slot: SessionSlot) {
+        let mut sending = self.dialect.outbox_budget().count();
+        sending.resize(self.sending.amount());
+        self.sending = sending;
+        let mut partial = slot.budgets().partial.count();
+        partial.resize(self.unfinished.permit.amount());
+        self.unfinished.permit = partial;
+        self.slot = slot;
     }
 
     fn count_sending(&mut self) {
@@ -408,13 +437,18 @@ where
     fn next_deadline(&self) -> Instant {
         let timeouts = &self.timeouts;
         let slow = self.stuck.map(|(since, _)| since + timeouts.slow_peer);
-        let heartbeat = (!self.pinged).then(|| self.said + timeouts.heartbeat);
+        let Heartbeat {
+            ping,
+            always,
+            silence,
+        } = self.heartbeat;
+        let ping = (always || !self.pinged).then(|| self.said + ping);
         let unfinished = self.unfinished.receiving;
         let unfinished = unfinished.map(|(_, progress, _)| progress + timeouts.partial_message);
-        [slow, heartbeat, unfinished, self.dialect.deadline()]
+        [slow, ping, unfinished, self.dialect.deadline()]
             .into_iter()
             .flatten()
-            .fold(self.heard + timeouts.silence, Instant::min)
+            .fold(self.heard + silence, Instant::min)
     }
 
     fn arm_timer(&mut self, cx: &mut Context<'_>) {
@@ -433,10 +467,15 @@ where
             self.excuse(now);
         }
         let since = |moment: Instant| now.saturating_duration_since(moment);
-        if since(self.heard) >= self.timeouts.silence {
+        let Heartbeat {
+            ping,
+            always,
+            silence,
+        } = self.heartbeat;
+        if since(self.heard) >= silence {
             let reason = format!(
                 "nothing was heard for {}",
-                humantime::format_duration(self.timeouts.silence)
+                humantime::format_duration(silence)
             );
             return Err(Close::new(close_code::SILENT, ClosedLabel::Silent, reason).into());
         }
@@ -465,7 +504,7 @@ where
         {
             self.dialect.on_time(now)?;
         }
-        if !self.pinged && since(self.said) >= self.timeouts.heartbeat {
+        if (always || !self.pinged) && since(self.said) >= ping {
             self.pinged = true;
             self.said = now;
             // A peer that does not even take what is there already needs no ping to be judged.
@@ -525,6 +564,7 @@ fn note(shared: &Shared, close: &Close) {
     shared.metrics.closed(*label);
     match label {
         ClosedLabel::Shutdown => tracing::debug!(code, reason, "closing"),
+        ClosedLabel::Gateway => tracing::debug!(code, reason, "closed by its gateway"),
         _ => tracing::warn!(code, reason, "closing the session"),
     }
 }

@@ -1,27 +1,29 @@
 //! One connection after its upgrade: a task that reads and writes at the same time.
 //!
-//! The [`driver`] owns the WebSocket, its heartbeat and its clock; a [`Dialect`] (native or mwDB) owns what the
-//! messages mean. Bounds are in [`crate::limits`], who the peer is in [`crate::auth`], a peer's close is answered in
+//! The [`driver`] owns the WebSocket, its heartbeat and its clock; a [`Dialect`] owns what the messages mean: native and
+//! mwDB each have one of their own, all others are a [`socket::Task`]. Bounds are in [`crate::limits`], who the peer is in [`crate::auth`], a peer's close is answered in
 //! [`closing`].
 
 mod closing;
 pub(crate) mod driver;
 pub(crate) mod metered;
+pub(crate) mod socket;
 
 use std::sync::Arc;
 use std::task::Context;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use storage_protocol::Keyspace;
-use storage_protocol::native::close_code;
+pub use storage_protocol::native::close_code;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::Principal;
+use crate::config::Timeouts;
 use crate::limits::budget::{Budget, SessionSlot};
-use crate::metrics::{ClosedLabel, GatewayLabel};
+use crate::metrics::{ClosedLabel, Gauge};
 
 /// The longest reason a close frame can carry.
 const CLOSE_REASON_BYTES_MAX: usize = 123;
@@ -30,26 +32,34 @@ const CLOSE_REASON_BYTES_MAX: usize = 123;
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) principal: Principal,
-    pub(crate) keyspace: Keyspace,
-    /// Until then it must have said Hello.
+    /// Until then it must have said who it is, or Hello.
     pub(crate) deadline: Instant,
     /// Its place among the sessions, until the session ends, with the bounds of its principal.
     pub(crate) slot: SessionSlot,
+    /// How many of its protocol are open; it is counted while it runs.
+    pub(crate) open: Arc<Gauge>,
     /// Tells it that the server shuts down.
     pub(crate) drain: CancellationToken,
     /// Closes it at once.
     pub(crate) cut: CancellationToken,
 }
 
-/// Why the server closes a session.
+/// Why the server closes a connection: a code of the WebSocket protocol and a text, of which a close frame carries 123
+/// bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Close {
+pub struct Close {
     pub(crate) code: u16,
     pub(crate) reason: String,
     pub(crate) label: ClosedLabel,
 }
 
 impl Close {
+    /// What a gateway closes for. `code`: see [`close_code`], and those from 4000 on that a protocol defines.
+    #[must_use]
+    pub fn because(code: u16, reason: impl Into<String>) -> Self {
+        Self::new(code, ClosedLabel::Gateway, reason)
+    }
+
     pub(crate) fn new(code: u16, label: ClosedLabel, reason: impl Into<String>) -> Self {
         Self {
             code,
@@ -84,6 +94,16 @@ impl Close {
     }
 }
 
+/// How it is found out whether a peer is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Heartbeat {
+    /// A ping goes out after so long without a message of the peer, or, if `always`, after so long in any case.
+    pub(crate) ping: Duration,
+    pub(crate) always: bool,
+    /// A peer of which nothing was heard for so long is closed.
+    pub(crate) silence: Duration,
+}
+
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Departure {
@@ -96,8 +116,6 @@ pub(crate) enum Departure {
 /// What the messages of a connection mean. Nothing here waits: what takes time is kept as a future and polled by
 /// [`Dialect::poll_work`].
 pub(crate) trait Dialect: Send {
-    /// Which one it is.
-    const GATEWAY: GatewayLabel;
     /// The longest WebSocket message it takes.
     fn received_bytes_max(&self) -> usize;
     /// The longest WebSocket message it sends.
@@ -110,17 +128,30 @@ pub(crate) trait Dialect: Send {
     /// Takes a binary message.
     fn receive(&mut self, cx: &mut Context<'_>, message: Bytes, now: Instant) -> Result<(), Close>;
     /// Takes a text message.
-    fn receive_text(&mut self) -> Result<(), Close>;
+    fn receive_text(&mut self, text: Utf8Bytes, now: Instant) -> Result<(), Close>;
     /// Whether it takes more messages now; while not, TCP holds the peer back.
     fn wants_input(&self) -> bool;
     /// Goes on with what is in progress; tells whether anything was done.
     fn poll_work(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, Close>;
     /// The next message to send.
-    fn next_message(&mut self) -> Option<Bytes>;
+    fn next_message(&mut self) -> Option<Message>;
     /// When [`Dialect::on_time`] is to be called, if at all.
     fn deadline(&self) -> Option<Instant>;
     /// Its deadline passed.
     fn on_time(&mut self, now: Instant) -> Result<(), Close>;
+    /// When pings go out, and how long a silent peer is waited for.
+    fn heartbeat(&self, timeouts: &Timeouts) -> Heartbeat {
+        Heartbeat {
+            ping: timeouts.heartbeat,
+            always: false,
+            silence: timeouts.silence,
+        }
+    }
+    /// The place of a peer that has said in the connection who it is: what it takes counts there from now on. Looked at
+    /// after each [`Dialect::poll_work`].
+    fn logged_in(&mut self) -> Option<SessionSlot> {
+        None
+    }
     /// The server shuts down: takes no new requests, and tells the peer if it has a way to.
     fn drain(&mut self);
     /// Whether, after [`Dialect::drain`], nothing is in progress any more and nothing waits to be sent.

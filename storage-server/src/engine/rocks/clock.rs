@@ -552,17 +552,17 @@ mod tests {
         let name = Keyspace::new("model").unwrap();
         let year = i64::try_from(YEAR).unwrap();
         let engine = engine_at(folder.path(), year, 0);
-        let session = engine.open_session("cert:a", &name);
+        let opened = engine.open_session("cert:a", &name);
+        let (id, session) = (opened.id(), opened.storage());
         let life = Lifetime::TimeToLive(Duration::from_secs(3600));
         let batch = Batch::new().put_with("key", "value", life);
         let options = CommitOptions::default();
         session.commit_numbered(1, batch, options).await.unwrap();
-        let id = session.session();
         drop((session, engine));
         // The clock is right again, and the disk full. A resume lets the committer follow it.
         let engine = engine_at(folder.path(), 0, u64::MAX);
         let session = match engine.resume_session("cert:a", &name, id, 1).await {
-            Ok(Resumed::Session(session)) => session,
+            Ok(Resumed::Session(session)) => session.storage(),
             other => panic!("not resumed: {other:?}"),
         };
         let shared = &engine.shared;
@@ -581,7 +581,7 @@ mod tests {
         // When there is room it is made up for.
         let engine = engine_at(folder.path(), 0, 0);
         corrected(&engine).await.unwrap();
-        let session = engine.open_session("cert:a", &name);
+        let session = engine.open_session("cert:a", &name).storage();
         let entry = session.get_one("key".into()).await.unwrap().unwrap();
         let EntryLifetime::Until(due) = entry.lifetime else {
             panic!("{entry:?}");

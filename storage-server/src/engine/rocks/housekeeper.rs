@@ -748,10 +748,10 @@ mod tests {
         let made = engine.storage(&name(0));
         made.put("a".into(), "b".into()).await.unwrap();
         drop(made);
-        let in_use = engine.open_session("cert:a", &name(1));
+        let in_use = engine.open_session("cert:a", &name(1)).storage();
         for n in 2..20_000 {
             // By a session that reads and goes.
-            let session = engine.open_session("cert:a", &name(n));
+            let session = engine.open_session("cert:a", &name(n)).storage();
             assert!(session.get_one("a".into()).await.unwrap().is_none());
         }
         let left = store.keyspaces().len();
@@ -759,7 +759,7 @@ mod tests {
         // What is used stays the same, also for others that name it.
         in_use.put("c".into(), "d".into()).await.unwrap();
         for (n, key) in [(0, "a"), (1, "c")] {
-            let session = engine.open_session("cert:b", &name(n));
+            let session = engine.open_session("cert:b", &name(n)).storage();
             assert!(session.get_one(key.into()).await.unwrap().is_some());
         }
     }

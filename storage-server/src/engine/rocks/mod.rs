@@ -60,7 +60,7 @@ use self::reader::ScanCursor;
 use self::sessions::{Handle, SessionState, Sessions, Verdict};
 use self::store::{KeyspaceState, Store};
 use self::watch::EveryWatch;
-use super::{Engine, Resumed, Room, SessionStorage, fingerprint};
+use super::{Engine, Resumed, Room, Session, SessionStorage, fingerprint};
 use crate::feed::{Feed, FeedCommit};
 
 /// What is read from the log, an index or a scan at a time.
@@ -493,7 +493,7 @@ fn refill_from(shared: &Shared, floor: Revision) -> Result<()> {
 
 #[async_trait]
 impl Engine for RocksEngine {
-    fn open_session(&self, principal: &str, keyspace: &Keyspace) -> Arc<dyn SessionStorage> {
+    fn open_session(&self, principal: &str, keyspace: &Keyspace) -> Arc<dyn Session> {
         let shared = &self.shared;
         let (state, handle) = shared.sessions.open(&shared.store, principal, keyspace);
         RocksSession::new(shared, state, handle, false)
@@ -798,17 +798,61 @@ fn off_the_worker<T>(work: impl FnOnce() -> T) -> T {
 const READ_INLINE_KEYS: usize = 100;
 
 #[async_trait]
-impl SessionStorage for RocksSession {
-    fn session(&self) -> SessionId {
+impl Session for RocksSession {
+    fn id(&self) -> SessionId {
         self.state.id
     }
 
-    fn position(&self) -> Position {
-        self.shared.store.position()
+    fn storage(self: Arc<Self>) -> Arc<dyn SessionStorage> {
+        self
     }
 
     fn executed(&self) -> u64 {
         self.state.executed.load(Ordering::Acquire)
+    }
+
+    fn lapsed(&self) -> bool {
+        self.state.is_lapsed() && !planted("lapse-not-told")
+    }
+
+    fn heed(&self) {
+        if self.state.is_lapsed() {
+            // A queue that is closed is that of a store which is: the client is told again then.
+            let _ = self.queue(Task::Heed, 64);
+        }
+    }
+
+    fn fenced(&self) -> CancellationToken {
+        self.handle.fence.clone()
+    }
+
+    fn lose(&self) {
+        if self.outlives.swap(false, Ordering::AcqRel) {
+            // A queue that is closed is that of a store which is: at its next start all sessions count as lost.
+            let _ = self.queue(Task::Lose, 64);
+        }
+    }
+
+    async fn end(&self) -> Result<()> {
+        // First no more commits, then what they left: the look at the keys finds everything that was let in.
+        let answer = self.queue(Task::End, 64)?;
+        self.outlives.store(false, Ordering::Release);
+        answer.await.map_err(|_| closed())??;
+        if !self.state.has_ended() {
+            return Ok(());
+        }
+        let prefix = LifetimeRow::session_prefix(self.state.id);
+        let all = |_| Some(Revision(u64::MAX));
+        self.shared
+            .on_pool_to_the_end(move |shared| housekeeper::end_sessions(shared, &prefix, all))
+            .await
+    }
+}
+
+#[async_trait]
+impl SessionStorage for RocksSession {
+    fn position(&self) -> Position {
+        self.shared.store.position()
     }
 
     async fn get_into(
@@ -880,25 +924,6 @@ impl SessionStorage for RocksSession {
         ))
     }
 
-    fn serves_mwdb(&self) -> bool {
-        self.state.keyspace.serves_mwdb()
-    }
-
-    fn lapsed(&self) -> bool {
-        self.state.is_lapsed() && !planted("lapse-not-told")
-    }
-
-    fn heed(&self) {
-        if self.state.is_lapsed() {
-            // A queue that is closed is that of a store which is: the client is told again then.
-            let _ = self.queue(Task::Heed, 64);
-        }
-    }
-
-    fn fenced(&self) -> CancellationToken {
-        self.handle.fence.clone()
-    }
-
     async fn commit_numbered(
         &self,
         number: u64,
@@ -912,28 +937,6 @@ impl SessionStorage for RocksSession {
     async fn repeat_numbered(&self, number: u64, fingerprint: Option<u64>) -> Result<Position> {
         self.outlives.store(true, Ordering::Release);
         self.repeat(number, fingerprint).await
-    }
-
-    fn lose(&self) {
-        if self.outlives.swap(false, Ordering::AcqRel) {
-            // A queue that is closed is that of a store which is: at its next start all sessions count as lost.
-            let _ = self.queue(Task::Lose, 64);
-        }
-    }
-
-    async fn end(&self) -> Result<()> {
-        // First no more commits, then what they left: the look at the keys finds everything that was let in.
-        let answer = self.queue(Task::End, 64)?;
-        self.outlives.store(false, Ordering::Release);
-        answer.await.map_err(|_| closed())??;
-        if !self.state.has_ended() {
-            return Ok(());
-        }
-        let prefix = LifetimeRow::session_prefix(self.state.id);
-        let all = |_| Some(Revision(u64::MAX));
-        self.shared
-            .on_pool_to_the_end(move |shared| housekeeper::end_sessions(shared, &prefix, all))
-            .await
     }
 }
 

@@ -48,14 +48,14 @@ async fn put_many(storage: &dyn Storage, count: usize, lifetime: Lifetime) {
 async fn a_hundred_thousand_entries_that_are_due_at_once_hold_nobody_up() {
     let folder = tempfile::tempdir().unwrap();
     let engine = RocksEngine::open(options(folder.path())).unwrap();
-    let session = engine.open_session("cert:a", &keyspace("model"));
+    let session = engine.open_session("cert:a", &keyspace("model")).storage();
     put_many(
         &*session,
         100_000,
         Lifetime::TimeToLive(Duration::from_secs(1)),
     )
     .await;
-    let other = engine.open_session("cert:b", &keyspace("other"));
+    let other = engine.open_session("cert:b", &keyspace("other")).storage();
     let (began, mut slowest) = (Instant::now(), Duration::ZERO);
     while keys(&*session).await > 0 {
         assert!(began.elapsed() < PATIENCE, "they stay");
@@ -72,8 +72,9 @@ async fn a_hundred_thousand_keys_of_one_session_go_with_it() {
     let folder = tempfile::tempdir().unwrap();
     let engine = RocksEngine::open(options(folder.path())).unwrap();
     let session = engine.open_session("cert:a", &keyspace("model"));
-    put_many(&*session, 100_000, Lifetime::Session).await;
-    let reader = engine.open_session("cert:b", &keyspace("model"));
+    let storage = session.clone().storage();
+    put_many(&*storage, 100_000, Lifetime::Session).await;
+    let reader = engine.open_session("cert:b", &keyspace("model")).storage();
     assert_eq!(keys(&*reader).await, 100_000);
     session.end().await.unwrap();
     assert_eq!(keys(&*reader).await, 0);
@@ -83,7 +84,7 @@ async fn a_hundred_thousand_keys_of_one_session_go_with_it() {
 async fn lifetimes_at_their_ends() {
     let folder = tempfile::tempdir().unwrap();
     let engine = RocksEngine::open(options(folder.path())).unwrap();
-    let session = engine.open_session("cert:a", &keyspace("model"));
+    let session = engine.open_session("cert:a", &keyspace("model")).storage();
     let longest = Duration::from_millis(u64::MAX);
     for (key, life) in [
         ("longest", longest),
@@ -120,7 +121,7 @@ impl Wake for Mine {
 async fn watches_come_to_the_last_commit_although_the_feeds_thread_panicked() {
     let folder = tempfile::tempdir().unwrap();
     let engine = RocksEngine::open(options(folder.path())).unwrap();
-    let session = engine.open_session("cert:a", &keyspace("model"));
+    let session = engine.open_session("cert:a", &keyspace("model")).storage();
     let every = WatchOptions::every(WatchStart::Now);
     let latest = WatchOptions::latest(WatchStart::Now);
     let mut mined = session.watch(KeyRange::all(), every).await.unwrap();

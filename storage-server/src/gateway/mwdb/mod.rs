@@ -23,20 +23,103 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use hyper::StatusCode;
 use storage_protocol::mwdb::{ID_ZERO, Malformed, Request, RequestKind, prefix_answer};
 use storage_protocol::native::close_code;
-use storage_protocol::{KeyRange, Limit, Result, Watch, WatchOptions, planted};
+use storage_protocol::{KeyRange, Keyspace, Limit, Result, Watch, WatchOptions, planted};
 use tokio::sync::Semaphore;
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
-use crate::engine::SessionStorage;
+use super::native::keyspace_of;
+use super::{Gateway, ServerHandle};
+use crate::engine::{Session, SessionStorage};
+use crate::http::Refusal;
+use crate::http::protocol::{Opening, Origins, WebSocketProtocol};
 use crate::limits::budget::{Budget, Permit};
-use crate::metrics::{ClosedLabel, GatewayLabel, OutcomeLabel, RequestLabel};
+use crate::metrics::{
+    ClosedLabel, Counter, OutcomeLabel, RefusedLabel, RequestLabel, write_counter,
+};
 use crate::shared::Shared;
-use crate::ws::{Close, Departure, Dialect, Peer};
+use crate::ws::{Close, Departure, Dialect, Peer, driver};
 use prefix::Prefix;
-pub(crate) use pushes::PushCache;
-use pushes::Pushes;
+use pushes::{PushCache, Pushes};
 use requests::{AnswerBudget, Finished};
+
+/// The keyspace that mwDB clients are served from.
+const KEYSPACE: &str = "mwdb";
+
+/// The mwDB dialect, at `/` without a subprotocol.
+#[derive(Debug, Default)]
+pub(crate) struct MwdbGateway(Arc<Common>);
+
+/// What its connections share.
+#[derive(Debug, Default)]
+pub(crate) struct Common {
+    cache: PushCache,
+    /// Messages that were passed over.
+    ignored: Counter,
+    /// Messages that were pushed.
+    pushed: Counter,
+}
+
+impl Gateway for MwdbGateway {
+    fn name(&self) -> &'static str {
+        "storage"
+    }
+
+    fn protocols(&self, server: &ServerHandle) -> Vec<WebSocketProtocol> {
+        let (common, shared) = (self.0.clone(), server.shared().clone());
+        let protocol = WebSocketProtocol::opened_by("mwdb", "/", move |_| {
+            let keyspace = served_keyspace(&shared)?;
+            let common = common.clone();
+            let opening: Opening = Box::new(move |shared, peer, stream, early| {
+                tracing::Span::current().record("keyspace", keyspace.as_str());
+                let dialect = Mwdb::new(&shared, &peer, &keyspace, &common);
+                Box::pin(driver::run(shared, peer, stream, early, dialect))
+            });
+            Ok(opening)
+        });
+        vec![protocol.with_origins(Origins::OfOldClients)]
+    }
+
+    fn write_metrics(&self, out: &mut String) {
+        let Common {
+            cache,
+            ignored,
+            pushed,
+        } = &*self.0;
+        for (name, help, counter) in [
+            (
+                "storage_mwdb_messages_ignored_total",
+                "mwDB messages passed over: malformed, of an unknown type, or text",
+                ignored,
+            ),
+            (
+                "storage_mwdb_pushes_total",
+                "FORCE_RELOAD messages sent",
+                pushed,
+            ),
+            (
+                "storage_mwdb_pairs_left_out_total",
+                "Pairs of 1 MiB and more that were left out of FORCE_RELOAD messages",
+                &cache.left_out,
+            ),
+        ] {
+            write_counter(out, name, help, counter.value());
+        }
+    }
+}
+
+fn served_keyspace(shared: &Shared) -> std::result::Result<Keyspace, Refusal> {
+    let keyspace = keyspace_of(KEYSPACE)?;
+    let configured = shared.config.engine.mwdb_keyspaces.as_deref();
+    if configured.is_some_and(|keyspaces| !keyspaces.contains(&keyspace)) {
+        let reason = "the keyspace mwdb is not among engine.mwdb_keyspaces";
+        let (status, label) = (StatusCode::NOT_FOUND, RefusedLabel::Keyspace);
+        return Err(Refusal::new(status, label, reason));
+    }
+    Ok(keyspace)
+}
 
 /// What waits or runs of one connection, in bytes; above it the socket is not read.
 const QUEUED_BYTES_MAX: usize = 64 << 20;
@@ -50,7 +133,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 const CLIENT_BUFFER_BYTES: usize = 1 << 20;
 
 type Running = Pin<Box<dyn Future<Output = Finished> + Send>>;
-type Opening = Pin<Box<dyn Future<Output = Result<Watch>> + Send>>;
+type OpeningWatch = Pin<Box<dyn Future<Output = Result<Watch>> + Send>>;
 
 struct Queued {
     request: Request,
@@ -87,11 +170,13 @@ enum Side {
 /// One session.
 pub(crate) struct Mwdb {
     shared: Arc<Shared>,
+    common: Arc<Common>,
+    session: Arc<dyn Session>,
     storage: Arc<dyn SessionStorage>,
     prefix: Prefix,
     pushes: Pushes,
     /// Requests wait until the watch is there, so that no commit behind them is missed.
-    opening: Option<Opening>,
+    opening: Option<OpeningWatch>,
     queue: VecDeque<Queued>,
     running: FuturesUnordered<Running>,
     running_side: Side,
@@ -115,12 +200,17 @@ pub(crate) struct Mwdb {
 }
 
 impl Mwdb {
-    pub(crate) fn new(shared: &Arc<Shared>, peer: &Peer) -> Self {
-        let storage = shared
-            .engine
-            .open_session(peer.principal.as_str(), &peer.keyspace);
+    pub(crate) fn new(
+        shared: &Arc<Shared>,
+        peer: &Peer,
+        keyspace: &Keyspace,
+        common: &Arc<Common>,
+    ) -> Self {
+        let principal = peer.principal.as_str();
+        let session = shared.engine.open_session(principal, keyspace);
+        let storage = session.clone().storage();
         let watched = storage.clone();
-        let opening: Opening = Box::pin(async move {
+        let opening: OpeningWatch = Box::pin(async move {
             watched
                 .watch(KeyRange::all(), WatchOptions::default())
                 .await
@@ -133,7 +223,7 @@ impl Mwdb {
         };
         let in_flight = Budget::within(&budgets.in_flight, Limit::BytesInFlight, QUEUED_BYTES_MAX);
         Self {
-            prefix: Prefix::new(shared.engine.clone(), peer.principal.as_str()),
+            prefix: Prefix::new(shared.engine.clone(), principal),
             pushes: Pushes::new(outbox_max, &room.outbox, &budgets.outbox_once),
             opening: Some(opening),
             queue: VecDeque::new(),
@@ -150,8 +240,10 @@ impl Mwdb {
             draining: false,
             closing: false,
             warned_of_size: false,
+            session,
             storage,
             shared: shared.clone(),
+            common: common.clone(),
         }
     }
 
@@ -308,7 +400,7 @@ impl Mwdb {
                 error.to_string(),
             )),
             Err(error) => {
-                self.shared.metrics.mwdb_ignored.increment();
+                self.common.ignored.increment();
                 tracing::debug!(%error, "passed over a message");
                 Ok(None)
             }
@@ -341,8 +433,6 @@ fn failed(reason: String) -> Close {
 }
 
 impl Dialect for Mwdb {
-    const GATEWAY: GatewayLabel = GatewayLabel::Mwdb;
-
     fn received_bytes_max(&self) -> usize {
         self.shared.config.limits.announced.message_bytes_max
     }
@@ -394,8 +484,8 @@ impl Dialect for Mwdb {
         Ok(())
     }
 
-    fn receive_text(&mut self) -> std::result::Result<(), Close> {
-        self.shared.metrics.mwdb_ignored.increment();
+    fn receive_text(&mut self, _: Utf8Bytes, _: Instant) -> std::result::Result<(), Close> {
+        self.common.ignored.increment();
         Ok(())
     }
 
@@ -421,23 +511,22 @@ impl Dialect for Mwdb {
             moved = true;
         }
         moved |= self.start(cx);
-        let shared = &self.shared;
-        moved |= self.pushes.poll(cx, &shared.pushes, &shared.metrics, now)?;
+        moved |= self.pushes.poll(cx, &self.common.cache, now)?;
         self.count_outbox();
         Ok(moved)
     }
 
-    fn next_message(&mut self) -> Option<Bytes> {
+    fn next_message(&mut self) -> Option<Message> {
         if let Some(answer) = self.answers.pop_front() {
             self.answer_bytes -= answer.len();
-            return Some(answer);
+            return Some(Message::Binary(answer));
         }
         if self.unanswered_zero > 0 {
             return None;
         }
         let push = self.pushes.pop()?;
-        self.shared.metrics.mwdb_pushes.increment();
-        Some(push)
+        self.common.pushed.increment();
+        Some(Message::Binary(push))
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -497,7 +586,7 @@ impl Dialect for Mwdb {
             }
         }
         self.prefix.release().await;
-        if let Err(error) = self.storage.end().await {
+        if let Err(error) = self.session.end().await {
             tracing::warn!(%error, "cannot end the session");
         }
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use storage_protocol::{Key, Keyspace, StorageExt};
 
-use crate::engine::{Engine, SessionStorage};
+use crate::engine::{Engine, Session, SessionStorage};
 use crate::limits::budget::Permit;
 
 /// Where the leases are.
@@ -43,7 +43,7 @@ pub(super) struct Prefix {
     engine: Arc<dyn Engine>,
     principal: String,
     /// The session that holds the lease.
-    session: Option<Arc<dyn SessionStorage>>,
+    session: Option<Arc<dyn Session>>,
     state: State,
     asked: VecDeque<Asked>,
 }
@@ -69,7 +69,7 @@ impl Prefix {
             let keyspace = Keyspace::new(KEYSPACE).expect("the name follows the rule");
             let session = self.engine.open_session(&self.principal, &keyspace);
             self.session = Some(session.clone());
-            self.state = State::Reserving(Box::pin(reserve(session)));
+            self.state = State::Reserving(Box::pin(reserve(session.storage())));
         }
     }
 
@@ -109,11 +109,11 @@ impl Prefix {
     }
 }
 
-async fn reserve(session: Arc<dyn SessionStorage>) -> i16 {
+async fn reserve(storage: Arc<dyn SessionStorage>) -> i16 {
     let (mut pause, longest) = PAUSE;
     let mut warned = false;
     loop {
-        match session.reserve_prefix(Key::from_static(BASE)).await {
+        match storage.reserve_prefix(Key::from_static(BASE)).await {
             Ok(number) => match i16::try_from(number) {
                 Ok(prefix) => return prefix,
                 Err(_) => tracing::error!(number, "a prefix of more than 15 bits"),

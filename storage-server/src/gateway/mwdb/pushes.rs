@@ -23,7 +23,7 @@ use storage_protocol::{ChangeKind, CommitRecord, Revision, Watch, WatchEvent, pl
 use super::failed;
 use crate::limits::budget::{Budget, Part};
 use crate::limits::once::{Once, Share};
-use crate::metrics::{ClosedLabel, Metrics};
+use crate::metrics::{ClosedLabel, Counter};
 use crate::ws::Close;
 
 /// How long a peer that is over its bound may take nothing.
@@ -50,10 +50,14 @@ type Place = (Revision, usize);
 
 /// The latest messages of pushes, shared by all connections: each is made once, unless a connection comes late.
 #[derive(Debug, Default)]
-pub(crate) struct PushCache(Mutex<Shared>);
+pub(super) struct PushCache {
+    latest: Mutex<Latest>,
+    /// Pairs that are too large for any message.
+    pub(super) left_out: Counter,
+}
 
 #[derive(Debug, Default)]
-struct Shared {
+struct Latest {
     pieces: HashMap<Place, Piece>,
     /// Oldest first.
     line: VecDeque<Place>,
@@ -62,18 +66,13 @@ struct Shared {
 
 impl PushCache {
     /// What is to be pushed of a commit from a place on, in one message.
-    fn piece(
-        &self,
-        record: &CommitRecord,
-        place: usize,
-        metrics: &Metrics,
-    ) -> Result<Piece, Close> {
-        let mut shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    fn piece(&self, record: &CommitRecord, place: usize) -> Result<Piece, Close> {
+        let mut shared = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         let at = (record.revision, place);
         if let Some(piece) = shared.pieces.get(&at) {
             return Ok(piece.clone());
         }
-        let piece = cut(record, place, metrics)?;
+        let piece = cut(record, place, &self.left_out)?;
         let bytes = |piece: &Piece| piece.message.as_ref().map_or(0, Bytes::len);
         shared.bytes += bytes(&piece);
         while shared.bytes > SHARED_BYTES_MAX
@@ -92,14 +91,14 @@ impl PushCache {
 
 /// As many puts of a commit from a place on as go into a message. A pair that is too large for any is left out: its client
 /// keeps what it has of that key, which is better than to take its bytes for an answer.
-fn cut(record: &CommitRecord, place: usize, metrics: &Metrics) -> Result<Piece, Close> {
+fn cut(record: &CommitRecord, place: usize, left_out: &Counter) -> Result<Piece, Close> {
     let mut pairs = Vec::new();
     let (mut bytes, mut next) = (1, place);
     for change in record.changes.iter().skip(place) {
         if let ChangeKind::Put { value, .. } = &change.kind {
             let more = change.key.len() + value.len() + 2;
             if 1 + more > MESSAGE_BYTES_MAX {
-                metrics.mwdb_pairs_left_out.increment();
+                left_out.increment();
                 tracing::warn!(
                     revision = record.revision.0,
                     bytes = more,
@@ -242,10 +241,9 @@ impl Pushes {
         &mut self,
         cx: &mut Context<'_>,
         cache: &PushCache,
-        metrics: &Metrics,
         now: Instant,
     ) -> Result<bool, Close> {
-        let moved = self.advance(cx, cache, metrics, now);
+        let moved = self.advance(cx, cache, now);
         self.part.resize(self.bytes);
         moved
     }
@@ -254,13 +252,12 @@ impl Pushes {
         &mut self,
         cx: &mut Context<'_>,
         cache: &PushCache,
-        metrics: &Metrics,
         now: Instant,
     ) -> Result<bool, Close> {
         let mut moved = false;
         loop {
             moved |= self.release();
-            moved |= self.prepare(cache, metrics)?;
+            moved |= self.prepare(cache)?;
             if self.bytes > self.bytes_max {
                 self.over_bound_since.get_or_insert(now);
                 return Ok(moved);
@@ -329,7 +326,7 @@ impl Pushes {
     }
 
     /// Makes the next message, if there is none and one is due.
-    fn prepare(&mut self, cache: &PushCache, metrics: &Metrics) -> Result<bool, Close> {
+    fn prepare(&mut self, cache: &PushCache) -> Result<bool, Close> {
         let mut moved = false;
         while self.gate == Gate::Open
             && self.message.is_none()
@@ -337,7 +334,7 @@ impl Pushes {
         {
             moved = true;
             let record = &push.record.thing;
-            let piece = cache.piece(record, push.next, metrics)?;
+            let piece = cache.piece(record, push.next)?;
             push.next = piece.next;
             self.message = piece.message.map(|message| Counted {
                 _share: self.once.count(message.as_ptr().addr(), message.len()),
@@ -409,14 +406,10 @@ mod tests {
     }
 
     /// The lengths of all messages of a commit, and how many pairs they have.
-    fn messages(
-        cache: &PushCache,
-        record: &CommitRecord,
-        metrics: &Metrics,
-    ) -> (Vec<usize>, usize) {
+    fn messages(cache: &PushCache, record: &CommitRecord) -> (Vec<usize>, usize) {
         let (mut lengths, mut pairs, mut place) = (Vec::new(), 0, 0);
         while place < record.changes.len() {
-            let piece = cache.piece(record, place, metrics).unwrap();
+            let piece = cache.piece(record, place).unwrap();
             assert!(piece.next > place);
             place = piece.next;
             if let Some(message) = piece.message {
@@ -430,7 +423,7 @@ mod tests {
 
     #[test]
     fn a_push_fills_no_buffer_of_the_client() {
-        let (cache, metrics) = (PushCache::default(), Metrics::default());
+        let cache = PushCache::default();
         // The longest pair that goes: key, value, two separators and the type byte.
         let longest = (1 << 20) - 1 - 3 - 3;
         for values in [
@@ -440,25 +433,25 @@ mod tests {
             vec![longest, longest],
         ] {
             let revision = values.len() as u64;
-            let (lengths, pairs) = messages(&cache, &record(revision, &values), &metrics);
+            let (lengths, pairs) = messages(&cache, &record(revision, &values));
             assert_eq!(pairs, values.len());
             assert!(
                 lengths.iter().all(|length| *length < 1 << 20),
                 "{lengths:?}"
             );
         }
-        assert_eq!(metrics.mwdb_pairs_left_out.value(), 0);
-        let (lengths, pairs) = messages(&cache, &record(99, &[1, longest + 1, 1]), &metrics);
+        assert_eq!(cache.left_out.value(), 0);
+        let (lengths, pairs) = messages(&cache, &record(99, &[1, longest + 1, 1]));
         assert_eq!((lengths.len(), pairs), (1, 2));
-        assert_eq!(metrics.mwdb_pairs_left_out.value(), 1);
+        assert_eq!(cache.left_out.value(), 1);
     }
 
     #[test]
     fn what_is_shared_is_bounded() {
-        let (cache, metrics) = (PushCache::default(), Metrics::default());
+        let cache = PushCache::default();
         let large = record(1, &[500_000; 100]);
-        messages(&cache, &large, &metrics);
-        let shared = cache.0.lock().unwrap();
+        messages(&cache, &large);
+        let shared = cache.latest.lock().unwrap();
         assert!(shared.bytes <= SHARED_BYTES_MAX);
         assert_eq!(shared.line.len(), shared.pieces.len());
         let held = shared

@@ -1,5 +1,6 @@
 //! An mwDB connection over an in-memory stream, against the stub engine.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -7,15 +8,27 @@ use futures_util::{SinkExt, StreamExt};
 use storage_protocol::{Keyspace, StorageExt};
 use tokio_tungstenite::tungstenite::Message;
 
-use super::Mwdb;
+use super::{Common, Mwdb, MwdbGateway};
 use crate::auth::Principal;
 use crate::config::ServerConfig;
 use crate::engine::Engine;
-use crate::metrics::Outer;
-use crate::testing::{Client, Hold, MemoryEngine, Running, server, start, start_in};
+use crate::gateway::Gateway;
+use crate::shared::Shared;
+use crate::testing::{Client, Hold, KEYSPACE, MemoryEngine, Running, server, start, start_in};
+use crate::ws::Peer;
+
+/// A connection of a gateway that has others.
+fn of(common: &Arc<Common>) -> impl FnOnce(&Arc<Shared>, &Peer) -> Mwdb {
+    let keyspace = Keyspace::new(KEYSPACE).unwrap();
+    move |shared, peer| Mwdb::new(shared, peer, &keyspace, common)
+}
+
+fn alone(shared: &Arc<Shared>, peer: &Peer) -> Mwdb {
+    of(&Arc::default())(shared, peer)
+}
 
 fn running() -> Running {
-    start(MemoryEngine::new(), |_| {}, Mwdb::new)
+    start(MemoryEngine::new(), |_| {}, alone)
 }
 
 async fn send(client: &mut Client, message: &'static str) {
@@ -94,7 +107,8 @@ async fn reads_see_the_writes_before_them() {
 
 #[tokio::test]
 async fn malformed_messages_are_passed_over() {
-    let mut running = running();
+    let gateway = MwdbGateway::default();
+    let mut running = start(MemoryEngine::new(), |_| {}, of(&gateway.0));
     let client = &mut running.client;
     for message in ["", "#", "k##", "k#\x09A", "k#v#\x05"] {
         send(client, message).await;
@@ -103,10 +117,7 @@ async fn malformed_messages_are_passed_over() {
     send(client, "a#\x00C").await;
     assert_eq!(receive(client).await, "#\x01C");
     let mut metrics = String::new();
-    running
-        .shared
-        .metrics
-        .write(&mut metrics, &[], &Outer::default());
+    gateway.write_metrics(&mut metrics);
     assert!(
         metrics.contains("storage_mwdb_messages_ignored_total 6\n"),
         "{metrics}"
@@ -116,7 +127,7 @@ async fn malformed_messages_are_passed_over() {
 #[tokio::test]
 async fn prefixes_are_leased_and_given_back() {
     let engine = MemoryEngine::new();
-    let session = |engine: &std::sync::Arc<MemoryEngine>| start(engine.clone(), |_| {}, Mwdb::new);
+    let session = |engine: &Arc<MemoryEngine>| start(engine.clone(), |_| {}, alone);
     let (mut one, mut two) = (session(&engine), session(&engine));
     send(&mut one.client, "\x06A").await;
     assert_eq!(receive(&mut one.client).await, "A#\x07A");
@@ -144,7 +155,8 @@ async fn pushes_go_to_others_behind_the_prefix() {
     let mut running = running();
     let inside = running
         .engine
-        .open_session("server", &Keyspace::new("test").unwrap());
+        .open_session("server", &Keyspace::new(KEYSPACE).unwrap())
+        .storage();
     let client = &mut running.client;
     send(client, "x#\x00C").await;
     receive(client).await;
@@ -176,7 +188,8 @@ async fn no_push_while_a_request_with_id_zero_is_unanswered() {
     let mut running = running();
     let inside = running
         .engine
-        .open_session("server", &Keyspace::new("test").unwrap());
+        .open_session("server", &Keyspace::new(KEYSPACE).unwrap())
+        .storage();
     let client = &mut running.client;
     send(client, "\x06C").await;
     receive(client).await;
@@ -194,7 +207,8 @@ async fn an_own_put_is_not_pushed_even_if_its_event_comes_before_its_answer() {
     let mut running = running();
     let inside = running
         .engine
-        .open_session("server", &Keyspace::new("test").unwrap());
+        .open_session("server", &Keyspace::new(KEYSPACE).unwrap())
+        .storage();
     let client = &mut running.client;
     send(client, "\x06C").await;
     receive(client).await;
@@ -231,7 +245,7 @@ async fn what_was_asked_before_a_close_is_answered_before_it_is() {
 #[tokio::test]
 async fn what_cannot_be_answered_does_not_hold_up_a_close_for_ever() {
     let short = |config: &mut ServerConfig| config.timeouts.drain = Duration::from_millis(50);
-    let mut running = start(MemoryEngine::new(), short, Mwdb::new);
+    let mut running = start(MemoryEngine::new(), short, alone);
     running.engine.hold(Hold::Commits);
     let client = &mut running.client;
     send(client, "a#1#\x02C").await;
@@ -251,7 +265,7 @@ async fn a_peer_that_we_do_not_read_is_not_silent() {
             // One request fills it, and the socket is not read.
             config.limits.bytes_in_flight_total_max = 256;
         },
-        Mwdb::new,
+        alone,
     );
     running.engine.hold(Hold::Commits);
     send(&mut running.client, "a#1#\x02C").await;
@@ -274,11 +288,12 @@ async fn answers_that_are_read_and_not_taken_are_counted() {
     let mut running = start(
         MemoryEngine::new(),
         |config| config.limits.outbox_bytes_max = OUTBOX,
-        Mwdb::new,
+        alone,
     );
     let inside = running
         .engine
-        .open_session("server", &Keyspace::new("test").unwrap());
+        .open_session("server", &Keyspace::new(KEYSPACE).unwrap())
+        .storage();
     inside
         .put("large".into(), vec![b'v'; ANSWER].into())
         .await
@@ -309,7 +324,7 @@ async fn answers_to_prefix_that_are_not_taken_are_bounded_and_all_come() {
     let mut running = start(
         MemoryEngine::new(),
         |config| config.limits.outbox_bytes_max = OUTBOX,
-        Mwdb::new,
+        alone,
     );
     let (outbox, in_flight) = {
         let budgets = &running.shared.budgets;
@@ -342,7 +357,7 @@ async fn questions_for_a_prefix_that_cannot_be_given_are_counted_by_their_ids() 
     let engine = MemoryEngine::new();
     engine.hold(Hold::Commits);
     let small = |config: &mut ServerConfig| config.limits.bytes_in_flight_total_max = 3 * LEAST;
-    let mut running = start(engine.clone(), small, Mwdb::new);
+    let mut running = start(engine.clone(), small, alone);
     let in_flight = running.shared.budgets.in_flight.clone();
     let client = &mut running.client;
     // A payload is not kept, however long.
@@ -372,10 +387,10 @@ async fn a_principal_that_queues_all_it_can_leaves_the_others_their_half() {
     engine.hold(Hold::Reads);
     let shared = server(&engine, room_for_two);
     let (request, answer) = long_get(90_000);
-    let mut sessions = Vec::new();
+    let (common, mut sessions) = (Arc::default(), Vec::new());
     for _ in 0..SESSIONS {
         let principal = Principal::anonymous();
-        let mut running = start_in(shared.clone(), engine.clone(), principal, Mwdb::new);
+        let mut running = start_in(shared.clone(), engine.clone(), principal, of(&common));
         send_bytes(&mut running.client, request.clone()).await;
         silence_or_close(&mut running.client).await;
         sessions.push(running);
@@ -401,7 +416,7 @@ async fn a_principal_that_queues_all_it_can_leaves_the_others_their_half() {
 async fn a_request_of_short_parts_counts_what_the_list_of_them_takes() {
     let engine = MemoryEngine::new();
     engine.hold(Hold::Reads);
-    let mut running = start(engine.clone(), |_| {}, Mwdb::new);
+    let mut running = start(engine.clone(), |_| {}, alone);
     let in_flight = running.shared.budgets.in_flight.clone();
     let request = format!("{}\x00C", "k#".repeat(10_000));
     let bytes = request.len() + 10_000 * size_of::<Bytes>();
@@ -420,7 +435,7 @@ async fn who_is_alone_is_never_closed_for_want_of_room() {
         config.limits.bytes_in_flight_total_max = 250_000;
         config.limits.partial_messages_bytes_max = 200_000;
     };
-    let running = start(engine.clone(), tight, Mwdb::new);
+    let running = start(engine.clone(), tight, alone);
     let in_flight = running.shared.budgets.in_flight.clone();
     let (request, answer) = long_get(90_000);
     let (mut write, mut read) = running.client.split();
@@ -465,15 +480,17 @@ async fn a_save_that_many_are_to_be_pushed_counts_once() {
         // None is closed for what it did not take yet.
         config.limits.outbox_bytes_max = 64 << 20;
     });
-    let mut sessions = Vec::new();
+    let (common, mut sessions) = (Arc::default(), Vec::new());
     for _ in 0..SESSIONS {
         let principal = Principal::anonymous();
-        let mut running = start_in(shared.clone(), engine.clone(), principal, Mwdb::new);
+        let mut running = start_in(shared.clone(), engine.clone(), principal, of(&common));
         send(&mut running.client, "\x06C").await;
         receive(&mut running.client).await;
         sessions.push(running);
     }
-    let inside = engine.open_session("server", &Keyspace::new("test").unwrap());
+    let inside = engine
+        .open_session("server", &Keyspace::new("test").unwrap())
+        .storage();
     let value = Bytes::from(vec![b'v'; VALUE]);
     let put = |batch: storage_protocol::Batch, n: usize| batch.put(format!("{n}"), value.clone());
     let batch = (0..PAIRS).fold(storage_protocol::Batch::new(), put);
@@ -507,7 +524,8 @@ async fn a_push_waits_for_one_before_it_while_nobody_has_room() {
     let mut running = running();
     let inside = running
         .engine
-        .open_session("server", &Keyspace::new("test").unwrap());
+        .open_session("server", &Keyspace::new(KEYSPACE).unwrap())
+        .storage();
     let client = &mut running.client;
     send(client, "\x06C").await;
     receive(client).await;

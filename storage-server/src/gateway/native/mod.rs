@@ -24,27 +24,63 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::AbortHandle;
 use futures_util::stream::FuturesUnordered;
+use hyper::StatusCode;
 use storage_protocol::native::{
     Class, ClientMessage, Hello, Incoming, Outbox, Packet, ProtocolError, Reassembler, RequestId,
-    ServerMessage, VERSION, Welcome, close_code, kind,
+    SUBPROTOCOL, ServerMessage, VERSION, Welcome, close_code, kind,
 };
 use storage_protocol::{
     Entry, Keyspace, Limit, Limits, Outcome, Position, Reading, StorageError, Watch, planted,
 };
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
+use super::{Gateway, ServerHandle};
 use crate::auth::Principal;
-use crate::engine::{Resumed, SessionStorage};
+use crate::engine::{Resumed, Session, SessionStorage};
+use crate::http::Refusal;
+use crate::http::protocol::{Opening, WebSocketProtocol};
 use crate::limits::budget::{Budget, Permit};
 use crate::limits::room::AnswerRoom;
-use crate::metrics::{ClosedLabel, GatewayLabel, Metrics, RequestLabel};
+use crate::metrics::{ClosedLabel, Metrics, RefusedLabel, RequestLabel};
 use crate::shared::Shared;
-use crate::ws::{Close, Departure, Dialect, Peer};
+use crate::ws::{Close, Departure, Dialect, Peer, driver};
 use order::{Commit, Content, Order};
 use parts::Parts;
 use reads::{Lane, Read, Reads};
 use scans::{Scans, Turn};
 use watches::{Terms, Watches};
+
+/// The native dialect, at `/storage/<keyspace>`.
+#[derive(Debug)]
+pub(crate) struct NativeGateway;
+
+impl Gateway for NativeGateway {
+    fn name(&self) -> &'static str {
+        "storage"
+    }
+
+    fn protocols(&self, _: &ServerHandle) -> Vec<WebSocketProtocol> {
+        let open = WebSocketProtocol::opened_by("native", "/storage/{*keyspace}", |request| {
+            let keyspace = keyspace_of(request.parameter("keyspace"))?;
+            let opening: Opening = Box::new(move |shared, peer, stream, early| {
+                tracing::Span::current().record("keyspace", keyspace.as_str());
+                let dialect = Native::new(&shared, &peer, keyspace);
+                Box::pin(driver::run(shared, peer, stream, early, dialect))
+            });
+            Ok(opening)
+        });
+        vec![open.with_subprotocol(SUBPROTOCOL)]
+    }
+}
+
+/// The keyspace of a request, or why there is none of this name.
+pub(super) fn keyspace_of(name: &str) -> std::result::Result<Keyspace, Refusal> {
+    Keyspace::new(name).map_err(|error| {
+        let (status, label) = (StatusCode::BAD_REQUEST, RefusedLabel::Keyspace);
+        Refusal::new(status, label, error.to_string())
+    })
+}
 
 /// What a client is told to wait before it connects again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -131,6 +167,8 @@ pub(crate) struct Native {
     /// Between Hello and Welcome, if there is something to wait for.
     resuming: Option<Resuming>,
     /// From Welcome on.
+    session: Option<Arc<dyn Session>>,
+    /// What the session's requests go through: there when it is.
     storage: Option<Arc<dyn SessionStorage>>,
     /// Whether the client was told that its session's keys were removed, and did not go on yet.
     unheeded: bool,
@@ -177,16 +215,17 @@ pub(crate) struct Native {
 }
 
 impl Native {
-    pub(crate) fn new(shared: &Arc<Shared>, peer: &Peer) -> Self {
+    pub(crate) fn new(shared: &Arc<Shared>, peer: &Peer, keyspace: Keyspace) -> Self {
         let all = &shared.config.limits;
         let limits = &all.announced;
         let budgets = peer.slot.budgets();
         let outbox_bytes = Budget::within(&budgets.outbox, Limit::Outbox, all.outbox_bytes_max);
         Self {
             principal: peer.principal.clone(),
-            keyspace: peer.keyspace.clone(),
+            keyspace,
             hello_deadline: peer.deadline,
             resuming: None,
+            session: None,
             storage: None,
             unheeded: false,
             fenced: None,
@@ -427,8 +466,8 @@ impl Native {
         let agent = &hello.agent[..hello.agent.floor_char_boundary(AGENT_BYTES_MAX)];
         let Some(id) = hello.session else {
             tracing::debug!(agent = ?agent, "session opened");
-            let storage = self.open_session();
-            self.welcome(storage);
+            let session = self.open_session();
+            self.welcome(session);
             return Ok(());
         };
         tracing::debug!(agent = ?agent, incarnation = hello.incarnation, "session to be resumed");
@@ -444,7 +483,7 @@ impl Native {
         Ok(())
     }
 
-    fn open_session(&self) -> Arc<dyn SessionStorage> {
+    fn open_session(&self) -> Arc<dyn Session> {
         let principal = self.principal.as_str();
         self.shared.engine.open_session(principal, &self.keyspace)
     }
@@ -460,14 +499,14 @@ impl Native {
             return Ok(false);
         };
         match resumed {
-            Ok(Resumed::Session(storage)) => {
-                self.order = Order::resumed(&hello, storage.executed());
-                self.welcome(storage);
+            Ok(Resumed::Session(session)) => {
+                self.order = Order::resumed(&hello, session.executed());
+                self.welcome(session);
             }
             // A new session, in which nothing was sent yet.
             Ok(Resumed::Gone) => {
-                let storage = self.open_session();
-                self.welcome(storage);
+                let session = self.open_session();
+                self.welcome(session);
             }
             Ok(Resumed::Fenced) => {
                 let incarnation = hello.incarnation;
@@ -487,14 +526,15 @@ impl Native {
         Ok(true)
     }
 
-    fn welcome(&mut self, storage: Arc<dyn SessionStorage>) {
+    fn welcome(&mut self, session: Arc<dyn Session>) {
         let timeouts = &self.shared.config.timeouts;
-        self.executed = storage.executed();
-        self.unheeded = storage.lapsed();
+        let storage = session.clone().storage();
+        self.executed = session.executed();
+        self.unheeded = session.lapsed();
         let welcome = ServerMessage::Welcome(Welcome {
             version: VERSION,
             position: storage.position(),
-            session: storage.session(),
+            session: session.id(),
             executed: self.executed,
             lapsed: self.unheeded,
             principal: self.principal.to_string(),
@@ -505,8 +545,9 @@ impl Native {
             limits: self.limits().clone(),
         });
         self.outbox.push(Class::Control, welcome.encode(None));
-        self.fenced = Some(Box::pin(storage.fenced().cancelled_owned()));
+        self.fenced = Some(Box::pin(session.fenced().cancelled_owned()));
         self.storage = Some(storage);
+        self.session = Some(session);
     }
 
     fn check_fence(&mut self, cx: &mut Context<'_>) -> std::result::Result<(), Close> {
@@ -533,11 +574,13 @@ impl Native {
             (_, _, None) => Err(self.too_early()),
             (_, None, Some(_)) => Err(Close::protocol("a request without an id")),
             (message, Some(id), Some(storage)) => {
-                if std::mem::take(&mut self.unheeded) {
-                    storage.heed();
+                if std::mem::take(&mut self.unheeded)
+                    && let Some(session) = &self.session
+                {
+                    session.heed();
                 }
                 let mut request = requests::Request {
-                    session: self,
+                    native: self,
                     storage,
                     id,
                     now,
@@ -657,7 +700,7 @@ impl Native {
                 && let Some((waiting, lane)) = self.reads.next(has_room)
             {
                 requests::Request {
-                    session: self,
+                    native: self,
                     storage,
                     id: waiting.id,
                     now,
@@ -808,8 +851,6 @@ fn label_of(kind: u8) -> RequestLabel {
 }
 
 impl Dialect for Native {
-    const GATEWAY: GatewayLabel = GatewayLabel::Native;
-
     fn received_bytes_max(&self) -> usize {
         self.limits().frame_bytes_max
     }
@@ -872,7 +913,7 @@ impl Dialect for Native {
         Ok(())
     }
 
-    fn receive_text(&mut self) -> std::result::Result<(), Close> {
+    fn receive_text(&mut self, _: Utf8Bytes, _: Instant) -> std::result::Result<(), Close> {
         Err(Close::new(
             close_code::UNSUPPORTED_DATA,
             ClosedLabel::Protocol,
@@ -905,10 +946,10 @@ impl Dialect for Native {
         Ok(moved)
     }
 
-    fn next_message(&mut self) -> Option<Bytes> {
+    fn next_message(&mut self) -> Option<Message> {
         let message = self.outbox.pop();
         self.answers_left = self.answers_left.min(self.outbox.answers_bytes());
-        message
+        message.map(Message::Binary)
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -976,17 +1017,17 @@ impl Dialect for Native {
         while self.commits.next().await.is_some() {}
         if let (Departure::Left, Some(resuming)) = (&departure, self.resuming.take()) {
             // It left a session that it did not have yet. An attempt that fails has nothing to end.
-            if let Ok(Resumed::Session(storage)) = resuming.attempt.await {
-                self.storage = Some(storage);
+            if let Ok(Resumed::Session(session)) = resuming.attempt.await {
+                self.session = Some(session);
             }
         }
-        let Some(storage) = self.storage.take() else {
+        let Some(session) = self.session.take() else {
             return;
         };
         match departure {
-            Departure::Lost => storage.lose(),
+            Departure::Lost => session.lose(),
             Departure::Left => {
-                if let Err(error) = storage.end().await {
+                if let Err(error) = session.end().await {
                     tracing::warn!(%error, "cannot end the session");
                 }
             }

@@ -64,7 +64,7 @@ fn check_max(limit: Limit, actual: usize, max: usize) -> Result<()> {
 
 /// A message with what it needs to be carried out.
 pub(super) struct Request<'a> {
-    pub(super) session: &'a mut Native,
+    pub(super) native: &'a mut Native,
     pub(super) storage: Arc<dyn SessionStorage>,
     pub(super) id: RequestId,
     pub(super) now: Instant,
@@ -86,12 +86,12 @@ impl Request<'_> {
                 return Ok(());
             }
             ClientMessage::Credit { bytes } => {
-                self.session.watches.grant(id, bytes);
+                self.native.watches.grant(id, bytes);
                 return Ok(());
             }
             _ => {}
         }
-        self.session.check_id(id)?;
+        self.native.check_id(id)?;
         match message {
             ClientMessage::Get { keys } => self.get(cx, keys, bytes),
             ClientMessage::Scan { range, options } => {
@@ -99,8 +99,8 @@ impl Request<'_> {
             }
             ClientMessage::ScanNext { scan } => self.scan_next(cx, scan, bytes),
             ClientMessage::ScanClose { scan } => {
-                self.session.scans.remove(scan);
-                self.session.answer(id, &ServerMessage::Done);
+                self.native.scans.remove(scan);
+                self.native.answer(id, &ServerMessage::Done);
             }
             ClientMessage::Commit {
                 number,
@@ -117,7 +117,7 @@ impl Request<'_> {
 
     /// A place among the work in progress; `None`: the request was answered with the bound it met.
     fn admit(&mut self, label: RequestLabel, size: Size) -> Option<Permits> {
-        let session = &mut *self.session;
+        let session = &mut *self.native;
         let items = session.beside(size);
         let take = || -> Result<Permits> {
             if session.draining {
@@ -145,7 +145,7 @@ impl Request<'_> {
 
     /// The same beyond the session's own bounds, by one request at a time.
     fn admit_beyond(&mut self, label: RequestLabel, size: Size) -> Option<Permits> {
-        let session = &*self.session;
+        let session = &*self.native;
         let mut requests = session.requests.count();
         let mut request_bytes = session.request_bytes.count();
         let items = session.item_bytes.take(session.beside(size));
@@ -166,9 +166,9 @@ impl Request<'_> {
 
     /// Takes a get. One of too many keys is refused before it waits.
     fn get(&mut self, cx: &mut Context<'_>, keys: Vec<Key>, bytes: usize) {
-        let max = self.session.limits().keys_per_get_max;
+        let max = self.native.limits().keys_per_get_max;
         if let Err(error) = check_max(Limit::KeysPerGet, keys.len(), max) {
-            return self.session.refuse(self.id, RequestLabel::Get, error);
+            return self.native.refuse(self.id, RequestLabel::Get, error);
         }
         self.queue(cx, Read::Get { keys }, bytes);
     }
@@ -182,18 +182,18 @@ impl Request<'_> {
         let Some(permits) = self.admit(read.label(), Size { bytes, items }) else {
             // The scan stands where it stood.
             if let Read::Page { number, open, .. } = read {
-                self.session.scans.put_back(number, open);
+                self.native.scans.put_back(number, open);
             }
             return;
         };
-        self.session.in_flight.insert(
+        self.native.in_flight.insert(
             self.id,
             InFlight {
                 state: State::Waiting,
                 _permits: Some(permits),
             },
         );
-        let session = &mut *self.session;
+        let session = &mut *self.native;
         let lane = if session.outbox_is_full() {
             None
         } else {
@@ -210,7 +210,7 @@ impl Request<'_> {
 
     /// From here on the scan is this request's: another one for a page of it, before this one is answered, fails.
     fn scan_next(&mut self, cx: &mut Context<'_>, number: u64, bytes: usize) {
-        match self.session.scans.take(number) {
+        match self.native.scans.take(number) {
             Ok(open) => {
                 let label = RequestLabel::ScanNext;
                 let read = Read::Page {
@@ -220,7 +220,7 @@ impl Request<'_> {
                 };
                 self.queue(cx, read, bytes);
             }
-            Err(error) => self.session.refuse(self.id, RequestLabel::ScanNext, error),
+            Err(error) => self.native.refuse(self.id, RequestLabel::ScanNext, error),
         }
     }
 
@@ -230,7 +230,7 @@ impl Request<'_> {
         let label = read.label();
         match read {
             Read::Get { keys } => {
-                let room = AnswerRoom::new(&self.session.outbox_bytes, lane.reach());
+                let room = AnswerRoom::new(&self.native.outbox_bytes, lane.reach());
                 let values = async move {
                     let mut read = storage.get_into(&keys, room.room()).await;
                     // It is not the session that has no room. A small answer goes out all the same, and those that come
@@ -263,12 +263,12 @@ impl Request<'_> {
             scan,
             result,
         };
-        self.session.complete(finished, self.now);
+        self.native.complete(finished, self.now);
     }
 
     fn scan(&mut self, cx: &mut Context<'_>, range: KeyRange, options: ScanOptions, lane: Lane) {
-        let max = self.session.limits().scans_max;
-        let Some(number) = self.session.scans.open(max) else {
+        let max = self.native.limits().scans_max;
+        let Some(number) = self.native.scans.open(max) else {
             let error = StorageError::Overloaded {
                 limit: Limit::Scans,
                 max: max as u64,
@@ -276,7 +276,7 @@ impl Request<'_> {
             return self.finish(RequestLabel::Scan, None, Err(error));
         };
         let storage = self.storage.clone();
-        let room = AnswerRoom::new(&self.session.outbox_bytes, lane.reach());
+        let room = AnswerRoom::new(&self.native.outbox_bytes, lane.reach());
         let first = async move {
             let scan = storage.scan_into(range, options, room.room()).await?;
             page(RequestLabel::Scan, number, OpenScan { scan, room }).await
@@ -296,7 +296,7 @@ impl Request<'_> {
     ) {
         let id = self.id;
         if let Some(lane) = lane {
-            self.session.reads.begin(lane);
+            self.native.reads.begin(lane);
         }
         let finished = move |result| Finished {
             id,
@@ -307,10 +307,10 @@ impl Request<'_> {
         };
         let mut work = Box::pin(work);
         if let Poll::Ready(result) = work.as_mut().poll(cx) {
-            return self.session.complete(finished(result), self.now);
+            return self.native.complete(finished(result), self.now);
         }
         let (abort, registration) = AbortHandle::new_pair();
-        if let Some(in_flight) = self.session.in_flight.get_mut(&id) {
+        if let Some(in_flight) = self.native.in_flight.get_mut(&id) {
             in_flight.state = State::Reading(Some(abort));
         }
         let running: Running = Box::pin(async move {
@@ -318,8 +318,8 @@ impl Request<'_> {
             finished(result.unwrap_or(Err(StorageError::Cancelled)))
         });
         match lane {
-            Some(lane) => self.session.reads.push(lane, running),
-            None => self.session.openings.push(running),
+            Some(lane) => self.native.reads.push(lane, running),
+            None => self.native.openings.push(running),
         }
     }
 
@@ -332,7 +332,7 @@ impl Request<'_> {
         options: CommitOptions,
         bytes: usize,
     ) -> std::result::Result<(), Close> {
-        let session = &mut *self.session;
+        let session = &mut *self.native;
         session.check_number(number)?;
         if number <= session.executed {
             let fingerprint = crate::engine::fingerprint(&batch, &options);
@@ -357,7 +357,7 @@ impl Request<'_> {
             }
             Ok(()) => self.admit(RequestLabel::Commit, size),
         };
-        let session = &mut *self.session;
+        let session = &mut *self.native;
         match permits {
             None => session.order.spend(number),
             Some(permits) => {
@@ -380,7 +380,7 @@ impl Request<'_> {
     fn watch(&mut self, cx: &mut Context<'_>, request: WatchRequest, bytes: usize) {
         let memory = match self.watch_memory(&request.range) {
             Ok(memory) => memory,
-            Err(error) => return self.session.refuse(self.id, RequestLabel::Watch, error),
+            Err(error) => return self.native.refuse(self.id, RequestLabel::Watch, error),
         };
         let Some(permits) = self.admit(RequestLabel::Watch, Size::of(bytes)) else {
             return;
@@ -389,8 +389,8 @@ impl Request<'_> {
             state: State::Reading(None),
             _permits: Some(permits),
         };
-        self.session.in_flight.insert(self.id, in_flight);
-        self.session.opening.insert(self.id, None);
+        self.native.in_flight.insert(self.id, in_flight);
+        self.native.opening.insert(self.id, None);
         let storage = self.storage.clone();
         let WatchRequest {
             range,
@@ -418,7 +418,7 @@ impl Request<'_> {
 
     /// Room for one more watch of this range.
     fn watch_memory(&self, range: &KeyRange) -> Result<Permit> {
-        let session = &*self.session;
+        let session = &*self.native;
         let limits = session.limits();
         range.check_bounds(limits.key_bytes_max)?;
         if session.watches.len() + session.opening.len() >= limits.watches_max {
@@ -433,24 +433,24 @@ impl Request<'_> {
 
     fn unwatch(&mut self, watch: RequestId) {
         // One alone waits for the opening, which is what bounds them.
-        let is_opening = self.session.opening.get(&watch) == Some(&None);
-        if !is_opening && !self.session.watches.remove(watch) {
+        let is_opening = self.native.opening.get(&watch) == Some(&None);
+        if !is_opening && !self.native.watches.remove(watch) {
             // It ended meanwhile, or another Unwatch ends it; there is nothing to wait for.
-            return self.session.answer(self.id, &ServerMessage::Done);
+            return self.native.answer(self.id, &ServerMessage::Done);
         }
         let in_flight = InFlight {
             state: State::Watching,
             _permits: None,
         };
-        self.session.in_flight.insert(self.id, in_flight);
+        self.native.in_flight.insert(self.id, in_flight);
         if is_opening && !planted("unwatch-before-answer") {
             // The WATCH is answered first, and then this.
-            self.session.opening.insert(watch, Some(self.id));
+            self.native.opening.insert(watch, Some(self.id));
             self.abort(watch);
-        } else if self.session.outbox.has_bulk(watch) {
-            self.session.unwatching.push((watch, self.id));
+        } else if self.native.outbox.has_bulk(watch) {
+            self.native.unwatching.push((watch, self.id));
         } else {
-            self.session.end_watch(watch, self.id);
+            self.native.end_watch(watch, self.id);
         }
     }
 
@@ -460,15 +460,15 @@ impl Request<'_> {
                 let revision = self.storage.position().revision;
                 ServerMessage::Probed { revision, token }
             }
-            Some(watch) if self.session.watches.contains(watch) => {
+            Some(watch) if self.native.watches.contains(watch) => {
                 // In flight until its mark comes.
                 if let Some(permits) = self.admit(RequestLabel::Probe, Size::of(bytes)) {
                     let in_flight = InFlight {
                         state: State::Probing,
                         _permits: Some(permits),
                     };
-                    self.session.in_flight.insert(self.id, in_flight);
-                    self.session.watches.request_progress(watch, token, self.id);
+                    self.native.in_flight.insert(self.id, in_flight);
+                    self.native.watches.request_progress(watch, token, self.id);
                 }
                 return;
             }
@@ -476,13 +476,13 @@ impl Request<'_> {
                 ServerMessage::Error(StorageError::invalid(format!("there is no watch {watch}")))
             }
         };
-        self.session
+        self.native
             .outbox
             .push(Class::Control, message.encode(Some(self.id)));
     }
 
     fn cancel(&mut self) {
-        match self.session.reads.remove(self.id) {
+        match self.native.reads.remove(self.id) {
             Some(read) => self.finish(read.label(), read.scan(), Err(StorageError::Cancelled)),
             None => self.abort(self.id),
         }
@@ -493,7 +493,7 @@ impl Request<'_> {
         if let Some(InFlight {
             state: State::Reading(Some(abort)),
             ..
-        }) = self.session.in_flight.get(&id)
+        }) = self.native.in_flight.get(&id)
         {
             abort.abort();
         }

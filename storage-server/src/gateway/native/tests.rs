@@ -23,18 +23,18 @@ use super::Native;
 use crate::config::ServerConfig;
 use crate::engine::Engine;
 use crate::metrics::Outer;
-use crate::testing::{Client, Hold, MemoryEngine, Running, start};
+use crate::testing::{Client, Hold, KEYSPACE, MemoryEngine, Running, start};
 
 fn running(change: impl FnOnce(&mut ServerConfig)) -> Running {
     start(MemoryEngine::new(), change, |shared, peer| {
-        Native::new(shared, peer)
+        Native::new(shared, peer, Keyspace::new(KEYSPACE).unwrap())
     })
 }
 
 /// Another connection to an engine.
 fn beside(engine: &Arc<MemoryEngine>, change: impl FnOnce(&mut ServerConfig)) -> Running {
     start(engine.clone(), change, |shared, peer| {
-        Native::new(shared, peer)
+        Native::new(shared, peer, Keyspace::new(KEYSPACE).unwrap())
     })
 }
 
@@ -178,7 +178,8 @@ async fn a_started_commit_survives_its_socket() {
     running.session.await.unwrap();
     let inside = running
         .engine
-        .open_session("server", &Keyspace::new("test").unwrap());
+        .open_session("server", &Keyspace::new(KEYSPACE).unwrap())
+        .storage();
     assert!(inside.get_one("a".into()).await.unwrap().is_some());
 }
 
@@ -644,7 +645,9 @@ async fn no_bound_refuses_a_commit_that_comes_again() {
     };
     assert_eq!(error.outcome(), Outcome::Unknown, "{error}");
     assert_eq!(closed(client).await.0, 1001);
-    let inside = engine.open_session("server", &Keyspace::new("test").unwrap());
+    let inside = engine
+        .open_session("server", &Keyspace::new("test").unwrap())
+        .storage();
     assert!(inside.get_one("again".into()).await.unwrap().is_none());
 }
 

@@ -182,7 +182,9 @@ async fn index() {
             options.durability = Durability::Os;
             options.danger_without_index = without;
             let engine = RocksEngine::open(options).unwrap();
-            let session = engine.open_session("cert:bench", &Keyspace::new("bench").unwrap());
+            let session = engine
+                .open_session("cert:bench", &Keyspace::new("bench").unwrap())
+                .storage();
             let bytes = value(1024);
             let put = move |session: Arc<dyn storage_server::engine::SessionStorage>, n| {
                 let bytes = bytes.clone();
@@ -334,7 +336,9 @@ async fn replica() {
     }
 
     let engine = RocksEngine::open(EngineOptions::new(folder.path().join("engine"))).unwrap();
-    let session = engine.open_session("cert:bench", &Keyspace::new("bench").unwrap());
+    let session = engine
+        .open_session("cert:bench", &Keyspace::new("bench").unwrap())
+        .storage();
     fill(&*session, ENTRIES, VALUE_BYTES).await;
     let inside: Arc<dyn Storage> = session.clone();
     let began = Instant::now();

@@ -1,5 +1,6 @@
 //! Sessions on a store of their own, without a gateway.
 
+use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,7 +16,7 @@ use super::super::committer::{Group, Task, Work};
 use super::super::layout;
 use super::super::mark::Mark;
 use super::super::{EngineOptions, RocksEngine};
-use crate::engine::{Engine, Resumed, SessionStorage};
+use crate::engine::{Engine, Resumed, Session, SessionStorage};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -71,18 +72,39 @@ fn keyspace() -> Keyspace {
     Keyspace::new("model").unwrap()
 }
 
-fn open(engine: &RocksEngine) -> Arc<dyn SessionStorage> {
-    engine.open_session("cert:a", &keyspace())
+/// A session, and its storage by the same name.
+#[derive(Clone)]
+struct Opened {
+    session: Arc<dyn Session>,
+    storage: Arc<dyn SessionStorage>,
 }
 
-async fn put(
-    session: &Arc<dyn SessionStorage>,
-    number: u64,
-    key: &'static str,
-) -> Result<Position> {
+impl Opened {
+    fn of(session: Arc<dyn Session>) -> Self {
+        let storage = session.clone().storage();
+        Self { session, storage }
+    }
+}
+
+impl Deref for Opened {
+    type Target = dyn Session;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.session
+    }
+}
+
+fn open(engine: &RocksEngine) -> Opened {
+    Opened::of(engine.open_session("cert:a", &keyspace()))
+}
+
+async fn put(session: &Opened, number: u64, key: &'static str) -> Result<Position> {
     let batch = Batch::new().put_with(key, "value", Lifetime::Session);
     let options = CommitOptions::default();
-    session.commit_numbered(number, batch, options).await
+    session
+        .storage
+        .commit_numbered(number, batch, options)
+        .await
 }
 
 async fn attempt(engine: &RocksEngine, id: SessionId, incarnation: u64) -> Resumed {
@@ -91,9 +113,9 @@ async fn attempt(engine: &RocksEngine, id: SessionId, incarnation: u64) -> Resum
     resumed.await.unwrap()
 }
 
-async fn resume(engine: &RocksEngine, id: SessionId, incarnation: u64) -> Arc<dyn SessionStorage> {
+async fn resume(engine: &RocksEngine, id: SessionId, incarnation: u64) -> Opened {
     match attempt(engine, id, incarnation).await {
-        Resumed::Session(session) => session,
+        Resumed::Session(session) => Opened::of(session),
         other => panic!("not resumed: {other:?}"),
     }
 }
@@ -166,7 +188,7 @@ async fn both_copies_of_a_commit_in_one_group_have_one_effect() {
 async fn another_commit_under_an_executed_number_is_refused_also_after_a_restart() {
     let (folder, engine) = fresh(|_| {});
     let mut session = open(&engine);
-    let id = session.session();
+    let id = session.id();
     let first = put(&session, 1, "a").await.unwrap();
     let last = put(&session, 2, "b").await.unwrap();
     let mut engine = engine;
@@ -175,16 +197,20 @@ async fn another_commit_under_an_executed_number_is_refused_also_after_a_restart
         let reused = put(&session, 1, "x").await.unwrap_err();
         assert_eq!(reused, StorageError::NumberReused { number: 1 });
         assert_eq!(reused.outcome(), Outcome::NotExecuted);
-        let of_other = session.repeat_numbered(1, Some(1)).await.unwrap_err();
+        let of_other = session
+            .storage
+            .repeat_numbered(1, Some(1))
+            .await
+            .unwrap_err();
         assert_eq!(of_other, StorageError::NumberReused { number: 1 });
         closed_with(
-            session.repeat_numbered(1, None).await,
+            session.storage.repeat_numbered(1, None).await,
             Outcome::Unknown,
             "did not come whole",
         );
         assert_eq!(put(&session, 1, "a").await.unwrap(), first);
         assert_eq!(put(&session, 2, "b").await.unwrap(), last);
-        assert!(session.get_one("x".into()).await.unwrap().is_none());
+        assert!(session.storage.get_one("x".into()).await.unwrap().is_none());
         if incarnation == 1 {
             session.lose();
             folder = closed(&folder, engine).await;
@@ -200,7 +226,7 @@ async fn a_number_of_a_version_without_fingerprints_is_answered_with_what_it_did
     let session = open(&engine);
     let first = put(&session, 1, "a").await.unwrap();
     let store = &engine.shared.store;
-    let key = layout::session_key(session.session(), 1);
+    let key = layout::session_key(session.id(), 1);
     let row = store.row(layout::Table::Sessions, &key).unwrap().unwrap();
     let older = layout::CommitRow {
         fingerprint: None,
@@ -215,7 +241,7 @@ async fn a_number_of_a_version_without_fingerprints_is_answered_with_what_it_did
 async fn a_higher_incarnation_fences_and_what_was_queued_counts() {
     let (_folder, engine) = fresh(|_| {});
     let old = open(&engine);
-    let id = old.session();
+    let id = old.id();
     // Queued by the first poll, and not waited for.
     let queued: Vec<_> = (1..=50)
         .map(|number| {
@@ -227,7 +253,7 @@ async fn a_higher_incarnation_fences_and_what_was_queued_counts() {
         })
         .collect();
     let new = resume(&engine, id, 1).await;
-    assert_eq!((new.session(), new.executed()), (id, 50));
+    assert_eq!((new.id(), new.executed()), (id, 50));
     assert!(old.fenced().is_cancelled() && !new.fenced().is_cancelled());
     // Not "not executed": the new one may name it as unanswered, and send it again.
     closed_with(put(&old, 51, "a").await, Outcome::Unknown, "fenced");
@@ -247,7 +273,7 @@ async fn a_higher_incarnation_fences_and_what_was_queued_counts() {
         assert!(matches!(again, Resumed::Fenced), "{again:?}");
     }
     put(&new, 52, "a").await.unwrap();
-    assert!(new.get_one("a".into()).await.unwrap().is_some());
+    assert!(new.storage.get_one("a".into()).await.unwrap().is_some());
 }
 
 #[tokio::test]
@@ -255,7 +281,7 @@ async fn an_attempt_that_is_given_up_leaves_the_session_lost() {
     let (_folder, engine) = fresh(|_| {});
     let old = open(&engine);
     put(&old, 1, "a").await.unwrap();
-    let id = old.session();
+    let id = old.id();
     let space = keyspace();
     // Polled once, which queues it. If it is through already, what it gives is dropped at once.
     let given_up = engine.resume_session("cert:a", &space, id, 1);
@@ -272,24 +298,27 @@ async fn an_attempt_that_is_given_up_leaves_the_session_lost() {
 async fn sessions_survive_the_store_and_their_numbers_too() {
     let (folder, engine) = fresh(|_| {});
     let session = open(&engine);
-    let id = session.session();
-    let idle = open(&engine).session();
+    let id = session.id();
+    let idle = open(&engine).id();
     let first = put(&session, 1, "a").await.unwrap();
     let failing = Batch::new().check_absent("a");
-    let refused = session.commit_numbered(2, failing, CommitOptions::default());
+    let refused = session
+        .storage
+        .commit_numbered(2, failing, CommitOptions::default());
     assert_eq!(refused.await.unwrap_err().outcome(), Outcome::Refused);
     for number in 3..=1100 {
         put(&session, number, "b").await.unwrap();
     }
-    let unnumbered = engine.open_session("cert:a", &keyspace());
+    let unnumbered = Opened::of(engine.open_session("cert:a", &keyspace()));
     unnumbered
+        .storage
         .commit(
             Batch::new().put_with("c", "own", Lifetime::Session),
             CommitOptions::default(),
         )
         .await
         .unwrap();
-    let of_unnumbered = unnumbered.session();
+    let of_unnumbered = unnumbered.id();
     session.lose();
     drop((session, unnumbered));
     let folder = closed(&folder, engine).await;
@@ -304,8 +333,8 @@ async fn sessions_survive_the_store_and_their_numbers_too() {
     assert!(repeated.revision > first.revision);
     put(&session, 1101, "x").await.unwrap();
     // Session keys of the one stay; those of one that numbers itself are gone, as before.
-    assert!(session.get_one("a".into()).await.unwrap().is_some());
-    assert!(session.get_one("c".into()).await.unwrap().is_none());
+    assert!(session.storage.get_one("a".into()).await.unwrap().is_some());
+    assert!(session.storage.get_one("c".into()).await.unwrap().is_none());
     let left = super::record_keys(&engine.shared.store, of_unnumbered);
     assert_eq!(left.unwrap().len(), 0, "and its records");
     assert_eq!(resume(&engine, idle, 1).await.executed(), 0);
@@ -318,11 +347,17 @@ async fn a_refused_number_below_the_highest_is_never_executed() {
     put(&session, 1, "a").await.unwrap();
     let failing = || Batch::new().check_absent("a").put("z", "z");
     let options = CommitOptions::default;
-    let refused = session.commit_numbered(2, failing(), options()).await;
+    let refused = session
+        .storage
+        .commit_numbered(2, failing(), options())
+        .await;
     assert_eq!(refused.unwrap_err().outcome(), Outcome::Refused);
-    let session = resume(&engine, session.session(), 1).await;
+    let session = resume(&engine, session.id(), 1).await;
     // Above the highest executed number it is as the first time.
-    let refused = session.commit_numbered(2, failing(), options()).await;
+    let refused = session
+        .storage
+        .commit_numbered(2, failing(), options())
+        .await;
     assert_eq!(refused.unwrap_err().outcome(), Outcome::Refused);
     put(&session, 3, "b").await.unwrap();
     closed_with(
@@ -330,7 +365,7 @@ async fn a_refused_number_below_the_highest_is_never_executed() {
         Outcome::NotExecuted,
         "refused before",
     );
-    assert!(session.get_one("z".into()).await.unwrap().is_none());
+    assert!(session.storage.get_one("z".into()).await.unwrap().is_none());
 }
 
 #[tokio::test]
@@ -338,7 +373,7 @@ async fn a_repeated_commit_is_answered_whatever_holds_now() {
     let (folder, engine) = fresh(|_| {});
     let session = open(&engine);
     let first = put(&session, 1, "a").await.unwrap();
-    let id = session.session();
+    let id = session.id();
     drop(session);
     engine.shared.store.poison("a test");
     let session = resume(&engine, id, 1).await;
@@ -356,7 +391,9 @@ async fn a_repeated_commit_is_answered_whatever_holds_now() {
     assert_eq!(put(&session, 1, "a").await.unwrap(), first);
     // What it holds is compared, and not judged.
     let invalid = Batch::new().put("", "");
-    let repeated = session.commit_numbered(1, invalid, CommitOptions::default());
+    let repeated = session
+        .storage
+        .commit_numbered(1, invalid, CommitOptions::default());
     let reused = Err(StorageError::NumberReused { number: 1 });
     assert_eq!(repeated.await, reused);
     let error = put(&session, 2, "a").await.unwrap_err();
@@ -368,13 +405,16 @@ async fn neither_a_full_nor_a_closed_queue_makes_an_executed_commit_look_refused
     let (_folder, engine) = fresh(|options| options.commit_queue_bytes = 1);
     let session = open(&engine);
     let first = put(&session, 1, "a").await.unwrap();
-    let session = resume(&engine, session.session(), 1).await;
+    let session = resume(&engine, session.id(), 1).await;
     let big = || Batch::new().put("big", vec![0; 1024]);
     let polled = |number, batch| {
         let session = session.clone();
         let commit = async move {
             let options = CommitOptions::default();
-            session.commit_numbered(number, batch, options).await
+            session
+                .storage
+                .commit_numbered(number, batch, options)
+                .await
         };
         let mut commit = Box::pin(commit);
         let now = futures_util::FutureExt::now_or_never(&mut commit);
@@ -420,7 +460,7 @@ async fn the_longest_lost_are_forgotten_first_when_there_are_too_many() {
     for _ in 0..4 {
         let session = open(&engine);
         put(&session, 1, "a").await.unwrap();
-        sessions.push(session.session());
+        sessions.push(session.id());
         session.lose();
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -448,10 +488,10 @@ async fn the_surplus_is_of_who_has_the_most_and_of_nobody_within_the_grace() {
     let sessions = &engine.shared.sessions;
     let mut lost = Vec::new();
     for principal in ["cert:few", "cert:a", "cert:a", "cert:b", "cert:a", "cert:b"] {
-        let session = engine.open_session(principal, &keyspace());
+        let session = Opened::of(engine.open_session(principal, &keyspace()));
         put(&session, 1, "a").await.unwrap();
         session.lose();
-        let id = session.session();
+        let id = session.id();
         until("it is lost", async || sessions.kept() == lost.len() + 1).await;
         lost.push((engine.shared.store.now(), id));
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -487,22 +527,22 @@ async fn an_id_that_cannot_be_proved_is_gone() {
     let (folder, engine) = fresh(|_| {});
     let session = open(&engine);
     put(&session, 1, "a").await.unwrap();
-    let idle = open(&engine).session();
+    let idle = open(&engine).id();
     let ended = open(&engine);
     put(&ended, 1, "b").await.unwrap();
     ended.end().await.unwrap();
-    let ended_id = ended.session();
+    let ended_id = ended.id();
     assert!(is_gone(&engine, ended_id).await, "it ended");
     drop(ended);
     assert!(is_gone(&engine, ended_id).await, "and is remembered");
     let here = keyspace();
-    let other = engine.resume_session("cert:b", &here, session.session(), 9);
+    let other = engine.resume_session("cert:b", &here, session.id(), 9);
     assert!(
         matches!(other.await.unwrap(), Resumed::Gone),
         "another principal"
     );
     let elsewhere = Keyspace::new("other").unwrap();
-    let other = engine.resume_session("cert:a", &elsewhere, session.session(), 9);
+    let other = engine.resume_session("cert:a", &elsewhere, session.id(), 9);
     assert!(
         matches!(other.await.unwrap(), Resumed::Gone),
         "another keyspace"
@@ -513,7 +553,7 @@ async fn an_id_that_cannot_be_proved_is_gone() {
     let early = layout::new_session_id(UnixMillis(5));
     let late = layout::new_session_id(now.after(Duration::from_secs(60)));
     assert!(is_gone(&engine, early).await && is_gone(&engine, late).await);
-    let id = session.session();
+    let id = session.id();
     drop(session);
     let folder = closed(&folder, engine).await;
     // The history forks: what was committed may be gone.
@@ -527,7 +567,7 @@ async fn an_id_that_cannot_be_proved_is_gone() {
     assert_eq!(engine.shared.sessions.kept(), 0);
     let reader = open(&engine);
     assert!(
-        reader.get_one("a".into()).await.unwrap().is_none(),
+        reader.storage.get_one("a".into()).await.unwrap().is_none(),
         "its key went with it"
     );
 }
@@ -541,12 +581,12 @@ async fn an_ended_session_is_gone_after_a_start_too() {
     let session = open(&engine);
     put(&session, 1, "b").await.unwrap();
     session.end().await.unwrap();
-    let (id, before_id) = (session.session(), before.session());
+    let (id, before_id) = (session.id(), before.id());
     // One without a row leaves nothing to be remembered.
     let older = open(&engine);
     older.end().await.unwrap();
     tokio::time::sleep(Duration::from_millis(5)).await;
-    let idle = open(&engine).session();
+    let idle = open(&engine).id();
     drop((session, before, older));
     let folder = closed(&folder, engine).await;
     let engine = reopened(options(folder.path())).await;
@@ -568,11 +608,11 @@ async fn what_is_put_after_a_resume_outlives_the_lapse_before_it() {
     let session = open(&engine);
     put(&session, 1, "a").await.unwrap();
     put(&session, 2, "b").await.unwrap();
-    let id = session.session();
+    let id = session.id();
     session.lose();
     let reader = open(&engine);
     until("the keys go", async || {
-        reader.get_one("a".into()).await.unwrap().is_none()
+        reader.storage.get_one("a".into()).await.unwrap().is_none()
     })
     .await;
     let session = resume(&engine, id, 1).await;
@@ -592,7 +632,7 @@ async fn what_is_put_after_a_resume_outlives_the_lapse_before_it() {
     assert!(!session.lapsed());
     for key in ["a", "b"] {
         assert!(
-            session.get_one(key.into()).await.unwrap().is_some(),
+            session.storage.get_one(key.into()).await.unwrap().is_some(),
             "{key}"
         );
     }
@@ -603,7 +643,7 @@ async fn a_lapse_that_was_cut_short_is_finished_at_the_next_start() {
     let (folder, engine) = fresh(|_| {});
     let session = open(&engine);
     put(&session, 1, "a").await.unwrap();
-    let id = session.session();
+    let id = session.id();
     session.lose();
     let (since, state) = lost(&engine).await;
     let task = Task::Lapse { since };
@@ -614,7 +654,7 @@ async fn a_lapse_that_was_cut_short_is_finished_at_the_next_start() {
     let engine = reopened(options(folder.path())).await;
     let session = resume(&engine, id, 1).await;
     assert!(session.lapsed());
-    assert!(session.get_one("a".into()).await.unwrap().is_none());
+    assert!(session.storage.get_one("a".into()).await.unwrap().is_none());
 }
 
 /// The only lost session, and since when.
@@ -628,7 +668,7 @@ async fn lost(engine: &RocksEngine) -> (UnixMillis, Arc<super::SessionState>) {
 async fn a_session_that_is_resumed_during_its_lapse_keeps_what_it_puts() {
     let (_folder, engine) = fresh(|_| {});
     let session = open(&engine);
-    let id = session.session();
+    let id = session.id();
     put(&session, 1, "a").await.unwrap();
     put(&session, 2, "b").await.unwrap();
     session.lose();
@@ -643,7 +683,7 @@ async fn a_session_that_is_resumed_during_its_lapse_keeps_what_it_puts() {
     lapse(since, &state).await;
     for key in ["a", "b"] {
         assert!(
-            session.get_one(key.into()).await.unwrap().is_some(),
+            session.storage.get_one(key.into()).await.unwrap().is_some(),
             "{key}"
         );
     }
@@ -658,7 +698,10 @@ async fn a_session_that_is_resumed_during_its_lapse_keeps_what_it_puts() {
     put(&session, 3, "a").await.unwrap();
     put(&session, 4, "c").await.unwrap();
     lapse(since, &state).await;
-    let found = session.get(&["a".into(), "b".into(), "c".into()]).await;
+    let found = session
+        .storage
+        .get(&["a".into(), "b".into(), "c".into()])
+        .await;
     let found: Vec<_> = found.unwrap().value.iter().map(Option::is_some).collect();
     assert_eq!(found, [true, false, true]);
 }
@@ -682,8 +725,8 @@ async fn a_store_with_a_lapse_that_was_cut_short_starts_at_a_full_disk() {
             ..options(folder.path())
         };
         let engine = reopened(full).await;
-        let reader = engine.open_session("cert:b", &keyspace());
-        if reader.get_one("a".into()).await.unwrap().is_none() {
+        let reader = Opened::of(engine.open_session("cert:b", &keyspace()));
+        if reader.storage.get_one("a".into()).await.unwrap().is_none() {
             assert!(attempt < 10, "the key does not stay");
             continue;
         }
@@ -691,8 +734,8 @@ async fn a_store_with_a_lapse_that_was_cut_short_starts_at_a_full_disk() {
         drop(reader);
         let folder = closed(&folder, engine).await;
         let engine = reopened(options(folder.path())).await;
-        let reader = engine.open_session("cert:b", &keyspace());
-        assert!(reader.get_one("a".into()).await.unwrap().is_none());
+        let reader = Opened::of(engine.open_session("cert:b", &keyspace()));
+        assert!(reader.storage.get_one("a".into()).await.unwrap().is_none());
         assert!(engine.shared.old_sessions_ended.load(Ordering::Relaxed));
         break;
     }
@@ -717,11 +760,11 @@ async fn a_lapse_that_is_begun_is_not_begun_again() {
     let answer = super::super::submit(&engine.shared.queue, &state, 0, task, 64).unwrap();
     answer.await.unwrap().unwrap();
     let begun = state.lapse();
-    let other = engine.open_session("cert:b", &keyspace());
-    other.put("other".into(), "v".into()).await.unwrap();
+    let other = Opened::of(engine.open_session("cert:b", &keyspace()));
+    other.storage.put("other".into(), "v".into()).await.unwrap();
     lapse_of_lost(&engine).await.unwrap();
     assert_eq!(state.lapse(), begun);
-    assert!(other.get_one("a".into()).await.unwrap().is_none());
+    assert!(other.storage.get_one("a".into()).await.unwrap().is_none());
 }
 
 #[tokio::test]
@@ -757,15 +800,22 @@ async fn a_lapse_is_finished_although_the_session_is_resumed_meanwhile() {
         }
         let options = CommitOptions::default();
         session
+            .storage
             .commit_numbered(number, batch, options)
             .await
             .unwrap();
     }
-    let id = session.session();
+    let id = session.id();
     let reader = open(&engine);
     session.lose();
     let began = std::time::Instant::now();
-    while reader.get_one("01/0".into()).await.unwrap().is_some() {
+    while reader
+        .storage
+        .get_one("01/0".into())
+        .await
+        .unwrap()
+        .is_some()
+    {
         assert!(began.elapsed() < PATIENCE, "nothing lapses");
         tokio::task::yield_now().await;
     }
@@ -775,11 +825,18 @@ async fn a_lapse_is_finished_although_the_session_is_resumed_meanwhile() {
     let first_of_last = format!("{COMMITS:02}/0");
     until("all of it goes", async || {
         let keys = [last.clone().into(), first_of_last.clone().into()];
-        let found = reader.get(&keys).await.unwrap().value;
+        let found = reader.storage.get(&keys).await.unwrap().value;
         found.iter().all(Option::is_none)
     })
     .await;
-    assert!(reader.get_one("new".into()).await.unwrap().is_some());
+    assert!(
+        reader
+            .storage
+            .get_one("new".into())
+            .await
+            .unwrap()
+            .is_some()
+    );
     until("it is finished", async || {
         engine.shared.sessions.lapsing().is_empty()
     })
@@ -798,7 +855,11 @@ async fn many_sessions_lapse_together_and_each_at_once() {
             batch = batch.put_with(key, "value", Lifetime::Session);
         }
         let options = CommitOptions::default();
-        session.commit_numbered(1, batch, options).await.unwrap();
+        session
+            .storage
+            .commit_numbered(1, batch, options)
+            .await
+            .unwrap();
         session.lose();
         expected += 1;
     }

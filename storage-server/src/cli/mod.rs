@@ -2,11 +2,15 @@
 //!
 //! A flag wins over its environment variable, that over the file, the file over the default.
 
+mod run;
+
 use std::path::PathBuf;
 
 use clap::{Args, Command as ClapCommand, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{ConfigError, DEFAULT_ADDRESS, RawConfig, RawListener, ServerConfig, address};
+
+pub use self::run::main;
 
 const EXAMPLES: &str = "Examples:
   storage-server serve --certs certs/dev --data /var/lib/storage
@@ -167,11 +171,12 @@ impl Settings {
         Ok(())
     }
 
-    /// The checked configuration: these settings over the file over the defaults.
+    /// The checked configuration: these settings over the file over the defaults. `gateways`: the names of those that
+    /// there are.
     ///
     /// # Errors
     /// [`ConfigError`].
-    pub fn resolve(&self) -> Result<ServerConfig, ConfigError> {
+    pub fn resolve(&self, gateways: &[&str]) -> Result<ServerConfig, ConfigError> {
         self.check_flags()?;
         let mut raw = match &self.config {
             Some(path) => RawConfig::from_file(path)?,
@@ -193,7 +198,7 @@ impl Settings {
             address("--listen", listen)?;
             set_listener(&mut raw, listen);
         }
-        ServerConfig::from_raw(&raw)
+        ServerConfig::from_raw(&raw, gateways)
     }
 }
 
@@ -228,6 +233,8 @@ fn set_listener(raw: &mut RawConfig, listen: &str) {
 mod tests {
     use super::*;
 
+    const KNOWN: [&str; 2] = ["storage", "admin"];
+
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
@@ -251,7 +258,7 @@ mod tests {
             data: Some(PathBuf::new()),
             ..Settings::default()
         };
-        let error = settings.resolve().unwrap_err().to_string();
+        let error = settings.resolve(&KNOWN).unwrap_err().to_string();
         assert!(error.contains("--data = \"\""), "{error}");
     }
 
@@ -269,7 +276,7 @@ mod tests {
             certs: Some("from-flag".into()),
             ..Settings::default()
         };
-        let config = settings.resolve().unwrap();
+        let config = settings.resolve(&KNOWN).unwrap();
         let ports: Vec<_> = config
             .listeners
             .iter()
@@ -283,7 +290,7 @@ mod tests {
             ..Settings::default()
         };
         assert!(
-            bad.resolve()
+            bad.resolve(&KNOWN)
                 .unwrap_err()
                 .to_string()
                 .contains("--listen = \"here\"")
@@ -300,7 +307,7 @@ mod tests {
                 config: Some(path.clone()),
                 ..Settings::default()
             }
-            .resolve()
+            .resolve(&KNOWN)
             .unwrap_err()
             .to_string()
         };
@@ -317,7 +324,7 @@ mod tests {
         };
         assert!(
             missing
-                .resolve()
+                .resolve(&KNOWN)
                 .unwrap_err()
                 .to_string()
                 .contains("/no/such.toml")

@@ -1,0 +1,263 @@
+//! One connection, from TCP to its session: TLS, HTTP, and the bounds before a peer is known.
+//!
+//! Everything up to the first message of a session, or the first request for a route, has one deadline, and a place of
+//! its listener (see [`super::admission`]). A connection that asks for routes may stay: idle for `timeouts.http_idle`,
+//! and as long as an answer takes. At a shutdown it ends behind the answer that is due.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use super::admission::{Heard, Place};
+use super::stream::Stream;
+use super::tls::{AcceptError, Tls};
+use crate::auth::{IdentityError, Principal};
+use crate::http::protocol::Running;
+use crate::http::{Admitted, Front, Patient};
+use crate::metrics::RefusedLabel;
+use crate::shared::Shared;
+use crate::ws::Peer;
+
+/// What the system takes of a connection before it has sent what it took before: half of that is 0.5 ms at 1 Gbit/s.
+const UNSENT_BYTES: u32 = 128 * 1024;
+/// The longest HTTP request head.
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// For an orderly end of TLS and TCP.
+const END_PATIENCE: Duration = Duration::from_secs(1);
+
+/// See the module.
+pub(super) struct Connection {
+    shared: Arc<Shared>,
+    front: Arc<Front>,
+    number: u64,
+    address: SocketAddr,
+    deadline: Instant,
+    /// Kept until the connection ends.
+    place: Arc<Place>,
+}
+
+impl Connection {
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        front: &Arc<Front>,
+        address: SocketAddr,
+        place: Place,
+    ) -> Self {
+        static NUMBER: AtomicU64 = AtomicU64::new(1);
+        Self {
+            number: NUMBER.fetch_add(1, Ordering::Relaxed),
+            address,
+            deadline: Instant::now() + shared.config.timeouts.handshake,
+            place: Arc::new(place),
+            shared: shared.clone(),
+            front: front.clone(),
+        }
+    }
+
+    pub(super) fn span(&self) -> tracing::Span {
+        tracing::info_span!(
+            "connection",
+            conn = self.number,
+            peer = %self.address,
+            principal = tracing::field::Empty,
+            keyspace = tracing::field::Empty,
+        )
+    }
+
+    pub(super) async fn run(self, stream: TcpStream, tls: Arc<Option<Tls>>) {
+        // Boxed, as the session is: nothing of the way stays with thousands of sessions at rest.
+        let arriving = Box::pin(self.arrive(stream, tls));
+        if let Some(session) = arriving.await {
+            session.await;
+        }
+    }
+
+    /// The session that the peer asked for; `None` if it is over.
+    async fn arrive(&self, stream: TcpStream, tls: Arc<Option<Tls>>) -> Option<Running> {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "cannot set TCP_NODELAY");
+        }
+        // A small answer stands behind what the system holds unsent, so that is to be little.
+        if let Err(error) = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES) {
+            tracing::debug!(%error, "cannot set TCP_NOTSENT_LOWAT");
+        }
+        let stream = Heard::new(stream, self.place.seat());
+        let arriving = async {
+            let secured = tokio::select! {
+                secured = self.secure(stream, &tls) => secured,
+                () = self.shared.stop.cancelled() => None,
+            };
+            let (stream, principal) = secured?;
+            self.http(stream, principal).await
+        };
+        let arrived = self.place.unless_asked_to_leave(arriving).await;
+        if arrived.is_none() {
+            self.shared.metrics.refused(RefusedLabel::Handshakes);
+            tracing::info!(
+                "closed a connection: it was silent, or one of too many of its address, and its place was needed"
+            );
+        }
+        arrived.flatten()
+    }
+
+    /// The TLS handshake, and who the peer is.
+    async fn secure(
+        &self,
+        stream: Heard<TcpStream>,
+        tls: &Option<Tls>,
+    ) -> Option<(Stream, Result<Principal, IdentityError>)> {
+        let Some(tls) = tls else {
+            tracing::Span::current().record("principal", "anonymous");
+            return Some((Stream::Plain(stream), Ok(Principal::anonymous())));
+        };
+        let accepted = tokio::time::timeout_at(self.deadline.into(), tls.accept(stream)).await;
+        match accepted {
+            Ok(Ok(accepted)) => {
+                if let Ok(principal) = &accepted.principal {
+                    tracing::Span::current().record("principal", principal.as_str());
+                }
+                if accepted.resumed {
+                    self.shared.metrics.resumed.increment();
+                }
+                let stream = Stream::Tls(Box::new(accepted.stream));
+                Some((stream, accepted.principal))
+            }
+            Ok(Err(AcceptError::Handshake(error))) if !self.place.seat().was_heard() => {
+                // As the health checks of load balancers do.
+                self.shared.metrics.refused(RefusedLabel::Unused);
+                tracing::debug!(%error, "a connection was closed by its peer, who said nothing");
+                None
+            }
+            Ok(Err(error)) => {
+                self.shared.metrics.refused(RefusedLabel::Tls);
+                tracing::info!(%error, "refused a connection");
+                None
+            }
+            Err(_) => {
+                self.shared.metrics.refused(RefusedLabel::Timeout);
+                tracing::info!("closed a connection: no TLS handshake in time");
+                None
+            }
+        }
+    }
+
+    /// HTTP until an upgrade, whose session is given back, or until its end.
+    async fn http(
+        &self,
+        stream: Stream,
+        principal: Result<Principal, IdentityError>,
+    ) -> Option<Running> {
+        let visit = self
+            .front
+            .visit(self.address, principal.clone(), &self.place);
+        let visited = visit.clone();
+        let service = service_fn(move |request| {
+            let visit = visited.clone();
+            Box::pin(async move { Ok::<_, std::convert::Infallible>(visit.answer(request).await) })
+        });
+        let timeouts = &self.shared.config.timeouts;
+        let stream = Patient::new(stream, timeouts.slow_peer);
+        let mut connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(timeouts.http_idle)
+            .max_buf_size(HEAD_BYTES_MAX)
+            .serve_connection(TokioIo::new(stream), service);
+        let mut drain = pin!(self.shared.drain.cancelled());
+        let mut draining = false;
+        let serving = poll_fn(|cx| {
+            if !draining && drain.as_mut().poll(cx).is_ready() {
+                if !self.place.is_settled() {
+                    return Poll::Ready(None);
+                }
+                draining = true;
+                Pin::new(&mut connection).graceful_shutdown();
+            }
+            connection.poll_without_shutdown(cx).map(Some)
+        });
+        let served = tokio::select! {
+            served = serving => served?,
+            () = self.shared.cut.cancelled() => return None,
+            () = self.no_request_in_time() => {
+                self.shared.metrics.refused(RefusedLabel::Timeout);
+                tracing::info!("closed a connection: no upgrade in time");
+                return None;
+            }
+        };
+        if let Err(error) = served {
+            self.ended(&error);
+            return None;
+        }
+        let parts = connection.into_parts();
+        let mut stream = parts.io.into_inner().into_inner();
+        let (Some(admitted), Ok(principal)) = (visit.admitted(), principal) else {
+            // Whether the peer takes note is its own matter.
+            let _ = tokio::time::timeout(END_PATIENCE, stream.shutdown()).await;
+            return None;
+        };
+        let Admitted {
+            opening,
+            slot,
+            open,
+        } = admitted;
+        self.place.settle();
+        let peer = Peer {
+            principal,
+            deadline: self.deadline,
+            slot,
+            open,
+            drain: self.shared.drain.child_token(),
+            cut: self.shared.cut.child_token(),
+        };
+        Some(opening(self.shared.clone(), peer, stream, parts.read_buf))
+    }
+
+    /// Ends when the deadline passes before the peer asked for anything that it may stay for.
+    async fn no_request_in_time(&self) {
+        tokio::time::sleep_until(self.deadline.into()).await;
+        if self.place.is_settled() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Why HTTP ended without an answer to a request.
+    fn ended(&self, error: &hyper::Error) {
+        if error.is_timeout() && self.place.is_settled() {
+            tracing::debug!("closed a connection: no further HTTP request in time");
+            return;
+        }
+        if error.is_timeout() {
+            self.shared.metrics.refused(RefusedLabel::Timeout);
+            tracing::info!("closed a connection: no HTTP request in time");
+            return;
+        }
+        let cause = std::error::Error::source(error);
+        let cause = cause.and_then(|cause| cause.downcast_ref::<io::Error>());
+        if cause.is_some_and(|cause| cause.kind() == io::ErrorKind::TimedOut) {
+            self.shared.metrics.refused(RefusedLabel::Timeout);
+            tracing::info!("closed a connection: its peer did not take the answer in time");
+            return;
+        }
+        self.shared.metrics.refused(RefusedLabel::Http);
+        if error.is_parse_too_large() {
+            tracing::info!(
+                limit = HEAD_BYTES_MAX,
+                "refused a request: its head is too large"
+            );
+        } else if error.is_parse() {
+            tracing::info!(%error, "refused a request that is no HTTP/1.1");
+        } else {
+            tracing::info!(%error, "closed a connection in the middle of a request");
+        }
+    }
+}

@@ -1,0 +1,508 @@
+//! A WebSocket protocol as a task: it receives messages, sends messages, and ends.
+//!
+//! The task is part of the connection's own task, and is polled with it: nothing is spawned, and a message goes from one
+//! to the other without a queue between tasks. What waits, in either direction, is bounded and counted in the bounds of the
+//! peer's principal: while the task takes nothing, the socket is not read, so TCP holds the peer back; while the peer takes
+//! nothing, [`WebSocket::send`] waits.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use storage_protocol::{Keyspace, Limit, Storage, StorageError};
+use tokio_tungstenite::tungstenite;
+pub use tokio_tungstenite::tungstenite::Utf8Bytes;
+
+use super::{Close, Departure, Dialect, Heartbeat, Peer, close_code};
+use crate::auth::Principal;
+use crate::config::Timeouts;
+use crate::gateway::ServerHandle;
+use crate::limits::budget::{Budget, Permit, SessionSlot};
+use crate::metrics::ClosedLabel;
+use crate::shared::Shared;
+
+/// The handler of a connection.
+pub(crate) type Handler = Pin<Box<dyn Future<Output = Result<(), Close>> + Send>>;
+
+/// What came and was not taken yet, before the socket is not read any more.
+const INBOX_BYTES_MAX: usize = 64 << 10;
+/// And so many messages.
+const INBOX_LEN_MAX: usize = 64;
+/// How often a message that waits for room that others have looks for it.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// A message of a WebSocket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Of text; cheap to clone, so that many can be sent the same.
+    Text(Utf8Bytes),
+    /// Of bytes.
+    Binary(Bytes),
+}
+
+impl Message {
+    /// A text message.
+    pub fn text(text: impl Into<Utf8Bytes>) -> Self {
+        Self::Text(text.into())
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Binary(bytes) => bytes.len(),
+        }
+    }
+
+    /// What it takes while it waits.
+    fn cost(&self) -> usize {
+        self.len() + size_of::<Self>()
+    }
+}
+
+/// When pings go out. Whoever answers none of them, and says nothing else, is closed after the protocol's silence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ping {
+    /// After so long without a message of the peer.
+    WhenSilent(Duration),
+    /// Each time so long has passed.
+    Every(Duration),
+}
+
+/// How a protocol's connections are kept. What is `None` is as for native sessions.
+#[derive(Clone, Debug, Default)]
+pub struct SocketOptions {
+    /// The longest message that is taken, in bytes; a longer one closes with 1009. Default `limits.message_bytes_max`.
+    pub message_bytes_max: Option<usize>,
+    /// When pings go out. Default: after `timeouts.heartbeat` of silence.
+    pub ping: Option<Ping>,
+    /// A peer of which nothing was heard for so long is closed with 4001. Default `timeouts.silence`.
+    pub silence: Option<Duration>,
+    /// Whether the peer says in the connection who it is: one that has not ([`WebSocket::log_in`]) within
+    /// `timeouts.handshake` of its TCP connection is closed with 1008.
+    pub login: bool,
+}
+
+/// Why a message is not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// The peer is gone: nothing can be sent any more.
+    #[error("the peer is gone")]
+    Disconnected,
+    /// It is longer than `limits.message_bytes_max`.
+    #[error("a message of {bytes} bytes, at most {max} can be sent")]
+    TooLong {
+        /// How long it is.
+        bytes: usize,
+        /// How long it may be.
+        max: usize,
+    },
+}
+
+/// Why a peer has no place: the server, or its principal, has as many connections as there may be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(transparent)]
+pub struct LoginError(StorageError);
+
+/// A connection, as the task of its protocol has it. All calls are cancel-safe, and may be made from several futures of
+/// the task at once.
+///
+/// The connection ends in one of these ways; in each the task is to come to its end, and its result says how the server
+/// closes: `Ok` with 1000 (1001 at a shutdown), `Err` with a code of its own.
+///
+/// * The task ends: what it has sent is still written, then the connection is closed.
+/// * The peer closes, or is gone: [`WebSocket::receive`] tells `None` behind the last message. What is sent until the task
+///   ends is written if the peer still takes it. A task that is not through after `timeouts.drain` is dropped.
+/// * The server shuts down: the same, with `timeouts.drain` to finish.
+#[derive(Debug)]
+pub struct WebSocket {
+    pipe: Arc<Pipe>,
+    server: ServerHandle,
+}
+
+#[derive(Debug)]
+struct Pipe(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    principal: Principal,
+    /// Taken by a login, and not yet by the connection.
+    slot: Option<SessionSlot>,
+    is_logged_in: bool,
+    inbox: VecDeque<Message>,
+    inbox_bytes: usize,
+    /// No message comes any more.
+    is_ended: bool,
+    outbox: VecDeque<Message>,
+    /// What it holds, in the session's budget within its principal's.
+    outbox_permit: Permit,
+    outbox_bytes_max: usize,
+    message_bytes_max: usize,
+    /// Nothing can be sent any more.
+    is_gone: bool,
+    /// Messages that were taken and sent by the task, to see whether it did anything.
+    moved: u64,
+    receivers: Vec<Waker>,
+    senders: Vec<Waker>,
+}
+
+impl Pipe {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn outbox_bytes(&self) -> usize {
+        self.outbox_permit.amount()
+    }
+
+    /// Whether others have the room that one more message would take.
+    fn waits_for_others(&self) -> bool {
+        self.outbox_bytes() > 0 && self.outbox_permit.budget().shared_is_full()
+    }
+
+    fn is_full(&self) -> bool {
+        self.outbox_bytes() >= self.outbox_bytes_max || self.waits_for_others()
+    }
+}
+
+fn wait<T>(waiting: &mut Vec<Waker>, cx: &Context<'_>) -> Poll<T> {
+    if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+        waiting.push(cx.waker().clone());
+    }
+    Poll::Pending
+}
+
+fn wake(waiting: &mut Vec<Waker>) {
+    waiting.drain(..).for_each(Waker::wake);
+}
+
+impl WebSocket {
+    /// Who the peer is: by its certificate, or since [`WebSocket::log_in`] what was said there.
+    #[must_use]
+    pub fn principal(&self) -> Principal {
+        self.pipe.state().principal.clone()
+    }
+
+    /// A keyspace, as the peer sees it: see [`ServerHandle::storage_as`].
+    #[must_use]
+    pub fn storage(&self, keyspace: &Keyspace) -> Arc<dyn Storage> {
+        self.server.storage_as(&self.principal(), keyspace)
+    }
+
+    /// The peer has proven to be this principal: its connection counts as one of it from now on. Can be called again.
+    ///
+    /// # Errors
+    /// [`LoginError`]: the principal has as many connections as it may have; nothing is changed then.
+    pub fn log_in(&self, principal: Principal) -> Result<(), LoginError> {
+        let slots = &self.server.shared().slots;
+        let slot = slots.take(principal.as_str()).map_err(LoginError)?;
+        let mut state = self.pipe.state();
+        state.slot = Some(slot);
+        state.principal = principal;
+        state.is_logged_in = true;
+        state.moved += 1;
+        Ok(())
+    }
+
+    /// The next message; `None` when none comes any more.
+    pub async fn receive(&self) -> Option<Message> {
+        poll_fn(|cx| {
+            let mut state = self.pipe.state();
+            match state.inbox.pop_front() {
+                Some(message) => {
+                    state.inbox_bytes -= message.cost();
+                    state.moved += 1;
+                    Poll::Ready(Some(message))
+                }
+                None if state.is_ended => Poll::Ready(None),
+                None => wait(&mut state.receivers, cx),
+            }
+        })
+        .await
+    }
+
+    /// Sends a message, as soon as there is room for it. Whether it arrives is not known; messages arrive in the order in
+    /// which they were sent.
+    ///
+    /// # Errors
+    /// [`SendError`].
+    pub async fn send(&self, message: Message) -> Result<(), SendError> {
+        let mut message = Some(message);
+        poll_fn(|cx| {
+            let mut state = self.pipe.state();
+            let (bytes, max) = (
+                message.as_ref().map_or(0, Message::len),
+                state.message_bytes_max,
+            );
+            if state.is_gone {
+                return Poll::Ready(Err(SendError::Disconnected));
+            }
+            if bytes > max {
+                return Poll::Ready(Err(SendError::TooLong { bytes, max }));
+            }
+            if state.is_full() {
+                return wait(&mut state.senders, cx);
+            }
+            if let Some(message) = message.take() {
+                let held = state.outbox_bytes() + message.cost();
+                state.outbox_permit.resize(held);
+                state.outbox.push_back(message);
+                state.moved += 1;
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await
+    }
+}
+
+/// The dialect whose messages a handler takes and sends.
+pub(crate) struct Task {
+    pipe: Arc<Pipe>,
+    /// `None` when it is through.
+    handler: Option<Handler>,
+    result: Result<(), Close>,
+    options: SocketOptions,
+    received_bytes_max: usize,
+    sent_bytes_max: usize,
+    login_deadline: Option<Instant>,
+    outbox: Arc<Budget>,
+    outbox_bytes_max: usize,
+    inbox_permit: Permit,
+    /// When room is looked for that others have.
+    look_again: Option<Instant>,
+    draining: bool,
+    /// The peer closes: its close frame is answered behind what is due.
+    closing: bool,
+    drain: Duration,
+}
+
+impl Task {
+    pub(crate) fn new(
+        shared: &Arc<Shared>,
+        peer: &Peer,
+        options: SocketOptions,
+        start: impl FnOnce(WebSocket) -> Handler,
+    ) -> Self {
+        let limits = &shared.config.limits;
+        let message_bytes_max = limits.announced.message_bytes_max;
+        let (outbox, inbox_permit) = budgets_of(&peer.slot, limits.outbox_bytes_max);
+        let pipe = Arc::new(Pipe(Mutex::new(State {
+            principal: peer.principal.clone(),
+            slot: None,
+            is_logged_in: !options.login,
+            inbox: VecDeque::new(),
+            inbox_bytes: 0,
+            is_ended: false,
+            outbox: VecDeque::new(),
+            outbox_permit: outbox.count(),
+            outbox_bytes_max: limits.outbox_bytes_max,
+            message_bytes_max,
+            is_gone: false,
+            moved: 0,
+            receivers: Vec::new(),
+            senders: Vec::new(),
+        })));
+        let socket = WebSocket {
+            pipe: pipe.clone(),
+            server: ServerHandle::new(shared),
+        };
+        Self {
+            handler: Some(start(socket)),
+            result: Ok(()),
+            received_bytes_max: options.message_bytes_max.unwrap_or(message_bytes_max),
+            sent_bytes_max: message_bytes_max,
+            login_deadline: options.login.then_some(peer.deadline),
+            outbox,
+            outbox_bytes_max: limits.outbox_bytes_max,
+            inbox_permit,
+            look_again: None,
+            draining: false,
+            closing: false,
+            drain: shared.config.timeouts.drain,
+            options,
+            pipe,
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        let mut state = self.pipe.state();
+        state.inbox_bytes += message.cost();
+        state.inbox.push_back(message);
+        self.inbox_permit.resize(state.inbox_bytes);
+        wake(&mut state.receivers);
+    }
+
+    /// Counts what waits, and lets the task send if there is room.
+    fn count(&mut self, now: Instant) {
+        let mut state = self.pipe.state();
+        self.inbox_permit.resize(state.inbox_bytes);
+        if !state.is_full() {
+            wake(&mut state.senders);
+        }
+        let waits_for_others = !state.senders.is_empty() && state.waits_for_others();
+        self.look_again = waits_for_others.then(|| now + PAUSE);
+    }
+
+    fn disconnect(&mut self) {
+        self.end();
+        let mut state = self.pipe.state();
+        state.is_gone = true;
+        wake(&mut state.senders);
+    }
+
+    fn end(&mut self) {
+        let mut state = self.pipe.state();
+        state.is_ended = true;
+        wake(&mut state.receivers);
+    }
+}
+
+/// Where what a connection sends, and what came and was not taken, is counted.
+fn budgets_of(slot: &SessionSlot, outbox_bytes_max: usize) -> (Arc<Budget>, Permit) {
+    let budgets = slot.budgets();
+    let outbox = Budget::within(&budgets.outbox, Limit::Outbox, outbox_bytes_max);
+    (outbox, budgets.in_flight.count())
+}
+
+impl Dialect for Task {
+    fn received_bytes_max(&self) -> usize {
+        self.received_bytes_max
+    }
+
+    fn sent_bytes_max(&self) -> usize {
+        self.sent_bytes_max
+    }
+
+    fn outbox_budget(&self) -> &Arc<Budget> {
+        &self.outbox
+    }
+
+    fn receiving(&mut self, _: Option<Instant>, _: Instant) {}
+
+    fn receive(&mut self, _: &mut Context<'_>, message: Bytes, _: Instant) -> Result<(), Close> {
+        self.take(Message::Binary(message));
+        Ok(())
+    }
+
+    fn receive_text(&mut self, text: Utf8Bytes, _: Instant) -> Result<(), Close> {
+        self.take(Message::Text(text));
+        Ok(())
+    }
+
+    fn wants_input(&self) -> bool {
+        let state = self.pipe.state();
+        state.inbox_bytes < INBOX_BYTES_MAX && state.inbox.len() < INBOX_LEN_MAX
+    }
+
+    fn poll_work(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, Close> {
+        self.count(now);
+        let before = self.pipe.state().moved;
+        if let Some(handler) = &mut self.handler
+            && let Poll::Ready(result) = handler.as_mut().poll(cx)
+        {
+            self.handler = None;
+            self.result = result;
+            self.end();
+        }
+        self.count(now);
+        let state = self.pipe.state();
+        let moved = state.moved != before;
+        let is_through = self.handler.is_none() && state.outbox.is_empty() && !moved;
+        if is_through && !self.closing {
+            return Err(match &self.result {
+                Err(close) => close.clone(),
+                Ok(()) if self.draining => Close::going_away(),
+                Ok(()) => Close::because(close_code::NORMAL, ""),
+            });
+        }
+        Ok(moved)
+    }
+
+    fn next_message(&mut self) -> Option<tungstenite::Message> {
+        let mut state = self.pipe.state();
+        let message = state.outbox.pop_front()?;
+        let held = state.outbox_bytes() - message.cost();
+        state.outbox_permit.resize(held);
+        Some(match message {
+            Message::Text(text) => tungstenite::Message::Text(text),
+            Message::Binary(bytes) => tungstenite::Message::Binary(bytes),
+        })
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let login = self.login_deadline;
+        [login, self.look_again].into_iter().flatten().min()
+    }
+
+    fn on_time(&mut self, now: Instant) -> Result<(), Close> {
+        if self.login_deadline.is_some_and(|deadline| deadline <= now) {
+            self.login_deadline = None;
+            if !self.pipe.state().is_logged_in {
+                let reason = "no login in time";
+                return Err(Close::new(close_code::POLICY, ClosedLabel::Hello, reason));
+            }
+        }
+        Ok(())
+    }
+
+    fn heartbeat(&self, timeouts: &Timeouts) -> Heartbeat {
+        let ping = self.options.ping;
+        let (ping, always) = match ping.unwrap_or(Ping::WhenSilent(timeouts.heartbeat)) {
+            Ping::WhenSilent(silence) => (silence, false),
+            Ping::Every(period) => (period, true),
+        };
+        Heartbeat {
+            ping,
+            always,
+            silence: self.options.silence.unwrap_or(timeouts.silence),
+        }
+    }
+
+    fn logged_in(&mut self) -> Option<SessionSlot> {
+        let slot = self.pipe.state().slot.take()?;
+        (self.outbox, self.inbox_permit) = budgets_of(&slot, self.outbox_bytes_max);
+        let mut state = self.pipe.state();
+        let mut outbox_permit = self.outbox.count();
+        outbox_permit.resize(state.outbox_bytes());
+        state.outbox_permit = outbox_permit;
+        self.inbox_permit.resize(state.inbox_bytes);
+        drop(state);
+        Some(slot)
+    }
+
+    fn drain(&mut self) {
+        self.draining = true;
+        self.end();
+    }
+
+    // Its end is told with its result.
+    fn is_drained(&self) -> bool {
+        false
+    }
+
+    fn close_received(&mut self) {
+        self.closing = true;
+        self.end();
+    }
+
+    fn is_answered(&self) -> bool {
+        self.handler.is_none() && self.pipe.state().outbox.is_empty()
+    }
+
+    async fn finish(mut self, _: Departure) {
+        self.disconnect();
+        if let Some(handler) = self.handler.take() {
+            // What it has begun, such as a commit, it may finish.
+            let _ = tokio::time::timeout(self.drain, handler).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
