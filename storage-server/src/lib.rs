@@ -13,6 +13,7 @@ mod auth;
 mod feed;
 mod http;
 mod limits;
+mod listener;
 mod metrics;
 mod net;
 mod server;

@@ -7,7 +7,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use storage_certs::CredentialPaths;
 use storage_protocol::{Keyspace, Storage};
@@ -17,14 +16,14 @@ use crate::config::{self, ServerConfig, TlsMode};
 use crate::engine::Engine;
 use crate::engine::rocks::{Durability, EngineOptions, OpenError, RocksEngine};
 use crate::gateway::{self, Gateway};
+use crate::listener::Listener;
 use crate::logging::warn_if_open_to_others;
 use crate::net::admission::Handshakes;
 use crate::net::certificate;
 use crate::net::descriptors::{self, Shares};
-use crate::net::listener::Listener;
 use crate::net::tls::{CRL, Tls, TlsError, Validity};
 use crate::shared::{Phase, Shared};
-use crate::shutdown::{self, ShutdownReport};
+use crate::shutdown::{self, Closer, ShutdownReport};
 
 /// The principal of storage that is used from inside.
 const SERVER: &str = "server";
@@ -98,9 +97,6 @@ impl std::fmt::Display for ListenerAddress {
         write!(f, "{scheme}://{} {gateways}", self.address)
     }
 }
-
-/// Flushes and closes the engine; blocks.
-pub(crate) type Closer = Box<dyn FnOnce() + Send>;
 
 /// A running server. Dropping it without [`Server::shutdown`] leaves its tasks to the runtime.
 pub struct Server {
@@ -277,14 +273,17 @@ impl Server {
         let shared = Shared::new(config, gateways, engine, certificate);
         shared.set_phase(Phase::Serving);
         shared.engine.serving();
-        for (number, listener) in listeners.into_iter().enumerate() {
+        let configs = shared.config.listeners.iter();
+        for (number, (listener, config)) in listeners.into_iter().zip(configs).enumerate() {
             let handshakes = Handshakes::new(handshakes_max, &shared.connections, number);
-            shared.tasks.spawn(listener.run(shared.clone(), handshakes));
+            let front = gateway::front(&shared, config);
+            let serving = listener.run(shared.clone(), front, handshakes);
+            shared.tasks.spawn(serving);
         }
         if let Some(validity) = certificate {
             shared
                 .tasks
-                .spawn(certificate::remind(shared.clone(), validity));
+                .spawn(certificate::remind(validity, shared.stop.clone()));
         }
         Ok(Self {
             shared,
@@ -421,6 +420,3 @@ fn engine_options(config: &ServerConfig) -> EngineOptions {
     set(&mut options.mwdb_keyspaces, engine.mwdb_keyspaces.as_ref());
     options
 }
-
-/// How long the engine may take to close, before that is reported as a failure.
-pub(crate) const ENGINE_CLOSE_PATIENCE: Duration = Duration::from_secs(60);

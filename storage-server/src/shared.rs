@@ -1,11 +1,14 @@
 //! What all connections of a server share: the engine, the bounds, the metrics, the state of the server.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use storage_protocol::{Keyspace, Limits, Storage};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::auth::Principal;
 use crate::config::ServerConfig;
 use crate::engine::Engine;
 use crate::gateway::Gateway;
@@ -90,5 +93,45 @@ impl Shared {
             1 => Phase::Serving,
             _ => Phase::Draining,
         }
+    }
+}
+
+/// What a gateway has of the server that it is in. Cheap to clone.
+#[derive(Clone)]
+pub struct ServerHandle(Arc<Shared>);
+
+impl fmt::Debug for ServerHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerHandle").finish_non_exhaustive()
+    }
+}
+
+impl ServerHandle {
+    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
+        Self(shared.clone())
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.0
+    }
+
+    /// A keyspace, as this principal sees it: what it may not do is refused there, and nowhere else. A session of its own:
+    /// its keys with session lifetime go when the last clone is dropped and the grace is over.
+    #[must_use]
+    pub fn storage_as(&self, principal: &Principal, keyspace: &Keyspace) -> Arc<dyn Storage> {
+        let engine = &self.0.engine;
+        engine.open_session(principal.as_str(), keyspace).storage()
+    }
+
+    /// What requests to storage may ask.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.0.config.limits.announced
+    }
+
+    /// Whether the server takes requests: it has started, and does not shut down.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        self.0.phase() == Phase::Serving
     }
 }

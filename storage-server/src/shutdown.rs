@@ -6,9 +6,13 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use crate::server::{Closer, ENGINE_CLOSE_PATIENCE};
 use crate::shared::{Phase, Shared};
 
+/// Flushes and closes the engine; blocks.
+pub(crate) type Closer = Box<dyn FnOnce() + Send>;
+
+/// How long the engine may take to close, before that is reported as a failure.
+const ENGINE_CLOSE_PATIENCE: Duration = Duration::from_secs(60);
 /// For closing handshakes, once sessions are told to close at once.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 

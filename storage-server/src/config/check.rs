@@ -205,7 +205,12 @@ fn gateways(key: &str, names: Option<&[String]>, known: &[&str]) -> Result<Vec<S
         return Err(ConfigError::value(key, "[]", allowed));
     }
     match names.iter().find(|name| !known.contains(&name.as_str())) {
-        None => Ok(names.to_vec()),
+        // Each once, in the order in which they are asked.
+        None => Ok(known
+            .iter()
+            .filter(|known| names.iter().any(|name| name == *known))
+            .map(ToString::to_string)
+            .collect()),
         Some(other) => {
             let allowed = format!("allowed are {allowed}");
             Err(ConfigError::value(key, format!("{other:?}"), allowed))

@@ -96,7 +96,7 @@ pub struct ListenerConfig {
     pub address: SocketAddr,
     /// How it is secured.
     pub tls: TlsMode,
-    /// The gateways that it serves, by their names; at least one. Where two have a route for a path, the first answers.
+    /// The gateways that it serves, by their names; at least one.
     pub gateways: Vec<String>,
     /// The oldest TLS version.
     pub tls_min_version: TlsVersion,

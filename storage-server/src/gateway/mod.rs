@@ -15,18 +15,16 @@ pub(crate) mod mwdb;
 pub(crate) mod native;
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::extract::FromRequestParts;
-use hyper::StatusCode;
-use hyper::http::request::Parts;
-use storage_protocol::{Keyspace, Limits, Storage};
-
-use crate::shared::{Phase, Shared};
+use crate::config::ListenerConfig;
+use crate::http::Front;
+use crate::shared::Shared;
 
 pub use crate::auth::{IdentityError, Principal};
+pub use crate::http::caller::Caller;
 pub use crate::http::protocol::{UpgradeRequest, WebSocketProtocol};
+pub use crate::shared::ServerHandle;
 pub use crate::ws::socket::{
     LoginError, Message, Ping, SendError, SocketOptions, Utf8Bytes, WebSocket,
 };
@@ -40,8 +38,8 @@ pub trait Gateway: fmt::Debug + Send + Sync {
     fn name(&self) -> &'static str;
 
     /// The HTTP routes, for a listener that serves it. A route may be any that axum knows; a fallback of the router is not
-    /// asked, `/{*path}` is. Where two gateways of a listener have routes for one path, the one that its `gateways` name
-    /// first answers. Bodies may stream both ways: one that stands still, in either direction, ends its request (see
+    /// asked, `/{*path}` is. Where two gateways of a listener have routes for one path, the one answers
+    /// that the server has had for longer. Bodies may stream both ways: one that stands still, in either direction, ends its request (see
     /// `timeouts.partial_message` and `timeouts.slow_peer`); a request that is being answered at a shutdown has
     /// `timeouts.drain` to finish.
     fn routes(&self, _server: &ServerHandle) -> axum::Router {
@@ -77,69 +75,18 @@ pub(crate) fn names(gateways: &[Arc<dyn Gateway>]) -> Vec<&'static str> {
     names
 }
 
-/// What a gateway has of the server that it is in. Cheap to clone.
-#[derive(Clone)]
-pub struct ServerHandle(Arc<Shared>);
-
-impl fmt::Debug for ServerHandle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServerHandle").finish_non_exhaustive()
+/// What a listener serves: the routes and protocols of the gateways that it names.
+pub(crate) fn front(shared: &Arc<Shared>, listener: &ListenerConfig) -> Arc<Front> {
+    let server = ServerHandle::new(shared);
+    let is_named = |gateway: &&Arc<dyn Gateway>| {
+        let name = gateway.name();
+        listener.gateways.iter().any(|named| named == name)
+    };
+    let named = shared.gateways.iter().filter(is_named);
+    let (mut routers, mut protocols) = (Vec::new(), Vec::new());
+    for gateway in named {
+        routers.push(gateway.routes(&server));
+        protocols.extend(gateway.protocols(&server));
     }
-}
-
-impl ServerHandle {
-    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
-        Self(shared.clone())
-    }
-
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
-        &self.0
-    }
-
-    /// A keyspace, as this principal sees it: what it may not do is refused there, and nowhere else. A session of its own:
-    /// its keys with session lifetime go when the last clone is dropped and the grace is over.
-    #[must_use]
-    pub fn storage_as(&self, principal: &Principal, keyspace: &Keyspace) -> Arc<dyn Storage> {
-        let engine = &self.0.engine;
-        engine.open_session(principal.as_str(), keyspace).storage()
-    }
-
-    /// What requests to storage may ask.
-    #[must_use]
-    pub fn limits(&self) -> &Limits {
-        &self.0.config.limits.announced
-    }
-
-    /// Whether the server takes requests: it has started, and does not shut down.
-    #[must_use]
-    pub fn is_serving(&self) -> bool {
-        self.0.phase() == Phase::Serving
-    }
-}
-
-/// Who sent a request: an extractor for handlers of routes.
-#[derive(Clone, Debug)]
-pub struct Caller {
-    /// By its certificate; `anonymous` where it has none.
-    pub principal: Principal,
-    /// The other end of the TCP connection.
-    pub address: SocketAddr,
-    pub(crate) server: ServerHandle,
-}
-
-impl Caller {
-    /// A keyspace, as the caller sees it: see [`ServerHandle::storage_as`].
-    #[must_use]
-    pub fn storage(&self, keyspace: &Keyspace) -> Arc<dyn Storage> {
-        self.server.storage_as(&self.principal, keyspace)
-    }
-}
-
-impl<S: Sync> FromRequestParts<S> for Caller {
-    type Rejection = StatusCode;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
-        let caller = parts.extensions.get::<Self>().cloned();
-        caller.ok_or(StatusCode::INTERNAL_SERVER_ERROR)
-    }
+    Front::new(shared, listener, routers, protocols)
 }

@@ -7,6 +7,7 @@
 //! the opening handshake in [`upgrade`].
 
 mod browser;
+pub(crate) mod caller;
 mod patient;
 pub(crate) mod protocol;
 mod slots;
@@ -26,11 +27,11 @@ use tower_http::timeout::TimeoutBody;
 
 use crate::auth::{IdentityError, Principal};
 use crate::config::{ListenerConfig, TlsMode};
-use crate::gateway::{Caller, Gateway, ServerHandle};
 use crate::limits::budget::SessionSlot;
 use crate::metrics::{Gauge, RefusedLabel};
 use crate::net::admission::Place;
-use crate::shared::{Phase, Shared};
+use crate::shared::{Phase, ServerHandle, Shared};
+use caller::Caller;
 use protocol::{Opening, UpgradeRequest, WebSocketProtocol};
 use slots::{HttpSlot, HttpSlots};
 
@@ -64,7 +65,7 @@ impl Refusal {
 #[derive(Debug)]
 pub(crate) struct Front {
     shared: Arc<Shared>,
-    listener: Arc<ListenerConfig>,
+    listener: ListenerConfig,
     routers: axum::Router,
     protocols: Vec<WebSocketProtocol>,
     slots: Arc<HttpSlots>,
@@ -97,29 +98,21 @@ struct VisitState {
 }
 
 impl Front {
-    pub(crate) fn new(shared: &Arc<Shared>, listener: &Arc<ListenerConfig>) -> Arc<Self> {
-        let server = ServerHandle::new(shared);
-        let named = listener.gateways.iter().flat_map(|name| {
-            let gateways = shared.gateways.iter();
-            gateways.filter(move |gateway| gateway.name() == name)
-        });
-        let named: Vec<&Arc<dyn Gateway>> = named.collect();
-        let protocols: Vec<_> = named
-            .iter()
-            .flat_map(|gateway| gateway.protocols(&server))
-            .collect();
+    /// `routers`: the first that has a route for a path answers.
+    pub(crate) fn new(
+        shared: &Arc<Shared>,
+        listener: &ListenerConfig,
+        routers: Vec<axum::Router>,
+        protocols: Vec<WebSocketProtocol>,
+    ) -> Arc<Self> {
         for protocol in &protocols {
             // So that it is told as 0 before the first.
             shared.metrics.sessions(protocol.label());
         }
-        // What the first has no route for is asked of the next.
-        let mut routers = axum::Router::new().fallback(async || NotFound);
-        for gateway in named.iter().rev() {
-            let routes = gateway.routes(&server);
-            if routes.has_routes() {
-                routers = routes.fallback_service(routers);
-            }
-        }
+        // What one has no route for is asked of the next.
+        let nothing = axum::Router::new().fallback(async || NotFound);
+        let routers = routers.into_iter().filter(axum::Router::has_routes);
+        let routers = routers.rfold(nothing, |next, routes| routes.fallback_service(next));
         Arc::new(Self {
             slots: HttpSlots::new(shared.config.limits.http_connections_max),
             shared: shared.clone(),

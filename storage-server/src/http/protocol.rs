@@ -72,6 +72,7 @@ impl UpgradeRequest {
 pub struct WebSocketProtocol {
     label: &'static str,
     path: &'static str,
+    /// All paths that it is at.
     places: Router<()>,
     subprotocol: Option<&'static str>,
     origins: Origins,
@@ -136,6 +137,12 @@ impl WebSocketProtocol {
             origins: Origins::Own,
             open: Box::new(open),
         }
+    }
+
+    /// The same at another path too, whose places it may lack.
+    pub(crate) fn also_at(mut self, path: &'static str) -> Self {
+        self.places.insert(path, ()).expect("a path of a route");
+        self
     }
 
     /// The same for clients that ask for this subprotocol.

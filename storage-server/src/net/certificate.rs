@@ -1,10 +1,10 @@
 //! The server's own certificate and its dates, which end a service as surely as a crash, only announced.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::net::tls::Validity;
-use crate::shared::Shared;
+use tokio_util::sync::CancellationToken;
+
+use super::tls::Validity;
 
 /// From so long before its end on the log reminds of it.
 const SOON: Duration = Duration::from_secs(14 * 24 * 3600);
@@ -59,7 +59,7 @@ fn ends_soon(validity: Validity, now: u64) -> bool {
 }
 
 /// Says at once, and then each day, that it is or soon will be of no use.
-pub(crate) async fn remind(shared: Arc<Shared>, validity: Validity) {
+pub(crate) async fn remind(validity: Validity, stop: CancellationToken) {
     let mut reminded: Option<(bool, u64)> = None;
     loop {
         let now = now();
@@ -79,7 +79,7 @@ pub(crate) async fn remind(shared: Arc<Shared>, validity: Validity) {
             reminded = Some((judged.is_ok(), now));
         }
         tokio::select! {
-            () = shared.stop.cancelled() => return,
+            () = stop.cancelled() => return,
             () = tokio::time::sleep(LOOK) => {}
         }
     }

@@ -6,8 +6,6 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::net::listener::REFUSALS_MAX;
-
 /// The fewest a server starts with; with many listeners it takes more.
 const DESCRIPTORS_MIN: u64 = 256;
 /// With fewer, the start says what they suffice for.
@@ -17,6 +15,8 @@ const DESCRIPTORS_FEW: u64 = 4096;
 const OWN: u64 = 24;
 /// Of each listener: its socket, a connection that waits for its place, and those that are just being refused in words.
 const OF_LISTENER: u64 = 2 + REFUSALS_MAX as u64;
+/// Peers of a listener that are just being told that there is no connection for them; others are closed without a word.
+pub(crate) const REFUSALS_MAX: usize = 4;
 /// What RocksDB opens beside its tables and blobs: logs (those read for watches too), manifest, locks, folders.
 const ENGINE_BESIDE: u64 = 64;
 const ENGINE_FILES_MIN: u64 = 64;

@@ -1,9 +1,7 @@
-//! From a TCP connection to an HTTP request: who may connect, and TLS.
+//! What a connection stands on: who may connect, TLS, descriptors.
 
 pub(crate) mod admission;
 pub(crate) mod certificate;
-mod connection;
 pub(crate) mod descriptors;
-pub(crate) mod listener;
 pub(crate) mod stream;
 pub(crate) mod tls;

@@ -20,10 +20,9 @@ pub use tokio_tungstenite::tungstenite::Utf8Bytes;
 use super::{Close, Departure, Dialect, Heartbeat, Peer, close_code};
 use crate::auth::Principal;
 use crate::config::Timeouts;
-use crate::gateway::ServerHandle;
 use crate::limits::budget::{Budget, Permit, SessionSlot};
 use crate::metrics::ClosedLabel;
-use crate::shared::Shared;
+use crate::shared::{ServerHandle, Shared};
 
 /// The handler of a connection.
 pub(crate) type Handler = Pin<Box<dyn Future<Output = Result<(), Close>> + Send>>;

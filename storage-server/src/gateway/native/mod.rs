@@ -70,7 +70,8 @@ impl Gateway for NativeGateway {
             });
             Ok(opening)
         });
-        vec![open.with_subprotocol(SUBPROTOCOL)]
+        // Without a name it is refused by the rule for names.
+        vec![open.also_at("/storage/").with_subprotocol(SUBPROTOCOL)]
     }
 }
 

@@ -1,5 +1,7 @@
-//! Accepts TCP connections, as long as there are places and connections for them (see [`super::admission`]). Each is one
+//! Accepts TCP connections, as long as there are places and connections for them (see [`crate::net::admission`]). Each is one
 //! task of the server's tracker; a panic in it ends that connection only.
+
+mod connection;
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,19 +13,19 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Instrument;
 
-use super::admission::Handshakes;
-use super::connection::Connection;
-use super::tls::Tls;
 use crate::config::ListenerConfig;
 use crate::http::Front;
 use crate::metrics::RefusedLabel;
+use crate::net::admission::Handshakes;
+use crate::net::descriptors::REFUSALS_MAX;
+use crate::net::tls::Tls;
 use crate::shared::Shared;
+
+use self::connection::Connection;
 
 /// Between two attempts to accept when the process has no more file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Peers that are just being told so, of one listener; others are closed without a word.
-pub(crate) const REFUSALS_MAX: usize = 4;
 /// To a peer without TLS for which there is no connection; one with TLS is just closed.
 const NO_CONNECTION: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\n\
@@ -32,9 +34,8 @@ const NO_CONNECTION: &[u8] =
 /// A socket that is bound, with what it serves.
 #[derive(Debug)]
 pub(crate) struct Listener {
-    pub(crate) socket: TcpListener,
-    pub(crate) tls: Option<Tls>,
-    pub(crate) config: Arc<ListenerConfig>,
+    socket: TcpListener,
+    tls: Option<Tls>,
     pub(crate) address: SocketAddr,
 }
 
@@ -45,15 +46,18 @@ impl Listener {
         Ok(Self {
             socket,
             tls,
-            config: Arc::new(config.clone()),
             address,
         })
     }
 
-    /// Accepts until the server stops.
-    pub(crate) async fn run(self, shared: Arc<Shared>, handshakes: Arc<Handshakes>) {
+    /// Accepts until the server stops; what is served is `front`.
+    pub(crate) async fn run(
+        self,
+        shared: Arc<Shared>,
+        front: Arc<Front>,
+        handshakes: Arc<Handshakes>,
+    ) {
         let tls = Arc::new(self.tls);
-        let front = Front::new(&shared, &self.config);
         let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
         loop {
             // Cancel-safe: a connection is either had or not.

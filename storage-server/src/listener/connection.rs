@@ -1,7 +1,7 @@
 //! One connection, from TCP to its session: TLS, HTTP, and the bounds before a peer is known.
 //!
 //! Everything up to the first message of a session, or the first request for a route, has one deadline, and a place of
-//! its listener (see [`super::admission`]). A connection that asks for routes may stay: idle for `timeouts.http_idle`,
+//! its listener (see [`crate::net::admission`]). A connection that asks for routes may stay: idle for `timeouts.http_idle`,
 //! and as long as an answer takes. At a shutdown it ends behind the answer that is due.
 
 use std::future::poll_fn;
@@ -19,13 +19,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use super::admission::{Heard, Place};
-use super::stream::Stream;
-use super::tls::{AcceptError, Tls};
 use crate::auth::{IdentityError, Principal};
 use crate::http::protocol::Running;
 use crate::http::{Admitted, Front, Patient};
 use crate::metrics::RefusedLabel;
+use crate::net::admission::{Heard, Place};
+use crate::net::stream::Stream;
+use crate::net::tls::{AcceptError, Tls};
 use crate::shared::Shared;
 use crate::ws::Peer;
 
