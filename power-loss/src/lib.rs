@@ -9,7 +9,7 @@
 //! * `folder PATH NAME=INODE...`: these names are on disk. Again listed before the folder's sync, written after it.
 //!
 //! The words are separated by tabs. What a removed or replaced file held is kept as `FOLDER/kept/INODE`, since its removal
-//! may not be on disk yet. Cutting the files is the work of `storage-tests` (`power`), after the process was killed: what
+//! may not be on disk yet. Cutting the files is the work of `storage-testkit` (`power`), after the process was killed: what
 //! was written and not synced is still in the files then.
 //!
 //! A number N in `FOLDER/kill-at` kills the process right before the N-th such call from when the file is there, so that

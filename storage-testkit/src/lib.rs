@@ -1,4 +1,5 @@
-//! What the tests of several crates share: the executable model of the contract and the conformance suite.
+//! What tests of all crates share: the executable model of the contract, the conformance suite, real processes, faults and
+//! judges.
 //!
 //! * [`model`]: `Storage` in a `BTreeMap`, the specification one can run.
 //! * [`power`]: what a power cut would leave of a server's files.
@@ -9,7 +10,7 @@
 //! * [`workload`]: concurrent clients under faults, of which [`fault_proxy`] makes those of the network.
 //! * [`history`]: what they did and saw, and the judges of it: linearizability, watches, replicas.
 //!
-//! Nothing here is shipped. The tests themselves are in `tests/tests/`.
+//! Nothing here is shipped. The scenarios are in `tests/tests/`.
 
 pub mod conformance;
 pub mod crowd;

@@ -17,9 +17,9 @@ use storage_protocol::{
     Batch, CommitOptions, Key, KeyRange, Limit, Outcome, ScanOptions, Storage, StorageError,
     StorageExt,
 };
-use storage_tests::fault_proxy::{Fault, FaultProxy, Scope};
-use storage_tests::raw::{PATIENCE, Raw, in_time, metric_at};
-use storage_tests::served::Served;
+use storage_testkit::fault_proxy::{Fault, FaultProxy, Scope};
+use storage_testkit::raw::{PATIENCE, Raw, in_time, metric_at};
+use storage_testkit::served::Served;
 use tokio::task::JoinHandle;
 use tokio_tungstenite::tungstenite::protocol::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
@@ -363,10 +363,10 @@ async fn an_unfinished_message_is_counted_and_pings_do_not_keep_it() {
                     break peer.closed_if_told().await;
                 }
                 match peer.receive_within(Duration::from_millis(100)).await {
-                    Some(storage_tests::raw::Received::Close(code, reason)) => {
+                    Some(storage_testkit::raw::Received::Close(code, reason)) => {
                         break Some((code, reason));
                     }
-                    Some(storage_tests::raw::Received::Ended) => break None,
+                    Some(storage_testkit::raw::Received::Ended) => break None,
                     _ => assert!(began.elapsed() < PATIENCE, "it is held for ever"),
                 }
             }

@@ -25,7 +25,7 @@ use processes::{Ran, finish, run, wait};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use storage_tests::harness::{Certificates, ServerProcess, binary};
+use storage_testkit::harness::{Certificates, ServerProcess, binary};
 use tempfile::TempDir;
 
 /// For each single wait.

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use storage_tests::conformance::{self, Fixture, ModelFixture, Options};
-use storage_tests::{RemoteFixture, RocksFixture};
+use storage_testkit::conformance::{self, Fixture, ModelFixture, Options};
+use storage_testkit::{RemoteFixture, RocksFixture};
 
 type Make = fn() -> BoxFuture<'static, Arc<dyn Fixture>>;
 

@@ -12,7 +12,7 @@ use storage_protocol::{
     Batch, CommitOptions, Key, KeyRange, KeyState, Outcome, Position, Revision, ScanOptions,
     Storage, StorageExt,
 };
-use storage_tests::harness::{Certificates, ServerProcess, connect};
+use storage_testkit::harness::{Certificates, ServerProcess, connect};
 
 /// In one run, as the acceptance asks.
 const KILLS: u32 = 50;

@@ -16,9 +16,9 @@ use storage_protocol::{
 };
 use storage_server::engine::Engine;
 use storage_server::engine::rocks::{EngineOptions, RocksEngine};
-use storage_tests::data_folder::copy;
-use storage_tests::harness::{Certificates, Launch, ServerProcess};
-use storage_tests::raw::{Raw, http, tls, upgrade_request};
+use storage_testkit::data_folder::copy;
+use storage_testkit::harness::{Certificates, Launch, ServerProcess};
+use storage_testkit::raw::{Raw, http, tls, upgrade_request};
 
 fn open(folder: &Path) -> Option<Arc<RocksEngine>> {
     RocksEngine::open(EngineOptions {

@@ -15,7 +15,7 @@ use storage_protocol::{
 };
 use storage_server::engine::rocks::{Durability, EngineOptions, OpenError, RocksEngine, TestClock};
 use storage_server::engine::{Engine, SessionStorage};
-use storage_tests::data_folder::{copy, copy_as_original, set_boot, set_time};
+use storage_testkit::data_folder::{copy, copy_as_original, set_boot, set_time};
 
 /// How long anything may take that only has to happen.
 const PATIENCE: Duration = Duration::from_secs(30);

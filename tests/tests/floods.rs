@@ -15,8 +15,8 @@ use storage_protocol::{
 };
 use storage_server::engine::Engine;
 use storage_server::engine::rocks::{Durability, EngineOptions, RocksEngine};
-use storage_tests::raw::{PATIENCE, Raw, Received, in_time, tls, until_closed};
-use storage_tests::served::Served;
+use storage_testkit::raw::{PATIENCE, Raw, Received, in_time, tls, until_closed};
+use storage_testkit::served::Served;
 use tokio_tungstenite::tungstenite::protocol::Message;
 
 const MIB: u64 = 1 << 20;
@@ -325,7 +325,7 @@ async fn headers_by_the_thousand_and_another_http_are_refused() {
     for (case, request) in [
         (
             "1,000 headers",
-            storage_tests::raw::upgrade_request("/storage/a", &many),
+            storage_testkit::raw::upgrade_request("/storage/a", &many),
         ),
         (
             "the preface of HTTP/2",

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use storage_protocol::{Continuity, KeyRange, Storage, StorageExt, WatchEvent, WatchOptions};
-use storage_tests::harness::{Certificates, ServerProcess, connect};
-use storage_tests::raw::in_time;
+use storage_testkit::harness::{Certificates, ServerProcess, connect};
+use storage_testkit::raw::in_time;
 use tempfile::TempDir;
 
 /// How long the server may be silent, in these tests.

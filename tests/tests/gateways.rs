@@ -21,9 +21,11 @@ use storage_protocol::native::{ClientMessage, ServerMessage};
 use storage_protocol::{
     Batch, CommitOptions, KeyRange, Storage, StorageExt, WatchEvent, WatchOptions,
 };
-use storage_tests::harness::{Certificates, Launch, ServerProcess, connect};
-use storage_tests::raw::{Raw, Received, in_time, metric, tcp, tls, until_closed, upgrade_request};
-use storage_tests::served::ADMIN;
+use storage_testkit::harness::{Certificates, Launch, ServerProcess, connect};
+use storage_testkit::raw::{
+    Raw, Received, in_time, metric, metric_reaches, tcp, tls, until_closed, upgrade_request,
+};
+use storage_testkit::served::ADMIN;
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 use tokio_tungstenite::tungstenite::Message;
@@ -263,6 +265,10 @@ async fn at_a_shutdown_each_protocol_ends_as_it_says_and_nothing_is_cut() {
     for socket in &mut sockets {
         say(socket, "the last").await;
     }
+    // All of it was taken, and no answer of it was: what is on its way is sent before the end.
+    let committed = "storage_requests_total{kind=\"commit\",outcome=\"ok\"}";
+    metric_reaches(&house.server, committed, EACH as f64).await;
+    metric_reaches(&house.server, "echo_messages_total", EACH as f64).await;
     house.server.signal(Signal::TERM);
     for mut native in natives {
         let mut heard = Vec::new();

@@ -14,8 +14,8 @@ use storage_protocol::{
 };
 use storage_server::engine::Engine;
 use storage_server::engine::rocks::{Durability, EngineOptions, RocksEngine};
-use storage_tests::crowd::{Crowd, write};
-use storage_tests::served::Served;
+use storage_testkit::crowd::{Crowd, write};
+use storage_testkit::served::Served;
 
 const WATCHES: u64 = 2_000;
 const PATIENCE: Duration = Duration::from_secs(25);

@@ -14,7 +14,7 @@ use storage_client::RemoteStorage;
 use storage_protocol::{
     Batch, CommitOptions, KeyRange, Storage, StorageExt, WatchOptions, WatchStart,
 };
-use storage_tests::harness::{Certificates, ServerProcess, connect};
+use storage_testkit::harness::{Certificates, ServerProcess, connect};
 
 const MIB: u64 = 1 << 20;
 /// Longer than the allocator keeps what was freed.

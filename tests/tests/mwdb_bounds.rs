@@ -12,8 +12,8 @@ use storage_protocol::StorageExt;
 use storage_protocol::mwdb::{
     ForceReload, ServerMessage, get_request, prefix_request, put_request,
 };
-use storage_tests::raw::{Raw, metric_reaches};
-use storage_tests::served::Served;
+use storage_testkit::raw::{Raw, metric_reaches};
+use storage_testkit::served::Served;
 
 const MIB: usize = 1 << 20;
 /// What mwDB's own client takes for a message of its own, wherever it ends.

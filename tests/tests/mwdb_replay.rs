@@ -16,10 +16,10 @@ use storage_protocol::mwdb::{get_request, prefix_request, put_request, remove_re
 use storage_protocol::{
     Batch, CommitOptions, Key, KeyRange, Operation, ScanOptions, Storage, StorageError, StorageExt,
 };
-use storage_tests::raw::{
+use storage_testkit::raw::{
     PATIENCE, Raw, Received, in_time, metric, metric_reaches, tls, upgrade_request,
 };
-use storage_tests::served::Served;
+use storage_testkit::served::Served;
 use tokio_tungstenite::tungstenite::protocol::Message;
 
 fn served() -> Served {
@@ -208,7 +208,7 @@ async fn the_upgrade_is_taken_as_old_clients_ask_for_it() {
                    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
     let (server, certificates) = (&fixture.server, &fixture.certificates);
     let mut stream = tls(server, certificates, "graph").await;
-    let answer = storage_tests::raw::http(&mut stream, request).await;
+    let answer = storage_testkit::raw::http(&mut stream, request).await;
     assert_eq!(answer.status, 101, "{answer:?}");
     let head = answer.head.to_ascii_lowercase();
     assert!(head.contains("s3pplmbitxaq9kygzzhzrbk+xoo="), "{head}");

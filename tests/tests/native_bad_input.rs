@@ -17,8 +17,8 @@ use storage_protocol::{
     Batch, CommitOptions, Key, KeyRange, Limit, Outcome, ScanOptions, Storage, StorageError,
     StorageExt, WatchMode, WatchStart,
 };
-use storage_tests::harness::{Certificates, ServerProcess, connect};
-use storage_tests::raw::{Raw, hello, http, in_time, tls, until_closed, upgrade_request};
+use storage_testkit::harness::{Certificates, ServerProcess, connect};
+use storage_testkit::raw::{Raw, hello, http, in_time, tls, until_closed, upgrade_request};
 use tempfile::TempDir;
 use tokio_tungstenite::tungstenite::protocol::Message;
 
@@ -970,18 +970,18 @@ async fn two_thousand_garbage_frames_harm_nobody() {
         session.send(frame_of(&probe, 1_000_000 + n)).await;
         let alive = loop {
             match session.receive().await {
-                storage_tests::raw::Received::Binary(bytes) => {
+                storage_testkit::raw::Received::Binary(bytes) => {
                     let packet = Packet::from_frame(bytes).unwrap();
                     if packet.kind == kind::PROBED && packet.id == Some(1_000_000 + n) {
                         break true;
                     }
                 }
-                storage_tests::raw::Received::Close(code, reason) => {
+                storage_testkit::raw::Received::Close(code, reason) => {
                     assert!(matches!(code, 1002 | 1009), "frame {n}: {code} {reason}");
                     assert!(!reason.is_empty(), "frame {n}");
                     break false;
                 }
-                storage_tests::raw::Received::Ended => panic!("frame {n}: no close frame"),
+                storage_testkit::raw::Received::Ended => panic!("frame {n}: no close frame"),
                 _ => {}
             }
         };

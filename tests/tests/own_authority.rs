@@ -16,7 +16,7 @@ use rcgen::{
 };
 use storage_client::{ConnectOptions, RemoteStorage};
 use storage_protocol::StorageExt;
-use storage_tests::harness::ServerProcess;
+use storage_testkit::harness::ServerProcess;
 use tempfile::TempDir;
 
 type Issuer = CertifiedIssuer<'static, KeyPair>;

@@ -1,6 +1,6 @@
 //! Deliberate bugs (`scripts/planted-bugs`) are in the build made for them, and in no other.
 
-use storage_tests::harness::binary;
+use storage_testkit::harness::binary;
 
 #[test]
 fn only_the_build_for_planted_bugs_knows_of_them() {

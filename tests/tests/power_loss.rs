@@ -26,8 +26,8 @@ use storage_protocol::{
     Batch, CommitOptions, CommitRecord, Epoch, KeyRange, KeyState, Position, Revision, ScanOptions,
     Storage, StorageError, StorageExt, Watch, WatchEvent, WatchOptions, WatchStart,
 };
-use storage_tests::harness::{Certificates, Launch, ServerProcess, connect};
-use storage_tests::power::{Cut, Disk, Names, Tail};
+use storage_testkit::harness::{Certificates, Launch, ServerProcess, connect};
+use storage_testkit::power::{Cut, Disk, Names, Tail};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;

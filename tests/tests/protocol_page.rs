@@ -15,8 +15,8 @@ use storage_protocol::{
     Batch, CommitOptions, EntryLifetime, Key, KeyRange, Lifetime, Position, Revision, ScanOptions,
     SessionId, StorageError, UnixMillis, WatchMode, WatchStart,
 };
-use storage_tests::harness::{Certificates, ServerProcess};
-use storage_tests::raw::{Raw, upgrade_request};
+use storage_testkit::harness::{Certificates, ServerProcess};
+use storage_testkit::raw::{Raw, upgrade_request};
 use tempfile::TempDir;
 
 struct Fixture {

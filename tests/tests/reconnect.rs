@@ -26,8 +26,8 @@ use storage_protocol::{
     Revision, Storage, StorageError, StorageExt, Value, Watch, WatchEvent, WatchOptions,
     WatchStart,
 };
-use storage_tests::fault_proxy::{Fault, FaultProxy, Scope};
-use storage_tests::harness::{Certificates, ServerProcess, binary, connect};
+use storage_testkit::fault_proxy::{Fault, FaultProxy, Scope};
+use storage_testkit::harness::{Certificates, ServerProcess, binary, connect};
 use tempfile::TempDir;
 
 /// For each single wait.

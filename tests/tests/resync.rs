@@ -20,10 +20,10 @@ use storage_protocol::{
     ResyncReason, Revision, ScanOptions, Storage, StorageError, StorageExt, Value, Watch,
     WatchEvent, WatchOptions, WatchStart,
 };
-use storage_tests::data_folder::{copy, set_boot};
-use storage_tests::fault_proxy::{Fault, FaultProxy, Scope};
-use storage_tests::harness::{Certificates, ServerProcess, connect};
-use storage_tests::raw::{in_time, metric_reaches};
+use storage_testkit::data_folder::{copy, set_boot};
+use storage_testkit::fault_proxy::{Fault, FaultProxy, Scope};
+use storage_testkit::harness::{Certificates, ServerProcess, connect};
+use storage_testkit::raw::{in_time, metric_reaches};
 use tempfile::TempDir;
 
 /// For each single wait.

@@ -41,7 +41,7 @@ use storage_protocol::{
     Batch, CommitOptions, Key, KeyRange, Outcome, Position, ScanOptions, Storage, StorageError,
     StorageExt, WatchOptions, WatchStart,
 };
-use storage_tests::harness::{Certificates, ServerProcess, binary};
+use storage_testkit::harness::{Certificates, ServerProcess, binary};
 use tempfile::TempDir;
 use tokio::net::TcpSocket;
 use tokio_tungstenite::WebSocketStream;

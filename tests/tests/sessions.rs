@@ -16,8 +16,8 @@ use storage_protocol::{
 };
 use storage_server::engine::rocks::{EngineOptions, RocksEngine};
 use storage_server::engine::{Engine, Resumed, SessionStorage};
-use storage_tests::harness::{Certificates, ServerProcess, connect};
-use storage_tests::raw::{PATIENCE, Raw, Received, metric};
+use storage_testkit::harness::{Certificates, ServerProcess, connect};
+use storage_testkit::raw::{PATIENCE, Raw, Received, metric};
 use tempfile::TempDir;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;

@@ -15,10 +15,10 @@ use storage_protocol::{
     Batch, ChangeKind, CommitOptions, Key, KeyRange, Revision, Storage, StorageExt, WatchMode,
     WatchStart,
 };
-use storage_tests::raw::{
+use storage_testkit::raw::{
     Raw, Received, hello, in_time, metric_reaches, tcp, tls, until_closed, upgrade_request,
 };
-use storage_tests::served::Served;
+use storage_testkit::served::Served;
 use tokio::io::AsyncWriteExt;
 
 const MIB: u64 = 1 << 20;

@@ -22,7 +22,7 @@ use rustls_pki_types::ServerName;
 use storage_certs::{AuthorityDir, Credentials, Request, Revoked, Validity, server_name};
 use storage_client::{ConnectOptions, RemoteStorage};
 use storage_protocol::{StorageError, StorageExt};
-use storage_tests::harness::{Certificates, ServerProcess, binary, connect};
+use storage_testkit::harness::{Certificates, ServerProcess, binary, connect};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

@@ -8,8 +8,8 @@ use storage_protocol::{
     Batch, CommitOptions, KeyRange, Lifetime, Position, Storage, StorageError, StorageExt,
     WatchMode, WatchStart,
 };
-use storage_tests::raw::in_time;
-use storage_tests::served::Served;
+use storage_testkit::raw::in_time;
+use storage_testkit::served::Served;
 
 const MIB: u64 = 1 << 20;
 fn served(config: &str) -> Served {

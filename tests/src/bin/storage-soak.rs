@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use storage_tests::history::jsonl;
-use storage_tests::workload::{Figures, Report, Settings, Stage, run};
+use storage_testkit::history::jsonl;
+use storage_testkit::workload::{Figures, Report, Settings, Stage, run};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use storage_client::replica::{Proven, ReplicaEvent, ReplicaState};
 use storage_client::{Replica, ReplicaOptions};
 use storage_protocol::{Continuity, Entry, Key, KeyRange, ResyncReason, Storage, StorageExt};
-use storage_tests::conformance::Fixture;
-use storage_tests::{RemoteFixture, RocksFixture};
+use storage_testkit::conformance::Fixture;
+use storage_testkit::{RemoteFixture, RocksFixture};
 
 use crate::support::{
     Faulty, History, keyspace, model, pairs, put, quick, replica_of, state_from, texts, until,

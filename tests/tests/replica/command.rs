@@ -6,7 +6,7 @@ use std::sync::mpsc::{self, Receiver};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use storage_tests::harness::{Certificates, ServerProcess, binary};
+use storage_testkit::harness::{Certificates, ServerProcess, binary};
 use tempfile::TempDir;
 
 use crate::support::PATIENCE;

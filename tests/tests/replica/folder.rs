@@ -12,8 +12,8 @@ use rand::Rng;
 use storage_client::replica::{Proof, ReplicaError, ReplicaEvent};
 use storage_client::{Replica, ReplicaOptions};
 use storage_protocol::{Continuity, Entry, Key, KeyRange, ResyncReason, Storage, StorageExt};
-use storage_tests::harness::{Certificates, ServerProcess, binary, connect};
-use storage_tests::model::ModelStore;
+use storage_testkit::harness::{Certificates, ServerProcess, binary, connect};
+use storage_testkit::model::ModelStore;
 
 use crate::support::{
     Faulty, History, PATIENCE, keyspace, model, pairs, put, quick, replica_of, state_from, texts,

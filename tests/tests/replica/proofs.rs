@@ -9,7 +9,7 @@ use storage_client::{Replica, ReplicaOptions};
 use storage_protocol::{
     Batch, CommitOptions, KeyRange, Position, Revision, Storage, StorageError, StorageExt,
 };
-use storage_tests::model::ModelStore;
+use storage_testkit::model::ModelStore;
 
 use crate::support::{
     Faulty, PATIENCE, keyspace, model, put, quick, replica_of, state_from, texts, until,

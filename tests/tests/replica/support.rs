@@ -17,7 +17,7 @@ use storage_protocol::{
     Limits, Outcome, Position, Reading, Result, Revision, Scan, ScanOptions, Storage, StorageError,
     StorageExt, Value, Watch, WatchEvent, WatchOptions, WatchSource, WatchStart, WatchStatus,
 };
-use storage_tests::model::{ModelStorage, ModelStore};
+use storage_testkit::model::{ModelStorage, ModelStore};
 
 /// For each single wait.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::SystemTime;
 
 use storage_certs::{AuthorityDir, Request, Validity, server_name};
-use storage_tests::harness::Launch;
+use storage_testkit::harness::Launch;
 
 use super::*;
 

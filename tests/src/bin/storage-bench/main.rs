@@ -22,7 +22,7 @@ use storage_client::{ConnectOptions, RemoteStorage, Replica, ReplicaOptions};
 use storage_protocol::{Batch, CommitOptions, Key, KeyRange, Keyspace, Storage, StorageExt};
 use storage_server::engine::Engine;
 use storage_server::engine::rocks::{Durability, EngineOptions, RocksEngine};
-use storage_tests::harness::{Certificates, ServerProcess, connect};
+use storage_testkit::harness::{Certificates, ServerProcess, connect};
 
 const HELP: &str =
     "usage: storage-bench [rates|index|idle|fairness|watches|replica]...   (default: all)";

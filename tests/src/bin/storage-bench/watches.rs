@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use storage_protocol::{
     ChangeKind, Epoch, KeyRange, Storage, StorageExt, WatchEvent, WatchOptions,
 };
-use storage_tests::crowd::{Crowd, write};
-use storage_tests::harness::{Certificates, ServerProcess, connect};
-use storage_tests::raw::metric;
+use storage_testkit::crowd::{Crowd, write};
+use storage_testkit::harness::{Certificates, ServerProcess, connect};
+use storage_testkit::raw::metric;
 use tempfile::TempDir;
 
 const WATCHES: u64 = 10_000;
