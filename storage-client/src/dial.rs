@@ -94,20 +94,7 @@ impl fmt::Debug for Dialer {
 impl Dialer {
     /// Checks the options and reads the credentials.
     pub(crate) async fn new(options: &ConnectOptions) -> Result<Self> {
-        let mut endpoints: Vec<Endpoint> = Vec::with_capacity(options.urls.len());
-        for url in &options.urls {
-            let failed = |what: String| connect_failed(format!("{url}: {what}"));
-            let endpoint = Endpoint::new(url, options.plaintext).map_err(failed)?;
-            if let Some(first) = endpoints.first()
-                && first.keyspace != endpoint.keyspace
-            {
-                return Err(failed(format!(
-                    "the keyspace is not that of the first URL, {:?}",
-                    first.keyspace.as_str()
-                )));
-            }
-            endpoints.push(endpoint);
-        }
+        let endpoints = options.endpoints()?;
         let tls = if endpoints.iter().any(|endpoint| endpoint.tls) {
             let failed = |what| connect_failed(format!("{}: {what}", options.urls.join(", ")));
             Some(load_tls(options).await.map_err(failed)?)

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use clap::{ArgAction, Args};
-use storage_protocol::{Keyspace, Outcome};
+use storage_protocol::{Outcome, StorageError};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -20,8 +20,7 @@ use super::escape;
 use super::failure::{Interrupted, usage};
 use super::template::some;
 use super::text::Form;
-use crate::endpoint::Endpoint;
-use crate::{ConnectOptions, ConnectionState, RemoteStorage, SavedSession, tls};
+use crate::{ConnectOptions, ConnectionState, RemoteStorage, SavedSession};
 
 /// Options of the program, before or behind the sub-command.
 #[derive(Clone, Debug, Args)]
@@ -135,10 +134,7 @@ impl App {
     /// The keyspace that the URL names.
     pub(super) fn keyspace(&self) -> anyhow::Result<String> {
         let options = self.globals.connect_options()?;
-        let url = options.urls.first().map_or("", String::as_str);
-        let endpoint =
-            Endpoint::new(url, true).map_err(|what| usage(format!("--url {url}: {what}")))?;
-        Ok(endpoint.keyspace.as_str().to_owned())
+        Ok(options.keyspace()?.as_str().to_owned())
     }
 
     /// Says that a commit is about to be sent.
@@ -332,10 +328,39 @@ impl Globals {
         })?;
         let mut urls = url.split(',');
         let first = urls.next().unwrap_or_default();
-        let mut options = ConnectOptions::new(first)
+        let mut options = self.judge(self.options(first), first)?;
+        for url in urls {
+            options = self.judge(options.also(url), url)?;
+        }
+        if !url.split(',').any(|url| url.starts_with("wss://")) {
+            return Ok(options);
+        }
+        let options = self.with_credentials(options)?;
+        options.check_credentials().map_err(|error| {
+            let what = what_failed(error);
+            usage(format!("the certificates: {what}{}", self.others()))
+        })?;
+        Ok(options)
+    }
+
+    /// Judges the last URL of these options; those before it were good.
+    fn judge(&self, options: ConnectOptions, url: &str) -> anyhow::Result<ConnectOptions> {
+        if url.starts_with("ws://") && !self.danger_plaintext {
+            return Err(usage(format!(
+                "{url} is not encrypted; use wss://, or allow it with --danger-plaintext"
+            )));
+        }
+        match options.keyspace() {
+            Ok(_) => Ok(options),
+            Err(error) => Err(usage(format!("--url {}", what_failed(error)))),
+        }
+    }
+
+    /// What is said of connections whatever the URLs are.
+    fn options(&self, url: &str) -> ConnectOptions {
+        let mut options = ConnectOptions::new(url)
             .agent(concat!("storage/", env!("CARGO_PKG_VERSION")))
             .close_timeout(END_TIMEOUT);
-        options = urls.fold(options, ConnectOptions::also);
         if self.danger_plaintext {
             options = options.danger_plaintext();
         }
@@ -345,37 +370,7 @@ impl Globals {
         if let Some(duration) = self.give_up_after {
             options = options.give_up_after(duration);
         }
-        let mut tls = false;
-        let mut keyspace = None;
-        for url in url.split(',') {
-            if url.starts_with("ws://") && !self.danger_plaintext {
-                return Err(usage(format!(
-                    "{url} is not encrypted; use wss://, or allow it with --danger-plaintext"
-                )));
-            }
-            let endpoint = Endpoint::new(url, self.danger_plaintext)
-                .map_err(|what| usage(format!("--url {url}: {what}")))?;
-            tls |= endpoint.tls;
-            let name = endpoint.keyspace;
-            match &keyspace {
-                Some(first) if *first != name => {
-                    return Err(usage(format!(
-                        "--url {url}: the keyspace is not that of the first URL, {:?}",
-                        Keyspace::as_str(first)
-                    )));
-                }
-                _ => keyspace = Some(name),
-            }
-        }
-        if !tls {
-            return Ok(options);
-        }
-        options = self.with_credentials(options)?;
-        if let Some(credentials) = &options.credentials {
-            tls::client_config(credentials, options.tls_min_version)
-                .map_err(|what| usage(format!("the certificates: {what}{}", self.others())))?;
-        }
-        Ok(options)
+        options
     }
 
     fn with_credentials(&self, options: ConnectOptions) -> anyhow::Result<ConnectOptions> {
@@ -422,6 +417,14 @@ impl Globals {
             (Some(certs), Some(name)) if !certs.join(name).is_dir() => listed(&identities(certs)),
             _ => String::new(),
         }
+    }
+}
+
+/// The reason alone: that options are wrong is no failure to connect yet.
+fn what_failed(error: StorageError) -> String {
+    match error {
+        StorageError::ConnectFailed { message } => message,
+        error => error.to_string(),
     }
 }
 
