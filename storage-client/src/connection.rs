@@ -90,9 +90,9 @@ pub struct SavedSession {
 }
 
 impl SavedSession {
-    /// The highest number of a commit that there is, and more incarnations than any session has: numbers above are
-    /// damage, and there is something above these.
-    pub(crate) const NUMBER_MAX: u64 = (1 << 63) - 1;
+    /// The highest `sent` that there is, and more incarnations than any session has. Numbers above are damage, and
+    /// [`RemoteStorage::connect`](crate::RemoteStorage::connect) refuses them.
+    pub const NUMBER_MAX: u64 = (1 << 63) - 1;
 
     /// What in it cannot be.
     pub(crate) fn check(&self) -> std::result::Result<(), String> {
