@@ -10,7 +10,7 @@
 //!   within their deadlines, commits that were sent have one effect, watches go on from where they were and say so.
 //!   [`RemoteStorage::state`] tells what is.
 //!
-//! Not here: RocksDB, or anything else of the server.
+//! Not here: RocksDB, or anything else of the server; nor the command line, which is the crate `storage-cli`.
 //!
 //! ```no_run
 //! # async fn example() -> storage_protocol::Result<()> {
@@ -25,8 +25,6 @@
 //! # }
 //! ```
 
-#[cfg(feature = "cli")]
-pub mod cli;
 mod clock;
 mod connection;
 mod counted;

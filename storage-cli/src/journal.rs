@@ -20,7 +20,7 @@ use storage_protocol::{Epoch, Position, Revision, SessionId, planted};
 
 use super::failure::usage;
 use super::target::sync_folder;
-use crate::SavedSession;
+use storage_client::SavedSession;
 
 /// How a session file begins, its format's number included.
 const MAGIC: &str = "{\"storage_import_session\":1}\n";

@@ -19,8 +19,8 @@ use super::json::Object;
 use super::output::{Output, stdout_closed};
 use super::tell;
 use super::text::Form;
-use crate::replica::{ChangeBatch, Changes, Proof, Proven, ReplicaError, ReplicaEvent};
-use crate::{Replica, ReplicaOptions};
+use storage_client::replica::{ChangeBatch, Changes, Proof, Proven, ReplicaError, ReplicaEvent};
+use storage_client::{Replica, ReplicaOptions};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -176,6 +176,8 @@ impl ReplicaCommand {
                     }
                     changes = self.print_ready(replica, app, out)?;
                 }
+                // Of a kind that this version does not know.
+                Some(_) => {}
                 // An error comes before the end.
                 None => return Ok(()),
             }
@@ -337,7 +339,7 @@ mod tests {
     use storage_protocol::{EntryLifetime, Epoch, Position, Revision};
 
     use super::*;
-    use crate::replica::KeyChange;
+    use storage_client::replica::KeyChange;
 
     #[test]
     fn a_batch_is_one_line() {

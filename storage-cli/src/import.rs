@@ -33,7 +33,7 @@ use super::tally::{Span, Tally};
 use super::tell;
 use super::template::Template;
 use super::unpack::open;
-use crate::RemoteStorage;
+use storage_client::RemoteStorage;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -20,7 +20,7 @@ use super::escape;
 use super::failure::{Interrupted, usage};
 use super::template::some;
 use super::text::Form;
-use crate::{ConnectOptions, ConnectionState, RemoteStorage, SavedSession};
+use storage_client::{ConnectOptions, ConnectionState, RemoteStorage, SavedSession};
 
 /// Options of the program, before or behind the sub-command.
 #[derive(Clone, Debug, Args)]
@@ -266,8 +266,8 @@ async fn outages(mut states: watch::Receiver<ConnectionState>, tell: impl Fn(Str
                 }
             }
             ConnectionState::Closed { .. } => return,
-            // What it leads to is told then.
-            ConnectionState::Draining { .. } => {}
+            // Of `Draining`, what it leads to is told then.
+            _ => {}
         }
     }
 }
