@@ -16,16 +16,16 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use super::escape;
-use super::failure::{Interrupted, usage};
-use super::template::some;
-use super::text::Form;
+use crate::escape;
+use crate::failure::{Interrupted, usage};
+use crate::template::some;
+use crate::text::Form;
 use storage_client::{ConnectOptions, ConnectionState, RemoteStorage, SavedSession};
 
 /// Options of the program, before or behind the sub-command.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Connection and form")]
-pub(super) struct Globals {
+pub(crate) struct Globals {
     /// Keyspace: wss://HOST:PORT/storage/KEYSPACE; several servers that have it: URL,URL
     #[arg(long, value_name = "URL", env = "STORAGE_URL", global = true)]
     url: Option<String>,
@@ -57,20 +57,20 @@ pub(super) struct Globals {
 }
 
 /// How long an ordinary end waits for what is on its way, behind a signal and for the server's goodbye.
-pub(super) const END_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a second signal waits for the end, before the process is ended from within.
 const ABORT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// See the module. Clones share all of it.
 #[derive(Clone)]
-pub(super) struct App {
+pub(crate) struct App {
     globals: Arc<Globals>,
     storage: Arc<OnceLock<RemoteStorage>>,
     /// Cancelled by the first signal: what goes on ends in order.
-    pub(super) interrupt: CancellationToken,
+    pub(crate) interrupt: CancellationToken,
     /// Cancelled by the second: nothing is waited for any more.
-    pub(super) abort: CancellationToken,
+    pub(crate) abort: CancellationToken,
     /// The tasks that listen to signals and tell of outages; ended by [`App::close`].
     tasks: Arc<Mutex<Vec<AbortHandle>>>,
     /// Set while a commit is on its way: an interruption leaves its outcome unknown.
@@ -81,7 +81,7 @@ pub(super) struct App {
 }
 
 impl App {
-    pub(super) fn new(globals: Globals) -> Self {
+    pub(crate) fn new(globals: Globals) -> Self {
         Self {
             globals: Arc::new(globals),
             storage: Arc::default(),
@@ -95,30 +95,30 @@ impl App {
     }
 
     /// Whether to print for machines.
-    pub(super) fn json(&self) -> bool {
+    pub(crate) fn json(&self) -> bool {
         self.globals.json
     }
 
     /// How keys and values are written.
-    pub(super) fn form(&self) -> Form {
+    pub(crate) fn form(&self) -> Form {
         Form {
             hex: self.globals.hex,
         }
     }
 
     /// How long one answer may take.
-    pub(super) fn timeout(&self) -> Duration {
+    pub(crate) fn timeout(&self) -> Duration {
         self.globals.timeout.unwrap_or(Duration::from_secs(30))
     }
 
     /// Connects; called once per run. From here on a signal ends the run in order; before, where an argument may be
     /// read from stdin, it has its usual effect.
-    pub(super) async fn connect(&self) -> anyhow::Result<RemoteStorage> {
+    pub(crate) async fn connect(&self) -> anyhow::Result<RemoteStorage> {
         self.connect_as(None).await
     }
 
     /// The same, with the session of an earlier run.
-    pub(super) async fn connect_as(
+    pub(crate) async fn connect_as(
         &self,
         saved: Option<SavedSession>,
     ) -> anyhow::Result<RemoteStorage> {
@@ -132,34 +132,34 @@ impl App {
     }
 
     /// The keyspace that the URL names.
-    pub(super) fn keyspace(&self) -> anyhow::Result<String> {
+    pub(crate) fn keyspace(&self) -> anyhow::Result<String> {
         let options = self.globals.connect_options()?;
         Ok(options.keyspace()?.as_str().to_owned())
     }
 
     /// Says that a commit is about to be sent.
-    pub(super) fn writing(&self) {
+    pub(crate) fn writing(&self) {
         self.writes.store(true, Ordering::Relaxed);
         self.wrote.store(true, Ordering::Relaxed);
     }
 
     /// Says that its answer is here.
-    pub(super) fn written(&self) {
+    pub(crate) fn written(&self) {
         self.writes.store(false, Ordering::Relaxed);
     }
 
     /// Says whether commits of an import are on their way. What became of them it tells by itself, by rows.
-    pub(super) fn importing(&self, in_flight: bool) {
+    pub(crate) fn importing(&self, in_flight: bool) {
         self.writes.store(in_flight, Ordering::Relaxed);
     }
 
     /// Whether a commit was about to be sent.
-    pub(super) fn wrote(&self) -> bool {
+    pub(crate) fn wrote(&self) -> bool {
         self.wrote.load(Ordering::Relaxed)
     }
 
     /// What is certain when the command ends now.
-    pub(super) fn outcome_if_ended(&self) -> Outcome {
+    pub(crate) fn outcome_if_ended(&self) -> Outcome {
         match self.writes.load(Ordering::Relaxed) {
             true => Outcome::Unknown,
             false => Outcome::NotExecuted,
@@ -167,16 +167,16 @@ impl App {
     }
 
     /// Says on stderr from now on when the connection is lost, and when it is back.
-    pub(super) fn tell_outages(&self) {
+    pub(crate) fn tell_outages(&self) {
         if let Some(storage) = self.storage.get() {
             self.keep(tokio::spawn(outages(storage.state(), |text| {
-                super::tell(text)
+                crate::tell(text)
             })));
         }
     }
 
     /// Whether calls are carried out at present.
-    pub(super) fn is_connected(&self) -> bool {
+    pub(crate) fn is_connected(&self) -> bool {
         let storage = self.storage.get();
         storage.is_some_and(|storage| *storage.state().borrow() == ConnectionState::Connected)
     }
@@ -187,7 +187,7 @@ impl App {
     }
 
     /// Does `work`, or fails when a signal comes first.
-    pub(super) async fn unless_interrupted<T>(
+    pub(crate) async fn unless_interrupted<T>(
         &self,
         work: impl Future<Output = anyhow::Result<T>>,
     ) -> anyhow::Result<T> {
@@ -201,12 +201,12 @@ impl App {
     }
 
     /// Whether the session is to stay when the connection is closed.
-    pub(super) fn keep_session(&self, keep: bool) {
+    pub(crate) fn keep_session(&self, keep: bool) {
         self.keeps_session.store(keep, Ordering::Relaxed);
     }
 
     /// Closes the connection, if there is one.
-    pub(super) async fn close(&self) {
+    pub(crate) async fn close(&self) {
         if let Some(storage) = self.storage.get() {
             match self.keeps_session.load(Ordering::Relaxed) {
                 true => storage.leave().await,

@@ -10,9 +10,9 @@ use std::hash::{BuildHasher, RandomState};
 use clap::ValueEnum;
 use storage_protocol::{Batch, Key, Limit, Limits, Operation, StorageError};
 
-use super::escape;
-use super::failure::usage;
-use super::rows::{Row, Rows};
+use crate::escape;
+use crate::failure::usage;
+use crate::rows::{Row, Rows};
 
 /// Bytes of rows in one commit.
 const BATCH_BYTES_MAX: usize = 1 << 20;
@@ -28,7 +28,7 @@ const KEYS_REMEMBERED_MAX: usize = 4 << 20;
 
 /// What becomes of rows with equal keys.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(super) enum Duplicates {
+pub(crate) enum Duplicates {
     /// The last of them stays, and they are counted.
     #[default]
     Last,
@@ -38,19 +38,19 @@ pub(super) enum Duplicates {
 
 /// A batch that is ready to be sent, and where its rows are from.
 #[derive(Debug)]
-pub(super) struct Prepared {
-    pub(super) batch: Batch,
+pub(crate) struct Prepared {
+    pub(crate) batch: Batch,
     /// Of its first row, counted from 1.
-    pub(super) first_row: u64,
-    pub(super) first_line: u64,
+    pub(crate) first_row: u64,
+    pub(crate) first_line: u64,
     /// Of the file; the batch has one operation for those with equal keys.
-    pub(super) rows: u64,
+    pub(crate) rows: u64,
     /// Those of them whose key an earlier row of the file has too, as far as keys are remembered.
-    pub(super) duplicates: u64,
+    pub(crate) duplicates: u64,
 }
 
 /// Cuts rows into batches.
-pub(super) struct Batches {
+pub(crate) struct Batches {
     rows: Rows,
     limits: Limits,
     rows_max: usize,
@@ -81,7 +81,7 @@ impl Seen {
 }
 
 impl Batches {
-    pub(super) fn new(rows: Rows, rows_max: usize, duplicates: Duplicates, limits: Limits) -> Self {
+    pub(crate) fn new(rows: Rows, rows_max: usize, duplicates: Duplicates, limits: Limits) -> Self {
         let message_max = limits
             .message_bytes_max
             .saturating_sub(BATCH_OVERHEAD_BYTES);
@@ -98,7 +98,7 @@ impl Batches {
     }
 
     /// The next batch; `None` at the end of the file. A bad row fails the batch that it stands in.
-    pub(super) fn next(&mut self) -> anyhow::Result<Option<Prepared>> {
+    pub(crate) fn next(&mut self) -> anyhow::Result<Option<Prepared>> {
         let mut prepared = Prepared {
             batch: Batch::new(),
             first_row: self.rows_read + 1,
@@ -199,8 +199,8 @@ mod tests {
     use std::io::Cursor;
     use std::path::Path;
 
-    use super::super::rows::{Format, Header, Reading};
     use super::*;
+    use crate::rows::{Format, Header, Reading};
 
     fn rows(text: &str) -> Rows {
         let reading = Reading {

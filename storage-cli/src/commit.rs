@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use storage_protocol::Batch;
 
-use super::app::App;
-use super::failure::{Exit, usage};
-use super::json::{self, Item};
-use super::output::Output;
-use super::put;
+use crate::app::App;
+use crate::failure::{Exit, usage};
+use crate::json::{self, Item};
+use crate::output::Output;
+use crate::put;
 
 const EXAMPLES: &str = "\
 Lines:
@@ -31,14 +31,14 @@ Prints the commit's position, EPOCH:REVISION; a check that does not hold makes t
 /// Commits a file of checks, puts and removes atomically
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
-pub(super) struct Commit {
+pub(crate) struct Commit {
     /// JSON lines; - for stdin
     #[arg(long, value_name = "F")]
     file: PathBuf,
 }
 
 impl Commit {
-    pub(super) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
+    pub(crate) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
         let name = self.file.display().to_string();
         let mut text = String::new();
         let read = match self.file == Path::new("-") {

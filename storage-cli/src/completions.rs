@@ -5,9 +5,9 @@
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
-use super::Cli;
-use super::failure::Exit;
-use super::output::Output;
+use crate::Cli;
+use crate::failure::Exit;
+use crate::output::Output;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -17,14 +17,14 @@ Examples:
 /// Prints a completion script for a shell
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
-pub(super) struct Completions {
+pub(crate) struct Completions {
     /// Shell
     #[arg(value_enum)]
     shell: Shell,
 }
 
 impl Completions {
-    pub(super) fn run(self, out: &mut Output) -> anyhow::Result<Exit> {
+    pub(crate) fn run(self, out: &mut Output) -> anyhow::Result<Exit> {
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "storage", &mut script);
         out.bytes(&script)?;

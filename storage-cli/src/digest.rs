@@ -10,10 +10,10 @@ use clap::Args;
 use sha2::{Digest as _, Sha256};
 use storage_protocol::{KeyState, ScanOptions, Storage};
 
-use super::app::App;
-use super::failure::Exit;
-use super::json::Object;
-use super::output::{Output, progress};
+use crate::app::App;
+use crate::failure::Exit;
+use crate::json::Object;
+use crate::output::{Output, progress};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -26,14 +26,14 @@ as 8 bytes, big-endian, before it), the revision they were read at, and how many
 /// Prints a hash over a range
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
-pub(super) struct Digest {
+pub(crate) struct Digest {
     /// Keys that begin with this [default: all]
     #[arg(long, value_name = "P")]
     prefix: Option<OsString>,
 }
 
 impl Digest {
-    pub(super) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
+    pub(crate) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
         let range = app.form().arguments().prefix(self.prefix.as_deref())?;
         let storage = app.connect().await?;
         let mut scan = storage.scan(range, ScanOptions::default()).await?;
@@ -66,17 +66,17 @@ impl Digest {
 
 /// Entries that are being hashed, in key order.
 #[derive(Default)]
-pub(super) struct Entries(Sha256);
+pub(crate) struct Entries(Sha256);
 
 impl Entries {
-    pub(super) fn add(&mut self, key: &[u8], value: &[u8]) {
+    pub(crate) fn add(&mut self, key: &[u8], value: &[u8]) {
         for bytes in [key, value] {
             self.0.update((bytes.len() as u64).to_be_bytes());
             self.0.update(bytes);
         }
     }
 
-    pub(super) fn finish(self) -> String {
+    pub(crate) fn finish(self) -> String {
         hex::encode(self.0.finalize())
     }
 }

@@ -11,7 +11,7 @@ use storage_protocol::planted;
 
 /// Bytes as text on one line. A backslash is doubled; `\n`, `\r`, `\t` and `\x1b` stand for control characters,
 /// `\u{202e}` for other characters that do not show, `\xff` for bytes that are no UTF-8.
-pub(super) fn text(bytes: &[u8]) -> Cow<'_, str> {
+pub(crate) fn text(bytes: &[u8]) -> Cow<'_, str> {
     if planted("escapes-ambiguous") {
         return match std::str::from_utf8(bytes) {
             Ok(text) if !text.chars().any(char::is_control) => text.into(),
@@ -50,7 +50,7 @@ fn escaped(bytes: &[u8]) -> String {
 
 /// One field of several on a line, separated by spaces: in quotes where a space or a quote at its beginning would leave
 /// it open where it ends. `name`: it ends at a `=`.
-pub(super) fn field(bytes: &[u8], name: bool) -> Cow<'_, str> {
+pub(crate) fn field(bytes: &[u8], name: bool) -> Cow<'_, str> {
     let text = text(bytes);
     let open = text.is_empty()
         || text.starts_with('"')
@@ -64,7 +64,7 @@ pub(super) fn field(bytes: &[u8], name: bool) -> Cow<'_, str> {
 
 /// A message for people, whoever's words are in it: what does not show is escaped; backslashes stay, since parts of it
 /// may be escaped already.
-pub(super) fn message(text: &str) -> Cow<'_, str> {
+pub(crate) fn message(text: &str) -> Cow<'_, str> {
     if text.chars().all(|c| shows(c, false)) {
         return text.into();
     }
@@ -76,7 +76,7 @@ pub(super) fn message(text: &str) -> Cow<'_, str> {
 }
 
 /// A JSON string, its quotes included. What does not show is escaped in JSON's own way, which every parser undoes.
-pub(super) fn json(text: &str) -> String {
+pub(crate) fn json(text: &str) -> String {
     let quoted = serde_json::Value::from(text).to_string();
     if quoted.chars().all(|c| shows(c, false)) {
         return quoted;
@@ -96,7 +96,7 @@ pub(super) fn json(text: &str) -> String {
 
 /// Whether a terminal may be sent these bytes as they are: text whose lines and tabs are its own, and which does
 /// nothing else to the terminal.
-pub(super) fn is_harmless(bytes: &[u8]) -> bool {
+pub(crate) fn is_harmless(bytes: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return false;
     };

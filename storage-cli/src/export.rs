@@ -15,12 +15,12 @@ use storage_protocol::{
     planted,
 };
 
-use super::app::App;
-use super::failure::Exit;
-use super::json::Object;
-use super::output::{Output, progress};
-use super::target::Target;
-use super::tell;
+use crate::app::App;
+use crate::failure::Exit;
+use crate::json::Object;
+use crate::output::{Output, progress};
+use crate::target::Target;
+use crate::tell;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,7 +35,7 @@ owner; to a FIFO or a device it writes as it goes; - is stdout.";
 /// Writes a range as JSON lines for `import`
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
-pub(super) struct Export {
+pub(crate) struct Export {
     /// Keys that begin with this [default: all]
     #[arg(long, value_name = "P")]
     prefix: Option<OsString>,
@@ -52,7 +52,7 @@ struct Counts {
 }
 
 impl Export {
-    pub(super) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
+    pub(crate) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
         let file = self.out.as_deref().filter(|path| *path != Path::new("-"));
         let (counts, position) = match file {
             None => {

@@ -8,11 +8,11 @@ use std::process::ExitCode;
 
 use storage_protocol::{Epoch, Outcome, Revision, StorageError};
 
-use super::{escape, tell};
+use crate::{escape, tell};
 
 /// How a command ended that did what it could.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Exit {
+pub(crate) enum Exit {
     Done,
     /// Something that was asked for is not there; it has been told.
     Refused,
@@ -29,7 +29,7 @@ impl From<Exit> for ExitCode {
 
 /// Wrong arguments, configuration or input.
 #[derive(Debug)]
-pub(super) struct Usage(pub(super) String);
+pub(crate) struct Usage(pub(crate) String);
 
 impl fmt::Display for Usage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -39,13 +39,13 @@ impl fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
-pub(super) fn usage(text: impl Into<String>) -> anyhow::Error {
+pub(crate) fn usage(text: impl Into<String>) -> anyhow::Error {
     Usage(text.into()).into()
 }
 
 /// Nobody reads stdout any more (`| head`): the work is over, and nothing is wrong.
 #[derive(Debug)]
-pub(super) struct StdoutClosed;
+pub(crate) struct StdoutClosed;
 
 impl fmt::Display for StdoutClosed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -57,19 +57,19 @@ impl std::error::Error for StdoutClosed {}
 
 /// A signal came first.
 #[derive(Debug)]
-pub(super) struct Interrupted {
-    pub(super) outcome: Outcome,
+pub(crate) struct Interrupted {
+    pub(crate) outcome: Outcome,
     /// What there is to say about what was done.
-    pub(super) what: String,
+    pub(crate) what: String,
 }
 
 impl Interrupted {
-    pub(super) fn new(outcome: Outcome) -> Self {
+    pub(crate) fn new(outcome: Outcome) -> Self {
         let what = String::new();
         Self { outcome, what }
     }
 
-    pub(super) fn exit_code(&self) -> u8 {
+    pub(crate) fn exit_code(&self) -> u8 {
         match self.outcome {
             Outcome::Unknown => 4,
             Outcome::NotExecuted | Outcome::Refused => 130,
@@ -86,7 +86,7 @@ impl fmt::Display for Interrupted {
 impl std::error::Error for Interrupted {}
 
 /// The exit code of any failure.
-pub(super) fn exit_code(error: &anyhow::Error) -> u8 {
+pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     if find::<StdoutClosed>(error).is_some() {
         return 0;
     }
@@ -120,7 +120,7 @@ fn storage_exit_code(error: &StorageError) -> u8 {
 
 /// Tells people what happened, and of a write what is certain. `wrote`: a commit of this command was handed over to be
 /// sent.
-pub(super) fn report(error: &anyhow::Error, wrote: bool) {
+pub(crate) fn report(error: &anyhow::Error, wrote: bool) {
     if find::<StdoutClosed>(error).is_some() {
         return;
     }
@@ -142,7 +142,7 @@ fn words(error: &anyhow::Error) -> String {
 }
 
 /// A failed call in words for people at a command line.
-pub(super) fn storage_words(error: &StorageError) -> String {
+pub(crate) fn storage_words(error: &StorageError) -> String {
     match error {
         StorageError::CheckFailed { key, actual } => {
             let key = escape::text(key);
@@ -157,7 +157,7 @@ pub(super) fn storage_words(error: &StorageError) -> String {
 }
 
 /// What a store's history is after a change of its epoch.
-pub(super) fn epoch_words(epoch: Epoch, fork: Revision) -> String {
+pub(crate) fn epoch_words(epoch: Epoch, fork: Revision) -> String {
     match fork {
         Revision(0) => format!("this is another store now, or it was wiped (its epoch is {epoch})"),
         fork => format!("the store's history is now epoch {epoch}, forked at revision {fork}"),

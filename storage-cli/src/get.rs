@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use storage_protocol::{Entry, Key, Storage};
 
-use super::app::App;
-use super::escape;
-use super::failure::{Exit, usage};
-use super::json::Object;
-use super::output::Output;
-use super::target::Target;
-use super::tell;
+use crate::app::App;
+use crate::escape;
+use crate::failure::{Exit, usage};
+use crate::json::Object;
+use crate::output::Output;
+use crate::target::Target;
+use crate::tell;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -30,7 +30,7 @@ without --force. Several: one line each, escaped as `scan` does. A missing key m
 /// Prints the values of keys
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
-pub(super) struct Get {
+pub(crate) struct Get {
     /// Keys (text, @FILE or -)
     #[arg(value_name = "KEY", required = true, allow_negative_numbers = true)]
     keys: Vec<OsString>,
@@ -46,7 +46,7 @@ pub(super) struct Get {
 }
 
 impl Get {
-    pub(super) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
+    pub(crate) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
         if self.keys.len() > 1 && (self.no_newline || self.out.is_some()) {
             return Err(usage("--no-newline and --out are for one key"));
         }

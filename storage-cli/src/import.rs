@@ -23,16 +23,16 @@ use storage_protocol::{
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use super::app::{App, END_TIMEOUT};
-use super::batches::{Batches, Duplicates, Prepared};
-use super::failure::{Exit, Interrupted, Usage, usage};
-use super::journal::{Journal, Source, digest_of};
-use super::output::{Output, progress};
-use super::rows::{Format, Header, Reading, Rows};
-use super::tally::{Span, Tally};
-use super::tell;
-use super::template::Template;
-use super::unpack::open;
+use crate::app::{App, END_TIMEOUT};
+use crate::batches::{Batches, Duplicates, Prepared};
+use crate::failure::{Exit, Interrupted, Usage, usage};
+use crate::journal::{Journal, Source, digest_of};
+use crate::output::{Output, progress};
+use crate::rows::{Format, Header, Reading, Rows};
+use crate::tally::{Span, Tally};
+use crate::tell;
+use crate::template::Template;
+use crate::unpack::open;
 use storage_client::RemoteStorage;
 
 const EXAMPLES: &str = "\
@@ -56,7 +56,7 @@ const READ_AHEAD: usize = 2;
 /// Imports a file, or stdin (-)
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
-pub(super) struct Import {
+pub(crate) struct Import {
     /// File, as it is or packed with gzip; - for stdin
     file: PathBuf,
     /// Format [default: by the file's name; stdin: jsonl]
@@ -88,7 +88,7 @@ pub(super) struct Import {
 }
 
 impl Import {
-    pub(super) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
+    pub(crate) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
         let start = Instant::now();
         let reading = self.reading()?;
         let mut journal = self.open_journal(app, &reading).await?;

@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use storage_protocol::{Epoch, Position, Revision, SessionId, planted};
 
-use super::failure::usage;
-use super::target::sync_folder;
+use crate::failure::usage;
+use crate::target::sync_folder;
 use storage_client::SavedSession;
 
 /// How a session file begins, its format's number included.
@@ -27,13 +27,13 @@ const MAGIC: &str = "{\"storage_import_session\":1}\n";
 
 /// What is imported, and how it is cut: on this the rows of each commit depend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Source {
+pub(crate) struct Source {
     /// Of the file's bytes, in hex.
-    pub(super) sha256: String,
-    pub(super) keyspace: String,
-    pub(super) key: Option<String>,
-    pub(super) format: String,
-    pub(super) batch: u32,
+    pub(crate) sha256: String,
+    pub(crate) keyspace: String,
+    pub(crate) key: Option<String>,
+    pub(crate) format: String,
+    pub(crate) batch: u32,
 }
 
 /// A row of the journal.
@@ -61,15 +61,15 @@ enum Line {
 
 /// Rows that went into a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Sent {
-    pub(super) number: u64,
-    pub(super) row: u64,
-    pub(super) rows: u64,
+pub(crate) struct Sent {
+    pub(crate) number: u64,
+    pub(crate) row: u64,
+    pub(crate) rows: u64,
 }
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Journal {
+pub(crate) struct Journal {
     path: PathBuf,
     file: File,
     session: Option<(SessionId, u64)>,
@@ -78,16 +78,16 @@ pub(super) struct Journal {
     /// The highest number of the session.
     sent: u64,
     /// Without a known outcome, by ascending numbers.
-    pub(super) unanswered: Vec<Sent>,
+    pub(crate) unanswered: Vec<Sent>,
     /// Row ranges that were committed, as first row and count, by ascending rows.
     done: Vec<(u64, u64)>,
     /// All is committed: so many rows.
-    pub(super) complete: Option<u64>,
+    pub(crate) complete: Option<u64>,
 }
 
 impl Journal {
     /// Opens it, or begins it; only one process at a time. Blocks on the disk.
-    pub(super) fn open(path: &Path, source: &Source) -> anyhow::Result<Self> {
+    pub(crate) fn open(path: &Path, source: &Source) -> anyhow::Result<Self> {
         let name = path.display();
         // A FIFO or a device keeps nothing.
         if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
@@ -263,17 +263,17 @@ impl Journal {
     }
 
     /// Its file, for messages.
-    pub(super) fn name(&self) -> impl std::fmt::Display + '_ {
+    pub(crate) fn name(&self) -> impl std::fmt::Display + '_ {
         self.path.display()
     }
 
     /// Where the history of the store stood, as far as it is known here.
-    pub(super) fn position(&self) -> Option<Position> {
+    pub(crate) fn position(&self) -> Option<Position> {
         self.position
     }
 
     /// The session to resume, if there was one.
-    pub(super) fn saved(&self) -> Option<SavedSession> {
+    pub(crate) fn saved(&self) -> Option<SavedSession> {
         let (id, incarnation) = self.session?;
         Some(SavedSession {
             id,
@@ -284,7 +284,7 @@ impl Journal {
     }
 
     /// From here on numbers are of this session; those without an answer of another are given back, unknown for ever.
-    pub(super) fn begin_session(
+    pub(crate) fn begin_session(
         &mut self,
         id: SessionId,
         incarnation: u64,
@@ -306,7 +306,7 @@ impl Journal {
 
     /// Notes how often the session came back by itself: the next run has to be above all of that, also where the clock was
     /// set back meanwhile.
-    pub(super) fn came_back(&mut self, id: SessionId, incarnation: u64) -> anyhow::Result<()> {
+    pub(crate) fn came_back(&mut self, id: SessionId, incarnation: u64) -> anyhow::Result<()> {
         match (self.session, self.position) {
             (Some((known, before)), Some(position)) if known == id && before < incarnation => self
                 .note(&Line::Session {
@@ -320,12 +320,12 @@ impl Journal {
     }
 
     /// Whether these rows are committed.
-    pub(super) fn is_done(&self, row: u64, rows: u64) -> bool {
+    pub(crate) fn is_done(&self, row: u64, rows: u64) -> bool {
         self.done.binary_search(&(row, rows)).is_ok()
     }
 
     /// The commit that these rows went out in, if its outcome is not known.
-    pub(super) fn unanswered_number(&self, row: u64, rows: u64) -> Option<u64> {
+    pub(crate) fn unanswered_number(&self, row: u64, rows: u64) -> Option<u64> {
         let sent = self
             .unanswered
             .iter()
@@ -334,7 +334,7 @@ impl Journal {
     }
 
     /// The rows of the journal that a batch with this first row does not fit to: the file is cut in another way now.
-    pub(super) fn contradicts(&self, row: u64, rows: u64) -> bool {
+    pub(crate) fn contradicts(&self, row: u64, rows: u64) -> bool {
         let overlaps = |first: u64, count: u64| {
             first < row + rows && row < first + count && (first, count) != (row, rows)
         };
@@ -349,29 +349,29 @@ impl Journal {
     }
 
     /// Whether rows behind this one were committed, or may have been: it was refused before, and comes after them now.
-    pub(super) fn is_overtaken(&self, row: u64) -> bool {
+    pub(crate) fn is_overtaken(&self, row: u64) -> bool {
         // Those without an answer come again under their numbers, which are lower than the one that this row gets.
         self.done.last().is_some_and(|(last, _)| *last > row)
             || self.unanswered.iter().any(|sent| sent.row > row)
     }
 
     /// Notes, durably, that these rows are about to go out; gives the commit's number.
-    pub(super) fn send(&mut self, row: u64, rows: u64, sent_before: u64) -> anyhow::Result<u64> {
+    pub(crate) fn send(&mut self, row: u64, rows: u64, sent_before: u64) -> anyhow::Result<u64> {
         let number = self.sent.max(sent_before) + 1;
         self.note(&Line::Commit { number, row, rows })?;
         Ok(number)
     }
 
-    pub(super) fn executed(&mut self, number: u64, revision: Revision) -> anyhow::Result<()> {
+    pub(crate) fn executed(&mut self, number: u64, revision: Revision) -> anyhow::Result<()> {
         let revision = revision.0;
         self.note(&Line::Done { number, revision })
     }
 
-    pub(super) fn refused(&mut self, number: u64) -> anyhow::Result<()> {
+    pub(crate) fn refused(&mut self, number: u64) -> anyhow::Result<()> {
         self.note(&Line::Refused { number })
     }
 
-    pub(super) fn completed(&mut self, rows: u64) -> anyhow::Result<()> {
+    pub(crate) fn completed(&mut self, rows: u64) -> anyhow::Result<()> {
         self.note(&Line::Complete { rows })
     }
 }
@@ -414,7 +414,7 @@ fn difference(was: &Source, is: &Source) -> String {
 }
 
 /// The SHA-256 of a file's bytes, in hex. Blocks on the disk.
-pub(super) fn digest_of(path: &Path) -> io::Result<String> {
+pub(crate) fn digest_of(path: &Path) -> io::Result<String> {
     let mut file = File::open(path)?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];

@@ -13,18 +13,18 @@ use storage_protocol::{
     Check, Entry, EntryLifetime, Expected, Key, Lifetime, Operation, Position, Revision,
 };
 
-use super::escape;
+use crate::escape;
 
 /// A JSON object that is being written.
-pub(super) struct Object(String);
+pub(crate) struct Object(String);
 
 impl Object {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self("{".to_owned())
     }
 
     /// A field whose value is JSON already.
-    pub(super) fn raw(mut self, name: &str, json: &str) -> Self {
+    pub(crate) fn raw(mut self, name: &str, json: &str) -> Self {
         if self.0.len() > 1 {
             self.0.push(',');
         }
@@ -34,25 +34,25 @@ impl Object {
         self
     }
 
-    pub(super) fn text(self, name: &str, text: &str) -> Self {
+    pub(crate) fn text(self, name: &str, text: &str) -> Self {
         self.raw(name, &escape::json(text))
     }
 
-    pub(super) fn number(self, name: &str, number: u64) -> Self {
+    pub(crate) fn number(self, name: &str, number: u64) -> Self {
         self.raw(name, &number.to_string())
     }
 
-    pub(super) fn object(self, name: &str, object: Self) -> Self {
+    pub(crate) fn object(self, name: &str, object: Self) -> Self {
         self.raw(name, &object.finish())
     }
 
-    pub(super) fn list(self, name: &str, objects: impl Iterator<Item = Self>) -> Self {
+    pub(crate) fn list(self, name: &str, objects: impl Iterator<Item = Self>) -> Self {
         let objects: Vec<_> = objects.map(Self::finish).collect();
         self.raw(name, &format!("[{}]", objects.join(",")))
     }
 
     /// A key or value, under `name` or `name_b64`.
-    pub(super) fn bytes(self, name: &str, bytes: &[u8]) -> Self {
+    pub(crate) fn bytes(self, name: &str, bytes: &[u8]) -> Self {
         match std::str::from_utf8(bytes) {
             Ok(text) => self.text(name, text),
             Err(_) => self.text(&format!("{name}_b64"), &BASE64_STANDARD.encode(bytes)),
@@ -60,13 +60,13 @@ impl Object {
     }
 
     /// `epoch` and `revision`.
-    pub(super) fn position(self, position: Position) -> Self {
+    pub(crate) fn position(self, position: Position) -> Self {
         self.text("epoch", &position.epoch.to_string())
             .number("revision", position.revision.0)
     }
 
     /// When a stored entry ends; nothing for one that stays.
-    pub(super) fn lifetime(self, lifetime: EntryLifetime) -> Self {
+    pub(crate) fn lifetime(self, lifetime: EntryLifetime) -> Self {
         match lifetime {
             EntryLifetime::Forever => self,
             EntryLifetime::Until(time) => self.number("expires_ms", time.0),
@@ -75,14 +75,14 @@ impl Object {
     }
 
     /// A stored entry with its key.
-    pub(super) fn entry(self, key: &[u8], entry: &Entry) -> Self {
+    pub(crate) fn entry(self, key: &[u8], entry: &Entry) -> Self {
         self.bytes("key", key)
             .bytes("value", &entry.value)
             .number("revision", entry.revision.0)
             .lifetime(entry.lifetime)
     }
 
-    pub(super) fn finish(mut self) -> String {
+    pub(crate) fn finish(mut self) -> String {
         self.0.push('}');
         self.0
     }
@@ -90,13 +90,13 @@ impl Object {
 
 /// What a line of `commit` says.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Item {
+pub(crate) enum Item {
     Check(Check),
     Operation(Operation),
 }
 
 /// Reads a line; the error says what is wrong with it, and where.
-pub(super) fn parse(line: &str) -> Result<Item, String> {
+pub(crate) fn parse(line: &str) -> Result<Item, String> {
     match serde_json::from_str(line).map_err(|error| explain(&error))? {
         Line::Check(fields) => {
             let revision = fields
@@ -123,7 +123,7 @@ pub(super) fn parse(line: &str) -> Result<Item, String> {
 }
 
 /// Serde's words, with the column but without its line, which is always 1.
-pub(super) fn explain(error: &serde_json::Error) -> String {
+pub(crate) fn explain(error: &serde_json::Error) -> String {
     let text = error.to_string();
     match text.rsplit_once(" at line ") {
         Some((what, _)) => format!("{what} (column {})", error.column()),

@@ -1,4 +1,4 @@
-//! Where results go: stdout, or a file (see [`target`](super::target)); and progress for people.
+//! Where results go: stdout, or a file (see [`target`](crate::target)); and progress for people.
 //!
 //! A closed pipe on stdout is not a failure but an end ([`StdoutClosed`]); everything that writes goes through here,
 //! so that it is told apart in one place.
@@ -10,22 +10,22 @@ use indicatif::{ProgressBar, ProgressStyle};
 use storage_protocol::planted;
 use tokio_util::sync::CancellationToken;
 
-use super::failure::{StdoutClosed, usage};
+use crate::failure::{StdoutClosed, usage};
 
 /// Lines of results, buffered.
-pub(super) struct Output {
+pub(crate) struct Output {
     writer: BufWriter<Box<dyn Write + Send>>,
     /// What errors call it; `None`: stdout.
     name: Option<String>,
 }
 
 impl Output {
-    pub(super) fn stdout() -> Self {
+    pub(crate) fn stdout() -> Self {
         Self::new(Box::new(io::stdout()), None)
     }
 
     /// A file, under this name.
-    pub(super) fn file(writer: std::fs::File, name: String) -> Self {
+    pub(crate) fn file(writer: std::fs::File, name: String) -> Self {
         Self::new(Box::new(writer), Some(name))
     }
 
@@ -34,18 +34,18 @@ impl Output {
         Self { writer, name }
     }
 
-    pub(super) fn line(&mut self, text: &str) -> anyhow::Result<()> {
+    pub(crate) fn line(&mut self, text: &str) -> anyhow::Result<()> {
         self.bytes(text.as_bytes())?;
         self.bytes(b"\n")
     }
 
-    pub(super) fn bytes(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
         let written = self.writer.write_all(bytes);
         written.map_err(|error| self.failed(&error))
     }
 
     /// For lines that somebody waits for.
-    pub(super) fn flush(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn flush(&mut self) -> anyhow::Result<()> {
         let flushed = self.writer.flush();
         flushed.map_err(|error| self.failed(&error))
     }
@@ -62,7 +62,7 @@ impl Output {
 }
 
 /// Comes when nobody reads stdout any more, also while there is nothing to write to it. Never where that cannot be told.
-pub(super) async fn stdout_closed() {
+pub(crate) async fn stdout_closed() {
     let closed = CancellationToken::new();
     let seen = closed.clone();
     // It blocks for as long as the process lives, and ends with it.
@@ -100,7 +100,7 @@ fn wait_for_closed_stdout() -> bool {
 }
 
 /// A bar (or a count, where the end is not known) on stderr, and nothing where stderr is no terminal.
-pub(super) fn progress(total_bytes: Option<u64>) -> ProgressBar {
+pub(crate) fn progress(total_bytes: Option<u64>) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }

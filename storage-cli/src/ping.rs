@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::app::App;
-use super::failure::Exit;
-use super::json::Object;
-use super::output::Output;
+use crate::app::App;
+use crate::failure::Exit;
+use crate::json::Object;
+use crate::output::Output;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -21,14 +21,14 @@ Prints a line per round trip, then the smallest, the mean and the largest time."
 /// Measures round trips
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
-pub(super) struct Ping {
+pub(crate) struct Ping {
     /// Round trips
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     count: u32,
 }
 
 impl Ping {
-    pub(super) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
+    pub(crate) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
         let storage = app.connect().await?;
         let (mut min, mut max, mut sum) = (Duration::MAX, Duration::ZERO, Duration::ZERO);
         for number in 1..=self.count {

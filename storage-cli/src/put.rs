@@ -10,10 +10,10 @@ use anyhow::Context;
 use clap::Args;
 use storage_protocol::{Batch, CommitOptions, Lifetime, Position, Storage};
 
-use super::app::App;
-use super::failure::Exit;
-use super::json::Object;
-use super::output::Output;
+use crate::app::App;
+use crate::failure::Exit;
+use crate::json::Object;
+use crate::output::Output;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -27,7 +27,7 @@ Prints the commit's position, EPOCH:REVISION.";
 /// Puts a value
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
-pub(super) struct Put {
+pub(crate) struct Put {
     /// Key (text, @FILE or -)
     #[arg(allow_negative_numbers = true)]
     key: OsString,
@@ -40,7 +40,7 @@ pub(super) struct Put {
 }
 
 impl Put {
-    pub(super) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
+    pub(crate) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
         let mut arguments = app.form().arguments();
         let key = arguments.bytes("KEY", &self.key)?;
         let value = arguments.bytes("VALUE", &self.value)?;
@@ -51,7 +51,7 @@ impl Put {
 }
 
 /// Commits and prints the position.
-pub(super) async fn commit(app: &App, out: &mut Output, batch: Batch) -> anyhow::Result<Exit> {
+pub(crate) async fn commit(app: &App, out: &mut Output, batch: Batch) -> anyhow::Result<Exit> {
     let storage = app.connect().await?;
     app.writing();
     let done = storage.commit(batch, CommitOptions::default()).await;

@@ -11,8 +11,8 @@ use storage_protocol::planted;
 
 /// What is wrong with the quotes, and where.
 #[derive(Clone, Debug)]
-pub(super) struct Malformed {
-    pub(super) line: u64,
+pub(crate) struct Malformed {
+    pub(crate) line: u64,
     what: &'static str,
 }
 
@@ -37,14 +37,14 @@ enum State {
 }
 
 /// See the module.
-pub(super) struct Quotes<R> {
+pub(crate) struct Quotes<R> {
     inner: R,
     judge: Judge,
     malformed: Option<Malformed>,
 }
 
 impl<R: BufRead> Quotes<R> {
-    pub(super) fn new(inner: R) -> Self {
+    pub(crate) fn new(inner: R) -> Self {
         let judge = Judge {
             state: State::Start,
             line: 1,

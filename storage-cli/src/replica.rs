@@ -12,13 +12,13 @@ use std::time::Duration;
 use clap::Args;
 use storage_protocol::{Continuity, Entry, Key, KeyRange, Outcome, ResyncReason, StorageError};
 
-use super::app::App;
-use super::digest::Entries;
-use super::failure::{Exit, StdoutClosed, epoch_words, usage};
-use super::json::Object;
-use super::output::{Output, stdout_closed};
-use super::tell;
-use super::text::Form;
+use crate::app::App;
+use crate::digest::Entries;
+use crate::failure::{Exit, StdoutClosed, epoch_words, usage};
+use crate::json::Object;
+use crate::output::{Output, stdout_closed};
+use crate::tell;
+use crate::text::Form;
 use storage_client::replica::{ChangeBatch, Changes, Proof, Proven, ReplicaError, ReplicaEvent};
 use storage_client::{Replica, ReplicaOptions};
 
@@ -40,7 +40,7 @@ With --once: the entries as `storage scan` prints them, then `at EPOCH:REVISION,
 /// Holds a coherent copy of a range and prints what changes in it
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
-pub(super) struct ReplicaCommand {
+pub(crate) struct ReplicaCommand {
     /// Keys that begin with this [default: all]
     #[arg(long, value_name = "P")]
     prefix: Option<OsString>,
@@ -62,7 +62,7 @@ pub(super) struct ReplicaCommand {
 }
 
 impl ReplicaCommand {
-    pub(super) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
+    pub(crate) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
         let range = app.form().arguments().prefix(self.prefix.as_deref())?;
         let open = self.open(app, range);
         let replica = app.unless_interrupted(open).await?;

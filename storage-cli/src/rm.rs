@@ -7,10 +7,10 @@ use std::ffi::OsString;
 use clap::Args;
 use storage_protocol::Batch;
 
-use super::app::App;
-use super::failure::Exit;
-use super::output::Output;
-use super::put;
+use crate::app::App;
+use crate::failure::Exit;
+use crate::output::Output;
+use crate::put;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -22,14 +22,14 @@ All keys go in one commit; an absent one is no failure. Prints the commit's posi
 /// Removes keys
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
-pub(super) struct Rm {
+pub(crate) struct Rm {
     /// Keys (text, @FILE or -)
     #[arg(value_name = "KEY", required = true, allow_negative_numbers = true)]
     keys: Vec<OsString>,
 }
 
 impl Rm {
-    pub(super) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
+    pub(crate) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
         let mut arguments = app.form().arguments();
         let mut batch = Batch::new();
         for key in &self.keys {

@@ -15,18 +15,18 @@ use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 use storage_protocol::{Key, Lifetime, Operation};
 
-use super::failure::usage;
-use super::json::{self, Item};
-use super::quotes::{Malformed, Quotes};
-use super::template::{Template, some};
-use super::unpack::unreadable;
+use crate::failure::usage;
+use crate::json::{self, Item};
+use crate::quotes::{Malformed, Quotes};
+use crate::template::{Template, some};
+use crate::unpack::unreadable;
 
 /// No line of JSON is longer: a value of the largest size that a server may allow, with room for its escapes.
 const LINE_BYTES_MAX: u64 = 2 << 30;
 
 /// How the rows of a file are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Format {
+pub(crate) enum Format {
     /// A header line, then a row per record; each becomes a JSON object of strings.
     Csv,
     /// A JSON object per line.
@@ -35,7 +35,7 @@ pub(super) enum Format {
 
 impl Format {
     /// By the file's name, or for stdin by elimination: CSV has to be said.
-    pub(super) fn of(file: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn of(file: &Path) -> anyhow::Result<Self> {
         let name = file.as_os_str().to_ascii_lowercase();
         let name = Path::new(&name);
         let extension = |name: &Path| name.extension().and_then(OsStr::to_str).map(str::to_owned);
@@ -57,7 +57,7 @@ impl Format {
 
 /// Where the names of a CSV file's columns come from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) enum Header {
+pub(crate) enum Header {
     /// The file's first line.
     #[default]
     FirstLine,
@@ -69,11 +69,11 @@ pub(super) enum Header {
 
 /// How the rows of a file are to be read.
 #[derive(Clone, Debug)]
-pub(super) struct Reading {
-    pub(super) format: Format,
-    pub(super) header: Header,
+pub(crate) struct Reading {
+    pub(crate) format: Format,
+    pub(crate) header: Header,
     /// Of the key; `None`: each line says it.
-    pub(super) template: Option<Template>,
+    pub(crate) template: Option<Template>,
 }
 
 /// The csv crate takes a record to end at its CR, and counts the LF behind it into the next: in a file of CRLF lines
@@ -87,13 +87,13 @@ fn line_lag(reader: &mut dyn BufRead) -> io::Result<u64> {
 
 /// One row as an operation.
 #[derive(Debug)]
-pub(super) struct Row {
-    pub(super) line: u64,
-    pub(super) operation: Operation,
+pub(crate) struct Row {
+    pub(crate) line: u64,
+    pub(crate) operation: Operation,
 }
 
 /// Reads rows. The first error is the last item.
-pub(super) struct Rows {
+pub(crate) struct Rows {
     /// What errors call it.
     file: String,
     form: Form,
@@ -110,7 +110,7 @@ enum Form {
 
 impl Rows {
     /// Reads the header too, so that a wrong template fails before anything is written.
-    pub(super) fn new(
+    pub(crate) fn new(
         file: &Path,
         reader: Box<dyn BufRead + Send>,
         reading: Reading,
@@ -139,11 +139,11 @@ impl Rows {
         Ok(Self { file: name, form })
     }
 
-    pub(super) fn file(&self) -> &str {
+    pub(crate) fn file(&self) -> &str {
         &self.file
     }
 
-    pub(super) fn next(&mut self) -> anyhow::Result<Option<Row>> {
+    pub(crate) fn next(&mut self) -> anyhow::Result<Option<Row>> {
         let file = &self.file;
         match &mut self.form {
             Form::Csv(csv) => csv.next(file),

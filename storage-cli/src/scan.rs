@@ -7,11 +7,11 @@ use std::ffi::OsString;
 use clap::Args;
 use storage_protocol::{Key, KeyRange, KeyState, ScanOptions, Storage};
 
-use super::app::App;
-use super::failure::Exit;
-use super::json::Object;
-use super::output::Output;
-use super::text::Arguments;
+use crate::app::App;
+use crate::failure::Exit;
+use crate::json::Object;
+use crate::output::Output;
+use crate::text::Arguments;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -26,7 +26,7 @@ control characters, \\u{202e} is another character that does not show, \\xff a b
 /// Prints a range of keys and values
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
-pub(super) struct Scan {
+pub(crate) struct Scan {
     /// Keys that begin with this
     #[arg(long, value_name = "P", conflicts_with_all = ["from", "to"])]
     prefix: Option<OsString>,
@@ -48,7 +48,7 @@ pub(super) struct Scan {
 }
 
 impl Scan {
-    pub(super) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
+    pub(crate) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
         let range = self.range(&mut app.form().arguments())?;
         let options = ScanOptions {
             reverse: self.reverse,

@@ -4,39 +4,39 @@
 
 use storage_protocol::{Outcome, Position, Result, StorageError};
 
-use super::json::Object;
+use crate::json::Object;
 
 /// Rows that went into one commit.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Span {
+pub(crate) struct Span {
     /// Counted from 1.
-    pub(super) first_row: u64,
-    pub(super) first_line: u64,
-    pub(super) rows: u64,
+    pub(crate) first_row: u64,
+    pub(crate) first_line: u64,
+    pub(crate) rows: u64,
 }
 
 /// What became of the rows.
 #[derive(Default)]
-pub(super) struct Tally {
-    pub(super) rows: u64,
-    pub(super) commits: u64,
-    pub(super) last: Option<Position>,
-    pub(super) failures: Vec<Failed>,
+pub(crate) struct Tally {
+    pub(crate) rows: u64,
+    pub(crate) commits: u64,
+    pub(crate) last: Option<Position>,
+    pub(crate) failures: Vec<Failed>,
     /// Committed by an earlier run.
-    pub(super) rows_before: u64,
+    pub(crate) rows_before: u64,
     /// Committed although an earlier commit failed.
     rows_behind: u64,
     /// Of all of these, rows whose key an earlier row has too.
-    pub(super) duplicates: u64,
+    pub(crate) duplicates: u64,
 }
 
-pub(super) struct Failed {
+pub(crate) struct Failed {
     span: Span,
     error: StorageError,
 }
 
 impl Tally {
-    pub(super) fn add(&mut self, span: Span, answer: Result<Position>) {
+    pub(crate) fn add(&mut self, span: Span, answer: Result<Position>) {
         match answer {
             Ok(position) => {
                 self.commits += 1;
@@ -50,12 +50,12 @@ impl Tally {
         }
     }
 
-    pub(super) fn committed_text(&self) -> String {
+    pub(crate) fn committed_text(&self) -> String {
         format!("{} rows were committed", self.rows)
     }
 
     /// Fails if a commit did. An unknown outcome says more than one that is certain, so the first such counts.
-    pub(super) fn judge(&self, file: &str) -> anyhow::Result<()> {
+    pub(crate) fn judge(&self, file: &str) -> anyhow::Result<()> {
         let unknown = |failed: &Failed| failed.error.outcome() == Outcome::Unknown;
         let place = self.failures.iter().position(unknown).unwrap_or(0);
         let Some(failed) = self.failures.get(place) else {
@@ -79,7 +79,7 @@ impl Tally {
         Err(anyhow::Error::new(failed.error.clone()).context(text))
     }
 
-    pub(super) fn summary(&self, position: Position, seconds: f64, json: bool) -> String {
+    pub(crate) fn summary(&self, position: Position, seconds: f64, json: bool) -> String {
         let (rows, commits) = (self.rows, self.commits);
         let before = self.rows_before;
         if !json {
@@ -114,11 +114,11 @@ impl Tally {
 mod tests {
     use storage_protocol::{Limit, Revision};
 
-    use super::super::failure::exit_code;
     use super::*;
+    use crate::failure::exit_code;
 
     /// What is said after commits of two rows each came to this.
-    pub(super) fn judged(answers: impl IntoIterator<Item = Result<u64>>) -> (u8, String) {
+    pub(crate) fn judged(answers: impl IntoIterator<Item = Result<u64>>) -> (u8, String) {
         let mut tally = Tally::default();
         for (place, answer) in (0u64..).zip(answers) {
             let span = Span {

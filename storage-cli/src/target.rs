@@ -16,14 +16,14 @@ use std::path::{Path, PathBuf};
 use storage_protocol::planted;
 use tempfile::NamedTempFile;
 
-use super::failure::usage;
-use super::output::Output;
+use crate::failure::usage;
+use crate::output::Output;
 
 /// As many as Linux follows.
 const LINKS_MAX: usize = 40;
 
 /// See the module.
-pub(super) enum Target {
+pub(crate) enum Target {
     /// Written to as it is.
     Direct(Output),
     /// To take the place of `path`.
@@ -36,7 +36,7 @@ pub(super) enum Target {
 
 impl Target {
     /// Opens it; what was there is untouched. Opening a FIFO waits for its reader.
-    pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
         let name = path.display();
         let failed = |error: io::Error| usage(format!("{name} cannot be written: {error}"));
         let path = follow(path).map_err(failed)?;
@@ -96,14 +96,14 @@ impl Target {
         })
     }
 
-    pub(super) fn output(&mut self) -> &mut Output {
+    pub(crate) fn output(&mut self) -> &mut Output {
         match self {
             Self::Direct(output) | Self::Whole { output, .. } => output,
         }
     }
 
     /// Says that it is whole. Ordering: the bytes are on the disk before the name says that they are.
-    pub(super) fn finish(self) -> anyhow::Result<()> {
+    pub(crate) fn finish(self) -> anyhow::Result<()> {
         match self {
             Self::Direct(mut output) => output.flush(),
             Self::Whole {
@@ -126,7 +126,7 @@ impl Target {
 }
 
 /// So that a file's name outlives a power cut, like its content.
-pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
     if cfg!(windows) {
         // A folder cannot be opened there.
         return Ok(());

@@ -8,12 +8,12 @@ use std::str::FromStr;
 
 use bytes::Bytes;
 
-use super::escape;
-use super::failure::{Usage, usage};
+use crate::escape;
+use crate::failure::{Usage, usage};
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Template {
+pub(crate) struct Template {
     segments: Vec<Segment>,
 }
 
@@ -82,7 +82,7 @@ impl FromStr for Template {
 
 impl Template {
     /// The columns it asks for.
-    pub(super) fn columns(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn columns(&self) -> impl Iterator<Item = &str> {
         self.segments.iter().filter_map(|segment| match segment {
             Segment::Literal(_) => None,
             Segment::Column(name) => Some(name.as_str()),
@@ -90,7 +90,7 @@ impl Template {
     }
 
     /// Fails for a column that is not among `columns`, and names those there are.
-    pub(super) fn check_columns(&self, columns: &[String]) -> anyhow::Result<()> {
+    pub(crate) fn check_columns(&self, columns: &[String]) -> anyhow::Result<()> {
         let there = |name: &str| columns.iter().any(|column| column == name);
         match self.columns().find(|name| !there(name)) {
             None => Ok(()),
@@ -102,7 +102,7 @@ impl Template {
     }
 
     /// The key of a row.
-    pub(super) fn fill<E>(
+    pub(crate) fn fill<E>(
         &self,
         mut value: impl FnMut(&str, &mut String) -> Result<(), E>,
     ) -> Result<Bytes, E> {
@@ -118,7 +118,7 @@ impl Template {
 }
 
 /// Names in a message, as many as people read.
-pub(super) fn some<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
+pub(crate) fn some<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
     const CHARS_MAX: usize = 400;
     let all = names.len();
     let mut text = String::new();

@@ -11,19 +11,19 @@ use std::path::Path;
 use bytes::Bytes;
 use storage_protocol::KeyRange;
 
-use super::escape;
-use super::failure::usage;
+use crate::escape;
+use crate::failure::usage;
 
 /// How keys and values are written.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Form {
+pub(crate) struct Form {
     /// Hexadecimal.
-    pub(super) hex: bool,
+    pub(crate) hex: bool,
 }
 
 impl Form {
     /// For the arguments of one command line.
-    pub(super) fn arguments(self) -> Arguments {
+    pub(crate) fn arguments(self) -> Arguments {
         Arguments {
             hex: self.hex,
             stdin_taken: false,
@@ -31,7 +31,7 @@ impl Form {
     }
 
     /// A key or value as text on one line, alone or before a tab.
-    pub(super) fn show(self, bytes: &[u8]) -> Cow<'_, str> {
+    pub(crate) fn show(self, bytes: &[u8]) -> Cow<'_, str> {
         match self.hex {
             true => hex::encode(bytes).into(),
             false => escape::text(bytes),
@@ -39,7 +39,7 @@ impl Form {
     }
 
     /// A key as one field among others on a line, with a `=` behind it or a space.
-    pub(super) fn key_field(self, bytes: &[u8]) -> Cow<'_, str> {
+    pub(crate) fn key_field(self, bytes: &[u8]) -> Cow<'_, str> {
         match self.hex {
             true => hex::encode(bytes).into(),
             false => escape::field(bytes, true),
@@ -47,7 +47,7 @@ impl Form {
     }
 
     /// A value as one field among others on a line.
-    pub(super) fn value_field(self, bytes: &[u8]) -> Cow<'_, str> {
+    pub(crate) fn value_field(self, bytes: &[u8]) -> Cow<'_, str> {
         match self.hex {
             true => hex::encode(bytes).into(),
             false => escape::field(bytes, false),
@@ -57,14 +57,14 @@ impl Form {
 
 /// Reads arguments into bytes; stdin serves one of them.
 #[derive(Debug)]
-pub(super) struct Arguments {
+pub(crate) struct Arguments {
     hex: bool,
     stdin_taken: bool,
 }
 
 impl Arguments {
     /// The bytes that an argument means; `name` is what errors call it.
-    pub(super) fn bytes(&mut self, name: &str, argument: &OsStr) -> anyhow::Result<Bytes> {
+    pub(crate) fn bytes(&mut self, name: &str, argument: &OsStr) -> anyhow::Result<Bytes> {
         let bytes = argument.as_encoded_bytes();
         if bytes == b"-" {
             if std::mem::replace(&mut self.stdin_taken, true) {
@@ -98,7 +98,7 @@ impl Arguments {
     }
 
     /// The range of `--prefix`: every key where it is not given.
-    pub(super) fn prefix(&mut self, prefix: Option<&OsStr>) -> anyhow::Result<KeyRange> {
+    pub(crate) fn prefix(&mut self, prefix: Option<&OsStr>) -> anyhow::Result<KeyRange> {
         match prefix {
             None => Ok(KeyRange::all()),
             Some(prefix) => Ok(KeyRange::prefix(self.bytes("--prefix", prefix)?)),

@@ -10,7 +10,7 @@ use std::path::Path;
 use flate2::bufread::GzDecoder;
 use indicatif::ProgressBar;
 
-use super::failure::usage;
+use crate::failure::usage;
 
 const BUFFER_BYTES: usize = 64 * 1024;
 
@@ -23,7 +23,7 @@ const BYTE_ORDER_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
 type Source = Box<dyn BufRead + Send>;
 
 /// Opens a file (`-`: stdin), and unpacks it where its name or its first bytes say gzip. `bar` follows the bytes read.
-pub(super) fn open(file: &Path, bar: &ProgressBar) -> anyhow::Result<Source> {
+pub(crate) fn open(file: &Path, bar: &ProgressBar) -> anyhow::Result<Source> {
     let unreadable = |error| unreadable(file, &error);
     let raw: Box<dyn Read + Send> = if file == Path::new("-") {
         Box::new(io::stdin())
@@ -46,7 +46,7 @@ pub(super) fn open(file: &Path, bar: &ProgressBar) -> anyhow::Result<Source> {
     Ok(text)
 }
 
-pub(super) fn unreadable(file: &Path, error: &io::Error) -> anyhow::Error {
+pub(crate) fn unreadable(file: &Path, error: &io::Error) -> anyhow::Error {
     usage(format!("{} cannot be read: {error}", file.display()))
 }
 

@@ -13,13 +13,13 @@ use storage_protocol::{
     StorageError, Value, WatchEvent, WatchMode, WatchOptions, WatchStart,
 };
 
-use super::app::App;
-use super::escape;
-use super::failure::{Exit, StdoutClosed, epoch_words};
-use super::json::Object;
-use super::output::{Output, stdout_closed};
-use super::tell;
-use super::text::Form;
+use crate::app::App;
+use crate::escape;
+use crate::failure::{Exit, StdoutClosed, epoch_words};
+use crate::json::Object;
+use crate::output::{Output, stdout_closed};
+use crate::tell;
+use crate::text::Form;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -38,7 +38,7 @@ ends it.";
 /// Prints commits, or changed keys, as they happen
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
-pub(super) struct Watch {
+pub(crate) struct Watch {
     /// Keys that begin with this [default: all]
     #[arg(long, value_name = "P")]
     prefix: Option<OsString>,
@@ -61,7 +61,7 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
+    pub(crate) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
         let range = app.form().arguments().prefix(self.prefix.as_deref())?;
         let start = match self.after {
             Some(position) => WatchStart::After(position),
