@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::dial::Socket;
 use crate::supervisor::Supervisor;
+use crate::sync::{deadline_after, lock};
 use crate::watch::WatchShared;
 
 /// What a connection is at present.
@@ -110,19 +111,6 @@ impl SavedSession {
 
 /// How long a connection without handles may take to send what is on its way.
 const ABANDONED_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Far enough for "never", and no overflow of the clock.
-const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
-
-/// `start` plus `duration`, however long that is.
-pub(crate) fn deadline_after(start: Instant, duration: Duration) -> Instant {
-    start + duration.min(FAR)
-}
-
-/// Takes a lock of a short section. A panic inside one leaves nothing half-done that matters, so poison is ignored.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// What a request asks of the driver.
 pub(crate) enum Call {

@@ -40,6 +40,7 @@ pub mod replica;
 mod scan;
 mod server_text;
 mod supervisor;
+mod sync;
 mod tls;
 mod watch;
 

@@ -22,8 +22,9 @@ use storage_protocol::{
     WatchStart, WatchState, WatchStatus, planted,
 };
 
-use crate::connection::{Connection, Control, lock};
+use crate::connection::{Connection, Control};
 use crate::order::{Broken, StreamOrder};
+use crate::sync::lock;
 
 /// Unanswered marks of one watch; asking for more ends it.
 const MARKS_MAX: usize = 1_024;

@@ -10,8 +10,9 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{Driver, Pending, WatchEntry};
-use crate::connection::{Answer, Call, Control, Expect, Submission, deadline_after};
+use crate::connection::{Answer, Call, Control, Expect, Submission};
 use crate::end::End;
+use crate::sync::deadline_after;
 use crate::watch::WatchShared;
 
 /// Requests that wait for their answers, whatever the server announces: it may never answer them.

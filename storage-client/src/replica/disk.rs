@@ -26,8 +26,8 @@ use storage_protocol::{
 
 use super::error::ReplicaError;
 use super::held::Held;
-use super::lock;
 use super::options::Folder;
+use crate::sync::lock;
 
 const ENTRIES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("entries");
 const FACTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("facts");
