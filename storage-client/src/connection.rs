@@ -17,9 +17,9 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
-use crate::dial::Socket;
 use crate::supervisor::Supervisor;
 use crate::sync::{deadline_after, lock};
+use crate::transport::Socket;
 use crate::watch::WatchShared;
 
 /// What a connection is at present.

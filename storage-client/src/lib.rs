@@ -25,13 +25,9 @@
 //! # }
 //! ```
 
-mod clock;
 mod connection;
-mod counted;
-mod dial;
 mod driver;
 mod end;
-mod endpoint;
 mod ids;
 mod options;
 mod order;
@@ -41,7 +37,7 @@ mod scan;
 mod server_text;
 mod supervisor;
 mod sync;
-mod tls;
+mod transport;
 mod watch;
 
 pub use connection::{ConnectionState, SavedSession, SessionInfo};

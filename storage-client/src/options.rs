@@ -11,8 +11,8 @@ use std::time::Duration;
 use storage_protocol::{Keyspace, Result, StorageError};
 
 use crate::connection::SavedSession;
-use crate::endpoint::Endpoint;
-use crate::tls;
+use crate::transport::Endpoint;
+use crate::transport::client_config;
 
 /// The lowest TLS version a client agrees to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -219,7 +219,7 @@ impl ConnectOptions {
         let Some(credentials) = &self.credentials else {
             return Ok(());
         };
-        match tls::client_config(credentials, self.tls_min_version) {
+        match client_config(credentials, self.tls_min_version) {
             Ok(_) => Ok(()),
             Err(message) => Err(StorageError::ConnectFailed { message }),
         }

@@ -18,16 +18,16 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::ConnectOptions;
-use crate::clock::ServerClock;
 use crate::connection::{
     Answer, Call, Connection, ConnectionState, Control, Expect, SessionInfo, Shared,
 };
-use crate::dial::Dialer;
-use crate::endpoint::Endpoint;
 use crate::order::{Broken, ScanOrder};
 use crate::scan::RemoteScan;
 use crate::supervisor::{Backoff, Carry, Supervisor, incarnation_after};
 use crate::sync::deadline_after;
+use crate::transport::Dialer;
+use crate::transport::Endpoint;
+use crate::transport::ServerClock;
 use crate::watch::{RemoteWatch, WatchShared};
 
 /// A keyspace of a server, as a [`Storage`].

@@ -17,11 +17,11 @@ use storage_protocol::{Outcome, SessionId, StorageError, planted};
 use tokio::time::{Instant, sleep_until};
 
 use crate::connection::{Call, ConnectionState, Control, Ending, SessionInfo, Shared};
-use crate::dial::{DialError, Dialer, Socket};
 use crate::driver::Driver;
 use crate::end::{End, EndKind};
 use crate::order::CommitOrder;
 use crate::sync::deadline_after;
+use crate::transport::{DialError, Dialer, Socket};
 use crate::watch::WatchShared;
 
 /// A socket that lived for so long has shown that the server is well: the next search begins without a wait.

@@ -28,11 +28,11 @@ use tokio_tungstenite::tungstenite::error::Error as WsError;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
 
 use crate::connection::{Answer, Call, Control, Ending, Expect, Shared, Submission};
-use crate::dial::Socket;
 use crate::end::{End, EndKind, close_reason};
 use crate::ids::Ids;
 use crate::supervisor::Carry;
 use crate::sync::deadline_after;
+use crate::transport::Socket;
 use crate::watch::WatchShared;
 
 /// How long the goodbye to the server may take.

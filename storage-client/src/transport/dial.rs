@@ -27,15 +27,15 @@ use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::http::header::{DATE, SEC_WEBSOCKET_PROTOCOL};
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, WebSocketConfig};
 
-use crate::clock::ServerClock;
+use super::clock::ServerClock;
+use super::counted::Counted;
+use super::endpoint::Endpoint;
+use super::tls;
 use crate::connection::SavedSession;
-use crate::counted::Counted;
 use crate::end::{End, EndKind, close_reason, close_text};
-use crate::endpoint::Endpoint;
 use crate::options::{ConnectOptions, Credentials, TlsVersion};
 use crate::server_text::plain;
 use crate::sync::deadline_after;
-use crate::tls;
 
 /// A byte stream, encrypted or not.
 pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
