@@ -41,6 +41,7 @@ mod transport;
 mod watch;
 
 pub use connection::{ConnectionState, SavedSession, SessionInfo};
-pub use options::{ConnectOptions, TlsVersion};
+pub use options::ConnectOptions;
 pub use remote::RemoteStorage;
 pub use replica::{Replica, ReplicaOptions};
+pub use transport::TlsVersion;

@@ -11,27 +11,7 @@ use std::time::Duration;
 use storage_protocol::{Keyspace, Result, StorageError};
 
 use crate::connection::SavedSession;
-use crate::transport::Endpoint;
-use crate::transport::client_config;
-
-/// The lowest TLS version a client agrees to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum TlsVersion {
-    /// TLS 1.2 or 1.3, for servers of another age.
-    Tls12,
-    /// TLS 1.3 only.
-    #[default]
-    Tls13,
-}
-
-/// Which files the client authenticates itself, and the server, with.
-#[derive(Clone, Debug)]
-pub(crate) enum Credentials {
-    /// A folder with `ca.pem`, `cert.pem` and `key.pem`.
-    Mutual { dir: PathBuf },
-    /// The server's trust anchors only.
-    ServerOnly { ca: PathBuf },
-}
+use crate::transport::{Credentials, Dialer, Endpoint, Tls, TlsVersion, client_config};
 
 /// How to connect. Each setter takes and returns the options, so that calls chain.
 ///
@@ -223,6 +203,30 @@ impl ConnectOptions {
             Ok(_) => Ok(()),
             Err(message) => Err(StorageError::ConnectFailed { message }),
         }
+    }
+
+    /// Checks the options and reads the credentials.
+    pub(crate) async fn dialer(&self) -> Result<Dialer> {
+        let endpoints = self.endpoints()?;
+        let tls = if endpoints.iter().any(|endpoint| endpoint.tls) {
+            let loaded = self.load_tls().await;
+            Some(loaded.map_err(|what| StorageError::ConnectFailed {
+                message: format!("{}: {what}", self.urls.join(", ")),
+            })?)
+        } else {
+            None
+        };
+        Ok(Dialer::new(endpoints, tls, self.connect_timeout))
+    }
+
+    async fn load_tls(&self) -> std::result::Result<Tls, String> {
+        let credentials = self.credentials.clone().ok_or(
+            "there are no credentials: set credentials_dir, or without_client_certificate for a server that asks for none",
+        )?;
+        let min_version = self.tls_min_version;
+        tokio::task::spawn_blocking(move || Tls::load(credentials, min_version))
+            .await
+            .unwrap_or_else(|_| Err("the runtime stopped while the credentials were read".into()))
     }
 
     /// What the URLs say, in their order; at least one. All of them name the same keyspace.

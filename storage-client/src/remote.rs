@@ -25,7 +25,6 @@ use crate::order::{Broken, ScanOrder};
 use crate::scan::RemoteScan;
 use crate::supervisor::{Backoff, Carry, Supervisor, incarnation_after};
 use crate::sync::deadline_after;
-use crate::transport::Dialer;
 use crate::transport::Endpoint;
 use crate::transport::ServerClock;
 use crate::watch::{RemoteWatch, WatchShared};
@@ -92,7 +91,7 @@ impl RemoteStorage {
     /// # Cancel safety
     /// Dropping the future drops the socket.
     pub async fn connect(options: ConnectOptions) -> Result<Self> {
-        let mut dialer = Dialer::new(&options).await?;
+        let mut dialer = options.dialer().await?;
         let endpoint = dialer.endpoint().clone();
         let clock = dialer.clock();
         let mut hello = Hello::new(options.agent.clone());

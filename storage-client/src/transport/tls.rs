@@ -4,15 +4,69 @@
 //! rustls' own; nothing here weakens it.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::crypto::ring;
 use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
 use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::TlsConnector;
 
-use crate::options::{Credentials, TlsVersion};
+/// The lowest TLS version a client agrees to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsVersion {
+    /// TLS 1.2 or 1.3, for servers of another age.
+    Tls12,
+    /// TLS 1.3 only.
+    #[default]
+    Tls13,
+}
+
+/// Which files the client authenticates itself, and the server, with.
+#[derive(Clone, Debug)]
+pub(crate) enum Credentials {
+    /// A folder with `ca.pem`, `cert.pem` and `key.pem`.
+    Mutual { dir: PathBuf },
+    /// The server's trust anchors only.
+    ServerOnly { ca: PathBuf },
+}
+
+/// The TLS configuration, and the files it was made of.
+#[derive(Clone)]
+pub(crate) struct Tls {
+    credentials: Credentials,
+    min_version: TlsVersion,
+    files: Vec<Vec<u8>>,
+    connector: TlsConnector,
+}
+
+impl Tls {
+    pub(super) fn connector(&self) -> &TlsConnector {
+        &self.connector
+    }
+
+    /// Reads the files. Blocks on the disk.
+    pub(crate) fn load(credentials: Credentials, min_version: TlsVersion) -> Result<Self, String> {
+        // Ordering: the bytes first. If the files change in between, the next look sees it.
+        let files = files(&credentials);
+        let config = client_config(&credentials, min_version)?;
+        Ok(Self {
+            connector: TlsConnector::from(Arc::new(config)),
+            credentials,
+            min_version,
+            files,
+        })
+    }
+
+    /// The same, read again if the files have changed. Blocks on the disk.
+    pub(super) fn reload(self) -> Result<Self, String> {
+        if files(&self.credentials) == self.files {
+            return Ok(self);
+        }
+        Self::load(self.credentials, self.min_version)
+    }
+}
 
 /// Reads the files and makes the configuration. Blocks on the disk.
 pub(crate) fn client_config(
@@ -47,7 +101,7 @@ pub(crate) fn client_config(
 }
 
 /// What the files hold, to see whether they changed; nothing of one that cannot be read. Blocks on the disk.
-pub(crate) fn files(credentials: &Credentials) -> Vec<Vec<u8>> {
+fn files(credentials: &Credentials) -> Vec<Vec<u8>> {
     let paths = match credentials {
         Credentials::ServerOnly { ca } => vec![ca.clone()],
         Credentials::Mutual { dir } => ["ca.pem", "cert.pem", "key.pem"]
@@ -89,7 +143,7 @@ fn unreadable(path: &Path, what: &str, error: &pem::Error) -> String {
 }
 
 /// What TLS says about an I/O error, if it is TLS that failed.
-pub(crate) fn explain(error: &io::Error) -> Option<String> {
+pub(super) fn explain(error: &io::Error) -> Option<String> {
     let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
     Some(match error {
         rustls::Error::InvalidCertificate(refused) => explain_certificate(refused),

@@ -1,10 +1,20 @@
-//! A stream that counts what it gave: on a slow link a message is long on its way, and each byte of it is a sign of life.
+//! The socket that a connection's task owns: a WebSocket over a byte stream that counts what it gave. On a slow link a
+//! message is long on its way, and each byte of it is a sign of life.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_tungstenite::WebSocketStream;
+
+/// A byte stream, encrypted or not.
+pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// The socket that a driver owns.
+pub(crate) type Socket = WebSocketStream<Counted<Box<dyn Io>>>;
 
 /// See the module.
 #[derive(Debug)]
