@@ -26,16 +26,12 @@
 //! ```
 
 mod connection;
-mod driver;
 mod end;
-mod ids;
 mod options;
 mod order;
 mod remote;
 pub mod replica;
-mod scan;
 mod server_text;
-mod supervisor;
 mod sync;
 mod transport;
 mod watch;

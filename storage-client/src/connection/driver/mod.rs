@@ -6,6 +6,7 @@
 //! (corking). Invariants: an id is in `pending`, `watches` or `marks` from its request until its answer; every request is
 //! answered once, or put back for the next socket.
 
+mod ids;
 mod receive;
 mod send;
 
@@ -27,13 +28,13 @@ use tokio::time::{Instant, Sleep};
 use tokio_tungstenite::tungstenite::error::Error as WsError;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
 
+use crate::connection::Carry;
 use crate::connection::{Answer, Call, Control, Ending, Expect, Shared, Submission};
 use crate::end::{End, EndKind, close_reason};
-use crate::ids::Ids;
-use crate::supervisor::Carry;
 use crate::sync::deadline_after;
 use crate::transport::Socket;
 use crate::watch::WatchShared;
+use ids::Ids;
 
 /// How long the goodbye to the server may take.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);

@@ -1,6 +1,6 @@
 //! From socket to socket: the part of a connection's task that finds the next one.
 //!
-//! It runs the [`driver`](crate::driver) of each socket, and when that ends waits a little (capped exponential backoff with
+//! It runs the [`driver`](super::driver) of each socket, and when that ends waits a little (capped exponential backoff with
 //! jitter), tries the servers in turn, resumes the session and hands everything that goes on to the next driver:
 //! commits under their numbers, reads, watches. Between two sockets it keeps the callers' deadlines. It never gives up
 //! unless it was told to.
@@ -16,8 +16,8 @@ use storage_protocol::native::{Hello, Welcome};
 use storage_protocol::{Outcome, SessionId, StorageError, planted};
 use tokio::time::{Instant, sleep_until};
 
-use crate::connection::{Call, ConnectionState, Control, Ending, SessionInfo, Shared};
-use crate::driver::Driver;
+use super::driver::Driver;
+use super::{Call, ConnectionState, Control, Ending, SessionInfo, Shared};
 use crate::end::{End, EndKind};
 use crate::order::CommitOrder;
 use crate::sync::deadline_after;

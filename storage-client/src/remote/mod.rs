@@ -3,6 +3,8 @@
 //! Each call is judged by the server's announced limits, encoded, handed to the connection and its answer put into
 //! the contract's terms. What a lost socket means is the connection's matter.
 
+mod scan;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,15 +21,15 @@ use tokio::time::Instant;
 
 use crate::ConnectOptions;
 use crate::connection::{
-    Answer, Call, Connection, ConnectionState, Control, Expect, SessionInfo, Shared,
+    Answer, Backoff, Call, Carry, Connection, ConnectionState, Control, Expect, SessionInfo,
+    Shared, Supervisor, incarnation_after,
 };
 use crate::order::{Broken, ScanOrder};
-use crate::scan::RemoteScan;
-use crate::supervisor::{Backoff, Carry, Supervisor, incarnation_after};
 use crate::sync::deadline_after;
 use crate::transport::Endpoint;
 use crate::transport::ServerClock;
 use crate::watch::{RemoteWatch, WatchShared};
+use scan::RemoteScan;
 
 /// A keyspace of a server, as a [`Storage`].
 ///

@@ -1,9 +1,12 @@
 //! The handle that callers hold, and the queue between them and the task that serves it.
 //!
 //! A [`Connection`] is one session over its sockets. Callers put requests into the [`Shared`] queue and wait for their
-//! answers. One task does the rest: while there is a socket it is in the [`driver`](crate::driver), between two sockets
-//! in the [`supervisor`](crate::supervisor). Invariant: a request leaves the queue once, and whoever takes it out answers
+//! answers. One task does the rest: while there is a socket it is in the [`driver`], between two sockets
+//! in the [`supervisor`]. Invariant: a request leaves the queue once, and whoever takes it out answers
 //! it or puts it back in front.
+
+mod driver;
+mod supervisor;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -17,10 +20,11 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
-use crate::supervisor::Supervisor;
 use crate::sync::{deadline_after, lock};
 use crate::transport::Socket;
 use crate::watch::WatchShared;
+
+pub(crate) use supervisor::{Backoff, Carry, Supervisor, incarnation_after};
 
 /// What a connection is at present.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,12 +8,12 @@ use async_trait::async_trait;
 use storage_protocol::native::{ClientMessage, ServerMessage};
 use storage_protocol::{Result, Revision, ScanItem, ScanSource, StorageError};
 
+use super::RemoteStorage;
 use crate::connection::{Answer, Call, Expect, OpenScan};
 use crate::order::ScanOrder;
-use crate::remote::RemoteStorage;
 
 /// See the module.
-pub(crate) struct RemoteScan {
+pub(super) struct RemoteScan {
     storage: RemoteStorage,
     order: ScanOrder,
     first: Option<Vec<ScanItem>>,
@@ -25,7 +25,7 @@ pub(crate) struct RemoteScan {
 
 impl RemoteScan {
     /// The scan, with the answer to its first request, and the revision it is at.
-    pub(crate) fn begin(
+    pub(super) fn begin(
         storage: RemoteStorage,
         order: ScanOrder,
         answer: Answer,

@@ -8,14 +8,14 @@ use storage_protocol::number::ID_MAX;
 
 /// Hands out ids 0 to [`ID_MAX`].
 #[derive(Debug, Default)]
-pub(crate) struct Ids {
+pub(super) struct Ids {
     next: RequestId,
     wrapped: bool,
 }
 
 impl Ids {
     /// The next id that is not in use. At most a few thousand are (the server bounds them), so this ends.
-    pub(crate) fn take(&mut self, in_use: impl Fn(RequestId) -> bool) -> RequestId {
+    pub(super) fn take(&mut self, in_use: impl Fn(RequestId) -> bool) -> RequestId {
         loop {
             let id = self.next;
             if id == ID_MAX {
@@ -31,7 +31,7 @@ impl Ids {
     }
 
     /// Whether this id was handed out at some time.
-    pub(crate) fn was_taken(&self, id: RequestId) -> bool {
+    pub(super) fn was_taken(&self, id: RequestId) -> bool {
         self.wrapped || id < self.next
     }
 }
