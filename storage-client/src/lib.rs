@@ -32,12 +32,14 @@ mod order;
 mod remote;
 pub mod replica;
 mod server_text;
+mod session;
 mod sync;
 mod transport;
 mod watch;
 
-pub use connection::{ConnectionState, SavedSession, SessionInfo};
+pub use connection::ConnectionState;
 pub use options::ConnectOptions;
 pub use remote::RemoteStorage;
 pub use replica::{Replica, ReplicaOptions};
+pub use session::{SavedSession, SessionInfo};
 pub use transport::TlsVersion;

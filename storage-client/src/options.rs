@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use storage_protocol::{Keyspace, Result, StorageError};
 
-use crate::connection::SavedSession;
+use crate::session::SavedSession;
 use crate::transport::{Credentials, Dialer, Endpoint, Tls, TlsVersion, client_config};
 
 /// How to connect. Each setter takes and returns the options, so that calls chain.

@@ -21,10 +21,10 @@ use tokio::time::Instant;
 
 use crate::ConnectOptions;
 use crate::connection::{
-    Answer, Backoff, Call, Carry, Connection, ConnectionState, Control, Expect, SessionInfo,
-    Shared, Supervisor, incarnation_after,
+    Answer, Backoff, Call, Connection, ConnectionState, Control, Expect, Shared, Supervisor,
 };
 use crate::order::{Broken, ScanOrder};
+use crate::session::{SessionInfo, SessionState, incarnation_after};
 use crate::sync::deadline_after;
 use crate::transport::Endpoint;
 use crate::transport::ServerClock;
@@ -107,7 +107,7 @@ impl RemoteStorage {
             hello.unanswered = saved.unanswered;
         }
         let (socket, welcome) = dialer.dial_any(&hello).await?;
-        let carry = Carry::new(&hello, &welcome);
+        let session = SessionState::new(&hello, &welcome);
         let reconnects = options.give_up_after != Some(Duration::ZERO);
         let shared = Arc::new(Shared::new(welcome, options.queue_len_max, reconnects));
         let backoff = Backoff {
@@ -120,7 +120,7 @@ impl RemoteStorage {
             options.agent,
             backoff,
             options.give_up_after,
-            carry,
+            session,
         );
         let connection = Connection::open(shared, supervisor, socket);
         let settings = Settings {

@@ -11,9 +11,9 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
 
 use super::failure::{DialError, explain_io};
 use super::socket::Socket;
-use crate::connection::SavedSession;
 use crate::end::{End, EndKind, close_reason, close_text};
 use crate::server_text::plain;
+use crate::session::SavedSession;
 
 /// Says Hello and waits for Welcome.
 pub(super) async fn shake_hands(socket: &mut Socket, hello: Hello) -> Result<Welcome, DialError> {

@@ -28,9 +28,9 @@ use tokio::time::{Instant, Sleep};
 use tokio_tungstenite::tungstenite::error::Error as WsError;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
 
-use crate::connection::Carry;
 use crate::connection::{Answer, Call, Control, Ending, Expect, Shared, Submission};
 use crate::end::{End, EndKind, close_reason};
+use crate::session::SessionState;
 use crate::sync::deadline_after;
 use crate::transport::Socket;
 use crate::watch::WatchShared;
@@ -87,12 +87,11 @@ enum Step {
 }
 
 /// See the module.
-pub(crate) struct Driver {
+pub(crate) struct Driver<'a> {
     shared: Arc<Shared>,
     welcome: Arc<Welcome>,
     socket: Socket,
-    /// What goes on from socket to socket.
-    carry: Carry,
+    session: &'a mut SessionState,
     reassembler: Reassembler,
     /// Bounded by the bytes in flight that the server announced, and the controls.
     outbox: Outbox,
@@ -140,12 +139,12 @@ pub(crate) struct Driver {
     over: bool,
 }
 
-impl Driver {
+impl<'a> Driver<'a> {
     pub(crate) fn new(
         socket: Socket,
         welcome: Arc<Welcome>,
         shared: Arc<Shared>,
-        carry: Carry,
+        session: &'a mut SessionState,
     ) -> Self {
         let now = Instant::now();
         let message_max = welcome
@@ -191,12 +190,12 @@ impl Driver {
             over: false,
             shared,
             welcome,
-            carry,
+            session,
         }
     }
 
     /// Serves the socket to its end. What is in flight then is answered, or put back for the next socket.
-    pub(crate) async fn run(mut self) -> (End, Carry) {
+    pub(crate) async fn run(mut self) -> End {
         let end = loop {
             match poll_fn(|cx| self.poll(cx)).await {
                 Step::Yield => tokio::task::yield_now().await,
@@ -218,7 +217,7 @@ impl Driver {
             tracing::debug!("the server did not answer the close in time");
         }
         self.over = true;
-        (end, std::mem::take(&mut self.carry))
+        end
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
@@ -365,7 +364,7 @@ impl Driver {
         self.forget_given_up();
         while self.delayed.front().is_some_and(|(at, _)| *at <= now) {
             let watch = self.delayed.pop_front().map(|(_, watch)| watch);
-            self.carry.watches.extend(watch);
+            self.session.watches.extend(watch);
         }
         let waiting = self
             .pending
@@ -482,7 +481,7 @@ impl Driver {
         }
         let since = std::time::Instant::now();
         let delayed = self.delayed.drain(..).map(|(_, watch)| watch);
-        let opening = self.carry.watches.drain(..).chain(delayed);
+        let opening = self.session.watches.drain(..).chain(delayed);
         let mut watches: VecDeque<_> = opening.collect();
         for (_, entry) in self.watches.drain() {
             // Its first request is with those that are put back.
@@ -501,7 +500,7 @@ impl Driver {
                 watch.end(error);
             }
         }
-        self.carry.watches = watches;
+        self.session.watches = watches;
         self.kept.sort_unstable_by_key(|(sequence, _)| *sequence);
         let mut again: VecDeque<_> = self.kept.drain(..).map(|(_, kept)| kept).collect();
         again.extend(self.taken.drain(..));
@@ -538,7 +537,7 @@ impl Driver {
     }
 }
 
-impl Drop for Driver {
+impl Drop for Driver<'_> {
     fn drop(&mut self) {
         if !self.over {
             self.let_go(&End::ours("the connection's task was stopped"));

@@ -27,7 +27,7 @@ const PARTS_BESIDE: usize = 64 << 20;
 /// Messages that one poll reads before it writes.
 const READS_PER_POLL: usize = 512;
 
-impl Driver {
+impl Driver<'_> {
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         for read in 0..READS_PER_POLL {
             let Poll::Ready(message) = Pin::new(&mut self.socket).poll_next(cx) else {
@@ -180,7 +180,7 @@ impl Driver {
                 // Dropped with the answer where nobody waits for it, which closes the scan.
                 scan = Some(OpenScan::new(
                     *number,
-                    self.carry.socket,
+                    self.session.socket,
                     self.shared.clone(),
                 ));
             }
@@ -193,7 +193,7 @@ impl Driver {
         if let Some(reply) = reply {
             let epoch = self.welcome.position.epoch;
             // Where the caller is gone, the answer is passed over.
-            let socket = self.carry.socket;
+            let socket = self.session.socket;
             let _ = reply.send(Ok(Answer {
                 message,
                 epoch,
@@ -225,7 +225,7 @@ impl Driver {
                 if let Some(number) = self.pending.get(&id).and_then(Pending::number) {
                     let mut unanswered = self.unanswered.iter().copied();
                     let lowest = unanswered.find(|other| *other != number);
-                    self.carry.committed.note(number, *revision, lowest)?;
+                    self.session.committed.note(number, *revision, lowest)?;
                 }
             }
             (
@@ -302,7 +302,7 @@ impl Driver {
         }
         tracing::debug!(%error, "a watch is opened again");
         match watch.repair(error, self.welcome.position) {
-            Repair::Again => self.carry.watches.push_back(watch),
+            Repair::Again => self.session.watches.push_back(watch),
             Repair::Later => self.delay_watch(watch),
             Repair::None => {}
         }
@@ -352,7 +352,7 @@ impl Driver {
             entry.dropped = true;
             let watch = entry.shared.clone();
             watch.set_id(None);
-            self.carry.watches.push_back(watch);
+            self.session.watches.push_back(watch);
             self.deferred.push(Control::EndStream { stream: id });
         }
     }

@@ -21,7 +21,7 @@ const IN_FLIGHT_MAX: usize = 1_024;
 /// How long a watch waits that the server had no room for.
 const WATCH_DELAY: Duration = Duration::from_millis(250);
 
-impl Driver {
+impl Driver<'_> {
     fn in_flight_max(&self) -> usize {
         let announced = self.welcome.limits.requests_in_flight_max;
         announced.clamp(1, IN_FLIGHT_MAX)
@@ -54,7 +54,8 @@ impl Driver {
         self.yielded = false;
         let mut bytes = self.pending_bytes;
         let mut places = 0;
-        let (mut first, mut next_number) = (self.unanswered.first().copied(), self.carry.sent + 1);
+        let (mut first, mut next_number) =
+            (self.unanswered.first().copied(), self.session.sent + 1);
         while self.taken.len() < room {
             let from_queue = intake.again.is_empty();
             let line = if from_queue {
@@ -113,10 +114,10 @@ impl Driver {
             number: Some(number),
             ..
         } = submission.call
-            && number != self.carry.sent + 1
-            && !self.carry.promised.remove(&number)
+            && number != self.session.sent + 1
+            && !self.session.promised.remove(&number)
         {
-            let sent = self.carry.sent;
+            let sent = self.session.sent;
             let reason = format!(
                 "{number} is no number to go on with: {sent} was the session's last (or it was replaced)"
             );
@@ -143,7 +144,7 @@ impl Driver {
             } => {
                 // Ordering: a number is taken only here, where the commit goes out for sure; the server waits for
                 // each number.
-                let number = number.unwrap_or(self.carry.sent + 1);
+                let number = number.unwrap_or(self.session.sent + 1);
                 let message = ClientMessage::Commit {
                     number,
                     options,
@@ -158,7 +159,7 @@ impl Driver {
         };
         match &call {
             Call::Repeat { number, .. } => {
-                self.carry.sent = self.carry.sent.max(*number);
+                self.session.sent = self.session.sent.max(*number);
                 self.unanswered.insert(*number);
             }
             Call::Watch { watch, .. } => self.open_watch(id, watch.clone(), false),
@@ -195,7 +196,7 @@ impl Driver {
             Call::Send {
                 expect: Expect::NextPage { socket, .. },
                 ..
-            } if *socket != self.carry.socket => return Some(StorageError::SnapshotExpired),
+            } if *socket != self.session.socket => return Some(StorageError::SnapshotExpired),
             Call::Send { .. } | Call::Commit { .. } | Call::Repeat { .. } => return None,
         };
         let max_wire = max as u64;
@@ -241,7 +242,7 @@ impl Driver {
     pub(super) fn send_watches(&mut self) {
         while self.pending.len() + self.taken.len() < self.in_flight_max() / 2 + 1
             && !self.is_leaving()
-            && let Some(watch) = self.carry.next_watch()
+            && let Some(watch) = self.session.next_watch()
         {
             let request = watch.next_request();
             let id = self.fresh_id();
@@ -264,7 +265,7 @@ impl Driver {
     pub(super) fn send_controls(&mut self) -> Result<(), End> {
         for control in std::mem::take(&mut self.deferred) {
             match control {
-                Control::Misbehaved { what, socket } if socket == self.carry.socket => {
+                Control::Misbehaved { what, socket } if socket == self.session.socket => {
                     return Err(End::misbehaved(format!("the server misbehaved: {what}")));
                 }
                 control => self.send_control(control),
@@ -302,7 +303,7 @@ impl Driver {
                 Expect::Unwatched { watch: stream },
             ),
             Control::CloseScan { scan, socket } => {
-                if socket == self.carry.socket && self.scans.remove(&scan) {
+                if socket == self.session.socket && self.scans.remove(&scan) {
                     let close = ClientMessage::ScanClose { scan };
                     self.put_control(&close, Expect::ScanClosed { scan });
                 }
