@@ -31,6 +31,7 @@ mod options;
 mod order;
 mod remote;
 pub mod replica;
+mod requests;
 mod server_text;
 mod session;
 mod sync;

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 /// How long to wait before an attempt.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Backoff {
-    pub(crate) min: Duration,
-    pub(crate) max: Duration,
+pub(super) struct Backoff {
+    pub(super) min: Duration,
+    pub(super) max: Duration,
 }
 
 impl Backoff {

@@ -17,8 +17,10 @@ use tokio::time::{Instant, sleep_until};
 
 use super::backoff::Backoff;
 use super::driver::Driver;
-use super::{Call, ConnectionState, Control, Ending, Shared};
+use super::{ConnectionState, Status};
 use crate::end::{End, EndKind};
+use crate::options::ConnectOptions;
+use crate::requests::{Call, Control, Ending, Queue};
 use crate::session::SessionState;
 use crate::sync::deadline_after;
 use crate::transport::{DialError, Dialer, Socket};
@@ -27,47 +29,58 @@ use crate::transport::{DialError, Dialer, Socket};
 const HEALTHY_AFTER: Duration = Duration::from_secs(5);
 
 /// See the module.
-pub(crate) struct Supervisor {
-    shared: Arc<Shared>,
+pub(super) struct Supervisor {
+    queue: Arc<Queue>,
+    status: Arc<Status>,
     dialer: Dialer,
     agent: String,
     backoff: Backoff,
     give_up_after: Option<Duration>,
+    /// Whether a lost socket is followed by another. Else calls fail and watches end with their socket.
+    reconnects: bool,
     session: SessionState,
     over: bool,
 }
 
 impl Supervisor {
-    pub(crate) fn new(
-        shared: Arc<Shared>,
+    pub(super) fn new(
+        options: &ConnectOptions,
+        queue: Arc<Queue>,
+        status: Arc<Status>,
         dialer: Dialer,
-        agent: String,
-        backoff: Backoff,
-        give_up_after: Option<Duration>,
         session: SessionState,
     ) -> Self {
-        shared.set_session(session.info());
         Self {
-            shared,
+            queue,
+            status,
             dialer,
-            agent,
-            backoff,
-            give_up_after,
+            agent: options.agent.clone(),
+            backoff: Backoff {
+                min: options.backoff_min,
+                max: options.backoff_max,
+            },
+            give_up_after: options.give_up_after,
+            reconnects: options.give_up_after != Some(Duration::ZERO),
             session,
             over: false,
         }
     }
 
     /// Serves the connection to its end, beginning with this socket.
-    pub(crate) async fn run(mut self, mut socket: Socket) {
+    pub(super) async fn run(mut self, mut socket: Socket) {
         let mut attempt = 0;
         let end = loop {
             let begun = Instant::now();
             self.session.socket += 1;
-            let welcome = self.shared.welcome();
-            let driver = Driver::new(socket, welcome, self.shared.clone(), &mut self.session);
+            let driver = Driver::new(
+                socket,
+                self.queue.clone(),
+                self.status.clone(),
+                &mut self.session,
+                self.reconnects,
+            );
             let end = driver.run().await;
-            if end.is_final() || !self.shared.reconnects {
+            if end.is_final() || !self.reconnects {
                 break end;
             }
             if begun.elapsed() >= HEALTHY_AFTER {
@@ -87,15 +100,15 @@ impl Supervisor {
         if end.kind != EndKind::Ours {
             tracing::warn!(reason = end.why, "the connection is over for good");
         }
-        for submission in self.shared.shut(end.why.clone()) {
+        for submission in self.queue.shut(end.why.clone()) {
             submission.fail_closed(&end.why);
         }
-        let position = self.shared.welcome().position;
+        let position = self.status.welcome().position;
         for watch in self.session.watches.drain(..) {
             watch.end_unresumed(end.error(Outcome::NotExecuted), position);
         }
         let why = end.why.clone();
-        self.shared.set_state(ConnectionState::Closed { why });
+        self.status.set_state(ConnectionState::Closed { why });
     }
 
     /// The next socket, with the session on it; or why there is none.
@@ -118,7 +131,7 @@ impl Supervisor {
                 since,
                 why: why.clone(),
             };
-            self.shared.set_state(state);
+            self.status.set_state(state);
             // Where there are several servers, another one is tried at once when one goes away as planned.
             if self.dialer.endpoints() > 1 {
                 earliest = Duration::ZERO;
@@ -172,8 +185,8 @@ impl Supervisor {
     fn hello(&mut self) -> Hello {
         self.session.raise_incarnation();
         // Whoever saves the session, to go on with it elsewhere, saves the highest that the server may have seen.
-        self.shared.set_session(self.session.info());
-        let mut intake = self.shared.intake();
+        self.status.set_session(self.session.info());
+        let mut intake = self.queue.intake();
         intake.again.retain(|waiting| !waiting.is_given_up());
         let numbers = intake
             .again
@@ -193,14 +206,14 @@ impl Supervisor {
         }
         debug_assert!(hello.unanswered.len() <= 1024);
         // First what is asked for, then what wakes: whoever waits for the session's news finds this server's principal.
-        self.shared.set_welcome(Arc::new(welcome));
-        self.shared.set_session(self.session.info());
-        self.shared.set_state(ConnectionState::Connected);
+        self.status.set_welcome(Arc::new(welcome));
+        self.status.set_session(self.session.info());
+        self.status.set_state(ConnectionState::Connected);
     }
 
     /// With the session its numbers are gone: nobody can tell any more what these commits did.
     fn fail_repeats(&self) {
-        let mut intake = self.shared.intake();
+        let mut intake = self.queue.intake();
         for waiting in &mut intake.again {
             if matches!(waiting.call, Call::Repeat { .. }) {
                 waiting.fail(StorageError::Closed {
@@ -240,7 +253,7 @@ impl Supervisor {
     /// Takes what came in; tells when to look again.
     fn look(&mut self, cx: &mut Context<'_>) -> Result<Instant, End> {
         let now = Instant::now();
-        let mut intake = self.shared.intake();
+        let mut intake = self.queue.intake();
         intake.register(cx.waker());
         for control in std::mem::take(&mut intake.control) {
             if let Control::Unwatch { watch } = control {
@@ -257,7 +270,7 @@ impl Supervisor {
             .any(|waiting| !waiting.is_given_up());
         let ending = intake.ending;
         drop(intake);
-        self.shared.free_room(places);
+        self.queue.free_room(places);
         match ending {
             Some(Ending::Abandoned { .. }) => return Err(End::ours("closed by this client")),
             Some(Ending::Graceful { until, .. }) if !waits || until <= now => {

@@ -12,20 +12,17 @@ use std::time::Duration;
 use async_trait::async_trait;
 use storage_protocol::native::{ClientMessage, Hello, Packet, ServerMessage, Welcome};
 use storage_protocol::{
-    Batch, CommitOptions, Entry, Epoch, Key, KeyRange, Keyspace, Limit, Limits, Outcome, Position,
-    Reading, Result, Revision, Scan, ScanOptions, SessionId, Storage, StorageError, Watch,
-    WatchOptions,
+    Batch, CommitOptions, Entry, Epoch, Key, KeyRange, Keyspace, Limit, Limits, Position, Reading,
+    Result, Revision, Scan, ScanOptions, SessionId, Storage, StorageError, Watch, WatchOptions,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::ConnectOptions;
-use crate::connection::{
-    Answer, Backoff, Call, Connection, ConnectionState, Control, Expect, Shared, Supervisor,
-};
-use crate::order::{Broken, ScanOrder};
+use crate::connection::{Connection, ConnectionState};
+use crate::order::ScanOrder;
+use crate::requests::{Answer, Call, Expect};
 use crate::session::{SessionInfo, SessionState, incarnation_after};
-use crate::sync::deadline_after;
 use crate::transport::Endpoint;
 use crate::transport::ServerClock;
 use crate::watch::{RemoteWatch, WatchShared};
@@ -68,7 +65,6 @@ pub struct RemoteStorage {
 struct Settings {
     endpoint: Endpoint,
     clock: Arc<ServerClock>,
-    request_timeout: Duration,
     close_timeout: Duration,
     watch_credit_bytes: u64,
 }
@@ -92,12 +88,12 @@ impl RemoteStorage {
     ///
     /// # Cancel safety
     /// Dropping the future drops the socket.
-    pub async fn connect(options: ConnectOptions) -> Result<Self> {
+    pub async fn connect(mut options: ConnectOptions) -> Result<Self> {
         let mut dialer = options.dialer().await?;
         let endpoint = dialer.endpoint().clone();
         let clock = dialer.clock();
         let mut hello = Hello::new(options.agent.clone());
-        if let Some(saved) = options.resume {
+        if let Some(saved) = options.resume.take() {
             saved
                 .check()
                 .map_err(|message| StorageError::ConnectFailed { message })?;
@@ -108,25 +104,10 @@ impl RemoteStorage {
         }
         let (socket, welcome) = dialer.dial_any(&hello).await?;
         let session = SessionState::new(&hello, &welcome);
-        let reconnects = options.give_up_after != Some(Duration::ZERO);
-        let shared = Arc::new(Shared::new(welcome, options.queue_len_max, reconnects));
-        let backoff = Backoff {
-            min: options.backoff_min,
-            max: options.backoff_max,
-        };
-        let supervisor = Supervisor::new(
-            shared.clone(),
-            dialer,
-            options.agent,
-            backoff,
-            options.give_up_after,
-            session,
-        );
-        let connection = Connection::open(shared, supervisor, socket);
+        let connection = Connection::open(&options, dialer, session, socket, welcome);
         let settings = Settings {
             endpoint,
             clock,
-            request_timeout: options.request_timeout,
             close_timeout: options.close_timeout,
             watch_credit_bytes: options.watch_credit_bytes.max(1),
         };
@@ -151,7 +132,7 @@ impl RemoteStorage {
     /// The session, now and from now on: each reconnect, and whether its keys lapsed or it was replaced meanwhile.
     #[must_use]
     pub fn session_info(&self) -> watch::Receiver<SessionInfo> {
-        self.connection.shared().session()
+        self.connection.session()
     }
 
     /// [`Storage::commit`] under a number that the caller gives it: for programs that keep a journal of what they send, to
@@ -189,7 +170,7 @@ impl RemoteStorage {
         let answer = self.request(call).await?;
         match answer.message {
             ServerMessage::Committed { revision } => Ok(at(answer.epoch, revision)),
-            _ => Err(Self::wrong_answer()),
+            _ => Err(Answer::of_wrong_type()),
         }
     }
 
@@ -261,28 +242,8 @@ impl RemoteStorage {
         self.connection.close(timeout, true).await;
     }
 
-    pub(crate) async fn request(&self, call: Call) -> Result<Answer> {
-        let deadline = deadline_after(Instant::now(), self.settings.request_timeout);
-        self.connection.request(call, deadline).await
-    }
-
-    /// For an answer of the wrong type. The driver has matched them, so this is not seen.
-    pub(crate) fn wrong_answer() -> StorageError {
-        StorageError::PeerMisbehaved {
-            message: "the answer is of the wrong type".into(),
-            outcome: Outcome::Unknown,
-        }
-    }
-
-    /// For what the caller's side of a call finds wrong: the connection ends by it.
-    pub(crate) fn misbehaved(&self, what: Broken, socket: u64) -> StorageError {
-        let message = format!("the server misbehaved: {what}");
-        let control = Control::Misbehaved { what, socket };
-        self.connection.shared().control(control);
-        StorageError::PeerMisbehaved {
-            message,
-            outcome: Outcome::NotExecuted,
-        }
+    async fn request(&self, call: Call) -> Result<Answer> {
+        self.connection.requests().request(call).await
     }
 
     fn announced(&self) -> Arc<Welcome> {
@@ -316,7 +277,7 @@ impl Storage for RemoteStorage {
                 position: at(answer.epoch, revision),
                 value: entries,
             }),
-            _ => Err(Self::wrong_answer()),
+            _ => Err(Answer::of_wrong_type()),
         }
     }
 
@@ -327,7 +288,8 @@ impl Storage for RemoteStorage {
         let expect = Expect::FirstPage;
         let answer = self.request(Call::Send { packet, expect }).await?;
         let epoch = answer.epoch;
-        let (revision, source) = RemoteScan::begin(self.clone(), order, answer)?;
+        let (revision, source) =
+            RemoteScan::begin(self.connection.requests().clone(), order, answer)?;
         Ok(Scan::new(at(epoch, revision), Box::new(source)))
     }
 
@@ -342,18 +304,18 @@ impl Storage for RemoteStorage {
         let message = ClientMessage::Watch(watch.first_request(options));
         let packet = message.encode(None);
         // Before the request: wherever this future is dropped or fails, the drop of `source` ends the watch.
-        let source = RemoteWatch::new(self.connection.clone(), watch.clone());
+        let source = RemoteWatch::new(self.connection.requests().clone(), watch.clone());
         let answer = self.request(Call::Watch { packet, watch }).await?;
         match answer.message {
             ServerMessage::Watching { revision } => {
                 Ok(Watch::new(at(answer.epoch, revision), Box::new(source)))
             }
-            _ => Err(Self::wrong_answer()),
+            _ => Err(Answer::of_wrong_type()),
         }
     }
 
     async fn limits(&self) -> Result<Limits> {
-        match self.connection.shared().refusal() {
+        match self.connection.requests().refusal() {
             Some(closed) => Err(closed),
             None => Ok(self.announced().limits.clone()),
         }

@@ -8,13 +8,12 @@ use async_trait::async_trait;
 use storage_protocol::native::{ClientMessage, ServerMessage};
 use storage_protocol::{Result, Revision, ScanItem, ScanSource, StorageError};
 
-use super::RemoteStorage;
-use crate::connection::{Answer, Call, Expect, OpenScan};
 use crate::order::ScanOrder;
+use crate::requests::{Answer, Call, Expect, OpenScan, Requests};
 
 /// See the module.
 pub(super) struct RemoteScan {
-    storage: RemoteStorage,
+    requests: Requests,
     order: ScanOrder,
     first: Option<Vec<ScanItem>>,
     /// `None`: there is no more.
@@ -26,12 +25,12 @@ pub(super) struct RemoteScan {
 impl RemoteScan {
     /// The scan, with the answer to its first request, and the revision it is at.
     pub(super) fn begin(
-        storage: RemoteStorage,
+        requests: Requests,
         order: ScanOrder,
         answer: Answer,
     ) -> Result<(Revision, Self)> {
         let mut scan = Self {
-            storage,
+            requests,
             order,
             first: None,
             open: None,
@@ -47,7 +46,7 @@ impl RemoteScan {
             packet: ClientMessage::ScanNext { scan }.encode(None),
             expect: Expect::NextPage { scan, socket },
         };
-        let answer = self.storage.request(call).await?;
+        let answer = self.requests.request(call).await?;
         Ok(self.take(answer)?.1)
     }
 
@@ -65,7 +64,7 @@ impl RemoteScan {
             items,
         } = message
         else {
-            return Err(RemoteStorage::wrong_answer());
+            return Err(Answer::of_wrong_type());
         };
         // Of the first page only.
         self.open = scan.or_else(|| self.open.take());
@@ -76,7 +75,7 @@ impl RemoteScan {
         }
         self.order
             .page(revision, &items, more.is_some())
-            .map_err(|what| self.storage.misbehaved(what, socket))?;
+            .map_err(|what| self.requests.misbehaved(what, socket))?;
         Ok((revision, items))
     }
 }

@@ -22,8 +22,8 @@ use storage_protocol::{
     WatchStart, WatchState, WatchStatus, planted,
 };
 
-use crate::connection::{Connection, Control};
 use crate::order::{Broken, StreamOrder};
+use crate::requests::{Control, Requests};
 use crate::sync::lock;
 
 /// Unanswered marks of one watch; asking for more ends it.
@@ -698,17 +698,17 @@ fn wake(mut queue: MutexGuard<'_, Queue>) {
 /// The application's end of a watch. Dropping it ends the watch at the server, also before the server has answered.
 pub(crate) struct RemoteWatch {
     /// Keeps the connection open as long as the watch lives.
-    connection: Connection,
+    requests: Requests,
     shared: Arc<WatchShared>,
 }
 
 impl RemoteWatch {
-    pub(crate) fn new(connection: Connection, shared: Arc<WatchShared>) -> Self {
-        Self { connection, shared }
+    pub(crate) fn new(requests: Requests, shared: Arc<WatchShared>) -> Self {
+        Self { requests, shared }
     }
 
     fn control(&self, control: Control) {
-        self.connection.shared().control(control);
+        self.requests.control(control);
     }
 }
 

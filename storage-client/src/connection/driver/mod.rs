@@ -28,8 +28,9 @@ use tokio::time::{Instant, Sleep};
 use tokio_tungstenite::tungstenite::error::Error as WsError;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
 
-use crate::connection::{Answer, Call, Control, Ending, Expect, Shared, Submission};
+use super::Status;
 use crate::end::{End, EndKind, close_reason};
+use crate::requests::{Answer, Call, Control, Ending, Expect, Queue, Submission};
 use crate::session::SessionState;
 use crate::sync::deadline_after;
 use crate::transport::Socket;
@@ -87,10 +88,13 @@ enum Step {
 }
 
 /// See the module.
-pub(crate) struct Driver<'a> {
-    shared: Arc<Shared>,
+pub(super) struct Driver<'a> {
+    queue: Arc<Queue>,
+    status: Arc<Status>,
     welcome: Arc<Welcome>,
     socket: Socket,
+    /// Whether another socket follows where this one is lost.
+    reconnects: bool,
     session: &'a mut SessionState,
     reassembler: Reassembler,
     /// Bounded by the bytes in flight that the server announced, and the controls.
@@ -140,12 +144,14 @@ pub(crate) struct Driver<'a> {
 }
 
 impl<'a> Driver<'a> {
-    pub(crate) fn new(
+    pub(super) fn new(
         socket: Socket,
-        welcome: Arc<Welcome>,
-        shared: Arc<Shared>,
+        queue: Arc<Queue>,
+        status: Arc<Status>,
         session: &'a mut SessionState,
+        reconnects: bool,
     ) -> Self {
+        let welcome = status.welcome();
         let now = Instant::now();
         let message_max = welcome
             .limits
@@ -188,14 +194,16 @@ impl<'a> Driver<'a> {
             flush_due: false,
             yielded: false,
             over: false,
-            shared,
+            reconnects,
+            queue,
+            status,
             welcome,
             session,
         }
     }
 
     /// Serves the socket to its end. What is in flight then is answered, or put back for the next socket.
-    pub(crate) async fn run(mut self) -> End {
+    pub(super) async fn run(mut self) -> End {
         let end = loop {
             match poll_fn(|cx| self.poll(cx)).await {
                 Step::Yield => tokio::task::yield_now().await,
@@ -205,7 +213,7 @@ impl<'a> Driver<'a> {
         };
         tracing::debug!(why = end.why, in_flight = self.pending.len(), "socket over");
         self.let_go(&end);
-        let is_last = end.is_final() || !self.shared.reconnects;
+        let is_last = end.is_final() || !self.reconnects;
         let patience = if is_last {
             GOODBYE_TIMEOUT
         } else {
@@ -337,11 +345,11 @@ impl<'a> Driver<'a> {
 
     /// Fails what is past its deadline, and opens the watches whose time has come.
     fn expire(&mut self, now: Instant) {
-        let mut intake = self.shared.intake();
+        let mut intake = self.queue.intake();
         let (places, mut earliest) = intake.sweep(now);
         intake.earliest = None;
         drop(intake);
-        self.shared.free_room(places);
+        self.queue.free_room(places);
         let due = |pending: &Pending| pending.reply.is_some() && pending.deadline <= now;
         for id in self.ids_where(due) {
             let outcome = match self.pending.get(&id) {
@@ -396,7 +404,7 @@ impl<'a> Driver<'a> {
 
     /// Whether no new requests go out, since the server goes away and another socket follows.
     fn is_leaving(&self) -> bool {
-        self.draining.is_some() && self.shared.reconnects
+        self.draining.is_some() && self.reconnects
     }
 
     /// Whether what the handles asked for is done, or what a server that goes away still had to answer.
@@ -406,7 +414,7 @@ impl<'a> Driver<'a> {
             None => false,
             Some(Ending::Abandoned { .. }) => self.outbox.is_empty(),
             Some(Ending::Graceful { .. }) => {
-                let intake = self.shared.intake();
+                let intake = self.queue.intake();
                 let queue_empty = intake.queue.is_empty() && intake.again.is_empty();
                 queue_empty
                     && self.kept.is_empty()
@@ -418,7 +426,7 @@ impl<'a> Driver<'a> {
             return Err(self.end_ours("closed by this client"));
         }
         if let Some((reason, retry_after)) = &self.draining
-            && self.shared.reconnects
+            && self.reconnects
             && self.outbox.is_empty()
             && !self.pending.values().any(waits)
         {
@@ -465,7 +473,7 @@ impl<'a> Driver<'a> {
 
     /// The socket is gone. If another follows, what is in flight is put back in its order; else it fails.
     fn let_go(&mut self, end: &End) {
-        let follows = self.shared.reconnects && !end.is_final();
+        let follows = self.reconnects && !end.is_final();
         for (_, pending) in std::mem::take(&mut self.pending) {
             let goes_on = follows && end.kind != EndKind::Misbehaved;
             if matches!(pending.expect, Expect::NextPage { .. }) && goes_on {
@@ -494,7 +502,7 @@ impl<'a> Driver<'a> {
             let error = end.error(Outcome::NotExecuted);
             if follows {
                 watch.lose(since);
-            } else if self.shared.reconnects && end.kind != EndKind::Ours {
+            } else if self.reconnects && end.kind != EndKind::Ours {
                 watch.end_unresumed(error, self.welcome.position);
             } else {
                 watch.end(error);
@@ -504,7 +512,7 @@ impl<'a> Driver<'a> {
         self.kept.sort_unstable_by_key(|(sequence, _)| *sequence);
         let mut again: VecDeque<_> = self.kept.drain(..).map(|(_, kept)| kept).collect();
         again.extend(self.taken.drain(..));
-        let mut intake = self.shared.intake();
+        let mut intake = self.queue.intake();
         again.append(&mut intake.again);
         intake.again = again;
         // Watches that their applications let go of meanwhile.

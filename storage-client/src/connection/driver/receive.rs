@@ -11,9 +11,10 @@ use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::protocol::Message;
 
 use super::{Driver, Pending};
-use crate::connection::{Answer, ConnectionState, Control, Expect, OpenScan};
+use crate::connection::ConnectionState;
 use crate::end::End;
 use crate::order::Broken;
+use crate::requests::{Answer, Control, Expect, OpenScan};
 use crate::server_text::{plain, plain_error};
 use crate::watch::Repair;
 
@@ -91,7 +92,7 @@ impl Driver<'_> {
                     reason,
                     retry_after,
                 };
-                self.shared.set_state(state);
+                self.status.set_state(state);
                 Ok(())
             }
             (ServerMessage::Error(error), Some(id)) => self.on_error(id, plain_error(error)),
@@ -181,7 +182,7 @@ impl Driver<'_> {
                 scan = Some(OpenScan::new(
                     *number,
                     self.session.socket,
-                    self.shared.clone(),
+                    self.queue.clone(),
                 ));
             }
             (Expect::NextPage { scan, .. }, ServerMessage::Page { scan: None, .. }) => {
@@ -267,7 +268,7 @@ impl Driver<'_> {
                     ..
                 }
             );
-            if refused && self.shared.reconnects && self.draining.is_some() {
+            if refused && self.reconnects && self.draining.is_some() {
                 self.keep_for_next(pending);
             } else if let Some(reply) = pending.reply {
                 let _ = reply.send(Err(error));
@@ -296,7 +297,7 @@ impl Driver<'_> {
         if dropped {
             return;
         }
-        if !self.shared.reconnects {
+        if !self.reconnects {
             watch.end(error);
             return;
         }

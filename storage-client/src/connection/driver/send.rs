@@ -10,8 +10,8 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{Driver, Pending, WatchEntry};
-use crate::connection::{Answer, Call, Control, Expect, Submission};
 use crate::end::End;
+use crate::requests::{Answer, Call, Control, Expect, Submission};
 use crate::sync::deadline_after;
 use crate::watch::WatchShared;
 
@@ -30,8 +30,8 @@ impl Driver<'_> {
     /// Takes what there is room for. True: yield first.
     pub(super) fn take_requests(&mut self, cx: &Context<'_>) -> bool {
         let bytes_max = self.welcome.limits.bytes_in_flight_max;
-        let shared = self.shared.clone();
-        let mut intake = shared.intake();
+        let queue = self.queue.clone();
+        let mut intake = queue.intake();
         intake.register(cx.waker());
         self.ending = intake.ending.or(self.ending);
         self.deferred.append(&mut intake.control);
@@ -89,7 +89,7 @@ impl Driver<'_> {
             self.taken.extend(line.pop_front());
         }
         drop(intake);
-        self.shared.free_room(places);
+        self.queue.free_room(places);
         if given_up {
             self.sweep();
         }
