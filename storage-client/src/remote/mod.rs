@@ -4,6 +4,7 @@
 //! the contract's terms. What a lost socket means is the connection's matter.
 
 mod scan;
+mod watch;
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use storage_protocol::{
     Batch, CommitOptions, Entry, Epoch, Key, KeyRange, Keyspace, Limit, Limits, Position, Reading,
     Result, Revision, Scan, ScanOptions, SessionId, Storage, StorageError, Watch, WatchOptions,
 };
-use tokio::sync::watch;
+use tokio::sync::watch::Receiver;
 use tokio::time::Instant;
 
 use crate::ConnectOptions;
@@ -23,10 +24,10 @@ use crate::connection::{Connection, ConnectionState};
 use crate::order::ScanOrder;
 use crate::requests::{Answer, Call, Expect};
 use crate::session::{SessionInfo, SessionState, incarnation_after};
-use crate::transport::Endpoint;
-use crate::transport::ServerClock;
-use crate::watch::{RemoteWatch, WatchShared};
+use crate::transport::{Endpoint, ServerClock};
+use crate::watch::WatchShared;
 use scan::RemoteScan;
+use watch::RemoteWatch;
 
 /// A keyspace of a server, as a [`Storage`].
 ///
@@ -119,7 +120,7 @@ impl RemoteStorage {
 
     /// What the connection is, now and from now on.
     #[must_use]
-    pub fn state(&self) -> watch::Receiver<ConnectionState> {
+    pub fn state(&self) -> Receiver<ConnectionState> {
         self.connection.state()
     }
 
@@ -131,7 +132,7 @@ impl RemoteStorage {
 
     /// The session, now and from now on: each reconnect, and whether its keys lapsed or it was replaced meanwhile.
     #[must_use]
-    pub fn session_info(&self) -> watch::Receiver<SessionInfo> {
+    pub fn session_info(&self) -> Receiver<SessionInfo> {
         self.connection.session()
     }
 

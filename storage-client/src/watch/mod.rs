@@ -1,5 +1,5 @@
-//! A remote watch: its queue between the connection's task and the application, its credit, and how it goes on after a
-//! break.
+//! What a remote watch is between the connection's task and the application: its queue, its credit, and how it goes on
+//! after a break. Neither the task nor the application's end is known here.
 //!
 //! The task puts events in and never waits; the application takes them out at its leisure. The bytes of a message
 //! are given back to the server when its last event is consumed, in portions of half the window. Marks cost nothing;
@@ -9,30 +9,29 @@
 //! that was received, `Latest` from the last mark. Where the server cannot go on from there, a `Latest` stage repairs the
 //! state up to its first mark, and `Every` goes on from that.
 
-use std::collections::VecDeque;
+mod events;
+mod push;
+mod queue;
+mod take;
+
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use storage_protocol::native::{RequestId, WatchRequest};
 use storage_protocol::{
-    CommitRecord, Continuity, Epoch, Key, KeyRange, KeyState, Limit, Outcome, Position, Result,
-    ResyncReason, Revision, StorageError, WatchEvent, WatchMode, WatchOptions, WatchSource,
-    WatchStart, WatchState, WatchStatus, planted,
+    Continuity, KeyRange, Position, ResyncReason, Revision, StorageError, WatchMode, WatchOptions,
+    WatchStart, planted,
 };
 
 use crate::order::{Broken, StreamOrder};
-use crate::requests::{Control, Requests};
 use crate::sync::lock;
+use queue::{Link, Queue, Stage, wake};
 
 /// Unanswered marks of one watch; asking for more ends it.
 const MARKS_MAX: usize = 1_024;
 
-/// Marks, resets and words about breaks that wait for the application: they cost no credit. With more the watch ends.
-const FREE_EVENTS_MAX: usize = 4 * MARKS_MAX;
-
-/// The queue of one watch.
+/// One watch, shared by the connection's task and the application's end.
 pub(crate) struct WatchShared {
     /// Of the stream that feeds it on the present socket, plus one; 0 for none. Written by the connection's task.
     id: AtomicU64,
@@ -41,73 +40,6 @@ pub(crate) struct WatchShared {
     range: KeyRange,
     mode: WatchMode,
     queue: Mutex<Queue>,
-}
-
-/// What feeds a watch at present.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    /// Its own mode.
-    Own,
-    /// A repair of an `Every`: `Latest` up to the first mark.
-    Repair,
-}
-
-/// Whether a stream is open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Link {
-    /// It was asked for.
-    Opening,
-    Open,
-    Lost {
-        since: Instant,
-    },
-}
-
-struct Queue {
-    /// Filled by the task, emptied by the application. Bounded by the credit (the server may overdraw it by one message,
-    /// and is thrown out if it goes far beyond), and by [`FREE_EVENTS_MAX`].
-    events: Events,
-    /// What the present stream asked for, and what it told.
-    start: WatchStart,
-    order: StreamOrder,
-    /// How often a stream ended without having told anything, one after the other. What a repair tells does not count: it
-    /// may go well each time, and the watch come no further.
-    failures: u32,
-    /// What the server may still send, as we count it.
-    balance: i128,
-    /// Consumed and not yet given back. Below zero: what was buffered beyond the window when the stream was opened.
-    consumed: i128,
-    /// The tokens of the marks that were asked for and did not come, each with whether the present stream was asked.
-    asked: VecDeque<(u64, bool)>,
-    /// Why the watch is over; told after the events.
-    end: Option<StorageError>,
-    ended: bool,
-    application: Option<Waker>,
-    stage: Stage,
-    link: Link,
-    /// Where it goes on: the last commit (`Every`) or mark that was received.
-    received: Position,
-    /// The last commit or mark that the application took.
-    told: Position,
-    /// Whether states were handed over that no mark has closed yet.
-    handed_over: bool,
-    /// The stream broke off, and what that means was not told yet.
-    broken: bool,
-    /// A stream `Latest` goes on; its first event tells whether that is without a gap.
-    undecided: bool,
-    /// The next event is to stand behind a `Reset`.
-    reset_due: bool,
-    /// The application let it go.
-    dropped: bool,
-}
-
-/// An event that waits for the application.
-struct Waiting {
-    event: WatchEvent,
-    /// What consuming it gives back.
-    bytes: u64,
-    /// The history it belongs to.
-    epoch: Epoch,
 }
 
 /// What the connection's task is to do about a watch whose stream ended with an error.
@@ -128,27 +60,7 @@ impl WatchShared {
             window,
             range,
             mode,
-            queue: Mutex::new(Queue {
-                events: Events::default(),
-                start: WatchStart::Now,
-                order: StreamOrder::new(false, Revision::ZERO, false),
-                failures: 0,
-                balance: i128::from(window),
-                consumed: 0,
-                asked: VecDeque::new(),
-                end: None,
-                ended: false,
-                application: None,
-                stage: Stage::Own,
-                link: Link::Opening,
-                received: Position::default(),
-                told: Position::default(),
-                handed_over: false,
-                broken: false,
-                undecided: false,
-                reset_due: false,
-                dropped: false,
-            }),
+            queue: Mutex::new(Queue::new(window)),
         }
     }
 
@@ -364,145 +276,6 @@ impl WatchShared {
         repair
     }
 
-    /// Takes the commits of one message of so many bytes.
-    ///
-    /// # Errors
-    /// They are not what may come next, or the server has sent far more than it was granted.
-    pub(crate) fn push_commits(
-        &self,
-        commits: Vec<Arc<CommitRecord>>,
-        bytes: u64,
-        epoch: Epoch,
-    ) -> Result<(), Broken> {
-        let mut queue = lock(&self.queue);
-        queue
-            .order
-            .commits(&self.range, commits.iter().map(|commit| &**commit))?;
-        if let Some(last) = commits.last() {
-            queue.received = Position {
-                epoch,
-                revision: last.revision,
-            };
-        }
-        let events = commits.into_iter().map(WatchEvent::Commit);
-        self.push(queue, events, bytes, epoch)
-    }
-
-    /// Takes the states of one message of so many bytes.
-    ///
-    /// # Errors
-    /// As [`push_commits`](Self::push_commits).
-    pub(crate) fn push_states(
-        &self,
-        states: Vec<(Key, KeyState)>,
-        bytes: u64,
-        epoch: Epoch,
-    ) -> Result<(), Broken> {
-        let mut queue = lock(&self.queue);
-        queue.order.states(&self.range, &states)?;
-        let event = |(key, state)| WatchEvent::State { key, state };
-        self.push(queue, states.into_iter().map(event), bytes, epoch)
-    }
-
-    fn push(
-        &self,
-        mut queue: MutexGuard<'_, Queue>,
-        events: impl ExactSizeIterator<Item = WatchEvent>,
-        bytes: u64,
-        epoch: Epoch,
-    ) -> Result<(), Broken> {
-        if queue.ended {
-            return Ok(());
-        }
-        if queue.balance < -i128::from(self.window) {
-            let max = self.window;
-            return Err(format!(
-                "it sent events far beyond the credit of a watch (its window is {max} bytes)"
-            ));
-        }
-        queue.comes_further();
-        queue.decide();
-        queue.balance -= i128::from(bytes);
-        let last = events.len().saturating_sub(1);
-        for (place, event) in events.enumerate() {
-            let bytes = if place == last { bytes } else { 0 };
-            queue.events.push(Waiting {
-                event,
-                bytes,
-                epoch,
-            });
-        }
-        wake(queue);
-        Ok(())
-    }
-
-    /// Takes a mark. True: it closes a repair, and the watch is to go on in its own mode.
-    ///
-    /// # Errors
-    /// It goes back; or it has a token, and none was asked for.
-    pub(crate) fn push_mark(&self, position: Position, token: Option<u64>) -> Result<bool, Broken> {
-        let mut queue = lock(&self.queue);
-        queue.order.mark(position.revision)?;
-        if queue.ended {
-            return Ok(false);
-        }
-        queue.comes_further();
-        if let Some(token) = token {
-            let place = queue.asked.iter().position(|asked| *asked == (token, true));
-            let place = place.ok_or("it sent a mark with a token that nobody asked for")?;
-            queue.asked.remove(place);
-        }
-        queue.decide();
-        queue.received = position;
-        let event = WatchEvent::Progress { position, token };
-        // Of several in a row without events between them, the last says it all; breaks between them too.
-        if token.is_none() {
-            queue.drop_marks_before_break();
-        }
-        if token.is_none() && queue.events.last().is_some_and(is_plain_mark) {
-            queue.events.pop_last();
-        }
-        queue.add(event, position.epoch);
-        let repaired = queue.stage == Stage::Repair;
-        if repaired {
-            queue.stage = Stage::Own;
-            queue.link = Link::Opening;
-        }
-        wake(queue);
-        Ok(repaired)
-    }
-
-    /// Takes a reset.
-    ///
-    /// # Errors
-    /// None may come on this watch.
-    pub(crate) fn push_reset(&self, epoch: Epoch) -> Result<(), Broken> {
-        let mut queue = lock(&self.queue);
-        // Ordering: before it is passed over. The server need not know of the end, and what comes next is judged by this.
-        queue.order.reset()?;
-        if queue.ended {
-            return Ok(());
-        }
-        queue.reset_due = false;
-        if queue.undecided {
-            queue.undecided = false;
-            let why = ResyncReason::Compacted {
-                oldest: Revision::ZERO,
-            };
-            queue.tell(Continuity::Resynced { why });
-        }
-        // A mark with nothing before it but a reset says that there was nothing: this reset says it anew.
-        let is_reset = |event: Option<&WatchEvent>| event == Some(&WatchEvent::Reset);
-        if queue.events.last().is_some_and(is_plain_mark) && is_reset(queue.events.before_last(1)) {
-            queue.events.pop_last();
-        }
-        if !is_reset(queue.events.last()) {
-            queue.add(WatchEvent::Reset, epoch);
-        }
-        wake(queue);
-        Ok(())
-    }
-
     /// Ends the watch: after the queued events comes `error`.
     pub(crate) fn end(&self, error: StorageError) {
         let mut queue = lock(&self.queue);
@@ -521,284 +294,5 @@ impl WatchShared {
         }
         drop(queue);
         self.end(error);
-    }
-}
-
-impl Queue {
-    /// Puts an event that costs no credit.
-    fn add(&mut self, event: WatchEvent, epoch: Epoch) {
-        if self.events.free >= FREE_EVENTS_MAX && !self.ended {
-            self.ended = true;
-            self.end = Some(StorageError::Closed {
-                reason: format!(
-                    "{FREE_EVENTS_MAX} marks, resets and breaks wait for an application that takes none of them"
-                ),
-                outcome: Outcome::NotExecuted,
-            });
-        }
-        if !self.ended {
-            self.events.push(Waiting {
-                event,
-                bytes: 0,
-                epoch,
-            });
-        }
-    }
-
-    fn tell(&mut self, continuity: Continuity) {
-        self.broken = false;
-        let continuity = match continuity {
-            Continuity::Resynced { .. } if planted("break-untold") => Continuity::Continuous,
-            continuity => continuity,
-        };
-        let event = WatchEvent::Continuity(continuity);
-        // Of several breaks without an event between them, one word is enough: the last, of those that mean a gap.
-        let is_gap = |event: &WatchEvent| {
-            matches!(event, WatchEvent::Continuity(Continuity::Resynced { .. }))
-        };
-        if is_gap(&event) && self.events.last().is_some_and(is_gap) {
-            self.events.pop_last();
-        }
-        if self.events.last() != Some(&event) {
-            let epoch = self.received.epoch;
-            self.add(event, epoch);
-        }
-    }
-
-    /// What happens from here on is not told. `server`: where the server was, as far as is known.
-    fn tell_lost(&mut self, server: Position) {
-        let (from, mut to) = (self.received, server);
-        if to.epoch == from.epoch {
-            to.revision = to.revision.max(from.revision);
-        }
-        self.tell(Continuity::Lost { from, to });
-    }
-
-    /// Its stream told something.
-    fn comes_further(&mut self) {
-        if self.stage == Stage::Own {
-            self.failures = 0;
-        }
-    }
-
-    /// Before the first event of a stream: what was still open is said.
-    fn decide(&mut self) {
-        if std::mem::take(&mut self.undecided) {
-            self.tell(Continuity::Continuous);
-        }
-        if std::mem::take(&mut self.reset_due) {
-            let epoch = self.received.epoch;
-            self.add(WatchEvent::Reset, epoch);
-        }
-    }
-
-    /// The present stream is gone, and with it the marks it was asked for: the next one is asked.
-    fn forget_probes(&mut self) {
-        for asked in &mut self.asked {
-            asked.1 = false;
-        }
-    }
-
-    /// What is to be granted, if it is at least so much.
-    fn take_grant(&mut self, least: u64) -> u64 {
-        let granted = u64::try_from(self.consumed).unwrap_or(0);
-        if granted == 0 || granted < least {
-            return 0;
-        }
-        self.consumed = 0;
-        self.balance += i128::from(granted);
-        granted
-    }
-
-    /// A plain mark before a break without an event behind either is outdone by the mark that comes now.
-    fn drop_marks_before_break(&mut self) {
-        let continuous = WatchEvent::Continuity(Continuity::Continuous);
-        if self.events.last() == Some(&continuous)
-            && self.events.before_last(1).is_some_and(is_plain_mark)
-        {
-            self.events.pop_last();
-            self.events.pop_last();
-            if self.events.last() != Some(&continuous) {
-                let epoch = self.received.epoch;
-                self.add(continuous, epoch);
-            }
-        }
-    }
-
-    /// Drops the states behind the last mark that the application did not take: they come again.
-    fn drop_open_pass(&mut self) {
-        while let Some(WatchEvent::State { .. } | WatchEvent::Reset) = self.events.last() {
-            let last = self.events.pop_last();
-            self.reset_due |= last.is_some_and(|last| last.event == WatchEvent::Reset);
-        }
-    }
-}
-
-/// What waits for the application, and how many of it cost no credit.
-#[derive(Default)]
-struct Events {
-    waiting: VecDeque<Waiting>,
-    free: usize,
-}
-
-impl Events {
-    fn push(&mut self, waiting: Waiting) {
-        self.free += usize::from(is_free(&waiting.event));
-        self.waiting.push_back(waiting);
-    }
-
-    fn pop_first(&mut self) -> Option<Waiting> {
-        let first = self.waiting.pop_front()?;
-        self.free -= usize::from(is_free(&first.event));
-        Some(first)
-    }
-
-    fn pop_last(&mut self) -> Option<Waiting> {
-        let last = self.waiting.pop_back()?;
-        self.free -= usize::from(is_free(&last.event));
-        Some(last)
-    }
-
-    fn last(&self) -> Option<&WatchEvent> {
-        self.before_last(0)
-    }
-
-    /// The event that so many stand behind.
-    fn before_last(&self, behind: usize) -> Option<&WatchEvent> {
-        let place = self.waiting.len().checked_sub(behind + 1)?;
-        Some(&self.waiting.get(place)?.event)
-    }
-
-    fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
-    }
-
-    /// What consuming all of it gives back.
-    fn bytes(&self) -> u64 {
-        self.waiting.iter().map(|waiting| waiting.bytes).sum()
-    }
-}
-
-fn is_free(event: &WatchEvent) -> bool {
-    !matches!(event, WatchEvent::Commit(_) | WatchEvent::State { .. })
-}
-
-fn is_plain_mark(event: &WatchEvent) -> bool {
-    matches!(event, WatchEvent::Progress { token: None, .. })
-}
-
-fn wake(mut queue: MutexGuard<'_, Queue>) {
-    let application = queue.application.take();
-    drop(queue);
-    if let Some(application) = application {
-        application.wake();
-    }
-}
-
-/// The application's end of a watch. Dropping it ends the watch at the server, also before the server has answered.
-pub(crate) struct RemoteWatch {
-    /// Keeps the connection open as long as the watch lives.
-    requests: Requests,
-    shared: Arc<WatchShared>,
-}
-
-impl RemoteWatch {
-    pub(crate) fn new(requests: Requests, shared: Arc<WatchShared>) -> Self {
-        Self { requests, shared }
-    }
-
-    fn control(&self, control: Control) {
-        self.requests.control(control);
-    }
-}
-
-impl WatchSource for RemoteWatch {
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<WatchEvent>>> {
-        let mut queue = lock(&self.shared.queue);
-        let Some(Waiting {
-            event,
-            bytes,
-            epoch,
-        }) = queue.events.pop_first()
-        else {
-            if queue.ended {
-                return Poll::Ready(queue.end.take().map(Err));
-            }
-            queue.application = Some(cx.waker().clone());
-            return Poll::Pending;
-        };
-        match &event {
-            WatchEvent::Commit(record) => {
-                queue.told = Position {
-                    epoch,
-                    revision: record.revision,
-                };
-            }
-            WatchEvent::State { .. } => queue.handed_over = true,
-            WatchEvent::Progress { position, .. } => {
-                queue.told = *position;
-                queue.handed_over = false;
-            }
-            _ => {}
-        }
-        queue.consumed += i128::from(bytes);
-        let mut granted = 0;
-        if queue.link == Link::Open && !queue.ended {
-            granted = queue.take_grant((self.shared.window / 2).max(1));
-        }
-        drop(queue);
-        if granted > 0 {
-            let watch = self.shared.clone();
-            self.control(Control::Credit {
-                watch,
-                bytes: granted,
-            });
-        }
-        Poll::Ready(Some(Ok(event)))
-    }
-
-    fn request_progress(&mut self, token: u64) {
-        let mut queue = lock(&self.shared.queue);
-        if queue.ended {
-            return;
-        }
-        if queue.asked.len() == MARKS_MAX {
-            drop(queue);
-            return self.shared.end(StorageError::Overloaded {
-                limit: Limit::RequestsInFlight,
-                max: MARKS_MAX as u64,
-            });
-        }
-        queue.asked.push_back((token, false));
-        drop(queue);
-        let watch = self.shared.clone();
-        self.control(Control::Probe { watch, token });
-    }
-
-    // What is buffered is bounded by the credit, and the server does not send it again.
-    fn park(&mut self) {}
-
-    fn status(&self) -> WatchStatus {
-        let queue = lock(&self.shared.queue);
-        let is_empty = queue.events.is_empty();
-        let state = match queue.link {
-            _ if queue.ended && is_empty => WatchState::Ended,
-            Link::Lost { since } => WatchState::Disconnected { since },
-            Link::Open if is_empty && queue.stage == Stage::Own && !queue.undecided => {
-                WatchState::Live
-            }
-            Link::Open | Link::Opening => WatchState::CatchingUp,
-        };
-        WatchStatus {
-            state,
-            position: queue.told,
-        }
-    }
-}
-
-impl Drop for RemoteWatch {
-    fn drop(&mut self) {
-        let watch = self.shared.clone();
-        self.control(Control::Unwatch { watch });
     }
 }
