@@ -1,7 +1,9 @@
 //! The folder: what it keeps, whom it refuses, and what damage does.
 
-use storage_protocol::Epoch;
+use redb::Table;
+use storage_protocol::{EntryLifetime, Epoch, Revision, UnixMillis};
 
+use super::facts::{CHECKSUM, FORMAT};
 use super::*;
 
 fn folder(path: &Path, keyspace: &str) -> Folder {
