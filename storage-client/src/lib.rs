@@ -10,7 +10,7 @@
 //!   within their deadlines, commits that were sent have one effect, watches go on from where they were and say so.
 //!   [`RemoteStorage::state`] tells what is.
 //!
-//! Not here: RocksDB, or anything else of the server.
+//! Not here: RocksDB, or anything else of the server; nor the command line, which is the crate `storage-cli`.
 //!
 //! ```no_run
 //! # async fn example() -> storage_protocol::Result<()> {
@@ -25,27 +25,22 @@
 //! # }
 //! ```
 
-#[cfg(feature = "cli")]
-pub mod cli;
-mod clock;
 mod connection;
-mod counted;
-mod dial;
-mod driver;
 mod end;
-mod endpoint;
-mod ids;
 mod options;
 mod order;
 mod remote;
 pub mod replica;
-mod scan;
+mod requests;
 mod server_text;
-mod supervisor;
-mod tls;
+mod session;
+mod sync;
+mod transport;
 mod watch;
 
-pub use connection::{ConnectionState, SavedSession, SessionInfo};
-pub use options::{ConnectOptions, TlsVersion};
+pub use connection::ConnectionState;
+pub use options::ConnectOptions;
 pub use remote::RemoteStorage;
 pub use replica::{Replica, ReplicaOptions};
+pub use session::{SavedSession, SessionInfo};
+pub use transport::TlsVersion;

@@ -1,32 +1,17 @@
 //! Where to connect, as whom, and within which bounds.
 //!
 //! [`ConnectOptions`] only holds what was said; it is checked as a whole by
-//! [`RemoteStorage::connect`](crate::RemoteStorage::connect), whose errors name the option that is wrong.
+//! [`RemoteStorage::connect`](crate::RemoteStorage::connect), whose errors name the option that is wrong. A program that
+//! has to tell wrong options from a server that is not there asks `keyspace` and `check_credentials` beforehand.
 //! Invariant: each wait and each queue of a connection has its bound here, or in the server's Welcome.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::connection::SavedSession;
+use storage_protocol::{Keyspace, Result, StorageError};
 
-/// The lowest TLS version a client agrees to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum TlsVersion {
-    /// TLS 1.2 or 1.3, for servers of another age.
-    Tls12,
-    /// TLS 1.3 only.
-    #[default]
-    Tls13,
-}
-
-/// Which files the client authenticates itself, and the server, with.
-#[derive(Clone, Debug)]
-pub(crate) enum Credentials {
-    /// A folder with `ca.pem`, `cert.pem` and `key.pem`.
-    Mutual { dir: PathBuf },
-    /// The server's trust anchors only.
-    ServerOnly { ca: PathBuf },
-}
+use crate::session::SavedSession;
+use crate::transport::{Credentials, Dialer, Endpoint, Tls, TlsVersion, client_config};
 
 /// How to connect. Each setter takes and returns the options, so that calls chain.
 ///
@@ -193,5 +178,75 @@ impl ConnectOptions {
     pub fn agent(mut self, agent: impl Into<String>) -> Self {
         self.agent = agent.into();
         self
+    }
+
+    /// The keyspace that the URLs name. Nothing is looked up or connected to.
+    ///
+    /// # Errors
+    /// [`StorageError::ConnectFailed`], whose text begins with the URL that is wrong: it is malformed; it is not encrypted,
+    /// and [`danger_plaintext`](Self::danger_plaintext) was not asked for; or its keyspace is not that of the first URL.
+    pub fn keyspace(&self) -> Result<Keyspace> {
+        // There is at least the URL that the options began with.
+        Ok(self.endpoints()?.swap_remove(0).keyspace)
+    }
+
+    /// Reads the files of the credentials and judges them as [`connect`](crate::RemoteStorage::connect) will, without a
+    /// server. Blocks on the disk. Without credentials there is nothing to judge.
+    ///
+    /// # Errors
+    /// [`StorageError::ConnectFailed`], whose text names the file that is wrong, and why.
+    pub fn check_credentials(&self) -> Result<()> {
+        let Some(credentials) = &self.credentials else {
+            return Ok(());
+        };
+        match client_config(credentials, self.tls_min_version) {
+            Ok(_) => Ok(()),
+            Err(message) => Err(StorageError::ConnectFailed { message }),
+        }
+    }
+
+    /// Checks the options and reads the credentials.
+    pub(crate) async fn dialer(&self) -> Result<Dialer> {
+        let endpoints = self.endpoints()?;
+        let tls = if endpoints.iter().any(|endpoint| endpoint.tls) {
+            let loaded = self.load_tls().await;
+            Some(loaded.map_err(|what| StorageError::ConnectFailed {
+                message: format!("{}: {what}", self.urls.join(", ")),
+            })?)
+        } else {
+            None
+        };
+        Ok(Dialer::new(endpoints, tls, self.connect_timeout))
+    }
+
+    async fn load_tls(&self) -> std::result::Result<Tls, String> {
+        let credentials = self.credentials.clone().ok_or(
+            "there are no credentials: set credentials_dir, or without_client_certificate for a server that asks for none",
+        )?;
+        let min_version = self.tls_min_version;
+        tokio::task::spawn_blocking(move || Tls::load(credentials, min_version))
+            .await
+            .unwrap_or_else(|_| Err("the runtime stopped while the credentials were read".into()))
+    }
+
+    /// What the URLs say, in their order; at least one. All of them name the same keyspace.
+    pub(crate) fn endpoints(&self) -> Result<Vec<Endpoint>> {
+        let mut endpoints: Vec<Endpoint> = Vec::with_capacity(self.urls.len());
+        for url in &self.urls {
+            let failed = |what: String| StorageError::ConnectFailed {
+                message: format!("{url}: {what}"),
+            };
+            let endpoint = Endpoint::new(url, self.plaintext).map_err(failed)?;
+            if let Some(first) = endpoints.first()
+                && first.keyspace != endpoint.keyspace
+            {
+                return Err(failed(format!(
+                    "the keyspace is not that of the first URL, {:?}",
+                    first.keyspace.as_str()
+                )));
+            }
+            endpoints.push(endpoint);
+        }
+        Ok(endpoints)
     }
 }

@@ -12,7 +12,7 @@ use futures_core::Stream;
 use storage_protocol::{Continuity, Entry, Key, Position, StorageError};
 
 use super::error::ReplicaError;
-use super::lock;
+use crate::sync::lock;
 
 /// Events that may wait for one consumer, whatever their bytes.
 const EVENTS_MAX: usize = 4_096;

@@ -18,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::clock::Moment;
 use super::held::Staging;
-use super::lock;
 use super::shared::{Mark, Shared, closed};
 use super::status::ReplicaState;
+use crate::sync::lock;
 
 /// The first pause before a watch is asked for again.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);

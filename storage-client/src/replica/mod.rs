@@ -47,7 +47,7 @@ mod waiting;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Bound;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use storage_protocol::{Entry, Key, KeyRange, Position, Storage, StorageError};
@@ -59,6 +59,7 @@ pub use error::ReplicaError;
 pub use options::ReplicaOptions;
 pub use status::{ReplicaState, ReplicaStatus};
 
+use crate::sync::lock;
 use disk::Disk;
 use follower::Follower;
 use saver::Saver;
@@ -360,9 +361,4 @@ fn copy_range(
     } else {
         copied.take(limit).collect()
     }
-}
-
-/// Nothing panics while it holds one of these locks for writing; if it did, what is there is still coherent.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

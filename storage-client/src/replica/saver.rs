@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::disk::Disk;
 use super::error::ReplicaError;
-use super::lock;
 use super::shared::Shared;
+use crate::sync::lock;
 
 /// How often the position is written where nothing changed: often enough that the tombstones' horizon does not pass it.
 const QUIET_INTERVAL: Duration = Duration::from_secs(60);

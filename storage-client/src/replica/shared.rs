@@ -13,6 +13,7 @@ use storage_protocol::{
 };
 use tokio::sync::{Notify, watch};
 
+use super::Proof;
 use super::changes::{ChangeBatch, Changes, Consumer, ReplicaEvent};
 use super::clock::Moment;
 use super::disk::Row;
@@ -21,7 +22,7 @@ use super::held::{Held, Staging};
 use super::options::ReplicaOptions;
 use super::reload::Reloads;
 use super::status::{ReplicaState, ReplicaStatus};
-use super::{Proof, lock};
+use crate::sync::lock;
 
 /// See the module.
 #[derive(Debug)]

@@ -12,7 +12,8 @@ use storage_protocol::{
 use super::clock::Moment;
 use super::reload::Verdict;
 use super::shared::Shared;
-use super::{Committed, Proof, Reloaded, Replica, ReplicaError, lock};
+use super::{Committed, Proof, Reloaded, Replica, ReplicaError};
+use crate::sync::lock;
 
 impl Replica {
     /// Waits until the state holds everything up to `position`: with the position of a commit, what that wrote is read

@@ -1,0 +1,503 @@
+//! What every sub-command has: the program's options, the connection they lead to, and the signal to stop.
+//!
+//! The connection is made when a sub-command first asks for it, behind all checks of its arguments. What is wrong
+//! with the options is found here, apart from what is wrong with the way to the server: their exit codes differ.
+
+use std::ffi::{OsStr, OsString};
+use std::ops::Deref;
+use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use clap::{ArgAction, Args};
+use storage_protocol::{Outcome, StorageError};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use crate::escape;
+use crate::failure::{Interrupted, usage};
+use crate::template::some;
+use crate::text::Form;
+use storage_client::{ConnectOptions, ConnectionState, RemoteStorage, SavedSession};
+
+/// Options of the program, before or behind the sub-command.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Connection and form")]
+pub(crate) struct Globals {
+    /// Keyspace: wss://HOST:PORT/storage/KEYSPACE; several servers that have it: URL,URL
+    #[arg(long, value_name = "URL", env = "STORAGE_URL", global = true)]
+    url: Option<String>,
+    /// Folder of certificates: DIR/NAME/{ca,cert,key}.pem
+    #[arg(long, value_name = "DIR", env = "STORAGE_CERTS", global = true)]
+    certs: Option<OsString>,
+    /// Whose certificate to present [default: the only one in the folder besides "server"]
+    #[arg(long, value_name = "NAME", env = "STORAGE_IDENTITY", global = true)]
+    identity: Option<String>,
+    /// Present no certificate, and trust servers that FILE vouches for (for listeners with tls = "server")
+    #[arg(long, value_name = "FILE", global = true)]
+    ca: Option<PathBuf>,
+    /// Allow ws:// URLs: nothing is encrypted, and nobody knows who the other side is
+    #[arg(long, global = true)]
+    danger_plaintext: bool,
+    /// How long each attempt to connect, and each answer, may take, such as 500ms or 1m; a server that refuses the first
+    /// connection is not waited for [default: 10s and 30s]
+    #[arg(long, value_name = "D", value_parser = humantime::parse_duration, global = true)]
+    timeout: Option<Duration>,
+    /// End when there was no connection for so long [default: never; calls wait for it up to their --timeout]
+    #[arg(long, value_name = "D", value_parser = humantime::parse_duration, global = true)]
+    give_up_after: Option<Duration>,
+    /// Print JSON for machines, one object per line
+    #[arg(long, action = ArgAction::SetTrue, global = true)]
+    json: bool,
+    /// Keys and values on the command line and in text output are hexadecimal
+    #[arg(long, action = ArgAction::SetTrue, global = true)]
+    hex: bool,
+}
+
+/// How long an ordinary end waits for what is on its way, behind a signal and for the server's goodbye.
+pub(crate) const END_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a second signal waits for the end, before the process is ended from within.
+const ABORT_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// See the module. Clones share all of it.
+#[derive(Clone)]
+pub(crate) struct App {
+    globals: Arc<Globals>,
+    storage: Arc<OnceLock<RemoteStorage>>,
+    /// Cancelled by the first signal: what goes on ends in order.
+    pub(crate) interrupt: CancellationToken,
+    /// Cancelled by the second: nothing is waited for any more.
+    pub(crate) abort: CancellationToken,
+    /// The tasks that listen to signals and tell of outages; ended by [`App::close`].
+    tasks: Arc<Mutex<Vec<AbortHandle>>>,
+    /// Set while a commit is on its way: an interruption leaves its outcome unknown.
+    writes: Arc<AtomicBool>,
+    /// Set once a commit was on its way.
+    wrote: Arc<AtomicBool>,
+    keeps_session: Arc<AtomicBool>,
+}
+
+impl App {
+    pub(crate) fn new(globals: Globals) -> Self {
+        Self {
+            globals: Arc::new(globals),
+            storage: Arc::default(),
+            interrupt: CancellationToken::new(),
+            abort: CancellationToken::new(),
+            tasks: Arc::default(),
+            writes: Arc::default(),
+            wrote: Arc::default(),
+            keeps_session: Arc::default(),
+        }
+    }
+
+    /// Whether to print for machines.
+    pub(crate) fn json(&self) -> bool {
+        self.globals.json
+    }
+
+    /// How keys and values are written.
+    pub(crate) fn form(&self) -> Form {
+        Form {
+            hex: self.globals.hex,
+        }
+    }
+
+    /// How long one answer may take.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.globals.timeout.unwrap_or(Duration::from_secs(30))
+    }
+
+    /// Connects; called once per run. From here on a signal ends the run in order; before, where an argument may be
+    /// read from stdin, it has its usual effect.
+    pub(crate) async fn connect(&self) -> anyhow::Result<RemoteStorage> {
+        self.connect_as(None).await
+    }
+
+    /// The same, with the session of an earlier run.
+    pub(crate) async fn connect_as(
+        &self,
+        saved: Option<SavedSession>,
+    ) -> anyhow::Result<RemoteStorage> {
+        let mut options = self.globals.connect_options()?;
+        if let Some(saved) = saved {
+            options = options.resume_session(saved);
+        }
+        self.listen_to_signals();
+        let storage = RemoteStorage::connect(options).await?;
+        Ok(self.storage.get_or_init(|| storage).clone())
+    }
+
+    /// The keyspace that the URL names.
+    pub(crate) fn keyspace(&self) -> anyhow::Result<String> {
+        let options = self.globals.connect_options()?;
+        Ok(options.keyspace()?.as_str().to_owned())
+    }
+
+    /// Says that a commit is about to be sent.
+    pub(crate) fn writing(&self) {
+        self.writes.store(true, Ordering::Relaxed);
+        self.wrote.store(true, Ordering::Relaxed);
+    }
+
+    /// Says that its answer is here.
+    pub(crate) fn written(&self) {
+        self.writes.store(false, Ordering::Relaxed);
+    }
+
+    /// Says whether commits of an import are on their way. What became of them it tells by itself, by rows.
+    pub(crate) fn importing(&self, in_flight: bool) {
+        self.writes.store(in_flight, Ordering::Relaxed);
+    }
+
+    /// Whether a commit was about to be sent.
+    pub(crate) fn wrote(&self) -> bool {
+        self.wrote.load(Ordering::Relaxed)
+    }
+
+    /// What is certain when the command ends now.
+    pub(crate) fn outcome_if_ended(&self) -> Outcome {
+        match self.writes.load(Ordering::Relaxed) {
+            true => Outcome::Unknown,
+            false => Outcome::NotExecuted,
+        }
+    }
+
+    /// Says on stderr from now on when the connection is lost, and when it is back.
+    pub(crate) fn tell_outages(&self) {
+        if let Some(storage) = self.storage.get() {
+            self.keep(tokio::spawn(outages(storage.state(), |text| {
+                crate::tell(text)
+            })));
+        }
+    }
+
+    /// Whether calls are carried out at present.
+    pub(crate) fn is_connected(&self) -> bool {
+        let storage = self.storage.get();
+        storage.is_some_and(|storage| *storage.state().borrow() == ConnectionState::Connected)
+    }
+
+    fn keep(&self, task: JoinHandle<()>) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.push(task.abort_handle());
+    }
+
+    /// Does `work`, or fails when a signal comes first.
+    pub(crate) async fn unless_interrupted<T>(
+        &self,
+        work: impl Future<Output = anyhow::Result<T>>,
+    ) -> anyhow::Result<T> {
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = self.interrupt.cancelled() => {
+                Err(Interrupted::new(self.outcome_if_ended()).into())
+            }
+        }
+    }
+
+    /// Whether the session is to stay when the connection is closed.
+    pub(crate) fn keep_session(&self, keep: bool) {
+        self.keeps_session.store(keep, Ordering::Relaxed);
+    }
+
+    /// Closes the connection, if there is one.
+    pub(crate) async fn close(&self) {
+        if let Some(storage) = self.storage.get() {
+            match self.keeps_session.load(Ordering::Relaxed) {
+                true => storage.leave().await,
+                false => storage.close().await,
+            }
+        }
+        let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        for task in tasks.iter() {
+            task.abort();
+        }
+    }
+
+    /// Cancels [`App::interrupt`] at the first Ctrl-C or SIGTERM, and [`App::abort`] at the second. Where signals cannot be
+    /// listened to, they keep their effect.
+    fn listen_to_signals(&self) {
+        let app = self.clone();
+        if let Ok(mut signals) = Signals::new() {
+            self.keep(tokio::spawn(async move {
+                signals.next().await;
+                app.interrupt.cancel();
+                signals.next().await;
+                app.abort.cancel();
+                tokio::time::sleep(ABORT_TIMEOUT).await;
+                // Something blocks, a write to a pipe that nobody reads for instance.
+                end_process(app.outcome_if_ended());
+            }));
+        }
+    }
+}
+
+#[expect(
+    clippy::exit,
+    reason = "the main thread is blocked, and was asked twice to end"
+)]
+fn end_process(outcome: Outcome) {
+    std::process::exit(Interrupted::new(outcome).exit_code().into());
+}
+
+/// Tells of each loss of the connection and of its return. The reason may change while it is away: at first it is why it
+/// was lost, then why there is no other. More than these two would say nothing new.
+async fn outages(mut states: watch::Receiver<ConnectionState>, tell: impl Fn(String)) {
+    let mut lost: Option<(std::time::Instant, Vec<String>)> = None;
+    while states.changed().await.is_ok() {
+        let state = states.borrow_and_update().clone();
+        match state {
+            ConnectionState::Disconnected { since, why } => {
+                let (_, told) = lost.get_or_insert_with(|| (since, Vec::new()));
+                if told.len() < 2 && !told.contains(&why) {
+                    let words = escape::text(why.as_bytes());
+                    tell(format!("disconnected ({words}), retrying..."));
+                    told.push(why);
+                }
+            }
+            ConnectionState::Connected => {
+                if let Some((since, _)) = lost.take() {
+                    tell(format!("reconnected after {}", rounded(since.elapsed())));
+                }
+            }
+            ConnectionState::Closed { .. } => return,
+            // Of `Draining`, what it leads to is told then.
+            _ => {}
+        }
+    }
+}
+
+/// As people say it: seconds, or milliseconds of less than one.
+fn rounded(time: Duration) -> humantime::FormattedDuration {
+    let whole = match time.as_secs() {
+        0 => Duration::from_millis(u64::from(time.subsec_millis())),
+        seconds => Duration::from_secs(seconds),
+    };
+    humantime::format_duration(whole)
+}
+
+/// The signals to end. They are listened to from `new` on.
+#[cfg(unix)]
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+#[cfg(windows)]
+struct Signals(tokio::signal::windows::CtrlC);
+
+#[cfg(windows)]
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        tokio::signal::windows::ctrl_c().map(Self)
+    }
+
+    async fn next(&mut self) {
+        self.0.recv().await;
+    }
+}
+
+impl Globals {
+    /// Judges the options, files included, so that what still fails later lies with the way or the server.
+    fn connect_options(&self) -> anyhow::Result<ConnectOptions> {
+        let url = given(self.url.as_ref()).ok_or_else(|| {
+            usage("which keyspace? Give --url wss://HOST:PORT/storage/KEYSPACE, or set STORAGE_URL")
+        })?;
+        let mut urls = url.split(',');
+        let first = urls.next().unwrap_or_default();
+        let mut options = self.judge(self.options(first), first)?;
+        for url in urls {
+            options = self.judge(options.also(url), url)?;
+        }
+        if !url.split(',').any(|url| url.starts_with("wss://")) {
+            return Ok(options);
+        }
+        let options = self.with_credentials(options)?;
+        options.check_credentials().map_err(|error| {
+            let what = what_failed(error);
+            usage(format!("the certificates: {what}{}", self.others()))
+        })?;
+        Ok(options)
+    }
+
+    /// Judges the last URL of these options; those before it were good.
+    fn judge(&self, options: ConnectOptions, url: &str) -> anyhow::Result<ConnectOptions> {
+        if url.starts_with("ws://") && !self.danger_plaintext {
+            return Err(usage(format!(
+                "{url} is not encrypted; use wss://, or allow it with --danger-plaintext"
+            )));
+        }
+        match options.keyspace() {
+            Ok(_) => Ok(options),
+            Err(error) => Err(usage(format!("--url {}", what_failed(error)))),
+        }
+    }
+
+    /// What is said of connections whatever the URLs are.
+    fn options(&self, url: &str) -> ConnectOptions {
+        let mut options = ConnectOptions::new(url)
+            .agent(concat!("storage/", env!("CARGO_PKG_VERSION")))
+            .close_timeout(END_TIMEOUT);
+        if self.danger_plaintext {
+            options = options.danger_plaintext();
+        }
+        if let Some(timeout) = self.timeout {
+            options = options.connect_timeout(timeout).request_timeout(timeout);
+        }
+        if let Some(duration) = self.give_up_after {
+            options = options.give_up_after(duration);
+        }
+        options
+    }
+
+    fn with_credentials(&self, options: ConnectOptions) -> anyhow::Result<ConnectOptions> {
+        let (ca, certs) = (given(self.ca.as_ref()), self.certs());
+        match (ca, certs, given(self.identity.as_ref())) {
+            (Some(ca), _, None) => Ok(options.without_client_certificate(ca)),
+            (Some(_), _, Some(name)) => Err(usage(format!(
+                "--ca is for no certificate at all, and --identity (or STORAGE_IDENTITY) is {name:?}: which of the two?"
+            ))),
+            (None, Some(certs), Some(name)) => {
+                let mut components = Path::new(name).components();
+                let plain = matches!(
+                    (components.next(), components.next()),
+                    (Some(Component::Normal(_)), None)
+                );
+                if !plain {
+                    return Err(usage(format!(
+                        "--identity {name:?} is no name of a folder in {}",
+                        certs.display()
+                    )));
+                }
+                Ok(options.credentials_dir(certs.join(name)))
+            }
+            (None, None, _) => Err(usage(
+                "which certificates? Give --certs DIR and --identity NAME, or set STORAGE_CERTS and STORAGE_IDENTITY",
+            )),
+            (None, Some(certs), None) => match &identities(certs)[..] {
+                [only] => Ok(options.credentials_dir(certs.join(only))),
+                there => Err(usage(format!(
+                    "whose certificate? Give --identity NAME, or set STORAGE_IDENTITY{}",
+                    listed(there)
+                ))),
+            },
+        }
+    }
+
+    fn certs(&self) -> Option<&Path> {
+        given(self.certs.as_ref()).map(Path::new)
+    }
+
+    /// Whose certificates there are, for a message about one that is not.
+    fn others(&self) -> String {
+        match (self.certs(), given(self.identity.as_ref())) {
+            (Some(certs), Some(name)) if !certs.join(name).is_dir() => listed(&identities(certs)),
+            _ => String::new(),
+        }
+    }
+}
+
+/// The reason alone: that options are wrong is no failure to connect yet.
+fn what_failed(error: StorageError) -> String {
+    match error {
+        StorageError::ConnectFailed { message } => message,
+        error => error.to_string(),
+    }
+}
+
+/// An option that says something: a variable that is set to nothing does not.
+fn given<T: AsRef<OsStr> + ?Sized, O: Deref<Target = T>>(option: Option<&O>) -> Option<&T> {
+    option
+        .map(Deref::deref)
+        .filter(|value| !value.as_ref().is_empty())
+}
+
+/// Who has a certificate in this folder, the server by its usual name left out, since it cannot dial.
+fn identities(certs: &Path) -> Vec<String> {
+    let folders = std::fs::read_dir(certs).into_iter().flatten().flatten();
+    let mut names: Vec<String> = folders
+        .filter(|entry| {
+            let folder = entry.path();
+            entry.file_name() != "server"
+                && folder.join("cert.pem").is_file()
+                && folder.join("key.pem").is_file()
+        })
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    names
+}
+
+fn listed(names: &[String]) -> String {
+    match names {
+        [] => String::new(),
+        names => format!("; there are: {}", some(names.iter().map(String::as_str))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Instant;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_outage_is_told_at_its_beginning_and_its_end_and_no_more() {
+        let (states, receiver) = watch::channel(ConnectionState::Connected);
+        let (told, lines) = mpsc::channel();
+        let telling = tokio::spawn(outages(receiver, move |text| told.send(text).unwrap()));
+        let since = Instant::now();
+        let say = async |state| {
+            states.send_replace(state);
+            tokio::task::yield_now().await;
+        };
+        for why in ["reset", "refused", "refused", "no route", "reset"] {
+            let why = why.to_owned();
+            say(ConnectionState::Disconnected { since, why }).await;
+        }
+        say(ConnectionState::Connected).await;
+        let why = "over".to_owned();
+        say(ConnectionState::Closed { why }).await;
+        telling.await.unwrap();
+        let lines: Vec<String> = lines.iter().collect();
+        assert_eq!(
+            lines[..2],
+            [
+                "disconnected (reset), retrying...",
+                "disconnected (refused), retrying..."
+            ]
+        );
+        assert!(lines[2].starts_with("reconnected after "), "{lines:?}");
+        assert_eq!(lines.len(), 3);
+    }
+
+    #[test]
+    fn times_are_rounded_as_people_say_them() {
+        assert_eq!(rounded(Duration::from_millis(6_700)).to_string(), "6s");
+        assert_eq!(rounded(Duration::from_micros(12_345)).to_string(), "12ms");
+    }
+}

@@ -1,0 +1,537 @@
+//! `import`: a file's rows into the keyspace, many to a commit and several commits on their way.
+//!
+//! A thread reads and cuts batches; here they are sent in the file's order, and answers are taken in that order too.
+//! After the first failure nothing more is sent, and the summary of what is certain covers the commits that were on
+//! their way by then; so it does after a signal, which waits for them a little, and where the journal cannot be written.
+//! Invariant: each row is in one state (committed, not committed, unknown) when this ends.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, anyhow};
+use clap::Args;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, pending};
+use indicatif::ProgressBar;
+use storage_protocol::{
+    CommitOptions, Key, KeyRange, Limit, Outcome, Position, Result, Revision, ScanOptions, Storage,
+    StorageError, StorageExt, planted,
+};
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+
+use crate::app::{App, END_TIMEOUT};
+use crate::batches::{Batches, Duplicates, Prepared};
+use crate::failure::{Exit, Interrupted, Usage, usage};
+use crate::journal::{Journal, Source, digest_of};
+use crate::output::{Output, progress};
+use crate::rows::{Format, Header, Reading, Rows};
+use crate::tally::{Span, Tally};
+use crate::tell;
+use crate::template::Template;
+use crate::unpack::open;
+use storage_client::RemoteStorage;
+
+const EXAMPLES: &str = "\
+Examples:
+  storage import weather.csv.gz --key 'weather/{origin}/{time_hour}'
+  storage import events.jsonl --key 'event/{id}' --batch 100
+  storage import backup.jsonl
+  storage import big.jsonl --session-file big.session   # killed and started again, it goes on
+  storage export | storage --url wss://other:7443/storage/models import -
+
+Without --key, each line is {\"put\":{...}} or {\"remove\":{...}}, as `export` writes them.
+A CSV row becomes a JSON object of strings; a row of JSON lines with --key is kept as it is, and {a.b} is the field b of its
+object a. Of rows with equal keys in one commit only the last is sent; --batch 1 sends each.";
+
+/// Commits on their way: enough to cover the way to the server and its disk; with `BATCH_BYTES_MAX` it bounds memory.
+const IN_FLIGHT_MAX: usize = 8;
+
+/// Batches that were read and wait for room.
+const READ_AHEAD: usize = 2;
+
+/// Imports a file, or stdin (-)
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Import {
+    /// File, as it is or packed with gzip; - for stdin
+    file: PathBuf,
+    /// Format [default: by the file's name; stdin: jsonl]
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// Key of each row, with {column} for a column's value ({{ and }} for braces)
+    #[arg(long, value_name = "TEMPLATE")]
+    key: Option<Template>,
+    /// Names of the columns of a CSV file whose first line is a row already
+    #[arg(
+        long,
+        value_name = "NAME,...",
+        value_delimiter = ',',
+        conflicts_with = "no_header"
+    )]
+    header: Option<Vec<String>>,
+    /// The first line of a CSV file is a row already; its columns are called 1, 2, 3
+    #[arg(long)]
+    no_header: bool,
+    /// What to do with a row whose key an earlier row has
+    #[arg(long, value_enum, default_value_t)]
+    duplicates: Duplicates,
+    /// Rows of one commit, at most; a commit also ends at 1 MiB
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
+    batch: u32,
+    /// Keep a journal in FILE: the same command again goes on where it was, and no row takes effect twice
+    #[arg(long, value_name = "FILE")]
+    session_file: Option<PathBuf>,
+}
+
+impl Import {
+    pub(crate) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
+        let start = Instant::now();
+        let reading = self.reading()?;
+        let mut journal = self.open_journal(app, &reading).await?;
+        if let Some(journal) = &journal
+            && let Some(rows) = journal.complete
+        {
+            let ask = async {
+                let storage = app.connect().await?;
+                check_history(journal, &storage).await
+            };
+            app.unless_interrupted(ask).await?;
+            tell(format!("all {rows} rows were committed before"));
+            return Ok(Exit::Done);
+        }
+        let total = std::fs::metadata(&self.file).map_or(0, |metadata| metadata.len());
+        let bar = progress(Some(total));
+        let rows = Rows::new(&self.file, open(&self.file, &bar)?, reading)?;
+        let saved = journal.as_ref().and_then(Journal::saved);
+        let storage = app.unless_interrupted(app.connect_as(saved)).await?;
+        if let Some(journal) = &mut journal {
+            // However this ends before its end: the session stays, so that the next run can ask it.
+            app.keep_session(true);
+            app.unless_interrupted(check_history(journal, &storage))
+                .await?;
+            begin_session(journal, &storage)?;
+        }
+        let limits = storage.limits().await?;
+        let batch = self.batch as usize;
+        if batch > limits.operations_per_commit_max {
+            let max = limits.operations_per_commit_max;
+            let error = StorageError::limit(Limit::OperationsPerCommit, batch, max);
+            return Err(anyhow::Error::new(error).context("--batch"));
+        }
+        let mut reader = Reader::start(Batches::new(rows, batch, self.duplicates, limits));
+        let mut tally = Tally::default();
+        let mut sender = Sender {
+            storage: storage.clone(),
+            journal,
+        };
+        let stopped = send_all(&mut sender, &mut reader, &mut tally, app, &bar).await;
+        bar.finish_and_clear();
+        if let Err(rows) = tally.judge(&self.file.display().to_string()) {
+            let error = match stopped {
+                // What became of rows decides the exit code.
+                Stopped::Failed(also) => rows.context(format!("{also:#}")),
+                Stopped::End | Stopped::Interrupted => rows,
+            };
+            return Err(sender.explain(error));
+        }
+        match stopped {
+            Stopped::Failed(error) => {
+                let error = with_count(error, &tally.committed_text());
+                return Err(sender.explain(error));
+            }
+            Stopped::Interrupted => return Err(sender.interrupted(&tally).into()),
+            Stopped::End => reader
+                .end()
+                .await
+                .map_err(|error| with_count(error, &tally.committed_text()))?,
+        }
+        if let Some(journal) = &mut sender.journal {
+            journal
+                .completed(tally.rows + tally.rows_before)
+                .map_err(|error| with_count(error, &tally.committed_text()))?;
+            app.keep_session(false);
+        }
+        let position = match tally.last {
+            Some(position) => position,
+            None => storage.sync().await?,
+        };
+        let summary = tally.summary(position, start.elapsed().as_secs_f64(), app.json());
+        // Where the summary cannot be told there, it is told here: the rows are committed.
+        let told = out.line(&summary).and_then(|()| out.flush());
+        told.with_context(|| format!("{}, at {position}", tally.committed_text()))?;
+        Ok(Exit::Done)
+    }
+
+    /// How the file is to be read.
+    fn reading(&self) -> anyhow::Result<Reading> {
+        let format = match self.format {
+            Some(format) => format,
+            None => Format::of(&self.file)?,
+        };
+        let header = match &self.header {
+            Some(names) => Header::Given(names.clone()),
+            None if self.no_header => Header::Numbered,
+            None => Header::FirstLine,
+        };
+        let template = self.key.clone();
+        Ok(Reading {
+            format,
+            header,
+            template,
+        })
+    }
+
+    async fn open_journal(&self, app: &App, reading: &Reading) -> anyhow::Result<Option<Journal>> {
+        let Some(path) = self.session_file.clone() else {
+            return Ok(None);
+        };
+        if self.file == Path::new("-") {
+            return Err(usage(
+                "--session-file goes with a file, not with stdin: what was read of that is gone",
+            ));
+        }
+        // A FIFO, too, gives what it has once only.
+        if std::fs::metadata(&self.file).is_ok_and(|metadata| !metadata.is_file()) {
+            return Err(usage(format!(
+                "--session-file goes with a file that can be read again, and {} is none",
+                self.file.display()
+            )));
+        }
+        let (file, batch, keyspace) = (self.file.clone(), self.batch, app.keyspace()?);
+        let key = reading.template.as_ref().map(Template::to_string);
+        let format = match &reading.header {
+            Header::FirstLine => format!("{:?}", reading.format),
+            header => format!("{:?}, header {header:?}", reading.format),
+        };
+        let opening = tokio::task::spawn_blocking(move || {
+            let sha256 =
+                digest_of(&file).map_err(|error| usage(format!("{}: {error}", file.display())))?;
+            let source = Source {
+                sha256,
+                keyspace,
+                key,
+                format,
+                batch,
+            };
+            Journal::open(&path, &source)
+        });
+        Ok(Some(opening.await??))
+    }
+}
+
+/// Fails where the store that serves us is not the one that the journal tells of, or has lost what it tells of.
+async fn check_history(journal: &Journal, storage: &RemoteStorage) -> anyhow::Result<()> {
+    let Some(known) = journal.position() else {
+        return Ok(());
+    };
+    let present = storage.welcome().position;
+    if planted("journal-of-any-store")
+        || present.epoch == known.epoch && present.revision >= known.revision
+    {
+        return Ok(());
+    }
+    let name = journal.name();
+    let refused = |why: String| {
+        Err(usage(format!(
+            "{name} tells of an import into another store: {why}. Give another --session-file, or remove this one to import \
+             everything"
+        )))
+    };
+    if present.epoch == known.epoch {
+        return refused(format!(
+            "it was at {known}, and the server is at {present}, so it lost commits"
+        ));
+    }
+    // The store's history was forked, or it is another one: it knows.
+    let range = KeyRange {
+        start: Key::from_static(&[0]),
+        end: Some(Key::from_static(&[0, 0])),
+    };
+    let options = ScanOptions {
+        newer_than: Some(known),
+        keys_only: true,
+        limit: Some(1),
+        ..ScanOptions::default()
+    };
+    match storage.scan(range, options).await {
+        // What is asked for is only whether the position is one of this history.
+        Ok(_) | Err(StorageError::Compacted { .. }) => Ok(()),
+        Err(StorageError::EpochChanged {
+            epoch,
+            fork: Revision(0),
+        }) => refused(format!(
+            "its epoch was {}, and the server's is {epoch}",
+            known.epoch
+        )),
+        Err(StorageError::EpochChanged { epoch, fork }) => refused(format!(
+            "it was at {known}, and the server's history is now epoch {epoch}, which lost what was committed behind \
+             revision {fork}"
+        )),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Notes the session that the server gave us. What an earlier one left without an answer can then never be known.
+fn begin_session(journal: &mut Journal, storage: &RemoteStorage) -> anyhow::Result<()> {
+    let info = *storage.session_info().borrow();
+    let epoch = storage.welcome().position.epoch;
+    let lost = journal.begin_session(info.id, info.incarnation, epoch)?;
+    let Some(first) = lost.iter().map(|sent| sent.row).min() else {
+        return Ok(());
+    };
+    let last = lost.iter().map(|sent| sent.row + sent.rows - 1).max();
+    let last = last.unwrap_or(first);
+    let error = StorageError::Closed {
+        reason: "the server does not know the session any more".to_owned(),
+        outcome: Outcome::Unknown,
+    };
+    Err(anyhow::Error::new(error).context(format!(
+        "of rows {first} to {last} it is unknown what was committed. The same command again commits them (again)"
+    )))
+}
+
+/// A bad row's error, and what was committed before it.
+fn with_count(error: anyhow::Error, committed: &str) -> anyhow::Error {
+    match error.downcast_ref::<Usage>() {
+        Some(_) => usage(format!("{error}; {committed} before")),
+        None => error.context(committed.to_owned()),
+    }
+}
+
+/// The thread that reads.
+struct Reader {
+    batches: mpsc::Receiver<Prepared>,
+    thread: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+impl Reader {
+    /// It ends at the end of the file, at a bad row, or when nobody takes its batches any more. A read of stdin that
+    /// does not return is left behind when the process ends.
+    fn start(mut batches: Batches) -> Self {
+        let (sender, receiver) = mpsc::channel(READ_AHEAD);
+        let thread = tokio::task::spawn_blocking(move || {
+            while let Some(prepared) = batches.next()? {
+                if sender.blocking_send(prepared).is_err() {
+                    break;
+                }
+            }
+            Ok(())
+        });
+        Self {
+            batches: receiver,
+            thread,
+        }
+    }
+
+    /// How the reading went; called when there are no more batches.
+    async fn end(self) -> anyhow::Result<()> {
+        self.thread
+            .await
+            .map_err(|error| anyhow!("the reading thread failed: {error}"))?
+    }
+}
+
+/// Why no more is sent. After a failed commit it is `End` too; the tally knows.
+enum Stopped {
+    End,
+    Interrupted,
+    /// Nothing more can be sent: the journal cannot be written, or does not fit.
+    Failed(anyhow::Error),
+}
+
+/// A commit on its way.
+struct InFlight {
+    span: Span,
+    /// Of its session, where there is a journal.
+    number: Option<u64>,
+    answer: BoxFuture<'static, Result<Position>>,
+}
+
+/// Sends batches, and keeps the journal if there is one.
+struct Sender {
+    storage: RemoteStorage,
+    journal: Option<Journal>,
+}
+
+impl Sender {
+    /// Notes the session's incarnation, if it has come back since.
+    fn note_session(&mut self) -> anyhow::Result<()> {
+        let Some(journal) = &mut self.journal else {
+            return Ok(());
+        };
+        let info = *self.storage.session_info().borrow();
+        journal.came_back(info.id, info.incarnation)
+    }
+
+    /// Sends a batch; `None` where the journal says that it is committed.
+    fn send(&mut self, prepared: Prepared) -> anyhow::Result<Option<InFlight>> {
+        let (rows, first_row, first_line) =
+            (prepared.rows, prepared.first_row, prepared.first_line);
+        let options = CommitOptions::labelled("import");
+        self.note_session()?;
+        let mut number = None;
+        if let Some(journal) = &mut self.journal {
+            if journal.is_done(first_row, rows) {
+                return Ok(None);
+            }
+            if journal.contradicts(first_row, rows) {
+                return Err(usage(format!(
+                    "rows {first_row} to {} do not make the commits that the session file tells of; have the server's \
+                     limits changed?",
+                    first_row + rows - 1
+                )));
+            }
+            number = Some(match journal.unanswered_number(first_row, rows) {
+                Some(number) => number,
+                None => {
+                    if journal.is_overtaken(first_row) {
+                        let last = first_row + rows - 1;
+                        tell(format!(
+                            "rows {first_row} to {last} were refused before and go in now, behind later rows: of a key \
+                             that stands in both, this older row stays"
+                        ));
+                    }
+                    let sent = self.storage.session_info().borrow().sent;
+                    journal.send(first_row, rows, sent)?
+                }
+            });
+        }
+        let storage = self.storage.clone();
+        let mut commit = async move {
+            match number {
+                Some(number) => storage.commit_as(number, prepared.batch, options).await,
+                None => storage.commit(prepared.batch, options).await,
+            }
+        }
+        .boxed();
+        // Ordering: commits are applied in the order in which they are first polled.
+        let first = commit.poll_unpin(&mut Context::from_waker(Waker::noop()));
+        let answer = match first {
+            Poll::Ready(answer) => futures_util::future::ready(answer).boxed(),
+            Poll::Pending => commit,
+        };
+        let span = Span {
+            first_row,
+            first_line,
+            rows,
+        };
+        Ok(Some(InFlight {
+            span,
+            number,
+            answer,
+        }))
+    }
+
+    fn answered(&mut self, number: Option<u64>, answer: &Result<Position>) -> anyhow::Result<()> {
+        self.note_session()?;
+        let (Some(journal), Some(number)) = (&mut self.journal, number) else {
+            return Ok(());
+        };
+        match answer {
+            Ok(position) => journal.executed(number, position.revision),
+            Err(error) if error.outcome() != Outcome::Unknown => journal.refused(number),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// The import stops before its end.
+    fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        if self.journal.is_none() {
+            return error;
+        }
+        error.context("the session file knows; the same command goes on from there")
+    }
+
+    /// A signal came, and everything that was on its way has been answered.
+    fn interrupted(&self, tally: &Tally) -> Interrupted {
+        let rows = tally.rows + tally.rows_before;
+        let next = match self.journal {
+            Some(_) => "run the same command again to continue",
+            None => {
+                "the same command again begins with the first row (with --session-file it would continue)"
+            }
+        };
+        Interrupted {
+            what: format!(" after {rows} rows (kept); {next}"),
+            ..Interrupted::new(Outcome::NotExecuted)
+        }
+    }
+}
+
+async fn send_all(
+    sender: &mut Sender,
+    reader: &mut Reader,
+    tally: &mut Tally,
+    app: &App,
+    bar: &ProgressBar,
+) -> Stopped {
+    let mut in_flight = VecDeque::new();
+    let (mut stopped, mut interrupted) = (None, false);
+    // Behind a line that was not written whole, none could be read.
+    let mut writable = true;
+    let mut patience = pin!(sleep(Duration::ZERO));
+    loop {
+        app.importing(!in_flight.is_empty());
+        let more = stopped.is_none() && tally.failures.is_empty();
+        if !more && in_flight.is_empty() {
+            return stopped.unwrap_or(Stopped::End);
+        }
+        tokio::select! {
+            biased;
+            // At the end of the file and after a failure, too, a signal bounds the wait for answers.
+            () = app.interrupt.cancelled(), if !interrupted => {
+                interrupted = true;
+                stopped = stopped.or(Some(Stopped::Interrupted));
+                patience.as_mut().reset(tokio::time::Instant::now() + END_TIMEOUT);
+            }
+            answer = front(&mut in_flight) => {
+                if let Some(commit) = in_flight.pop_front() {
+                    if writable && let Err(error) = sender.answered(commit.number, &answer) {
+                        (writable, stopped) = (false, Some(Stopped::Failed(error)));
+                    }
+                    tally.add(commit.span, answer);
+                    bar.set_message(tally.committed_text());
+                }
+            }
+            () = patience.as_mut(), if interrupted => {
+                for commit in in_flight.drain(..) {
+                    tally.add(commit.span, Err(no_answer()));
+                }
+            }
+            prepared = reader.batches.recv(), if more && in_flight.len() < IN_FLIGHT_MAX => match prepared {
+                Some(prepared) => {
+                    let (rows, duplicates) = (prepared.rows, prepared.duplicates);
+                    tally.duplicates += duplicates;
+                    match sender.send(prepared) {
+                        Ok(Some(commit)) => in_flight.push_back(commit),
+                        Ok(None) => tally.rows_before += rows,
+                        Err(error) => {
+                            (writable, stopped) = (false, Some(Stopped::Failed(error)));
+                        }
+                    }
+                }
+                None => stopped = Some(Stopped::End),
+            }
+        }
+    }
+}
+
+/// Of a commit that a signal did not wait for.
+fn no_answer() -> StorageError {
+    StorageError::Closed {
+        reason: "interrupted before the answer came".to_owned(),
+        outcome: Outcome::Unknown,
+    }
+}
+
+/// The answer to the oldest commit. Cancel-safe: the commit stays where it is.
+async fn front(in_flight: &mut VecDeque<InFlight>) -> Result<Position> {
+    match in_flight.front_mut() {
+        Some(commit) => (&mut commit.answer).await,
+        None => pending().await,
+    }
+}

@@ -1,8 +1,0 @@
-//! The `storage` command: a keyspace of a server from the command line.
-//! Everything it does is in the library's `cli` module, where tests reach it.
-
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    storage_client::cli::main()
-}

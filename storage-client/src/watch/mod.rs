@@ -1,0 +1,298 @@
+//! What a remote watch is between the connection's task and the application: its queue, its credit, and how it goes on
+//! after a break. Neither the task nor the application's end is known here.
+//!
+//! The task puts events in and never waits; the application takes them out at its leisure. The bytes of a message
+//! are given back to the server when its last event is consumed, in portions of half the window. Marks cost nothing;
+//! a plain mark right behind another replaces it, so that they do not pile up.
+//!
+//! There is one way to go on, whatever the break and the mode: `Every` is asked for again from the last commit or mark
+//! that was received, `Latest` from the last mark. Where the server cannot go on from there, a `Latest` stage repairs the
+//! state up to its first mark, and `Every` goes on from that.
+
+mod events;
+mod push;
+mod queue;
+mod take;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use storage_protocol::native::{RequestId, WatchRequest};
+use storage_protocol::{
+    Continuity, KeyRange, Position, ResyncReason, Revision, StorageError, WatchMode, WatchOptions,
+    WatchStart, planted,
+};
+
+use crate::order::{Broken, StreamOrder};
+use crate::sync::lock;
+use queue::{Link, Queue, Stage, wake};
+
+/// Unanswered marks of one watch; asking for more ends it.
+const MARKS_MAX: usize = 1_024;
+
+/// One watch, shared by the connection's task and the application's end.
+pub(crate) struct WatchShared {
+    /// Of the stream that feeds it on the present socket, plus one; 0 for none. Written by the connection's task.
+    id: AtomicU64,
+    /// The bytes that the server was granted at first.
+    window: u64,
+    range: KeyRange,
+    mode: WatchMode,
+    queue: Mutex<Queue>,
+}
+
+/// What the connection's task is to do about a watch whose stream ended with an error.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Repair {
+    /// Ask again, now.
+    Again,
+    /// Ask again a little later.
+    Later,
+    /// It has ended.
+    None,
+}
+
+impl WatchShared {
+    pub(crate) fn new(range: KeyRange, mode: WatchMode, window: u64) -> Self {
+        Self {
+            id: AtomicU64::new(0),
+            window,
+            range,
+            mode,
+            queue: Mutex::new(Queue::new(window)),
+        }
+    }
+
+    /// The first request for it.
+    pub(crate) fn first_request(&self, options: WatchOptions) -> WatchRequest {
+        lock(&self.queue).start = options.start;
+        WatchRequest {
+            range: self.range.clone(),
+            start: options.start,
+            mode: options.mode,
+            credit: self.window,
+        }
+    }
+
+    /// The id of its stream, if it has one.
+    pub(crate) fn id(&self) -> Option<RequestId> {
+        let id = self.id.load(Ordering::Acquire).checked_sub(1)?;
+        RequestId::try_from(id).ok()
+    }
+
+    pub(crate) fn set_id(&self, id: Option<RequestId>) {
+        let id = id.map_or(0, |id| u64::from(id) + 1);
+        self.id.store(id, Ordering::Release);
+    }
+
+    fn is_latest(&self, queue: &Queue) -> bool {
+        queue.stage == Stage::Repair || self.mode != WatchMode::Every
+    }
+
+    /// The first stream is attached: the watch begins after `start`.
+    ///
+    /// # Errors
+    /// That is not where it was to begin.
+    pub(crate) fn begin(&self, start: Position) -> Result<(), Broken> {
+        let mut queue = lock(&self.queue);
+        queue.order = self.order_from(&queue, start.revision)?;
+        queue.link = Link::Open;
+        queue.received = start;
+        queue.told = start;
+        Ok(())
+    }
+
+    /// The order of a stream that the server says to begin after `attached`.
+    fn order_from(&self, queue: &Queue, attached: Revision) -> Result<StreamOrder, Broken> {
+        let latest = self.is_latest(queue);
+        let anew = latest && queue.start == WatchStart::Beginning;
+        let asked = match queue.start {
+            WatchStart::After(asked) => asked.revision,
+            WatchStart::Beginning if latest => Revision::ZERO,
+            // Where that is, only the server knows.
+            WatchStart::Now | WatchStart::Beginning => attached,
+        };
+        // Nor may it be earlier: it is where the next stream would go on.
+        if attached != asked {
+            return Err(format!(
+                "it attached a watch after revision {attached} that was to begin after {asked}"
+            ));
+        }
+        Ok(StreamOrder::new(latest, attached, anew))
+    }
+
+    /// Its stream is gone. What the application did not take of a pass without its mark is dropped: it comes again.
+    pub(crate) fn lose(&self, since: Instant) {
+        self.set_id(None);
+        let mut queue = lock(&self.queue);
+        if !matches!(queue.link, Link::Lost { .. }) {
+            queue.link = Link::Lost { since };
+        }
+        queue.broken = true;
+        queue.drop_open_pass();
+        queue.forget_probes();
+    }
+
+    /// The request for the next stream.
+    pub(crate) fn next_request(&self) -> WatchRequest {
+        let mut queue = lock(&self.queue);
+        queue.drop_open_pass();
+        let buffered = queue.events.bytes();
+        let credit = self.window.saturating_sub(buffered);
+        queue.balance = i128::from(credit);
+        queue.consumed = (i128::from(self.window) - i128::from(buffered)).min(0);
+        let is_latest = self.is_latest(&queue);
+        queue.undecided = is_latest && queue.stage == Stage::Own && queue.broken;
+        // From the beginning only what is there comes: what was handed over of an open pass and is not there any more
+        // must go.
+        let afresh = is_latest && queue.received.revision == Revision::ZERO;
+        queue.reset_due |= afresh && queue.handed_over && !planted("pass-without-reset");
+        let start = match queue.received {
+            Position {
+                revision: Revision::ZERO,
+                ..
+            } if afresh => WatchStart::Beginning,
+            mut position => {
+                position.revision.0 += u64::from(planted("resumes-one-late"));
+                WatchStart::After(position)
+            }
+        };
+        let mode = match (queue.stage, self.mode) {
+            (Stage::Repair, _) => WatchMode::Latest {
+                min_interval: Duration::ZERO,
+            },
+            (Stage::Own, mode) => mode,
+        };
+        queue.start = start;
+        let range = self.range.clone();
+        WatchRequest {
+            range,
+            start,
+            mode,
+            credit,
+        }
+    }
+
+    /// The stream that [`next_request`](Self::next_request) asked for is open. Gives the tokens of the marks that are to
+    /// be asked for on it, and the bytes to grant: of what was consumed since the request.
+    ///
+    /// # Errors
+    /// It does not begin where it was to.
+    pub(crate) fn resume(&self, attached: Revision) -> Result<(Vec<u64>, u64), Broken> {
+        let mut queue = lock(&self.queue);
+        queue.order = self.order_from(&queue, attached)?;
+        queue.link = Link::Open;
+        if !self.is_latest(&queue) && queue.broken {
+            queue.tell(Continuity::Continuous);
+        }
+        let asked = if queue.stage == Stage::Own {
+            queue.asked.iter().map(|(token, _)| *token).collect()
+        } else {
+            Vec::new()
+        };
+        let granted = queue.take_grant(0);
+        wake(queue);
+        Ok((asked, granted))
+    }
+
+    /// Whether this mark is to be asked for now: there is a stream, and it was not asked yet. (Else it is when the next
+    /// one is open.)
+    pub(crate) fn claim_probe(&self, token: u64) -> bool {
+        let mut queue = lock(&self.queue);
+        if queue.stage != Stage::Own || queue.link != Link::Open {
+            return false;
+        }
+        let waiting = queue
+            .asked
+            .iter_mut()
+            .find(|asked| **asked == (token, false));
+        waiting.map(|asked| asked.1 = true).is_some()
+    }
+
+    /// The application let it go: no further stream is to be opened.
+    pub(crate) fn set_dropped(&self) {
+        lock(&self.queue).dropped = true;
+    }
+
+    pub(crate) fn is_dropped(&self) -> bool {
+        lock(&self.queue).dropped
+    }
+
+    /// Its stream ended with an error, or could not be opened. `server` is the server's position.
+    pub(crate) fn repair(&self, error: StorageError, server: Position) -> Repair {
+        self.set_id(None);
+        let mut queue = lock(&self.queue);
+        if queue.ended {
+            return Repair::None;
+        }
+        queue.drop_open_pass();
+        queue.forget_probes();
+        if queue.link == Link::Open {
+            queue.link = Link::Opening;
+        }
+        queue.failures += 1;
+        // The first time there is no reason to wait. A server that says the same again and again is not asked all the time.
+        let again = match queue.failures {
+            0..=2 => Repair::Again,
+            _ => Repair::Later,
+        };
+        let repair = match &error {
+            // A `Latest` cannot be told so.
+            StorageError::Compacted { oldest }
+                if self.mode == WatchMode::Every && queue.stage == Stage::Own =>
+            {
+                queue.stage = Stage::Repair;
+                let why = ResyncReason::Compacted { oldest: *oldest };
+                queue.tell(Continuity::Resynced { why });
+                again
+            }
+            StorageError::EpochChanged { epoch, fork } => {
+                if self.mode == WatchMode::Every {
+                    queue.stage = Stage::Repair;
+                }
+                let (epoch, fork) = (*epoch, *fork);
+                let why = ResyncReason::EpochChanged { epoch, fork };
+                queue.tell(Continuity::Resynced { why });
+                // What the lost history removed or put is not known: everything comes anew.
+                queue.received = Position::default();
+                queue.reset_due = true;
+                again
+            }
+            // A pass that its reader left lying: from its last mark again.
+            StorageError::SnapshotExpired => {
+                queue.broken = true;
+                again
+            }
+            StorageError::Overloaded { .. } | StorageError::Closed { .. } => Repair::Later,
+            _ => {
+                queue.tell_lost(server);
+                queue.ended = true;
+                queue.end = Some(error);
+                Repair::None
+            }
+        };
+        wake(queue);
+        repair
+    }
+
+    /// Ends the watch: after the queued events comes `error`.
+    pub(crate) fn end(&self, error: StorageError) {
+        let mut queue = lock(&self.queue);
+        if !queue.ended {
+            queue.ended = true;
+            queue.end = Some(error);
+        }
+        wake(queue);
+    }
+
+    /// The end of a watch that would have gone on, but its connection is over for good: what is not known any more is said.
+    pub(crate) fn end_unresumed(&self, error: StorageError, server: Position) {
+        let mut queue = lock(&self.queue);
+        if !queue.ended {
+            queue.tell_lost(server);
+        }
+        drop(queue);
+        self.end(error);
+    }
+}

@@ -1,0 +1,90 @@
+//! What the application takes out, at its leisure.
+
+use std::task::{Context, Poll};
+
+use storage_protocol::{
+    Limit, Position, Result, StorageError, WatchEvent, WatchState, WatchStatus,
+};
+
+use super::events::Waiting;
+use super::queue::{Link, Stage};
+use super::{MARKS_MAX, WatchShared};
+use crate::sync::lock;
+
+impl WatchShared {
+    /// The next event, and how many bytes are to be granted to the server with it (0: none yet).
+    pub(crate) fn poll_take(
+        &self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<(WatchEvent, u64)>>> {
+        let mut queue = lock(&self.queue);
+        let Some(Waiting {
+            event,
+            bytes,
+            epoch,
+        }) = queue.events.pop_first()
+        else {
+            if queue.ended {
+                return Poll::Ready(queue.end.take().map(Err));
+            }
+            queue.application = Some(cx.waker().clone());
+            return Poll::Pending;
+        };
+        match &event {
+            WatchEvent::Commit(record) => {
+                queue.told = Position {
+                    epoch,
+                    revision: record.revision,
+                };
+            }
+            WatchEvent::State { .. } => queue.handed_over = true,
+            WatchEvent::Progress { position, .. } => {
+                queue.told = *position;
+                queue.handed_over = false;
+            }
+            _ => {}
+        }
+        queue.consumed += i128::from(bytes);
+        let mut granted = 0;
+        if queue.link == Link::Open && !queue.ended {
+            granted = queue.take_grant((self.window / 2).max(1));
+        }
+        Poll::Ready(Some(Ok((event, granted))))
+    }
+
+    /// Notes that the application asks for a mark. False: the watch is over, and no server is to be asked.
+    pub(crate) fn ask_mark(&self, token: u64) -> bool {
+        let mut queue = lock(&self.queue);
+        if queue.ended {
+            return false;
+        }
+        if queue.asked.len() == MARKS_MAX {
+            drop(queue);
+            self.end(StorageError::Overloaded {
+                limit: Limit::RequestsInFlight,
+                max: MARKS_MAX as u64,
+            });
+            return false;
+        }
+        queue.asked.push_back((token, false));
+        true
+    }
+
+    /// How it stands for the application.
+    pub(crate) fn status(&self) -> WatchStatus {
+        let queue = lock(&self.queue);
+        let is_empty = queue.events.is_empty();
+        let state = match queue.link {
+            _ if queue.ended && is_empty => WatchState::Ended,
+            Link::Lost { since } => WatchState::Disconnected { since },
+            Link::Open if is_empty && queue.stage == Stage::Own && !queue.undecided => {
+                WatchState::Live
+            }
+            Link::Open | Link::Opening => WatchState::CatchingUp,
+        };
+        WatchStatus {
+            state,
+            position: queue.told,
+        }
+    }
+}
