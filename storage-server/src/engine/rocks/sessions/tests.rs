@@ -12,10 +12,10 @@ use storage_protocol::{
 };
 use tempfile::TempDir;
 
-use super::super::committer::{Group, Task, Work};
-use super::super::layout;
-use super::super::mark::Mark;
-use super::super::{EngineOptions, RocksEngine};
+use crate::engine::rocks::commit::{Group, Task, Work, submit};
+use crate::engine::rocks::layout;
+use crate::engine::rocks::open::Mark;
+use crate::engine::rocks::{EngineOptions, RocksEngine, housekeeping, log};
 use crate::engine::{Engine, Resumed, Session, SessionStorage};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -647,7 +647,7 @@ async fn a_lapse_that_was_cut_short_is_finished_at_the_next_start() {
     session.lose();
     let (since, state) = lost(&engine).await;
     let task = Task::Lapse { since };
-    let answer = super::super::submit(&engine.shared.queue, &state, 0, task, 64).unwrap();
+    let answer = submit(&engine.shared.queue, &state, 0, task, 64).unwrap();
     answer.await.unwrap().unwrap();
     drop((session, state));
     let folder = closed(&folder, engine).await;
@@ -675,7 +675,7 @@ async fn a_session_that_is_resumed_during_its_lapse_keeps_what_it_puts() {
     let (since, state) = lost(&engine).await;
     let lapse = async |since, state: &Arc<super::SessionState>| {
         let (shared, state) = (engine.shared.clone(), state.clone());
-        let lapsing = move || super::super::housekeeper::lapse(&shared, &[(since, state)]);
+        let lapsing = move || housekeeping::lapse(&shared, &[(since, state)]);
         tokio::task::spawn_blocking(lapsing).await.unwrap().unwrap()
     };
     // Resumed between the look of the housekeeper and the lapse: nothing lapses.
@@ -691,7 +691,7 @@ async fn a_session_that_is_resumed_during_its_lapse_keeps_what_it_puts() {
     let (since, state) = lost(&engine).await;
     // Resumed between the lapse and the removal of the keys.
     let task = Task::Lapse { since };
-    let answer = super::super::submit(&engine.shared.queue, &state, 0, task, 64).unwrap();
+    let answer = submit(&engine.shared.queue, &state, 0, task, 64).unwrap();
     answer.await.unwrap().unwrap();
     let session = resume(&engine, id, 2).await;
     assert!(session.lapsed());
@@ -716,7 +716,7 @@ async fn a_store_with_a_lapse_that_was_cut_short_starts_at_a_full_disk() {
         session.lose();
         let (since, state) = lost(&engine).await;
         let task = Task::Lapse { since };
-        let answer = super::super::submit(&engine.shared.queue, &state, 0, task, 64).unwrap();
+        let answer = submit(&engine.shared.queue, &state, 0, task, 64).unwrap();
         answer.await.unwrap().unwrap();
         drop((session, state));
         let folder = closed(&folder, engine).await;
@@ -744,7 +744,7 @@ async fn a_store_with_a_lapse_that_was_cut_short_starts_at_a_full_disk() {
 /// What the housekeeper does with the only lost session.
 async fn lapse_of_lost(engine: &RocksEngine) -> Result<()> {
     let (shared, lost) = (engine.shared.clone(), lost(engine).await);
-    let lapsing = move || super::super::housekeeper::lapse(&shared, &[lost]);
+    let lapsing = move || housekeeping::lapse(&shared, &[lost]);
     tokio::task::spawn_blocking(lapsing).await.unwrap()
 }
 
@@ -757,7 +757,7 @@ async fn a_lapse_that_is_begun_is_not_begun_again() {
     // Its keys could not be removed at once.
     let (since, state) = lost(&engine).await;
     let task = Task::Lapse { since };
-    let answer = super::super::submit(&engine.shared.queue, &state, 0, task, 64).unwrap();
+    let answer = submit(&engine.shared.queue, &state, 0, task, 64).unwrap();
     answer.await.unwrap().unwrap();
     let begun = state.lapse();
     let other = Opened::of(engine.open_session("cert:b", &keyspace()));
@@ -871,8 +871,8 @@ async fn many_sessions_lapse_together_and_each_at_once() {
     let before = shared.store.revision();
     let lapsing = move || {
         let lost = shared.sessions.with_keys(UnixMillis(u64::MAX), 100);
-        super::super::housekeeper::lapse(&shared, &lost).unwrap();
-        let page = super::super::log::read_after(&shared.store, before, 64 << 20);
+        housekeeping::lapse(&shared, &lost).unwrap();
+        let page = log::read_after(&shared.store, before, 64 << 20);
         let commits = page.unwrap().into_commits().into_iter();
         commits.map(|(_, record)| record).collect::<Vec<_>>()
     };
