@@ -7,29 +7,25 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use bytes::Bytes;
 use futures_util::future::AbortHandle;
 use futures_util::future::Abortable;
-use storage_protocol::native::{Class, ClientMessage, RequestId, ServerMessage, WatchRequest};
+use storage_protocol::native::{ClientMessage, RequestId, ServerMessage};
 use storage_protocol::{
-    Batch, CommitOptions, Key, KeyRange, Limit, Outcome, ScanOptions, Storage, StorageError,
-    WatchMode, WatchOptions, planted,
+    Batch, CommitOptions, Key, KeyRange, Limit, Outcome, ScanOptions, StorageError, planted,
 };
 
 use super::order::{Commit, Content};
 use super::reads::{Lane, Read};
 use super::scans::{OpenScan, PageRead, read_page};
-use super::watches::{Terms, WATCH_BYTES};
 use super::{Finished, InFlight, Native, Output, Permits, Result, Running, State};
 use crate::engine::SessionStorage;
-use crate::limits::budget::Permit;
 use crate::limits::room::AnswerRoom;
 use crate::metrics::RequestLabel;
 use crate::ws::Close;
 
 /// What a request is counted with while it is in flight.
 #[derive(Clone, Copy, Debug)]
-struct Size {
+pub(super) struct Size {
     /// Of its payload, which its keys and values keep alive.
     bytes: usize,
     /// Of the list that it was decoded into, which of short items is many times the payload.
@@ -38,7 +34,7 @@ struct Size {
 
 impl Size {
     /// That of a request without a list.
-    fn of(bytes: usize) -> Self {
+    pub(super) fn of(bytes: usize) -> Self {
         Self { bytes, items: 0 }
     }
 }
@@ -116,7 +112,7 @@ impl Request<'_> {
     }
 
     /// A place among the work in progress; `None`: the request was answered with the bound it met.
-    fn admit(&mut self, label: RequestLabel, size: Size) -> Option<Permits> {
+    pub(super) fn admit(&mut self, label: RequestLabel, size: Size) -> Option<Permits> {
         let session = &mut *self.native;
         let items = session.beside(size);
         let take = || -> Result<Permits> {
@@ -286,7 +282,7 @@ impl Request<'_> {
 
     /// Polls a read once where it is; what is not ready goes on beside the others, and can be cancelled. `lane`: `None`
     /// for the opening of a watch, which answers nothing large.
-    fn start(
+    pub(super) fn start(
         &mut self,
         cx: &mut Context<'_>,
         label: RequestLabel,
@@ -377,110 +373,6 @@ impl Request<'_> {
         Ok(())
     }
 
-    fn watch(&mut self, cx: &mut Context<'_>, request: WatchRequest, bytes: usize) {
-        let memory = match self.watch_memory(&request.range) {
-            Ok(memory) => memory,
-            Err(error) => return self.native.refuse(self.id, RequestLabel::Watch, error),
-        };
-        let Some(permits) = self.admit(RequestLabel::Watch, Size::of(bytes)) else {
-            return;
-        };
-        let in_flight = InFlight {
-            state: State::Reading(None),
-            _permits: Some(permits),
-        };
-        self.native.in_flight.insert(self.id, in_flight);
-        self.native.opening.insert(self.id, None);
-        let storage = self.storage.clone();
-        let WatchRequest {
-            range,
-            start,
-            mode,
-            credit,
-        } = request;
-        // Copied out of its message, which it would keep alive.
-        let range = KeyRange {
-            start: Bytes::copy_from_slice(&range.start),
-            end: range.end.map(|end| Bytes::copy_from_slice(&end)),
-        };
-        let every = mode == WatchMode::Every;
-        let opening = async move {
-            let watch = storage.watch(range, WatchOptions { start, mode }).await?;
-            let terms = Terms {
-                credit,
-                every,
-                memory,
-            };
-            Ok(Output::Watching { watch, terms })
-        };
-        self.start(cx, RequestLabel::Watch, None, None, opening);
-    }
-
-    /// Room for one more watch of this range.
-    fn watch_memory(&self, range: &KeyRange) -> Result<Permit> {
-        let session = &*self.native;
-        let limits = session.limits();
-        range.check_bounds(limits.key_bytes_max)?;
-        if session.watches.len() + session.opening.len() >= limits.watches_max {
-            return Err(StorageError::Overloaded {
-                limit: Limit::Watches,
-                max: limits.watches_max as u64,
-            });
-        }
-        let bounds = range.start.len() + range.end.as_ref().map_or(0, Bytes::len);
-        session.watch_bytes.take(WATCH_BYTES + bounds)
-    }
-
-    fn unwatch(&mut self, watch: RequestId) {
-        // One alone waits for the opening, which is what bounds them.
-        let is_opening = self.native.opening.get(&watch) == Some(&None);
-        if !is_opening && !self.native.watches.remove(watch) {
-            // It ended meanwhile, or another Unwatch ends it; there is nothing to wait for.
-            return self.native.answer(self.id, &ServerMessage::Done);
-        }
-        let in_flight = InFlight {
-            state: State::Watching,
-            _permits: None,
-        };
-        self.native.in_flight.insert(self.id, in_flight);
-        if is_opening && !planted("unwatch-before-answer") {
-            // The WATCH is answered first, and then this.
-            self.native.opening.insert(watch, Some(self.id));
-            self.abort(watch);
-        } else if self.native.outbox.has_bulk(watch) {
-            self.native.unwatching.push((watch, self.id));
-        } else {
-            self.native.end_watch(watch, self.id);
-        }
-    }
-
-    fn probe(&mut self, watch: Option<RequestId>, token: u64, bytes: usize) {
-        let message = match watch {
-            None => {
-                let revision = self.storage.position().revision;
-                ServerMessage::Probed { revision, token }
-            }
-            Some(watch) if self.native.watches.contains(watch) => {
-                // In flight until its mark comes.
-                if let Some(permits) = self.admit(RequestLabel::Probe, Size::of(bytes)) {
-                    let in_flight = InFlight {
-                        state: State::Probing,
-                        _permits: Some(permits),
-                    };
-                    self.native.in_flight.insert(self.id, in_flight);
-                    self.native.watches.request_progress(watch, token, self.id);
-                }
-                return;
-            }
-            Some(watch) => {
-                ServerMessage::Error(StorageError::invalid(format!("there is no watch {watch}")))
-            }
-        };
-        self.native
-            .outbox
-            .push(Class::Control, message.encode(Some(self.id)));
-    }
-
     fn cancel(&mut self) {
         match self.native.reads.remove(self.id) {
             Some(read) => self.finish(read.label(), read.scan(), Err(StorageError::Cancelled)),
@@ -489,7 +381,7 @@ impl Request<'_> {
     }
 
     /// Gives a read up, if it is one; it is answered when it is noticed. Commits are never given up.
-    fn abort(&mut self, id: RequestId) {
+    pub(super) fn abort(&mut self, id: RequestId) {
         if let Some(InFlight {
             state: State::Reading(Some(abort)),
             ..
