@@ -9,8 +9,8 @@ use futures_util::StreamExt;
 use storage_protocol::native::{Class, Incoming, ProtocolError, ServerMessage, close_code};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
-use super::Native;
 use super::partial::is_request;
+use super::{Attached, Native};
 use crate::engine::Resumed;
 use crate::limits::budget::Budget;
 use crate::metrics::ClosedLabel;
@@ -29,11 +29,11 @@ impl Dialect for Native {
     }
 
     fn outbox_budget(&self) -> &Arc<Budget> {
-        &self.outbox_bytes
+        &self.outgoing.budget
     }
 
     fn receiving(&mut self, since: Option<Instant>, now: Instant) {
-        self.parts.clock.receiving(since, now);
+        self.incoming.parts.clock.receiving(since, now);
     }
 
     fn receive(
@@ -42,8 +42,8 @@ impl Dialect for Native {
         message: Bytes,
         now: Instant,
     ) -> std::result::Result<(), Close> {
-        let link_time = self.parts.clock.at(now);
-        let incoming = match self.reassembler.receive(message, link_time) {
+        let link_time = self.incoming.parts.clock.at(now);
+        let incoming = match self.incoming.reassembler.receive(message, link_time) {
             Ok(incoming) => incoming,
             Err(
                 error @ (ProtocolError::FrameTooLong { .. } | ProtocolError::MessageTooLong { .. }),
@@ -59,13 +59,15 @@ impl Dialect for Native {
         match incoming {
             Incoming::Whole(packet) => self.dispatch(cx, packet, now)?,
             Incoming::Completed(packet) => {
-                self.partial.resize(self.reassembler.cost());
+                self.incoming
+                    .counted
+                    .resize(self.incoming.reassembler.cost());
                 if let Some(id) = packet.id.filter(|_| is_request(packet.kind)) {
-                    self.parts.end(id);
+                    self.incoming.parts.end(id);
                 }
                 self.dispatch(cx, packet, now)?;
             }
-            Incoming::Began { .. } | Incoming::Part { .. } if self.storage.is_none() => {
+            Incoming::Began { .. } | Incoming::Part { .. } if self.attached.is_none() => {
                 return Err(self.too_early());
             }
             Incoming::Began { kind, id } => {
@@ -116,16 +118,19 @@ impl Dialect for Native {
     }
 
     fn next_message(&mut self) -> Option<Message> {
-        let message = self.outbox.pop();
-        self.answers_left = self.answers_left.min(self.outbox.answers_bytes());
+        let message = self.outgoing.outbox.pop();
+        self.outgoing.untaken = self
+            .outgoing
+            .untaken
+            .min(self.outgoing.outbox.answers_bytes());
         message.map(Message::Binary)
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let hello = self.awaits_hello().then_some(self.hello_deadline);
-        let (parts, reads) = (self.parts.deadline(), self.reads.deadline());
-        let idle = (!self.watches.is_empty()).then_some(self.idle_check);
-        let (scans, again) = (self.scans.deadline(), self.watches_again);
+        let hello = self.awaits_hello().then_some(self.handshake.deadline);
+        let (parts, reads) = (self.incoming.parts.deadline(), self.reads.deadline());
+        let idle = (!self.watching.watches.is_empty()).then_some(self.watching.idle_check);
+        let (scans, again) = (self.scans.deadline(), self.watching.again);
         [hello, parts, reads, scans, idle, again]
             .into_iter()
             .flatten()
@@ -133,7 +138,7 @@ impl Dialect for Native {
     }
 
     fn on_time(&mut self, now: Instant) -> std::result::Result<(), Close> {
-        if self.awaits_hello() && self.hello_deadline <= now {
+        if self.awaits_hello() && self.handshake.deadline <= now {
             return Err(Close::new(
                 close_code::HELLO_TIMEOUT,
                 ClosedLabel::Hello,
@@ -142,10 +147,10 @@ impl Dialect for Native {
         }
         self.scans.expire(now);
         self.reads.on_time(now);
-        if self.idle_check <= now {
-            self.idle_check = now + self.shared.config.timeouts.idle_mark;
-            if let Some(storage) = &self.storage {
-                self.watches.mark_idle(storage.position().revision);
+        if self.watching.idle_check <= now {
+            self.watching.idle_check = now + self.shared.config.timeouts.idle_mark;
+            if let Some(Attached { storage, .. }) = &self.attached {
+                self.watching.watches.mark_idle(storage.position().revision);
             }
         }
         self.check_parts(now)
@@ -158,11 +163,13 @@ impl Dialect for Native {
             retry_after: RETRY_AFTER,
             reason,
         };
-        self.outbox.push(Class::Control, message.encode(None));
+        self.outgoing
+            .outbox
+            .push(Class::Control, message.encode(None));
     }
 
     fn is_drained(&self) -> bool {
-        self.resuming.is_none() && self.is_answered()
+        self.handshake.resuming.is_none() && self.is_answered()
     }
 
     fn close_received(&mut self) {
@@ -172,25 +179,26 @@ impl Dialect for Native {
     // A commit that waits for a number that did not come is not waited for.
     fn is_answered(&self) -> bool {
         self.reads.is_empty()
-            && self.openings.is_empty()
-            && self.commits.is_empty()
-            && self.outbox.is_empty()
+            && self.watching.openings.is_empty()
+            && self.commits.running.is_empty()
+            && self.outgoing.outbox.is_empty()
     }
 
     async fn finish(mut self, departure: Departure) {
-        self.watches.clear();
+        self.watching.watches.clear();
         self.scans.clear();
         self.reads.clear();
-        self.openings.clear();
+        self.watching.openings.clear();
         // What was handed to the engine happens; the session is left behind it.
-        while self.commits.next().await.is_some() {}
-        if let (Departure::Left, Some(resuming)) = (&departure, self.resuming.take()) {
+        while self.commits.running.next().await.is_some() {}
+        let mut session = self.attached.take().map(|attached| attached.session);
+        if let (Departure::Left, Some(resuming)) = (&departure, self.handshake.resuming.take()) {
             // It left a session that it did not have yet. An attempt that fails has nothing to end.
-            if let Ok(Resumed::Session(session)) = resuming.attempt.await {
-                self.session = Some(session);
+            if let Ok(Resumed::Session(resumed)) = resuming.attempt.await {
+                session = Some(resumed);
             }
         }
-        let Some(session) = self.session.take() else {
+        let Some(session) = session else {
             return;
         };
         match departure {

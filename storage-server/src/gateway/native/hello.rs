@@ -8,7 +8,7 @@ use storage_protocol::native::{Class, Hello, ServerMessage, VERSION, Welcome, cl
 
 use super::order;
 use super::order::Order;
-use super::{Native, Result};
+use super::{Attached, Native, Result};
 use crate::engine::{Resumed, Session};
 use crate::metrics::ClosedLabel;
 use crate::ws::Close;
@@ -48,7 +48,7 @@ impl Native {
             let resumed = engine.resume_session(principal, &keyspace, id, incarnation);
             resumed.await
         });
-        self.resuming = Some(Resuming { hello, attempt });
+        self.handshake.resuming = Some(Resuming { hello, attempt });
         Ok(())
     }
 
@@ -61,18 +61,18 @@ impl Native {
         &mut self,
         cx: &mut Context<'_>,
     ) -> std::result::Result<bool, Close> {
-        let Some(resuming) = &mut self.resuming else {
+        let Some(resuming) = &mut self.handshake.resuming else {
             return Ok(false);
         };
         let Poll::Ready(resumed) = resuming.attempt.as_mut().poll(cx) else {
             return Ok(false);
         };
-        let Some(Resuming { hello, .. }) = self.resuming.take() else {
+        let Some(Resuming { hello, .. }) = self.handshake.resuming.take() else {
             return Ok(false);
         };
         match resumed {
             Ok(Resumed::Session(session)) => {
-                self.order = Order::resumed(&hello, session.executed());
+                self.commits.order = Order::resumed(&hello, session.executed());
                 self.welcome(session);
             }
             // A new session, in which nothing was sent yet.
@@ -101,14 +101,13 @@ impl Native {
     pub(super) fn welcome(&mut self, session: Arc<dyn Session>) {
         let timeouts = &self.shared.config.timeouts;
         let storage = session.clone().storage();
-        self.executed = session.executed();
-        self.unheeded = session.lapsed();
+        let (executed, lapsed) = (session.executed(), session.lapsed());
         let welcome = ServerMessage::Welcome(Welcome {
             version: VERSION,
             position: storage.position(),
             session: session.id(),
-            executed: self.executed,
-            lapsed: self.unheeded,
+            executed,
+            lapsed,
             principal: self.principal.to_string(),
             heartbeat: timeouts.heartbeat,
             silence: timeouts.silence,
@@ -116,14 +115,20 @@ impl Native {
             kept: timeouts.session_kept,
             limits: self.limits().clone(),
         });
-        self.outbox.push(Class::Control, welcome.encode(None));
-        self.fenced = Some(Box::pin(session.fenced().cancelled_owned()));
-        self.storage = Some(storage);
-        self.session = Some(session);
+        self.outgoing
+            .outbox
+            .push(Class::Control, welcome.encode(None));
+        self.attached = Some(Attached {
+            fenced: Box::pin(session.fenced().cancelled_owned()),
+            session,
+            storage,
+            executed,
+            unheeded: lapsed,
+        });
     }
 
     pub(super) fn check_fence(&mut self, cx: &mut Context<'_>) -> std::result::Result<(), Close> {
-        let fence = self.fenced.as_mut();
+        let fence = self.attached.as_mut().map(|attached| &mut attached.fenced);
         if fence.is_some_and(|fence| fence.as_mut().poll(cx).is_ready()) {
             return Err(fenced(
                 "a newer incarnation of the session took over".to_owned(),
@@ -134,12 +139,12 @@ impl Native {
 
     /// Once Hello came it is the engine that is waited for, behind what the session has queued; heartbeat and silence hold.
     pub(super) fn awaits_hello(&self) -> bool {
-        self.storage.is_none() && self.resuming.is_none()
+        self.attached.is_none() && self.handshake.resuming.is_none()
     }
 
     /// Why nothing is taken before there is a session.
     pub(super) fn too_early(&self) -> Close {
-        Close::protocol(if self.resuming.is_some() {
+        Close::protocol(if self.handshake.resuming.is_some() {
             "a message between Hello and Welcome"
         } else {
             "the first message must be Hello"

@@ -124,60 +124,95 @@ enum State {
     Probing,
 }
 
-/// One session.
+/// The session that a connection is attached to: there from Welcome on.
+struct Attached {
+    session: Arc<dyn Session>,
+    /// What its requests go through.
+    storage: Arc<dyn SessionStorage>,
+    /// Ends when a newer incarnation took the session over.
+    fenced: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// The highest number that was executed before Welcome: those up to it come again, and are not executed.
+    executed: u64,
+    /// Whether the client was told that its session's keys were removed, and did not go on yet.
+    unheeded: bool,
+}
+
+/// The connection before Welcome.
+struct Handshake {
+    /// Until when Hello is to come.
+    deadline: Instant,
+    /// Between Hello and Welcome, if there is something to wait for.
+    resuming: Option<Resuming>,
+}
+
+/// What comes in and is not whole yet.
+struct Incoming {
+    reassembler: Reassembler,
+    /// What the reassembler costs, in the principal's budget.
+    counted: Permit,
+    parts: Parts,
+}
+
+/// What waits to be sent.
+struct Outgoing {
+    outbox: Outbox,
+    /// The bound on it and on answers that are being read; within the principal's budget.
+    budget: Arc<Budget>,
+    /// What the outbox holds of it.
+    counted: Permit,
+    /// Bytes of answers that no bound holds back, and that the peer has not taken since the outbox was last looked at.
+    untaken: usize,
+}
+
+/// What bounds the requests in flight.
+struct Bounds {
+    requests: Arc<Budget>,
+    bytes: Arc<Budget>,
+    /// The principal's, for what a request costs beside its payload.
+    items: Arc<Budget>,
+}
+
+/// The session's commits: those that wait for their turn, and those that the engine has.
+struct Commits {
+    order: Order,
+    running: FuturesUnordered<Running>,
+}
+
+/// The session's watches, from their requests to their last messages.
+struct Watching {
+    watches: Watches,
+    /// The bound on their memory.
+    budget: Arc<Budget>,
+    /// Those that are being opened.
+    openings: FuturesUnordered<Running>,
+    /// The same by id, with the id of the Unwatch that came for it meanwhile.
+    opening: HashMap<RequestId, Option<RequestId>>,
+    /// Those ended by the peer whose last message is still on its way, with the id of the Unwatch.
+    unwatching: Vec<(RequestId, RequestId)>,
+    /// When to look for watches that were told nothing for long.
+    idle_check: Instant,
+    /// When watches are polled again that wait for the room of others.
+    again: Option<Instant>,
+}
+
+/// One connection, and the session that it is attached to.
 pub(crate) struct Native {
     shared: Arc<Shared>,
     principal: Principal,
     keyspace: Keyspace,
-    hello_deadline: Instant,
-    /// Between Hello and Welcome, if there is something to wait for.
-    resuming: Option<Resuming>,
-    /// From Welcome on.
-    session: Option<Arc<dyn Session>>,
-    /// What the session's requests go through: there when it is.
-    storage: Option<Arc<dyn SessionStorage>>,
-    /// Whether the client was told that its session's keys were removed, and did not go on yet.
-    unheeded: bool,
-    /// Ends when a newer incarnation took the session over.
-    fenced: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
-    /// The highest number that was executed before Welcome: those up to it come again, and are not executed.
-    executed: u64,
+    handshake: Handshake,
+    attached: Option<Attached>,
     draining: bool,
     /// The peer closes: it is told of no more events.
     closing: bool,
-    reassembler: Reassembler,
-    /// What the reassembler costs, in the principal's budget.
-    partial: Permit,
-    parts: Parts,
-    outbox: Outbox,
-    /// What waits to be sent, answers that are being read included; within the principal's budget.
-    outbox_bytes: Arc<Budget>,
-    /// What the outbox holds of it.
-    outbox_permit: Permit,
-    /// Bytes of answers that no bound holds back, and that the peer has not taken since the outbox was last looked at.
-    answers_left: usize,
-    /// When watches are polled again that wait for the room of others.
-    watches_again: Option<Instant>,
-    requests: Arc<Budget>,
-    request_bytes: Arc<Budget>,
-    /// The principal's, for what a request costs beside its payload.
-    item_bytes: Arc<Budget>,
+    incoming: Incoming,
+    outgoing: Outgoing,
+    bounds: Bounds,
     in_flight: HashMap<RequestId, InFlight>,
+    commits: Commits,
     reads: Reads,
-    /// Watches that are being opened.
-    openings: FuturesUnordered<Running>,
-    commits: FuturesUnordered<Running>,
-    order: Order,
     scans: Scans,
-    watches: Watches,
-    /// Memory of its watches.
-    watch_bytes: Arc<Budget>,
-    /// Watches that are being opened, with the id of the Unwatch that came for it meanwhile.
-    opening: HashMap<RequestId, Option<RequestId>>,
-    /// When to look for watches that were told nothing for long.
-    idle_check: Instant,
-    /// Watches ended by the peer whose last message is still on its way, with the id of the Unwatch.
-    unwatching: Vec<(RequestId, RequestId)>,
+    watching: Watching,
 }
 
 impl Native {
@@ -185,47 +220,68 @@ impl Native {
         let all = &shared.config.limits;
         let limits = &all.announced;
         let budgets = peer.slot.budgets();
-        let outbox_bytes = Budget::within(&budgets.outbox, Limit::Outbox, all.outbox_bytes_max);
+        let outbox = Budget::within(&budgets.outbox, Limit::Outbox, all.outbox_bytes_max);
         Self {
             principal: peer.principal.clone(),
             keyspace,
-            hello_deadline: peer.deadline,
-            resuming: None,
-            session: None,
-            storage: None,
-            unheeded: false,
-            fenced: None,
-            executed: 0,
+            handshake: Handshake {
+                deadline: peer.deadline,
+                resuming: None,
+            },
+            attached: None,
             draining: false,
             closing: false,
-            reassembler: Reassembler::new(limits.frame_bytes_max, limits.message_bytes_max),
-            partial: budgets.partial.count(),
-            parts: Parts::default(),
-            outbox: Outbox::new(),
-            outbox_permit: outbox_bytes.count(),
-            answers_left: 0,
-            watches_again: None,
-            outbox_bytes,
-            requests: Budget::new(Limit::RequestsInFlight, limits.requests_in_flight_max),
-            request_bytes: Budget::within(
-                &budgets.in_flight,
-                Limit::BytesInFlight,
-                limits.bytes_in_flight_max,
-            ),
-            item_bytes: budgets.in_flight.clone(),
+            incoming: Incoming {
+                reassembler: Reassembler::new(limits.frame_bytes_max, limits.message_bytes_max),
+                counted: budgets.partial.count(),
+                parts: Parts::default(),
+            },
+            outgoing: Outgoing {
+                outbox: Outbox::new(),
+                counted: outbox.count(),
+                budget: outbox,
+                untaken: 0,
+            },
+            bounds: Bounds {
+                requests: Budget::new(Limit::RequestsInFlight, limits.requests_in_flight_max),
+                bytes: Budget::within(
+                    &budgets.in_flight,
+                    Limit::BytesInFlight,
+                    limits.bytes_in_flight_max,
+                ),
+                items: budgets.in_flight.clone(),
+            },
             in_flight: HashMap::new(),
+            commits: Commits {
+                order: Order::new(),
+                running: FuturesUnordered::new(),
+            },
             reads: Reads::default(),
-            openings: FuturesUnordered::new(),
-            commits: FuturesUnordered::new(),
-            order: Order::new(),
             scans: Scans::new(shared.metrics.clone()),
-            watches: Watches::new(shared.metrics.clone()),
-            watch_bytes: Budget::within(&budgets.watches, Limit::WatchBytes, all.watch_bytes_max),
-            opening: HashMap::new(),
-            idle_check: Instant::now() + shared.config.timeouts.idle_mark,
-            unwatching: Vec::new(),
+            watching: Watching {
+                watches: Watches::new(shared.metrics.clone()),
+                budget: Budget::within(&budgets.watches, Limit::WatchBytes, all.watch_bytes_max),
+                openings: FuturesUnordered::new(),
+                opening: HashMap::new(),
+                unwatching: Vec::new(),
+                idle_check: Instant::now() + shared.config.timeouts.idle_mark,
+                again: None,
+            },
             shared: shared.clone(),
         }
+    }
+
+    /// What the session's requests go through; `None` before Welcome.
+    fn storage(&self) -> Option<Arc<dyn SessionStorage>> {
+        let attached = self.attached.as_ref()?;
+        Some(attached.storage.clone())
+    }
+
+    /// The highest commit number that was executed before Welcome.
+    fn executed(&self) -> u64 {
+        self.attached
+            .as_ref()
+            .map_or(0, |attached| attached.executed)
     }
 
     fn limits(&self) -> &Limits {
@@ -237,7 +293,9 @@ impl Native {
     }
 
     fn answer(&mut self, id: RequestId, message: &ServerMessage) {
-        self.outbox.push(Class::Answer, message.encode(Some(id)));
+        self.outgoing
+            .outbox
+            .push(Class::Answer, message.encode(Some(id)));
     }
 
     /// Answers a request that never was in flight.
@@ -250,22 +308,26 @@ impl Native {
     }
 
     fn outbox_is_full(&self) -> bool {
-        is_full(&self.shared, &self.outbox_bytes, self.outbox.bytes())
+        is_full(
+            &self.shared,
+            &self.outgoing.budget,
+            self.outgoing.outbox.bytes(),
+        )
     }
 
     /// Whether there is room for a read beside the first, as far as can be said before.
     fn has_room_beside(&self) -> bool {
-        !self.outbox_bytes.is_full()
+        !self.outgoing.budget.is_full()
     }
 
     /// Whether a get is tried although the others wait.
     fn takes_small(&self) -> bool {
-        self.reads.takes_small() && self.outbox.frames_bytes() <= reads::SMALL_WAITING_MAX
+        self.reads.takes_small() && self.outgoing.outbox.frames_bytes() <= reads::SMALL_WAITING_MAX
     }
 
     /// Whether a request may have this id.
     fn check_id(&self, id: RequestId) -> std::result::Result<(), Close> {
-        if self.in_flight.contains_key(&id) || self.parts.has_begun(id) {
+        if self.in_flight.contains_key(&id) || self.incoming.parts.has_begun(id) {
             return Err(Close::protocol(format!(
                 "request id {id} is in flight already"
             )));
@@ -275,12 +337,12 @@ impl Native {
 
     /// Whether a commit may have this number.
     fn check_number(&self, number: u64) -> std::result::Result<(), Close> {
-        if self.parts.has_number(number) {
+        if self.incoming.parts.has_number(number) {
             return Err(Close::protocol(format!(
                 "commit number {number} came before"
             )));
         }
-        self.order.check(number)
+        self.commits.order.check(number)
     }
 
     /// Small answers go out whatever the outbox holds, so that a full one cannot stand before them. A peer that goes on
@@ -289,10 +351,13 @@ impl Native {
     fn bound_answers(&mut self) -> std::result::Result<(), Close> {
         let outbox = self.shared.config.limits.outbox_bytes_max;
         let max = outbox.saturating_mul(2).max(ANSWERS_BYTES_MIN);
-        let left = std::mem::replace(&mut self.answers_left, self.outbox.answers_bytes());
-        let max = if self.outbox.frames_bytes() > max {
+        let left = std::mem::replace(
+            &mut self.outgoing.untaken,
+            self.outgoing.outbox.answers_bytes(),
+        );
+        let max = if self.outgoing.outbox.frames_bytes() > max {
             max
-        } else if left > ANSWERS_LEFT_MAX && self.outbox_bytes.shared_is_full() {
+        } else if left > ANSWERS_LEFT_MAX && self.outgoing.budget.shared_is_full() {
             ANSWERS_LEFT_MAX
         } else {
             return Ok(());
@@ -309,16 +374,18 @@ impl Native {
     ) -> std::result::Result<(), Close> {
         let (bytes, id) = (packet.payload.len(), packet.id);
         let message = ClientMessage::decode(packet).map_err(Close::protocol)?;
-        match (message, id, self.storage.clone()) {
-            (ClientMessage::Hello(hello), _, None) if self.resuming.is_none() => self.begin(hello),
+        match (message, id, self.storage()) {
+            (ClientMessage::Hello(hello), _, None) if self.handshake.resuming.is_none() => {
+                self.begin(hello)
+            }
             (ClientMessage::Hello(_), _, _) => Err(Close::protocol("Hello was said before")),
             (_, _, None) => Err(self.too_early()),
             (_, None, Some(_)) => Err(Close::protocol("a request without an id")),
             (message, Some(id), Some(storage)) => {
-                if std::mem::take(&mut self.unheeded)
-                    && let Some(session) = &self.session
+                if let Some(attached) = &mut self.attached
+                    && std::mem::take(&mut attached.unheeded)
                 {
-                    session.heed();
+                    attached.session.heed();
                 }
                 let mut request = requests::Request {
                     native: self,
@@ -332,7 +399,7 @@ impl Native {
     }
 
     fn count_outbox(&mut self) {
-        self.outbox_permit.resize(self.outbox.bytes());
+        self.outgoing.counted.resize(self.outgoing.outbox.bytes());
     }
 }
 

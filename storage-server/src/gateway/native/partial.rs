@@ -24,14 +24,18 @@ impl Native {
         self.check_id(id)?;
         let mut number = None;
         if kind == kind::COMMIT {
-            let head = self.reassembler.head(kind, Some(id)).unwrap_or_default();
+            let head = self
+                .incoming
+                .reassembler
+                .head(kind, Some(id))
+                .unwrap_or_default();
             let first = ClientMessage::commit_number(head).ok_or_else(|| {
                 Close::protocol("the first part of a commit does not hold its number")
             })?;
             self.check_number(first)?;
             number = Some(first);
         }
-        self.parts.begin(id, number);
+        self.incoming.parts.begin(id, number);
         Ok(())
     }
 
@@ -41,11 +45,13 @@ impl Native {
         kind: u8,
         id: Option<RequestId>,
     ) -> std::result::Result<(), Close> {
-        self.partial.resize(self.reassembler.cost());
+        self.incoming
+            .counted
+            .resize(self.incoming.reassembler.cost());
         let session_max = self.limits().bytes_in_flight_max;
-        let error = if let Some(bound) = self.partial.budget().over() {
+        let error = if let Some(bound) = self.incoming.counted.budget().over() {
             bound.overloaded()
-        } else if self.reassembler.bytes() > session_max {
+        } else if self.incoming.reassembler.bytes() > session_max {
             StorageError::Overloaded {
                 limit: Limit::BytesInFlight,
                 max: session_max as u64,
@@ -54,10 +60,12 @@ impl Native {
             return Ok(());
         };
         // A late part of one that was refused before holds nothing, and its id may be another request's by now.
-        if !self.reassembler.discard(kind, id) && !planted("late-part-refused-again") {
+        if !self.incoming.reassembler.discard(kind, id) && !planted("late-part-refused-again") {
             return Ok(());
         }
-        self.partial.resize(self.reassembler.cost());
+        self.incoming
+            .counted
+            .resize(self.incoming.reassembler.cost());
         self.refuse_parts(kind, id, error)
     }
 
@@ -70,22 +78,26 @@ impl Native {
         error: StorageError,
     ) -> std::result::Result<(), Close> {
         // Of a CREDIT or CANCEL nobody is told; what it is about goes on without it.
-        let Some(id) = id.filter(|id| self.parts.has_begun(*id)) else {
+        let Some(id) = id.filter(|id| self.incoming.parts.has_begun(*id)) else {
             return Ok(());
         };
-        self.parts.end(id);
+        self.incoming.parts.end(id);
         if kind != kind::COMMIT {
             self.refuse(id, label_of(kind), error);
             return Ok(());
         }
-        let head = self.reassembler.head(kind, Some(id)).unwrap_or_default();
+        let head = self
+            .incoming
+            .reassembler
+            .head(kind, Some(id))
+            .unwrap_or_default();
         let number = ClientMessage::commit_number(head).ok_or_else(|| {
             Close::protocol("the first part of a commit does not hold its number")
         })?;
-        if number <= self.executed {
+        if number <= self.executed() {
             self.repeat(id, number, None);
         } else {
-            self.order.spend(number);
+            self.commits.order.spend(number);
             self.refuse(id, RequestLabel::Commit, error);
         }
         Ok(())
@@ -100,7 +112,7 @@ impl Native {
             _permits: None,
         };
         self.in_flight.insert(id, in_flight);
-        self.order.push(Commit {
+        self.commits.order.push(Commit {
             id,
             number,
             content: Content::Again(fingerprint),
@@ -110,18 +122,23 @@ impl Native {
     /// Looks at what is on its way: messages in parts without progress are refused, and a commit that later ones wait for
     /// in vain ends the connection, since what waits counts against everybody.
     pub(super) fn check_parts(&mut self, now: Instant) -> std::result::Result<(), Close> {
-        if !self.parts.is_due(now) {
+        if !self.incoming.parts.is_due(now) {
             return Ok(());
         }
         let patience = self.shared.config.timeouts.partial_message;
-        let dropped = self.reassembler.expire(self.parts.clock.at(now), patience);
-        self.partial.resize(self.reassembler.cost());
+        let dropped = self
+            .incoming
+            .reassembler
+            .expire(self.incoming.parts.clock.at(now), patience);
+        self.incoming
+            .counted
+            .resize(self.incoming.reassembler.cost());
         for (kind, id) in dropped {
             let outcome = Outcome::NotExecuted;
             self.refuse_parts(kind, id, StorageError::DeadlineExceeded { outcome })?;
         }
         self.watch_parts(now);
-        match self.parts.missing_for(patience, now) {
+        match self.incoming.parts.missing_for(patience, now) {
             Some(number) if !planted("gap-for-ever") => Err(Close::protocol(format!(
                 "commit number {number} is missing for {}, and later ones wait for it",
                 humantime::format_duration(patience)
@@ -133,9 +150,10 @@ impl Native {
     /// Notes what is on its way after anything came or was done.
     pub(super) fn watch_parts(&mut self, now: Instant) {
         let patience = self.shared.config.timeouts.partial_message;
-        self.parts.note_gap(self.order.gap(), now);
-        self.parts
-            .watch(self.reassembler.bytes() > 0, patience, now);
+        self.incoming.parts.note_gap(self.commits.order.gap(), now);
+        self.incoming
+            .parts
+            .watch(self.incoming.reassembler.bytes() > 0, patience, now);
     }
 }
 

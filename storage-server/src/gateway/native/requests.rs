@@ -82,7 +82,7 @@ impl Request<'_> {
                 return Ok(());
             }
             ClientMessage::Credit { bytes } => {
-                self.native.watches.grant(id, bytes);
+                self.native.watching.watches.grant(id, bytes);
                 return Ok(());
             }
             _ => {}
@@ -122,12 +122,12 @@ impl Request<'_> {
                     outcome: Outcome::NotExecuted,
                 });
             }
-            let requests = session.requests.take(1)?;
-            let bytes = session.request_bytes.take(size.bytes)?;
+            let requests = session.bounds.requests.take(1)?;
+            let bytes = session.bounds.bytes.take(size.bytes)?;
             Ok(Permits {
                 _requests: requests,
                 _bytes: bytes,
-                _items: session.item_bytes.take(items)?,
+                _items: session.bounds.items.take(items)?,
             })
         };
         match take() {
@@ -142,11 +142,11 @@ impl Request<'_> {
     /// The same beyond the session's own bounds, by one request at a time.
     fn admit_beyond(&mut self, label: RequestLabel, size: Size) -> Option<Permits> {
         let session = &*self.native;
-        let mut requests = session.requests.count();
-        let mut request_bytes = session.request_bytes.count();
-        let items = session.item_bytes.take(session.beside(size));
-        let is_within = session.requests.used() <= session.limits().requests_in_flight_max
-            && session.request_bytes.used() <= session.limits().bytes_in_flight_max;
+        let mut requests = session.bounds.requests.count();
+        let mut request_bytes = session.bounds.bytes.count();
+        let items = session.bounds.items.take(session.beside(size));
+        let is_within = session.bounds.requests.used() <= session.limits().requests_in_flight_max
+            && session.bounds.bytes.used() <= session.limits().bytes_in_flight_max;
         let items = items.ok().filter(|_| !session.draining && is_within);
         let items = items.filter(|_| request_bytes.grow_beyond(size.bytes));
         let Some(items) = items else {
@@ -226,7 +226,7 @@ impl Request<'_> {
         let label = read.label();
         match read {
             Read::Get { keys } => {
-                let room = AnswerRoom::new(&self.native.outbox_bytes, lane.reach());
+                let room = AnswerRoom::new(&self.native.outgoing.budget, lane.reach());
                 let values = async move {
                     let mut read = storage.get_into(&keys, room.room()).await;
                     // It is not the session that has no room. A small answer goes out all the same, and those that come
@@ -272,7 +272,7 @@ impl Request<'_> {
             return self.finish(RequestLabel::Scan, None, Err(error));
         };
         let storage = self.storage.clone();
-        let room = AnswerRoom::new(&self.native.outbox_bytes, lane.reach());
+        let room = AnswerRoom::new(&self.native.outgoing.budget, lane.reach());
         let first = async move {
             let scan = storage.scan_into(range, options, room.room()).await?;
             page(RequestLabel::Scan, number, OpenScan { scan, room }).await
@@ -315,7 +315,7 @@ impl Request<'_> {
         });
         match lane {
             Some(lane) => self.native.reads.push(lane, running),
-            None => self.native.openings.push(running),
+            None => self.native.watching.openings.push(running),
         }
     }
 
@@ -330,7 +330,7 @@ impl Request<'_> {
     ) -> std::result::Result<(), Close> {
         let session = &mut *self.native;
         session.check_number(number)?;
-        if number <= session.executed {
+        if number <= session.executed() {
             let fingerprint = crate::engine::fingerprint(&batch, &options);
             session.repeat(self.id, number, Some(fingerprint));
             session.start_commits(cx, self.now);
@@ -348,21 +348,21 @@ impl Request<'_> {
             }
             // What others wait for is let in by the session's bounds: refused, it would be lost for want of its own
             // followers.
-            Ok(()) if session.order.gap() == Some(number) => {
+            Ok(()) if session.commits.order.gap() == Some(number) => {
                 self.admit_beyond(RequestLabel::Commit, size)
             }
             Ok(()) => self.admit(RequestLabel::Commit, size),
         };
         let session = &mut *self.native;
         match permits {
-            None => session.order.spend(number),
+            None => session.commits.order.spend(number),
             Some(permits) => {
                 let in_flight = InFlight {
                     state: State::Committing,
                     _permits: Some(permits),
                 };
                 session.in_flight.insert(self.id, in_flight);
-                session.order.push(Commit {
+                session.commits.order.push(Commit {
                     id: self.id,
                     number,
                     content: Content::New(batch, options),

@@ -26,7 +26,7 @@ impl Request<'_> {
             _permits: Some(permits),
         };
         self.native.in_flight.insert(self.id, in_flight);
-        self.native.opening.insert(self.id, None);
+        self.native.watching.opening.insert(self.id, None);
         let storage = self.storage.clone();
         let WatchRequest {
             range,
@@ -57,20 +57,20 @@ impl Request<'_> {
         let session = &*self.native;
         let limits = session.limits();
         range.check_bounds(limits.key_bytes_max)?;
-        if session.watches.len() + session.opening.len() >= limits.watches_max {
+        if session.watching.watches.len() + session.watching.opening.len() >= limits.watches_max {
             return Err(StorageError::Overloaded {
                 limit: Limit::Watches,
                 max: limits.watches_max as u64,
             });
         }
         let bounds = range.start.len() + range.end.as_ref().map_or(0, Bytes::len);
-        session.watch_bytes.take(WATCH_BYTES + bounds)
+        session.watching.budget.take(WATCH_BYTES + bounds)
     }
 
     pub(super) fn unwatch(&mut self, watch: RequestId) {
         // One alone waits for the opening, which is what bounds them.
-        let is_opening = self.native.opening.get(&watch) == Some(&None);
-        if !is_opening && !self.native.watches.remove(watch) {
+        let is_opening = self.native.watching.opening.get(&watch) == Some(&None);
+        if !is_opening && !self.native.watching.watches.remove(watch) {
             // It ended meanwhile, or another Unwatch ends it; there is nothing to wait for.
             return self.native.answer(self.id, &ServerMessage::Done);
         }
@@ -81,10 +81,10 @@ impl Request<'_> {
         self.native.in_flight.insert(self.id, in_flight);
         if is_opening && !planted("unwatch-before-answer") {
             // The WATCH is answered first, and then this.
-            self.native.opening.insert(watch, Some(self.id));
+            self.native.watching.opening.insert(watch, Some(self.id));
             self.abort(watch);
-        } else if self.native.outbox.has_bulk(watch) {
-            self.native.unwatching.push((watch, self.id));
+        } else if self.native.outgoing.outbox.has_bulk(watch) {
+            self.native.watching.unwatching.push((watch, self.id));
         } else {
             self.native.end_watch(watch, self.id);
         }
@@ -96,7 +96,7 @@ impl Request<'_> {
                 let revision = self.storage.position().revision;
                 ServerMessage::Probed { revision, token }
             }
-            Some(watch) if self.native.watches.contains(watch) => {
+            Some(watch) if self.native.watching.watches.contains(watch) => {
                 // In flight until its mark comes.
                 if let Some(permits) = self.admit(RequestLabel::Probe, Size::of(bytes)) {
                     let in_flight = InFlight {
@@ -104,7 +104,10 @@ impl Request<'_> {
                         _permits: Some(permits),
                     };
                     self.native.in_flight.insert(self.id, in_flight);
-                    self.native.watches.request_progress(watch, token, self.id);
+                    self.native
+                        .watching
+                        .watches
+                        .request_progress(watch, token, self.id);
                 }
                 return;
             }
@@ -113,6 +116,7 @@ impl Request<'_> {
             }
         };
         self.native
+            .outgoing
             .outbox
             .push(Class::Control, message.encode(Some(self.id)));
     }

@@ -4,9 +4,11 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use futures_util::StreamExt;
+use storage_protocol::Watch;
 use storage_protocol::native::{Class, RequestId, ServerMessage};
 
 use super::order::{Commit, Content};
+use super::watches::Terms;
 use super::{Finished, InFlight, Native, Output, Running, State, is_full};
 use super::{reads, requests};
 use crate::metrics::RequestLabel;
@@ -36,7 +38,7 @@ impl Native {
         self.in_flight.remove(&id);
         self.metrics().request(label, &result);
         let unwatching = match label {
-            RequestLabel::Watch => self.opening.remove(&id).flatten(),
+            RequestLabel::Watch => self.watching.opening.remove(&id).flatten(),
             _ => None,
         };
         // Until the answer is counted in the outbox.
@@ -59,20 +61,7 @@ impl Native {
                 revision: position.revision,
             },
             Ok(Output::Page(turn)) => self.scans.page(scan.unwrap_or_default(), turn, now),
-            Ok(Output::Watching { watch, terms }) => {
-                let revision = watch.start().revision;
-                self.in_flight.insert(
-                    id,
-                    InFlight {
-                        state: State::Watching,
-                        _permits: None,
-                    },
-                );
-                let now = self.storage.as_ref().map(|storage| storage.position());
-                let is_behind = now.is_some_and(|now| revision < now.revision);
-                self.watches.insert(id, watch, terms, is_behind);
-                ServerMessage::Watching { revision }
-            }
+            Ok(Output::Watching { watch, terms }) => self.watch_opened(id, watch, terms),
             // Only reads find no room.
             Ok(Output::NoRoom(_)) => return,
         };
@@ -80,14 +69,28 @@ impl Native {
             ServerMessage::Values { .. } | ServerMessage::Page { .. } => Class::Read,
             _ => Class::Answer,
         };
-        self.outbox.push(class, message.encode(Some(id)));
+        self.outgoing.outbox.push(class, message.encode(Some(id)));
         self.count_outbox();
         drop(counted);
         if let Some(request) = unwatching {
             // It was not polled yet, so it told nothing.
-            self.watches.remove(id);
+            self.watching.watches.remove(id);
             self.end_watch(id, request);
         }
+    }
+
+    /// Takes a watch that was opened; its request's answer.
+    fn watch_opened(&mut self, id: RequestId, watch: Watch, terms: Terms) -> ServerMessage {
+        let revision = watch.start().revision;
+        let in_flight = InFlight {
+            state: State::Watching,
+            _permits: None,
+        };
+        self.in_flight.insert(id, in_flight);
+        let now = self.storage().map(|storage| storage.position());
+        let is_behind = now.is_some_and(|now| revision < now.revision);
+        self.watching.watches.insert(id, watch, terms, is_behind);
+        ServerMessage::Watching { revision }
     }
 
     /// Reads that wait for room, then those that run, as long as there is room for their answers. Small ones always.
@@ -100,7 +103,7 @@ impl Native {
         }
         while !self.outbox_is_full() {
             let has_room = self.has_room_beside();
-            if let Some(storage) = self.storage.clone()
+            if let Some(storage) = self.storage()
                 && let Some((waiting, lane)) = self.reads.next(has_room)
             {
                 requests::Request {
@@ -123,7 +126,7 @@ impl Native {
     pub(super) fn poll_openings(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let mut moved = false;
         while !self.outbox_is_full()
-            && let Poll::Ready(Some(finished)) = self.openings.poll_next_unpin(cx)
+            && let Poll::Ready(Some(finished)) = self.watching.openings.poll_next_unpin(cx)
         {
             self.complete(finished, now);
             moved = true;
@@ -135,7 +138,7 @@ impl Native {
     ///
     /// Ordering: the first poll does it, so commits are applied in the order of these polls.
     pub(super) fn start_commits(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        let Some(storage) = self.storage.clone() else {
+        let Some(storage) = self.storage() else {
             return false;
         };
         let mut moved = false;
@@ -143,7 +146,7 @@ impl Native {
             id,
             number,
             content,
-        }) = self.order.pop()
+        }) = self.commits.order.pop()
         {
             moved = true;
             let storage = storage.clone();
@@ -167,7 +170,7 @@ impl Native {
             });
             match running.as_mut().poll(cx) {
                 Poll::Ready(finished) => self.complete(finished, now),
-                Poll::Pending => self.commits.push(running),
+                Poll::Pending => self.commits.running.push(running),
             }
         }
         moved
@@ -175,7 +178,7 @@ impl Native {
 
     pub(super) fn poll_commits(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let mut moved = false;
-        while let Poll::Ready(Some(finished)) = self.commits.poll_next_unpin(cx) {
+        while let Poll::Ready(Some(finished)) = self.commits.running.poll_next_unpin(cx) {
             self.complete(finished, now);
             moved = true;
         }
@@ -184,34 +187,38 @@ impl Native {
 
     pub(super) fn poll_watches(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         if self.closing {
-            self.watches.clear();
+            self.watching.watches.clear();
         }
-        let outbox = &mut self.outbox;
+        let outbox = &mut self.outgoing.outbox;
         let watching = |(watch, _): &(RequestId, RequestId)| outbox.has_bulk(*watch);
-        let (unwatching, done) = std::mem::take(&mut self.unwatching)
+        let (unwatching, done) = std::mem::take(&mut self.watching.unwatching)
             .into_iter()
             .partition(watching);
-        self.unwatching = unwatching;
+        self.watching.unwatching = unwatching;
         for (watch, request) in done {
             self.end_watch(watch, request);
         }
-        let (shared, budget) = (&self.shared, &self.outbox_bytes);
+        let (shared, budget) = (&self.shared, &self.outgoing.budget);
         // Where there is no room, one message of each session would be as many as there are sessions: one of each
         // principal goes on, if nothing else of it waits.
         let waits_for_others = budget.shared_is_full() && !budget.is_alone();
-        let turn = self.watches.poll(cx, &mut self.outbox, |outbox| {
-            waits_for_others || is_full(shared, budget, outbox.bytes())
-        });
+        let turn = self
+            .watching
+            .watches
+            .poll(cx, &mut self.outgoing.outbox, |outbox| {
+                waits_for_others || is_full(shared, budget, outbox.bytes())
+            });
         // Nothing tells when the others have room.
-        let again = waits_for_others && self.watches.wait_for_turn();
-        self.watches_again = again.then(|| now + reads::PAUSE);
-        for probe in self.watches.answered() {
+        let again = waits_for_others && self.watching.watches.wait_for_turn();
+        self.watching.again = again.then(|| now + reads::PAUSE);
+        for probe in self.watching.watches.answered() {
             self.in_flight.remove(&probe);
         }
         for (id, error) in turn.ended {
             self.in_flight.remove(&id);
             // Behind the events that are queued.
-            self.outbox
+            self.outgoing
+                .outbox
                 .push(Class::Change, ServerMessage::Error(error).encode(Some(id)));
         }
         turn.moved
@@ -219,12 +226,13 @@ impl Native {
 
     /// Both ids are free, and the peer is told behind the watch's last event.
     pub(super) fn end_watch(&mut self, watch: RequestId, request: RequestId) {
-        for probe in self.watches.answered() {
+        for probe in self.watching.watches.answered() {
             self.in_flight.remove(&probe);
         }
         self.in_flight.remove(&watch);
         self.in_flight.remove(&request);
-        self.outbox
+        self.outgoing
+            .outbox
             .push(Class::Change, ServerMessage::Done.encode(Some(request)));
     }
 }

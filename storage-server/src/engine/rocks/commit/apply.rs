@@ -58,23 +58,7 @@ impl Group<'_> {
         if unstored {
             self.put_session_row(session);
         }
-        let mut changes = Vec::with_capacity(steps.len() + signals.len());
-        let mut signals = signals.into_iter().peekable();
-        let mut steps = steps.into_iter();
-        // Both come in the order of their places; a signal's place counts what stands before it, signals included.
-        loop {
-            if let Some((_, key, bytes)) = signals.next_if(|(place, _, _)| *place <= changes.len())
-            {
-                changes.push(Change {
-                    key,
-                    kind: ChangeKind::Signalled { bytes },
-                });
-            } else if let Some(step) = steps.next() {
-                changes.push(self.write_step(id, revision, step));
-            } else {
-                break;
-            }
-        }
+        let mut changes = self.write_steps(id, revision, steps, signals);
         compact(&mut changes, self.taken);
         let record = CommitRecord::new(
             revision,
@@ -158,6 +142,33 @@ impl Group<'_> {
         );
         self.made.push((keyspace.clone(), row));
         row.id
+    }
+
+    /// The commit's changes, signals in their places.
+    fn write_steps(
+        &mut self,
+        id: KeyspaceId,
+        revision: Revision,
+        steps: Vec<Step>,
+        signals: Vec<Signal>,
+    ) -> Vec<Change> {
+        let mut changes = Vec::with_capacity(steps.len() + signals.len());
+        let mut signals = signals.into_iter().peekable();
+        let mut steps = steps.into_iter();
+        // Both come in the order of their places; a signal's place counts what stands before it, signals included.
+        loop {
+            if let Some((_, key, bytes)) = signals.next_if(|(place, _, _)| *place <= changes.len())
+            {
+                changes.push(Change {
+                    key,
+                    kind: ChangeKind::Signalled { bytes },
+                });
+            } else if let Some(step) = steps.next() {
+                changes.push(self.write_step(id, revision, step));
+            } else {
+                return changes;
+            }
+        }
     }
 
     fn write_step(&mut self, id: KeyspaceId, revision: Revision, step: Step) -> Change {

@@ -131,27 +131,10 @@ impl Slot {
                 break self.settle(sender, Rest::Again);
             }
             match Pin::new(&mut self.watch).poll_next(&mut Context::from_waker(&waker)) {
-                Poll::Pending => {
-                    if self.catching_up && self.watch.status().state == WatchState::Live {
-                        self.catching_up = false;
-                        // A mark that is due says it too, and a watch answers only so many.
-                        if self.marks_due.is_empty() || planted("mark-asked-twice") {
-                            self.ask_unasked();
-                            continue;
-                        }
-                    }
-                    break self.settle(sender, Rest::Parked);
-                }
+                Poll::Pending if self.asks_that_it_caught_up() => {}
+                Poll::Pending => break self.settle(sender, Rest::Parked),
                 Poll::Ready(Some(Ok(mut event))) => {
-                    self.quiet = false;
-                    match &mut event {
-                        WatchEvent::Commit(record) => self.told = record.revision,
-                        WatchEvent::Progress { position, token } => {
-                            self.told = position.revision;
-                            self.mark_came(token, answered);
-                        }
-                        _ => {}
-                    }
+                    self.note(&mut event, answered);
                     match charged_bytes(&event).filter(|_| !has_credit) {
                         None => sender.take(event),
                         Some(bytes) => match self.room_to_keep(bytes) {
@@ -169,6 +152,33 @@ impl Slot {
                     break self.settle(sender, Rest::Ended(error));
                 }
             }
+        }
+    }
+
+    /// Asks for a mark of a watch that has caught up just now: true if one is on its way by that.
+    fn asks_that_it_caught_up(&mut self) -> bool {
+        if !self.catching_up || self.watch.status().state != WatchState::Live {
+            return false;
+        }
+        self.catching_up = false;
+        // A mark that is due says it too, and a watch answers only so many.
+        let asks = self.marks_due.is_empty() || planted("mark-asked-twice");
+        if asks {
+            self.ask_unasked();
+        }
+        asks
+    }
+
+    /// Notes how far the watch was told with this event.
+    fn note(&mut self, event: &mut WatchEvent, answered: &mut Vec<RequestId>) {
+        self.quiet = false;
+        match event {
+            WatchEvent::Commit(record) => self.told = record.revision,
+            WatchEvent::Progress { position, token } => {
+                self.told = position.revision;
+                self.mark_came(token, answered);
+            }
+            _ => {}
         }
     }
 
