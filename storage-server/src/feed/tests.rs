@@ -12,7 +12,7 @@ use storage_protocol::{
 };
 
 use super::fan_out::HandOver;
-use super::page::{Found, Page};
+use super::page::{CommitPage, Found};
 use super::slot::{QUEUE_COMMITS_MAX, QUEUES_BYTES_MAX};
 use super::views::Views;
 use super::{AT_ONCE_MAX, Feed, FeedCommit, Next, QUEUE_BYTES_MAX, Subscription};
@@ -188,7 +188,7 @@ struct History(RwLock<Vec<FeedCommit>>);
 
 impl History {
     /// A short page of it after a revision.
-    fn page_after(&self, after: Revision) -> Page<Keyspace> {
+    fn page_after(&self, after: Revision) -> CommitPage<Keyspace> {
         let history = self.0.read().unwrap();
         let first = history.partition_point(|commit| commit.record.revision <= after);
         let commits = history[first..].iter().take(7);
@@ -196,7 +196,7 @@ impl History {
             .map(|commit| (commit.keyspace.clone(), commit.record.clone()))
             .collect();
         let reached = commits.last().map_or(after, |last| last.1.revision);
-        Page::new(after, reached, commits)
+        CommitPage::new(after, reached, commits)
     }
 }
 
@@ -278,7 +278,7 @@ fn events() -> impl Strategy<Value = Event> {
 }
 
 /// A watch and what it was told.
-struct Told {
+struct Observed {
     watch: Subscription,
     begun: Revision,
     seen: Vec<(u64, Vec<Key>)>,
@@ -286,7 +286,7 @@ struct Told {
     mark: Revision,
 }
 
-impl Told {
+impl Observed {
     /// Takes a step, if there is anything to tell. A mark covers what was told, and nothing else.
     fn step(&mut self, name: &Keyspace, log: &History) -> bool {
         let Some(commits) = step(&self.watch, name, log) else {
@@ -327,7 +327,7 @@ proptest! {
         let (name, log) = (Keyspace::new("a").unwrap(), History::default());
         let begin = |range: &KeyRange| {
             let (watch, begun) = feed.subscribe(&name, range.clone(), None);
-            Told { watch, begun, seen: Vec::new(), mark: begun }
+            Observed { watch, begun, seen: Vec::new(), mark: begun }
         };
         let mut watches: Vec<_> = first.iter().map(begin).collect();
         let mut revision = 0;

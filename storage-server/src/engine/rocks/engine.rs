@@ -23,7 +23,7 @@ use crate::engine::rocks::sessions::{Handle, Verdict};
 use crate::engine::rocks::store::Store;
 use crate::engine::rocks::watch::{Pages, RESTS_BYTES_MAX, UNTAKEN_BYTES_MAX};
 use crate::engine::rocks::{
-    Shared, clock, closed, commit, housekeeping, log, metrics, open, read, sessions,
+    EngineShared, clock, closed, commit, housekeeping, log, metrics, open, read, sessions,
 };
 use crate::engine::{Engine, Resumed, Session};
 use crate::feed::{Feed, FeedCommit};
@@ -33,7 +33,7 @@ const SCAN_ROWS_KIB_MAX: usize = 64 << 10;
 
 /// A store on RocksDB in one data folder. Sessions of it keep it alive; [`RocksEngine::close`] ends it in order.
 pub struct RocksEngine {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<EngineShared>,
     threads: Mutex<Vec<thread::JoinHandle<()>>>,
 }
 
@@ -68,7 +68,7 @@ impl RocksEngine {
         clock::load(&store).map_err(damaged)?;
         // Before the feed, which begins at the store's revision: rows that go take numbers too.
         let sessions = sessions::load(&store).map_err(damaged)?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(EngineShared {
             queue: Queue::new(options.commit_queue_bytes),
             feed: Arc::new(Feed::new(options.ring_bytes, store.revision())),
             sessions,
@@ -107,8 +107,8 @@ impl RocksEngine {
     fn spawn(
         &self,
         name: &'static str,
-        shared: Arc<Shared>,
-        run: fn(&Shared),
+        shared: Arc<EngineShared>,
+        run: fn(&EngineShared),
     ) -> Result<(), OpenError> {
         let run = move || {
             let poison = shared.clone();
@@ -270,7 +270,7 @@ impl Engine for RocksEngine {
 
 /// The feed's thread. Should it panic, watches are to come to what is committed all the same, and it to what is published
 /// until the committer ends; no more writes then, as after any panic.
-fn run_feed(shared: &Shared) {
+fn run_feed(shared: &EngineShared) {
     let telling = std::panic::AssertUnwindSafe(|| shared.feed.run());
     if std::panic::catch_unwind(telling).is_err() {
         shared.store.poison("the feed panicked");
@@ -281,7 +281,7 @@ fn run_feed(shared: &Shared) {
 /// What of the ring's bytes is looked for in the log at the start, in numbers: bounds the time it takes.
 const REFILL_NUMBERS: u64 = 100_000;
 
-fn refill_ring(shared: &Shared) {
+fn refill_ring(shared: &EngineShared) {
     let store = &shared.store;
     let last = store.revision();
     let recent = Revision(last.0.saturating_sub(REFILL_NUMBERS));
@@ -294,7 +294,7 @@ fn refill_ring(shared: &Shared) {
 }
 
 /// Page by page, so that no more is held than the ring takes.
-fn refill_from(shared: &Shared, floor: Revision) -> Result<()> {
+fn refill_from(shared: &EngineShared, floor: Revision) -> Result<()> {
     let keyspaces = shared.store.keyspaces().into_iter();
     let names: HashMap<_, _> = keyspaces
         .filter_map(|keyspace| Some((keyspace.id()?, keyspace.name.clone())))

@@ -54,7 +54,7 @@ use crate::engine::rocks::log::CatchUp;
 use crate::engine::rocks::read::Leases;
 use crate::engine::rocks::sessions::{Handle, SessionState, Sessions};
 use crate::engine::rocks::store::{KeyspaceState, Store};
-use crate::engine::rocks::watch::Pages;
+use crate::engine::rocks::watch::{LatestPage, Pages};
 use crate::feed::Feed;
 
 /// What is read from the log, an index or a scan at a time.
@@ -65,7 +65,7 @@ const SERVER: &str = "server";
 
 /// What the engine's parts share.
 #[derive(Debug)]
-struct Shared {
+struct EngineShared {
     store: Arc<Store>,
     queue: Queue,
     feed: Arc<Feed>,
@@ -84,12 +84,12 @@ struct Shared {
     /// A place for each page of a `Latest` watch that is read: fewer, so that other reads find some too.
     passes: Arc<Semaphore>,
     /// Pages that were read for `Latest` watches and not taken yet.
-    pages: Arc<Pages<watch::latest::Page>>,
+    pages: Arc<Pages<LatestPage>>,
     /// What `Latest` watches that are parked did not take of passes that were read to their end.
     rests: Arc<Pages<VecDeque<WatchEvent>>>,
 }
 
-impl Shared {
+impl EngineShared {
     /// The internal session of a keyspace: its rows never deduplicate.
     fn server_session(&self, keyspace: &Arc<KeyspaceState>) -> Arc<SessionState> {
         let handle = Handle::engine();

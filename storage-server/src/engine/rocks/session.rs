@@ -18,9 +18,8 @@ use crate::engine::rocks::housekeeping::end_sessions;
 use crate::engine::rocks::layout::LifetimeRow;
 use crate::engine::rocks::read::{RocksScan, ScanCursor, get, get_in_memory};
 use crate::engine::rocks::sessions::{Handle, SessionState};
-use crate::engine::rocks::watch::EveryWatch;
-use crate::engine::rocks::watch::latest::LatestWatch;
-use crate::engine::rocks::{SERVER, Shared, closed};
+use crate::engine::rocks::watch::{EveryWatch, LatestWatch};
+use crate::engine::rocks::{EngineShared, SERVER, closed};
 use crate::engine::{Room, Session, SessionStorage, fingerprint};
 
 /// The room of a caller that bounds what it reads itself.
@@ -38,7 +37,7 @@ impl Room for Unbounded {
 /// A session's handle to one keyspace.
 #[derive(Debug)]
 pub struct RocksSession {
-    shared: Arc<Shared>,
+    shared: Arc<EngineShared>,
     state: Arc<SessionState>,
     handle: Handle,
     /// What is left of it when the handle goes is to be kept: it was resumed, or has numbered commits.
@@ -65,7 +64,7 @@ fn take_place(places: &Arc<Semaphore>, limit: Limit, max: usize) -> Result<Owned
 
 impl RocksSession {
     pub(super) fn new(
-        shared: &Arc<Shared>,
+        shared: &Arc<EngineShared>,
         state: Arc<SessionState>,
         handle: Handle,
         outlives: bool,
@@ -368,7 +367,7 @@ impl SessionStorage for RocksSession {
             .map(|position| self.resolve(position))
             .transpose()?;
         let keyspace = self.state.keyspace.clone();
-        let begin = move |shared: &Shared| {
+        let begin = move |shared: &EngineShared| {
             let snapshot = shared.leases.lend(&shared.store);
             // Ordering: after the snapshot; see the watches.
             let horizon = keyspace.horizon();

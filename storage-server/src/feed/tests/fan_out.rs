@@ -143,8 +143,8 @@ fn watches_with_the_same_view_of_a_commit_share_it() {
 
 #[test]
 fn a_mark_beyond_what_is_told_is_waited_for() {
-    struct Woken(std::sync::atomic::AtomicBool);
-    impl std::task::Wake for Woken {
+    struct WokenFlag(std::sync::atomic::AtomicBool);
+    impl std::task::Wake for WokenFlag {
         fn wake(self: Arc<Self>) {
             self.0.store(true, std::sync::atomic::Ordering::SeqCst);
         }
@@ -153,7 +153,7 @@ fn a_mark_beyond_what_is_told_is_waited_for() {
     let (watch, _) = feed.subscribe(&Keyspace::new("a").unwrap(), KeyRange::all(), None);
     // Of another keyspace: the watch itself is told nothing.
     feed.publish(vec![commit("b", 7, "k", 1)], Revision(7));
-    let woken = Arc::new(Woken(false.into()));
+    let woken = Arc::new(WokenFlag(false.into()));
     watch.wake_once_told(Revision(7), &woken.clone().into());
     assert!(!woken.0.load(std::sync::atomic::Ordering::SeqCst));
     feed.tell_all();

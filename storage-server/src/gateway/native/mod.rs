@@ -66,10 +66,10 @@ const ANSWERS_LEFT_MAX: usize = 64 << 10;
 
 type Result<T> = std::result::Result<T, StorageError>;
 
-type Running = Pin<Box<dyn Future<Output = Finished> + Send>>;
+type Running = Pin<Box<dyn Future<Output = FinishedRequest> + Send>>;
 
 /// A request that is through.
-struct Finished {
+struct FinishedRequest {
     id: RequestId,
     label: RequestLabel,
     /// Of a read, how it ran.
@@ -107,12 +107,12 @@ struct Permits {
 
 /// An id in use.
 struct InFlight {
-    state: State,
+    state: RequestState,
     /// `None` for what is bounded otherwise: watches.
     _permits: Option<Permits>,
 }
 
-enum State {
+enum RequestState {
     /// Among the reads that wait.
     Waiting,
     /// Among those that run, or the openings, if its first poll was not enough.

@@ -6,7 +6,7 @@ use storage_protocol::native::{ClientMessage, RequestId, kind};
 use storage_protocol::{Limit, Outcome, StorageError, planted};
 
 use super::order::{Commit, Content};
-use super::{InFlight, Native, State};
+use super::{InFlight, Native, RequestState};
 use crate::metrics::RequestLabel;
 use crate::ws::Close;
 
@@ -108,7 +108,7 @@ impl Native {
     /// more of them than Hello named.
     pub(super) fn repeat(&mut self, id: RequestId, number: u64, fingerprint: Option<u64>) {
         let in_flight = InFlight {
-            state: State::Committing,
+            state: RequestState::Committing,
             _permits: None,
         };
         self.in_flight.insert(id, in_flight);

@@ -17,7 +17,7 @@ use storage_protocol::{
 use super::order::{Commit, Content};
 use super::reads::{Lane, Read};
 use super::scans::{OpenScan, PageRead, read_page};
-use super::{Finished, InFlight, Native, Output, Permits, Result, Running, State};
+use super::{FinishedRequest, InFlight, Native, Output, Permits, RequestState, Result, Running};
 use crate::engine::SessionStorage;
 use crate::limits::room::AnswerRoom;
 use crate::metrics::RequestLabel;
@@ -185,7 +185,7 @@ impl Request<'_> {
         self.native.in_flight.insert(
             self.id,
             InFlight {
-                state: State::Waiting,
+                state: RequestState::Waiting,
                 _permits: Some(permits),
             },
         );
@@ -252,7 +252,7 @@ impl Request<'_> {
     }
 
     fn finish(&mut self, label: RequestLabel, scan: Option<u64>, result: Result<Output>) {
-        let finished = Finished {
+        let finished = FinishedRequest {
             id: self.id,
             label,
             lane: None,
@@ -294,7 +294,7 @@ impl Request<'_> {
         if let Some(lane) = lane {
             self.native.reads.begin(lane);
         }
-        let finished = move |result| Finished {
+        let finished = move |result| FinishedRequest {
             id,
             label,
             lane,
@@ -307,7 +307,7 @@ impl Request<'_> {
         }
         let (abort, registration) = AbortHandle::new_pair();
         if let Some(in_flight) = self.native.in_flight.get_mut(&id) {
-            in_flight.state = State::Reading(Some(abort));
+            in_flight.state = RequestState::Reading(Some(abort));
         }
         let running: Running = Box::pin(async move {
             let result = Abortable::new(work, registration).await;
@@ -358,7 +358,7 @@ impl Request<'_> {
             None => session.commits.order.spend(number),
             Some(permits) => {
                 let in_flight = InFlight {
-                    state: State::Committing,
+                    state: RequestState::Committing,
                     _permits: Some(permits),
                 };
                 session.in_flight.insert(self.id, in_flight);
@@ -383,7 +383,7 @@ impl Request<'_> {
     /// Gives a read up, if it is one; it is answered when it is noticed. Commits are never given up.
     pub(super) fn abort(&mut self, id: RequestId) {
         if let Some(InFlight {
-            state: State::Reading(Some(abort)),
+            state: RequestState::Reading(Some(abort)),
             ..
         }) = self.native.in_flight.get(&id)
         {

@@ -8,7 +8,7 @@ use storage_protocol::{KeyRange, Limit, Storage, StorageError, WatchMode, WatchO
 
 use super::requests::{Request, Size};
 use super::watches::{Terms, WATCH_BYTES};
-use super::{InFlight, Output, Result, State};
+use super::{InFlight, Output, RequestState, Result};
 use crate::limits::budget::Permit;
 use crate::metrics::RequestLabel;
 
@@ -22,7 +22,7 @@ impl Request<'_> {
             return;
         };
         let in_flight = InFlight {
-            state: State::Reading(None),
+            state: RequestState::Reading(None),
             _permits: Some(permits),
         };
         self.native.in_flight.insert(self.id, in_flight);
@@ -75,7 +75,7 @@ impl Request<'_> {
             return self.native.answer(self.id, &ServerMessage::Done);
         }
         let in_flight = InFlight {
-            state: State::Watching,
+            state: RequestState::Watching,
             _permits: None,
         };
         self.native.in_flight.insert(self.id, in_flight);
@@ -100,7 +100,7 @@ impl Request<'_> {
                 // In flight until its mark comes.
                 if let Some(permits) = self.admit(RequestLabel::Probe, Size::of(bytes)) {
                     let in_flight = InFlight {
-                        state: State::Probing,
+                        state: RequestState::Probing,
                         _permits: Some(permits),
                     };
                     self.native.in_flight.insert(self.id, in_flight);

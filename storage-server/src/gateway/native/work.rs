@@ -9,14 +9,14 @@ use storage_protocol::native::{Class, RequestId, ServerMessage};
 
 use super::order::{Commit, Content};
 use super::watches::Terms;
-use super::{Finished, InFlight, Native, Output, Running, State, is_full};
+use super::{FinishedRequest, InFlight, Native, Output, RequestState, Running, is_full};
 use super::{reads, requests};
 use crate::metrics::RequestLabel;
 
 impl Native {
     /// Frees the request's id and answers it; or lets it wait again.
-    pub(super) fn complete(&mut self, finished: Finished, now: Instant) {
-        let Finished {
+    pub(super) fn complete(&mut self, finished: FinishedRequest, now: Instant) {
+        let FinishedRequest {
             id,
             label,
             lane,
@@ -29,7 +29,7 @@ impl Native {
         let result = match (result, lane) {
             (Ok(Output::NoRoom(read)), Some(lane)) => {
                 if let Some(in_flight) = self.in_flight.get_mut(&id) {
-                    in_flight.state = State::Waiting;
+                    in_flight.state = RequestState::Waiting;
                 }
                 return self.reads.wait_again(id, read, lane, now);
             }
@@ -83,7 +83,7 @@ impl Native {
     fn watch_opened(&mut self, id: RequestId, watch: Watch, terms: Terms) -> ServerMessage {
         let revision = watch.start().revision;
         let in_flight = InFlight {
-            state: State::Watching,
+            state: RequestState::Watching,
             _permits: None,
         };
         self.in_flight.insert(id, in_flight);
@@ -160,7 +160,7 @@ impl Native {
                     }
                 };
                 let result = result.map(Output::Committed);
-                Finished {
+                FinishedRequest {
                     id,
                     label: RequestLabel::Commit,
                     lane: None,

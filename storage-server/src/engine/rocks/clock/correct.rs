@@ -11,7 +11,7 @@ use crate::engine::rocks::disk::Need;
 use crate::engine::rocks::housekeeping::{behind, wait_for};
 use crate::engine::rocks::layout::{KeyspaceId, LifetimeRow, Table};
 use crate::engine::rocks::store::{KeyspaceState, Store, internal};
-use crate::engine::rocks::{Shared, layout};
+use crate::engine::rocks::{EngineShared, layout};
 
 /// The label of the commits that correct lifetimes.
 const CORRECTED: &str = "clock corrected";
@@ -38,7 +38,7 @@ pub(crate) fn load(store: &Store) -> Result<()> {
 }
 
 /// Lets the committer look at the clock, if there is something to conclude. For the housekeeper.
-pub(crate) fn look(shared: &Shared) {
+pub(crate) fn look(shared: &EngineShared) {
     let store = &shared.store;
     if store.clock.has_news()
         && store.check_poison().is_ok()
@@ -100,7 +100,7 @@ pub(crate) type Late = (Key, Revision, UnixMillis);
 ///
 /// # Errors
 /// The database's, or as a commit's; `StorageFull` at the disk's reserve. It is repeated at the next round then.
-pub(crate) fn correct(shared: &Shared) -> Result<()> {
+pub(crate) fn correct(shared: &EngineShared) -> Result<()> {
     let store = &shared.store;
     let found = store.clock.state().wrong();
     let Some((back, wrong)) = found else {

@@ -83,11 +83,11 @@ pub(crate) struct Stretch {
 #[derive(Debug)]
 pub(crate) struct Clock {
     machine: TestClock,
-    state: Mutex<State>,
+    state: Mutex<ClockState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct ClockState {
     /// The last time that was told.
     last: UnixMillis,
     /// The machine's clock when it was last looked at, and when that was.
@@ -111,7 +111,7 @@ impl Clock {
             after: wall,
         };
         let last = if is_new { wall } else { last };
-        let state = State {
+        let state = ClockState {
             last,
             seen: last,
             looked: Instant::now(),
@@ -134,7 +134,7 @@ impl Clock {
         state.jump = None;
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ClockState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -158,7 +158,7 @@ impl Clock {
     }
 
     /// Whether the machine's clock was behind for long enough.
-    fn is_over(&self, state: &State) -> bool {
+    fn is_over(&self, state: &ClockState) -> bool {
         let held_for = self.machine.held_for.unwrap_or(HELD_FOR);
         state
             .held
@@ -216,7 +216,7 @@ impl Clock {
 /// A stretch that a wrong clock ruled, the last revision of it, and by how much its lifetimes are too late.
 type Wrong = (Stretch, Revision, Duration);
 
-impl State {
+impl ClockState {
     fn look(&mut self, wall: UnixMillis, now: Instant) -> UnixMillis {
         let passed = now.saturating_duration_since(self.looked);
         let expected = self.seen.after(passed);

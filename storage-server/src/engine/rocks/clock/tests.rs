@@ -15,9 +15,9 @@ const MINUTE: u64 = 60_000;
 const YEAR: u64 = 365 * 24 * 60 * MINUTE;
 const T: u64 = 1_763_742_000_000;
 
-fn at(last: u64) -> (State, Instant) {
+fn at(last: u64) -> (ClockState, Instant) {
     let now = Instant::now();
-    let state = State {
+    let state = ClockState {
         last: UnixMillis(last),
         seen: UnixMillis(last),
         looked: now,

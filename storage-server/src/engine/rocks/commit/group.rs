@@ -13,7 +13,7 @@ use super::plan::Number;
 use super::task::{Task, Work};
 use crate::engine::rocks::layout::{Head, KeyspaceId, KeyspaceRow, NumberRow, Table, entry_key};
 use crate::engine::rocks::store::{KeyspaceState, Store};
-use crate::engine::rocks::{Shared, layout};
+use crate::engine::rocks::{EngineShared, layout};
 use crate::feed::FeedCommit;
 
 /// Numbers that a group may take before it is written; a single commit may take more.
@@ -24,7 +24,7 @@ const GROUP_BYTES_MAX: usize = 16 << 20;
 
 /// Commits that become durable together.
 pub(crate) struct Group<'a> {
-    pub(crate) shared: &'a Shared,
+    pub(crate) shared: &'a EngineShared,
     pub(crate) store: &'a Store,
     pub(super) batch: WriteBatch,
     /// The store's revision before the group.
@@ -47,7 +47,7 @@ pub(crate) struct Group<'a> {
 }
 
 impl<'a> Group<'a> {
-    pub(crate) fn new(shared: &'a Shared) -> Self {
+    pub(crate) fn new(shared: &'a EngineShared) -> Self {
         let store: &Store = &shared.store;
         Self {
             shared,
@@ -68,7 +68,7 @@ impl<'a> Group<'a> {
     }
 
     /// One that looks at the clock first.
-    pub(super) fn begin(shared: &'a Shared) -> Self {
+    pub(super) fn begin(shared: &'a EngineShared) -> Self {
         let mut group = Self::new(shared);
         group.heed_clock();
         group

@@ -22,11 +22,11 @@ use storage_protocol::{Outcome, Revision, StorageError, planted};
 pub(crate) use self::group::Group;
 pub(crate) use self::queue::Queue;
 pub(crate) use self::task::{Task, Work, submit};
-use crate::engine::rocks::Shared;
+use crate::engine::rocks::EngineShared;
 use crate::engine::rocks::options::Durability;
 
 /// Runs until the queue is closed and drained.
-pub(crate) fn run(shared: &Shared) {
+pub(crate) fn run(shared: &EngineShared) {
     // Also when it panics: the feed's thread must not wait for ever.
     let _close = CloseFeed(shared);
     let mut sync = WriteOptions::default();
@@ -41,7 +41,7 @@ pub(crate) fn run(shared: &Shared) {
     }
 }
 
-struct CloseFeed<'a>(&'a Shared);
+struct CloseFeed<'a>(&'a EngineShared);
 
 impl Drop for CloseFeed<'_> {
     fn drop(&mut self) {
@@ -50,7 +50,7 @@ impl Drop for CloseFeed<'_> {
 }
 
 struct Committer<'a> {
-    shared: &'a Shared,
+    shared: &'a EngineShared,
     sync: WriteOptions,
 }
 

@@ -22,14 +22,14 @@ const BYTES_MAX: usize = 16 << 20;
 
 #[derive(Debug)]
 pub(crate) struct Queue {
-    inner: Mutex<Lines>,
+    inner: Mutex<PrincipalQueues>,
     filled: Condvar,
     bytes_max: usize,
 }
 
 #[derive(Debug, Default)]
-struct Lines {
-    lines: HashMap<Arc<str>, Line>,
+struct PrincipalQueues {
+    lines: HashMap<Arc<str>, PrincipalQueue>,
     /// The principals whose lines are not empty, in the order of their turns.
     turns: VecDeque<Arc<str>>,
     bytes: usize,
@@ -38,7 +38,7 @@ struct Lines {
 
 /// What waits of one principal.
 #[derive(Debug, Default)]
-struct Line {
+struct PrincipalQueue {
     works: VecDeque<Work>,
     bytes: usize,
 }
@@ -52,7 +52,7 @@ impl Queue {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Lines> {
+    fn lock(&self) -> MutexGuard<'_, PrincipalQueues> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

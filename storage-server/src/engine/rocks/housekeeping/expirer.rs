@@ -9,13 +9,13 @@ use super::tombstones::forget_tombstones;
 use super::{BITE, BITES_PER_VISIT, Doomed, ROUND, behind, remove};
 use crate::engine::rocks::layout::{LifetimeRow, Table};
 use crate::engine::rocks::store::{Store, internal};
-use crate::engine::rocks::{Shared, clock, layout};
+use crate::engine::rocks::{EngineShared, clock, layout};
 
 /// How often old tombstones are looked for.
 const SWEEP: Duration = Duration::from_secs(600);
 
 /// The expirer: runs until the alarm is stopped.
-pub(crate) fn run_expirer(shared: &Shared) {
+pub(crate) fn run_expirer(shared: &EngineShared) {
     let mut sweep = Instant::now();
     while shared.alarm.wait(|| expiry_time(&shared.store)) {
         report("expire entries", expire_if_due(shared));
@@ -57,7 +57,7 @@ fn expiry_time(store: &Store) -> UnixMillis {
     now
 }
 
-pub(super) fn expire_if_due(shared: &Shared) -> Result<()> {
+pub(super) fn expire_if_due(shared: &EngineShared) -> Result<()> {
     if shared.alarm.is_due(expiry_time(&shared.store)) {
         expire(shared)?;
     }
@@ -65,7 +65,7 @@ pub(super) fn expire_if_due(shared: &Shared) -> Result<()> {
 }
 
 /// Removes what is due, as commits labelled `expired`.
-fn expire(shared: &Shared) -> Result<()> {
+fn expire(shared: &EngineShared) -> Result<()> {
     let store = &shared.store;
     let now = expiry_time(store);
     // Until the look is over nothing is expected for a round (should it fail, that is when it is repeated); commits

@@ -6,9 +6,9 @@ use storage_protocol::planted;
 
 use crate::engine::rocks::disk::Need;
 use crate::engine::rocks::layout::Table;
-use crate::engine::rocks::open::{Mark, boot_id};
+use crate::engine::rocks::open::{SyncedFile, boot_id};
 use crate::engine::rocks::options::Durability;
-use crate::engine::rocks::{Shared, clock, disk};
+use crate::engine::rocks::{EngineShared, clock, disk};
 
 /// How often the log in use is made droppable at a full disk, and from which size on.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(10);
@@ -19,7 +19,7 @@ const FLUSH_BYTES_MIN: u64 = 4 << 20;
 const LOG_ROUNDS: u32 = 10;
 
 /// The housekeeper: runs until the alarm is stopped.
-pub(crate) fn run_housekeeper(shared: &Shared) {
+pub(crate) fn run_housekeeper(shared: &EngineShared) {
     let (mut rounds, mut flushed) = (0, None);
     loop {
         shared.metrics.look_at_memory(&shared.store);
@@ -40,7 +40,7 @@ pub(crate) fn run_housekeeper(shared: &Shared) {
 
 /// At the reserve what is left of the log is in use: it belongs to what is only in memory. When that is in tables, the
 /// files are archived, and can be dropped. Not again before they could be.
-fn make_room(shared: &Shared, flushed: &mut Option<Instant>) {
+fn make_room(shared: &EngineShared, flushed: &mut Option<Instant>) {
     let store = &shared.store;
     let is_full = shared.disk.check(Need::Any, 0).is_err();
     if !is_full || flushed.is_some_and(|at| at.elapsed() < FLUSH_INTERVAL) {
@@ -65,7 +65,7 @@ fn make_room(shared: &Shared, flushed: &mut Option<Instant>) {
 }
 
 /// Writes the mark: in `os` durability after a sync of the log.
-pub(crate) fn write_mark(shared: &Shared, clean: bool) {
+pub(crate) fn write_mark(shared: &EngineShared, clean: bool) {
     let store = &shared.store;
     let revision = store.revision();
     if store.options.durability == Durability::Os
@@ -78,7 +78,7 @@ pub(crate) fn write_mark(shared: &Shared, clean: bool) {
         return;
     }
     let durability = store.options.durability;
-    let mark = Mark {
+    let mark = SyncedFile {
         revision,
         boot: boot_id(),
         durability,

@@ -13,7 +13,7 @@ use crate::engine::rocks::disk::Need;
 use crate::engine::rocks::layout::{LifetimeRow, Table};
 use crate::engine::rocks::sessions::{SessionState, past, record_keys};
 use crate::engine::rocks::store::internal;
-use crate::engine::rocks::{Shared, layout};
+use crate::engine::rocks::{EngineShared, layout};
 
 /// The label of the commits that remove keys of sessions.
 const SESSION_ENDED: &str = "session ended";
@@ -27,7 +27,7 @@ const SESSIONS_PER_BITE: usize = 64;
 /// Removes the keys of sessions whose rows begin with `prefix`, as commits labelled `session ended`: of each session
 /// those up to the revision that `up_to` gives, or none.
 pub(crate) fn end_sessions(
-    shared: &Shared,
+    shared: &EngineShared,
     prefix: &[u8],
     up_to: impl Fn(SessionId) -> Option<Revision>,
 ) -> Result<()> {
@@ -45,7 +45,7 @@ pub(crate) fn end_sessions(
 ///
 /// # Errors
 /// As a commit's; `StorageFull` where not even a removal has room. It is repeated at the next round then.
-pub(crate) fn end_old_sessions(shared: &Shared) -> Result<()> {
+pub(crate) fn end_old_sessions(shared: &EngineShared) -> Result<()> {
     if shared.old_sessions_ended.load(Ordering::Relaxed) {
         return Ok(());
     }
@@ -58,7 +58,7 @@ pub(crate) fn end_old_sessions(shared: &Shared) -> Result<()> {
 /// A bite of the keys that [`end_sessions`] removes, from `start` on, which is moved behind them; and whether there may
 /// be more.
 fn session_keys(
-    shared: &Shared,
+    shared: &EngineShared,
     prefix: &[u8],
     start: &mut Vec<u8>,
     up_to: impl Fn(SessionId) -> Option<Revision>,
@@ -88,7 +88,7 @@ fn session_keys(
 }
 
 /// Removes the keys of sessions that are without a socket for too long, and forgets those that are kept no longer.
-pub(super) fn look_after_sessions(shared: &Shared) -> Result<()> {
+pub(super) fn look_after_sessions(shared: &EngineShared) -> Result<()> {
     let options = &shared.store.options;
     let before = |age: Duration| {
         let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
@@ -132,7 +132,7 @@ pub(super) fn look_after_sessions(shared: &Shared) -> Result<()> {
 ///
 /// # Errors
 /// As a commit's; `StorageFull` where not even a removal has room.
-pub(crate) fn lapse(shared: &Shared, lost: &[(UnixMillis, Arc<SessionState>)]) -> Result<()> {
+pub(crate) fn lapse(shared: &EngineShared, lost: &[(UnixMillis, Arc<SessionState>)]) -> Result<()> {
     // First of all: each lapse is a row, and would be written again in each round.
     if !planted("lapse-without-room") {
         shared.disk.check(Need::Removal, 0)?;
@@ -165,7 +165,7 @@ pub(crate) fn lapse(shared: &Shared, lost: &[(UnixMillis, Arc<SessionState>)]) -
 
 /// Removes what lapsed: the keys of many sessions by one commit, those of one session by several only if they are more
 /// than a bite. Entries that are due have their turn in between.
-fn remove_lapsed(shared: &Shared) -> Result<()> {
+fn remove_lapsed(shared: &EngineShared) -> Result<()> {
     let mut bite = Vec::new();
     let mut whole = Vec::new();
     for session in shared.sessions.lapsing() {
@@ -189,7 +189,7 @@ fn remove_lapsed(shared: &Shared) -> Result<()> {
 
 /// Removes these keys, which are the last ones of these sessions.
 fn remove_bite(
-    shared: &Shared,
+    shared: &EngineShared,
     bite: &mut Vec<Doomed>,
     whole: &mut Vec<(Arc<SessionState>, Revision)>,
 ) -> Result<()> {

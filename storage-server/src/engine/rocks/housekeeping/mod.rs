@@ -25,7 +25,7 @@ pub(crate) use self::tombstones::forget_of;
 use crate::engine::rocks::commit::{Task, submit};
 use crate::engine::rocks::disk::Need;
 use crate::engine::rocks::layout::KeyspaceId;
-use crate::engine::rocks::{Shared, closed};
+use crate::engine::rocks::{EngineShared, closed};
 
 /// How often the mark is written, leases and the disk are looked at.
 const ROUND: Duration = Duration::from_secs(1);
@@ -48,7 +48,7 @@ pub(crate) fn behind(row: &[u8]) -> Vec<u8> {
 ///
 /// # Errors
 /// As a commit's; `StorageFull` where not even a removal has room.
-fn remove(shared: &Shared, label: &'static str, entries: Vec<Doomed>) -> Result<()> {
+fn remove(shared: &EngineShared, label: &'static str, entries: Vec<Doomed>) -> Result<()> {
     if entries.is_empty() {
         return Ok(());
     }

@@ -10,13 +10,13 @@ use crate::engine::rocks::commit::{Task, submit};
 use crate::engine::rocks::disk::Need;
 use crate::engine::rocks::layout::{Head, KeyspaceId, LifetimeRow, Stored, Table, entry_key};
 use crate::engine::rocks::store::{KeyspaceState, internal};
-use crate::engine::rocks::{Shared, layout};
+use crate::engine::rocks::{EngineShared, layout};
 
 /// Tombstones that are counted before it looks at what else there is to do.
 const COUNTED_AT_ONCE: u64 = 64 * 1024;
 
 /// True while there is more.
-pub(super) fn forget_tombstones(shared: &Shared) -> Result<bool> {
+pub(super) fn forget_tombstones(shared: &EngineShared) -> Result<bool> {
     let mut more = false;
     for keyspace in shared.store.keyspaces() {
         more |= forget_of(shared, &keyspace)?;
@@ -25,7 +25,7 @@ pub(super) fn forget_tombstones(shared: &Shared) -> Result<bool> {
 }
 
 /// Forgets the tombstones of a keyspace that are too old or too many, oldest first, for a visit; true while there is more.
-pub(crate) fn forget_of(shared: &Shared, keyspace: &Arc<KeyspaceState>) -> Result<bool> {
+pub(crate) fn forget_of(shared: &EngineShared, keyspace: &Arc<KeyspaceState>) -> Result<bool> {
     let store = &shared.store;
     let Some(id) = keyspace.id() else {
         return Ok(false);
@@ -71,7 +71,7 @@ pub(crate) fn forget_of(shared: &Shared, keyspace: &Arc<KeyspaceState>) -> Resul
 }
 
 /// How many rows begin with this. Expiry has its turn in between, and the cache is left to readers.
-fn count(shared: &Shared, prefix: &[u8]) -> Result<u64> {
+fn count(shared: &EngineShared, prefix: &[u8]) -> Result<u64> {
     let end = storage_protocol::KeyRange::prefix(prefix.to_vec()).end;
     let mut start = prefix.to_vec();
     let mut count = 0;
@@ -102,7 +102,7 @@ fn count(shared: &Shared, prefix: &[u8]) -> Result<u64> {
 
 /// Whether a tombstone was made before this time (or is none any more: its row is stale, and goes too).
 fn is_older(
-    shared: &Shared,
+    shared: &EngineShared,
     id: KeyspaceId,
     key: &[u8],
     revision: Revision,

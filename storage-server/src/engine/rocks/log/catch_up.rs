@@ -21,7 +21,7 @@ use storage_protocol::{Outcome, Result, Revision, StorageError};
 use tokio::sync::oneshot;
 
 use super::{LogCursor, LogPage};
-use crate::engine::rocks::{Shared, closed};
+use crate::engine::rocks::{EngineShared, closed};
 
 /// What a page reads of the log. Long, since each watch that is caught up searches each page once.
 const PAGE_BYTES: usize = 2 << 20;
@@ -44,14 +44,14 @@ const REST: Duration = Duration::from_secs(5);
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct CatchUp {
-    state: Mutex<State>,
+    state: Mutex<CatchUpState>,
     work: Condvar,
     pages_read: AtomicU64,
     places_found: AtomicU64,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct CatchUpState {
     /// By where they start, with when they were last used.
     cache: BTreeMap<Revision, (Arc<LogPage>, u64)>,
     /// LRU index: last use to start. Not by position: readers far behind still need the early pages.
@@ -70,7 +70,7 @@ struct State {
 
 /// What the reader holds and did.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Figures {
+pub(crate) struct CatchUpFigures {
     pub(crate) cache_bytes: usize,
     pub(crate) waiting: usize,
     pub(crate) pages_read: u64,
@@ -78,7 +78,7 @@ pub(crate) struct Figures {
 }
 
 impl CatchUp {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, CatchUpState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -110,9 +110,9 @@ impl CatchUp {
         self.lock().cached_after(after)
     }
 
-    pub(crate) fn figures(&self) -> Figures {
+    pub(crate) fn figures(&self) -> CatchUpFigures {
         let state = self.lock();
-        Figures {
+        CatchUpFigures {
             cache_bytes: state.cache_bytes,
             waiting: state.waiting.values().map(Vec::len).sum(),
             pages_read: self.pages_read.load(Ordering::Relaxed),
@@ -123,9 +123,9 @@ impl CatchUp {
     /// Ends the reader; who waits is told that the store is closed.
     pub(crate) fn stop(&self) {
         let mut state = self.lock();
-        *state = State {
+        *state = CatchUpState {
             stopped: true,
-            ..State::default()
+            ..CatchUpState::default()
         };
         self.work.notify_all();
     }
@@ -164,7 +164,7 @@ impl CatchUp {
     }
 }
 
-impl State {
+impl CatchUpState {
     fn cached_after(&mut self, after: Revision) -> Option<Arc<LogPage>> {
         let (start, (page, used)) = self.cache.range_mut(..=after).next_back()?;
         if after >= page.reached() {
@@ -265,7 +265,7 @@ impl State {
 }
 
 /// The reader: runs until it is stopped.
-pub(crate) fn run(shared: &Shared) {
+pub(crate) fn run(shared: &EngineShared) {
     // Also when it panics: who waits must not wait for ever.
     let _stop = StopOnDrop(&shared.catch_up);
     // Places of a database that `shared` keeps open. Longest unused first.
@@ -299,7 +299,7 @@ impl Drop for StopOnDrop<'_> {
 }
 
 fn read(
-    shared: &Shared,
+    shared: &EngineShared,
     cursors: &mut VecDeque<LogCursor>,
     after: Revision,
     until: Option<Revision>,

@@ -15,7 +15,7 @@ pub(crate) use self::catch_up::CatchUp;
 use self::replay::Replay;
 use crate::engine::rocks::layout::KeyspaceId;
 use crate::engine::rocks::store::{Store, internal};
-use crate::feed::page::Page;
+use crate::feed::page::CommitPage;
 
 /// How far before a position the log is asked, in turn, until the answer covers it: a group's numbers are few as a
 /// rule, and a far look costs the reading of what lies between. `u64::MAX` asks for everything there is.
@@ -25,7 +25,7 @@ const LOOK_BACK: [u64; 5] = [0, 256, 16 * 1024, 1 << 20, u64::MAX];
 const LAST_COMMIT_LOOK_BACK: [u64; 3] = [64, 4096, 100_000];
 
 /// Commits of all keyspaces, read from the log.
-pub(crate) type LogPage = Page<KeyspaceId>;
+pub(crate) type LogPage = CommitPage<KeyspaceId>;
 
 /// Reads the commits after `after`, of all keyspaces, until about `page_bytes` are read or the log ends. Blocks.
 ///
@@ -33,7 +33,7 @@ pub(crate) type LogPage = Page<KeyspaceId>;
 /// [`StorageError::Compacted`] where the log does not reach back to `after`.
 pub(crate) fn read_after(store: &Store, after: Revision, page_bytes: usize) -> Result<LogPage> {
     if after >= store.revision() {
-        return Ok(Page::new(after, after, Vec::new()));
+        return Ok(CommitPage::new(after, after, Vec::new()));
     }
     let page = LogCursor::find(store, after)?.read(store, after, None, page_bytes)?;
     page.ok_or_else(|| hole(after, store.revision().0 + 1))
@@ -134,7 +134,7 @@ impl LogCursor {
             reached = self.at;
         }
         self.is_fresh = false;
-        Ok((reached > after).then(|| Page::new(after, reached, commits)))
+        Ok((reached > after).then(|| CommitPage::new(after, reached, commits)))
     }
 
     fn next(&mut self, reached: Revision) -> Result<Option<(u64, WriteBatch)>> {

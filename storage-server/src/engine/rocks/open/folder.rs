@@ -8,7 +8,7 @@ use std::path::Path;
 use storage_protocol::planted;
 
 use super::error::OpenError;
-use super::mark::write_durably;
+use super::synced::write_durably;
 use crate::engine::rocks::layout::FORMAT;
 
 /// Whether log files of a later state are beside those of a copy that was put back: RocksDB would replay them over it, or

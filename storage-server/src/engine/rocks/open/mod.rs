@@ -1,12 +1,12 @@
 //! Opening a data folder: what is judged before the first request, and how RocksDB is set.
 //!
-//! A folder holds `STORE` (the format's version, readable without RocksDB), `SYNCED` (see [`mark`]) and
+//! A folder holds `STORE` (the format's version, readable without RocksDB), `SYNCED` (see [`synced`]) and
 //! `db/`. Whatever is wrong is refused with the path and the reason; nothing is ever repaired in silence.
 
 mod database;
 mod error;
 mod folder;
-mod mark;
+mod synced;
 
 use std::path::Path;
 
@@ -16,8 +16,8 @@ use storage_protocol::{Epoch, Revision, UnixMillis, planted};
 use self::database::{open_db, read_epochs, write_epochs};
 pub use self::error::OpenError;
 use self::folder::{check_unmixed, prepare_folder};
-use self::mark::Origin;
-pub(crate) use self::mark::{Mark, boot_id};
+use self::synced::Origin;
+pub(crate) use self::synced::{SyncedFile, boot_id};
 use crate::engine::rocks::disk;
 use crate::engine::rocks::options::{Durability, EngineOptions};
 
@@ -26,7 +26,7 @@ pub(crate) struct Opened {
     pub(crate) db: DB,
     /// All histories, oldest first; the last is the present one.
     pub(crate) epochs: Vec<(Epoch, Revision)>,
-    pub(crate) mark: Mark,
+    pub(crate) mark: SyncedFile,
 }
 
 /// What a start needs: recovery writes what the log in use holds into tables.
@@ -45,13 +45,13 @@ pub(crate) fn open(options: &EngineOptions) -> Result<Opened, OpenError> {
 fn open_once(options: &EngineOptions) -> Result<Opened, OpenError> {
     let path = &options.data;
     prepare_folder(path)?;
-    if let Some((_, Origin::Copy)) = Mark::read(path)? {
+    if let Some((_, Origin::Copy)) = SyncedFile::read(path)? {
         check_unmixed(path)?;
     }
     let cache = Cache::new_hyper_clock_cache(options.memory_bytes / 2, 0);
     let db = open_db(path, options, &cache)?;
     let recovered = Revision(db.latest_sequence_number());
-    let (mark, origin) = Mark::read(path)?.unzip();
+    let (mark, origin) = SyncedFile::read(path)?.unzip();
     let mut epochs = read_epochs(&db, path)?;
     // An empty database is a new store only where nothing was ever synced: else everything is lost.
     if let Some(mark) = mark.as_ref().filter(|mark| !mark.clean) {
@@ -98,7 +98,7 @@ fn open_once(options: &EngineOptions) -> Result<Opened, OpenError> {
         write_epochs(&db, path, &epochs)?;
     }
     let time = mark.map(|mark| mark.time).unwrap_or_default();
-    let mark = Mark {
+    let mark = SyncedFile {
         revision: Revision(db.latest_sequence_number()),
         time,
         ..fresh_mark(options)
@@ -108,8 +108,8 @@ fn open_once(options: &EngineOptions) -> Result<Opened, OpenError> {
     Ok(Opened { db, epochs, mark })
 }
 
-fn fresh_mark(options: &EngineOptions) -> Mark {
-    Mark {
+fn fresh_mark(options: &EngineOptions) -> SyncedFile {
+    SyncedFile {
         revision: Revision::ZERO,
         boot: boot_id(),
         durability: options.durability,
@@ -122,7 +122,7 @@ fn fresh_mark(options: &EngineOptions) -> Mark {
 fn judge_tail(
     path: &Path,
     options: &EngineOptions,
-    mark: Option<&Mark>,
+    mark: Option<&SyncedFile>,
     recovered: Revision,
 ) -> Result<Option<Revision>, OpenError> {
     let Some(mark) = mark else {

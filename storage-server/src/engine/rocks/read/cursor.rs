@@ -120,7 +120,7 @@ impl ScanCursor {
         page_bytes: usize,
         room: &dyn Room,
     ) -> Result<Vec<ScanItem>> {
-        let mut page = Page {
+        let mut page = ScanPage {
             items: Vec::new(),
             bytes: 0,
             bytes_max: page_bytes,
@@ -139,7 +139,11 @@ impl ScanCursor {
         Ok(page.items)
     }
 
-    fn fill_from_changed(&mut self, snapshot: &StoreSnapshot, page: &mut Page<'_>) -> Result<()> {
+    fn fill_from_changed(
+        &mut self,
+        snapshot: &StoreSnapshot,
+        page: &mut ScanPage<'_>,
+    ) -> Result<()> {
         while self.left > 0
             && let Some(row_key) = self.changed.as_mut().and_then(VecDeque::pop_front)
         {
@@ -154,7 +158,7 @@ impl ScanCursor {
         Ok(())
     }
 
-    fn fill_from_range(&mut self, snapshot: &StoreSnapshot, page: &mut Page<'_>) -> Result<()> {
+    fn fill_from_range(&mut self, snapshot: &StoreSnapshot, page: &mut ScanPage<'_>) -> Result<()> {
         let mut seen = None;
         let mut rows =
             snapshot.iterate(Table::Entries, &self.start, &self.end, self.options.reverse);
@@ -179,7 +183,7 @@ impl ScanCursor {
     }
 
     /// Puts a row into the page if the scan wants it; false where the page is full.
-    fn offer(&mut self, page: &mut Page<'_>, row_key: &[u8], row: &[u8]) -> Result<bool> {
+    fn offer(&mut self, page: &mut ScanPage<'_>, row_key: &[u8], row: &[u8]) -> Result<bool> {
         let (head, at) = layout::parse_entry_value(row)?;
         let wanted = match self.newer_than {
             None => head.is_live(),
@@ -210,7 +214,7 @@ impl ScanCursor {
     }
 }
 
-struct Page<'a> {
+struct ScanPage<'a> {
     pub(super) items: Vec<ScanItem>,
     bytes: usize,
     bytes_max: usize,
@@ -219,7 +223,7 @@ struct Page<'a> {
     room: &'a dyn Room,
 }
 
-impl Page<'_> {
+impl ScanPage<'_> {
     /// False where it is full; an empty page takes any one item that there is room for.
     fn push(&mut self, key: &[u8], head: Head, value: &[u8]) -> bool {
         let size = key.len() + value.len() + 32;

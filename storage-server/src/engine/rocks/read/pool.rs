@@ -5,7 +5,7 @@ use std::sync::Arc;
 use storage_protocol::{Outcome, Result, StorageError};
 use tokio::task::JoinHandle;
 
-use crate::engine::rocks::{Shared, closed};
+use crate::engine::rocks::{EngineShared, closed};
 
 /// Ends a task that nobody waits for any more.
 struct AbortOnDrop<T>(JoinHandle<T>);
@@ -16,7 +16,7 @@ impl<T> Drop for AbortOnDrop<T> {
     }
 }
 
-impl Shared {
+impl EngineShared {
     /// Runs a read that may block on the read pool. One that is dropped before it has a place there is never begun.
     pub(crate) async fn on_pool<T: Send + 'static>(
         self: &Arc<Self>,

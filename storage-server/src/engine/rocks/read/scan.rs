@@ -9,11 +9,11 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::cursor::ScanCursor;
 use super::lease::Leased;
 use crate::engine::Room;
-use crate::engine::rocks::{PAGE_BYTES, Shared};
+use crate::engine::rocks::{EngineShared, PAGE_BYTES};
 
 /// The pages of a scan.
 pub(crate) struct RocksScan {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<EngineShared>,
     /// `None` when it is over, or a page is read.
     pub(crate) state: Option<(Leased, ScanCursor)>,
     /// Set while a page is read, and left set where it did not come: what follows would have a hole.
@@ -38,7 +38,7 @@ impl ScanSource for RocksScan {
             "an earlier call for the next page was dropped, so that page is lost: start the scan again",
         ));
         let room = self.room.clone();
-        let read = move |shared: &Shared| {
+        let read = move |shared: &EngineShared| {
             let snapshot = if planted("scan-pages-drift") {
                 shared.leases.lend(&shared.store)
             } else {

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::engine::rocks::commit::{Group, Task, Work, submit};
 use crate::engine::rocks::layout;
-use crate::engine::rocks::open::Mark;
+use crate::engine::rocks::open::SyncedFile;
 use crate::engine::rocks::{EngineOptions, RocksEngine, housekeeping, log};
 use crate::engine::{Engine, Resumed, Session, SessionStorage};
 
@@ -48,7 +48,7 @@ async fn closed(folder: &TempDir, engine: Arc<RocksEngine>) -> TempDir {
     let data = target.path().join("data");
     copy(&folder.path().join("data"), &data);
     // Nobody has another one: it is to be the same store.
-    let (mark, _) = Mark::read(&data).unwrap().unwrap();
+    let (mark, _) = SyncedFile::read(&data).unwrap().unwrap();
     mark.write(&data).unwrap();
     target
 }
@@ -77,19 +77,19 @@ fn keyspace() -> Keyspace {
 
 /// A session, and its storage by the same name.
 #[derive(Clone)]
-struct Opened {
+struct Reopened {
     session: Arc<dyn Session>,
     storage: Arc<dyn SessionStorage>,
 }
 
-impl Opened {
+impl Reopened {
     fn of(session: Arc<dyn Session>) -> Self {
         let storage = session.clone().storage();
         Self { session, storage }
     }
 }
 
-impl Deref for Opened {
+impl Deref for Reopened {
     type Target = dyn Session;
 
     fn deref(&self) -> &Self::Target {
@@ -97,11 +97,11 @@ impl Deref for Opened {
     }
 }
 
-fn open(engine: &RocksEngine) -> Opened {
-    Opened::of(engine.open_session("cert:a", &keyspace()))
+fn open(engine: &RocksEngine) -> Reopened {
+    Reopened::of(engine.open_session("cert:a", &keyspace()))
 }
 
-async fn put(session: &Opened, number: u64, key: &'static str) -> Result<Position> {
+async fn put(session: &Reopened, number: u64, key: &'static str) -> Result<Position> {
     let batch = Batch::new().put_with(key, "value", Lifetime::Session);
     let options = CommitOptions::default();
     session
@@ -116,9 +116,9 @@ async fn attempt(engine: &RocksEngine, id: SessionId, incarnation: u64) -> Resum
     resumed.await.unwrap()
 }
 
-async fn resume(engine: &RocksEngine, id: SessionId, incarnation: u64) -> Opened {
+async fn resume(engine: &RocksEngine, id: SessionId, incarnation: u64) -> Reopened {
     match attempt(engine, id, incarnation).await {
-        Resumed::Session(session) => Opened::of(session),
+        Resumed::Session(session) => Reopened::of(session),
         other => panic!("not resumed: {other:?}"),
     }
 }
@@ -312,7 +312,7 @@ async fn sessions_survive_the_store_and_their_numbers_too() {
     for number in 3..=1100 {
         put(&session, number, "b").await.unwrap();
     }
-    let unnumbered = Opened::of(engine.open_session("cert:a", &keyspace()));
+    let unnumbered = Reopened::of(engine.open_session("cert:a", &keyspace()));
     unnumbered
         .storage
         .commit(

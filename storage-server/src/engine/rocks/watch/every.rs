@@ -11,7 +11,7 @@ use storage_protocol::{
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Tokens, live_if, mark_waits};
-use crate::engine::rocks::Shared;
+use crate::engine::rocks::EngineShared;
 use crate::engine::rocks::log::LogPage;
 use crate::engine::rocks::store::KeyspaceState;
 use crate::feed::page::Found;
@@ -24,7 +24,7 @@ const PAGES_PER_TURN: usize = 16;
 pub(super) type Reading = (Revision, BoxFuture<'static, Result<Arc<LogPage>>>);
 
 pub(crate) struct EveryWatch {
-    shared: Arc<Shared>,
+    shared: Arc<EngineShared>,
     keyspace: Arc<KeyspaceState>,
     subscription: Subscription,
     queue: VecDeque<Arc<CommitRecord>>,
@@ -38,7 +38,7 @@ pub(crate) struct EveryWatch {
 
 impl EveryWatch {
     pub(crate) fn new(
-        shared: Arc<Shared>,
+        shared: Arc<EngineShared>,
         keyspace: Arc<KeyspaceState>,
         subscription: Subscription,
         begun: Revision,

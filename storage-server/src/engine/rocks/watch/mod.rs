@@ -1,7 +1,7 @@
 //! Watches over the RocksDB engine: [`every`] and [`latest`], and what both have in common.
 
 mod every;
-pub(crate) mod latest;
+mod latest;
 mod pages;
 
 use std::collections::VecDeque;
@@ -10,8 +10,9 @@ use std::task::Context;
 use storage_protocol::{Limit, Result, Revision, StorageError, WatchState};
 
 pub(crate) use self::every::EveryWatch;
+pub(crate) use self::latest::{LatestPage, LatestWatch};
 pub(crate) use self::pages::{Pages, RESTS_BYTES_MAX, UNTAKEN_BYTES_MAX};
-use crate::engine::rocks::Shared;
+use crate::engine::rocks::EngineShared;
 use crate::feed::Subscription;
 
 /// Probes that were asked for and not answered yet. One more ends the watch: a token that is never answered would keep
@@ -51,7 +52,7 @@ impl Tokens {
 /// is called then. A commit can be read a moment before it is published, and is published a moment before it is told; the
 /// mark waits for both. A store that broke between the first two (poisoned) publishes no more.
 pub(crate) fn mark_waits(
-    shared: &Shared,
+    shared: &EngineShared,
     subscription: &Subscription,
     told: Revision,
     asked_at: Revision,

@@ -22,8 +22,8 @@ use storage_protocol::native::{Outbox, RequestId};
 use storage_protocol::{Revision, StorageError, Watch};
 
 use self::sender::to_credit;
-use self::slot::{Rest, Slot};
-use self::wake::{WatchWaker, Woken};
+use self::slot::{OpenWatch, Rest};
+use self::wake::{WatchWaker, WokenWatches};
 use crate::limits::budget::Permit;
 use crate::metrics::Metrics;
 
@@ -47,8 +47,8 @@ pub(super) struct Terms {
 
 /// See the module.
 pub(super) struct Watches {
-    slots: HashMap<RequestId, Slot>,
-    woken: Arc<Woken>,
+    slots: HashMap<RequestId, OpenWatch>,
+    woken: Arc<WokenWatches>,
     line: VecDeque<RequestId>,
     behind_bulk: Vec<RequestId>,
     /// Probes that are in flight no more: their marks came, or their watches ended.
@@ -100,7 +100,7 @@ impl Watches {
             queued: AtomicBool::new(false),
             woken: self.woken.clone(),
         });
-        let slot = Slot {
+        let slot = OpenWatch {
             told: watch.start().revision,
             watch,
             credit: to_credit(terms.credit),

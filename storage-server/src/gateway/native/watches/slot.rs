@@ -17,7 +17,7 @@ use crate::limits::budget::Permit;
 /// What one watch may put into the outbox before the others get a turn.
 const TURN_BYTES: usize = 4 * PART_BYTES;
 
-pub(super) struct Slot {
+pub(super) struct OpenWatch {
     pub(super) watch: Watch,
     /// Bytes it may still send; below zero after an event that was longer than what was left.
     pub(super) credit: i64,
@@ -46,7 +46,7 @@ pub(super) enum Rest {
     Ended(StorageError),
 }
 
-impl Slot {
+impl OpenWatch {
     /// A watch that was woken meanwhile stands in the line, and comes here again.
     pub(super) fn wait_behind_bulk(&self, waiting: &mut Vec<RequestId>) {
         if !self.state.queued.swap(true, Ordering::AcqRel) {

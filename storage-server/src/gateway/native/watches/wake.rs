@@ -9,7 +9,7 @@ use storage_protocol::native::RequestId;
 
 /// Ids of watches that were woken; filled by wakers on any thread, drained by the session's task.
 #[derive(Debug, Default)]
-pub(super) struct Woken {
+pub(super) struct WokenWatches {
     pub(super) ids: Mutex<Vec<RequestId>>,
     pub(super) task: AtomicWaker,
 }
@@ -17,9 +17,9 @@ pub(super) struct Woken {
 #[derive(Debug)]
 pub(super) struct WatchWaker {
     pub(super) id: RequestId,
-    /// Whether the id stands in the line (or in `Woken`, or behind a message in parts) already.
+    /// Whether the id stands in the line (or in `WokenWatches`, or behind a message in parts) already.
     pub(super) queued: AtomicBool,
-    pub(super) woken: Arc<Woken>,
+    pub(super) woken: Arc<WokenWatches>,
 }
 
 impl Wake for WatchWaker {

@@ -10,7 +10,7 @@ use storage_protocol::{
 use super::super::LogPage;
 use super::{CACHE_BYTES, CatchUp};
 use crate::engine::rocks::layout::KeyspaceId;
-use crate::feed::page::Page;
+use crate::feed::page::CommitPage;
 
 /// A page of one commit at its end.
 fn page(after: u64, reached: u64, bytes: usize) -> LogPage {
@@ -23,7 +23,7 @@ fn page(after: u64, reached: u64, bytes: usize) -> LogPage {
     }];
     let record = CommitRecord::new(Revision(reached), UnixMillis(0), None, "t".into(), changes);
     let commits = vec![(KeyspaceId(1), Arc::new(record))];
-    Page::new(Revision(after), Revision(reached), commits)
+    CommitPage::new(Revision(after), Revision(reached), commits)
 }
 
 fn next_place(reader: &CatchUp) -> Option<(u64, Option<u64>)> {

@@ -126,7 +126,7 @@ async fn a_store_with_a_lapse_that_was_cut_short_starts_at_a_full_disk() {
             ..options(folder.path())
         };
         let engine = reopened(full).await;
-        let reader = Opened::of(engine.open_session("cert:b", &keyspace()));
+        let reader = Reopened::of(engine.open_session("cert:b", &keyspace()));
         if reader.storage.get_one("a".into()).await.unwrap().is_none() {
             assert!(attempt < 10, "the key does not stay");
             continue;
@@ -135,7 +135,7 @@ async fn a_store_with_a_lapse_that_was_cut_short_starts_at_a_full_disk() {
         drop(reader);
         let folder = closed(&folder, engine).await;
         let engine = reopened(options(folder.path())).await;
-        let reader = Opened::of(engine.open_session("cert:b", &keyspace()));
+        let reader = Reopened::of(engine.open_session("cert:b", &keyspace()));
         assert!(reader.storage.get_one("a".into()).await.unwrap().is_none());
         assert!(engine.shared.old_sessions_ended.load(Ordering::Relaxed));
         break;
@@ -161,7 +161,7 @@ async fn a_lapse_that_is_begun_is_not_begun_again() {
     let answer = submit(&engine.shared.queue, &state, 0, task, 64).unwrap();
     answer.await.unwrap().unwrap();
     let begun = state.lapse();
-    let other = Opened::of(engine.open_session("cert:b", &keyspace()));
+    let other = Reopened::of(engine.open_session("cert:b", &keyspace()));
     other.storage.put("other".into(), "v".into()).await.unwrap();
     lapse_of_lost(&engine).await.unwrap();
     assert_eq!(state.lapse(), begun);

@@ -41,7 +41,7 @@ async fn the_surplus_is_of_who_has_the_most_and_of_nobody_within_the_grace() {
     let sessions = &engine.shared.sessions;
     let mut lost = Vec::new();
     for principal in ["cert:few", "cert:a", "cert:a", "cert:b", "cert:a", "cert:b"] {
-        let session = Opened::of(engine.open_session(principal, &keyspace()));
+        let session = Reopened::of(engine.open_session(principal, &keyspace()));
         put(&session, 1, "a").await.unwrap();
         session.lose();
         let id = session.id();

@@ -26,9 +26,9 @@ use storage_protocol::{
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
 
-pub(crate) use self::pass::Page;
+pub(crate) use self::pass::LatestPage;
 use self::pass::{NextPage, read_page};
-use crate::engine::rocks::Shared;
+use crate::engine::rocks::EngineShared;
 use crate::engine::rocks::read::ChangesCursor;
 use crate::engine::rocks::store::KeyspaceState;
 use crate::engine::rocks::watch::pages::Ticket;
@@ -36,7 +36,7 @@ use crate::engine::rocks::watch::{Tokens, live_if, mark_waits};
 use crate::feed::{Next, Subscription};
 
 pub(crate) struct LatestWatch {
-    shared: Arc<Shared>,
+    shared: Arc<EngineShared>,
     keyspace: Arc<KeyspaceState>,
     subscription: Subscription,
     min_interval: Duration,
@@ -48,7 +48,7 @@ pub(crate) struct LatestWatch {
     fresh: bool,
     /// The first mark is due whatever changed, so that even an empty range has it.
     first: bool,
-    pass: Pass,
+    pass: LatestPass,
     events: VecDeque<WatchEvent>,
     /// Of the pass whose last states are in `events`: tombstones up to here are not told.
     tombstones_after: Revision,
@@ -59,7 +59,7 @@ pub(crate) struct LatestWatch {
     _place: OwnedSemaphorePermit,
 }
 
-enum Pass {
+enum LatestPass {
     /// No pass over a snapshot is under way.
     None,
     /// Between two pages.
@@ -68,13 +68,13 @@ enum Pass {
     /// else this is read.
     Parked(NextPage, Ticket<VecDeque<WatchEvent>>),
     /// The page that comes from there is read, or waits to be taken.
-    Reading(NextPage, BoxFuture<'static, Result<Ticket<Page>>>),
+    Reading(NextPage, BoxFuture<'static, Result<Ticket<LatestPage>>>),
 }
 
 impl LatestWatch {
     /// Tells what changed after `mark`; `fresh`: everything that is there, and no tombstones.
     pub(crate) fn new(
-        shared: Arc<Shared>,
+        shared: Arc<EngineShared>,
         keyspace: Arc<KeyspaceState>,
         subscription: Subscription,
         mark: Revision,
@@ -91,7 +91,7 @@ impl LatestWatch {
             told: mark,
             fresh,
             first: true,
-            pass: Pass::None,
+            pass: LatestPass::None,
             events: VecDeque::new(),
             tombstones_after: Revision::ZERO,
             next_pass_at: None,
@@ -226,12 +226,12 @@ impl LatestWatch {
             self.subscription.range().clone(),
             from.clone(),
         );
-        self.pass = Pass::Reading(from, Box::pin(page));
+        self.pass = LatestPass::Reading(from, Box::pin(page));
     }
 
     /// Takes a page that was read.
-    fn take(&mut self, page: Page) {
-        let Page {
+    fn take(&mut self, page: LatestPage) {
+        let LatestPage {
             snapshot,
             cursor,
             reset,
@@ -246,7 +246,7 @@ impl LatestWatch {
         self.events.extend(states);
         match cursor {
             Some(cursor) if !is_last => {
-                self.pass = Pass::Resting(NextPage::Snapshot(snapshot, cursor));
+                self.pass = LatestPass::Resting(NextPage::Snapshot(snapshot, cursor));
             }
             cursor => {
                 if let Some(cursor) = cursor {
@@ -263,10 +263,10 @@ impl LatestWatch {
 
     /// One step of the pass. Errors are final.
     fn step(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        match std::mem::replace(&mut self.pass, Pass::None) {
-            Pass::None => ready!(self.begin(cx)),
-            Pass::Resting(from) => self.read(from),
-            Pass::Parked(from, rest) => match rest.take() {
+        match std::mem::replace(&mut self.pass, LatestPass::None) {
+            LatestPass::None => ready!(self.begin(cx)),
+            LatestPass::Resting(from) => self.read(from),
+            LatestPass::Parked(from, rest) => match rest.take() {
                 Some(events) => {
                     // These answer.
                     self.answering.clear();
@@ -274,9 +274,9 @@ impl LatestWatch {
                 }
                 None => self.read(from),
             },
-            Pass::Reading(from, mut reading) => match reading.as_mut().poll(cx) {
+            LatestPass::Reading(from, mut reading) => match reading.as_mut().poll(cx) {
                 Poll::Pending => {
-                    self.pass = Pass::Reading(from, reading);
+                    self.pass = LatestPass::Reading(from, reading);
                     return Poll::Pending;
                 }
                 Poll::Ready(ticket) => match ticket?.take() {
@@ -295,11 +295,11 @@ impl LatestWatch {
             return;
         };
         match &mut self.pass {
-            Pass::Resting(NextPage::Snapshot(_, cursor)) => {
+            LatestPass::Resting(NextPage::Snapshot(_, cursor)) => {
                 cursor.go_back_to(state.revision(), key);
                 self.events.clear();
             }
-            Pass::None => self.keep_rest(),
+            LatestPass::None => self.keep_rest(),
             _ => {}
         }
     }
@@ -327,7 +327,7 @@ impl LatestWatch {
         let bytes = bytes.sum();
         let rest = std::mem::take(&mut self.events);
         let rest = self.shared.rests.keep(rest, bytes);
-        self.pass = Pass::Parked(NextPage::Cursor(cursor), rest);
+        self.pass = LatestPass::Parked(NextPage::Cursor(cursor), rest);
     }
 }
 
@@ -379,16 +379,16 @@ impl WatchSource for LatestWatch {
 
     fn park(&mut self) {
         self.give_back();
-        if let Pass::Reading(from, _) = &self.pass {
+        if let LatestPass::Reading(from, _) = &self.pass {
             // What is being read is for nobody now.
-            self.pass = Pass::Resting(from.clone());
+            self.pass = LatestPass::Resting(from.clone());
         }
         // Nobody takes what would be queued for it.
         self.subscription.park(None);
     }
 
     fn status(&self) -> WatchStatus {
-        let idle = self.events.is_empty() && !self.first && matches!(self.pass, Pass::None);
+        let idle = self.events.is_empty() && !self.first && matches!(self.pass, LatestPass::None);
         WatchStatus {
             state: live_if(idle && self.subscription.is_live()),
             position: self.shared.store.at(self.told),

@@ -8,7 +8,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::super::pages::Ticket;
 use crate::engine::rocks::read::{ChangesCursor, ChangesPage, Leased, read_failed};
 use crate::engine::rocks::store::KeyspaceState;
-use crate::engine::rocks::{PAGE_BYTES, Shared, closed};
+use crate::engine::rocks::{EngineShared, PAGE_BYTES, closed};
 
 /// From where the next page of a pass is read.
 #[derive(Clone, Debug)]
@@ -23,7 +23,7 @@ pub(super) enum NextPage {
 
 /// A page that was read.
 #[derive(Debug)]
-pub(crate) struct Page {
+pub(crate) struct LatestPage {
     pub(super) snapshot: Leased,
     /// Behind this page; `None`: the keyspace has no entries yet.
     pub(super) cursor: Option<ChangesCursor>,
@@ -35,11 +35,11 @@ pub(crate) struct Page {
 
 /// Reads a page on the pool, when it is the pass's turn there.
 pub(super) async fn read_page(
-    shared: Arc<Shared>,
+    shared: Arc<EngineShared>,
     keyspace: Arc<KeyspaceState>,
     range: KeyRange,
     from: NextPage,
-) -> Result<Ticket<Page>> {
+) -> Result<Ticket<LatestPage>> {
     // On a task of its own, so that a place is never held by a watch that is not polled; it ends with the watch.
     let reading = tokio::spawn(async move {
         let pass = shared.passes.clone().acquire_owned().await;
@@ -63,26 +63,26 @@ impl NextPage {
     /// Reads the page, and tells its bytes. Blocks.
     fn page(
         self,
-        shared: &Shared,
+        shared: &EngineShared,
         keyspace: &KeyspaceState,
         range: KeyRange,
-    ) -> Result<(Page, usize)> {
+    ) -> Result<(LatestPage, usize)> {
         let (snapshot, cursor, reset) = match self {
             Self::Snapshot(snapshot, mut cursor) => {
                 match snapshot.read(|snapshot| cursor.next_page(snapshot, PAGE_BYTES)) {
                     Err(StorageError::SnapshotExpired) => renew(shared, keyspace, range, cursor),
-                    page => return Ok(Page::new(snapshot, Some(cursor), false, Some(page?))),
+                    page => return Ok(LatestPage::new(snapshot, Some(cursor), false, Some(page?))),
                 }
             }
             Self::Cursor(cursor) => renew(shared, keyspace, range, cursor),
             Self::Mark { mark, fresh } => begin(shared, keyspace, range, mark, fresh),
         };
         let Some(mut cursor) = cursor else {
-            return Ok(Page::new(snapshot, None, reset, None));
+            return Ok(LatestPage::new(snapshot, None, reset, None));
         };
         // Just lent: not expired.
         let page = snapshot.read(|snapshot| cursor.next_page(snapshot, PAGE_BYTES))?;
-        Ok(Page::new(snapshot, Some(cursor), reset, Some(page)))
+        Ok(LatestPage::new(snapshot, Some(cursor), reset, Some(page)))
     }
 }
 
@@ -91,7 +91,7 @@ impl NextPage {
 type Begun = (Leased, Option<ChangesCursor>, bool);
 
 fn begin(
-    shared: &Shared,
+    shared: &EngineShared,
     keyspace: &KeyspaceState,
     range: KeyRange,
     mark: Revision,
@@ -115,7 +115,7 @@ fn begin(
 
 /// The same pass with a newer snapshot.
 fn renew(
-    shared: &Shared,
+    shared: &EngineShared,
     keyspace: &KeyspaceState,
     range: KeyRange,
     cursor: ChangesCursor,
@@ -130,7 +130,7 @@ fn renew(
     (snapshot, cursor, true)
 }
 
-impl Page {
+impl LatestPage {
     fn new(
         snapshot: Leased,
         cursor: Option<ChangesCursor>,

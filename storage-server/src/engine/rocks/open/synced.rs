@@ -18,7 +18,7 @@ use super::error::OpenError;
 use crate::engine::rocks::options::Durability;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Mark {
+pub(crate) struct SyncedFile {
     pub(crate) revision: Revision,
     /// The boot of the machine that it was written in.
     pub(crate) boot: String,
@@ -88,7 +88,7 @@ impl fmt::Display for FileId {
     }
 }
 
-impl Mark {
+impl SyncedFile {
     const FILE: &str = "SYNCED";
 
     pub(crate) fn read(folder: &Path) -> Result<Option<(Self, Origin)>, OpenError> {
@@ -212,8 +212,8 @@ mod tests {
     #[test]
     fn marks_round_trip_and_damage_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(Mark::read(folder.path()).unwrap(), None);
-        let mark = Mark {
+        assert_eq!(SyncedFile::read(folder.path()).unwrap(), None);
+        let mark = SyncedFile {
             revision: Revision(7),
             boot: boot_id(),
             durability: Durability::Os,
@@ -221,15 +221,15 @@ mod tests {
             time: UnixMillis(5),
         };
         mark.write(folder.path()).unwrap();
-        let found = Mark::read(folder.path()).unwrap();
+        let found = SyncedFile::read(folder.path()).unwrap();
         assert_eq!(found, Some((mark, Origin::Original)));
         for damaged in [
             "7 5 os",
             "7 5 os clean b inode=1",
             "7 5 os clean b born=1 inode=1",
         ] {
-            fs::write(folder.path().join(Mark::FILE), damaged).unwrap();
-            assert!(Mark::read(folder.path()).is_err(), "{damaged}");
+            fs::write(folder.path().join(SyncedFile::FILE), damaged).unwrap();
+            assert!(SyncedFile::read(folder.path()).is_err(), "{damaged}");
         }
     }
 
@@ -238,7 +238,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (here, there) = (folder.path().join("here"), folder.path().join("there"));
         fs::create_dir(&here).unwrap();
-        let mark = Mark {
+        let mark = SyncedFile {
             revision: Revision(7),
             boot: boot_id(),
             durability: Durability::Sync,
@@ -246,19 +246,19 @@ mod tests {
             time: UnixMillis(5),
         };
         mark.write(&here).unwrap();
-        let file = here.join(Mark::FILE);
-        let origin = |folder: &Path| Mark::read(folder).unwrap().unwrap().1;
+        let file = here.join(SyncedFile::FILE);
+        let origin = |folder: &Path| SyncedFile::read(folder).unwrap().unwrap().1;
         fs::rename(&here, &there).unwrap();
         assert_eq!(origin(&there), Origin::Original, "moved");
         fs::create_dir(&here).unwrap();
-        fs::copy(there.join(Mark::FILE), &file).unwrap();
+        fs::copy(there.join(SyncedFile::FILE), &file).unwrap();
         assert_eq!(origin(&here), Origin::Copy);
         // Put back in place: the file is a later one that a server wrote, its content is the old one.
         mark.write(&here).unwrap();
-        fs::copy(there.join(Mark::FILE), &file).unwrap();
+        fs::copy(there.join(SyncedFile::FILE), &file).unwrap();
         assert_eq!(origin(&here), Origin::Copy, "put back in place");
         fs::remove_file(&file).unwrap();
-        fs::hard_link(there.join(Mark::FILE), &file).unwrap();
+        fs::hard_link(there.join(SyncedFile::FILE), &file).unwrap();
         assert_eq!(origin(&there), Origin::Copy, "two names");
         // What wrote no name, and a file system without times of birth.
         fs::remove_file(&file).unwrap();
