@@ -20,7 +20,7 @@ const GROUP_BYTES_MIN: usize = 256;
 
 /// What was published together.
 #[derive(Debug)]
-pub(super) struct Group {
+pub(super) struct Published {
     pub(super) what: What,
     /// Everything up to here is told with it.
     pub(super) published: Revision,
@@ -39,14 +39,14 @@ pub(super) enum What {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct HandOver {
-    line: Mutex<Line>,
+    line: Mutex<HandOverQueue>,
     came: Condvar,
     bytes_max: usize,
 }
 
 #[derive(Debug, Default)]
-struct Line {
-    groups: VecDeque<Group>,
+struct HandOverQueue {
+    groups: VecDeque<Published>,
     /// Of the groups in line, and of the one that is being told.
     bytes: usize,
     /// Whether a group was taken that is not told yet.
@@ -63,7 +63,7 @@ impl HandOver {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Line> {
+    fn lock(&self) -> MutexGuard<'_, HandOverQueue> {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -86,7 +86,7 @@ impl HandOver {
         }
         line.bytes += bytes;
         let what = What::Commits(commits);
-        line.groups.push_back(Group {
+        line.groups.push_back(Published {
             what,
             published,
             bytes,
@@ -97,7 +97,7 @@ impl HandOver {
 
     /// Instead of what could not be told for a panic.
     pub(super) fn push_panic(&self, published: Revision) {
-        self.lock().groups.push_back(Group {
+        self.lock().groups.push_back(Published {
             what: What::Panicked,
             published,
             bytes: 0,
@@ -106,7 +106,7 @@ impl HandOver {
     }
 
     /// The next group; waits for one. `None` once closed and empty.
-    pub(super) fn next(&self) -> Option<Group> {
+    pub(super) fn next(&self) -> Option<Published> {
         let mut line = self.lock();
         loop {
             if let Some(group) = line.take() {
@@ -121,12 +121,12 @@ impl HandOver {
 
     /// The next group, if there is one.
     #[cfg(test)]
-    pub(super) fn try_next(&self) -> Option<Group> {
+    pub(super) fn try_next(&self) -> Option<Published> {
         self.lock().take()
     }
 
     /// A group is told, or to be forgotten.
-    pub(super) fn done(&self, group: Group) {
+    pub(super) fn done(&self, group: Published) {
         let mut line = self.lock();
         line.bytes -= group.bytes;
         line.is_telling = false;
@@ -145,8 +145,8 @@ impl HandOver {
     }
 }
 
-impl Line {
-    fn take(&mut self) -> Option<Group> {
+impl HandOverQueue {
+    fn take(&mut self) -> Option<Published> {
         let group = self.groups.pop_front();
         self.is_telling |= group.is_some();
         group
@@ -162,7 +162,7 @@ impl Line {
             return;
         }
         let what = What::LeftOut(names.collect());
-        self.groups.push_back(Group {
+        self.groups.push_back(Published {
             what,
             published,
             bytes: 0,

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use storage_protocol::{CommitRecord, Key, KeyRange};
 
-use super::slot::Slot;
+use super::slot::WatchSlot;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct WatchId(pub(super) u64);
@@ -21,7 +21,7 @@ pub(super) struct WatchId(pub(super) u64);
 /// The watches of one keyspace.
 #[derive(Debug, Default)]
 pub(super) struct Matcher {
-    by_prefix: HashMap<Key, Watches>,
+    by_prefix: HashMap<Key, PrefixWatches>,
     /// How many prefixes there are of each length.
     lengths: BTreeMap<usize, usize>,
     /// Counts the commits that were matched.
@@ -30,16 +30,16 @@ pub(super) struct Matcher {
 
 /// The watches under one prefix.
 #[derive(Debug, Default)]
-struct Watches {
+struct PrefixWatches {
     /// For all keys with the prefix.
-    whole: BTreeMap<WatchId, Arc<Slot>>,
+    whole: BTreeMap<WatchId, Arc<WatchSlot>>,
     /// For some of them, by where their ranges start.
-    parts: BTreeMap<(Key, WatchId), Arc<Slot>>,
+    parts: BTreeMap<(Key, WatchId), Arc<WatchSlot>>,
     /// The commit for which it was looked at last.
     seen: Cell<u64>,
 }
 
-impl Watches {
+impl PrefixWatches {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -49,7 +49,7 @@ impl Watches {
     }
 
     /// Those whose range the commit touches. It has a key with the prefix, and none behind `last`.
-    fn concerned(&self, record: &CommitRecord, last: &Key, into: &mut Vec<Arc<Slot>>) {
+    fn concerned(&self, record: &CommitRecord, last: &Key, into: &mut Vec<Arc<WatchSlot>>) {
         into.extend(self.whole.values().cloned());
         if self.parts.is_empty() {
             return;
@@ -65,7 +65,7 @@ impl Matcher {
         self.by_prefix.is_empty()
     }
 
-    pub(super) fn add(&mut self, slot: Arc<Slot>) {
+    pub(super) fn add(&mut self, slot: Arc<WatchSlot>) {
         let id = slot.id;
         let (prefix, is_whole) = file_under(slot.range());
         let length = prefix.len();
@@ -80,7 +80,7 @@ impl Matcher {
         }
     }
 
-    pub(super) fn remove(&mut self, slot: &Slot) {
+    pub(super) fn remove(&mut self, slot: &WatchSlot) {
         let id = slot.id;
         let (prefix, is_whole) = file_under(slot.range());
         let Some(watches) = self.by_prefix.get_mut(&prefix) else {
@@ -109,13 +109,13 @@ impl Matcher {
             || all.is_some_and(|all| !all.parts.is_empty())
     }
 
-    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Slot>> {
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<WatchSlot>> {
         let watches = self.by_prefix.values();
         watches.flat_map(|watches| watches.whole.values().chain(watches.parts.values()))
     }
 
     /// Puts each watch that some change of the commit concerns into `into`, once.
-    pub(super) fn concerned(&self, record: &CommitRecord, into: &mut Vec<Arc<Slot>>) {
+    pub(super) fn concerned(&self, record: &CommitRecord, into: &mut Vec<Arc<WatchSlot>>) {
         self.concerned_up_to(usize::MAX, record, into);
     }
 
@@ -124,7 +124,7 @@ impl Matcher {
         &self,
         max: usize,
         record: &CommitRecord,
-        into: &mut Vec<Arc<Slot>>,
+        into: &mut Vec<Arc<WatchSlot>>,
     ) -> bool {
         let Some(last) = record.changes.iter().map(|change| &change.key).max() else {
             return true;
@@ -133,7 +133,7 @@ impl Matcher {
             return false;
         }
         let mut looked_at = 0;
-        let mut is_too_many = |watches: &Watches| {
+        let mut is_too_many = |watches: &PrefixWatches| {
             looked_at += watches.len();
             looked_at > max
         };
@@ -166,7 +166,7 @@ impl Matcher {
         true
     }
 
-    fn of<'a>(&'a self, key: &'a Key) -> impl Iterator<Item = &'a Watches> {
+    fn of<'a>(&'a self, key: &'a Key) -> impl Iterator<Item = &'a PrefixWatches> {
         let prefixes = self.lengths.keys().map_while(|length| key.get(..*length));
         prefixes.filter_map(|prefix| self.by_prefix.get(prefix))
     }

@@ -38,11 +38,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use storage_protocol::{CommitRecord, KeyRange, Keyspace, Revision, planted};
 
-use self::fan_out::{Group, HANDED_BYTES_MAX, HandOver, What};
+use self::fan_out::{HANDED_BYTES_MAX, HandOver, Published, What};
 use self::matching::{Matcher, WatchId};
 use self::ring::Ring;
 pub(crate) use self::slot::QUEUE_BYTES_MAX;
-use self::slot::{Slot, State, Told};
+use self::slot::{Delivery, SlotState, WatchSlot};
 pub(crate) use self::subscription::{Next, Subscription};
 use self::views::Views;
 
@@ -76,7 +76,7 @@ pub(crate) struct Feed {
     attached: AtomicUsize,
     next_id: AtomicU64,
     /// Who waits for `told` to come to a revision. Each watch at most once.
-    waiting: Mutex<Vec<(Revision, Arc<Slot>)>>,
+    waiting: Mutex<Vec<(Revision, Arc<WatchSlot>)>>,
     views: Views,
 }
 
@@ -184,7 +184,7 @@ impl Feed {
             }
         }
         for (FeedCommit { keyspace, record }, mut slots) in commits.iter().zip(concerned) {
-            slots.retain(|slot| slot.tell(record, &self.queued) == Told::Behind);
+            slots.retain(|slot| slot.tell(record, &self.queued) == Delivery::Behind);
             self.forget_behind(keyspace, &slots);
         }
         self.told.store(published.0, Ordering::Release);
@@ -238,7 +238,7 @@ impl Feed {
         }
     }
 
-    fn tell_group(&self, group: Group) {
+    fn tell_group(&self, group: Published) {
         let mut concerned = Vec::new();
         match &group.what {
             What::Commits(commits) => {
@@ -258,7 +258,7 @@ impl Feed {
         self.hand_over.done(group);
     }
 
-    fn tell(&self, commit: &FeedCommit, concerned: &mut Vec<Arc<Slot>>) {
+    fn tell(&self, commit: &FeedCommit, concerned: &mut Vec<Arc<WatchSlot>>) {
         let FeedCommit { keyspace, record } = commit;
         let asks_for_keys = |matcher: &Matcher| matcher.asks_for_keys();
         if self.matchers().get(keyspace).is_some_and(asks_for_keys) {
@@ -268,7 +268,7 @@ impl Feed {
         if let Some(matcher) = self.matchers().get(keyspace) {
             matcher.concerned(record, concerned);
         }
-        concerned.retain(|slot| slot.tell(record, &self.queued) == Told::Behind);
+        concerned.retain(|slot| slot.tell(record, &self.queued) == Delivery::Behind);
         self.forget_behind(keyspace, concerned);
         concerned.clear();
     }
@@ -287,13 +287,13 @@ impl Feed {
     }
 
     /// Takes those that stand behind out of the matcher: until they are live again no commit looks at them.
-    fn forget_behind(&self, keyspace: &Keyspace, slots: &[Arc<Slot>]) {
+    fn forget_behind(&self, keyspace: &Keyspace, slots: &[Arc<WatchSlot>]) {
         if slots.is_empty() {
             return;
         }
         let mut matchers = self.matchers();
         for slot in slots {
-            let is_behind = matches!(*slot.state(), State::Behind(_));
+            let is_behind = matches!(*slot.state(), SlotState::Behind(_));
             if is_behind {
                 unfile(&mut matchers, keyspace, slot);
             }
@@ -330,11 +330,11 @@ impl Feed {
         let after = after.unwrap_or(published);
         let is_live = after >= published;
         let state = if is_live {
-            State::live(after, Vec::new(), &self.queued)
+            SlotState::live(after, Vec::new(), &self.queued)
         } else {
-            State::Behind(after)
+            SlotState::Behind(after)
         };
-        let slot = Arc::new(Slot::new(id, range, state));
+        let slot = Arc::new(WatchSlot::new(id, range, state));
         if is_live {
             file(&mut matchers, keyspace, &slot);
         }
@@ -346,12 +346,12 @@ impl Feed {
         )
     }
 
-    pub(crate) fn figures(&self) -> Figures {
+    pub(crate) fn figures(&self) -> FeedFigures {
         let (ring_bytes, ring_floor) = {
             let recent = self.recent();
             (recent.ring.bytes(), recent.ring.floor())
         };
-        Figures {
+        FeedFigures {
             watches: self.attached.load(Ordering::Relaxed),
             queued_bytes: self.queued.load(Ordering::Relaxed),
             untold_bytes: self.hand_over.bytes(),
@@ -363,7 +363,7 @@ impl Feed {
 }
 
 /// Files a watch with the matcher of its keyspace.
-fn file(matchers: &mut HashMap<Keyspace, Matcher>, keyspace: &Keyspace, slot: &Arc<Slot>) {
+fn file(matchers: &mut HashMap<Keyspace, Matcher>, keyspace: &Keyspace, slot: &Arc<WatchSlot>) {
     if slot.filed.swap(true, Ordering::Relaxed) {
         return;
     }
@@ -376,7 +376,7 @@ fn file(matchers: &mut HashMap<Keyspace, Matcher>, keyspace: &Keyspace, slot: &A
     }
 }
 
-fn unfile(matchers: &mut HashMap<Keyspace, Matcher>, keyspace: &Keyspace, slot: &Slot) {
+fn unfile(matchers: &mut HashMap<Keyspace, Matcher>, keyspace: &Keyspace, slot: &WatchSlot) {
     if !slot.filed.swap(false, Ordering::Relaxed) {
         return;
     }
@@ -390,7 +390,7 @@ fn unfile(matchers: &mut HashMap<Keyspace, Matcher>, keyspace: &Keyspace, slot: 
 
 /// What the feed holds.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Figures {
+pub(crate) struct FeedFigures {
     /// Watches attached.
     pub(crate) watches: usize,
     /// Bytes in their queues.

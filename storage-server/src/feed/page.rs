@@ -15,7 +15,7 @@ type Place = (usize, usize);
 
 /// The commits of keyspaces `S` (their names or numbers) after one revision, up to another, without a gap.
 #[derive(Debug)]
-pub(crate) struct Page<S> {
+pub(crate) struct CommitPage<S> {
     after: Revision,
     reached: Revision,
     /// In revision order.
@@ -67,7 +67,7 @@ pub(crate) fn memory_bytes<S>(record: &CommitRecord) -> usize {
     record.memory_bytes() + index + size_of::<(S, Arc<CommitRecord>)>() + 64
 }
 
-impl<S: Ord + Clone> Page<S> {
+impl<S: Ord + Clone> CommitPage<S> {
     /// All commits after `after`, up to `reached`, in revision order.
     pub(crate) fn new(
         after: Revision,

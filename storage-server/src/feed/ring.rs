@@ -6,7 +6,7 @@ use std::sync::Arc;
 use storage_protocol::{CommitRecord, Keyspace, Revision};
 
 use super::FeedCommit;
-use super::page::{Page, memory_bytes};
+use super::page::{CommitPage, memory_bytes};
 
 /// Commits in a full page.
 const PAGE_COMMITS: usize = 4096;
@@ -20,7 +20,7 @@ const PAGES_MIN: usize = 16;
 /// twice as long as the next, so there are O(log n) of them, and a commit is moved a dozen times at most.
 #[derive(Debug)]
 pub(super) struct Ring {
-    pages: VecDeque<Arc<Page<Keyspace>>>,
+    pages: VecDeque<Arc<CommitPage<Keyspace>>>,
     /// What came after the last page.
     tail: Vec<(Keyspace, Arc<CommitRecord>)>,
     tail_bytes: usize,
@@ -59,7 +59,7 @@ impl Ring {
     }
 
     /// Takes a commit in. The pages that leave for it go into `gone`: they take a while to drop.
-    pub(super) fn push(&mut self, commit: FeedCommit, gone: &mut Vec<Arc<Page<Keyspace>>>) {
+    pub(super) fn push(&mut self, commit: FeedCommit, gone: &mut Vec<Arc<CommitPage<Keyspace>>>) {
         let bytes = memory_bytes::<Keyspace>(&commit.record);
         self.last = commit.record.revision;
         self.tail.push((commit.keyspace, commit.record));
@@ -90,14 +90,15 @@ impl Ring {
             return;
         }
         let commits = std::mem::take(&mut self.tail);
-        let mut page = Page::new(self.paged, self.last, commits);
+        let mut page = CommitPage::new(self.paged, self.last, commits);
         self.paged = self.last;
         self.tail_bytes = 0;
-        let is_carried = |last: &mut Arc<Page<Keyspace>>, page: &Page<Keyspace>, bytes_max| {
-            last.len() <= 2 * page.len()
-                && last.len() + page.len() <= PAGE_COMMITS
-                && last.bytes() + page.bytes() <= bytes_max
-        };
+        let is_carried =
+            |last: &mut Arc<CommitPage<Keyspace>>, page: &CommitPage<Keyspace>, bytes_max| {
+                last.len() <= 2 * page.len()
+                    && last.len() + page.len() <= PAGE_COMMITS
+                    && last.bytes() + page.bytes() <= bytes_max
+            };
         let bytes_max = self.page_bytes_max();
         while let Some(last) = self
             .pages
@@ -110,7 +111,11 @@ impl Ring {
 
     /// The first pages, so many at most, that hold all commits after `after`, which must not lie before the floor. They
     /// go on to the last commit if they are fewer.
-    pub(super) fn pages_after(&mut self, after: Revision, max: usize) -> Vec<Arc<Page<Keyspace>>> {
+    pub(super) fn pages_after(
+        &mut self,
+        after: Revision,
+        max: usize,
+    ) -> Vec<Arc<CommitPage<Keyspace>>> {
         self.end_page();
         let first = self.pages.partition_point(|page| page.reached() <= after);
         self.pages.range(first..).take(max).cloned().collect()

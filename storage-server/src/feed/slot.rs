@@ -21,11 +21,11 @@ pub(crate) const QUEUE_BYTES_MAX: usize = 256 * 1024;
 pub(super) const QUEUES_BYTES_MAX: usize = 64 << 20;
 
 #[derive(Debug)]
-pub(super) struct Slot {
+pub(super) struct WatchSlot {
     pub(super) id: WatchId,
     range: KeyRange,
     /// Held for moments, with no other lock taken within.
-    state: Mutex<State>,
+    state: Mutex<SlotState>,
     pub(super) waker: AtomicWaker,
     /// Whether the matcher has it. Changed under the lock of the matchers, together with `state`.
     pub(super) filed: AtomicBool,
@@ -34,7 +34,7 @@ pub(super) struct Slot {
 }
 
 #[derive(Debug)]
-pub(super) enum State {
+pub(super) enum SlotState {
     /// All that is told after `after` and touches the range is queued, and nothing else.
     Live(Live),
     /// It was told everything up to here.
@@ -51,7 +51,7 @@ pub(super) struct Live {
 
 /// What became of a watch that was told something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Told {
+pub(super) enum Delivery {
     Queued,
     /// It has fallen behind with this, or stood there before: the matcher is to forget it.
     Behind,
@@ -71,7 +71,7 @@ impl Live {
     }
 }
 
-impl State {
+impl SlotState {
     /// Live, with these commits queued already, which are all there are of the range up to `after`.
     pub(super) fn live(
         after: Revision,
@@ -88,8 +88,8 @@ impl State {
     }
 }
 
-impl Slot {
-    pub(super) fn new(id: WatchId, range: KeyRange, state: State) -> Self {
+impl WatchSlot {
+    pub(super) fn new(id: WatchId, range: KeyRange, state: SlotState) -> Self {
         Self {
             id,
             range,
@@ -104,19 +104,19 @@ impl Slot {
         &self.range
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, SlotState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells a commit with changes in the range. The watch is woken when it was resting: with something in its queue it
     /// was woken before, and takes all of it when it comes.
-    pub(super) fn tell(&self, record: &Arc<CommitRecord>, queued: &AtomicUsize) -> Told {
+    pub(super) fn tell(&self, record: &Arc<CommitRecord>, queued: &AtomicUsize) -> Delivery {
         let mut state = self.state();
-        let State::Live(live) = &mut *state else {
-            return Told::Behind;
+        let SlotState::Live(live) = &mut *state else {
+            return Delivery::Behind;
         };
         if record.revision <= live.after {
-            return Told::Queued;
+            return Delivery::Queued;
         }
         let was_empty = live.queue.is_empty();
         let record = if planted("split-commit") {
@@ -128,7 +128,7 @@ impl Slot {
         live.queue.push_back(record);
         live.bytes += bytes;
         let all = queued.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let mut told = Told::Queued;
+        let mut told = Delivery::Queued;
         if live.queue.len() > QUEUE_COMMITS_MAX
             || live.bytes > QUEUE_BYTES_MAX
             || all > QUEUES_BYTES_MAX
@@ -137,16 +137,16 @@ impl Slot {
                 live.queue.pop_back();
                 live.bytes -= bytes;
                 queued.fetch_sub(bytes, Ordering::Relaxed);
-                return Told::Queued;
+                return Delivery::Queued;
             }
             // Nothing of the range lies between the last delivered commit and the first queued one.
             let after = live.delivered(Revision::ZERO);
             queued.fetch_sub(live.bytes, Ordering::Relaxed);
-            *state = State::Behind(after);
-            told = Told::Behind;
+            *state = SlotState::Behind(after);
+            told = Delivery::Behind;
         }
         drop(state);
-        if was_empty || told == Told::Behind {
+        if was_empty || told == Delivery::Behind {
             self.waker.wake();
         }
         told
@@ -155,7 +155,7 @@ impl Slot {
     /// Commits up to `upto` were left out, of which some may touch the range; up to `told` everything was told.
     pub(super) fn left_out(&self, told: Revision, upto: Revision, queued: &AtomicUsize) {
         let mut state = self.state();
-        let State::Live(live) = &mut *state else {
+        let SlotState::Live(live) = &mut *state else {
             return;
         };
         if live.after >= upto {
@@ -163,13 +163,13 @@ impl Slot {
         }
         let after = live.delivered(told);
         queued.fetch_sub(live.bytes, Ordering::Relaxed);
-        *state = State::Behind(after);
+        *state = SlotState::Behind(after);
         drop(state);
         self.waker.wake();
     }
 }
 
-impl State {
+impl SlotState {
     /// Takes what is queued, if it is live and anything is.
     pub(super) fn take(&mut self, queued: &AtomicUsize) -> Vec<Arc<CommitRecord>> {
         let Self::Live(live) = self else {

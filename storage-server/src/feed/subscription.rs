@@ -6,8 +6,8 @@ use std::task::Waker;
 
 use storage_protocol::{CommitRecord, KeyRange, Keyspace, Revision, planted};
 
-use super::page::{Found, Page};
-use super::slot::{Slot, State};
+use super::page::{CommitPage, Found};
+use super::slot::{SlotState, WatchSlot};
 use super::{Feed, QUEUE_BYTES_MAX, file, unfile};
 
 /// A watch that is behind searches this many pages of the ring at a time, then lets others run.
@@ -24,7 +24,7 @@ const LOCKED_BYTES_MAX: usize = 1 << 20;
 pub(crate) struct Subscription {
     feed: Arc<Feed>,
     keyspace: Keyspace,
-    slot: Arc<Slot>,
+    slot: Arc<WatchSlot>,
 }
 
 /// What a watch finds when it asks.
@@ -39,7 +39,7 @@ pub(crate) enum Next {
 }
 
 impl Subscription {
-    pub(super) fn new(feed: Arc<Feed>, keyspace: Keyspace, slot: Arc<Slot>) -> Self {
+    pub(super) fn new(feed: Arc<Feed>, keyspace: Keyspace, slot: Arc<WatchSlot>) -> Self {
         Self {
             feed,
             keyspace,
@@ -59,7 +59,7 @@ impl Subscription {
         };
         let is_live = searched_all && self.go_live(&mut found, false);
         if !is_live {
-            *self.slot.state() = State::Behind(found.reached);
+            *self.slot.state() = SlotState::Behind(found.reached);
             if found.commits.is_empty() {
                 // There is more to search; let others run first.
                 waker.wake_by_ref();
@@ -89,7 +89,7 @@ impl Subscription {
 
     /// Makes a watch that stands behind live, with what it missed in its queue, if the ring has that and it is little.
     pub(crate) fn come_near(&self) -> bool {
-        let State::Behind(after) = *self.slot.state() else {
+        let SlotState::Behind(after) = *self.slot.state() else {
             return true;
         };
         match self.search_ring(after) {
@@ -103,9 +103,11 @@ impl Subscription {
         // Ordering: before the look at the queue. What is told up to here is in the queue by then.
         let told = self.feed.told();
         let commits = match &mut *self.slot.state() {
-            State::Behind(after) => return Err(*after),
-            State::Live(live) if live.is_empty() => return Ok(Next::Idle(told.max(live.after))),
-            state @ State::Live(_) => state.take(&self.feed.queued),
+            SlotState::Behind(after) => return Err(*after),
+            SlotState::Live(live) if live.is_empty() => {
+                return Ok(Next::Idle(told.max(live.after)));
+            }
+            state @ SlotState::Live(_) => state.take(&self.feed.queued),
         };
         let cut = |commit: &Arc<_>| self.feed.views.cut(commit, self.range());
         Ok(Next::Commits(commits.iter().filter_map(cut).collect()))
@@ -129,7 +131,7 @@ impl Subscription {
         Some((found, searched_all))
     }
 
-    fn search(&self, pages: &[Arc<Page<Keyspace>>], found: &mut Found) {
+    fn search(&self, pages: &[Arc<CommitPage<Keyspace>>], found: &mut Found) {
         for page in pages {
             page.search(&self.keyspace, self.range(), &self.feed.views, found);
         }
@@ -161,7 +163,7 @@ impl Subscription {
         } else {
             Vec::new()
         };
-        *self.slot.state() = State::live(found.reached, commits, &self.feed.queued);
+        *self.slot.state() = SlotState::live(found.reached, commits, &self.feed.queued);
         file(&mut matchers, &self.keyspace, &self.slot);
         true
     }
@@ -170,14 +172,14 @@ impl Subscription {
     pub(crate) fn needs_log(&self) -> Option<Revision> {
         let floor = self.feed.recent().ring.floor();
         match &*self.slot.state() {
-            State::Behind(after) if *after < floor => Some(*after),
-            State::Behind(_) | State::Live(_) => None,
+            SlotState::Behind(after) if *after < floor => Some(*after),
+            SlotState::Behind(_) | SlotState::Live(_) => None,
         }
     }
 
     /// Tells that the log was read up to here, after [`Next::ReadLog`].
     pub(crate) fn caught_up(&self, reached: Revision) {
-        if let State::Behind(after) = &mut *self.slot.state() {
+        if let SlotState::Behind(after) = &mut *self.slot.state() {
             *after = (*after).max(reached);
         }
     }
@@ -210,8 +212,8 @@ impl Subscription {
     /// Everything of the range up to here was taken.
     pub(crate) fn taken(&self) -> Revision {
         match &*self.slot.state() {
-            State::Live(live) => live.delivered(Revision::ZERO),
-            State::Behind(after) => *after,
+            SlotState::Live(live) => live.delivered(Revision::ZERO),
+            SlotState::Behind(after) => *after,
         }
     }
 
@@ -227,8 +229,8 @@ impl Subscription {
     /// Whether nothing waits for the watch.
     pub(crate) fn is_live(&self) -> bool {
         match &*self.slot.state() {
-            State::Live(live) => live.is_empty(),
-            State::Behind(_) => false,
+            SlotState::Live(live) => live.is_empty(),
+            SlotState::Behind(_) => false,
         }
     }
 }

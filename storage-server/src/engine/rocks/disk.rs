@@ -6,22 +6,21 @@
 //!
 //! It is looked at each second, and each time that some megabytes were written.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::{fs, io};
 
 use storage_protocol::{Batch, Operation, Result, StorageError, planted};
 
-use super::EngineOptions;
+use super::options::EngineOptions;
 
 /// It is looked at anew when so much was written since.
 const LOOK_BYTES: u64 = 4 << 20;
 
 /// What was last seen. Written by the housekeeper and the committer, read by every commit.
 #[derive(Debug)]
-pub(super) struct Disk {
+pub(crate) struct Disk {
     data: PathBuf,
     reserve: u64,
     available: AtomicU64,
@@ -33,7 +32,7 @@ pub(super) struct Disk {
 
 /// What a commit needs room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Need {
+pub(crate) enum Need {
     /// It puts something, or nobody knows.
     Any,
     /// It only removes keys, which makes room in the end.
@@ -41,7 +40,7 @@ pub(super) enum Need {
 }
 
 impl Need {
-    pub(super) fn of(batch: &Batch) -> Self {
+    pub(crate) fn of(batch: &Batch) -> Self {
         let removes = |operation: &Operation| matches!(operation, Operation::Remove { .. });
         if !batch.operations.is_empty() && batch.operations.iter().all(removes) {
             Self::Removal
@@ -52,7 +51,7 @@ impl Need {
 }
 
 impl Disk {
-    pub(super) fn new(options: &EngineOptions) -> Self {
+    pub(crate) fn new(options: &EngineOptions) -> Self {
         let disk = Self {
             data: options.data.clone(),
             reserve: options.disk_reserve_bytes,
@@ -65,7 +64,7 @@ impl Disk {
     }
 
     /// Looks at the disk, and drops log files if it is near the reserve.
-    pub(super) fn look(&self) {
+    pub(crate) fn look(&self) {
         let Some(mut available) = see(&self.data) else {
             return;
         };
@@ -93,7 +92,7 @@ impl Disk {
     }
 
     /// So much was written. Looks again when it adds up.
-    pub(super) fn wrote(&self, bytes: usize) {
+    pub(crate) fn wrote(&self, bytes: usize) {
         let bytes = bytes as u64;
         let written = self.written.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if written >= LOOK_BYTES && self.reserve > 0 {
@@ -101,7 +100,7 @@ impl Disk {
         }
     }
 
-    pub(super) fn available(&self) -> u64 {
+    pub(crate) fn available(&self) -> u64 {
         self.available.load(Ordering::Relaxed)
     }
 
@@ -109,7 +108,7 @@ impl Disk {
     ///
     /// # Errors
     /// [`StorageError::StorageFull`] at the reserve, or for a removal at a quarter of it.
-    pub(super) fn check(&self, need: Need, ahead: usize) -> Result<()> {
+    pub(crate) fn check(&self, need: Need, ahead: usize) -> Result<()> {
         let written = self.written.load(Ordering::Relaxed);
         let available = self.available();
         let available = available.saturating_sub(written.saturating_add(ahead as u64));
@@ -153,7 +152,7 @@ fn length(path: &Path) -> u64 {
 }
 
 /// The bytes of the log that RocksDB still needs.
-pub(super) fn log_bytes_in_use(data: &Path) -> u64 {
+pub(crate) fn log_bytes_in_use(data: &Path) -> u64 {
     log_files(&data.join("db"))
         .iter()
         .map(|path| length(path))
@@ -162,7 +161,7 @@ pub(super) fn log_bytes_in_use(data: &Path) -> u64 {
 
 /// Drops archived files of the change log, oldest first, until so many bytes are free; how many were. Positions before
 /// what is left are `Compacted` then.
-pub(super) fn drop_log(data: &Path, bytes: u64) -> u64 {
+pub(crate) fn drop_log(data: &Path, bytes: u64) -> u64 {
     let (mut dropped, mut count) = (0, 0u32);
     for path in log_files(&data.join("db/archive")) {
         if dropped >= bytes {

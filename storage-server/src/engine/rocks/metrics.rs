@@ -11,7 +11,7 @@ use storage_protocol::planted;
 
 use super::disk::Need;
 use super::store::Store;
-use super::{Shared, log};
+use super::{EngineShared as Shared, log};
 
 /// Counters. Written by the committer, read by whoever asks.
 #[derive(Debug, Default)]

@@ -15,7 +15,7 @@ use storage_protocol::native::{PART_BYTES, RequestId};
 use storage_protocol::{Key, KeyRange, ScanOptions};
 
 use super::scans::OpenScan;
-use super::{Finished, Running};
+use super::{FinishedRequest, Running};
 use crate::limits::room::Reach;
 use crate::metrics::RequestLabel;
 
@@ -183,14 +183,14 @@ impl Reads {
         }
     }
 
-    pub(super) fn poll_small(&mut self, cx: &mut Context<'_>) -> Option<Finished> {
+    pub(super) fn poll_small(&mut self, cx: &mut Context<'_>) -> Option<FinishedRequest> {
         match self.small.poll_next_unpin(cx) {
             Poll::Ready(finished) => finished,
             Poll::Pending => None,
         }
     }
 
-    pub(super) fn poll_running(&mut self, cx: &mut Context<'_>) -> Option<Finished> {
+    pub(super) fn poll_running(&mut self, cx: &mut Context<'_>) -> Option<FinishedRequest> {
         match self.running.poll_next_unpin(cx) {
             Poll::Ready(finished) => finished,
             Poll::Pending => None,

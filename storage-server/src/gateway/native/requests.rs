@@ -7,29 +7,25 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use bytes::Bytes;
 use futures_util::future::AbortHandle;
 use futures_util::future::Abortable;
-use storage_protocol::native::{Class, ClientMessage, RequestId, ServerMessage, WatchRequest};
+use storage_protocol::native::{ClientMessage, RequestId, ServerMessage};
 use storage_protocol::{
-    Batch, CommitOptions, Key, KeyRange, Limit, Outcome, ScanOptions, Storage, StorageError,
-    WatchMode, WatchOptions, planted,
+    Batch, CommitOptions, Key, KeyRange, Limit, Outcome, ScanOptions, StorageError, planted,
 };
 
 use super::order::{Commit, Content};
 use super::reads::{Lane, Read};
 use super::scans::{OpenScan, PageRead, read_page};
-use super::watches::{Terms, WATCH_BYTES};
-use super::{Finished, InFlight, Native, Output, Permits, Result, Running, State};
+use super::{FinishedRequest, InFlight, Native, Output, Permits, RequestState, Result, Running};
 use crate::engine::SessionStorage;
-use crate::limits::budget::Permit;
 use crate::limits::room::AnswerRoom;
 use crate::metrics::RequestLabel;
 use crate::ws::Close;
 
 /// What a request is counted with while it is in flight.
 #[derive(Clone, Copy, Debug)]
-struct Size {
+pub(super) struct Size {
     /// Of its payload, which its keys and values keep alive.
     bytes: usize,
     /// Of the list that it was decoded into, which of short items is many times the payload.
@@ -38,7 +34,7 @@ struct Size {
 
 impl Size {
     /// That of a request without a list.
-    fn of(bytes: usize) -> Self {
+    pub(super) fn of(bytes: usize) -> Self {
         Self { bytes, items: 0 }
     }
 }
@@ -86,7 +82,7 @@ impl Request<'_> {
                 return Ok(());
             }
             ClientMessage::Credit { bytes } => {
-                self.native.watches.grant(id, bytes);
+                self.native.watching.watches.grant(id, bytes);
                 return Ok(());
             }
             _ => {}
@@ -116,7 +112,7 @@ impl Request<'_> {
     }
 
     /// A place among the work in progress; `None`: the request was answered with the bound it met.
-    fn admit(&mut self, label: RequestLabel, size: Size) -> Option<Permits> {
+    pub(super) fn admit(&mut self, label: RequestLabel, size: Size) -> Option<Permits> {
         let session = &mut *self.native;
         let items = session.beside(size);
         let take = || -> Result<Permits> {
@@ -126,12 +122,12 @@ impl Request<'_> {
                     outcome: Outcome::NotExecuted,
                 });
             }
-            let requests = session.requests.take(1)?;
-            let bytes = session.request_bytes.take(size.bytes)?;
+            let requests = session.bounds.requests.take(1)?;
+            let bytes = session.bounds.bytes.take(size.bytes)?;
             Ok(Permits {
                 _requests: requests,
                 _bytes: bytes,
-                _items: session.item_bytes.take(items)?,
+                _items: session.bounds.items.take(items)?,
             })
         };
         match take() {
@@ -146,11 +142,11 @@ impl Request<'_> {
     /// The same beyond the session's own bounds, by one request at a time.
     fn admit_beyond(&mut self, label: RequestLabel, size: Size) -> Option<Permits> {
         let session = &*self.native;
-        let mut requests = session.requests.count();
-        let mut request_bytes = session.request_bytes.count();
-        let items = session.item_bytes.take(session.beside(size));
-        let is_within = session.requests.used() <= session.limits().requests_in_flight_max
-            && session.request_bytes.used() <= session.limits().bytes_in_flight_max;
+        let mut requests = session.bounds.requests.count();
+        let mut request_bytes = session.bounds.bytes.count();
+        let items = session.bounds.items.take(session.beside(size));
+        let is_within = session.bounds.requests.used() <= session.limits().requests_in_flight_max
+            && session.bounds.bytes.used() <= session.limits().bytes_in_flight_max;
         let items = items.ok().filter(|_| !session.draining && is_within);
         let items = items.filter(|_| request_bytes.grow_beyond(size.bytes));
         let Some(items) = items else {
@@ -189,7 +185,7 @@ impl Request<'_> {
         self.native.in_flight.insert(
             self.id,
             InFlight {
-                state: State::Waiting,
+                state: RequestState::Waiting,
                 _permits: Some(permits),
             },
         );
@@ -230,7 +226,7 @@ impl Request<'_> {
         let label = read.label();
         match read {
             Read::Get { keys } => {
-                let room = AnswerRoom::new(&self.native.outbox_bytes, lane.reach());
+                let room = AnswerRoom::new(&self.native.outgoing.budget, lane.reach());
                 let values = async move {
                     let mut read = storage.get_into(&keys, room.room()).await;
                     // It is not the session that has no room. A small answer goes out all the same, and those that come
@@ -256,7 +252,7 @@ impl Request<'_> {
     }
 
     fn finish(&mut self, label: RequestLabel, scan: Option<u64>, result: Result<Output>) {
-        let finished = Finished {
+        let finished = FinishedRequest {
             id: self.id,
             label,
             lane: None,
@@ -276,7 +272,7 @@ impl Request<'_> {
             return self.finish(RequestLabel::Scan, None, Err(error));
         };
         let storage = self.storage.clone();
-        let room = AnswerRoom::new(&self.native.outbox_bytes, lane.reach());
+        let room = AnswerRoom::new(&self.native.outgoing.budget, lane.reach());
         let first = async move {
             let scan = storage.scan_into(range, options, room.room()).await?;
             page(RequestLabel::Scan, number, OpenScan { scan, room }).await
@@ -286,7 +282,7 @@ impl Request<'_> {
 
     /// Polls a read once where it is; what is not ready goes on beside the others, and can be cancelled. `lane`: `None`
     /// for the opening of a watch, which answers nothing large.
-    fn start(
+    pub(super) fn start(
         &mut self,
         cx: &mut Context<'_>,
         label: RequestLabel,
@@ -298,7 +294,7 @@ impl Request<'_> {
         if let Some(lane) = lane {
             self.native.reads.begin(lane);
         }
-        let finished = move |result| Finished {
+        let finished = move |result| FinishedRequest {
             id,
             label,
             lane,
@@ -311,7 +307,7 @@ impl Request<'_> {
         }
         let (abort, registration) = AbortHandle::new_pair();
         if let Some(in_flight) = self.native.in_flight.get_mut(&id) {
-            in_flight.state = State::Reading(Some(abort));
+            in_flight.state = RequestState::Reading(Some(abort));
         }
         let running: Running = Box::pin(async move {
             let result = Abortable::new(work, registration).await;
@@ -319,7 +315,7 @@ impl Request<'_> {
         });
         match lane {
             Some(lane) => self.native.reads.push(lane, running),
-            None => self.native.openings.push(running),
+            None => self.native.watching.openings.push(running),
         }
     }
 
@@ -334,7 +330,7 @@ impl Request<'_> {
     ) -> std::result::Result<(), Close> {
         let session = &mut *self.native;
         session.check_number(number)?;
-        if number <= session.executed {
+        if number <= session.executed() {
             let fingerprint = crate::engine::fingerprint(&batch, &options);
             session.repeat(self.id, number, Some(fingerprint));
             session.start_commits(cx, self.now);
@@ -352,21 +348,21 @@ impl Request<'_> {
             }
             // What others wait for is let in by the session's bounds: refused, it would be lost for want of its own
             // followers.
-            Ok(()) if session.order.gap() == Some(number) => {
+            Ok(()) if session.commits.order.gap() == Some(number) => {
                 self.admit_beyond(RequestLabel::Commit, size)
             }
             Ok(()) => self.admit(RequestLabel::Commit, size),
         };
         let session = &mut *self.native;
         match permits {
-            None => session.order.spend(number),
+            None => session.commits.order.spend(number),
             Some(permits) => {
                 let in_flight = InFlight {
-                    state: State::Committing,
+                    state: RequestState::Committing,
                     _permits: Some(permits),
                 };
                 session.in_flight.insert(self.id, in_flight);
-                session.order.push(Commit {
+                session.commits.order.push(Commit {
                     id: self.id,
                     number,
                     content: Content::New(batch, options),
@@ -377,110 +373,6 @@ impl Request<'_> {
         Ok(())
     }
 
-    fn watch(&mut self, cx: &mut Context<'_>, request: WatchRequest, bytes: usize) {
-        let memory = match self.watch_memory(&request.range) {
-            Ok(memory) => memory,
-            Err(error) => return self.native.refuse(self.id, RequestLabel::Watch, error),
-        };
-        let Some(permits) = self.admit(RequestLabel::Watch, Size::of(bytes)) else {
-            return;
-        };
-        let in_flight = InFlight {
-            state: State::Reading(None),
-            _permits: Some(permits),
-        };
-        self.native.in_flight.insert(self.id, in_flight);
-        self.native.opening.insert(self.id, None);
-        let storage = self.storage.clone();
-        let WatchRequest {
-            range,
-            start,
-            mode,
-            credit,
-        } = request;
-        // Copied out of its message, which it would keep alive.
-        let range = KeyRange {
-            start: Bytes::copy_from_slice(&range.start),
-            end: range.end.map(|end| Bytes::copy_from_slice(&end)),
-        };
-        let every = mode == WatchMode::Every;
-        let opening = async move {
-            let watch = storage.watch(range, WatchOptions { start, mode }).await?;
-            let terms = Terms {
-                credit,
-                every,
-                memory,
-            };
-            Ok(Output::Watching { watch, terms })
-        };
-        self.start(cx, RequestLabel::Watch, None, None, opening);
-    }
-
-    /// Room for one more watch of this range.
-    fn watch_memory(&self, range: &KeyRange) -> Result<Permit> {
-        let session = &*self.native;
-        let limits = session.limits();
-        range.check_bounds(limits.key_bytes_max)?;
-        if session.watches.len() + session.opening.len() >= limits.watches_max {
-            return Err(StorageError::Overloaded {
-                limit: Limit::Watches,
-                max: limits.watches_max as u64,
-            });
-        }
-        let bounds = range.start.len() + range.end.as_ref().map_or(0, Bytes::len);
-        session.watch_bytes.take(WATCH_BYTES + bounds)
-    }
-
-    fn unwatch(&mut self, watch: RequestId) {
-        // One alone waits for the opening, which is what bounds them.
-        let is_opening = self.native.opening.get(&watch) == Some(&None);
-        if !is_opening && !self.native.watches.remove(watch) {
-            // It ended meanwhile, or another Unwatch ends it; there is nothing to wait for.
-            return self.native.answer(self.id, &ServerMessage::Done);
-        }
-        let in_flight = InFlight {
-            state: State::Watching,
-            _permits: None,
-        };
-        self.native.in_flight.insert(self.id, in_flight);
-        if is_opening && !planted("unwatch-before-answer") {
-            // The WATCH is answered first, and then this.
-            self.native.opening.insert(watch, Some(self.id));
-            self.abort(watch);
-        } else if self.native.outbox.has_bulk(watch) {
-            self.native.unwatching.push((watch, self.id));
-        } else {
-            self.native.end_watch(watch, self.id);
-        }
-    }
-
-    fn probe(&mut self, watch: Option<RequestId>, token: u64, bytes: usize) {
-        let message = match watch {
-            None => {
-                let revision = self.storage.position().revision;
-                ServerMessage::Probed { revision, token }
-            }
-            Some(watch) if self.native.watches.contains(watch) => {
-                // In flight until its mark comes.
-                if let Some(permits) = self.admit(RequestLabel::Probe, Size::of(bytes)) {
-                    let in_flight = InFlight {
-                        state: State::Probing,
-                        _permits: Some(permits),
-                    };
-                    self.native.in_flight.insert(self.id, in_flight);
-                    self.native.watches.request_progress(watch, token, self.id);
-                }
-                return;
-            }
-            Some(watch) => {
-                ServerMessage::Error(StorageError::invalid(format!("there is no watch {watch}")))
-            }
-        };
-        self.native
-            .outbox
-            .push(Class::Control, message.encode(Some(self.id)));
-    }
-
     fn cancel(&mut self) {
         match self.native.reads.remove(self.id) {
             Some(read) => self.finish(read.label(), read.scan(), Err(StorageError::Cancelled)),
@@ -489,9 +381,9 @@ impl Request<'_> {
     }
 
     /// Gives a read up, if it is one; it is answered when it is noticed. Commits are never given up.
-    fn abort(&mut self, id: RequestId) {
+    pub(super) fn abort(&mut self, id: RequestId) {
         if let Some(InFlight {
-            state: State::Reading(Some(abort)),
+            state: RequestState::Reading(Some(abort)),
             ..
         }) = self.native.in_flight.get(&id)
         {

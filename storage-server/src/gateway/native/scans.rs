@@ -32,7 +32,7 @@ pub(super) struct Turn {
 }
 
 #[derive(Debug)]
-struct Slot {
+struct ScanSlot {
     /// `None`: a page is on its way.
     rest: Option<OpenScan>,
     used: Instant,
@@ -41,7 +41,7 @@ struct Slot {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Scans {
-    open: HashMap<u64, Slot>,
+    open: HashMap<u64, ScanSlot>,
     next: u64,
     metrics: Arc<Metrics>,
 }
@@ -64,7 +64,7 @@ impl Scans {
         self.next += 1;
         self.open.insert(
             number,
-            Slot {
+            ScanSlot {
                 rest: None,
                 used: Instant::now(),
             },
@@ -104,7 +104,7 @@ impl Scans {
         let slot = self.open.get_mut(&number).filter(|_| !is_last);
         let scan = match slot {
             Some(slot) => {
-                *slot = Slot {
+                *slot = ScanSlot {
                     rest: Some(open),
                     used: now,
                 };
@@ -142,7 +142,7 @@ impl Scans {
 
     /// Frees the scans that rested too long.
     pub(super) fn expire(&mut self, now: Instant) {
-        let stale = |slot: &Slot| {
+        let stale = |slot: &ScanSlot| {
             let rested = now.saturating_duration_since(slot.used);
             slot.rest.is_some() && rested >= SNAPSHOT_LEASE
         };

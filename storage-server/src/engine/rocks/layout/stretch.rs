@@ -3,8 +3,8 @@
 use bytes::{Buf, BufMut};
 use storage_protocol::{Revision, UnixMillis};
 
-use super::super::clock::{Jump, Stretch};
-use super::{Damaged, encode_revision};
+use super::{Damaged, decode_revision, encode_revision};
+use crate::engine::rocks::clock::{Jump, Stretch};
 
 /// What the rows of the clock's jumps begin with.
 pub(crate) const STRETCH_PREFIX: &[u8] = b"mclock/";
@@ -27,7 +27,7 @@ pub(crate) fn decode_stretch(key: &[u8], mut row: &[u8]) -> Result<Stretch, Dama
         what: "a jump of the clock of another length",
     };
     let above = key.strip_prefix(STRETCH_PREFIX).ok_or_else(damaged)?;
-    let above = super::decode_revision(above)?;
+    let above = decode_revision(above)?;
     let before = UnixMillis(row.try_get_u64().map_err(|_| damaged())?);
     let after = UnixMillis(row.try_get_u64().map_err(|_| damaged())?);
     if row.has_remaining() {

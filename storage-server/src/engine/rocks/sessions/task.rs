@@ -9,13 +9,15 @@ use std::sync::{Arc, OnceLock};
 
 use storage_protocol::{Outcome, Position, Result, StorageError, UnixMillis, planted};
 
-use super::super::committer::Group;
-use super::super::layout::{self, CommitRow, SESSION_WINDOW, SessionHorizon, Table};
-use super::{ENDED_MAX, Handle, SessionState, Verdict};
+use super::ENDED_MAX;
+use super::state::{Handle, SessionState, Verdict};
+use crate::engine::rocks::commit::Group;
+use crate::engine::rocks::layout;
+use crate::engine::rocks::layout::{CommitRow, SESSION_WINDOW, SessionHorizon, Table};
 
 impl Group<'_> {
     /// Whether a commit may be judged at all: not from a handle that was fenced, and not after the end.
-    pub(in super::super) fn check_session(
+    pub(crate) fn check_session(
         &self,
         session: &SessionState,
         handle: u64,
@@ -45,7 +47,7 @@ impl Group<'_> {
 
     /// The answer to a peer's number that is not above the highest executed one: what it did the first time, if it is the
     /// same commit. Without a fingerprint that is not known.
-    pub(in super::super) fn repeat(
+    pub(crate) fn repeat(
         &mut self,
         session: &SessionState,
         number: u64,
@@ -110,11 +112,11 @@ impl Group<'_> {
     }
 
     /// Whether a session's row goes into the batch with its next commit: the first one.
-    pub(in super::super) fn is_unstored(session: &SessionState) -> bool {
+    pub(crate) fn is_unstored(session: &SessionState) -> bool {
         !session.stored.load(Ordering::Acquire)
     }
 
-    pub(in super::super) fn put_session_row(&mut self, session: &SessionState) {
+    pub(crate) fn put_session_row(&mut self, session: &SessionState) {
         let row = session.row(self.store).encode();
         self.put(Table::Meta, &layout::session_row_key(session.id), &row);
         session.stored.store(true, Ordering::Release);
@@ -127,7 +129,7 @@ impl Group<'_> {
         }
     }
 
-    pub(in super::super) fn attach(
+    pub(crate) fn attach(
         &mut self,
         session: &SessionState,
         handle: Handle,
@@ -154,11 +156,7 @@ impl Group<'_> {
     }
 
     /// The socket of a handle was lost.
-    pub(in super::super) fn lose(
-        &self,
-        session: &Arc<SessionState>,
-        handle: u64,
-    ) -> Result<Position> {
+    pub(crate) fn lose(&self, session: &Arc<SessionState>, handle: u64) -> Result<Position> {
         // Without a commit it leaves nothing behind; it can be resumed all the same.
         let kept =
             session.is_attached(handle) && !session.has_ended() && !Self::is_unstored(session);
@@ -171,11 +169,7 @@ impl Group<'_> {
     }
 
     /// The client knows that keys of its session were removed.
-    pub(in super::super) fn heed(
-        &mut self,
-        session: &SessionState,
-        handle: u64,
-    ) -> Result<Position> {
+    pub(crate) fn heed(&mut self, session: &SessionState, handle: u64) -> Result<Position> {
         if session.is_attached(handle) && session.lapsed.swap(false, Ordering::AcqRel) {
             self.update_session_row(session);
         }
@@ -183,7 +177,7 @@ impl Group<'_> {
     }
 
     /// The keys that a session has now are to go, unless it was resumed.
-    pub(in super::super) fn lapse(
+    pub(crate) fn lapse(
         &mut self,
         session: &Arc<SessionState>,
         since: UnixMillis,
@@ -203,7 +197,7 @@ impl Group<'_> {
     }
 
     /// Forgets a session, unless it was resumed.
-    pub(in super::super) fn forget_session(
+    pub(crate) fn forget_session(
         &mut self,
         session: &SessionState,
         since: UnixMillis,
@@ -229,11 +223,7 @@ impl Group<'_> {
     }
 
     /// The session takes no more commits; its row and its records go. Not for a handle that was fenced.
-    pub(in super::super) fn end(
-        &mut self,
-        session: &SessionState,
-        handle: u64,
-    ) -> Result<Position> {
+    pub(crate) fn end(&mut self, session: &SessionState, handle: u64) -> Result<Position> {
         if !session.is_attached(handle) || session.ended.swap(true, Ordering::AcqRel) {
             return self.here();
         }

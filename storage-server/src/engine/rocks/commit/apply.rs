@@ -1,0 +1,301 @@
+//! From a plan to rows: what a commit writes, and the record that the feed gets of it.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use storage_protocol::{
+    Change, ChangeKind, CommitRecord, EntryLifetime, Key, Position, Result, Revision, StorageError,
+};
+
+use super::group::Group;
+use super::plan::{Signal, Step};
+use crate::engine::rocks::layout;
+use crate::engine::rocks::layout::{
+    CommitRow, Head, KeyspaceId, KeyspaceRow, LifetimeRow, Stored, Table, entry_key, entry_value,
+    index_key,
+};
+use crate::engine::rocks::sessions::SessionState;
+use crate::engine::rocks::store::KeyspaceState;
+use crate::feed::FeedCommit;
+
+/// A commit up to this size is copied out of its message: cheaper than what it might keep alive.
+const COMPACT_BYTES_MAX: usize = 4 * 1024;
+
+/// A commit's number as it is written.
+#[derive(Clone, Copy)]
+pub(super) struct Numbered {
+    pub(super) number: u64,
+    pub(super) fingerprint: Option<u64>,
+    /// The session's row goes with it.
+    pub(super) unstored: bool,
+}
+
+impl Group<'_> {
+    /// Puts a planned commit's rows into the batch.
+    pub(super) fn apply(
+        &mut self,
+        session: &Arc<SessionState>,
+        numbered: Option<Numbered>,
+        label: Option<String>,
+        mut steps: Vec<Step>,
+        signals: Vec<Signal>,
+    ) -> Result<Position> {
+        let made = self.id(&session.keyspace).is_none();
+        let unstored = numbered.is_some_and(|numbered| numbered.unstored);
+        let rows = steps
+            .iter()
+            .map(|step| step.rows(self.indexed()))
+            .sum::<u64>()
+            + u64::from(made)
+            + u64::from(unstored)
+            + 1;
+        let revision = Revision(self.base + self.numbers + rows);
+        self.stamp(&session.keyspace, revision, &mut steps)?;
+        let id = match self.id(&session.keyspace) {
+            Some(id) => id,
+            None => self.make(&session.keyspace, revision),
+        };
+        if unstored {
+            self.put_session_row(session);
+        }
+        let mut changes = self.write_steps(id, revision, steps, signals);
+        compact(&mut changes, self.taken);
+        let record = CommitRecord::new(
+            revision,
+            self.now,
+            label,
+            session.principal.to_string(),
+            changes,
+        );
+        let number = numbered.map_or(revision.0, |numbered| numbered.number);
+        let mut row = commit_row(number, id, &record);
+        row.fingerprint = numbered.and_then(|numbered| numbered.fingerprint);
+        self.put(
+            Table::Sessions,
+            &layout::session_key(session.id, number),
+            &row.encode(),
+        );
+        debug_assert_eq!(
+            self.base + self.numbers,
+            revision.0,
+            "the record is the commit's last row"
+        );
+        if !record.changes.is_empty() {
+            let keyspace = session.keyspace.name.clone();
+            self.records.push(FeedCommit {
+                keyspace,
+                record: Arc::new(record),
+            });
+        }
+        Ok(self.store.at(revision))
+    }
+
+    /// Completes the keys of stamped puts.
+    fn stamp(
+        &self,
+        keyspace: &KeyspaceState,
+        revision: Revision,
+        steps: &mut [Step],
+    ) -> Result<()> {
+        if !steps.iter().any(|step| step.stamped) {
+            return Ok(());
+        }
+        let plain: HashSet<Key> = steps
+            .iter()
+            .filter(|step| !step.stamped)
+            .map(|step| step.key.clone())
+            .collect();
+        for step in steps.iter_mut().filter(|step| step.stamped) {
+            step.key = [&step.key[..], &layout::encode_revision(revision)]
+                .concat()
+                .into();
+            if plain.contains(&step.key) || self.look(keyspace, &step.key)?.is_some() {
+                let key = step.key.escape_ascii();
+                return Err(StorageError::invalid(format!(
+                    "the stamped key \"{key}\" is taken"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn make(&mut self, keyspace: &Arc<KeyspaceState>, revision: Revision) -> KeyspaceId {
+        let known = self
+            .store
+            .keyspaces()
+            .iter()
+            .filter_map(|keyspace| keyspace.id())
+            .max();
+        let here = self.made.iter().map(|(_, row)| row.id).max();
+        let last = known.max(here).map_or(0, |id| id.0);
+        let row = KeyspaceRow {
+            id: KeyspaceId(last + 1),
+            mwdb: keyspace.serves_mwdb(),
+            // Nothing of it is older than the commit that makes it.
+            made: Revision(self.base + self.numbers),
+        };
+        debug_assert!(row.made < revision);
+        self.put(
+            Table::Meta,
+            &layout::keyspace_key(&keyspace.name),
+            &row.encode(),
+        );
+        self.made.push((keyspace.clone(), row));
+        row.id
+    }
+
+    /// The commit's changes, signals in their places.
+    fn write_steps(
+        &mut self,
+        id: KeyspaceId,
+        revision: Revision,
+        steps: Vec<Step>,
+        signals: Vec<Signal>,
+    ) -> Vec<Change> {
+        let mut changes = Vec::with_capacity(steps.len() + signals.len());
+        let mut signals = signals.into_iter().peekable();
+        let mut steps = steps.into_iter();
+        // Both come in the order of their places; a signal's place counts what stands before it, signals included.
+        loop {
+            if let Some((_, key, bytes)) = signals.next_if(|(place, _, _)| *place <= changes.len())
+            {
+                changes.push(Change {
+                    key,
+                    kind: ChangeKind::Signalled { bytes },
+                });
+            } else if let Some(step) = steps.next() {
+                changes.push(self.write_step(id, revision, step));
+            } else {
+                return changes;
+            }
+        }
+    }
+
+    fn write_step(&mut self, id: KeyspaceId, revision: Revision, step: Step) -> Change {
+        let Step {
+            key,
+            new,
+            value,
+            old,
+            previous,
+            ..
+        } = step;
+        let head = Head {
+            revision,
+            stored: new,
+        };
+        self.put(
+            Table::Entries,
+            &entry_key(id, &key),
+            &entry_value(&head, &value),
+        );
+        if self.indexed() {
+            self.put(Table::Index, &index_key(id, revision, &key), &[]);
+        }
+        if let Some(row) = lifetime_row(id, &key, &head) {
+            self.put(
+                Table::Lifetimes,
+                &row.key(),
+                &layout::encode_revision(revision),
+            );
+        }
+        if let Some(old) = old {
+            if self.indexed() {
+                self.delete(Table::Index, &index_key(id, old.revision, &key));
+            }
+            match lifetime_row(id, &key, &old) {
+                // The same row was just put (a session's key put again): a delete would take it away. Something must
+                // take its number, though.
+                Some(row) if lifetime_row(id, &key, &head).as_ref() == Some(&row) => {
+                    self.put(
+                        Table::Lifetimes,
+                        &row.key(),
+                        &layout::encode_revision(revision),
+                    );
+                }
+                Some(row) => self.delete(Table::Lifetimes, &row.key()),
+                None => {}
+            }
+        }
+        let lifetime = match new {
+            Stored::Tombstone(_) => None,
+            Stored::Forever => Some(EntryLifetime::Forever),
+            Stored::Until(due) => {
+                self.dues.push(due);
+                Some(EntryLifetime::Until(due))
+            }
+            Stored::Session(_) => Some(EntryLifetime::Session),
+        };
+        self.overlay
+            .insert((id, key.clone()), (head, value.clone()));
+        let kind = match lifetime {
+            None => ChangeKind::Removed { previous },
+            Some(lifetime) => ChangeKind::Put {
+                value,
+                lifetime,
+                previous,
+            },
+        };
+        Change { key, kind }
+    }
+}
+
+/// Copies what a small commit changed out of the message it came in, which may be much larger (checks, another
+/// commit's parts): the ring and the queues of watches keep these bytes, and count them.
+fn compact(changes: &mut [Change], message_bytes: usize) {
+    let of = |change: &Change| {
+        change.key.len()
+            + match &change.kind {
+                ChangeKind::Put { value, .. } => value.len(),
+                ChangeKind::Signalled { bytes } => bytes.len(),
+                ChangeKind::Removed { .. } => 0,
+            }
+    };
+    let bytes: usize = changes.iter().map(of).sum();
+    if bytes > COMPACT_BYTES_MAX && bytes >= message_bytes / 2 {
+        return;
+    }
+    changes.iter_mut().for_each(Change::detach);
+}
+
+fn lifetime_row(id: KeyspaceId, key: &Key, head: &Head) -> Option<LifetimeRow> {
+    match head.stored {
+        Stored::Forever => None,
+        Stored::Until(due) => Some(LifetimeRow::Due(due, id, key.clone())),
+        Stored::Session(session) => Some(LifetimeRow::Session(session, id, key.clone())),
+        Stored::Tombstone(_) => Some(LifetimeRow::Tombstone(id, head.revision, key.clone())),
+    }
+}
+
+fn commit_row(number: u64, keyspace: KeyspaceId, record: &CommitRecord) -> CommitRow {
+    let mut signals = Vec::new();
+    let mut previous = Vec::new();
+    for (place, change) in (0u32..).zip(&record.changes) {
+        match &change.kind {
+            ChangeKind::Signalled { bytes } => {
+                signals.push((place, change.key.clone(), bytes.clone()))
+            }
+            ChangeKind::Put {
+                previous: Some(value),
+                ..
+            }
+            | ChangeKind::Removed {
+                previous: Some(value),
+            } => {
+                previous.push((place, value.clone()));
+            }
+            ChangeKind::Put { .. } | ChangeKind::Removed { .. } => {}
+        }
+    }
+    CommitRow {
+        number,
+        keyspace,
+        revision: record.revision,
+        time: record.time,
+        principal: record.principal.clone(),
+        label: record.label.clone(),
+        signals,
+        previous,
+        fingerprint: None,
+    }
+}

@@ -1,0 +1,203 @@
+//! Commits that become durable together, and how each sees those before it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rocksdb::WriteBatch;
+use storage_protocol::{Key, Position, Result, Revision, SessionId, UnixMillis, Value, planted};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use super::plan::Number;
+use super::task::{Task, Work};
+use crate::engine::rocks::layout::{Head, KeyspaceId, KeyspaceRow, NumberRow, Table, entry_key};
+use crate::engine::rocks::store::{KeyspaceState, Store};
+use crate::engine::rocks::{EngineShared, layout};
+use crate::feed::FeedCommit;
+
+/// Numbers that a group may take before it is written; a single commit may take more.
+const GROUP_NUMBERS_MAX: u64 = 64 * 1024;
+
+/// Bytes that a group may have before it is written: values before count here that its requests do not carry.
+const GROUP_BYTES_MAX: usize = 16 << 20;
+
+/// Commits that become durable together.
+pub(crate) struct Group<'a> {
+    pub(crate) shared: &'a EngineShared,
+    pub(crate) store: &'a Store,
+    pub(super) batch: WriteBatch,
+    /// The store's revision before the group.
+    pub(crate) base: u64,
+    /// Numbers taken so far.
+    pub(crate) numbers: u64,
+    pub(crate) now: UnixMillis,
+    /// Bytes of the work at hand, as it was queued.
+    pub(super) taken: usize,
+    /// Entries as the group's commits leave them, for the checks of later ones.
+    pub(super) overlay: HashMap<(KeyspaceId, Key), (Head, Value)>,
+    /// What peers' numbers became in this group.
+    pub(crate) executed: HashMap<(SessionId, u64), NumberRow>,
+    /// Handles that others took over from.
+    pub(crate) fenced: Vec<CancellationToken>,
+    pub(super) records: Vec<FeedCommit>,
+    pub(super) made: Vec<(Arc<KeyspaceState>, KeyspaceRow)>,
+    pub(super) dues: Vec<UnixMillis>,
+    pub(super) answers: Vec<(oneshot::Sender<Result<Position>>, Result<Position>)>,
+}
+
+impl<'a> Group<'a> {
+    pub(crate) fn new(shared: &'a EngineShared) -> Self {
+        let store: &Store = &shared.store;
+        Self {
+            shared,
+            store,
+            batch: WriteBatch::default(),
+            base: store.db.latest_sequence_number(),
+            numbers: 0,
+            now: store.now(),
+            taken: 0,
+            overlay: HashMap::new(),
+            executed: HashMap::new(),
+            fenced: Vec::new(),
+            records: Vec::new(),
+            made: Vec::new(),
+            dues: Vec::new(),
+            answers: Vec::new(),
+        }
+    }
+
+    /// One that looks at the clock first.
+    pub(super) fn begin(shared: &'a EngineShared) -> Self {
+        let mut group = Self::new(shared);
+        group.heed_clock();
+        group
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.numbers >= GROUP_NUMBERS_MAX || self.batch.size_in_bytes() >= GROUP_BYTES_MAX
+    }
+
+    pub(crate) fn take(&mut self, work: Work) {
+        let Work {
+            session,
+            handle,
+            task,
+            reply,
+            bytes,
+        } = work;
+        self.taken = bytes;
+        let answer = match task {
+            Task::Commit {
+                number,
+                fingerprint,
+                batch,
+                options,
+            } => {
+                let number = Number {
+                    handle,
+                    number,
+                    fingerprint,
+                };
+                self.commit(&session, number, batch, options)
+            }
+            Task::Repeat {
+                number,
+                fingerprint,
+            } => self
+                .check_session(&session, handle, number, true)
+                .and_then(|()| self.repeat(&session, number, fingerprint)),
+            Task::Remove { label, entries } => self.remove(&session, label, entries),
+            Task::Correct { label, entries } => self.correct(&session, label, entries),
+            Task::Look => self.here(),
+            Task::ForgetStretches { above } => {
+                self.forget_stretches(&above);
+                self.here()
+            }
+            Task::Forget {
+                tombstones,
+                horizon,
+            } => self.forget(&session.keyspace, tombstones, horizon),
+            Task::Attach {
+                handle,
+                incarnation,
+                verdict,
+            } => self.attach(&session, handle, incarnation, &verdict),
+            Task::Lose => self.lose(&session, handle),
+            Task::Heed => self.heed(&session, handle),
+            Task::Lapse { since } => self.lapse(&session, since),
+            Task::ForgetSession { since, records } => {
+                self.forget_session(&session, since, &records)
+            }
+            Task::End => self.end(&session, handle),
+        };
+        self.answers.push((reply, answer));
+    }
+
+    /// What the last work is to be answered with.
+    #[cfg(test)]
+    pub(crate) fn last_answer(&self) -> Result<Position> {
+        self.answers.last().expect("a work was taken").1.clone()
+    }
+
+    /// Where the store is, with what the group did so far.
+    pub(crate) fn here(&self) -> Result<Position> {
+        Ok(self.store.at(Revision(self.base + self.numbers)))
+    }
+
+    /// What a key is just now: in the group, else in the store.
+    pub(super) fn look(&self, keyspace: &KeyspaceState, key: &Key) -> Result<Option<Head>> {
+        Ok(self.look_at(keyspace, key, false)?.map(|(head, _)| head))
+    }
+
+    /// The same with its value, which is empty unless wanted.
+    pub(super) fn look_at(
+        &self,
+        keyspace: &KeyspaceState,
+        key: &Key,
+        value: bool,
+    ) -> Result<Option<(Head, Value)>> {
+        let Some(id) = self.id(keyspace) else {
+            return Ok(None);
+        };
+        if let Some((head, value)) = self.overlay.get(&(id, key.clone()))
+            && !planted("checks-without-overlay")
+        {
+            return Ok(Some((*head, value.clone())));
+        }
+        let Some(row) = self.store.row(Table::Entries, &entry_key(id, key))? else {
+            return Ok(None);
+        };
+        let (head, at) = layout::parse_entry_value(&row)?;
+        Ok(Some((
+            head,
+            if value {
+                Bytes::copy_from_slice(&row[at..])
+            } else {
+                Value::new()
+            },
+        )))
+    }
+
+    pub(super) fn indexed(&self) -> bool {
+        !self.store.options.danger_without_index
+    }
+
+    pub(super) fn id(&self, keyspace: &KeyspaceState) -> Option<KeyspaceId> {
+        let made = self
+            .made
+            .iter()
+            .find(|(made, _)| made.name == keyspace.name);
+        made.map(|(_, row)| row.id).or_else(|| keyspace.id())
+    }
+
+    pub(crate) fn put(&mut self, table: Table, key: &[u8], value: &[u8]) {
+        self.batch.put_cf(self.store.table(table), key, value);
+        self.numbers += 1;
+    }
+
+    pub(crate) fn delete(&mut self, table: Table, key: &[u8]) {
+        self.batch.delete_cf(self.store.table(table), key);
+        self.numbers += 1;
+    }
+}

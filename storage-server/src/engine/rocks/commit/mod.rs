@@ -1,0 +1,146 @@
+//! Group commit: the one writer of the store, on a thread of its own.
+//!
+//! It takes what waits, evaluates each commit's checks against the store and the group's earlier commits (the overlay),
+//! writes one batch with one synced write, publishes to the feed, then answers everything that saw the group, refusals
+//! included: nobody learns of a commit that is not durable. The feed tells the watches on a thread of its own.
+//!
+//! Invariants: nothing else writes to the database, so the numbers RocksDB will give are known beforehand; a commit's
+//! record is the last of its rows and its number is the commit's revision; the log holds puts and deletes only.
+
+mod apply;
+mod group;
+mod plan;
+mod queue;
+mod task;
+mod upkeep;
+
+use std::time::Instant;
+
+use rocksdb::{WriteBatch, WriteOptions};
+use storage_protocol::{Outcome, Revision, StorageError, planted};
+
+pub(crate) use self::group::Group;
+pub(crate) use self::queue::Queue;
+pub(crate) use self::task::{Task, Work, submit};
+use crate::engine::rocks::EngineShared;
+use crate::engine::rocks::options::Durability;
+
+/// Runs until the queue is closed and drained.
+pub(crate) fn run(shared: &EngineShared) {
+    // Also when it panics: the feed's thread must not wait for ever.
+    let _close = CloseFeed(shared);
+    let mut sync = WriteOptions::default();
+    sync.set_sync(shared.store.options.durability == Durability::Sync && !planted("skip-sync"));
+    let mut committer = Committer { shared, sync };
+    loop {
+        let works = shared.queue.take();
+        if works.is_empty() {
+            return;
+        }
+        committer.commit(works);
+    }
+}
+
+struct CloseFeed<'a>(&'a EngineShared);
+
+impl Drop for CloseFeed<'_> {
+    fn drop(&mut self) {
+        self.0.feed.close();
+    }
+}
+
+struct Committer<'a> {
+    shared: &'a EngineShared,
+    sync: WriteOptions,
+}
+
+impl Committer<'_> {
+    fn commit(&mut self, works: Vec<Work>) {
+        let mut group: Option<Group<'_>> = None;
+        for work in works {
+            if let Some(full) = group.take_if(|group| group.is_full()) {
+                self.write(full);
+            }
+            // Only when the one before is written: its revisions begin behind that.
+            group
+                .get_or_insert_with(|| Group::begin(self.shared))
+                .take(work);
+        }
+        if let Some(group) = group {
+            self.write(group);
+        }
+    }
+
+    /// Makes a group durable, then tells of it.
+    fn write(&mut self, group: Group<'_>) {
+        let Group {
+            batch,
+            base,
+            numbers,
+            mut records,
+            made,
+            answers,
+            dues,
+            fenced,
+            ..
+        } = group;
+        let store = &self.shared.store;
+        let count = answers.len();
+        if numbers > 0 {
+            let began = Instant::now();
+            let bytes = batch.size_in_bytes();
+            // Ordering: before the write. Who sees its first commit must find the keyspace; a failed write poisons.
+            for (keyspace, row) in made {
+                keyspace.set_row(row);
+            }
+            if planted("show-before-durable") {
+                let early = std::mem::take(&mut records);
+                self.shared.feed.publish(early, Revision(base + numbers));
+            }
+            if let Err(reason) = self.write_batch(batch, base + numbers) {
+                store.poison(&reason);
+                self.shared.feed.wake_all_waiting();
+                for (reply, _) in answers {
+                    let error = StorageError::Internal {
+                        message: "a write failed; the store takes no more until it is reopened"
+                            .to_owned(),
+                        outcome: Outcome::Unknown,
+                    };
+                    // A caller that is gone needs no answer.
+                    let _ = reply.send(Err(error));
+                }
+                return;
+            }
+            self.shared.metrics.wrote(count, bytes, began.elapsed());
+            self.shared.disk.wrote(bytes);
+            if let Some(due) = dues.into_iter().min() {
+                self.shared.alarm.set(due);
+            }
+        }
+        // Ordering: durable, then published, then answered: who has an answer finds the commit everywhere. What watches
+        // are told of it is told beside that (see the feed).
+        self.shared.feed.publish(records, Revision(base + numbers));
+        // The fences first: a socket that was taken over is closed rather than told what its successor asks again.
+        for before in fenced {
+            before.cancel();
+        }
+        for (reply, answer) in answers {
+            let _ = reply.send(answer);
+        }
+    }
+
+    fn write_batch(&self, batch: WriteBatch, last: u64) -> std::result::Result<(), String> {
+        let store = &self.shared.store;
+        store
+            .db
+            .write_opt(batch, &self.sync)
+            .map_err(|error| error.to_string())?;
+        let found = store.db.latest_sequence_number();
+        if found != last {
+            return Err(format!(
+                "the write ended at number {found}, expected {last}: something else writes"
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,197 @@
+//! From a batch to the steps it takes: the checks are evaluated, and each operation is looked up.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use storage_protocol::{
+    Batch, CommitOptions, Expected, Key, Lifetime, Limit, Operation, Position, Result,
+    StorageError, Value,
+};
+
+use super::apply::Numbered;
+use super::group::Group;
+use crate::engine::rocks::disk::Need;
+use crate::engine::rocks::layout::{Head, NumberRow, Stored};
+use crate::engine::rocks::sessions::SessionState;
+use crate::engine::rocks::store::KeyspaceState;
+
+/// What a commit is known by: whose, which, and its fingerprint if its number may come again.
+#[derive(Clone, Copy)]
+pub(super) struct Number {
+    pub(super) handle: u64,
+    pub(super) number: u64,
+    pub(super) fingerprint: Option<u64>,
+}
+
+/// A signal, with its place among the changes.
+pub(super) type Signal = (usize, Key, Value);
+
+/// One entry's way through a commit.
+pub(super) struct Step {
+    pub(super) key: Key,
+    /// The key ends with the commit's revision, which is not known yet.
+    pub(super) stamped: bool,
+    pub(super) new: Stored,
+    pub(super) value: Value,
+    pub(super) old: Option<Head>,
+    pub(super) previous: Option<Value>,
+}
+
+impl Step {
+    /// How many rows it writes.
+    pub(super) fn rows(&self, indexed: bool) -> u64 {
+        let rows_of = |stored: Stored| u64::from(indexed) + u64::from(stored != Stored::Forever);
+        1 + rows_of(self.new) + self.old.map_or(0, |old| rows_of(old.stored))
+    }
+}
+
+impl Group<'_> {
+    pub(super) fn commit(
+        &mut self,
+        session: &Arc<SessionState>,
+        number: Number,
+        batch: Batch,
+        options: CommitOptions,
+    ) -> Result<Position> {
+        let Number {
+            handle,
+            number,
+            fingerprint,
+        } = number;
+        let repeatable = fingerprint.is_some();
+        self.check_session(session, handle, number, repeatable)?;
+        // Before anything that could refuse it: what was executed was not refused.
+        if repeatable && number <= session.executed.load(Ordering::Acquire) {
+            return self.repeat(session, number, fingerprint);
+        }
+        self.store.check_poison()?;
+        // Again, since it waited: what stood before it may have taken the room.
+        let ahead = self.batch.size_in_bytes() + self.taken;
+        self.shared.disk.check(Need::of(&batch), ahead)?;
+        if session.keyspace.serves_mwdb() {
+            check_mwdb(&batch)?;
+        }
+        self.check(&session.keyspace, &batch)?;
+        let (steps, signals) = self.plan(session, batch, &options)?;
+        let unstored = repeatable && Self::is_unstored(session);
+        let numbered = Some(Numbered {
+            number,
+            fingerprint,
+            unstored,
+        });
+        let position = self.apply(session, numbered, options.label, steps, signals)?;
+        session.executed.fetch_max(number, Ordering::AcqRel);
+        if repeatable {
+            let row = NumberRow {
+                number,
+                revision: position.revision,
+                fingerprint,
+            };
+            self.executed.insert((session.id, number), row);
+        }
+        Ok(position)
+    }
+
+    fn check(&self, keyspace: &KeyspaceState, batch: &Batch) -> Result<()> {
+        for check in &batch.checks {
+            let actual = self.look(keyspace, &check.key)?.filter(Head::is_live);
+            let actual = actual.map(|head| head.revision);
+            let holds = match check.expected {
+                Expected::Absent => actual.is_none(),
+                Expected::At(revision) => actual == Some(revision),
+            };
+            if !holds {
+                return Err(StorageError::CheckFailed {
+                    key: check.key.clone(),
+                    actual,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// What each operation does, and the signals with their places among the changes.
+    fn plan(
+        &self,
+        session: &SessionState,
+        batch: Batch,
+        options: &CommitOptions,
+    ) -> Result<(Vec<Step>, Vec<Signal>)> {
+        let mut steps = Vec::with_capacity(batch.operations.len());
+        let mut signals = Vec::new();
+        let mut bytes = batch.bytes();
+        for operation in batch.operations {
+            let (key, stamped, new, value) = match operation {
+                Operation::Put {
+                    key,
+                    value,
+                    lifetime,
+                } => (key, false, self.stored(session, lifetime), value),
+                Operation::PutStamped {
+                    prefix,
+                    value,
+                    lifetime,
+                } => (prefix, true, self.stored(session, lifetime), value),
+                Operation::Remove { key } => {
+                    (key, false, Stored::Tombstone(self.now), Value::new())
+                }
+                Operation::Signal { key, bytes } => {
+                    signals.push((steps.len() + signals.len(), key, bytes));
+                    continue;
+                }
+            };
+            let old = if stamped {
+                None
+            } else {
+                self.look_at(&session.keyspace, &key, options.with_previous)?
+            };
+            let live = old.as_ref().filter(|(head, _)| head.is_live());
+            if matches!(new, Stored::Tombstone(_)) && live.is_none() {
+                continue;
+            }
+            let previous = live
+                .filter(|_| options.with_previous)
+                .map(|(_, value)| value.clone());
+            bytes += previous.as_ref().map_or(0, Bytes::len);
+            steps.push(Step {
+                key,
+                stamped,
+                new,
+                value,
+                old: old.map(|(head, _)| head),
+                previous,
+            });
+        }
+        let max = self.store.options.limits.message_bytes_max;
+        if options.with_previous && bytes > max {
+            return Err(StorageError::limit(Limit::Message, bytes, max));
+        }
+        Ok((steps, signals))
+    }
+
+    fn stored(&self, session: &SessionState, lifetime: Lifetime) -> Stored {
+        match lifetime {
+            Lifetime::Forever => Stored::Forever,
+            Lifetime::TimeToLive(duration) => Stored::Until(self.now.after(duration)),
+            Lifetime::Session => Stored::Session(session.id),
+        }
+    }
+}
+
+/// Keyspaces that the mwDB dialect serves hold nothing that its frames cannot carry.
+fn check_mwdb(batch: &Batch) -> Result<()> {
+    for operation in &batch.operations {
+        let what = match operation {
+            Operation::PutStamped { .. } => "a stamped key could contain '#'",
+            operation if operation.key().contains(&b'#') => "this key contains '#'",
+            operation if operation.value().contains(&b'#') => "this value contains '#'",
+            Operation::Put { .. } | Operation::Remove { .. } | Operation::Signal { .. } => continue,
+        };
+        let key = operation.key().escape_ascii();
+        return Err(StorageError::invalid(format!(
+            "key \"{key}\": {what}, which separates items for the mwDB clients of this keyspace"
+        )));
+    }
+    Ok(())
+}

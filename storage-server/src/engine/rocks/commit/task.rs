@@ -1,0 +1,99 @@
+//! What the committer is asked to do, and how it is queued.
+
+use std::sync::{Arc, OnceLock};
+
+use storage_protocol::{Batch, CommitOptions, Key, Position, Result, Revision, UnixMillis};
+use tokio::sync::oneshot;
+
+use super::queue::Queue;
+use crate::engine::rocks::clock::Late;
+use crate::engine::rocks::sessions::{Handle, SessionState, Verdict};
+
+/// One thing for the committer to do.
+#[derive(Debug)]
+pub(crate) struct Work {
+    pub(crate) session: Arc<SessionState>,
+    /// The number of the session's handle that asks for it; 0: the engine itself.
+    pub(crate) handle: u64,
+    pub(crate) task: Task,
+    /// What it counts in the queue.
+    pub(crate) bytes: usize,
+    pub(crate) reply: oneshot::Sender<Result<Position>>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Task {
+    /// A commit. With a fingerprint it was numbered by a peer, which may send it again.
+    Commit {
+        number: u64,
+        fingerprint: Option<u64>,
+        batch: Batch,
+        options: CommitOptions,
+    },
+    /// A commit of a peer that comes again: nothing is executed. Without a fingerprint what came with it is not known.
+    Repeat {
+        number: u64,
+        fingerprint: Option<u64>,
+    },
+    /// Removes those of these entries that still have these revisions, in one labelled commit.
+    Remove {
+        label: &'static str,
+        entries: Vec<(Key, Revision)>,
+    },
+    /// Gives those of these entries that still have these revisions, and are due at some time, other times, in one labelled
+    /// commit.
+    Correct {
+        label: &'static str,
+        entries: Vec<Late>,
+    },
+    /// Nothing: lets the committer look at the clock.
+    Look,
+    /// Forgets jumps of the clock.
+    ForgetStretches { above: Vec<Revision> },
+    /// Drops tombstones of the keyspace up to a revision, and the revision becomes its horizon. No commit.
+    Forget {
+        tombstones: Vec<(Key, Revision)>,
+        horizon: Revision,
+    },
+    /// A newer incarnation takes the session over.
+    Attach {
+        handle: Handle,
+        incarnation: u64,
+        verdict: Arc<OnceLock<Verdict>>,
+    },
+    /// The handle's socket was lost.
+    Lose,
+    /// The handle's client knows that the session's keys were removed.
+    Heed,
+    /// The session was lost at this time, for too long: its keys are to go.
+    Lapse { since: UnixMillis },
+    /// The session was lost at this time and is kept no longer: these records go, and its row.
+    ForgetSession {
+        since: UnixMillis,
+        records: Vec<Vec<u8>>,
+    },
+    /// The session takes no more commits; its records go.
+    End,
+}
+
+/// Puts work into the queue, for a handle of the session (0: for the engine itself).
+///
+/// # Errors
+/// As [`Queue::push`].
+pub(crate) fn submit(
+    queue: &Queue,
+    session: &Arc<SessionState>,
+    handle: u64,
+    task: Task,
+    bytes: usize,
+) -> Result<oneshot::Receiver<Result<Position>>> {
+    let (reply, answer) = oneshot::channel();
+    queue.push(Work {
+        session: session.clone(),
+        handle,
+        task,
+        bytes,
+        reply,
+    })?;
+    Ok(answer)
+}

@@ -1,0 +1,107 @@
+//! Commits that the engine itself asks for: expired entries go, lifetimes are corrected, tombstones are forgotten.
+
+use std::sync::Arc;
+
+use storage_protocol::{Key, Position, Result, Revision, Value};
+
+use super::group::Group;
+use super::plan::Step;
+use crate::engine::rocks::clock::Late;
+use crate::engine::rocks::layout;
+use crate::engine::rocks::layout::{LifetimeRow, Stored, Table, entry_key, index_key};
+use crate::engine::rocks::sessions::SessionState;
+use crate::engine::rocks::store::KeyspaceState;
+
+impl Group<'_> {
+    pub(super) fn remove(
+        &mut self,
+        session: &Arc<SessionState>,
+        label: &'static str,
+        entries: Vec<(Key, Revision)>,
+    ) -> Result<Position> {
+        self.store.check_poison()?;
+        let mut steps = Vec::with_capacity(entries.len());
+        for (key, revision) in entries {
+            let old = self.look(&session.keyspace, &key)?;
+            if let Some(old) = old.filter(|old| old.is_live() && old.revision == revision) {
+                let new = Stored::Tombstone(self.now);
+                steps.push(Step {
+                    key,
+                    stamped: false,
+                    new,
+                    value: Value::new(),
+                    old: Some(old),
+                    previous: None,
+                });
+            }
+        }
+        if steps.is_empty() {
+            return self.here();
+        }
+        self.apply(session, None, Some(label.to_owned()), steps, Vec::new())
+    }
+
+    pub(super) fn correct(
+        &mut self,
+        session: &Arc<SessionState>,
+        label: &'static str,
+        entries: Vec<Late>,
+    ) -> Result<Position> {
+        self.store.check_poison()?;
+        let mut steps = Vec::with_capacity(entries.len());
+        for (key, revision, due) in entries {
+            let Some((old, value)) = self.look_at(&session.keyspace, &key, true)? else {
+                continue;
+            };
+            if old.revision == revision && matches!(old.stored, Stored::Until(_)) {
+                steps.push(Step {
+                    key,
+                    stamped: false,
+                    new: Stored::Until(due),
+                    value,
+                    old: Some(old),
+                    previous: None,
+                });
+            }
+        }
+        if steps.is_empty() {
+            return self.here();
+        }
+        self.apply(session, None, Some(label.to_owned()), steps, Vec::new())
+    }
+
+    pub(super) fn forget(
+        &mut self,
+        keyspace: &Arc<KeyspaceState>,
+        tombstones: Vec<(Key, Revision)>,
+        horizon: Revision,
+    ) -> Result<Position> {
+        self.store.check_poison()?;
+        let Some(id) = self.id(keyspace) else {
+            return Ok(self.store.at(Revision(self.base)));
+        };
+        for (key, revision) in tombstones {
+            let current = self.look(keyspace, &key)?;
+            if let Some(head) = current.filter(|head| !head.is_live() && head.revision == revision)
+            {
+                self.delete(Table::Entries, &entry_key(id, &key));
+                self.delete(Table::Index, &index_key(id, revision, &key));
+                // The overlay has no word for "no row": a head that nothing matches stands for it in this group.
+                self.overlay.insert((id, key.clone()), (head, Value::new()));
+            }
+            // Whatever the entry is by now, this row has done its work.
+            self.delete(
+                Table::Lifetimes,
+                &LifetimeRow::Tombstone(id, revision, key).key(),
+            );
+        }
+        self.put(
+            Table::Meta,
+            &layout::horizon_key(id),
+            &layout::encode_revision(horizon),
+        );
+        // Ordering: before the write, so that who sees the tombstones gone in a snapshot finds the horizon raised.
+        keyspace.raise_horizon(horizon);
+        self.here()
+    }
+}

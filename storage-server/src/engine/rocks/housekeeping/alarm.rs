@@ -1,0 +1,97 @@
+//! When the next entry is due: wakes the expirer.
+
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use storage_protocol::UnixMillis;
+
+use super::ROUND;
+
+/// When the next entry is due; wakes the expirer.
+#[derive(Debug, Default)]
+pub(crate) struct Alarm {
+    state: Mutex<AlarmState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct AlarmState {
+    /// Nothing is due before this; `None`: unknown, look.
+    due: Option<UnixMillis>,
+    stopped: bool,
+}
+
+impl Alarm {
+    /// Something is due at this time.
+    pub(crate) fn set(&self, due: UnixMillis) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.due.is_some_and(|known| due < known) {
+            state.due = Some(due);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Waits for a round; false when stopped.
+    pub(super) fn wait_for_round(&self) -> bool {
+        let deadline = Instant::now() + ROUND;
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if state.stopped || left.is_zero() {
+                return !state.stopped;
+            }
+            state = self
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    pub(crate) fn stop(&self) {
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .stopped = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits until something is due or a round is over; false when stopped.
+    pub(super) fn wait(&self, now: impl Fn() -> UnixMillis) -> bool {
+        let deadline = Instant::now() + ROUND;
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let until_due = match state.due {
+                Some(due) => Duration::from_millis(due.0.saturating_sub(now().0)),
+                None => Duration::ZERO,
+            };
+            if state.stopped || left.is_zero() || until_due.is_zero() {
+                return !state.stopped;
+            }
+            let wait = left.min(until_due);
+            state = self
+                .changed
+                .wait_timeout(state, wait)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// Whether something may be due; what comes next is then found by looking.
+    pub(super) fn is_due(&self, now: UnixMillis) -> bool {
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .due
+            .is_none_or(|due| due <= now)
+    }
+
+    /// Before the rows are looked at: what commits meanwhile lowers it again.
+    pub(super) fn expect(&self, due: UnixMillis) {
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .due = Some(due);
+    }
+}

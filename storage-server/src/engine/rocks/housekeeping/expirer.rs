@@ -1,0 +1,108 @@
+//! The expirer: removes what is due, and lets lost sessions and old tombstones have their turns.
+
+use std::time::{Duration, Instant};
+
+use storage_protocol::{Result, StorageError, UnixMillis, planted};
+
+use super::lost_sessions::{end_old_sessions, look_after_sessions};
+use super::tombstones::forget_tombstones;
+use super::{BITE, BITES_PER_VISIT, Doomed, ROUND, behind, remove};
+use crate::engine::rocks::layout::{LifetimeRow, Table};
+use crate::engine::rocks::store::{Store, internal};
+use crate::engine::rocks::{EngineShared, clock, layout};
+
+/// How often old tombstones are looked for.
+const SWEEP: Duration = Duration::from_secs(600);
+
+/// The expirer: runs until the alarm is stopped.
+pub(crate) fn run_expirer(shared: &EngineShared) {
+    let mut sweep = Instant::now();
+    while shared.alarm.wait(|| expiry_time(&shared.store)) {
+        report("expire entries", expire_if_due(shared));
+        report("correct lifetimes", clock::correct(shared));
+        report("end old sessions", end_old_sessions(shared));
+        report("look after lost sessions", look_after_sessions(shared));
+        if sweep.elapsed() >= SWEEP {
+            match forget_tombstones(shared) {
+                // There is more: at the next round, so that expiry has its turn between.
+                Ok(true) => {}
+                result => {
+                    sweep = Instant::now();
+                    report("forget tombstones", result.map(|_| ()));
+                }
+            }
+        }
+    }
+}
+
+fn report(action: &str, result: Result<()>) {
+    match result {
+        // A poisoned, full or closing store is told by whoever found it so.
+        Ok(())
+        | Err(
+            StorageError::ReadOnly { .. }
+            | StorageError::StorageFull { .. }
+            | StorageError::Closed { .. },
+        ) => {}
+        Err(error) => tracing::warn!(%error, "cannot {action} now"),
+    }
+}
+
+/// What is due by this time goes.
+fn expiry_time(store: &Store) -> UnixMillis {
+    let now = store.now();
+    if planted("expires-early") {
+        return now.after(Duration::from_millis(300));
+    }
+    now
+}
+
+pub(super) fn expire_if_due(shared: &EngineShared) -> Result<()> {
+    if shared.alarm.is_due(expiry_time(&shared.store)) {
+        expire(shared)?;
+    }
+    Ok(())
+}
+
+/// Removes what is due, as commits labelled `expired`.
+fn expire(shared: &EngineShared) -> Result<()> {
+    let store = &shared.store;
+    let now = expiry_time(store);
+    // Until the look is over nothing is expected for a round (should it fail, that is when it is repeated); commits
+    // meanwhile set an earlier time.
+    shared.alarm.expect(now.after(ROUND));
+    let (mut start, end) = LifetimeRow::due_range(UnixMillis(u64::MAX - 1));
+    for _ in 0..BITES_PER_VISIT {
+        let mut due: Vec<Doomed> = Vec::new();
+        let mut next = None;
+        let mut rows = store.iterate(Table::Lifetimes, &start, Some(&end));
+        while let Some((row, revision)) = rows.item() {
+            let LifetimeRow::Due(time, keyspace, key) = LifetimeRow::parse(row)? else {
+                break;
+            };
+            if time > now || due.len() >= BITE {
+                next = Some(time);
+                break;
+            }
+            due.push((keyspace, key, layout::decode_revision(revision)?));
+            start = behind(row);
+            rows.next();
+        }
+        rows.status()
+            .map_err(|error| internal("read of expiries", &error))?;
+        drop(rows);
+        if !due.is_empty() {
+            remove(shared, "expired", due)?;
+        }
+        match next {
+            Some(time) if time <= now => {}
+            Some(time) => {
+                shared.alarm.set(time);
+                return Ok(());
+            }
+            None => return Ok(()),
+        }
+    }
+    shared.alarm.set(now);
+    Ok(())
+}

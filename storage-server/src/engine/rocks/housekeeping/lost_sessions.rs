@@ -1,0 +1,201 @@
+//! What sessions without a socket leave: their keys go after a while, then they are forgotten.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use storage_protocol::{Result, Revision, SessionId, UnixMillis, planted};
+
+use super::expirer::expire_if_due;
+use super::{BITE, BITES_PER_VISIT, Doomed, behind, remove, wait_for};
+use crate::engine::rocks::commit::{Task, submit};
+use crate::engine::rocks::disk::Need;
+use crate::engine::rocks::layout::{LifetimeRow, Table};
+use crate::engine::rocks::sessions::{SessionState, past, record_keys};
+use crate::engine::rocks::store::internal;
+use crate::engine::rocks::{EngineShared, layout};
+
+/// The label of the commits that remove keys of sessions.
+const SESSION_ENDED: &str = "session ended";
+
+/// Lost sessions whose keys are looked at in one visit.
+const SESSIONS_PER_VISIT: usize = 1024;
+
+/// Lost sessions that are forgotten in one group; each has up to 1,024 records.
+const SESSIONS_PER_BITE: usize = 64;
+
+/// Removes the keys of sessions whose rows begin with `prefix`, as commits labelled `session ended`: of each session
+/// those up to the revision that `up_to` gives, or none.
+pub(crate) fn end_sessions(
+    shared: &EngineShared,
+    prefix: &[u8],
+    up_to: impl Fn(SessionId) -> Option<Revision>,
+) -> Result<()> {
+    let mut start = prefix.to_vec();
+    loop {
+        let (found, _) = session_keys(shared, prefix, &mut start, &up_to)?;
+        if found.is_empty() {
+            return Ok(());
+        }
+        remove(shared, SESSION_ENDED, found)?;
+    }
+}
+
+/// Removes keys of sessions that were no more at the start, and what a lapse left when the server ended; once.
+///
+/// # Errors
+/// As a commit's; `StorageFull` where not even a removal has room. It is repeated at the next round then.
+pub(crate) fn end_old_sessions(shared: &EngineShared) -> Result<()> {
+    if shared.old_sessions_ended.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    let prefix = LifetimeRow::sessions_prefix();
+    end_sessions(shared, &prefix, |id| shared.sessions.to_remove(id))?;
+    shared.old_sessions_ended.store(true, Ordering::Relaxed);
+    Ok(())
+}
+
+/// A bite of the keys that [`end_sessions`] removes, from `start` on, which is moved behind them; and whether there may
+/// be more.
+fn session_keys(
+    shared: &EngineShared,
+    prefix: &[u8],
+    start: &mut Vec<u8>,
+    up_to: impl Fn(SessionId) -> Option<Revision>,
+) -> Result<(Vec<Doomed>, bool)> {
+    let mut found = Vec::new();
+    let mut rows = shared.store.iterate_prefix(Table::Lifetimes, prefix, start);
+    while let Some((row, revision)) = rows.item()
+        && found.len() < BITE
+    {
+        *start = behind(row);
+        if let LifetimeRow::Session(session, keyspace, key) = LifetimeRow::parse(row)? {
+            let Some(last) = up_to(session) else {
+                *start = past(&LifetimeRow::session_prefix(session));
+                rows.seek(&*start);
+                continue;
+            };
+            let revision = layout::decode_revision(revision)?;
+            if revision <= last {
+                found.push((keyspace, key, revision));
+            }
+        }
+        rows.next();
+    }
+    rows.status()
+        .map_err(|error| internal("read of session keys", &error))?;
+    Ok((found, rows.valid()))
+}
+
+/// Removes the keys of sessions that are without a socket for too long, and forgets those that are kept no longer.
+pub(super) fn look_after_sessions(shared: &EngineShared) -> Result<()> {
+    let options = &shared.store.options;
+    let before = |age: Duration| {
+        let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        UnixMillis(shared.store.now().0.saturating_sub(age))
+    };
+    let sessions = &shared.sessions;
+    let grace = match planted("grace-forgotten") {
+        true => Duration::ZERO,
+        false => options.session_grace,
+    };
+    lapse(
+        shared,
+        &sessions.with_keys(before(grace), SESSIONS_PER_VISIT),
+    )?;
+    for _ in 0..BITES_PER_VISIT {
+        let (kept, max) = (before(options.session_kept), options.sessions_kept_max);
+        let grace = before(options.session_grace);
+        let overdue = sessions.overdue(kept, max, grace, SESSIONS_PER_BITE);
+        if overdue.is_empty() {
+            break;
+        }
+        // What is left of their keys goes first, or nothing would know that they are to go.
+        lapse(shared, &overdue)?;
+        let mut answers = Vec::new();
+        for (since, session) in &overdue {
+            let records = record_keys(&shared.store, session.id)?;
+            let bytes = records.iter().map(|key| key.len() + 64).sum::<usize>() + 64;
+            let task = Task::ForgetSession {
+                since: *since,
+                records,
+            };
+            answers.push(submit(&shared.queue, session, 0, task, bytes)?);
+        }
+        wait_for(answers)?;
+        expire_if_due(shared)?;
+    }
+    Ok(())
+}
+
+/// Removes the keys of lost sessions, and what is left of earlier ones.
+///
+/// # Errors
+/// As a commit's; `StorageFull` where not even a removal has room.
+pub(crate) fn lapse(shared: &EngineShared, lost: &[(UnixMillis, Arc<SessionState>)]) -> Result<()> {
+    // First of all: each lapse is a row, and would be written again in each round.
+    if !planted("lapse-without-room") {
+        shared.disk.check(Need::Removal, 0)?;
+    }
+    let mut answers = Vec::new();
+    for (since, session) in lost {
+        // Its keys were not removed yet, and it has no newer ones.
+        if shared.sessions.is_lapsing(*since, session.id) {
+            continue;
+        }
+        let prefix = LifetimeRow::session_prefix(session.id);
+        let rows = shared
+            .store
+            .iterate_prefix(Table::Lifetimes, &prefix, &prefix);
+        rows.status()
+            .map_err(|error| internal("read of session keys", &error))?;
+        if rows.valid() {
+            let task = Task::Lapse { since: *since };
+            answers.push(submit(&shared.queue, session, 0, task, 64)?);
+        }
+    }
+    // All at once: each would be a synced write of its own.
+    wait_for(answers)?;
+    remove_lapsed(shared)?;
+    for (since, session) in lost {
+        shared.sessions.without_keys(*since, session.id);
+    }
+    Ok(())
+}
+
+/// Removes what lapsed: the keys of many sessions by one commit, those of one session by several only if they are more
+/// than a bite. Entries that are due have their turn in between.
+fn remove_lapsed(shared: &EngineShared) -> Result<()> {
+    let mut bite = Vec::new();
+    let mut whole = Vec::new();
+    for session in shared.sessions.lapsing() {
+        // What a session that was resumed meanwhile put since then is newer, and stays.
+        let last = session.lapse();
+        let prefix = LifetimeRow::session_prefix(session.id);
+        let mut start = prefix.clone();
+        let mut more = true;
+        while more {
+            let (found, left) = session_keys(shared, &prefix, &mut start, |_| Some(last))?;
+            more = left;
+            if bite.len() + found.len() > BITE {
+                remove_bite(shared, &mut bite, &mut whole)?;
+            }
+            bite.extend(found);
+        }
+        whole.push((session, last));
+    }
+    remove_bite(shared, &mut bite, &mut whole)
+}
+
+/// Removes these keys, which are the last ones of these sessions.
+fn remove_bite(
+    shared: &EngineShared,
+    bite: &mut Vec<Doomed>,
+    whole: &mut Vec<(Arc<SessionState>, Revision)>,
+) -> Result<()> {
+    remove(shared, SESSION_ENDED, std::mem::take(bite))?;
+    for (session, last) in whole.drain(..) {
+        shared.sessions.lapse_finished(&session, last);
+    }
+    expire_if_due(shared)
+}

@@ -1,0 +1,30 @@
+//! The table `index`: keyspace u32, revision u64 and user key, to nothing. One row per live entry or tombstone.
+
+use storage_protocol::Revision;
+
+use super::{Damaged, KeyspaceId, Table};
+
+pub(crate) fn index_key(keyspace: KeyspaceId, revision: Revision, key: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(13 + key.len());
+    out.push(Table::Index.tag());
+    out.extend_from_slice(&keyspace.0.to_be_bytes());
+    out.extend_from_slice(&revision.0.to_be_bytes());
+    out.extend_from_slice(key);
+    out
+}
+
+/// Revision and user key of an `index` key.
+pub(crate) fn parse_index_key(key: &[u8]) -> Result<(Revision, &[u8]), Damaged> {
+    let damaged = Damaged {
+        table: "index",
+        what: "a short key",
+    };
+    let rest = key.get(5..).ok_or(damaged)?;
+    match rest.split_first_chunk::<8>() {
+        Some((revision, key)) => Ok((Revision(u64::from_be_bytes(*revision)), key)),
+        None => Err(Damaged {
+            table: "index",
+            what: "a short key",
+        }),
+    }
+}

@@ -1,0 +1,347 @@
+//! The one reader of the log for all watches that fell behind the ring.
+//!
+//! To find a place in the log is to read one of its files from the start, so one thread does it for all, and keeps a few
+//! places open to go on from. What it reads goes, page by page, into a small cache: who asks for a place inside a cached
+//! page has it at once, and all who wait for places inside a page are answered when it comes. The earliest
+//! place is read first, so that those who started late join those ahead of them and the log is read once for all; but each
+//! fourth time it is the place that was asked for longest ago, so nobody is passed over for long.
+//!
+//! What it holds is bounded: the cache by its bytes ([`CACHE_BYTES`], or one page if that is larger), the askers by the
+//! bound on watches. An asker is told that its page has come and takes it from the cache when it is polled, so one that
+//! is not polled holds no page; if the page is gone by then, it asks again. One that is dropped is not read for.
+//!
+//! When nobody has asked for [`REST`], cache and open places are given up.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use storage_protocol::{Outcome, Result, Revision, StorageError};
+use tokio::sync::oneshot;
+
+use super::{LogCursor, LogPage};
+use crate::engine::rocks::{EngineShared, closed};
+
+/// What a page reads of the log. Long, since each watch that is caught up searches each page once.
+const PAGE_BYTES: usize = 2 << 20;
+
+/// What the cached pages may take in memory, their indexes and wire forms included.
+const CACHE_BYTES: usize = 32 << 20;
+
+/// Places in the log that are kept open.
+const CURSORS_MAX: usize = 4;
+
+/// An open place is read on to a later one, rather than that one be looked for, if so few numbers lie between.
+const SKIP_MAX: u64 = 64 * 1024;
+
+/// Each so many pages one is read for who waits longest.
+const OLDEST_EVERY: u64 = 4;
+
+/// Idle for so long, the reader drops its cache and its open log iterators, which keep purged files on the disk.
+const REST: Duration = Duration::from_secs(5);
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct CatchUp {
+    state: Mutex<CatchUpState>,
+    work: Condvar,
+    pages_read: AtomicU64,
+    places_found: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct CatchUpState {
+    /// By where they start, with when they were last used.
+    cache: BTreeMap<Revision, (Arc<LogPage>, u64)>,
+    /// LRU index: last use to start. Not by position: readers far behind still need the early pages.
+    used: BTreeMap<u64, Revision>,
+    /// Counts uses.
+    now: u64,
+    cache_bytes: usize,
+    /// Who waits for what comes after a place.
+    waiting: BTreeMap<Revision, Vec<oneshot::Sender<Result<()>>>>,
+    /// The places in the order in which they were asked for. One that nobody waits for any more is passed over.
+    line: VecDeque<Revision>,
+    /// Counts the places that were given out.
+    turn: u64,
+    stopped: bool,
+}
+
+/// What the reader holds and did.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CatchUpFigures {
+    pub(crate) cache_bytes: usize,
+    pub(crate) waiting: usize,
+    pub(crate) pages_read: u64,
+    pub(crate) places_found: u64,
+}
+
+impl CatchUp {
+    fn lock(&self) -> MutexGuard<'_, CatchUpState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A page that holds what comes after `after`, of all keyspaces. Waits for the reader, not for the disk. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`StorageError::Compacted`] where the log does not reach back to `after`; `Closed` once the store is closed.
+    pub(crate) async fn page_after(&self, after: Revision) -> Result<Arc<LogPage>> {
+        loop {
+            let answer = {
+                let mut state = self.lock();
+                if let Some(page) = state.cached_after(after) {
+                    return Ok(page);
+                }
+                if state.stopped {
+                    return Err(closed());
+                }
+                let (sender, answer) = oneshot::channel();
+                state.ask(after, sender);
+                answer
+            };
+            self.work.notify_one();
+            answer.await.map_err(|_| closed())??;
+        }
+    }
+
+    /// The page that holds what comes after `after`, if it is in the cache.
+    pub(crate) fn cached_after(&self, after: Revision) -> Option<Arc<LogPage>> {
+        self.lock().cached_after(after)
+    }
+
+    pub(crate) fn figures(&self) -> CatchUpFigures {
+        let state = self.lock();
+        CatchUpFigures {
+            cache_bytes: state.cache_bytes,
+            waiting: state.waiting.values().map(Vec::len).sum(),
+            pages_read: self.pages_read.load(Ordering::Relaxed),
+            places_found: self.places_found.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Ends the reader; who waits is told that the store is closed.
+    pub(crate) fn stop(&self) {
+        let mut state = self.lock();
+        *state = CatchUpState {
+            stopped: true,
+            ..CatchUpState::default()
+        };
+        self.work.notify_all();
+    }
+
+    /// The next place to read, and where cached pages go on behind it; `None` when stopped. Calls `rest` when there was
+    /// nothing to do for a while.
+    fn next_place(&self, mut rest: impl FnMut()) -> Option<(Revision, Option<Revision>)> {
+        let mut state = self.lock();
+        let mut is_resting = false;
+        loop {
+            if state.stopped {
+                return None;
+            }
+            if let Some(place) = state.next_place() {
+                return Some(place);
+            }
+            if is_resting {
+                state = self
+                    .work
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+                is_resting = false;
+                continue;
+            }
+            let (found, waited) = self
+                .work
+                .wait_timeout(state, REST)
+                .unwrap_or_else(PoisonError::into_inner);
+            state = found;
+            if waited.timed_out() && state.waiting.is_empty() {
+                state.forget();
+                rest();
+                is_resting = true;
+            }
+        }
+    }
+}
+
+impl CatchUpState {
+    fn cached_after(&mut self, after: Revision) -> Option<Arc<LogPage>> {
+        let (start, (page, used)) = self.cache.range_mut(..=after).next_back()?;
+        if after >= page.reached() {
+            return None;
+        }
+        self.now += 1;
+        self.used.remove(used);
+        self.used.insert(self.now, *start);
+        *used = self.now;
+        Some(page.clone())
+    }
+
+    fn ask(&mut self, after: Revision, sender: oneshot::Sender<Result<()>>) {
+        let line = &mut self.line;
+        let place = self.waiting.entry(after).or_insert_with(|| {
+            line.push_back(after);
+            Vec::new()
+        });
+        place.push(sender);
+    }
+
+    fn next_place(&mut self) -> Option<(Revision, Option<Revision>)> {
+        while let Some((earliest, _)) = self.waiting.first_key_value() {
+            let after = match self.turn % OLDEST_EVERY {
+                0 => self.line.pop_front().unwrap_or(*earliest),
+                _ => *earliest,
+            };
+            let Some(askers) = self.waiting.get_mut(&after) else {
+                continue;
+            };
+            askers.retain(|asker| !asker.is_closed());
+            if askers.is_empty() {
+                self.waiting.remove(&after);
+                continue;
+            }
+            if self.cached_after(after).is_some() {
+                self.answer(after, &Ok(()));
+                continue;
+            }
+            self.turn += 1;
+            let next = self.cache.range(after..).next();
+            return Some((after, next.map(|(start, _)| *start)));
+        }
+        self.line.clear();
+        None
+    }
+
+    /// Keeps a page, and tells all who wait for a place in it.
+    fn came(&mut self, page: LogPage) {
+        if self.stopped {
+            return;
+        }
+        let (start, end) = (page.starts_after(), page.reached());
+        self.cache_bytes += page.bytes();
+        // Room first, so that it is not the new one that goes.
+        while self.cache_bytes > CACHE_BYTES
+            && let Some((_, oldest)) = self.used.pop_first()
+        {
+            if let Some((dropped, _)) = self.cache.remove(&oldest) {
+                self.cache_bytes -= dropped.bytes();
+            }
+        }
+        self.now += 1;
+        self.used.insert(self.now, start);
+        if let Some((replaced, used)) = self.cache.insert(start, (Arc::new(page), self.now)) {
+            self.cache_bytes -= replaced.bytes();
+            self.used.remove(&used);
+        }
+        let places: Vec<_> = self.waiting.range(start..end).map(|(at, _)| *at).collect();
+        for place in places {
+            self.answer(place, &Ok(()));
+        }
+    }
+
+    fn failed(&mut self, after: Revision, error: &StorageError) {
+        if let StorageError::Compacted { oldest } = *error {
+            // It is the same for all who stand before it: the log is not looked through for each of them.
+            let late: Vec<_> = self.waiting.range(..oldest).map(|(at, _)| *at).collect();
+            for place in late {
+                self.answer(place, &Err(StorageError::Compacted { oldest }));
+            }
+        }
+        self.answer(after, &Err(error.clone()));
+    }
+
+    fn answer(&mut self, place: Revision, answer: &Result<()>) {
+        for asker in self.waiting.remove(&place).unwrap_or_default() {
+            // One that is gone needs no answer.
+            let _ = asker.send(answer.clone());
+        }
+    }
+
+    fn forget(&mut self) {
+        self.cache.clear();
+        self.used.clear();
+        self.cache_bytes = 0;
+    }
+}
+
+/// The reader: runs until it is stopped.
+pub(crate) fn run(shared: &EngineShared) {
+    // Also when it panics: who waits must not wait for ever.
+    let _stop = StopOnDrop(&shared.catch_up);
+    // Places of a database that `shared` keeps open. Longest unused first.
+    let mut cursors = VecDeque::new();
+    while let Some((after, until)) = shared.catch_up.next_place(|| cursors.clear()) {
+        let page = read(shared, &mut cursors, after, until).or_else(|error| {
+            // A file may be purged while it is opened. What is at fault then is the place, not the log.
+            cursors.clear();
+            if matches!(error, StorageError::Compacted { .. }) {
+                return Err(error);
+            }
+            match super::oldest(&shared.store) {
+                Ok(oldest) if after < oldest => Err(StorageError::Compacted { oldest }),
+                _ => read(shared, &mut cursors, after, until),
+            }
+        });
+        let mut state = shared.catch_up.lock();
+        match page {
+            Ok(page) => state.came(page),
+            Err(error) => state.failed(after, &error),
+        }
+    }
+}
+
+struct StopOnDrop<'a>(&'a CatchUp);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+fn read(
+    shared: &EngineShared,
+    cursors: &mut VecDeque<LogCursor>,
+    after: Revision,
+    until: Option<Revision>,
+) -> Result<LogPage> {
+    let store = &shared.store;
+    let counters = &shared.catch_up;
+    counters.pages_read.fetch_add(1, Ordering::Relaxed);
+    if after >= store.revision() {
+        // Nobody stands behind there.
+        return Err(StorageError::Internal {
+            message: "the log was asked for what is not written yet".to_owned(),
+            outcome: Outcome::NotExecuted,
+        });
+    }
+    if let Some(mut cursor) = take_nearest(cursors, after)
+        && let Some(page) = cursor.read(store, after, until, PAGE_BYTES)?
+    {
+        cursors.push_back(cursor);
+        return Ok(page);
+    }
+    counters.places_found.fetch_add(1, Ordering::Relaxed);
+    let mut cursor = LogCursor::find(store, after)?;
+    let page = cursor.read(store, after, until, PAGE_BYTES)?;
+    cursors.push_back(cursor);
+    if cursors.len() > CURSORS_MAX {
+        cursors.pop_front();
+    }
+    page.ok_or(StorageError::Compacted {
+        oldest: store.revision(),
+    })
+}
+
+/// Takes out the open place that is nearest before `after`, if that is near enough to read on to it.
+fn take_nearest(cursors: &mut VecDeque<LogCursor>, after: Revision) -> Option<LogCursor> {
+    let places = cursors.iter().enumerate();
+    let before = places.filter(|(_, cursor)| cursor.at() <= after);
+    let (nearest, cursor) = before.max_by_key(|(_, cursor)| cursor.at())?;
+    if after.0 - cursor.at().0 > SKIP_MAX {
+        return None;
+    }
+    cursors.remove(nearest)
+}
+
+#[cfg(test)]
+mod tests;

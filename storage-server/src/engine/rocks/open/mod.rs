@@ -1,0 +1,172 @@
+//! Opening a data folder: what is judged before the first request, and how RocksDB is set.
+//!
+//! A folder holds `STORE` (the format's version, readable without RocksDB), `SYNCED` (see [`synced`]) and
+//! `db/`. Whatever is wrong is refused with the path and the reason; nothing is ever repaired in silence.
+
+mod database;
+mod error;
+mod folder;
+mod synced;
+
+use std::path::Path;
+
+use rocksdb::{Cache, DB};
+use storage_protocol::{Epoch, Revision, UnixMillis, planted};
+
+use self::database::{open_db, read_epochs, write_epochs};
+pub use self::error::OpenError;
+use self::folder::{check_unmixed, prepare_folder};
+use self::synced::Origin;
+pub(crate) use self::synced::{SyncedFile, boot_id};
+use crate::engine::rocks::disk;
+use crate::engine::rocks::options::{Durability, EngineOptions};
+
+/// An opened store, before the engine's threads start.
+pub(crate) struct Opened {
+    pub(crate) db: DB,
+    /// All histories, oldest first; the last is the present one.
+    pub(crate) epochs: Vec<(Epoch, Revision)>,
+    pub(crate) mark: SyncedFile,
+}
+
+/// What a start needs: recovery writes what the log in use holds into tables.
+const START_BYTES: u64 = 256 << 20;
+
+pub(crate) fn open(options: &EngineOptions) -> Result<Opened, OpenError> {
+    match open_once(options) {
+        // Nobody else has it, or it would have been refused for that. Reads are worth more than history.
+        Err(error) if error.is_full() && disk::drop_log(&options.data, START_BYTES) > 0 => {
+            open_once(options)
+        }
+        opened => opened,
+    }
+}
+
+fn open_once(options: &EngineOptions) -> Result<Opened, OpenError> {
+    let path = &options.data;
+    prepare_folder(path)?;
+    if let Some((_, Origin::Copy)) = SyncedFile::read(path)? {
+        check_unmixed(path)?;
+    }
+    let cache = Cache::new_hyper_clock_cache(options.memory_bytes / 2, 0);
+    let db = open_db(path, options, &cache)?;
+    let recovered = Revision(db.latest_sequence_number());
+    let (mark, origin) = SyncedFile::read(path)?.unzip();
+    let mut epochs = read_epochs(&db, path)?;
+    // An empty database is a new store only where nothing was ever synced: else everything is lost.
+    if let Some(mark) = mark.as_ref().filter(|mark| !mark.clean) {
+        tracing::info!(
+            revision = recovered.0,
+            synced = mark.revision.0,
+            "the store was not ended in order: it was recovered from its log"
+        );
+    }
+    let is_new = recovered == Revision::ZERO
+        && mark
+            .as_ref()
+            .is_none_or(|mark| mark.revision == Revision::ZERO);
+    let fork = if is_new {
+        Some(Revision::ZERO)
+    } else {
+        let lost = judge_tail(path, options, mark.as_ref(), recovered)?;
+        if let (Some(mark), Some(Origin::Copy)) = (&mark, origin)
+            && mark.clean
+            && recovered > mark.revision
+        {
+            let what = format!(
+                "SYNCED tells of an orderly end at revision {}, and there are commits up to {recovered}",
+                mark.revision
+            );
+            return Err(OpenError::Mixed {
+                path: path.to_owned(),
+                what,
+            });
+        }
+        let again = judge_origin(path, options, origin).then_some(recovered);
+        lost.or(again)
+            .or_else(|| epochs.is_empty().then_some(recovered))
+    };
+    if let Some(fork) = fork {
+        let epoch = Epoch(rand::random());
+        if is_new {
+            // Before the epoch, so that a crash between the two leaves a new store and not one without its mark.
+            fresh_mark(options).write(path)?;
+        } else {
+            tracing::warn!(%epoch, revision = fork.0, "the store goes on under a new epoch, which forks at this revision");
+        }
+        epochs.push((epoch, fork));
+        write_epochs(&db, path, &epochs)?;
+    }
+    let time = mark.map(|mark| mark.time).unwrap_or_default();
+    let mark = SyncedFile {
+        revision: Revision(db.latest_sequence_number()),
+        time,
+        ..fresh_mark(options)
+    };
+    // From here the store is in use: an unclean end must not find the mark of a clean one.
+    mark.write(path)?;
+    Ok(Opened { db, epochs, mark })
+}
+
+fn fresh_mark(options: &EngineOptions) -> SyncedFile {
+    SyncedFile {
+        revision: Revision::ZERO,
+        boot: boot_id(),
+        durability: options.durability,
+        clean: false,
+        time: UnixMillis::ZERO,
+    }
+}
+
+/// What an unclean end means: `Some(fork)` if the history forks.
+fn judge_tail(
+    path: &Path,
+    options: &EngineOptions,
+    mark: Option<&SyncedFile>,
+    recovered: Revision,
+) -> Result<Option<Revision>, OpenError> {
+    let Some(mark) = mark else {
+        let what = "its SYNCED mark is missing, so lost commits could not be noticed";
+        if options.accept_data_loss {
+            return Ok(Some(recovered));
+        }
+        return Err(OpenError::NotAStore {
+            path: path.to_owned(),
+            what: what.to_owned(),
+        });
+    };
+    if recovered < mark.revision {
+        if options.accept_data_loss {
+            return Ok(Some(recovered));
+        }
+        let path = path.to_owned();
+        return Err(OpenError::DataLost {
+            path,
+            synced: mark.revision,
+            recovered,
+        });
+    }
+    // What the operating system had and did not write is gone with its boot, and only then.
+    let may_have_lost = mark.durability == Durability::Os && !mark.clean && mark.boot != boot_id();
+    let may_have_lost = may_have_lost && !planted("fork-unnoticed");
+    if may_have_lost {
+        tracing::warn!("the machine ended without syncing: the store may have lost its tail");
+    }
+    Ok(may_have_lost.then_some(mark.revision))
+}
+
+/// Whether the history is to fork since others may go on from the same state, and give its next revisions to other commits.
+fn judge_origin(path: &Path, options: &EngineOptions, origin: Option<Origin>) -> bool {
+    let data = path.display();
+    if origin == Some(Origin::Copy) && !planted("copy-unnoticed") {
+        tracing::warn!(%data, "the data folder was copied or put back: its file SYNCED is not the one that a server wrote");
+        return true;
+    }
+    if origin == Some(Origin::Unknown) {
+        tracing::info!(%data, "SYNCED is of a version that did not name its file: the data folder is taken for no copy");
+    }
+    if options.new_epoch {
+        tracing::warn!("a new epoch is asked for");
+    }
+    options.new_epoch
+}

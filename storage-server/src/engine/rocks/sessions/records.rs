@@ -1,0 +1,54 @@
+//! The records of a session's commits, as they are read.
+
+use std::sync::atomic::Ordering;
+
+use storage_protocol::{Result, SessionId, planted};
+
+use super::state::SessionState;
+use crate::engine::rocks::layout;
+use crate::engine::rocks::layout::{CommitRow, Table};
+use crate::engine::rocks::store::{Store, internal};
+
+/// The first key behind all that begin with this.
+pub(crate) fn past(prefix: &[u8]) -> Vec<u8> {
+    [prefix, &[0xff; 32]].concat()
+}
+
+/// Makes `executed` known. May read from disk: blocks.
+///
+/// # Errors
+/// The database's.
+pub(crate) fn read_executed(store: &Store, state: &SessionState) -> Result<()> {
+    let prefix = layout::session_records(state.id);
+    let mut rows = store.iterate_prefix(Table::Sessions, &prefix, &prefix);
+    let mut executed = 0;
+    while let Some(row) = rows.value() {
+        executed = executed.max(CommitRow::decode_number(row)?.number);
+        rows.next();
+    }
+    rows.status()
+        .map_err(|error| internal("read of a session", &error))?;
+    if planted("executed-forgotten") {
+        executed = 0;
+    }
+    state.executed.fetch_max(executed, Ordering::AcqRel);
+    state.loaded.store(true, Ordering::Release);
+    Ok(())
+}
+
+/// The keys of a session's records. May read from disk: blocks.
+///
+/// # Errors
+/// The database's.
+pub(crate) fn record_keys(store: &Store, id: SessionId) -> Result<Vec<Vec<u8>>> {
+    let prefix = layout::session_records(id);
+    let mut rows = store.iterate_prefix(Table::Sessions, &prefix, &prefix);
+    let mut keys = Vec::new();
+    while let Some(key) = rows.key() {
+        keys.push(key.to_vec());
+        rows.next();
+    }
+    rows.status()
+        .map_err(|error| internal("read of a session", &error))?;
+    Ok(keys)
+}

@@ -1,0 +1,106 @@
+//! Which sessions there are, and which of them are lost: behind the lock of [`Sessions`](super::Sessions).
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+
+use storage_protocol::{SessionId, UnixMillis};
+
+use super::state::SessionState;
+
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    /// Each session with a handle, with work in the queue, or with a row.
+    pub(super) states: HashMap<SessionId, Weak<SessionState>>,
+    /// At so many, those that are no more are swept out.
+    sweep_at: usize,
+    /// Those with a row and without a socket, longest lost first.
+    pub(super) lost: BTreeMap<(UnixMillis, SessionId), Arc<SessionState>>,
+    /// Of these, those that may have keys.
+    pub(super) with_keys: BTreeSet<(UnixMillis, SessionId)>,
+    /// Those whose lapse is begun and not finished, also if they were resumed since; with the loss that it came of.
+    pub(super) lapsing: BTreeMap<SessionId, (UnixMillis, Arc<SessionState>)>,
+    /// The same as `lost` by principal, and the principals by how many they have.
+    lost_of: HashMap<Arc<str>, BTreeSet<(UnixMillis, SessionId)>>,
+    principals: BTreeSet<(usize, Arc<str>)>,
+    pub(super) ended: HashSet<SessionId>,
+    pub(super) ended_order: VecDeque<SessionId>,
+}
+
+impl Registry {
+    pub(super) fn insert(&mut self, state: &Arc<SessionState>) {
+        if self.states.len() >= self.sweep_at {
+            self.states.retain(|_, state| state.strong_count() > 0);
+            self.sweep_at = 2 * self.states.len() + 1024;
+        }
+        self.states.insert(state.id, Arc::downgrade(state));
+    }
+
+    pub(super) fn lose(&mut self, state: &Arc<SessionState>, now: UnixMillis) {
+        state.lost.store(now.0, Ordering::Release);
+        self.lost.insert((now, state.id), state.clone());
+        self.with_keys.insert((now, state.id));
+        self.change_lost_of(&state.principal, |lost| {
+            lost.insert((now, state.id));
+        });
+    }
+
+    pub(super) fn unlose(&mut self, state: &SessionState) {
+        let since = UnixMillis(state.lost.swap(0, Ordering::AcqRel));
+        let at = (since, state.id);
+        if self.lost.remove(&at).is_none() {
+            return;
+        }
+        self.with_keys.remove(&at);
+        self.change_lost_of(&state.principal, |lost| {
+            lost.remove(&at);
+        });
+    }
+
+    fn change_lost_of(
+        &mut self,
+        principal: &Arc<str>,
+        change: impl FnOnce(&mut BTreeSet<(UnixMillis, SessionId)>),
+    ) {
+        let lost = self.lost_of.entry(principal.clone()).or_default();
+        let before = lost.len();
+        change(lost);
+        let after = lost.len();
+        if after == 0 {
+            self.lost_of.remove(principal);
+        }
+        self.principals.remove(&(before, principal.clone()));
+        if after > 0 {
+            self.principals.insert((after, principal.clone()));
+        }
+    }
+
+    /// Picks `surplus` sessions to evict, at most `max`: repeatedly the longest lost of the principal with the most. It
+    /// stops at one that was lost after `before`, though others have older ones: nobody pays for another's sessions.
+    pub(super) fn surplus(
+        &self,
+        surplus: usize,
+        before: UnixMillis,
+        max: usize,
+    ) -> Vec<(UnixMillis, Arc<SessionState>)> {
+        // Each step takes one, so no more principals than steps have a turn.
+        let steps = surplus.min(max);
+        let most = self.principals.iter().rev().take(steps);
+        let mut line: BTreeMap<_, _> = most
+            .filter_map(|(count, principal)| {
+                let lost = self.lost_of.get(principal)?.iter();
+                Some(((*count, principal), lost))
+            })
+            .collect();
+        let mut found = Vec::new();
+        while found.len() < steps
+            && let Some(((count, principal), mut lost)) = line.pop_last()
+            && let Some(at) = lost.next()
+            && at.0 <= before
+        {
+            found.extend(self.lost.get(at).map(|state| (at.0, state.clone())));
+            line.insert((count - 1, principal), lost);
+        }
+        found
+    }
+}

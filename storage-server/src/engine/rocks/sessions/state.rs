@@ -1,0 +1,148 @@
+//! One session, shared by its handles and by what they queued.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use storage_protocol::{Keyspace, Revision, SessionId, UnixMillis};
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::rocks::layout::SessionRow;
+use crate::engine::rocks::store::{KeyspaceState, Store};
+
+/// A handle of a session. The one that attached last may commit.
+#[derive(Clone, Debug)]
+pub(crate) struct Handle {
+    /// Unique while the store is open. 0: the engine itself.
+    pub(crate) number: u64,
+    /// Cancelled when another handle attached.
+    pub(crate) fence: CancellationToken,
+}
+
+impl Handle {
+    /// The engine's own, which nothing fences.
+    pub(crate) fn engine() -> Self {
+        Self {
+            number: 0,
+            fence: CancellationToken::new(),
+        }
+    }
+}
+
+/// One session.
+#[derive(Debug)]
+pub(crate) struct SessionState {
+    pub(crate) id: SessionId,
+    pub(crate) principal: Arc<str>,
+    pub(crate) keyspace: Arc<KeyspaceState>,
+    /// The last number that the session's handle gave itself. Written when a commit is queued.
+    pub(crate) numbered: AtomicU64,
+    /// The highest executed number. Written by the committer; before, by who reads the records.
+    pub(crate) executed: AtomicU64,
+    /// Whether `executed` is known: not until the records of a session from before the start were read.
+    pub(super) loaded: AtomicBool,
+    // What follows is written by the committer alone.
+    /// No more commits.
+    pub(super) ended: AtomicBool,
+    /// Has a row in `meta`.
+    pub(super) stored: AtomicBool,
+    pub(super) incarnation: AtomicU64,
+    attached: Mutex<Handle>,
+    /// Its keys were removed, and no client of it has shown yet that it knows.
+    pub(super) lapsed: AtomicBool,
+    /// Its keys up to this revision are gone, or going.
+    pub(super) lapse: AtomicU64,
+    /// When its socket was lost; 0: it was not.
+    pub(super) lost: AtomicU64,
+}
+
+impl SessionState {
+    pub(crate) fn new(
+        id: SessionId,
+        principal: &str,
+        keyspace: Arc<KeyspaceState>,
+        handle: Handle,
+    ) -> Self {
+        Self {
+            id,
+            principal: principal.into(),
+            keyspace,
+            numbered: 0.into(),
+            executed: 0.into(),
+            loaded: true.into(),
+            ended: false.into(),
+            stored: false.into(),
+            incarnation: 0.into(),
+            attached: Mutex::new(handle),
+            lapsed: false.into(),
+            lapse: 0.into(),
+            lost: 0.into(),
+        }
+    }
+
+    /// As its row tells, after a start.
+    pub(super) fn stored(id: SessionId, row: SessionRow, keyspace: Arc<KeyspaceState>) -> Self {
+        let state = Self::new(id, &row.principal, keyspace, Handle::engine());
+        Self {
+            loaded: false.into(),
+            stored: true.into(),
+            incarnation: row.incarnation.into(),
+            lapsed: row.lapsed.into(),
+            lapse: row.lapse.0.into(),
+            ..state
+        }
+    }
+
+    pub(super) fn row(&self, store: &Store) -> SessionRow {
+        SessionRow {
+            epoch: store.epoch(),
+            incarnation: self.incarnation.load(Ordering::Acquire),
+            lapsed: self.lapsed.load(Ordering::Acquire),
+            lapse: self.lapse(),
+            principal: self.principal.to_string(),
+            keyspace: self.keyspace.name.clone(),
+        }
+    }
+
+    pub(super) fn attached(&self) -> MutexGuard<'_, Handle> {
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn is_attached(&self, handle: u64) -> bool {
+        self.attached().number == handle
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_lapsed(&self) -> bool {
+        self.lapsed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn lapse(&self) -> Revision {
+        Revision(self.lapse.load(Ordering::Acquire))
+    }
+
+    /// Whether its socket was lost then, and it was not resumed since.
+    pub(crate) fn is_lost_since(&self, since: UnixMillis) -> bool {
+        self.lost.load(Ordering::Acquire) == since.0 && !self.has_ended()
+    }
+
+    pub(crate) fn is_loaded(&self) -> bool {
+        self.loaded.load(Ordering::Acquire)
+    }
+
+    pub(super) fn belongs_to(&self, principal: &str, keyspace: &Keyspace) -> bool {
+        self.principal.as_ref() == principal && self.keyspace.name == *keyspace
+    }
+}
+
+/// How an attempt to attach went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Attached,
+    /// It ended meanwhile.
+    Gone,
+    /// The incarnation is not higher than one before.
+    Fenced,
+}

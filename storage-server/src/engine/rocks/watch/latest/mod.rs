@@ -1,0 +1,400 @@
+//! Watches `Latest` over the RocksDB engine.
+//!
+//! One that keeps up is served from its queue in the feed, like a watch `Every`: what is queued when it is asked is
+//! conflated to the last state of each key, and a mark follows. One that does not, or begins, goes in passes over
+//! snapshots: a snapshot at revision R, the index rows after the last mark, each with its present state, then a mark at
+//! R. No change is buffered then, so a reader may be as slow as it likes.
+//!
+//! A snapshot is on loan ([`Leases`](crate::engine::rocks::read::Leases)). A pass whose snapshot was taken back goes on with a new one, behind
+//! what it told already: the index is in the order of revisions, so what changed meanwhile stands at its end, and may be
+//! told again with a higher revision. Tombstones newer than the pass's first snapshot are told whatever it began with, since
+//! their keys may have been told before. Only if these were forgotten meanwhile does it begin anew, behind a `Reset`.
+
+mod pass;
+
+use std::collections::{HashMap, VecDeque};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use storage_protocol::{
+    ChangeKind, CommitRecord, Entry, Key, KeyState, Result, Revision, ScanItem, WatchEvent,
+    WatchSource, WatchStatus, planted,
+};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, Sleep};
+
+pub(crate) use self::pass::LatestPage;
+use self::pass::{NextPage, read_page};
+use crate::engine::rocks::EngineShared;
+use crate::engine::rocks::read::ChangesCursor;
+use crate::engine::rocks::store::KeyspaceState;
+use crate::engine::rocks::watch::pages::Ticket;
+use crate::engine::rocks::watch::{Tokens, live_if, mark_waits};
+use crate::feed::{Next, Subscription};
+
+pub(crate) struct LatestWatch {
+    shared: Arc<EngineShared>,
+    keyspace: Arc<KeyspaceState>,
+    subscription: Subscription,
+    min_interval: Duration,
+    /// The last mark.
+    mark: Revision,
+    /// The last mark that was handed over.
+    told: Revision,
+    /// Before the first mark: from the beginning, so without tombstones.
+    fresh: bool,
+    /// The first mark is due whatever changed, so that even an empty range has it.
+    first: bool,
+    pass: LatestPass,
+    events: VecDeque<WatchEvent>,
+    /// Of the pass whose last states are in `events`: tombstones up to here are not told.
+    tombstones_after: Revision,
+    next_pass_at: Option<Pin<Box<Sleep>>>,
+    tokens: Tokens,
+    /// The tokens that the pass under way will answer: those asked for before its snapshot.
+    answering: VecDeque<u64>,
+    _place: OwnedSemaphorePermit,
+}
+
+enum LatestPass {
+    /// No pass over a snapshot is under way.
+    None,
+    /// Between two pages.
+    Resting(NextPage),
+    /// All was read when the watch was parked, and some of it was not taken: the rest is kept while there is room for it;
+    /// else this is read.
+    Parked(NextPage, Ticket<VecDeque<WatchEvent>>),
+    /// The page that comes from there is read, or waits to be taken.
+    Reading(NextPage, BoxFuture<'static, Result<Ticket<LatestPage>>>),
+}
+
+impl LatestWatch {
+    /// Tells what changed after `mark`; `fresh`: everything that is there, and no tombstones.
+    pub(crate) fn new(
+        shared: Arc<EngineShared>,
+        keyspace: Arc<KeyspaceState>,
+        subscription: Subscription,
+        mark: Revision,
+        fresh: bool,
+        min_interval: Duration,
+        place: OwnedSemaphorePermit,
+    ) -> Self {
+        Self {
+            shared,
+            keyspace,
+            subscription,
+            min_interval,
+            mark,
+            told: mark,
+            fresh,
+            first: true,
+            pass: LatestPass::None,
+            events: VecDeque::new(),
+            tombstones_after: Revision::ZERO,
+            next_pass_at: None,
+            tokens: Tokens::default(),
+            answering: VecDeque::new(),
+            _place: place,
+        }
+    }
+
+    /// Tells what is queued, or begins a pass, if something changed or was asked for, and the interval is over. A mark that
+    /// was asked for does not wait for the interval.
+    fn begin(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let has_news = self.subscription.has_news(cx.waker());
+        if !has_news && !self.first && self.tokens.asked.is_empty() {
+            return Poll::Pending;
+        }
+        if self.tokens.asked.is_empty()
+            && let Some(sleep) = &mut self.next_pass_at
+        {
+            ready!(sleep.as_mut().poll(cx));
+        }
+        if !self.min_interval.is_zero() {
+            self.next_pass_at = Some(Box::pin(tokio::time::sleep_until(
+                Instant::now() + self.min_interval,
+            )));
+        }
+        // Without its tombstones the log's steps would do; but the watch is told that they are gone.
+        let needs_state = self.first && (self.fresh || self.mark < self.keyspace.horizon());
+        if needs_state {
+            self.begin_pass();
+            return Poll::Ready(());
+        }
+        match self.subscription.next_recent() {
+            Next::Commits(commits) => self.tell_batch(&commits),
+            Next::ReadLog(_) => self.begin_pass(),
+            Next::Idle(told) => {
+                let asked = self.tokens.asked.front().copied();
+                if let Some((_, at)) = asked
+                    && mark_waits(&self.shared, &self.subscription, told, at, cx)
+                {
+                    return Poll::Pending;
+                }
+                if self.first || asked.is_some() {
+                    self.end_batch(told.max(self.mark));
+                }
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// Tells commits as one pass: the last state of each key, in revision order.
+    fn tell_batch(&mut self, commits: &[Arc<CommitRecord>]) {
+        self.tombstones_after = Revision::ZERO;
+        let mut states: HashMap<&Key, KeyState> = HashMap::new();
+        let range = self.subscription.range();
+        for commit in commits.iter().filter(|commit| commit.revision > self.mark) {
+            let changes = commit.changes.iter();
+            for change in changes.filter(|change| range.contains(&change.key)) {
+                if let Some(state) = state_behind(&change.kind, commit.revision) {
+                    states.insert(&change.key, state);
+                }
+            }
+        }
+        let mut states: Vec<_> = states.into_iter().collect();
+        states.sort_unstable_by(|(a, one), (b, other)| {
+            (one.revision(), *a).cmp(&(other.revision(), *b))
+        });
+        let is_empty = states.is_empty();
+        let states = states.into_iter().map(|(key, state)| WatchEvent::State {
+            key: key.clone(),
+            state,
+        });
+        self.events.extend(states);
+        // It may be beyond the last of them, where the ring was searched for the watch.
+        let reached = self.subscription.taken();
+        let answers = |(_, at): &(u64, Revision)| *at <= reached;
+        if is_empty && !self.first && !self.tokens.asked.front().is_some_and(answers) {
+            // Signals only, which this kind of watch is not told.
+            self.mark = self.mark.max(reached);
+            return;
+        }
+        self.end_batch(reached.max(self.mark));
+    }
+
+    /// A mark at a revision that the feed has come to, and the answers to what was asked for up to there.
+    fn end_batch(&mut self, reached: Revision) {
+        while let Some((token, _)) = self.tokens.asked.pop_front_if(|(_, at)| *at <= reached) {
+            self.answering.push_back(token);
+        }
+        if self.shared.store.check_poison().is_err() {
+            // It comes no further.
+            self.answering
+                .extend(self.tokens.asked.drain(..).map(|(token, _)| token));
+        }
+        self.end(reached);
+    }
+
+    fn end(&mut self, revision: Revision) {
+        self.mark = revision;
+        self.fresh = false;
+        self.first = false;
+        let position = self.shared.store.at(revision);
+        if self.answering.is_empty() {
+            self.events.push_back(WatchEvent::Progress {
+                position,
+                token: None,
+            });
+        }
+        let tokens = self.answering.drain(..);
+        self.events.extend(tokens.map(|token| WatchEvent::Progress {
+            position,
+            token: Some(token),
+        }));
+    }
+
+    fn begin_pass(&mut self) {
+        // It is not told what the pass will tell.
+        self.subscription.park(None);
+        // The snapshot comes later, so it is no older than what was asked for.
+        self.answering
+            .extend(self.tokens.asked.drain(..).map(|(token, _)| token));
+        self.read(NextPage::Mark {
+            mark: self.mark,
+            fresh: self.fresh,
+        });
+    }
+
+    fn read(&mut self, from: NextPage) {
+        let page = read_page(
+            self.shared.clone(),
+            self.keyspace.clone(),
+            self.subscription.range().clone(),
+            from.clone(),
+        );
+        self.pass = LatestPass::Reading(from, Box::pin(page));
+    }
+
+    /// Takes a page that was read.
+    fn take(&mut self, page: LatestPage) {
+        let LatestPage {
+            snapshot,
+            cursor,
+            reset,
+            items,
+            is_last,
+        } = page;
+        if reset {
+            self.events.push_back(WatchEvent::Reset);
+        }
+        let states = items.into_iter();
+        let states = states.map(|ScanItem { key, state }| WatchEvent::State { key, state });
+        self.events.extend(states);
+        match cursor {
+            Some(cursor) if !is_last => {
+                self.pass = LatestPass::Resting(NextPage::Snapshot(snapshot, cursor));
+            }
+            cursor => {
+                if let Some(cursor) = cursor {
+                    self.tombstones_after = cursor.tombstones_after();
+                }
+                let revision = snapshot.revision();
+                self.end(revision);
+                self.subscription.caught_up(revision);
+                // Live at once, if that is to be had; else it is found out when there is nothing to tell.
+                self.subscription.come_near();
+            }
+        }
+    }
+
+    /// One step of the pass. Errors are final.
+    fn step(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        match std::mem::replace(&mut self.pass, LatestPass::None) {
+            LatestPass::None => ready!(self.begin(cx)),
+            LatestPass::Resting(from) => self.read(from),
+            LatestPass::Parked(from, rest) => match rest.take() {
+                Some(events) => {
+                    // These answer.
+                    self.answering.clear();
+                    self.events = events;
+                }
+                None => self.read(from),
+            },
+            LatestPass::Reading(from, mut reading) => match reading.as_mut().poll(cx) {
+                Poll::Pending => {
+                    self.pass = LatestPass::Reading(from, reading);
+                    return Poll::Pending;
+                }
+                Poll::Ready(ticket) => match ticket?.take() {
+                    Some(page) => self.take(page),
+                    // It had to make room for others'.
+                    None => self.read(from),
+                },
+            },
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Gives up the states that were read and not taken.
+    fn give_back(&mut self) {
+        let Some(WatchEvent::State { key, state }) = self.events.front() else {
+            return;
+        };
+        match &mut self.pass {
+            LatestPass::Resting(NextPage::Snapshot(_, cursor)) => {
+                cursor.go_back_to(state.revision(), key);
+                self.events.clear();
+            }
+            LatestPass::None => self.keep_rest(),
+            _ => {}
+        }
+    }
+
+    /// The last states of a pass, or of a batch of the feed's, cannot be read again as they are. They are kept, as long as
+    /// there is room for such; else what is left of the pass becomes one over a newer snapshot.
+    fn keep_rest(&mut self) {
+        let (Some(id), Some(WatchEvent::State { key, state })) =
+            (self.keyspace.id(), self.events.front())
+        else {
+            return;
+        };
+        let range = self.subscription.range().clone();
+        let mut cursor = ChangesCursor::new(id, range, self.told, self.tombstones_after);
+        cursor.go_back_to(state.revision(), key);
+        let tokens = self.events.iter().filter_map(|event| match event {
+            WatchEvent::Progress { token, .. } => *token,
+            _ => None,
+        });
+        self.answering = tokens.collect();
+        let bytes = self.events.iter().map(|event| match event {
+            WatchEvent::State { key, state } => size_of::<WatchEvent>() + state_bytes(key, state),
+            _ => size_of::<WatchEvent>(),
+        });
+        let bytes = bytes.sum();
+        let rest = std::mem::take(&mut self.events);
+        let rest = self.shared.rests.keep(rest, bytes);
+        self.pass = LatestPass::Parked(NextPage::Cursor(cursor), rest);
+    }
+}
+
+/// What a change leaves; `None` for a signal.
+fn state_behind(kind: &ChangeKind, revision: Revision) -> Option<KeyState> {
+    match kind {
+        ChangeKind::Put {
+            value, lifetime, ..
+        } => Some(KeyState::Live(Entry {
+            value: value.clone(),
+            revision,
+            lifetime: *lifetime,
+        })),
+        ChangeKind::Removed { .. } if planted("latest-forgets-tombstones") => None,
+        ChangeKind::Removed { .. } => Some(KeyState::Removed(revision)),
+        ChangeKind::Signalled { .. } => None,
+    }
+}
+
+fn state_bytes(key: &Key, state: &KeyState) -> usize {
+    let value = match state {
+        KeyState::Live(entry) => entry.value.len(),
+        KeyState::Removed(_) => 0,
+    };
+    key.len() + value
+}
+
+impl WatchSource for LatestWatch {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<WatchEvent>>> {
+        if let Err(error) = self.tokens.check() {
+            return Poll::Ready(Some(Err(error)));
+        }
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                if let WatchEvent::Progress { position, .. } = event {
+                    self.told = position.revision;
+                }
+                return Poll::Ready(Some(Ok(event)));
+            }
+            if let Err(error) = ready!(self.step(cx)) {
+                return Poll::Ready(Some(Err(error)));
+            }
+        }
+    }
+
+    fn request_progress(&mut self, token: u64) {
+        self.tokens.push(token, self.shared.store.revision());
+    }
+
+    fn park(&mut self) {
+        self.give_back();
+        if let LatestPass::Reading(from, _) = &self.pass {
+            // What is being read is for nobody now.
+            self.pass = LatestPass::Resting(from.clone());
+        }
+        // Nobody takes what would be queued for it.
+        self.subscription.park(None);
+    }
+
+    fn status(&self) -> WatchStatus {
+        let idle = self.events.is_empty() && !self.first && matches!(self.pass, LatestPass::None);
+        WatchStatus {
+            state: live_if(idle && self.subscription.is_live()),
+            position: self.shared.store.at(self.told),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,174 @@
+//! Messages in parts: judged by their first part, counted while they come, refused if they do not.
+
+use std::time::Instant;
+
+use storage_protocol::native::{ClientMessage, RequestId, kind};
+use storage_protocol::{Limit, Outcome, StorageError, planted};
+
+use super::order::{Commit, Content};
+use super::{InFlight, Native, RequestState};
+use crate::metrics::RequestLabel;
+use crate::ws::Close;
+
+impl Native {
+    /// Judges a message in parts by its first one.
+    pub(super) fn begin_parts(
+        &mut self,
+        kind: u8,
+        id: Option<RequestId>,
+    ) -> std::result::Result<(), Close> {
+        ClientMessage::check_head(kind, id).map_err(Close::protocol)?;
+        let Some(id) = id.filter(|_| is_request(kind)) else {
+            return Ok(());
+        };
+        self.check_id(id)?;
+        let mut number = None;
+        if kind == kind::COMMIT {
+            let head = self
+                .incoming
+                .reassembler
+                .head(kind, Some(id))
+                .unwrap_or_default();
+            let first = ClientMessage::commit_number(head).ok_or_else(|| {
+                Close::protocol("the first part of a commit does not hold its number")
+            })?;
+            self.check_number(first)?;
+            number = Some(first);
+        }
+        self.incoming.parts.begin(id, number);
+        Ok(())
+    }
+
+    /// Counts what a part left in the reassembler; its message is refused if that is too much.
+    pub(super) fn bound_partial(
+        &mut self,
+        kind: u8,
+        id: Option<RequestId>,
+    ) -> std::result::Result<(), Close> {
+        self.incoming
+            .counted
+            .resize(self.incoming.reassembler.cost());
+        let session_max = self.limits().bytes_in_flight_max;
+        let error = if let Some(bound) = self.incoming.counted.budget().over() {
+            bound.overloaded()
+        } else if self.incoming.reassembler.bytes() > session_max {
+            StorageError::Overloaded {
+                limit: Limit::BytesInFlight,
+                max: session_max as u64,
+            }
+        } else {
+            return Ok(());
+        };
+        // A late part of one that was refused before holds nothing, and its id may be another request's by now.
+        if !self.incoming.reassembler.discard(kind, id) && !planted("late-part-refused-again") {
+            return Ok(());
+        }
+        self.incoming
+            .counted
+            .resize(self.incoming.reassembler.cost());
+        self.refuse_parts(kind, id, error)
+    }
+
+    /// Answers a request whose message never became whole. The number of a commit is spent; of one that comes again nobody
+    /// can tell whether it is the one that was executed.
+    pub(super) fn refuse_parts(
+        &mut self,
+        kind: u8,
+        id: Option<RequestId>,
+        error: StorageError,
+    ) -> std::result::Result<(), Close> {
+        // Of a CREDIT or CANCEL nobody is told; what it is about goes on without it.
+        let Some(id) = id.filter(|id| self.incoming.parts.has_begun(*id)) else {
+            return Ok(());
+        };
+        self.incoming.parts.end(id);
+        if kind != kind::COMMIT {
+            self.refuse(id, label_of(kind), error);
+            return Ok(());
+        }
+        let head = self
+            .incoming
+            .reassembler
+            .head(kind, Some(id))
+            .unwrap_or_default();
+        let number = ClientMessage::commit_number(head).ok_or_else(|| {
+            Close::protocol("the first part of a commit does not hold its number")
+        })?;
+        if number <= self.executed() {
+            self.repeat(id, number, None);
+        } else {
+            self.commits.order.spend(number);
+            self.refuse(id, RequestLabel::Commit, error);
+        }
+        Ok(())
+    }
+
+    /// Takes a commit that comes again and is not executed, whatever it holds. No bound refuses it: the answer would
+    /// be that it was not executed. Of its content the fingerprint is kept, so that many need no memory; there are no
+    /// more of them than Hello named.
+    pub(super) fn repeat(&mut self, id: RequestId, number: u64, fingerprint: Option<u64>) {
+        let in_flight = InFlight {
+            state: RequestState::Committing,
+            _permits: None,
+        };
+        self.in_flight.insert(id, in_flight);
+        self.commits.order.push(Commit {
+            id,
+            number,
+            content: Content::Again(fingerprint),
+        });
+    }
+
+    /// Looks at what is on its way: messages in parts without progress are refused, and a commit that later ones wait for
+    /// in vain ends the connection, since what waits counts against everybody.
+    pub(super) fn check_parts(&mut self, now: Instant) -> std::result::Result<(), Close> {
+        if !self.incoming.parts.is_due(now) {
+            return Ok(());
+        }
+        let patience = self.shared.config.timeouts.partial_message;
+        let dropped = self
+            .incoming
+            .reassembler
+            .expire(self.incoming.parts.clock.at(now), patience);
+        self.incoming
+            .counted
+            .resize(self.incoming.reassembler.cost());
+        for (kind, id) in dropped {
+            let outcome = Outcome::NotExecuted;
+            self.refuse_parts(kind, id, StorageError::DeadlineExceeded { outcome })?;
+        }
+        self.watch_parts(now);
+        match self.incoming.parts.missing_for(patience, now) {
+            Some(number) if !planted("gap-for-ever") => Err(Close::protocol(format!(
+                "commit number {number} is missing for {}, and later ones wait for it",
+                humantime::format_duration(patience)
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Notes what is on its way after anything came or was done.
+    pub(super) fn watch_parts(&mut self, now: Instant) {
+        let patience = self.shared.config.timeouts.partial_message;
+        self.incoming.parts.note_gap(self.commits.order.gap(), now);
+        self.incoming
+            .parts
+            .watch(self.incoming.reassembler.bytes() > 0, patience, now);
+    }
+}
+
+/// Whether a message of this type is a request, with an id of its own.
+pub(super) fn is_request(kind: u8) -> bool {
+    !matches!(kind, kind::CREDIT | kind::CANCEL)
+}
+
+/// How requests of a type are counted.
+pub(super) fn label_of(kind: u8) -> RequestLabel {
+    match kind {
+        kind::COMMIT => RequestLabel::Commit,
+        kind::SCAN => RequestLabel::Scan,
+        kind::SCAN_NEXT => RequestLabel::ScanNext,
+        kind::WATCH => RequestLabel::Watch,
+        _ => RequestLabel::Get,
+    }
+}

@@ -1,0 +1,250 @@
+//! The watches of a session: polled only when they were woken, have credit, and the outbox has room.
+//!
+//! The peer is told marks that it did not ask for: one when a watch `Every` has caught up, and one when it was told
+//! nothing for long while the store went on. They are asked of the watch like those of probes.
+//!
+//! Each watch has a waker of its own that notes its id, so 10,000 resting watches cost a wake nothing. An id stands at
+//! most once in the line of those to be polled. A watch without credit leaves the line until it is granted more; one
+//! with a message in parts on its way, until that has left. Credit counts the payload bytes of changes and states; marks
+//! are free, so a watch that was asked for one is polled without credit, and keeps the event that it meets instead. That
+//! is counted with the memory of watches.
+
+mod sender;
+mod slot;
+mod wake;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
+use std::task::Context;
+
+use storage_protocol::native::{Outbox, RequestId};
+use storage_protocol::{Revision, StorageError, Watch};
+
+use self::sender::to_credit;
+use self::slot::{OpenWatch, Rest};
+use self::wake::{WatchWaker, WokenWatches};
+use crate::limits::budget::Permit;
+use crate::metrics::Metrics;
+
+/// Watches that get a turn before the session's requests, and other sessions, do: of thousands that were woken at once a
+/// peer's own commit must not wait for all.
+const TURNS_PER_POLL: usize = 64;
+
+/// What a watch takes in memory beside the bounds of its range, about: here, in the engine and in the feed.
+pub(super) const WATCH_BYTES: usize = 2 * 1024;
+
+/// What a watch was opened with.
+#[derive(Debug)]
+pub(super) struct Terms {
+    /// The first grant.
+    pub(super) credit: u64,
+    /// Mode `Every`.
+    pub(super) every: bool,
+    /// What it takes in memory.
+    pub(super) memory: Permit,
+}
+
+/// See the module.
+pub(super) struct Watches {
+    slots: HashMap<RequestId, OpenWatch>,
+    woken: Arc<WokenWatches>,
+    line: VecDeque<RequestId>,
+    behind_bulk: Vec<RequestId>,
+    /// Probes that are in flight no more: their marks came, or their watches ended.
+    answered: Vec<RequestId>,
+    metrics: Arc<Metrics>,
+}
+
+/// What a turn did.
+#[derive(Default)]
+pub(super) struct Polled {
+    pub(super) moved: bool,
+    /// Watches that ended, and why.
+    pub(super) ended: Vec<(RequestId, StorageError)>,
+}
+
+impl Watches {
+    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+        Self {
+            slots: HashMap::new(),
+            woken: Arc::default(),
+            line: VecDeque::new(),
+            behind_bulk: Vec::new(),
+            answered: Vec::new(),
+            metrics,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Whether one stands in line.
+    pub(super) fn wait_for_turn(&self) -> bool {
+        !self.line.is_empty() && !self.slots.is_empty()
+    }
+
+    pub(super) fn contains(&self, id: RequestId) -> bool {
+        self.slots.contains_key(&id)
+    }
+
+    /// Takes a watch; `is_behind`: there is something before it already.
+    pub(super) fn insert(&mut self, id: RequestId, watch: Watch, terms: Terms, is_behind: bool) {
+        let state = Arc::new(WatchWaker {
+            id,
+            queued: AtomicBool::new(false),
+            woken: self.woken.clone(),
+        });
+        let slot = OpenWatch {
+            told: watch.start().revision,
+            watch,
+            credit: to_credit(terms.credit),
+            every: terms.every,
+            marks_due: VecDeque::new(),
+            catching_up: is_behind && terms.every,
+            quiet: false,
+            memory: terms.memory,
+            kept: None,
+            state,
+        };
+        if self.slots.insert(id, slot).is_none() {
+            self.metrics.watches.add(1);
+        }
+        self.enqueue(id);
+    }
+
+    pub(super) fn remove(&mut self, id: RequestId) -> bool {
+        let Some(slot) = self.slots.remove(&id) else {
+            return false;
+        };
+        self.answered.extend(slot.marks_due.into_iter().flatten());
+        self.metrics.watches.subtract(1);
+        true
+    }
+
+    /// The probes that are in flight no more since this was last asked.
+    pub(super) fn answered(&mut self) -> Vec<RequestId> {
+        std::mem::take(&mut self.answered)
+    }
+
+    /// Asks for a mark of each watch `Every` that was told nothing since the last time, if the store went on to `present`
+    /// since. One without credit is parked, and is not looked for.
+    pub(super) fn mark_idle(&mut self, present: Revision) {
+        for (id, slot) in &mut self.slots {
+            let was_quiet = std::mem::replace(&mut slot.quiet, true);
+            if slot.every
+                && was_quiet
+                && slot.credit > 0
+                && slot.marks_due.is_empty()
+                && slot.told < present
+            {
+                slot.ask_unasked();
+                if !slot.state.queued.swap(true, Ordering::AcqRel) {
+                    self.line.push_back(*id);
+                }
+            }
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.metrics.watches.subtract(self.slots.len() as u64);
+        self.slots.clear();
+    }
+
+    /// Credit for a watch that ended meanwhile is nothing wrong: the two messages crossed.
+    pub(super) fn grant(&mut self, id: RequestId, bytes: u64) {
+        if let Some(slot) = self.slots.get_mut(&id) {
+            slot.credit = slot.credit.saturating_add(to_credit(bytes));
+            self.enqueue(id);
+        }
+    }
+
+    /// Asks for a mark for the peer, whose request is `probe`.
+    pub(super) fn request_progress(&mut self, id: RequestId, token: u64, probe: RequestId) {
+        if let Some(slot) = self.slots.get_mut(&id) {
+            slot.watch.request_progress(token);
+            slot.marks_due.push_back(Some(probe));
+            self.enqueue(id);
+        }
+    }
+
+    fn enqueue(&mut self, id: RequestId) {
+        if let Some(slot) = self.slots.get(&id)
+            && !slot.state.queued.swap(true, Ordering::AcqRel)
+        {
+            self.line.push_back(id);
+        }
+    }
+
+    /// Polls the watches in line, while the outbox has room.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        outbox: &mut Outbox,
+        is_full: impl Fn(&Outbox) -> bool,
+    ) -> Polled {
+        // Ordering: register, then look; a wake in between is seen or wakes the task.
+        self.woken.task.register(cx.waker());
+        self.line.extend(
+            self.woken
+                .ids
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .drain(..),
+        );
+        for id in std::mem::take(&mut self.behind_bulk) {
+            // It counts as queued all the time.
+            if outbox.has_bulk(id) {
+                self.behind_bulk.push(id)
+            } else {
+                self.line.push_back(id)
+            }
+        }
+        let mut polled = Polled::default();
+        for turn in 0.. {
+            if is_full(outbox) {
+                break;
+            }
+            if turn == TURNS_PER_POLL && !self.line.is_empty() {
+                // The others come at once, behind what else there is to do.
+                polled.moved = true;
+                break;
+            }
+            let Some(id) = self.line.pop_front() else {
+                break;
+            };
+            let Some(slot) = self.slots.get_mut(&id) else {
+                continue;
+            };
+            slot.state.queued.store(false, Ordering::Release);
+            let before = outbox.bytes();
+            let rest = slot.take_turn(id, outbox, &mut self.answered);
+            polled.moved |= outbox.bytes() != before;
+            match rest {
+                Rest::Parked => {}
+                Rest::Again => self.enqueue(id),
+                Rest::BehindBulk => slot.wait_behind_bulk(&mut self.behind_bulk),
+                Rest::Ended(error) => {
+                    self.remove(id);
+                    polled.moved = true;
+                    polled.ended.push((id, error));
+                }
+            }
+        }
+        polled
+    }
+}
+
+impl Drop for Watches {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests;

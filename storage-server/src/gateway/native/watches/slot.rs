@@ -1,0 +1,190 @@
+//! One watch of a session, and what it does in its turn.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Waker};
+
+use futures_util::Stream;
+use storage_protocol::native::{Outbox, PART_BYTES, RequestId};
+use storage_protocol::{Outcome, Revision, StorageError, Watch, WatchEvent, WatchState, planted};
+
+use super::sender::{Events, Sender, charged_bytes, to_credit};
+use super::wake::WatchWaker;
+use crate::limits::budget::Permit;
+
+/// What one watch may put into the outbox before the others get a turn.
+const TURN_BYTES: usize = 4 * PART_BYTES;
+
+pub(super) struct OpenWatch {
+    pub(super) watch: Watch,
+    /// Bytes it may still send; below zero after an event that was longer than what was left.
+    pub(super) credit: i64,
+    pub(super) every: bool,
+    /// Marks that were asked for and did not come yet, in their order: the probe of each that the peer asked for.
+    pub(super) marks_due: VecDeque<Option<RequestId>>,
+    /// It was behind, and is to be told a mark when it is not.
+    pub(super) catching_up: bool,
+    /// It was told nothing since the watches were looked at for that.
+    pub(super) quiet: bool,
+    /// The last commit or mark that it was told.
+    pub(super) told: Revision,
+    pub(super) memory: Permit,
+    /// An event that was met without credit for it, and what it is counted with. Boxed: few watches have one.
+    pub(super) kept: Option<Box<(WatchEvent, Permit)>>,
+    pub(super) state: Arc<WatchWaker>,
+}
+
+/// Why a watch's turn is over.
+pub(super) enum Rest {
+    /// It waits for events, or has no credit.
+    Parked,
+    /// There is more.
+    Again,
+    BehindBulk,
+    Ended(StorageError),
+}
+
+impl OpenWatch {
+    /// A watch that was woken meanwhile stands in the line, and comes here again.
+    pub(super) fn wait_behind_bulk(&self, waiting: &mut Vec<RequestId>) {
+        if !self.state.queued.swap(true, Ordering::AcqRel) {
+            waiting.push(self.state.id);
+        }
+    }
+
+    /// Asks for a mark that the peer did not ask for.
+    pub(super) fn ask_unasked(&mut self) {
+        self.watch.request_progress(0);
+        self.marks_due.push_back(None);
+    }
+
+    /// Room for an event of so many bytes beside what its watch takes. One event may go beyond the session's bound: a
+    /// commit may be as long as that, and its watch would end at each probe.
+    fn room_to_keep(&self, bytes: usize) -> Result<Permit, StorageError> {
+        let budget = self.memory.budget();
+        let mut permit = budget.count();
+        let is_within = budget.over().is_none();
+        if planted("kept-event-uncounted") {
+            return Ok(permit);
+        }
+        if is_within && permit.grow_beyond(bytes) {
+            return Ok(permit);
+        }
+        permit.try_grow(bytes)?;
+        Ok(permit)
+    }
+
+    /// A mark came: whom it answers. The token of one that the peer did not ask for is not the peer's matter.
+    fn mark_came(&mut self, token: &mut Option<u64>, answered: &mut Vec<RequestId>) {
+        if token.is_none() {
+            return;
+        }
+        match self.marks_due.pop_front() {
+            Some(Some(probe)) => answered.push(probe),
+            _ => *token = None,
+        }
+    }
+
+    pub(super) fn take_turn(
+        &mut self,
+        id: RequestId,
+        outbox: &mut Outbox,
+        answered: &mut Vec<RequestId>,
+    ) -> Rest {
+        // The same each time as far as those who keep a copy can tell; kept in the slot it would be 16 bytes of each watch.
+        let waker = Waker::from(self.state.clone());
+        let start = outbox.bytes();
+        let mut sender = Sender {
+            id,
+            outbox,
+            events: Events::None,
+            sent: 0,
+        };
+        loop {
+            if sender.outbox.has_bulk(id) {
+                self.credit -= sender.sent;
+                return Rest::BehindBulk;
+            }
+            let estimated = to_credit(sender.events.bytes() as u64);
+            if self.credit <= sender.sent.saturating_add(estimated)
+                && self.credit > sender.sent
+                && !planted("credit-by-estimate")
+            {
+                // What goes out counts, and that is known once it is sent: it may leave credit for more.
+                sender.flush();
+                continue;
+            }
+            let has_credit = self.credit > sender.sent.saturating_add(estimated);
+            if !has_credit && (self.kept.is_some() || self.marks_due.is_empty()) {
+                self.watch.park();
+                self.catching_up |= self.every;
+                break self.settle(sender, Rest::Parked);
+            }
+            if let Some(kept) = self.kept.take() {
+                let (event, _) = *kept;
+                sender.take(event);
+                continue;
+            }
+            if sender.outbox.bytes() - start >= TURN_BYTES {
+                break self.settle(sender, Rest::Again);
+            }
+            match Pin::new(&mut self.watch).poll_next(&mut Context::from_waker(&waker)) {
+                Poll::Pending if self.asks_that_it_caught_up() => {}
+                Poll::Pending => break self.settle(sender, Rest::Parked),
+                Poll::Ready(Some(Ok(mut event))) => {
+                    self.note(&mut event, answered);
+                    match charged_bytes(&event).filter(|_| !has_credit) {
+                        None => sender.take(event),
+                        Some(bytes) => match self.room_to_keep(bytes) {
+                            Ok(permit) => self.kept = Some(Box::new((event, permit))),
+                            Err(error) => break self.settle(sender, Rest::Ended(error)),
+                        },
+                    }
+                }
+                Poll::Ready(Some(Err(error))) => break self.settle(sender, Rest::Ended(error)),
+                Poll::Ready(None) => {
+                    let error = StorageError::Closed {
+                        reason: "the watch has ended".to_owned(),
+                        outcome: Outcome::NotExecuted,
+                    };
+                    break self.settle(sender, Rest::Ended(error));
+                }
+            }
+        }
+    }
+
+    /// Asks for a mark of a watch that has caught up just now: true if one is on its way by that.
+    fn asks_that_it_caught_up(&mut self) -> bool {
+        if !self.catching_up || self.watch.status().state != WatchState::Live {
+            return false;
+        }
+        self.catching_up = false;
+        // A mark that is due says it too, and a watch answers only so many.
+        let asks = self.marks_due.is_empty() || planted("mark-asked-twice");
+        if asks {
+            self.ask_unasked();
+        }
+        asks
+    }
+
+    /// Notes how far the watch was told with this event.
+    fn note(&mut self, event: &mut WatchEvent, answered: &mut Vec<RequestId>) {
+        self.quiet = false;
+        match event {
+            WatchEvent::Commit(record) => self.told = record.revision,
+            WatchEvent::Progress { position, token } => {
+                self.told = position.revision;
+                self.mark_came(token, answered);
+            }
+            _ => {}
+        }
+    }
+
+    fn settle(&mut self, mut sender: Sender<'_>, rest: Rest) -> Rest {
+        sender.flush();
+        self.credit -= sender.sent;
+        rest
+    }
+}
