@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, ServerConfig, TlsMode};
 use crate::engine::Engine;
-use crate::engine::rocks::{Durability, EngineOptions, OpenError, RocksEngine};
+use crate::engine::rocks::{EngineOptions, OpenError, RocksEngine};
 use crate::gateway::{self, Gateway};
 use crate::logging::warn_if_open_to_others;
 use crate::net::admission::Handshakes;
@@ -386,40 +386,27 @@ fn tell_about_files(dir: &Path, listeners: &[config::ListenerConfig]) {
 }
 
 fn engine_options(config: &ServerConfig) -> EngineOptions {
-    fn set<T: Clone>(target: &mut T, value: Option<&T>) {
-        if let Some(value) = value {
-            target.clone_from(value);
-        }
-    }
-    let mut options = EngineOptions::new(config.data.clone());
     let (engine, limits) = (&config.engine, &config.limits);
-    options.durability = match config.durability {
-        config::Durability::Sync => Durability::Sync,
-        config::Durability::Os => Durability::Os,
-    };
-    options.accept_data_loss = config.accept_data_loss;
-    options.new_epoch = config.new_epoch;
-    options.limits = limits.announced.clone();
-    options.session_grace = config.timeouts.session_grace;
-    options.session_kept = config.timeouts.session_kept;
-    options.sessions_kept_max = limits.sessions_kept_max;
-    set(&mut options.memory_bytes, limits.memory_bytes_max.as_ref());
-    set(
-        &mut options.commit_queue_bytes,
-        limits.commit_queue_bytes_max.as_ref(),
-    );
-    set(
-        &mut options.disk_reserve_bytes,
-        engine.disk_reserve_bytes.as_ref(),
-    );
-    set(&mut options.log_bytes, engine.log_bytes.as_ref());
-    set(&mut options.log_age, engine.log_age.as_ref());
-    set(&mut options.ring_bytes, engine.ring_bytes.as_ref());
-    set(&mut options.read_threads, engine.read_threads.as_ref());
-    set(&mut options.tombstone_age, engine.tombstone_age.as_ref());
-    set(&mut options.tombstones_max, engine.tombstones_max.as_ref());
-    set(&mut options.mwdb_keyspaces, engine.mwdb_keyspaces.as_ref());
-    options
+    EngineOptions {
+        durability: config.durability,
+        accept_data_loss: config.accept_data_loss,
+        new_epoch: config.new_epoch,
+        limits: limits.announced(),
+        session_grace: config.timeouts.session_grace,
+        session_kept: config.timeouts.session_kept,
+        sessions_kept_max: limits.sessions_kept_max,
+        memory_bytes: limits.memory_bytes_max,
+        commit_queue_bytes: limits.commit_queue_bytes_max,
+        disk_reserve_bytes: engine.disk_reserve_bytes,
+        log_bytes: engine.log_bytes,
+        log_age: engine.log_age,
+        ring_bytes: engine.ring_bytes,
+        read_threads: engine.read_threads,
+        tombstone_age: engine.tombstone_age,
+        tombstones_max: engine.tombstones_max,
+        mwdb_keyspaces: engine.mwdb_keyspaces.clone(),
+        ..EngineOptions::new(&config.data)
+    }
 }
 
 /// How long the engine may take to close, before that is reported as a failure.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use storage_protocol::Limits;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -27,6 +28,8 @@ pub(crate) enum Phase {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) config: ServerConfig,
+    /// What of the limits each session is told.
+    pub(crate) announced: Limits,
     /// All that listeners may serve.
     pub(crate) gateways: Vec<Arc<dyn Gateway>>,
     pub(crate) engine: Arc<dyn Engine>,
@@ -76,6 +79,7 @@ impl Shared {
             drain: CancellationToken::new(),
             cut: CancellationToken::new(),
             phase: AtomicU8::new(Phase::Starting as u8),
+            announced: limits.announced(),
             config,
         })
     }

@@ -107,7 +107,7 @@ impl ServerHandle {
     /// What requests to storage may ask.
     #[must_use]
     pub fn limits(&self) -> &Limits {
-        &self.0.config.limits.announced
+        &self.0.announced
     }
 
     /// Whether the server takes requests: it has started, and does not shut down.

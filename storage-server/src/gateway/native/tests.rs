@@ -250,7 +250,7 @@ async fn a_silent_peer_is_pinged_and_then_closed() {
 
 #[tokio::test]
 async fn requests_over_the_bound_are_refused_by_its_name() {
-    let mut running = running(|config| config.limits.announced.requests_in_flight_max = 2);
+    let mut running = running(|config| config.limits.requests_in_flight_max = 2);
     open(&mut running).await;
     running.engine.hold(Hold::Commits);
     let client = &mut running.client;
@@ -588,7 +588,7 @@ async fn no_bound_refuses_a_commit_that_comes_again() {
     let engine = old.engine.clone();
     engine.executed.store(5, Ordering::Relaxed);
     let mut new = beside(&engine, |config| {
-        config.limits.announced.requests_in_flight_max = 1;
+        config.limits.requests_in_flight_max = 1;
         config.limits.partial_messages_bytes_max = 100_000;
     });
     let client = &mut new.client;
@@ -796,7 +796,7 @@ async fn a_second_page_of_a_scan_is_refused_while_one_is_on_its_way() {
 
 #[tokio::test]
 async fn a_commit_that_others_wait_for_is_let_in() {
-    let mut running = running(|config| config.limits.announced.requests_in_flight_max = 4);
+    let mut running = running(|config| config.limits.requests_in_flight_max = 4);
     open(&mut running).await;
     let client = &mut running.client;
     for number in [2, 3, 4, 5, 1] {
@@ -991,7 +991,7 @@ async fn what_is_read_and_not_taken_is_counted_with_the_outbox() {
 async fn who_finds_the_others_room_full_waits_for_it() {
     let mut running = running(|config| {
         config.limits.outbox_bytes_total_max = 500_000;
-        config.limits.announced.message_bytes_max = 400_000;
+        config.limits.message_bytes_max = 400_000;
     });
     open(&mut running).await;
     fill(&mut running).await;
@@ -1030,8 +1030,8 @@ fn removals(number: u64, count: usize) -> ClientMessage {
 #[tokio::test]
 async fn a_request_with_too_many_items_is_refused_before_it_waits() {
     let mut running = running(|config| {
-        config.limits.announced.keys_per_get_max = 3;
-        config.limits.announced.operations_per_commit_max = 3;
+        config.limits.keys_per_get_max = 3;
+        config.limits.operations_per_commit_max = 3;
     });
     open(&mut running).await;
     running.engine.hold(Hold::Reads);
@@ -1109,8 +1109,8 @@ async fn what_waits_decoded_is_counted_at_what_it_takes() {
 async fn one_message_of_many_items_fits_into_the_smallest_bounds() {
     const MESSAGE: usize = 4_000;
     let mut running = running(|config| {
-        config.limits.announced.message_bytes_max = MESSAGE;
-        config.limits.announced.bytes_in_flight_max = MESSAGE;
+        config.limits.message_bytes_max = MESSAGE;
+        config.limits.bytes_in_flight_max = MESSAGE;
         config.limits.bytes_in_flight_total_max = 2 * MESSAGE;
     });
     open(&mut running).await;
@@ -1129,7 +1129,7 @@ async fn one_message_of_many_items_fits_into_the_smallest_bounds() {
 async fn a_small_get_does_not_wait_for_the_others_room_though_it_is_the_first() {
     let mut running = running(|config| {
         config.limits.outbox_bytes_total_max = 500_000;
-        config.limits.announced.message_bytes_max = 250_000;
+        config.limits.message_bytes_max = 250_000;
     });
     open(&mut running).await;
     fill(&mut running).await;
@@ -1163,7 +1163,7 @@ impl Crowded {
         const ALL: usize = 64 << 20;
         let mut running = running(|config| {
             config.limits.outbox_bytes_total_max = ALL;
-            config.limits.announced.message_bytes_max = ALL / 2;
+            config.limits.message_bytes_max = ALL / 2;
         });
         open(&mut running).await;
         let another = running.shared.slots.take("anonymous").unwrap();
@@ -1247,7 +1247,7 @@ async fn a_late_part_of_a_refused_message_is_nobody_elses() {
     use storage_protocol::native::{Class, Outbox};
     let mut running = running(|config| {
         config.limits.partial_messages_bytes_max = 200_000;
-        config.limits.announced.message_bytes_max = 100_000;
+        config.limits.message_bytes_max = 100_000;
     });
     open(&mut running).await;
     let partial = running.shared.budgets.partial.clone();
