@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, ServerConfig, TlsMode};
 use crate::engine::Engine;
-use crate::engine::rocks::{Durability, EngineOptions, OpenError, RocksEngine};
+use crate::engine::rocks::{EngineOptions, OpenError, RocksEngine};
 use crate::gateway::{self, Gateway};
 use crate::listener::Listener;
 use crate::logging::warn_if_open_to_others;
@@ -258,6 +258,7 @@ impl Server {
                 }
             }
         }
+        let known = gateway::names(&gateways);
         let addresses = config
             .listeners
             .iter()
@@ -265,7 +266,7 @@ impl Server {
             .map(|(config, bound)| ListenerAddress {
                 address: bound.address,
                 tls: config.tls,
-                gateways: config.gateways.clone(),
+                gateways: in_order(&known, &config.gateways),
             });
         let addresses: Vec<_> = addresses.collect();
         tell_start(&config, &addresses, engine.as_ref(), certificate);
@@ -309,6 +310,16 @@ impl Server {
     pub async fn shutdown(self) -> ShutdownReport {
         shutdown::run(&self.shared, self.closer).await
     }
+}
+
+/// The names that a listener has, each once, in the order in which the gateways are asked.
+fn in_order(known: &[&str], names: &[String]) -> Vec<String> {
+    let is_named = |known: &&&str| names.iter().any(|name| name == *known);
+    known
+        .iter()
+        .filter(is_named)
+        .map(ToString::to_string)
+        .collect()
 }
 
 /// One line with what an operator looks for first.
@@ -385,38 +396,25 @@ fn tell_about_files(dir: &Path, listeners: &[config::ListenerConfig]) {
 }
 
 fn engine_options(config: &ServerConfig) -> EngineOptions {
-    fn set<T: Clone>(target: &mut T, value: Option<&T>) {
-        if let Some(value) = value {
-            target.clone_from(value);
-        }
-    }
-    let mut options = EngineOptions::new(config.data.clone());
     let (engine, limits) = (&config.engine, &config.limits);
-    options.durability = match config.durability {
-        config::Durability::Sync => Durability::Sync,
-        config::Durability::Os => Durability::Os,
-    };
-    options.accept_data_loss = config.accept_data_loss;
-    options.new_epoch = config.new_epoch;
-    options.limits = limits.announced.clone();
-    options.session_grace = config.timeouts.session_grace;
-    options.session_kept = config.timeouts.session_kept;
-    options.sessions_kept_max = limits.sessions_kept_max;
-    set(&mut options.memory_bytes, limits.memory_bytes_max.as_ref());
-    set(
-        &mut options.commit_queue_bytes,
-        limits.commit_queue_bytes_max.as_ref(),
-    );
-    set(
-        &mut options.disk_reserve_bytes,
-        engine.disk_reserve_bytes.as_ref(),
-    );
-    set(&mut options.log_bytes, engine.log_bytes.as_ref());
-    set(&mut options.log_age, engine.log_age.as_ref());
-    set(&mut options.ring_bytes, engine.ring_bytes.as_ref());
-    set(&mut options.read_threads, engine.read_threads.as_ref());
-    set(&mut options.tombstone_age, engine.tombstone_age.as_ref());
-    set(&mut options.tombstones_max, engine.tombstones_max.as_ref());
-    set(&mut options.mwdb_keyspaces, engine.mwdb_keyspaces.as_ref());
-    options
+    EngineOptions {
+        durability: config.durability,
+        accept_data_loss: config.accept_data_loss,
+        new_epoch: config.new_epoch,
+        limits: limits.announced(),
+        session_grace: config.timeouts.session_grace,
+        session_kept: config.timeouts.session_kept,
+        sessions_kept_max: limits.sessions_kept_max,
+        memory_bytes: limits.memory_bytes_max,
+        commit_queue_bytes: limits.commit_queue_bytes_max,
+        disk_reserve_bytes: engine.disk_reserve_bytes,
+        log_bytes: engine.log_bytes,
+        log_age: engine.log_age,
+        ring_bytes: engine.ring_bytes,
+        read_threads: engine.read_threads,
+        tombstone_age: engine.tombstone_age,
+        tombstones_max: engine.tombstones_max,
+        mwdb_keyspaces: engine.mwdb_keyspaces.clone(),
+        ..EngineOptions::new(&config.data)
+    }
 }

@@ -30,6 +30,8 @@ pub(crate) enum Phase {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) config: ServerConfig,
+    /// What of the limits each session is told.
+    pub(crate) announced: Limits,
     /// All that listeners may serve.
     pub(crate) gateways: Vec<Arc<dyn Gateway>>,
     pub(crate) engine: Arc<dyn Engine>,
@@ -79,6 +81,7 @@ impl Shared {
             drain: CancellationToken::new(),
             cut: CancellationToken::new(),
             phase: AtomicU8::new(Phase::Starting as u8),
+            announced: limits.announced(),
             config,
         })
     }
@@ -126,7 +129,7 @@ impl ServerHandle {
     /// What requests to storage may ask.
     #[must_use]
     pub fn limits(&self) -> &Limits {
-        &self.0.config.limits.announced
+        &self.0.announced
     }
 
     /// Whether the server takes requests: it has started, and does not shut down.

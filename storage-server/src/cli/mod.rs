@@ -4,11 +4,11 @@
 
 mod run;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Command as ClapCommand, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::config::{ConfigError, DEFAULT_ADDRESS, RawConfig, RawListener, ServerConfig, address};
+use crate::config::{self, ConfigError, Document, ServerConfig, check_address};
 
 pub use self::run::main;
 
@@ -178,55 +178,33 @@ impl Settings {
     /// [`ConfigError`].
     pub fn resolve(&self, gateways: &[&str]) -> Result<ServerConfig, ConfigError> {
         self.check_flags()?;
-        let mut raw = match &self.config {
-            Some(path) => RawConfig::from_file(path)?,
-            None => RawConfig::default(),
-        };
-        or_keep(&mut raw.data, &self.data);
-        or_keep(&mut raw.certs, &self.certs);
-        or_keep(&mut raw.durability, &self.durability);
-        or_keep(&mut raw.log.format, &self.log_format);
-        or_keep(&mut raw.log.dir, &self.log_dir);
-        or_keep(&mut raw.log.filter, &self.log);
-        if self.accept_data_loss {
-            raw.accept_data_loss = Some(true);
+        let path = self.config.as_deref();
+        let text = path.map_or_else(|| Ok(String::new()), config::read)?;
+        let mut file = Document::parse(path.unwrap_or_else(|| Path::new("")), &text)?;
+        if let Some(durability) = &self.durability {
+            file.set(None, "durability", durability);
         }
-        if self.new_epoch {
-            raw.new_epoch = Some(true);
+        if let Some(format) = &self.log_format {
+            file.set(Some("log"), "format", format);
         }
         if let Some(listen) = &self.listen {
-            address("--listen", listen)?;
-            set_listener(&mut raw, listen);
+            check_address("--listen", listen)?;
+            file.set_listener(listen);
         }
-        ServerConfig::from_raw(&raw, gateways)
+        let mut config = file.read()?;
+        if let Some(data) = &self.data {
+            config.data.clone_from(data);
+        }
+        if let Some(filter) = &self.log {
+            config.log.filter.clone_from(filter);
+        }
+        config.certs = self.certs.clone().or(config.certs);
+        config.log.dir = self.log_dir.clone().or(config.log.dir);
+        config.accept_data_loss |= self.accept_data_loss;
+        config.new_epoch |= self.new_epoch;
+        config.validate(gateways)?;
+        Ok(config)
     }
-}
-
-fn or_keep<T: Clone>(target: &mut Option<T>, value: &Option<T>) {
-    if value.is_some() {
-        target.clone_from(value);
-    }
-}
-
-/// The first listener that serves storage gets the address; a file with none of that kind gets one more.
-fn set_listener(raw: &mut RawConfig, listen: &str) {
-    let serves_storage = |listener: &&mut RawListener| {
-        listener
-            .gateways
-            .as_ref()
-            .is_none_or(|names| names.iter().any(|name| name == "storage"))
-    };
-    match raw.listeners.iter_mut().find(serves_storage) {
-        Some(listener) => listener.address = Some(listen.to_owned()),
-        None => raw.listeners.push(RawListener {
-            address: Some(listen.to_owned()),
-            ..RawListener::default()
-        }),
-    }
-    debug_assert!(
-        DEFAULT_ADDRESS.ip().is_loopback(),
-        "the default reaches nobody else"
-    );
 }
 
 #[cfg(test)]
@@ -295,6 +273,28 @@ mod tests {
                 .to_string()
                 .contains("--listen = \"here\"")
         );
+    }
+
+    #[test]
+    fn what_a_flag_says_stands_in_the_place_of_what_the_file_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        let file = "certs = 'c'\ndurability = 'never'\n[log]\nformat = 'xml'\n\
+            [[listener]]\ntls_min_version = '1.2'\n";
+        std::fs::write(&path, file).unwrap();
+        let mut settings = Settings {
+            config: Some(path),
+            listen: Some("127.0.0.1:3".to_owned()),
+            durability: Some("os".to_owned()),
+            ..Settings::default()
+        };
+        let error = settings.resolve(&KNOWN).unwrap_err().to_string();
+        assert!(error.contains("log.format = \"xml\""), "{error}");
+        settings.log_format = Some("json".to_owned());
+        let config = settings.resolve(&KNOWN).unwrap();
+        let listener = &config.listeners[0];
+        assert_eq!((config.listeners.len(), listener.address.port()), (1, 3));
+        assert_eq!(listener.tls_min_version, config::TlsVersion::Tls12);
     }
 
     #[test]

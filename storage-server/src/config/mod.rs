@@ -1,21 +1,30 @@
 //! The configuration: a TOML file, environment and flags become one checked [`ServerConfig`].
 //!
-//! Order of precedence: flag, environment variable (`STORAGE_SERVER_*`, see `--help`), file, default. The fields of a
-//! `ServerConfig` need no further checks. Every error names the key, the value and what is allowed.
+//! Order of precedence: flag, environment variable (`STORAGE_SERVER_*`, see `--help`), file, default. The structs here are
+//! what the file says, key by key, and what the server goes by: [`load`] reads them, [`validate`] judges them, [`text`]
+//! has the written forms. What came through [`ServerConfig::from_file`] or the command line needs no further checks.
+//! Every error names the key, the value and what is allowed.
+//!
+//! Sizes are bytes, or text such as "64 MiB"; durations are text such as "15s" or "24h".
 
-mod check;
-mod raw;
+mod load;
+mod text;
+mod validate;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use storage_protocol::{Keyspace, Limits};
 
+use self::text::{duration, size, size_or_none};
+use crate::engine::rocks::EngineOptions;
 use crate::gateway;
 
-pub(crate) use check::address;
-pub(crate) use raw::{RawConfig, RawListener};
+pub use crate::engine::rocks::Durability;
+pub(crate) use load::{Document, read};
+pub(crate) use text::check_address;
 
 /// Where the server listens if nothing says otherwise.
 pub const DEFAULT_ADDRESS: SocketAddr =
@@ -89,18 +98,20 @@ pub enum TlsVersion {
     Tls13,
 }
 
-/// One listener.
-#[derive(Clone, Debug)]
+/// One listener: `[[listener]]`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct ListenerConfig {
-    /// Where; port 0 takes a free one.
+    /// Where; port 0 takes a free one. A file must give it.
+    #[serde(deserialize_with = "text::address")]
     pub address: SocketAddr,
-    /// How it is secured.
+    /// How it is secured. Default `mutual`.
     pub tls: TlsMode,
-    /// The gateways that it serves, by their names; at least one.
+    /// The gateways that it serves, by their names; at least one. Default `storage`.
     pub gateways: Vec<String>,
-    /// The oldest TLS version.
+    /// The oldest TLS version. Default 1.3.
     pub tls_min_version: TlsVersion,
-    /// The newest TLS version; not below the oldest.
+    /// The newest TLS version; not below the oldest. Default 1.3.
     pub tls_max_version: TlsVersion,
     /// Web pages of these origins (`https://example.com`) may open sessions, besides the server's own; `*`: all.
     pub allowed_origins: Vec<String>,
@@ -108,6 +119,12 @@ pub struct ListenerConfig {
     pub allowed_hosts: Vec<String>,
     /// Whether plaintext on an address that others can reach was asked for.
     pub danger_plaintext: bool,
+}
+
+impl Default for ListenerConfig {
+    fn default() -> Self {
+        Self::new(DEFAULT_ADDRESS)
+    }
 }
 
 impl ListenerConfig {
@@ -137,15 +154,6 @@ impl ListenerConfig {
     }
 }
 
-/// When an acknowledged commit is on the disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Durability {
-    /// Before it is acknowledged.
-    Sync,
-    /// Within a second: the operating system has it when it is acknowledged.
-    Os,
-}
-
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
@@ -155,75 +163,155 @@ pub enum LogFormat {
     Json,
 }
 
-/// Where log lines go.
-#[derive(Clone, Debug)]
+/// Where log lines go: `[log]`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
-    /// How they look.
+    /// How they look. Default `text`.
     pub format: LogFormat,
     /// Daily files here, besides standard error.
     pub dir: Option<PathBuf>,
-    /// Directives of `tracing-subscriber`.
+    /// Directives of `tracing-subscriber`. Default `info`.
     pub filter: String,
     /// Daily files that are kept. Default 14.
+    #[serde(deserialize_with = "size")]
     pub keep: usize,
 }
 
-/// Daily files of the log that are kept.
-pub(crate) const LOG_KEEP_DEFAULT: usize = 14;
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            format: LogFormat::Text,
+            dir: None,
+            filter: "info".to_owned(),
+            keep: 14,
+        }
+    }
+}
 
-/// Limits of the whole server, besides those that [`Limits`] announces. Sizes in bytes.
-#[derive(Clone, Debug)]
+/// Limits of the whole server: `[limits]`. Sizes in bytes.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct ServerLimits {
-    /// What each session is told.
-    pub announced: Limits,
-    /// Requests in flight of all sessions. Default 1 GiB.
+    /// Longest key. Default 4 KiB.
+    #[serde(deserialize_with = "size")]
+    pub key_bytes_max: usize,
+    /// Longest value. Default 16 MiB.
+    #[serde(deserialize_with = "size")]
+    pub value_bytes_max: usize,
+    /// Longest message, all parts together. Default 64 MiB.
+    #[serde(deserialize_with = "size")]
+    pub message_bytes_max: usize,
+    /// Keys of one get. Default 10,000.
+    #[serde(deserialize_with = "size")]
+    pub keys_per_get_max: usize,
+    /// Operations of one commit, and checks of one commit. Default 10,000.
+    #[serde(deserialize_with = "size")]
+    pub operations_per_commit_max: usize,
+    /// Requests of one session in flight. Default 1,024.
+    #[serde(deserialize_with = "size")]
+    pub requests_in_flight_max: usize,
+    /// Bytes of requests of one session in flight; at least one message. Default 64 MiB.
+    #[serde(deserialize_with = "size")]
+    pub bytes_in_flight_max: usize,
+    /// Requests in flight of all sessions; at least two messages. Default 1 GiB.
+    #[serde(deserialize_with = "size")]
     pub bytes_in_flight_total_max: usize,
+    /// Watches of one session. Default 10,000.
+    #[serde(deserialize_with = "size")]
+    pub watches_max: usize,
+    /// Open scans of one session. Default 16.
+    #[serde(deserialize_with = "size")]
+    pub scans_max: usize,
     /// Sessions. Default 20,000.
+    #[serde(deserialize_with = "size")]
     pub sessions_max: usize,
     /// Sessions of one principal. Default 1,000.
+    #[serde(deserialize_with = "size")]
     pub sessions_per_principal_max: usize,
     /// Sessions without a socket that are kept, beside those within their grace. Default 100,000.
+    #[serde(deserialize_with = "size")]
     pub sessions_kept_max: usize,
-    /// Partly received messages of all sessions. Default 1 GiB.
+    /// Partly received messages of all sessions; at least two messages. Default 1 GiB.
+    #[serde(deserialize_with = "size")]
     pub partial_messages_bytes_max: usize,
-    /// Commits that wait for the committer; `None`: the engine's default.
-    pub commit_queue_bytes_max: Option<usize>,
+    /// Commits that wait for the committer. Default 256 MiB.
+    #[serde(deserialize_with = "size")]
+    pub commit_queue_bytes_max: usize,
     /// Keys of one mwDB message. Default 1,000,000.
+    #[serde(deserialize_with = "size")]
     pub mwdb_keys_max: usize,
     /// What waits to be sent to one session. Default 8 MiB.
+    #[serde(deserialize_with = "size")]
     pub outbox_bytes_max: usize,
-    /// What waits to be sent to all sessions. Default 1 GiB.
+    /// What waits to be sent to all sessions; at least two messages. Default 1 GiB.
+    #[serde(deserialize_with = "size")]
     pub outbox_bytes_total_max: usize,
     /// Memory of the watches of one session. Default 64 MiB.
+    #[serde(deserialize_with = "size")]
     pub watch_bytes_max: usize,
     /// Memory of the watches of all sessions. Default 1 GiB.
+    #[serde(deserialize_with = "size")]
     pub watch_bytes_total_max: usize,
-    /// The engine's memory budget; `None`: its default.
-    pub memory_bytes_max: Option<usize>,
+    /// The engine's memory budget. Default 512 MiB.
+    #[serde(deserialize_with = "size")]
+    pub memory_bytes_max: usize,
     /// Connections of one listener that have not finished TLS and the HTTP request. Default 1,024.
+    #[serde(deserialize_with = "size")]
     pub handshakes_max: usize,
     /// Connections of one listener that speak plain HTTP; half of them for one peer. Default 1,000.
+    #[serde(deserialize_with = "size")]
     pub http_connections_max: usize,
     /// Connections of all kinds, on all listeners; `None`: as many as the limit of open files allows beside the engine.
+    #[serde(deserialize_with = "size_or_none")]
     pub connections_max: Option<usize>,
+}
+
+impl ServerLimits {
+    /// What each session is told.
+    #[must_use]
+    pub fn announced(&self) -> Limits {
+        Limits {
+            key_bytes_max: self.key_bytes_max,
+            value_bytes_max: self.value_bytes_max,
+            message_bytes_max: self.message_bytes_max,
+            keys_per_get_max: self.keys_per_get_max,
+            operations_per_commit_max: self.operations_per_commit_max,
+            requests_in_flight_max: self.requests_in_flight_max,
+            bytes_in_flight_max: self.bytes_in_flight_max,
+            watches_max: self.watches_max,
+            scans_max: self.scans_max,
+            frame_bytes_max: Limits::FRAME_BYTES,
+        }
+    }
 }
 
 impl Default for ServerLimits {
     fn default() -> Self {
+        let announced = Limits::default();
+        let engine = EngineOptions::new("");
         Self {
-            announced: Limits::default(),
+            key_bytes_max: announced.key_bytes_max,
+            value_bytes_max: announced.value_bytes_max,
+            message_bytes_max: announced.message_bytes_max,
+            keys_per_get_max: announced.keys_per_get_max,
+            operations_per_commit_max: announced.operations_per_commit_max,
+            requests_in_flight_max: announced.requests_in_flight_max,
+            bytes_in_flight_max: announced.bytes_in_flight_max,
             bytes_in_flight_total_max: 1 << 30,
+            watches_max: announced.watches_max,
+            scans_max: announced.scans_max,
             sessions_max: 20_000,
             sessions_per_principal_max: 1_000,
-            sessions_kept_max: 100_000,
+            sessions_kept_max: engine.sessions_kept_max,
             partial_messages_bytes_max: 1 << 30,
-            commit_queue_bytes_max: None,
+            commit_queue_bytes_max: engine.commit_queue_bytes,
             mwdb_keys_max: Limits::MWDB_KEYS,
             outbox_bytes_max: 8 << 20,
             outbox_bytes_total_max: 1 << 30,
             watch_bytes_max: 64 << 20,
             watch_bytes_total_max: 1 << 30,
-            memory_bytes_max: None,
+            memory_bytes_max: engine.memory_bytes,
             handshakes_max: 1_024,
             http_connections_max: 1_000,
             connections_max: None,
@@ -231,33 +319,45 @@ impl Default for ServerLimits {
     }
 }
 
-/// Every wait on a peer.
-#[derive(Clone, Copy, Debug)]
+/// Every wait on a peer: `[timeouts]`.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Timeouts {
-    /// TLS, HTTP upgrade and Hello together.
+    /// TLS, HTTP upgrade and Hello together. Default 10s.
+    #[serde(with = "duration")]
     pub handshake: Duration,
-    /// Ping after this much silence.
+    /// Ping after this much silence. Default 15s.
+    #[serde(with = "duration")]
     pub heartbeat: Duration,
-    /// Close after this much silence.
+    /// Close after this much silence; at least twice the heartbeat. Default 45s.
+    #[serde(with = "duration")]
     pub silence: Duration,
-    /// Close a peer that takes nothing for this long.
+    /// Close a peer that takes nothing for this long. Default 30s.
+    #[serde(with = "duration")]
     pub slow_peer: Duration,
-    /// Drop a message in parts without progress.
+    /// Drop a message in parts without progress. Default 10s.
+    #[serde(with = "duration")]
     pub partial_message: Duration,
-    /// A watch `Every` that was told nothing for so long is told a mark, if the store went on.
+    /// A watch `Every` that was told nothing for so long is told a mark, if the store went on. Default 60s.
+    #[serde(with = "duration")]
     pub idle_mark: Duration,
-    /// An HTTP connection stays for so long without a request.
+    /// An HTTP connection stays for so long without a request. Default 60s.
+    #[serde(with = "duration")]
     pub http_idle: Duration,
-    /// At shutdown: for requests in flight.
+    /// At shutdown: for requests in flight. Default 10s.
+    #[serde(with = "duration")]
     pub drain: Duration,
-    /// How long a session's keys stay after its socket was lost.
+    /// How long a session's keys stay after its socket was lost. Default 60s.
+    #[serde(with = "duration")]
     pub session_grace: Duration,
-    /// How long it can be resumed after its socket was lost; no shorter than the grace.
+    /// How long it can be resumed after its socket was lost; no shorter than the grace. Default 24h.
+    #[serde(with = "duration")]
     pub session_kept: Duration,
 }
 
 impl Default for Timeouts {
     fn default() -> Self {
+        let engine = EngineOptions::new("");
         Self {
             handshake: Duration::from_secs(10),
             heartbeat: Duration::from_secs(15),
@@ -267,45 +367,71 @@ impl Default for Timeouts {
             idle_mark: Duration::from_secs(60),
             http_idle: Duration::from_secs(60),
             drain: Duration::from_secs(10),
-            session_grace: Duration::from_secs(60),
-            session_kept: Duration::from_secs(24 * 3600),
+            session_grace: engine.session_grace,
+            session_kept: engine.session_kept,
         }
     }
 }
 
-/// What the engine is told; `None`: its own default.
-#[derive(Clone, Debug, Default)]
+/// What the engine alone is told: `[engine]`. Its defaults are those of [`EngineOptions`].
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct EngineConfig {
     /// Bytes of the disk that must stay free.
-    pub disk_reserve_bytes: Option<u64>,
+    #[serde(deserialize_with = "size")]
+    pub disk_reserve_bytes: u64,
     /// Bytes of the change log.
-    pub log_bytes: Option<u64>,
+    #[serde(deserialize_with = "size")]
+    pub log_bytes: u64,
     /// Age of the change log.
-    pub log_age: Option<Duration>,
+    #[serde(with = "duration")]
+    pub log_age: Duration,
     /// Bytes of recent commits in memory.
-    pub ring_bytes: Option<usize>,
+    #[serde(deserialize_with = "size")]
+    pub ring_bytes: usize,
     /// Threads for reads that touch the disk.
-    pub read_threads: Option<usize>,
+    #[serde(deserialize_with = "size")]
+    pub read_threads: usize,
     /// How long removed keys are remembered.
-    pub tombstone_age: Option<Duration>,
+    #[serde(with = "duration")]
+    pub tombstone_age: Duration,
     /// How many removed keys are remembered, per keyspace.
-    pub tombstones_max: Option<u64>,
+    #[serde(deserialize_with = "size")]
+    pub tombstones_max: u64,
     /// Keyspaces that mwDB clients may be served from.
-    pub mwdb_keyspaces: Option<Vec<Keyspace>>,
+    #[serde(with = "text::keyspaces")]
+    pub mwdb_keyspaces: Vec<Keyspace>,
 }
 
-/// A checked configuration.
-#[derive(Clone, Debug)]
+impl Default for EngineConfig {
+    fn default() -> Self {
+        let engine = EngineOptions::new("");
+        Self {
+            disk_reserve_bytes: engine.disk_reserve_bytes,
+            log_bytes: engine.log_bytes,
+            log_age: engine.log_age,
+            ring_bytes: engine.ring_bytes,
+            read_threads: engine.read_threads,
+            tombstone_age: engine.tombstone_age,
+            tombstones_max: engine.tombstones_max,
+            mwdb_keyspaces: engine.mwdb_keyspaces,
+        }
+    }
+}
+
+/// All of it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct ServerConfig {
-    /// Folder of the store.
+    /// Folder of the store. Default `storage-data`.
     pub data: PathBuf,
-    /// Folder of certificates; there if any listener has TLS.
+    /// Folder of certificates: `server/{cert,key,ca}.pem`, and `crl.pem` if there is one. Needed if any listener has TLS.
     pub certs: Option<PathBuf>,
-    /// When a commit is acknowledged.
+    /// When a commit is acknowledged. Default `sync`.
     pub durability: Durability,
-    /// Start although the store lost acknowledged commits.
+    /// Start although the store lost acknowledged commits. Default no.
     pub accept_data_loss: bool,
-    /// Start under a new epoch.
+    /// Start under a new epoch, each time. Default no.
     pub new_epoch: bool,
     /// Where the log goes.
     pub log: LogConfig,
@@ -315,8 +441,26 @@ pub struct ServerConfig {
     pub timeouts: Timeouts,
     /// What the engine is told.
     pub engine: EngineConfig,
-    /// Where it listens. At least one.
+    /// Where it listens; at least one. Default: one on [`DEFAULT_ADDRESS`].
+    #[serde(rename = "listener", skip_serializing_if = "Vec::is_empty")]
     pub listeners: Vec<ListenerConfig>,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            data: PathBuf::from("storage-data"),
+            certs: None,
+            durability: Durability::Sync,
+            accept_data_loss: false,
+            new_epoch: false,
+            log: LogConfig::default(),
+            limits: ServerLimits::default(),
+            timeouts: Timeouts::default(),
+            engine: EngineConfig::default(),
+            listeners: vec![ListenerConfig::default()],
+        }
+    }
 }
 
 impl ServerConfig {
@@ -331,19 +475,8 @@ impl ServerConfig {
         Self {
             data: data.into(),
             certs,
-            durability: Durability::Sync,
-            accept_data_loss: false,
-            new_epoch: false,
-            log: LogConfig {
-                format: LogFormat::Text,
-                dir: None,
-                filter: "info".to_owned(),
-                keep: LOG_KEEP_DEFAULT,
-            },
-            limits: ServerLimits::default(),
-            timeouts: Timeouts::default(),
-            engine: EngineConfig::default(),
             listeners,
+            ..Self::default()
         }
     }
 
@@ -353,12 +486,9 @@ impl ServerConfig {
     /// # Errors
     /// [`ConfigError`].
     pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
-        let raw = RawConfig::from_file(path)?;
-        Self::from_raw(&raw, &gateway::names(&gateway::built_in()))
-    }
-
-    pub(crate) fn from_raw(raw: &RawConfig, gateways: &[&str]) -> Result<Self, ConfigError> {
-        check::checked(raw, gateways)
+        let config = Document::parse(path, &read(path)?)?.read()?;
+        config.validate(&gateway::names(&gateway::built_in()))?;
+        Ok(config)
     }
 
     /// The configuration as a file would say it, defaults included.
@@ -366,24 +496,6 @@ impl ServerConfig {
     /// # Errors
     /// A path that is no UTF-8 cannot be written.
     pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
-        toml::to_string(&check::raw_of(self))
-    }
-}
-
-impl RawConfig {
-    pub(crate) fn from_file(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
-            path: path.to_owned(),
-            source,
-        })?;
-        toml::from_str(&text).map_err(|error| {
-            let at = error.span().map_or(0, |span| span.start);
-            let before = text.get(..at).unwrap_or_default();
-            ConfigError::Invalid {
-                path: path.to_owned(),
-                line: before.matches('\n').count() + 1,
-                message: error.message().to_owned(),
-            }
-        })
+        toml::to_string(self)
     }
 }

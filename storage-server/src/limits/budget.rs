@@ -257,7 +257,7 @@ impl Budgets {
             outbox_once: Once::new(&outbox, None),
             outbox,
             watches: Budget::new(Limit::WatchBytesTotal, limits.watch_bytes_total_max),
-            message_bytes_max: limits.announced.message_bytes_max,
+            message_bytes_max: limits.message_bytes_max,
         })
     }
 
@@ -434,10 +434,12 @@ mod tests {
 
     #[test]
     fn a_principal_has_half_of_what_all_share() {
-        let mut limits = ServerLimits::default();
-        limits.announced.message_bytes_max = 10;
-        limits.bytes_in_flight_total_max = 100;
-        limits.partial_messages_bytes_max = 15;
+        let limits = ServerLimits {
+            message_bytes_max: 10,
+            bytes_in_flight_total_max: 100,
+            partial_messages_bytes_max: 15,
+            ..ServerLimits::default()
+        };
         let budgets = Budgets::new(&limits);
         let slots = SessionSlots::new(9, 9, &budgets);
         let (a, again) = (slots.take("a").unwrap(), slots.take("a").unwrap());

@@ -289,7 +289,7 @@ impl Task {
         start: impl FnOnce(WebSocket) -> Handler,
     ) -> Self {
         let limits = &shared.config.limits;
-        let message_bytes_max = limits.announced.message_bytes_max;
+        let message_bytes_max = limits.message_bytes_max;
         let (outbox, inbox_permit) = budgets_of(&peer.slot, limits.outbox_bytes_max);
         let pipe = Arc::new(Pipe(Mutex::new(State {
             principal: peer.principal.clone(),

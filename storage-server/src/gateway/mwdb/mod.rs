@@ -112,8 +112,8 @@ impl Gateway for MwdbGateway {
 
 fn served_keyspace(shared: &Shared) -> std::result::Result<Keyspace, Refusal> {
     let keyspace = keyspace_of(KEYSPACE)?;
-    let configured = shared.config.engine.mwdb_keyspaces.as_deref();
-    if configured.is_some_and(|keyspaces| !keyspaces.contains(&keyspace)) {
+    let configured = &shared.config.engine.mwdb_keyspaces;
+    if !configured.contains(&keyspace) {
         let reason = "the keyspace mwdb is not among engine.mwdb_keyspaces";
         let (status, label) = (StatusCode::NOT_FOUND, RefusedLabel::Keyspace);
         return Err(Refusal::new(status, label, reason));
@@ -434,7 +434,7 @@ fn failed(reason: String) -> Close {
 
 impl Dialect for Mwdb {
     fn received_bytes_max(&self) -> usize {
-        self.shared.config.limits.announced.message_bytes_max
+        self.shared.config.limits.message_bytes_max
     }
 
     fn sent_bytes_max(&self) -> usize {

@@ -94,7 +94,7 @@ pub(super) fn run(
                 Ok(put_answer(done.is_ok(), &id))
             }
             RequestKind::Remove { keys } => {
-                let longest = shared.config.limits.announced.key_bytes_max;
+                let longest = shared.config.limits.key_bytes_max;
                 let removals = removals(keys, longest);
                 let done = commit(&shared, &*storage, RequestLabel::Remove, removals).await;
                 Ok(remove_answer(done.is_ok(), &id))
@@ -185,7 +185,7 @@ async fn get(
     counted: &mut Option<Counted>,
 ) -> Result<Bytes, Close> {
     // No entry has an empty key or one over the limit: absent, without asking.
-    let longest = shared.config.limits.announced.key_bytes_max;
+    let longest = shared.config.limits.key_bytes_max;
     let askable = |key: &Key| !key.is_empty() && key.len() <= longest;
     let asked: Vec<Key> = keys.iter().filter(|key| askable(key)).cloned().collect();
     let result = if asked.is_empty() {

@@ -59,7 +59,7 @@ fn long_get(bytes: usize) -> (Vec<u8>, String) {
 
 /// With room for two messages of one principal in flight, and for two that wait.
 fn room_for_two(config: &mut ServerConfig) {
-    config.limits.announced.message_bytes_max = 100_000;
+    config.limits.message_bytes_max = 100_000;
     config.limits.bytes_in_flight_total_max = 500_000;
     config.limits.partial_messages_bytes_max = 400_000;
 }

@@ -218,7 +218,7 @@ pub(crate) struct Native {
 impl Native {
     pub(crate) fn new(shared: &Arc<Shared>, peer: &Peer, keyspace: Keyspace) -> Self {
         let all = &shared.config.limits;
-        let limits = &all.announced;
+        let limits = &shared.announced;
         let budgets = peer.slot.budgets();
         let outbox = Budget::within(&budgets.outbox, Limit::Outbox, all.outbox_bytes_max);
         Self {
@@ -285,7 +285,7 @@ impl Native {
     }
 
     fn limits(&self) -> &Limits {
-        &self.shared.config.limits.announced
+        &self.shared.announced
     }
 
     fn metrics(&self) -> &Metrics {

@@ -273,7 +273,7 @@ async fn a_message_that_is_too_long_is_refused_either_way() {
         message_bytes_max: Some(100),
         ..SocketOptions::default()
     };
-    let small = |config: &mut ServerConfig| config.limits.announced.message_bytes_max = 1_000;
+    let small = |config: &mut ServerConfig| config.limits.message_bytes_max = 1_000;
     let mut running = serve(small, options, async |socket| {
         let sent = socket.send(Message::Binary(vec![0; 1_001].into())).await;
         let max = 1_000;

@@ -4,7 +4,7 @@ use super::*;
 
 #[tokio::test]
 async fn requests_over_the_bound_are_refused_by_its_name() {
-    let mut running = running(|config| config.limits.announced.requests_in_flight_max = 2);
+    let mut running = running(|config| config.limits.requests_in_flight_max = 2);
     open(&mut running).await;
     running.engine.hold(Hold::Commits);
     let client = &mut running.client;
@@ -54,8 +54,8 @@ async fn a_small_outbox_closes_nobody_who_takes_his_answers() {
 #[tokio::test]
 async fn a_request_with_too_many_items_is_refused_before_it_waits() {
     let mut running = running(|config| {
-        config.limits.announced.keys_per_get_max = 3;
-        config.limits.announced.operations_per_commit_max = 3;
+        config.limits.keys_per_get_max = 3;
+        config.limits.operations_per_commit_max = 3;
     });
     open(&mut running).await;
     running.engine.hold(Hold::Reads);
@@ -133,8 +133,8 @@ async fn what_waits_decoded_is_counted_at_what_it_takes() {
 async fn one_message_of_many_items_fits_into_the_smallest_bounds() {
     const MESSAGE: usize = 4_000;
     let mut running = running(|config| {
-        config.limits.announced.message_bytes_max = MESSAGE;
-        config.limits.announced.bytes_in_flight_max = MESSAGE;
+        config.limits.message_bytes_max = MESSAGE;
+        config.limits.bytes_in_flight_max = MESSAGE;
         config.limits.bytes_in_flight_total_max = 2 * MESSAGE;
     });
     open(&mut running).await;
@@ -162,7 +162,7 @@ impl Crowded {
         const ALL: usize = 64 << 20;
         let mut running = running(|config| {
             config.limits.outbox_bytes_total_max = ALL;
-            config.limits.announced.message_bytes_max = ALL / 2;
+            config.limits.message_bytes_max = ALL / 2;
         });
         open(&mut running).await;
         let another = running.shared.slots.take("anonymous").unwrap();

@@ -87,7 +87,7 @@ async fn no_bound_refuses_a_commit_that_comes_again() {
     let engine = old.engine.clone();
     engine.executed.store(5, Ordering::Relaxed);
     let mut new = beside(&engine, |config| {
-        config.limits.announced.requests_in_flight_max = 1;
+        config.limits.requests_in_flight_max = 1;
         config.limits.partial_messages_bytes_max = 100_000;
     });
     let client = &mut new.client;
@@ -152,7 +152,7 @@ async fn no_bound_refuses_a_commit_that_comes_again() {
 
 #[tokio::test]
 async fn a_commit_that_others_wait_for_is_let_in() {
-    let mut running = running(|config| config.limits.announced.requests_in_flight_max = 4);
+    let mut running = running(|config| config.limits.requests_in_flight_max = 4);
     open(&mut running).await;
     let client = &mut running.client;
     for number in [2, 3, 4, 5, 1] {

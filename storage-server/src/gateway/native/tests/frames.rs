@@ -157,7 +157,7 @@ async fn a_late_part_of_a_refused_message_is_nobody_elses() {
     use storage_protocol::native::{Class, Outbox};
     let mut running = running(|config| {
         config.limits.partial_messages_bytes_max = 200_000;
-        config.limits.announced.message_bytes_max = 100_000;
+        config.limits.message_bytes_max = 100_000;
     });
     open(&mut running).await;
     let partial = running.shared.budgets.partial.clone();

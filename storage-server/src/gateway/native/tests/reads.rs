@@ -153,7 +153,7 @@ async fn what_is_read_and_not_taken_is_counted_with_the_outbox() {
 async fn who_finds_the_others_room_full_waits_for_it() {
     let mut running = running(|config| {
         config.limits.outbox_bytes_total_max = 500_000;
-        config.limits.announced.message_bytes_max = 400_000;
+        config.limits.message_bytes_max = 400_000;
     });
     open(&mut running).await;
     fill(&mut running).await;
@@ -174,7 +174,7 @@ async fn who_finds_the_others_room_full_waits_for_it() {
 async fn a_small_get_does_not_wait_for_the_others_room_though_it_is_the_first() {
     let mut running = running(|config| {
         config.limits.outbox_bytes_total_max = 500_000;
-        config.limits.announced.message_bytes_max = 250_000;
+        config.limits.message_bytes_max = 250_000;
     });
     open(&mut running).await;
     fill(&mut running).await;

@@ -52,7 +52,7 @@ async fn an_unwatch_gives_up_no_other_request() {
 
 #[tokio::test]
 async fn a_probe_of_a_watch_is_in_flight_until_its_mark_comes() {
-    let mut running = running(|config| config.limits.announced.requests_in_flight_max = 2);
+    let mut running = running(|config| config.limits.requests_in_flight_max = 2);
     open(&mut running).await;
     let client = &mut running.client;
     send(client, Some(1), watch(0)).await;
@@ -225,7 +225,7 @@ async fn a_watch_sends_nothing_where_its_principal_has_no_room_unless_it_is_alon
     const ALL: usize = 500_000;
     let mut running = running(|config| {
         config.limits.outbox_bytes_total_max = ALL;
-        config.limits.announced.message_bytes_max = ALL / 2;
+        config.limits.message_bytes_max = ALL / 2;
     });
     open(&mut running).await;
     let shared = running.shared.clone();
