@@ -26,7 +26,7 @@ use storage_protocol::{
 
 use crate::order::{Broken, StreamOrder};
 use crate::sync::lock;
-use queue::{Link, Queue, Stage, wake};
+use queue::{Gap, Life, Link, Queue, Stage, wake};
 
 /// Unanswered marks of one watch; asking for more ends it.
 const MARKS_MAX: usize = 1_024;
@@ -129,7 +129,7 @@ impl WatchShared {
         if !matches!(queue.link, Link::Lost { .. }) {
             queue.link = Link::Lost { since };
         }
-        queue.broken = true;
+        queue.gap = Gap::Untold;
         queue.drop_open_pass();
         queue.forget_probes();
     }
@@ -143,7 +143,12 @@ impl WatchShared {
         queue.balance = i128::from(credit);
         queue.consumed = (i128::from(self.window) - i128::from(buffered)).min(0);
         let is_latest = self.is_latest(&queue);
-        queue.undecided = is_latest && queue.stage == Stage::Own && queue.broken;
+        if queue.gap != Gap::None {
+            queue.gap = match is_latest && queue.stage == Stage::Own {
+                true => Gap::Undecided,
+                false => Gap::Untold,
+            };
+        }
         // From the beginning only what is there comes: what was handed over of an open pass and is not there any more
         // must go.
         let afresh = is_latest && queue.received.revision == Revision::ZERO;
@@ -183,7 +188,7 @@ impl WatchShared {
         let mut queue = lock(&self.queue);
         queue.order = self.order_from(&queue, attached)?;
         queue.link = Link::Open;
-        if !self.is_latest(&queue) && queue.broken {
+        if !self.is_latest(&queue) && queue.gap != Gap::None {
             queue.tell(Continuity::Continuous);
         }
         let asked = if queue.stage == Stage::Own {
@@ -212,18 +217,18 @@ impl WatchShared {
 
     /// The application let it go: no further stream is to be opened.
     pub(crate) fn set_dropped(&self) {
-        lock(&self.queue).dropped = true;
+        lock(&self.queue).life = Life::Dropped;
     }
 
     pub(crate) fn is_dropped(&self) -> bool {
-        lock(&self.queue).dropped
+        matches!(lock(&self.queue).life, Life::Dropped)
     }
 
     /// Its stream ended with an error, or could not be opened. `server` is the server's position.
     pub(crate) fn repair(&self, error: StorageError, server: Position) -> Repair {
         self.set_id(None);
         let mut queue = lock(&self.queue);
-        if queue.ended {
+        if queue.is_over() {
             return Repair::None;
         }
         queue.drop_open_pass();
@@ -261,14 +266,13 @@ impl WatchShared {
             }
             // A pass that its reader left lying: from its last mark again.
             StorageError::SnapshotExpired => {
-                queue.broken = true;
+                queue.gap = Gap::Untold;
                 again
             }
             StorageError::Overloaded { .. } | StorageError::Closed { .. } => Repair::Later,
             _ => {
                 queue.tell_lost(server);
-                queue.ended = true;
-                queue.end = Some(error);
+                queue.life = Life::Ended(Some(error));
                 Repair::None
             }
         };
@@ -279,17 +283,14 @@ impl WatchShared {
     /// Ends the watch: after the queued events comes `error`.
     pub(crate) fn end(&self, error: StorageError) {
         let mut queue = lock(&self.queue);
-        if !queue.ended {
-            queue.ended = true;
-            queue.end = Some(error);
-        }
+        queue.end(error);
         wake(queue);
     }
 
     /// The end of a watch that would have gone on, but its connection is over for good: what is not known any more is said.
     pub(crate) fn end_unresumed(&self, error: StorageError, server: Position) {
         let mut queue = lock(&self.queue);
-        if !queue.ended {
+        if !queue.is_over() {
             queue.tell_lost(server);
         }
         drop(queue);

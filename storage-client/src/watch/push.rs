@@ -8,7 +8,7 @@ use storage_protocol::{
 
 use super::WatchShared;
 use super::events::{Waiting, is_plain_mark};
-use super::queue::{Link, Queue, Stage, wake};
+use super::queue::{Gap, Link, Queue, Stage, wake};
 use crate::order::Broken;
 use crate::sync::lock;
 
@@ -60,7 +60,7 @@ impl WatchShared {
         bytes: u64,
         epoch: Epoch,
     ) -> Result<(), Broken> {
-        if queue.ended {
+        if queue.is_over() {
             return Ok(());
         }
         if queue.balance < -i128::from(self.window) {
@@ -92,7 +92,7 @@ impl WatchShared {
     pub(crate) fn push_mark(&self, position: Position, token: Option<u64>) -> Result<bool, Broken> {
         let mut queue = lock(&self.queue);
         queue.order.mark(position.revision)?;
-        if queue.ended {
+        if queue.is_over() {
             return Ok(false);
         }
         queue.comes_further();
@@ -129,12 +129,11 @@ impl WatchShared {
         let mut queue = lock(&self.queue);
         // Ordering: before it is passed over. The server need not know of the end, and what comes next is judged by this.
         queue.order.reset()?;
-        if queue.ended {
+        if queue.is_over() {
             return Ok(());
         }
         queue.reset_due = false;
-        if queue.undecided {
-            queue.undecided = false;
+        if queue.gap == Gap::Undecided {
             let why = ResyncReason::Compacted {
                 oldest: Revision::ZERO,
             };

@@ -36,6 +36,27 @@ pub(super) enum Link {
     },
 }
 
+/// Whether anything more comes.
+#[derive(Debug)]
+pub(super) enum Life {
+    Live,
+    /// It is over, and the application is told why, once, behind the events.
+    Ended(Option<StorageError>),
+    /// The application let it go: no further stream is to be opened.
+    Dropped,
+}
+
+/// What the application does not know yet of a break.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gap {
+    /// There was none, or it was told what it meant.
+    None,
+    /// The stream broke off, and what that means was not told yet.
+    Untold,
+    /// The same, and a stream `Latest` goes on: its first event tells whether that is without a gap.
+    Undecided,
+}
+
 /// See the module.
 pub(super) struct Queue {
     /// Filled by the task, emptied by the application. Bounded by the credit (the server may overdraw it by one message,
@@ -53,9 +74,7 @@ pub(super) struct Queue {
     pub(super) consumed: i128,
     /// The tokens of the marks that were asked for and did not come, each with whether the present stream was asked.
     pub(super) asked: VecDeque<(u64, bool)>,
-    /// Why the watch is over; told after the events.
-    pub(super) end: Option<StorageError>,
-    pub(super) ended: bool,
+    pub(super) life: Life,
     pub(super) application: Option<Waker>,
     pub(super) stage: Stage,
     pub(super) link: Link,
@@ -65,14 +84,9 @@ pub(super) struct Queue {
     pub(super) told: Position,
     /// Whether states were handed over that no mark has closed yet.
     pub(super) handed_over: bool,
-    /// The stream broke off, and what that means was not told yet.
-    pub(super) broken: bool,
-    /// A stream `Latest` goes on; its first event tells whether that is without a gap.
-    pub(super) undecided: bool,
+    pub(super) gap: Gap,
     /// The next event is to stand behind a `Reset`.
     pub(super) reset_due: bool,
-    /// The application let it go.
-    pub(super) dropped: bool,
 }
 
 impl Queue {
@@ -86,33 +100,41 @@ impl Queue {
             balance: i128::from(window),
             consumed: 0,
             asked: VecDeque::new(),
-            end: None,
-            ended: false,
+            life: Life::Live,
             application: None,
             stage: Stage::Own,
             link: Link::Opening,
             received: Position::default(),
             told: Position::default(),
             handed_over: false,
-            broken: false,
-            undecided: false,
+            gap: Gap::None,
             reset_due: false,
-            dropped: false,
+        }
+    }
+
+    /// Whether nothing more comes in.
+    pub(super) fn is_over(&self) -> bool {
+        !matches!(self.life, Life::Live)
+    }
+
+    /// Nothing more comes in; behind the events the application is told this. Of no effect where it is over already.
+    pub(super) fn end(&mut self, error: StorageError) {
+        if !self.is_over() {
+            self.life = Life::Ended(Some(error));
         }
     }
 
     /// Puts an event that costs no credit.
     pub(super) fn add(&mut self, event: WatchEvent, epoch: Epoch) {
-        if self.events.free >= FREE_EVENTS_MAX && !self.ended {
-            self.ended = true;
-            self.end = Some(StorageError::Closed {
+        if self.events.free >= FREE_EVENTS_MAX {
+            self.end(StorageError::Closed {
                 reason: format!(
                     "{FREE_EVENTS_MAX} marks, resets and breaks wait for an application that takes none of them"
                 ),
                 outcome: Outcome::NotExecuted,
             });
         }
-        if !self.ended {
+        if !self.is_over() {
             self.events.push(Waiting {
                 event,
                 bytes: 0,
@@ -122,7 +144,7 @@ impl Queue {
     }
 
     pub(super) fn tell(&mut self, continuity: Continuity) {
-        self.broken = false;
+        self.gap = Gap::None;
         let continuity = match continuity {
             Continuity::Resynced { .. } if planted("break-untold") => Continuity::Continuous,
             continuity => continuity,
@@ -159,7 +181,7 @@ impl Queue {
 
     /// Before the first event of a stream: what was still open is said.
     pub(super) fn decide(&mut self) {
-        if std::mem::take(&mut self.undecided) {
+        if self.gap == Gap::Undecided {
             self.tell(Continuity::Continuous);
         }
         if std::mem::take(&mut self.reset_due) {

@@ -7,7 +7,7 @@ use storage_protocol::{
 };
 
 use super::events::Waiting;
-use super::queue::{Link, Stage};
+use super::queue::{Gap, Life, Link, Stage};
 use super::{MARKS_MAX, WatchShared};
 use crate::sync::lock;
 
@@ -24,8 +24,8 @@ impl WatchShared {
             epoch,
         }) = queue.events.pop_first()
         else {
-            if queue.ended {
-                return Poll::Ready(queue.end.take().map(Err));
+            if let Life::Ended(error) = &mut queue.life {
+                return Poll::Ready(error.take().map(Err));
             }
             queue.application = Some(cx.waker().clone());
             return Poll::Pending;
@@ -46,7 +46,7 @@ impl WatchShared {
         }
         queue.consumed += i128::from(bytes);
         let mut granted = 0;
-        if queue.link == Link::Open && !queue.ended {
+        if queue.link == Link::Open && !queue.is_over() {
             granted = queue.take_grant((self.window / 2).max(1));
         }
         Poll::Ready(Some(Ok((event, granted))))
@@ -55,7 +55,7 @@ impl WatchShared {
     /// Notes that the application asks for a mark. False: the watch is over, and no server is to be asked.
     pub(crate) fn ask_mark(&self, token: u64) -> bool {
         let mut queue = lock(&self.queue);
-        if queue.ended {
+        if queue.is_over() {
             return false;
         }
         if queue.asked.len() == MARKS_MAX {
@@ -75,9 +75,9 @@ impl WatchShared {
         let queue = lock(&self.queue);
         let is_empty = queue.events.is_empty();
         let state = match queue.link {
-            _ if queue.ended && is_empty => WatchState::Ended,
+            _ if queue.is_over() && is_empty => WatchState::Ended,
             Link::Lost { since } => WatchState::Disconnected { since },
-            Link::Open if is_empty && queue.stage == Stage::Own && !queue.undecided => {
+            Link::Open if is_empty && queue.stage == Stage::Own && queue.gap != Gap::Undecided => {
                 WatchState::Live
             }
             Link::Open | Link::Opening => WatchState::CatchingUp,
