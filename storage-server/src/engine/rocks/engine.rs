@@ -23,9 +23,9 @@ use crate::engine::rocks::sessions::{Handle, Verdict};
 use crate::engine::rocks::store::Store;
 use crate::engine::rocks::watch::{Pages, RESTS_BYTES_MAX, UNTAKEN_BYTES_MAX};
 use crate::engine::rocks::{
-    EngineShared, clock, closed, commit, housekeeping, log, metrics, open, read, sessions,
+    EngineShared, clock, closed, commit, housekeeping, log, metrics, open, sessions,
 };
-use crate::engine::{Engine, Resumed, Session};
+use crate::engine::{Engine, Resumed, SNAPSHOT_LEASE, Session};
 use crate::feed::{Feed, FeedCommit};
 
 /// What the index told all open scans together, in KiB; a scan that finds no place goes through its whole range.
@@ -176,7 +176,7 @@ impl RocksEngine {
     pub fn expire_snapshots(&self) {
         self.shared
             .leases
-            .expire(std::time::Instant::now() + read::LEASE);
+            .expire(std::time::Instant::now() + SNAPSHOT_LEASE);
     }
 
     /// Forgets the tombstones that are over age or number now, instead of within ten minutes. Blocks; for tests and
@@ -227,7 +227,7 @@ impl Engine for RocksEngine {
         let verdict = Arc::new(OnceLock::new());
         let task = Task::Attach {
             handle: handle.clone(),
-            incarnation,
+            generation: incarnation,
             verdict: verdict.clone(),
         };
         let answer = submit(&shared.queue, &state, handle.number, task, 64)?;

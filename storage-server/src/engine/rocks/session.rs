@@ -284,13 +284,13 @@ impl Session for RocksSession {
     }
 
     fn lapsed(&self) -> bool {
-        self.state.is_lapsed() && !planted("lapse-not-told")
+        self.state.has_expired_keys() && !planted("lapse-not-told")
     }
 
     fn heed(&self) {
-        if self.state.is_lapsed() {
+        if self.state.has_expired_keys() {
             // A queue that is closed is that of a store which is: the client is told again then.
-            let _ = self.queue(Task::Heed, 64);
+            let _ = self.queue(Task::Acknowledge, 64);
         }
     }
 
@@ -368,11 +368,11 @@ impl SessionStorage for RocksSession {
             .transpose()?;
         let keyspace = self.state.keyspace.clone();
         let begin = move |shared: &EngineShared| {
-            let snapshot = shared.leases.lend(&shared.store);
+            let snapshot = shared.leases.pin(&shared.store);
             // Ordering: after the snapshot; see the watches.
-            let horizon = keyspace.horizon();
-            if newer_than.is_some_and(|revision| revision < horizon) {
-                return Err(StorageError::Compacted { oldest: horizon });
+            let compacted = keyspace.compacted();
+            if newer_than.is_some_and(|revision| revision < compacted) {
+                return Err(StorageError::Compacted { oldest: compacted });
             }
             let Some(id) = keyspace.id() else {
                 return Ok((snapshot, None));

@@ -53,20 +53,20 @@ pub(crate) enum Task {
     /// Drops tombstones of the keyspace up to a revision, and the revision becomes its horizon. No commit.
     Forget {
         tombstones: Vec<(Key, Revision)>,
-        horizon: Revision,
+        compacted: Revision,
     },
-    /// A newer incarnation takes the session over.
+    /// A newer generation takes the session over.
     Attach {
         handle: Handle,
-        incarnation: u64,
+        generation: u64,
         verdict: Arc<OnceLock<Verdict>>,
     },
     /// The handle's socket was lost.
     Lose,
     /// The handle's client knows that the session's keys were removed.
-    Heed,
+    Acknowledge,
     /// The session was lost at this time, for too long: its keys are to go.
-    Lapse { since: UnixMillis },
+    ExpireKeys { since: UnixMillis },
     /// The session was lost at this time and is kept no longer: these records go, and its row.
     ForgetSession {
         since: UnixMillis,

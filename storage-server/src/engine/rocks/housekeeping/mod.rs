@@ -19,7 +19,7 @@ pub(crate) use self::alarm::Alarm;
 pub(crate) use self::expirer::run_expirer;
 pub(crate) use self::housekeeper::{run_housekeeper, write_mark};
 #[cfg(test)]
-pub(crate) use self::lost_sessions::lapse;
+pub(crate) use self::lost_sessions::expire_keys;
 pub(crate) use self::lost_sessions::{end_old_sessions, end_sessions};
 pub(crate) use self::tombstones::forget_of;
 use crate::engine::rocks::commit::{Task, submit};
@@ -31,13 +31,13 @@ use crate::engine::rocks::{EngineShared, closed};
 const ROUND: Duration = Duration::from_secs(1);
 
 /// Entries in one commit of the expirer.
-const BITE: usize = 512;
+const BATCH: usize = 512;
 
 /// Such commits before it looks at what else there is to do.
-const BITES_PER_VISIT: usize = 32;
+const BATCHES_PER_TICK: usize = 32;
 
 /// An entry that is to go, unless it has another revision by then.
-type Doomed = (KeyspaceId, Key, Revision);
+type ExpiredKey = (KeyspaceId, Key, Revision);
 
 /// The first key behind this one.
 pub(crate) fn behind(row: &[u8]) -> Vec<u8> {
@@ -48,7 +48,7 @@ pub(crate) fn behind(row: &[u8]) -> Vec<u8> {
 ///
 /// # Errors
 /// As a commit's; `StorageFull` where not even a removal has room.
-fn remove(shared: &EngineShared, label: &'static str, entries: Vec<Doomed>) -> Result<()> {
+fn remove(shared: &EngineShared, label: &'static str, entries: Vec<ExpiredKey>) -> Result<()> {
     if entries.is_empty() {
         return Ok(());
     }

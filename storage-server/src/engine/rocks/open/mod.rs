@@ -68,7 +68,7 @@ fn open_once(options: &EngineOptions) -> Result<Opened, OpenError> {
     let fork = if is_new {
         Some(Revision::ZERO)
     } else {
-        let lost = judge_tail(path, options, mark.as_ref(), recovered)?;
+        let lost = check_tail(path, options, mark.as_ref(), recovered)?;
         if let (Some(mark), Some(Origin::Copy)) = (&mark, origin)
             && mark.clean
             && recovered > mark.revision
@@ -82,7 +82,7 @@ fn open_once(options: &EngineOptions) -> Result<Opened, OpenError> {
                 what,
             });
         }
-        let again = judge_origin(path, options, origin).then_some(recovered);
+        let again = check_origin(path, options, origin).then_some(recovered);
         lost.or(again)
             .or_else(|| epochs.is_empty().then_some(recovered))
     };
@@ -119,7 +119,7 @@ fn fresh_mark(options: &EngineOptions) -> SyncedFile {
 }
 
 /// What an unclean end means: `Some(fork)` if the history forks.
-fn judge_tail(
+fn check_tail(
     path: &Path,
     options: &EngineOptions,
     mark: Option<&SyncedFile>,
@@ -156,7 +156,7 @@ fn judge_tail(
 }
 
 /// Whether the history is to fork since others may go on from the same state, and give its next revisions to other commits.
-fn judge_origin(path: &Path, options: &EngineOptions, origin: Option<Origin>) -> bool {
+fn check_origin(path: &Path, options: &EngineOptions, origin: Option<Origin>) -> bool {
     let data = path.display();
     if origin == Some(Origin::Copy) && !planted("copy-unnoticed") {
         tracing::warn!(%data, "the data folder was copied or put back: its file SYNCED is not the one that a server wrote");

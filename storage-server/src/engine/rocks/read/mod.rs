@@ -10,18 +10,19 @@
 mod changes;
 mod cursor;
 mod get;
-mod lease;
+
 mod pool;
 mod scan;
+mod snapshots;
 
 use storage_protocol::{Limit, StorageError};
 
 pub(crate) use self::changes::{ChangesCursor, ChangesPage};
 pub(crate) use self::cursor::ScanCursor;
 pub(crate) use self::get::{get, get_in_memory};
-pub(crate) use self::lease::{LEASE, Leased, Leases};
 pub(crate) use self::pool::read_failed;
 pub(crate) use self::scan::RocksScan;
+pub(crate) use self::snapshots::{PinnedSnapshot, PinnedSnapshots};
 
 /// What a read is told that found no [`Room`].
 fn no_room() -> StorageError {

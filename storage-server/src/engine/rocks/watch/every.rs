@@ -10,7 +10,7 @@ use storage_protocol::{
 };
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Tokens, live_if, mark_waits};
+use super::{Tokens, live_if, progress_waits};
 use crate::engine::rocks::EngineShared;
 use crate::engine::rocks::log::LogPage;
 use crate::engine::rocks::store::KeyspaceState;
@@ -119,17 +119,17 @@ impl WatchSource for EveryWatch {
                     let Some(&(token, at)) = self.tokens.asked.front() else {
                         return Poll::Pending;
                     };
-                    if mark_waits(&self.shared, &self.subscription, revision, at, cx) {
+                    if progress_waits(&self.shared, &self.subscription, revision, at, cx) {
                         return Poll::Pending;
                     }
                     self.tokens.asked.pop_front();
                     self.told = revision;
                     let position = self.shared.store.at(revision);
-                    let mark = WatchEvent::Progress {
+                    let progress = WatchEvent::Progress {
                         position,
                         token: Some(token),
                     };
-                    return Poll::Ready(Some(Ok(mark)));
+                    return Poll::Ready(Some(Ok(progress)));
                 }
             }
         }

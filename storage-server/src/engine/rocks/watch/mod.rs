@@ -51,7 +51,7 @@ impl Tokens {
 /// Whether a mark that was asked for at a revision is still to come, from a watch that has nothing up to `told`; the waker
 /// is called then. A commit can be read a moment before it is published, and is published a moment before it is told; the
 /// mark waits for both. A store that broke between the first two (poisoned) publishes no more.
-pub(crate) fn mark_waits(
+pub(crate) fn progress_waits(
     shared: &EngineShared,
     subscription: &Subscription,
     told: Revision,

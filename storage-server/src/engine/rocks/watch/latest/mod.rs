@@ -5,7 +5,7 @@
 //! snapshots: a snapshot at revision R, the index rows after the last mark, each with its present state, then a mark at
 //! R. No change is buffered then, so a reader may be as slow as it likes.
 //!
-//! A snapshot is on loan ([`Leases`](crate::engine::rocks::read::Leases)). A pass whose snapshot was taken back goes on with a new one, behind
+//! A snapshot is on loan ([`PinnedSnapshots`](crate::engine::rocks::read::Leases)). A pass whose snapshot was taken back goes on with a new one, behind
 //! what it told already: the index is in the order of revisions, so what changed meanwhile stands at its end, and may be
 //! told again with a higher revision. Tombstones newer than the pass's first snapshot are told whatever it began with, since
 //! their keys may have been told before. Only if these were forgotten meanwhile does it begin anew, behind a `Reset`.
@@ -32,7 +32,7 @@ use crate::engine::rocks::EngineShared;
 use crate::engine::rocks::read::ChangesCursor;
 use crate::engine::rocks::store::KeyspaceState;
 use crate::engine::rocks::watch::pages::Ticket;
-use crate::engine::rocks::watch::{Tokens, live_if, mark_waits};
+use crate::engine::rocks::watch::{Tokens, live_if, progress_waits};
 use crate::feed::{Next, Subscription};
 
 pub(crate) struct LatestWatch {
@@ -41,7 +41,7 @@ pub(crate) struct LatestWatch {
     subscription: Subscription,
     min_interval: Duration,
     /// The last mark.
-    mark: Revision,
+    progress: Revision,
     /// The last mark that was handed over.
     told: Revision,
     /// Before the first mark: from the beginning, so without tombstones.
@@ -72,12 +72,12 @@ enum LatestPass {
 }
 
 impl LatestWatch {
-    /// Tells what changed after `mark`; `fresh`: everything that is there, and no tombstones.
+    /// Tells what changed after `progress`; `fresh`: everything that is there, and no tombstones.
     pub(crate) fn new(
         shared: Arc<EngineShared>,
         keyspace: Arc<KeyspaceState>,
         subscription: Subscription,
-        mark: Revision,
+        progress: Revision,
         fresh: bool,
         min_interval: Duration,
         place: OwnedSemaphorePermit,
@@ -87,8 +87,8 @@ impl LatestWatch {
             keyspace,
             subscription,
             min_interval,
-            mark,
-            told: mark,
+            progress,
+            told: progress,
             fresh,
             first: true,
             pass: LatestPass::None,
@@ -119,7 +119,7 @@ impl LatestWatch {
             )));
         }
         // Without its tombstones the log's steps would do; but the watch is told that they are gone.
-        let needs_state = self.first && (self.fresh || self.mark < self.keyspace.horizon());
+        let needs_state = self.first && (self.fresh || self.progress < self.keyspace.compacted());
         if needs_state {
             self.begin_pass();
             return Poll::Ready(());
@@ -130,12 +130,12 @@ impl LatestWatch {
             Next::Idle(told) => {
                 let asked = self.tokens.asked.front().copied();
                 if let Some((_, at)) = asked
-                    && mark_waits(&self.shared, &self.subscription, told, at, cx)
+                    && progress_waits(&self.shared, &self.subscription, told, at, cx)
                 {
                     return Poll::Pending;
                 }
                 if self.first || asked.is_some() {
-                    self.end_batch(told.max(self.mark));
+                    self.end_batch(told.max(self.progress));
                 }
             }
         }
@@ -147,7 +147,10 @@ impl LatestWatch {
         self.tombstones_after = Revision::ZERO;
         let mut states: HashMap<&Key, KeyState> = HashMap::new();
         let range = self.subscription.range();
-        for commit in commits.iter().filter(|commit| commit.revision > self.mark) {
+        for commit in commits
+            .iter()
+            .filter(|commit| commit.revision > self.progress)
+        {
             let changes = commit.changes.iter();
             for change in changes.filter(|change| range.contains(&change.key)) {
                 if let Some(state) = state_behind(&change.kind, commit.revision) {
@@ -170,10 +173,10 @@ impl LatestWatch {
         let answers = |(_, at): &(u64, Revision)| *at <= reached;
         if is_empty && !self.first && !self.tokens.asked.front().is_some_and(answers) {
             // Signals only, which this kind of watch is not told.
-            self.mark = self.mark.max(reached);
+            self.progress = self.progress.max(reached);
             return;
         }
-        self.end_batch(reached.max(self.mark));
+        self.end_batch(reached.max(self.progress));
     }
 
     /// A mark at a revision that the feed has come to, and the answers to what was asked for up to there.
@@ -190,7 +193,7 @@ impl LatestWatch {
     }
 
     fn end(&mut self, revision: Revision) {
-        self.mark = revision;
+        self.progress = revision;
         self.fresh = false;
         self.first = false;
         let position = self.shared.store.at(revision);
@@ -214,7 +217,7 @@ impl LatestWatch {
         self.answering
             .extend(self.tokens.asked.drain(..).map(|(token, _)| token));
         self.read(NextPage::Mark {
-            mark: self.mark,
+            progress: self.progress,
             fresh: self.fresh,
         });
     }
