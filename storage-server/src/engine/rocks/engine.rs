@@ -53,7 +53,7 @@ impl RocksEngine {
     pub fn open(options: EngineOptions) -> Result<Arc<Self>, OpenError> {
         let opened = open::open(&options)?;
         let store = Store::new(opened, options.clone())?;
-        // The mark is up to a second older than the last commit, and the wall clock may have been set back.
+        // `SYNCED` is up to a second older than the last commit, and the wall clock may have been set back.
         match log::last_time(&store) {
             Ok(_) if planted("clock-goes-back") => {}
             Ok(None) => {}
@@ -149,8 +149,8 @@ impl RocksEngine {
         self.shared.store.position()
     }
 
-    /// Commits what is queued, syncs, marks the store as cleanly closed and stops the threads. Later commits fail; reads
-    /// go on while handles live. Blocks. A second call does nothing.
+    /// Commits what is queued, syncs, marks the store as cleanly closed and stops the threads. Later commits fail;
+    /// reads go on while handles live. Blocks. A second call does nothing.
     pub fn close(&self) {
         let threads =
             std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
@@ -172,7 +172,7 @@ impl RocksEngine {
         write_mark(&self.shared, true);
     }
 
-    /// Takes all snapshots back that scans and watches have on loan, as if their 30 s were over. For tests and tools.
+    /// Releases all snapshots that scans and watches have pinned, as if their 30 s were over. For tests and tools.
     pub fn expire_snapshots(&self) {
         self.shared
             .leases
@@ -210,7 +210,7 @@ impl Engine for RocksEngine {
         principal: &str,
         keyspace: &Keyspace,
         id: SessionId,
-        incarnation: u64,
+        generation: u64,
     ) -> Result<Resumed> {
         let shared = &self.shared;
         let found = shared.sessions.find(&shared.store, id, principal, keyspace);
@@ -227,7 +227,7 @@ impl Engine for RocksEngine {
         let verdict = Arc::new(OnceLock::new());
         let task = Task::Attach {
             handle: handle.clone(),
-            generation: incarnation,
+            generation,
             verdict: verdict.clone(),
         };
         let answer = submit(&shared.queue, &state, handle.number, task, 64)?;
@@ -268,13 +268,13 @@ impl Engine for RocksEngine {
     }
 }
 
-/// The feed's thread. Should it panic, watches are to come to what is committed all the same, and it to what is published
-/// until the committer ends; no more writes then, as after any panic.
+/// The feed's thread. Should it panic, watches are to come to what is committed all the same, and it to what is
+/// published until the committer ends; no more writes then, as after any panic.
 fn run_feed(shared: &EngineShared) {
-    let telling = std::panic::AssertUnwindSafe(|| shared.feed.run());
-    if std::panic::catch_unwind(telling).is_err() {
+    let delivering = std::panic::AssertUnwindSafe(|| shared.feed.run());
+    if std::panic::catch_unwind(delivering).is_err() {
         shared.store.poison("the feed panicked");
-        shared.feed.run_untold();
+        shared.feed.run_undelivered();
     }
 }
 

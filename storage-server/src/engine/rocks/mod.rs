@@ -1,7 +1,7 @@
 //! The engine of a single server, on RocksDB.
 //!
-//! A commit's way: [`RocksSession`] validates it and puts it into the committer's queue; [`commit`] evaluates it with its
-//! group, writes the group with one synced write, publishes to the feed (which tells the watches) and answers.
+//! A commit's way: [`RocksSession`] validates it and puts it into the committer's queue; [`commit`] evaluates it with
+//! its group, writes the group with one synced write, publishes to the feed (which tells the watches) and answers.
 //!
 //! | module | what is in it |
 //! | --- | --- |

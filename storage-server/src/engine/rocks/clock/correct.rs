@@ -112,7 +112,8 @@ pub(crate) fn correct(shared: &EngineShared) -> Result<()> {
     let mut corrected = 0;
     let (mut start, end) = LifetimeRow::due_range(UnixMillis(u64::MAX - 1));
     loop {
-        // Each entry is written anew, with its value. A jump back may be followed at a full disk: it is seen by any work.
+        // Each entry is written anew, with its value. A jump back may be followed at a full disk: it is seen by any
+        // work.
         if !planted("corrects-at-reserve") {
             shared.disk.check(Need::Any, 0)?;
         }
@@ -150,7 +151,7 @@ pub(crate) fn correct(shared: &EngineShared) -> Result<()> {
 
 type LateOf = Vec<(Arc<KeyspaceState>, Vec<Late>)>;
 
-/// A bite of the entries that are due too late, from `start` on, which is moved behind them.
+/// A batch of the entries that are due too late, from `start` on, which is moved behind them.
 fn late_entries(
     store: &Store,
     back: &Stretch,

@@ -90,7 +90,7 @@ impl Group<'_> {
         Ok(self.store.at(revision))
     }
 
-    /// Completes the keys of stamped puts.
+    /// Completes the keys of versionstamped puts.
     fn fill_versionstamps(
         &self,
         keyspace: &KeyspaceState,

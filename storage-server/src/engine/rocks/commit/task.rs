@@ -40,8 +40,8 @@ pub(crate) enum Task {
         label: &'static str,
         entries: Vec<(Key, Revision)>,
     },
-    /// Gives those of these entries that still have these revisions, and are due at some time, other times, in one labelled
-    /// commit.
+    /// Gives those of these entries that still have these revisions, and are due at some time, other times, in one
+    /// labelled commit.
     Correct {
         label: &'static str,
         entries: Vec<Late>,
@@ -50,7 +50,7 @@ pub(crate) enum Task {
     Look,
     /// Forgets jumps of the clock.
     ForgetStretches { above: Vec<Revision> },
-    /// Drops tombstones of the keyspace up to a revision, and the revision becomes its horizon. No commit.
+    /// Drops tombstones of the keyspace up to a revision, and the revision becomes its compacted revision. No commit.
     Forget {
         tombstones: Vec<(Key, Revision)>,
         compacted: Revision,

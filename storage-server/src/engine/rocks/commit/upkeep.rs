@@ -100,7 +100,8 @@ impl Group<'_> {
             &layout::compacted_key(id),
             &layout::encode_revision(compacted),
         );
-        // Ordering: before the write, so that who sees the tombstones gone in a snapshot finds the horizon raised.
+        // Ordering: before the write, so that who sees the tombstones gone in a snapshot finds the compacted revision
+        // raised.
         keyspace.raise_compacted(compacted);
         self.here()
     }

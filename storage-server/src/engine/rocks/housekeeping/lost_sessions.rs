@@ -18,7 +18,7 @@ use crate::engine::rocks::{EngineShared, layout};
 /// The label of the commits that remove keys of sessions.
 const SESSION_ENDED: &str = "session ended";
 
-/// Lost sessions whose keys are looked at in one visit.
+/// Lost sessions whose keys are looked at in one tick.
 const SESSIONS_PER_TICK: usize = 1024;
 
 /// Lost sessions that are forgotten in one group; each has up to 1,024 records.
@@ -41,7 +41,7 @@ pub(crate) fn end_sessions(
     }
 }
 
-/// Removes keys of sessions that were no more at the start, and what a lapse left when the server ended; once.
+/// Removes keys of sessions that were no more at the start, and what an expiry left when the server ended; once.
 ///
 /// # Errors
 /// As a commit's; `StorageFull` where not even a removal has room. It is repeated at the next round then.
@@ -55,8 +55,8 @@ pub(crate) fn end_old_sessions(shared: &EngineShared) -> Result<()> {
     Ok(())
 }
 
-/// A bite of the keys that [`end_sessions`] removes, from `start` on, which is moved behind them; and whether there may
-/// be more.
+/// A batch of the keys that [`end_sessions`] removes, from `start` on, which is moved behind them; and whether there
+/// may be more.
 fn session_keys(
     shared: &EngineShared,
     prefix: &[u8],
@@ -136,7 +136,7 @@ pub(crate) fn expire_keys(
     shared: &EngineShared,
     lost: &[(UnixMillis, Arc<SessionState>)],
 ) -> Result<()> {
-    // First of all: each lapse is a row, and would be written again in each round.
+    // First of all: each expiry is a row, and would be written again in each round.
     if !planted("lapse-without-room") {
         shared.disk.check(Need::Removal, 0)?;
     }
@@ -166,8 +166,8 @@ pub(crate) fn expire_keys(
     Ok(())
 }
 
-/// Removes what lapsed: the keys of many sessions by one commit, those of one session by several only if they are more
-/// than a bite. Entries that are due have their turn in between.
+/// Removes what expired: the keys of many sessions by one commit, those of one session by several only if they are more
+/// than a batch. Entries that are due have their turn in between.
 fn remove_expired_keys(shared: &EngineShared) -> Result<()> {
     let mut batch = Vec::new();
     let mut whole = Vec::new();

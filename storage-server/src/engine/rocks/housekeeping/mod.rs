@@ -1,8 +1,9 @@
-//! What is done beside the requests, on two threads: the housekeeper writes the mark and looks at leases and the disk each
-//! second, whatever the other does; the expirer removes what is due, what lost sessions held, and forgets old tombstones.
+//! What is done beside the requests, on two threads: the housekeeper writes `SYNCED` and looks at pinned snapshots and
+//! the disk each second, whatever the other does; the expirer removes what is due, what lost sessions held, and forgets
+//! old tombstones.
 //!
-//! Neither writes to the database: expiries, lapses and forgotten tombstones go through the committer's queue like
-//! everything else, in bounded bites, so that many at once do not hold up writers.
+//! Neither writes to the database: expiries, expiries and forgotten tombstones go through the committer's queue like
+//! everything else, in bounded batches, so that many at once do not hold up writers.
 
 mod alarm;
 mod expirer;
@@ -27,7 +28,7 @@ use crate::engine::rocks::disk::Need;
 use crate::engine::rocks::layout::KeyspaceId;
 use crate::engine::rocks::{EngineShared, closed};
 
-/// How often the mark is written, leases and the disk are looked at.
+/// How often `SYNCED` is written, pinned snapshots and the disk are looked at.
 const ROUND: Duration = Duration::from_secs(1);
 
 /// Entries in one commit of the expirer.

@@ -24,7 +24,8 @@ pub(super) fn forget_tombstones(shared: &EngineShared) -> Result<bool> {
     Ok(more)
 }
 
-/// Forgets the tombstones of a keyspace that are too old or too many, oldest first, for a visit; true while there is more.
+/// Forgets the tombstones of a keyspace that are too old or too many, oldest first, for a tick; true while there is
+/// more.
 pub(crate) fn forget_of(shared: &EngineShared, keyspace: &Arc<KeyspaceState>) -> Result<bool> {
     let store = &shared.store;
     let Some(id) = keyspace.id() else {

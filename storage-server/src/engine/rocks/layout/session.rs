@@ -1,5 +1,5 @@
-//! The rows about sessions themselves, in the table `meta`. (Their commits' records are in `sessions`, where the replay of
-//! the log takes every row for a commit.)
+//! The rows about sessions themselves, in the table `meta`. (Their commits' records are in `sessions`, where the replay
+//! of the log takes every row for a commit.)
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use storage_protocol::{Epoch, Keyspace, Revision, SessionId, UnixMillis};
@@ -12,8 +12,8 @@ pub(crate) const SESSION_PREFIX: &[u8] = b"msession/";
 /// See [`SessionHorizon`].
 pub(crate) const SESSION_HORIZON_KEY: &[u8] = b"msession-horizon";
 
-/// The same for sessions that their clients ended, in a row of its own: it becomes part of the horizon at the next start. While
-/// the server runs it knows them by their ids.
+/// The same for sessions that their clients ended, in a row of its own: it becomes part of the horizon at the next
+/// start. While the server runs it knows them by their ids.
 pub(crate) const SESSION_ENDED_KEY: &[u8] = b"msession-ended";
 
 pub(crate) fn session_row_key(session: SessionId) -> Vec<u8> {

@@ -1,14 +1,14 @@
 //! The one reader of the log for all watches that fell behind the ring.
 //!
-//! To find a place in the log is to read one of its files from the start, so one thread does it for all, and keeps a few
-//! places open to go on from. What it reads goes, page by page, into a small cache: who asks for a place inside a cached
-//! page has it at once, and all who wait for places inside a page are answered when it comes. The earliest
-//! place is read first, so that those who started late join those ahead of them and the log is read once for all; but each
+//! To find a place in the log is to read one of its files from the start, so one thread does it for all, and keeps a
+//! few places open to go on from. What it reads goes, page by page, into a small cache: who asks for a place inside a
+//! cached page has it at once, and all who wait for places inside a page are answered when it comes. The earliest place
+//! is read first, so that those who started late join those ahead of them and the log is read once for all; but each
 //! fourth time it is the place that was asked for longest ago, so nobody is passed over for long.
 //!
-//! What it holds is bounded: the cache by its bytes ([`CACHE_BYTES`], or one page if that is larger), the askers by the
-//! bound on watches. An asker is told that its page has come and takes it from the cache when it is polled, so one that
-//! is not polled holds no page; if the page is gone by then, it asks again. One that is dropped is not read for.
+//! What it holds is bounded: the cache by its bytes ([`CACHE_BYTES`], or one page if that is larger), the waiters by
+//! the bound on watches. A waiter is told that its page has come and takes it from the cache when it is polled, so one
+//! that is not polled holds no page; if the page is gone by then, it asks again. One that is dropped is not read for.
 //!
 //! When nobody has asked for [`REST`], cache and open places are given up.
 
@@ -82,7 +82,8 @@ impl CatchUp {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A page that holds what comes after `after`, of all keyspaces. Waits for the reader, not for the disk. Cancel-safe.
+    /// A page that holds what comes after `after`, of all keyspaces. Waits for the reader, not for the disk.
+    /// Cancel-safe.
     ///
     /// # Errors
     /// [`StorageError::Compacted`] where the log does not reach back to `after`; `Closed` once the store is closed.

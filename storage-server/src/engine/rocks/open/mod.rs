@@ -1,4 +1,4 @@
-//! Opening a data folder: what is judged before the first request, and how RocksDB is set.
+//! Opening a data folder: what is checked before the first request, and how RocksDB is set.
 //!
 //! A folder holds `STORE` (the format's version, readable without RocksDB), `SYNCED` (see [`synced`]) and
 //! `db/`. Whatever is wrong is refused with the path and the reason; nothing is ever repaired in silence.
@@ -89,7 +89,7 @@ fn open_once(options: &EngineOptions) -> Result<Opened, OpenError> {
     if let Some(fork) = fork {
         let epoch = Epoch(rand::random());
         if is_new {
-            // Before the epoch, so that a crash between the two leaves a new store and not one without its mark.
+            // Before the epoch, so that a crash between the two leaves a new store and not one without its `SYNCED`.
             fresh_mark(options).write(path)?;
         } else {
             tracing::warn!(%epoch, revision = fork.0, "the store goes on under a new epoch, which forks at this revision");
@@ -103,7 +103,7 @@ fn open_once(options: &EngineOptions) -> Result<Opened, OpenError> {
         time,
         ..fresh_mark(options)
     };
-    // From here the store is in use: an unclean end must not find the mark of a clean one.
+    // From here the store is in use: an unclean end must not find `SYNCED` of a clean one.
     mark.write(path)?;
     Ok(Opened { db, epochs, mark })
 }
@@ -155,7 +155,8 @@ fn check_tail(
     Ok(may_have_lost.then_some(mark.revision))
 }
 
-/// Whether the history is to fork since others may go on from the same state, and give its next revisions to other commits.
+/// Whether the history is to fork since others may go on from the same state, and give its next revisions to other
+/// commits.
 fn check_origin(path: &Path, options: &EngineOptions, origin: Option<Origin>) -> bool {
     let data = path.display();
     if origin == Some(Origin::Copy) && !planted("copy-unnoticed") {

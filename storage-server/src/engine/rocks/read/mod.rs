@@ -3,9 +3,9 @@
 //! What is in memory is read on the caller's task; what would touch the disk goes to the read pool, so no read ever
 //! blocks the runtime.
 //!
-//! Invariant: all keys of one get are read between two equal looks at the store's revision, or from a snapshot. There is
-//! one writer, and RocksDB raises the revision after a write is readable, so an unchanged revision proves that every read
-//! between was made at it.
+//! Invariant: all keys of one get are read between two equal looks at the store's revision, or from a snapshot. There
+//! is one writer, and RocksDB raises the revision after a write is readable, so an unchanged revision proves that every
+//! read between was made at it.
 
 mod changes;
 mod cursor;

@@ -1,7 +1,7 @@
-//! Snapshots on loan: to scans and to passes of `Latest` watches, whose readers may go silent.
+//! Pinned snapshots: of scans and of passes of `Latest` watches, whose readers may go silent.
 //!
-//! A snapshot keeps RocksDB from dropping what was overwritten since, so it is held by a lease: used again within
-//! [`SNAPSHOT_LEASE`], or taken back by the housekeeper. Whoever comes later finds `SnapshotExpired`.
+//! A snapshot keeps RocksDB from dropping what was overwritten since, so it is pinned for a while only: used again
+//! within [`SNAPSHOT_LEASE`], or released by the housekeeper. Whoever comes later finds `SnapshotExpired`.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use storage_protocol::{Result, Revision, StorageError};
 use crate::engine::SNAPSHOT_LEASE;
 use crate::engine::rocks::store::{Store, StoreSnapshot};
 
-/// All loans of a store.
+/// All pinned snapshots of a store.
 #[derive(Debug, Default)]
 pub(crate) struct PinnedSnapshots {
     pins: Mutex<HashMap<u64, Weak<Pin>>>,
@@ -41,7 +41,7 @@ impl std::fmt::Debug for Pin {
     }
 }
 
-/// A snapshot on loan. Clones share it; the last one gives it back.
+/// A pinned snapshot. Clones share it; the last one releases it.
 #[derive(Clone, Debug)]
 pub(crate) struct PinnedSnapshot {
     pin: Arc<Pin>,
@@ -49,7 +49,7 @@ pub(crate) struct PinnedSnapshot {
 }
 
 impl PinnedSnapshots {
-    /// Lends a snapshot of the present state.
+    /// Pins a snapshot of the present state.
     pub(crate) fn pin(self: &Arc<Self>, store: &Arc<Store>) -> PinnedSnapshot {
         let snapshot = StoreSnapshot::take(store.clone());
         let revision = snapshot.revision();
@@ -68,7 +68,7 @@ impl PinnedSnapshots {
         PinnedSnapshot { pin, revision }
     }
 
-    /// Takes back what was not used for [`SNAPSHOT_LEASE`].
+    /// Releases what was not used for [`SNAPSHOT_LEASE`].
     pub(crate) fn expire(&self, now: Instant) {
         let pins: Vec<_> = {
             let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
@@ -100,7 +100,7 @@ impl PinnedSnapshot {
         self.revision
     }
 
-    /// Reads with the snapshot and renews the lease. Blocks.
+    /// Reads with the snapshot and pins it for as long again. Blocks.
     ///
     /// # Errors
     /// [`StorageError::SnapshotExpired`], or what `read` says.

@@ -1,8 +1,8 @@
 //! Sessions of peers: they outlive their sockets, and their numbered commits have one effect.
 //!
 //! A [`SessionState`] is one session, shared by its handles (one for each generation that attached) and by what they
-//! queued. [`Sessions`] knows all of them: by id, those without a socket by the time they lost it, and the horizon. What
-//! changes a session passes the committer, in its principal's line: so a newer generation stands behind everything
+//! queued. [`Sessions`] knows all of them: by id, those without a socket by the time they lost it, and the horizon.
+//! What changes a session passes the committer, in its principal's line: so a newer generation stands behind everything
 //! that the older one queued, and is the last word on what was executed.
 //!
 //! A session has a row in `meta` from its first commit on, and only then. While the server runs, each session with a
@@ -162,21 +162,21 @@ impl Sessions {
         }
     }
 
-    /// Those whose keys are to be removed up to their lapse.
+    /// Those whose keys are to be removed up to their expiry.
     pub(crate) fn expiring(&self) -> Vec<Arc<SessionState>> {
         let registry = self.registry();
         let expiring = registry.expiring.values();
         expiring.map(|(_, session)| session.clone()).collect()
     }
 
-    /// Whether the lapse of a session that was lost then is begun and not finished.
+    /// Whether the expiry of a session that was lost then is begun and not finished.
     pub(crate) fn is_expiring(&self, since: UnixMillis, id: SessionId) -> bool {
         let registry = self.registry();
         let expiring = registry.expiring.get(&id);
         expiring.is_some_and(|(begun, _)| *begun == since)
     }
 
-    /// The keys of a session up to this lapse are removed.
+    /// The keys of a session up to this expiry are removed.
     pub(crate) fn keys_removed(&self, session: &SessionState, lapse: Revision) {
         let mut registry = self.registry();
         if session.expired_up_to() == lapse {
@@ -184,8 +184,8 @@ impl Sessions {
         }
     }
 
-    /// Sessions to forget, at most `max`: those lost up to `before`. If there are none: what is over `kept_max`, of those
-    /// lost up to `grace`, from the principals with the most.
+    /// Sessions to forget, at most `max`: those lost up to `before`. If there are none: what is over `kept_max`, of
+    /// those lost up to `grace`, from the principals with the most.
     pub(crate) fn overdue(
         &self,
         before: UnixMillis,

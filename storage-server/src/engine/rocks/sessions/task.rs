@@ -16,7 +16,7 @@ use crate::engine::rocks::layout;
 use crate::engine::rocks::layout::{CommitRow, SESSION_WINDOW, SessionHorizon, Table};
 
 impl Group<'_> {
-    /// Whether a commit may be judged at all: not from a handle that was fenced, and not after the end.
+    /// Whether a commit may be checked at all: not from a handle that was fenced, and not after the end.
     pub(crate) fn check_session(
         &self,
         session: &SessionState,
@@ -32,8 +32,8 @@ impl Group<'_> {
         } else {
             return Ok(());
         };
-        // Under a number that was executed, it may be this one. And what was sent on a fenced socket may come again on the
-        // newer one, and be executed there.
+        // Under a number that was executed, it may be this one. And what was sent on a fenced socket may come again on
+        // the newer one, and be executed there.
         let may_come_again = is_fenced && repeatable;
         let was_executed = number <= session.executed.load(Ordering::Acquire);
         let outcome = if may_come_again || was_executed {
@@ -45,8 +45,8 @@ impl Group<'_> {
         Err(StorageError::Closed { reason, outcome })
     }
 
-    /// The answer to a peer's number that is not above the highest executed one: what it did the first time, if it is the
-    /// same commit. Without a fingerprint that is not known.
+    /// The answer to a peer's number that is not above the highest executed one: what it did the first time, if it is
+    /// the same commit. Without a fingerprint that is not known.
     pub(crate) fn repeat(
         &mut self,
         session: &SessionState,
@@ -206,7 +206,7 @@ impl Group<'_> {
         self.store.check_poison()?;
         if session.is_lost_since(since) {
             let sessions = &self.shared.sessions;
-            // Ordering: before the session is out of the registry, where its id would be judged by the horizon.
+            // Ordering: before the session is out of the registry, where its id would be checked by the horizon.
             sessions.raise_horizon(session.id);
             let opened = sessions.horizon();
             session.ended.store(true, Ordering::Release);

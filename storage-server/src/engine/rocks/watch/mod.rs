@@ -16,13 +16,13 @@ use crate::engine::rocks::EngineShared;
 use crate::feed::Subscription;
 
 /// Probes that were asked for and not answered yet. One more ends the watch: a token that is never answered would keep
-/// its asker waiting.
+/// its waiter waiting.
 const TOKENS_MAX: usize = 1024;
 
-/// The tokens of the marks that were asked for, oldest first.
+/// The tokens of the progress events that were asked for, oldest first.
 #[derive(Debug, Default)]
 pub(crate) struct Tokens {
-    /// Each with the store's revision when it was asked for: its mark is no older.
+    /// Each with the store's revision when it was asked for: its progress event is no older.
     pub(crate) asked: VecDeque<(u64, Revision)>,
     overflowed: bool,
 }
@@ -48,13 +48,14 @@ impl Tokens {
     }
 }
 
-/// Whether a mark that was asked for at a revision is still to come, from a watch that has nothing up to `told`; the waker
-/// is called then. A commit can be read a moment before it is published, and is published a moment before it is told; the
-/// mark waits for both. A store that broke between the first two (poisoned) publishes no more.
+/// Whether a progress event that was asked for at a revision is still to come, from a watch that has nothing up to
+/// `delivered`; the waker is called then. A commit can be read a moment before it is published, and is published a
+/// moment before it is told; the progress event waits for both. A store that broke between the first two (poisoned)
+/// publishes no more.
 pub(crate) fn progress_waits(
     shared: &EngineShared,
     subscription: &Subscription,
-    told: Revision,
+    delivered: Revision,
     asked_at: Revision,
     cx: &mut Context<'_>,
 ) -> bool {
@@ -62,9 +63,9 @@ pub(crate) fn progress_waits(
     if shared.store.check_poison().is_err() {
         due = due.min(subscription.published());
     }
-    let waits = told < due;
+    let waits = delivered < due;
     if waits {
-        subscription.wake_once_told(due, cx.waker());
+        subscription.wake_once_delivered(due, cx.waker());
     }
     waits
 }

@@ -102,7 +102,7 @@ fn the_cache_is_bounded_and_an_answer_holds_no_page() {
     }
     assert!(reader.cached_after(Revision(995)).is_some());
     assert!(reader.cached_after(Revision(5)).is_none());
-    // The page is gone before its asker looked: it asks again.
+    // The page is gone before its waiter looked: it asks again.
     assert!(asker.as_mut().now_or_never().is_none());
     assert_eq!(next_offset(&reader).map(|(after, _)| after), Some(0));
     // One page is kept, however large.

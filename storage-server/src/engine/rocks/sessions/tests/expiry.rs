@@ -82,7 +82,7 @@ async fn a_session_that_is_resumed_during_its_lapse_keeps_what_it_puts() {
             .unwrap()
             .unwrap()
     };
-    // Resumed between the look of the housekeeper and the lapse: nothing lapses.
+    // Resumed between the look of the housekeeper and the expiry: nothing expires.
     let session = resume(&engine, id, 1).await;
     lapse(since, &state).await;
     for key in ["a", "b"] {
@@ -93,7 +93,7 @@ async fn a_session_that_is_resumed_during_its_lapse_keeps_what_it_puts() {
     }
     session.lose();
     let (since, state) = lost(&engine).await;
-    // Resumed between the lapse and the removal of the keys.
+    // Resumed between the expiry and the removal of the keys.
     let task = Task::ExpireKeys { since };
     let answer = submit(&engine.shared.queue, &state, 0, task, 64).unwrap();
     answer.await.unwrap().unwrap();

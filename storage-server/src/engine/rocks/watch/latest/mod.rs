@@ -1,14 +1,15 @@
 //! Watches `Latest` over the RocksDB engine.
 //!
 //! One that keeps up is served from its queue in the feed, like a watch `Every`: what is queued when it is asked is
-//! conflated to the last state of each key, and a mark follows. One that does not, or begins, goes in passes over
-//! snapshots: a snapshot at revision R, the index rows after the last mark, each with its present state, then a mark at
-//! R. No change is buffered then, so a reader may be as slow as it likes.
+//! conflated to the last state of each key, and a progress event follows. One that does not, or begins, goes in passes
+//! over snapshots: a snapshot at revision R, the index rows after the last progress event, each with its present state,
+//! then a progress event at R. No change is buffered then, so a reader may be as slow as it likes.
 //!
-//! A snapshot is on loan ([`PinnedSnapshots`](crate::engine::rocks::read::Leases)). A pass whose snapshot was taken back goes on with a new one, behind
-//! what it told already: the index is in the order of revisions, so what changed meanwhile stands at its end, and may be
-//! told again with a higher revision. Tombstones newer than the pass's first snapshot are told whatever it began with, since
-//! their keys may have been told before. Only if these were forgotten meanwhile does it begin anew, behind a `Reset`.
+//! A snapshot is pinned for a while ([`PinnedSnapshot`](crate::engine::rocks::read::PinnedSnapshot)). A pass whose
+//! snapshot was taken back goes on with a new one, behind what it told already: the index is in the order of revisions,
+//! so what changed meanwhile stands at its end, and may be told again with a higher revision. Tombstones newer than the
+//! pass's first snapshot are told whatever it began with, since their keys may have been told before. Only if these
+//! were forgotten meanwhile does it begin anew, behind a `Reset`.
 
 mod pass;
 
@@ -40,13 +41,13 @@ pub(crate) struct LatestWatch {
     keyspace: Arc<KeyspaceState>,
     subscription: Subscription,
     min_interval: Duration,
-    /// The last mark.
+    /// The last progress event.
     progress: Revision,
-    /// The last mark that was handed over.
-    told: Revision,
-    /// Before the first mark: from the beginning, so without tombstones.
+    /// The last progress event that was handed over.
+    delivered: Revision,
+    /// Before the first progress event: from the beginning, so without tombstones.
     fresh: bool,
-    /// The first mark is due whatever changed, so that even an empty range has it.
+    /// The first progress event is due whatever changed, so that even an empty range has it.
     first: bool,
     pass: LatestPass,
     events: VecDeque<WatchEvent>,
@@ -64,8 +65,8 @@ enum LatestPass {
     None,
     /// Between two pages.
     Resting(NextPage),
-    /// All was read when the watch was parked, and some of it was not taken: the rest is kept while there is room for it;
-    /// else this is read.
+    /// All was read when the watch was parked, and some of it was not taken: the rest is kept while there is room for
+    /// it; else this is read.
     Parked(NextPage, Ticket<VecDeque<WatchEvent>>),
     /// The page that comes from there is read, or waits to be taken.
     Reading(NextPage, BoxFuture<'static, Result<Ticket<LatestPage>>>),
@@ -88,7 +89,7 @@ impl LatestWatch {
             subscription,
             min_interval,
             progress,
-            told: progress,
+            delivered: progress,
             fresh,
             first: true,
             pass: LatestPass::None,
@@ -101,8 +102,8 @@ impl LatestWatch {
         }
     }
 
-    /// Tells what is queued, or begins a pass, if something changed or was asked for, and the interval is over. A mark that
-    /// was asked for does not wait for the interval.
+    /// Tells what is queued, or begins a pass, if something changed or was asked for, and the interval is over. A
+    /// progress event that was asked for does not wait for the interval.
     fn begin(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let has_news = self.subscription.has_news(cx.waker());
         if !has_news && !self.first && self.tokens.asked.is_empty() {
@@ -125,17 +126,17 @@ impl LatestWatch {
             return Poll::Ready(());
         }
         match self.subscription.next_recent() {
-            Next::Commits(commits) => self.tell_batch(&commits),
+            Next::Commits(commits) => self.deliver_batch(&commits),
             Next::ReadLog(_) => self.begin_pass(),
-            Next::Idle(told) => {
+            Next::Idle(delivered) => {
                 let asked = self.tokens.asked.front().copied();
                 if let Some((_, at)) = asked
-                    && progress_waits(&self.shared, &self.subscription, told, at, cx)
+                    && progress_waits(&self.shared, &self.subscription, delivered, at, cx)
                 {
                     return Poll::Pending;
                 }
                 if self.first || asked.is_some() {
-                    self.end_batch(told.max(self.progress));
+                    self.end_batch(delivered.max(self.progress));
                 }
             }
         }
@@ -143,7 +144,7 @@ impl LatestWatch {
     }
 
     /// Tells commits as one pass: the last state of each key, in revision order.
-    fn tell_batch(&mut self, commits: &[Arc<CommitRecord>]) {
+    fn deliver_batch(&mut self, commits: &[Arc<CommitRecord>]) {
         self.tombstones_after = Revision::ZERO;
         let mut states: HashMap<&Key, KeyState> = HashMap::new();
         let range = self.subscription.range();
@@ -179,7 +180,7 @@ impl LatestWatch {
         self.end_batch(reached.max(self.progress));
     }
 
-    /// A mark at a revision that the feed has come to, and the answers to what was asked for up to there.
+    /// A progress event at a revision that the feed has come to, and the answers to what was asked for up to there.
     fn end_batch(&mut self, reached: Revision) {
         while let Some((token, _)) = self.tokens.asked.pop_front_if(|(_, at)| *at <= reached) {
             self.answering.push_back(token);
@@ -259,7 +260,7 @@ impl LatestWatch {
                 self.end(revision);
                 self.subscription.caught_up(revision);
                 // Live at once, if that is to be had; else it is found out when there is nothing to tell.
-                self.subscription.come_near();
+                self.subscription.catch_up_live();
             }
         }
     }
@@ -307,8 +308,8 @@ impl LatestWatch {
         }
     }
 
-    /// The last states of a pass, or of a batch of the feed's, cannot be read again as they are. They are kept, as long as
-    /// there is room for such; else what is left of the pass becomes one over a newer snapshot.
+    /// The last states of a pass, or of a batch of the feed's, cannot be read again as they are. They are kept, as long
+    /// as there is room for such; else what is left of the pass becomes one over a newer snapshot.
     fn keep_rest(&mut self) {
         let (Some(id), Some(WatchEvent::State { key, state })) =
             (self.keyspace.id(), self.events.front())
@@ -316,7 +317,7 @@ impl LatestWatch {
             return;
         };
         let range = self.subscription.range().clone();
-        let mut cursor = ChangesCursor::new(id, range, self.told, self.tombstones_after);
+        let mut cursor = ChangesCursor::new(id, range, self.delivered, self.tombstones_after);
         cursor.go_back_to(state.revision(), key);
         let tokens = self.events.iter().filter_map(|event| match event {
             WatchEvent::Progress { token, .. } => *token,
@@ -366,7 +367,7 @@ impl WatchSource for LatestWatch {
         loop {
             if let Some(event) = self.events.pop_front() {
                 if let WatchEvent::Progress { position, .. } = event {
-                    self.told = position.revision;
+                    self.delivered = position.revision;
                 }
                 return Poll::Ready(Some(Ok(event)));
             }
@@ -394,7 +395,7 @@ impl WatchSource for LatestWatch {
         let idle = self.events.is_empty() && !self.first && matches!(self.pass, LatestPass::None);
         WatchStatus {
             state: live_if(idle && self.subscription.is_live()),
-            position: self.shared.store.at(self.told),
+            position: self.shared.store.at(self.delivered),
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::engine::rocks::{EngineShared, PAGE_BYTES, closed};
 /// From where the next page of a pass is read.
 #[derive(Clone, Debug)]
 pub(super) enum NextPage {
-    /// The first one, of what changed after a mark; `fresh`: of all there is, without tombstones.
+    /// The first one, of what changed after a progress event; `fresh`: of all there is, without tombstones.
     Mark { progress: Revision, fresh: bool },
     /// The pass's snapshot, which may be expired.
     Snapshot(PinnedSnapshot, ChangesCursor),
@@ -80,14 +80,14 @@ impl NextPage {
         let Some(mut cursor) = cursor else {
             return Ok(LatestPage::new(snapshot, None, reset, None));
         };
-        // Just lent: not expired.
+        // Just pinned: not expired.
         let page = snapshot.read(|snapshot| cursor.next_page(snapshot, PAGE_BYTES))?;
         Ok(LatestPage::new(snapshot, Some(cursor), reset, Some(page)))
     }
 }
 
-/// The snapshot of a pass, and the cursor over it if there is anything in the keyspace; whether it is of everything, behind
-/// a `Reset`.
+/// The snapshot of a pass, and the cursor over it if there is anything in the keyspace; whether it is of everything,
+/// behind a `Reset`.
 type Begun = (PinnedSnapshot, Option<ChangesCursor>, bool);
 
 fn begin(
@@ -98,8 +98,8 @@ fn begin(
     fresh: bool,
 ) -> Begun {
     let snapshot = shared.leases.pin(&shared.store);
-    // Ordering: after the snapshot. The horizon is raised before tombstones go, so a snapshot without them comes with a
-    // horizon that tells.
+    // Ordering: after the snapshot. The compacted revision is raised before tombstones go, so a snapshot without them
+    // comes with a compacted revision that tells.
     let reset = !fresh && progress < keyspace.compacted();
     let (after, tombstones_after) = match fresh || reset {
         true => (

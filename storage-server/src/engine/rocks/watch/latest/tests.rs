@@ -78,7 +78,7 @@ fn key(n: u32) -> Bytes {
 #[derive(Default)]
 struct Reader {
     entries: BTreeMap<Key, Bytes>,
-    /// Keys that came since the last mark, with their revisions.
+    /// Keys that came since the last progress event, with their revisions.
     pass: BTreeMap<Key, Revision>,
     /// Keys that came again within a pass.
     again: usize,
