@@ -96,8 +96,8 @@ pub trait Session: fmt::Debug + Send + Sync {
     /// The highest commit number that was executed; 0 for none.
     fn executed(&self) -> u64;
 
-    /// Whether keys of the session were removed because it was without a socket for too long, since a client of it
-    /// last [acknowledged](Session::heed) that: as it was when this handle attached.
+    /// Whether keys of the session were removed because it was without a socket for too long, and no client of it has
+    /// [acknowledged](Session::heed) that yet: as it was when this handle attached.
     fn lapsed(&self) -> bool;
 
     /// Acknowledges: the client of this handle knows by now what [`Session::lapsed`] said.

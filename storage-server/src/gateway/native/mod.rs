@@ -133,7 +133,7 @@ struct Attached {
     fenced: Pin<Box<WaitForCancellationFutureOwned>>,
     /// The highest number that was executed before Welcome: those up to it come again, and are not executed.
     executed: u64,
-    /// Whether the client was told that its session's keys were removed, and did not go on yet.
+    /// The client was told that keys of its session expired, and has not acknowledged it by sending anything since.
     unacknowledged: bool,
 }
 

@@ -69,8 +69,8 @@ impl Native {
         self.refuse_fragments(kind, id, error)
     }
 
-    /// Answers a request whose message never became whole. The number of a commit is skipped; of one that comes again
-    /// nobody can tell whether it is the one that was executed.
+    /// Answers a request whose message never became whole. The number of a commit is skipped; if it was executed
+    /// before, it is unknown whether this is the same commit.
     pub(super) fn refuse_fragments(
         &mut self,
         kind: u8,

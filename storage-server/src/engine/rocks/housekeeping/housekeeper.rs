@@ -1,5 +1,5 @@
-//! The housekeeper: what is done each second, whatever the expirer does. `SYNCED`, pinned snapshots, the disk, the
-//! clock.
+//! The housekeeper: each second it writes `SYNCED`, releases pinned snapshots, looks at the disk, and lets the
+//! committer look at the clock.
 
 use std::time::{Duration, Instant};
 

@@ -41,7 +41,8 @@ pub(crate) fn end_sessions(
     }
 }
 
-/// Removes keys of sessions that were no more at the start, and what an expiry left when the server ended; once.
+/// Removes the keys of sessions that no longer existed at the start, and finishes expiries that the end of the server
+/// cut short. Does so once.
 ///
 /// # Errors
 /// As a commit's; `StorageFull` where not even a removal has room. It is repeated at the next round then.
@@ -136,7 +137,7 @@ pub(crate) fn expire_keys(
     shared: &EngineShared,
     lost: &[(UnixMillis, Arc<SessionState>)],
 ) -> Result<()> {
-    // First of all: each expiry is a row, and would be written again in each round.
+    // Checked first: each expiry writes a row, and without room would write it again in each round.
     if !planted("lapse-without-room") {
         shared.disk.check(Need::Removal, 0)?;
     }

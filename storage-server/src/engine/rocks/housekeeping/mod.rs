@@ -1,9 +1,9 @@
-//! What is done beside the requests, on two threads: the housekeeper writes `SYNCED` and looks at pinned snapshots and
-//! the disk each second, whatever the other does; the expirer removes what is due, what lost sessions held, and forgets
-//! old tombstones.
+//! Background work, on two threads. The housekeeper runs each second, whatever the other does: it writes `SYNCED`,
+//! releases pinned snapshots that rest, and looks at the disk. The expirer removes entries that are due and the keys of
+//! lost sessions, and forgets old tombstones.
 //!
-//! Neither writes to the database: expiries, expiries and forgotten tombstones go through the committer's queue like
-//! everything else, in bounded batches, so that many at once do not hold up writers.
+//! Neither writes to the database: removals of expired keys and of old tombstones go through the committer's queue like
+//! everything else, in batches of a bounded size, so that many at once do not hold up writers.
 
 mod alarm;
 mod expirer;
@@ -34,10 +34,10 @@ const ROUND: Duration = Duration::from_secs(1);
 /// Entries in one commit of the expirer.
 const BATCH: usize = 512;
 
-/// Such commits before it looks at what else there is to do.
+/// So many batches at a time, then the other tasks of the expirer have their turn.
 const BATCHES_PER_TICK: usize = 32;
 
-/// An entry that is to go, unless it has another revision by then.
+/// An entry to be removed, unless it has another revision by then.
 type ExpiredKey = (KeyspaceId, Key, Revision);
 
 /// The first key behind this one.

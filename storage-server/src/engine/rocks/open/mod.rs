@@ -89,7 +89,7 @@ fn open_once(options: &EngineOptions) -> Result<Opened, OpenError> {
     if let Some(fork) = fork {
         let epoch = Epoch(rand::random());
         if is_new {
-            // Before the epoch, so that a crash between the two leaves a new store and not one without its `SYNCED`.
+            // Before the epoch: a crash between the two then leaves a new store, not one whose `SYNCED` is missing.
             fresh_mark(options).write(path)?;
         } else {
             tracing::warn!(%epoch, revision = fork.0, "the store goes on under a new epoch, which forks at this revision");
@@ -103,7 +103,7 @@ fn open_once(options: &EngineOptions) -> Result<Opened, OpenError> {
         time,
         ..fresh_mark(options)
     };
-    // From here the store is in use: an unclean end must not find `SYNCED` of a clean one.
+    // From here the store is in use: after a crash `SYNCED` must not say that it ended cleanly.
     mark.write(path)?;
     Ok(Opened { db, epochs, mark })
 }

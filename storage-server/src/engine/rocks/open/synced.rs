@@ -29,8 +29,8 @@ pub(crate) struct SyncedFile {
     pub(crate) time: UnixMillis,
 }
 
-/// Whether `SYNCED` that was found is the file that a server wrote, or a copy of it: then the folder was copied or put
-/// back, and whoever has the other one (or had it) gives the same revisions to other commits.
+/// Whether the file that was found is the one that a server wrote, or a copy of it. If a copy, the folder was copied or
+/// put back, and whoever has (or had) the other one gives the same revisions to other commits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
     Original,

@@ -103,12 +103,12 @@ impl Sessions {
         Some(state)
     }
 
-    /// The time that a session is opened at: behind the horizon, also in the millisecond that made it.
+    /// The opening time for a new session's id: always newer than the session horizon, also within one millisecond.
     fn time(&self, store: &Store) -> UnixMillis {
         store.now().max(UnixMillis(self.horizon().0 + 1))
     }
 
-    /// The horizon is not before this session's opening.
+    /// Raises the session horizon to this session's opening: ids up to there are no longer known to be unused.
     fn raise_horizon(&self, session: SessionId) {
         let opened = layout::opened_at(session);
         self.horizon.fetch_max(opened.0, Ordering::AcqRel);
@@ -162,21 +162,21 @@ impl Sessions {
         }
     }
 
-    /// Those whose keys are to be removed up to their expiry.
+    /// Sessions whose keys, up to a revision of each, are being removed.
     pub(crate) fn expiring(&self) -> Vec<Arc<SessionState>> {
         let registry = self.registry();
         let expiring = registry.expiring.values();
         expiring.map(|(_, session)| session.clone()).collect()
     }
 
-    /// Whether the expiry of a session that was lost then is begun and not finished.
+    /// Whether the keys of a session that was lost then are being removed.
     pub(crate) fn is_expiring(&self, since: UnixMillis, id: SessionId) -> bool {
         let registry = self.registry();
         let expiring = registry.expiring.get(&id);
         expiring.is_some_and(|(begun, _)| *begun == since)
     }
 
-    /// The keys of a session up to this expiry are removed.
+    /// All keys of a session up to this revision are removed.
     pub(crate) fn keys_removed(&self, session: &SessionState, lapse: Revision) {
         let mut registry = self.registry();
         if session.expired_up_to() == lapse {

@@ -16,7 +16,7 @@ use crate::engine::rocks::layout;
 use crate::engine::rocks::layout::{CommitRow, SESSION_WINDOW, SessionHorizon, Table};
 
 impl Group<'_> {
-    /// Whether a commit may be checked at all: not from a handle that was fenced, and not after the end.
+    /// Refuses what a fenced handle sends, and everything after the session's end.
     pub(crate) fn check_session(
         &self,
         session: &SessionState,
@@ -206,7 +206,7 @@ impl Group<'_> {
         self.store.check_poison()?;
         if session.is_lost_since(since) {
             let sessions = &self.shared.sessions;
-            // Ordering: before the session is out of the registry, where its id would be checked by the horizon.
+            // Ordering: before the session leaves the registry, since from then on its id is compared with the horizon.
             sessions.raise_horizon(session.id);
             let opened = sessions.horizon();
             session.ended.store(true, Ordering::Release);

@@ -392,7 +392,7 @@ async fn a_repeated_commit_is_answered_whatever_holds_now() {
     let engine = reopened(full).await;
     let session = resume(&engine, id, 2).await;
     assert_eq!(put(&session, 1, "a").await.unwrap(), first);
-    // What it holds is compared, and not checked.
+    // What it holds is compared, and not validated.
     let invalid = Batch::new().put("", "");
     let repeated = session
         .storage

@@ -1,7 +1,7 @@
 //! The watches of a session: polled only when they were woken, have credit, and the outbox has room.
 //!
-//! The peer is told progress events that it did not ask for: one when a watch `Every` has caught up, and one when it
-//! was told nothing for long while the store went on. They are asked of the watch like those of probes.
+//! Some progress events come without a request by the peer: when a watch `Every` has caught up, and when nothing was
+//! sent on it for long while the store went on. They are requested of the watch like those of probes.
 //!
 //! Each watch has a waker of its own that notes its id, so 10,000 resting watches cost a wake nothing. An id stands at
 //! most once in the line of those to be polled. A watch without credit leaves the line until it is granted more; one
@@ -51,7 +51,7 @@ pub(super) struct Watches {
     woken: Arc<WokenWatches>,
     line: VecDeque<RequestId>,
     behind_large: Vec<RequestId>,
-    /// Probes that are in flight no more: their progress events came, or their watches ended.
+    /// Probes that were answered by their progress events, or whose watches ended.
     answered: Vec<RequestId>,
     metrics: Arc<Metrics>,
 }

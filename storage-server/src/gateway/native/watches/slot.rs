@@ -22,14 +22,14 @@ pub(super) struct OpenWatch {
     /// Bytes it may still send; below zero after an event that was longer than what was left.
     pub(super) credit: i64,
     pub(super) every: bool,
-    /// Progress events that were asked for and did not come yet, in their order: the probe of each that the peer asked
-    /// for.
+    /// Requested progress events that have not come yet, in order: the peer's probe behind each, or `None` for one that
+    /// the server asks for by itself.
     pub(super) progress_due: VecDeque<Option<RequestId>>,
-    /// It was behind, and is to be told a progress event when it is not.
+    /// It is behind; when it has caught up, the peer gets a progress event.
     pub(super) catching_up: bool,
-    /// It was told nothing since the watches were looked at for that.
+    /// Nothing was sent on it since the last look for idle watches.
     pub(super) quiet: bool,
-    /// The last commit or progress event that it was told.
+    /// The revision of the last commit or progress event that it delivered.
     pub(super) delivered: Revision,
     pub(super) memory: Permit,
     /// An event that was met without credit for it, and what it is counted with. Boxed: few watches have one.
@@ -77,7 +77,7 @@ impl OpenWatch {
         Ok(permit)
     }
 
-    /// A progress event came: whom it answers. The token of one that the peer did not ask for is not the peer's matter.
+    /// Matches a progress event with its request. If the server asked by itself, the token is not shown to the peer.
     fn progress_came(&mut self, token: &mut Option<u64>, answered: &mut Vec<RequestId>) {
         if token.is_none() {
             return;
@@ -157,13 +157,13 @@ impl OpenWatch {
         }
     }
 
-    /// Asks for a progress event of a watch that has caught up just now: true if one is on its way by that.
+    /// Requests progress of a watch that has caught up just now. True if one is on its way by that.
     fn requests_progress_if_caught_up(&mut self) -> bool {
         if !self.catching_up || self.watch.status().state != WatchState::Live {
             return false;
         }
         self.catching_up = false;
-        // A progress event that is due says it too, and a watch answers only so many.
+        // One that was requested already says the same, and a watch answers only so many.
         let asks = self.progress_due.is_empty() || planted("mark-asked-twice");
         if asks {
             self.request_unasked_progress();

@@ -43,11 +43,11 @@ pub(crate) struct LatestWatch {
     min_interval: Duration,
     /// The last progress event.
     progress: Revision,
-    /// The last progress event that was handed over.
+    /// The revision of the last progress event that the caller took.
     delivered: Revision,
-    /// Before the first progress event: from the beginning, so without tombstones.
+    /// From the beginning, and before the first progress event: no tombstones then.
     fresh: bool,
-    /// The first progress event is due whatever changed, so that even an empty range has it.
+    /// Until the first progress event, which comes even if nothing changed, so that an empty range has it too.
     first: bool,
     pass: LatestPass,
     events: VecDeque<WatchEvent>,
@@ -308,8 +308,8 @@ impl LatestWatch {
         }
     }
 
-    /// The last states of a pass, or of a batch of the feed's, cannot be read again as they are. They are kept, as long
-    /// as there is room for such; else what is left of the pass becomes one over a newer snapshot.
+    /// The last states of a pass, or of a batch from the feed, cannot be read again as they are. They are kept while
+    /// there is room for such; else they are read again in a pass over a newer snapshot.
     fn keep_rest(&mut self) {
         let (Some(id), Some(WatchEvent::State { key, state })) =
             (self.keyspace.id(), self.events.front())

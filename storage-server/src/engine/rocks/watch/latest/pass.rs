@@ -13,7 +13,7 @@ use crate::engine::rocks::{EngineShared, PAGE_BYTES, closed};
 /// From where the next page of a pass is read.
 #[derive(Clone, Debug)]
 pub(super) enum NextPage {
-    /// The first one, of what changed after a progress event; `fresh`: of all there is, without tombstones.
+    /// The first page: what changed after a revision; with `fresh` everything there is, without tombstones.
     Mark { progress: Revision, fresh: bool },
     /// The pass's snapshot, which may be expired.
     Snapshot(PinnedSnapshot, ChangesCursor),
