@@ -1,5 +1,5 @@
-//! A short hash of what a commit says, kept with its number: a number that comes again is answered with what it did only
-//! if it is the same commit.
+//! A short hash of what a commit says, kept with its number: a number that comes again is answered with what it did
+//! only if it is the same commit.
 //!
 //! It tells honest mistakes apart (two processes on one saved session), not forgeries: whoever can send under a
 //! session's number is its principal. It is kept on disk, so it must never change: what is hashed is written out here,
@@ -132,8 +132,8 @@ mod tests {
         assert_eq!(seen.len(), batches.len() + 3);
     }
 
-    /// What is on disk is compared with what is computed by later versions, on other platforms. (The figures are of another
-    /// implementation of XXH3.)
+    /// What is on disk is compared with what is computed by later versions, on other platforms. (The figures are of
+    /// another implementation of XXH3.)
     #[test]
     fn it_is_what_it_always_was() {
         assert_eq!(of(Batch::new()), 18_408_500_714_112_733_216);

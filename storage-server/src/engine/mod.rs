@@ -2,7 +2,8 @@
 //!
 //! [`Engine`] is what the server needs of one: sessions, a position, and a word on its health. A [`Session`] is what
 //! outlives sockets; what it reads and writes goes through the [`SessionStorage`] it has, so whatever stands between a
-//! gateway and the data wraps that one trait. [`rocks`] is the engine of a single server; a distributed one would stand beside it behind the same traits.
+//! gateway and the data wraps that one trait. [`rocks`] is the engine of a single server; a distributed one would stand
+//! beside it behind the same traits.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ pub mod rocks;
 
 pub use self::fingerprint::fingerprint;
 
-/// How long a snapshot on loan, such as a scan's, may rest from its last page on: then it is taken back, and the next page
+/// How long a pinned snapshot, such as a scan's, may rest from its last page on: then it is released, and the next page
 /// fails with [`StorageError::SnapshotExpired`](storage_protocol::StorageError::SnapshotExpired).
 pub const SNAPSHOT_LEASE: Duration = Duration::from_secs(30);
 
@@ -43,7 +44,7 @@ pub enum Resumed {
     Session(Arc<dyn Session>),
     /// There is no such session of this principal in this keyspace and epoch (any more).
     Gone,
-    /// An incarnation that is not below this one has it.
+    /// A generation that is not below this one has it.
     Fenced,
 }
 
@@ -53,17 +54,18 @@ pub trait Engine: fmt::Debug + Send + Sync {
     /// A new session of `principal` in `keyspace`. The keyspace need not exist: the first commit makes it.
     fn open_session(&self, principal: &str, keyspace: &Keyspace) -> Arc<dyn Session>;
 
-    /// The session of this id, taken over by a higher incarnation: from the answer on no commit of a lower one is
-    /// executed, and what the session has executed is final. It stands behind all that the lower one queued.
+    /// The session of this id, taken over by a higher generation (a fencing token; the wire calls it `incarnation`):
+    /// from the answer on no commit of a lower one is executed, and what the session has executed is final. It stands
+    /// behind all that the lower one queued.
     ///
     /// # Errors
-    /// The store cannot be read, cannot make the incarnation durable, or is closed; then nothing was resumed.
+    /// The store cannot be read, cannot make the generation durable, or is closed; then nothing was resumed.
     async fn resume_session(
         &self,
         principal: &str,
         keyspace: &Keyspace,
         id: SessionId,
-        incarnation: u64,
+        generation: u64,
     ) -> Result<Resumed>;
 
     /// The present position.
@@ -82,7 +84,7 @@ pub trait Engine: fmt::Debug + Send + Sync {
     fn write_metrics(&self, out: &mut String);
 }
 
-/// One session of a principal in a keyspace, by the handle of one incarnation: its life, which outlives sockets.
+/// One session of a principal in a keyspace, by the handle of one generation: its life, which outlives sockets.
 #[async_trait]
 pub trait Session: fmt::Debug + Send + Sync {
     /// The session's id.
@@ -94,14 +96,14 @@ pub trait Session: fmt::Debug + Send + Sync {
     /// The highest commit number that was executed; 0 for none.
     fn executed(&self) -> u64;
 
-    /// Whether keys of the session were removed because it was without a socket for too long, since a client of it
-    /// last [heeded](Session::heed) that: as it was when this handle attached.
+    /// Whether keys of the session were removed because it was without a socket for too long, and no client of it has
+    /// [acknowledged](Session::heed) that yet: as it was when this handle attached.
     fn lapsed(&self) -> bool;
 
-    /// The client of this handle knows by now what [`Session::lapsed`] said.
+    /// Acknowledges: the client of this handle knows by now what [`Session::lapsed`] said.
     fn heed(&self);
 
-    /// Cancelled when a newer incarnation took the session over: the socket of this handle is to be closed.
+    /// Cancelled when a newer generation took the session over: the socket of this handle is to be closed.
     fn fenced(&self) -> CancellationToken;
 
     /// The socket of this handle is lost: the session can be resumed for a while, and its keys stay for a shorter one.
@@ -167,6 +169,7 @@ pub trait SessionStorage: Storage {
     /// nothing is executed. `fingerprint` is of what came with it; `None` if that is not known.
     ///
     /// # Errors
-    /// As `commit_numbered`; if the number was executed and the fingerprint is not known, `Closed` with outcome *unknown*.
+    /// As `commit_numbered`; if the number was executed and the fingerprint is not known, `Closed` with outcome
+    /// *unknown*.
     async fn repeat_numbered(&self, number: u64, fingerprint: Option<u64>) -> Result<Position>;
 }

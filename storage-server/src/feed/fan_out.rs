@@ -1,9 +1,9 @@
 //! From the committer to the watches: what is published and not told yet.
 //!
-//! The committer hands each group over and goes on; a thread tells the watches. Where that has nothing to do and few are
-//! concerned, the committer tells them itself, which costs less than to wake the thread. What waits is bounded in bytes:
-//! over the bound the commits themselves are left out, and the watches of their keyspaces are told that something was.
-//! They stand behind then, and read the ring or the log like all who do.
+//! The committer hands each group over and goes on; a thread tells the watches. Where that has nothing to do and few
+//! are concerned, the committer tells them itself, which costs less than to wake the thread. What waits is bounded in
+//! bytes: over the bound the commits themselves are left out, and the watches of their keyspaces are told that
+//! something was. They stand behind then, and read the ring or the log like all who do.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -40,7 +40,7 @@ pub(super) enum What {
 #[derive(Debug)]
 pub(super) struct HandOver {
     line: Mutex<HandOverQueue>,
-    came: Condvar,
+    pushed: Condvar,
     bytes_max: usize,
 }
 
@@ -50,7 +50,7 @@ struct HandOverQueue {
     /// Of the groups in line, and of the one that is being told.
     bytes: usize,
     /// Whether a group was taken that is not told yet.
-    is_telling: bool,
+    is_delivering: bool,
     closed: bool,
 }
 
@@ -58,7 +58,7 @@ impl HandOver {
     pub(super) fn new(bytes_max: usize) -> Self {
         Self {
             line: Mutex::default(),
-            came: Condvar::new(),
+            pushed: Condvar::new(),
             bytes_max,
         }
     }
@@ -70,7 +70,7 @@ impl HandOver {
     /// Whether nothing waits and nothing is being told.
     pub(super) fn is_idle(&self) -> bool {
         let line = self.lock();
-        line.groups.is_empty() && !line.is_telling
+        line.groups.is_empty() && !line.is_delivering
     }
 
     /// Never waits.
@@ -92,7 +92,7 @@ impl HandOver {
             bytes,
         });
         drop(line);
-        self.came.notify_one();
+        self.pushed.notify_one();
     }
 
     /// Instead of what could not be told for a panic.
@@ -102,7 +102,7 @@ impl HandOver {
             published,
             bytes: 0,
         });
-        self.came.notify_one();
+        self.pushed.notify_one();
     }
 
     /// The next group; waits for one. `None` once closed and empty.
@@ -115,7 +115,10 @@ impl HandOver {
             if line.closed {
                 return None;
             }
-            line = self.came.wait(line).unwrap_or_else(PoisonError::into_inner);
+            line = self
+                .pushed
+                .wait(line)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -129,7 +132,7 @@ impl HandOver {
     pub(super) fn done(&self, group: Published) {
         let mut line = self.lock();
         line.bytes -= group.bytes;
-        line.is_telling = false;
+        line.is_delivering = false;
         drop(line);
         // Outside the lock: it may be the last to know a large commit.
         drop(group);
@@ -141,14 +144,14 @@ impl HandOver {
 
     pub(super) fn close(&self) {
         self.lock().closed = true;
-        self.came.notify_all();
+        self.pushed.notify_all();
     }
 }
 
 impl HandOverQueue {
     fn take(&mut self) -> Option<Published> {
         let group = self.groups.pop_front();
-        self.is_telling |= group.is_some();
+        self.is_delivering |= group.is_some();
         group
     }
 

@@ -1,11 +1,11 @@
 //! Which watches a commit concerns, without looking at all of them, and at none of them once for each operation.
 //!
-//! A watch is filed under a prefix that all keys of its range have: the range's own, or what its start and its end have in
-//! common. Of a commit, each prefix is looked at once: found by the commit's keys (one look-up for each key and each
-//! length that some watch is filed under), or, where that is less, by asking the commit for each prefix, which is a binary
-//! search in its keys. Ranges that are more than their prefix says stand there by their start, those that start behind
-//! the commit's last key are not looked at, and the others ask the commit. Of ranges that do not overlap, a prefix has 256
-//! at most.
+//! A watch is filed under a prefix that all keys of its range have: the range's own, or what its start and its end have
+//! in common. Of a commit, each prefix is looked at once: found by the commit's keys (one look-up for each key and each
+//! length that some watch is filed under), or, where that is less, by asking the commit for each prefix, which is a
+//! binary search in its keys. Ranges that are more than their prefix says stand there by their start, those that start
+//! behind the commit's last key are not looked at, and the others ask the commit. Of ranges that do not overlap, a
+//! prefix has 256 at most.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};

@@ -1,25 +1,27 @@
-//! The change feed: recent commits in memory, and the watches that are told of them.
+//! The change feed: recent commits in memory, and their delivery to watches.
 //!
-//! The committer publishes each commit once it is durable: into the [`ring`], under a short lock, and into the hands of a
-//! thread of the feed's own ([`fan_out`]), which finds the watches it concerns and puts it into their queues. The committer
-//! answers without waiting for that, so what a commit costs its writer and other writers does not depend on who watches;
-//! only a few watches, when that thread has nothing to do, are told at once, which is less than to wake it. A watch that does not keep up (no credit, a long pause) drops its queue and stands *behind* at a revision, where no commit
-//! looks at it, until it asks again and is caught up: from the ring while that reaches back, else from the log. Both are
-//! read in [`page`]s, which are searched by key and without a lock, so that thousands may resume at once. Queues hold whole
-//! commits, shared; each is cut to the watch's range when it is taken ([`views`]).
+//! The committer publishes each commit once it is durable: into the [`ring`], under a short lock, and into the hands of
+//! a thread of the feed's own ([`fan_out`]), which finds the watches it concerns and puts it into their queues. The
+//! committer answers without waiting for that, so what a commit costs its writer and other writers does not depend on
+//! who watches; only a few watches, when that thread has nothing to do, are delivered to at once, which is less than to wake
+//! it. A watch that does not keep up (no credit, a long pause) drops its queue and stands *behind* at a revision, where
+//! no commit looks at it, until it asks again and is caught up: from the ring while that reaches back, else from the
+//! log. Both are read in [`page`]s, which are searched by key and without a lock, so that thousands may resume at once.
+//! Queues hold whole commits, shared; each is cut to the watch's range when it is taken ([`views`]).
 //!
-//! Two revisions say how far it is: `published` (in the ring) and `told` (in the queues), `told <= published`. Invariants:
+//! Two revisions say how far it is: `published` (in the ring) and `delivered` (in the queues), `delivered <= published`.
+//! Invariants:
 //!
-//! 1. Durable, then published, then answered: who has an answer finds the commit in every read, in every watch that begins
-//!    from then on, and below every mark asked for from then on. `told` follows by itself.
-//! 2. A live watch has in its queue exactly the commits that touch its range after the last one it took, up to `told`. A
-//!    commit up to its `after` is not queued: it became live by a search of the ring up to `published`, which `told` had
-//!    perhaps not come to.
-//! 3. "Nothing up to *r*" (a mark) is said by a live watch with an empty queue only, with an *r* up to the `told` that was
-//!    read before the queue was found empty. So no mark overtakes a commit that is not queued yet; one that was asked for
-//!    beyond `told` waits until the feed has come there.
-//! 4. A watch becomes live, and is filed with the matcher, while the ring is held at the `published` it was searched up to.
-//!    What is published afterwards is matched afterwards and finds it.
+//! 1. Durable, then published, then answered: who has an answer finds the commit in every read, in every watch that
+//!    begins from then on, and below every progress event asked for from then on. `delivered` follows by itself.
+//! 2. A live watch has in its queue exactly the commits that touch its range after the last one it took, up to
+//!    `delivered`. A commit up to its `after` is not queued: it became live by a search of the ring up to `published`,
+//!    which `delivered` had perhaps not come to.
+//! 3. "Nothing up to *r*" (a progress event) is said by a live watch with an empty queue only, with an *r* up to the
+//!    `delivered` that was read before the queue was found empty. So no progress event overtakes a commit that is not
+//!    queued yet; one that was asked for beyond `delivered` waits until the feed has come there.
+//! 4. A watch becomes live, and is filed with the matcher, while the ring is held at the `published` it was searched up
+//!    to. What is published afterwards is matched afterwards and finds it.
 //!
 //! Locks, in the order in which they are taken: the matchers, the ring, a watch's state.
 
@@ -46,9 +48,9 @@ use self::slot::{Delivery, SlotState, WatchSlot};
 pub(crate) use self::subscription::{Next, Subscription};
 use self::views::Views;
 
-/// Where a group has so many changes at the most, and concerns so many watches at the most, a watch counted for each of its
-/// commits, the committer tells them itself. To wake the feed's thread costs a lone writer more: with it a put of 1 KiB took
-/// 335 us of processor time, without it 287.
+/// Where a group has so many changes at the most, and concerns so many watches at the most, a watch counted for each of
+/// its commits, the committer tells them itself. To wake the feed's thread costs a lone writer more: with it a put of 1
+/// KiB took 335 us of processor time, without it 287.
 const AT_ONCE_MAX: usize = 32;
 
 /// A commit in the feed.
@@ -69,13 +71,13 @@ pub(crate) struct Feed {
     /// [`AT_ONCE_MAX`].
     at_once_max: usize,
     /// Everything up to here is in the queues of those it concerns.
-    told: AtomicU64,
+    delivered: AtomicU64,
     /// What all live watches have queued; a commit counts for each that has it.
     queued: AtomicUsize,
     /// Watches attached, live or not.
     attached: AtomicUsize,
     next_id: AtomicU64,
-    /// Who waits for `told` to come to a revision. Each watch at most once.
+    /// Who waits for `delivered` to come to a revision. Each watch at most once.
     waiting: Mutex<Vec<(Revision, Arc<WatchSlot>)>>,
     views: Views,
 }
@@ -98,7 +100,7 @@ impl Feed {
             matchers: Mutex::default(),
             hand_over: HandOver::new(HANDED_BYTES_MAX),
             at_once_max: AT_ONCE_MAX,
-            told: AtomicU64::new(at.0),
+            delivered: AtomicU64::new(at.0),
             queued: AtomicUsize::new(0),
             attached: AtomicUsize::new(0),
             next_id: AtomicU64::new(0),
@@ -115,8 +117,8 @@ impl Feed {
         self.matchers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn told(&self) -> Revision {
-        Revision(self.told.load(Ordering::Acquire))
+    fn delivered(&self) -> Revision {
+        Revision(self.delivered.load(Ordering::Acquire))
     }
 
     pub(crate) fn views(&self) -> &Views {
@@ -147,8 +149,8 @@ impl Feed {
         }
         recent.published = published;
         drop(recent);
-        let telling = AssertUnwindSafe(|| self.tell_at_once(&commits, published));
-        match catch_unwind(telling) {
+        let delivering = AssertUnwindSafe(|| self.deliver_at_once(&commits, published));
+        match catch_unwind(delivering) {
             Ok(true) => {}
             Ok(false) => self.hand_over.push(commits, published),
             // The commits are durable and will be answered; what comes of it is for the thread, as for its own panics.
@@ -156,8 +158,8 @@ impl Feed {
         }
     }
 
-    /// Tells them without the feed's thread, if that is little work and nothing is to be told before.
-    fn tell_at_once(&self, commits: &[FeedCommit], published: Revision) -> bool {
+    /// Delivers them without the feed's thread, if that is little work and nothing is to be delivered before.
+    fn deliver_at_once(&self, commits: &[FeedCommit], published: Revision) -> bool {
         let changes: usize = commits
             .iter()
             .map(|commit| commit.record.changes.len())
@@ -184,10 +186,10 @@ impl Feed {
             }
         }
         for (FeedCommit { keyspace, record }, mut slots) in commits.iter().zip(concerned) {
-            slots.retain(|slot| slot.tell(record, &self.queued) == Delivery::Behind);
-            self.forget_behind(keyspace, &slots);
+            slots.retain(|slot| slot.deliver(record, &self.queued) == Delivery::Behind);
+            self.unfile_behind(keyspace, &slots);
         }
-        self.told.store(published.0, Ordering::Release);
+        self.delivered.store(published.0, Ordering::Release);
         self.wake_waiting(published);
         true
     }
@@ -195,36 +197,36 @@ impl Feed {
     /// Tells the watches what is published, until [`Feed::close`]. For a thread of its own.
     pub(crate) fn run(&self) {
         while let Some(group) = self.hand_over.next() {
-            self.tell_group(group);
+            self.deliver_group(group);
         }
     }
 
-    /// In place of [`Feed::run`] where that panicked. Nothing is told: each watch that misses something stands behind, and
-    /// finds it in the ring or the log, so that what is published reaches all watches, and marks come.
-    pub(crate) fn run_untold(&self) {
+    /// In place of [`Feed::run`] where that panicked. Nothing is delivered: each watch that misses something stands behind,
+    /// and finds it in the ring or the log, so that what is published reaches all watches, and progress events come.
+    pub(crate) fn run_undelivered(&self) {
         if planted("panic-leaves-watches") {
             return;
         }
-        // What was told when it panicked may have been told to some.
-        self.leave_all_behind();
+        // What was being delivered when it panicked may have reached some.
+        self.all_fall_behind();
         while let Some(group) = self.hand_over.next() {
-            self.leave_all_behind();
+            self.all_fall_behind();
             self.hand_over.done(group);
         }
     }
 
-    fn leave_all_behind(&self) {
+    fn all_fall_behind(&self) {
         // Ordering: first. Who becomes live from here on has searched the ring up to there, at least.
         let published = self.recent().published;
         let keyspaces: Vec<_> = self.matchers().keys().cloned().collect();
         for keyspace in &keyspaces {
-            self.leave_behind(keyspace, published);
+            self.fall_behind(keyspace, published);
         }
-        self.told.store(published.0, Ordering::Release);
+        self.delivered.store(published.0, Ordering::Release);
         self.wake_waiting(published);
     }
 
-    /// Nothing is published any more: what was is told, then [`Feed::run`] returns.
+    /// Nothing is published any more: what was is delivered, then [`Feed::run`] returns.
     pub(crate) fn close(&self) {
         self.hand_over.close();
         self.wake_waiting(Revision(u64::MAX));
@@ -232,33 +234,33 @@ impl Feed {
 
     /// Tells what was published. For tests without the thread.
     #[cfg(test)]
-    fn tell_all(&self) {
+    fn deliver_all(&self) {
         while let Some(group) = self.hand_over.try_next() {
-            self.tell_group(group);
+            self.deliver_group(group);
         }
     }
 
-    fn tell_group(&self, group: Published) {
+    fn deliver_group(&self, group: Published) {
         let mut concerned = Vec::new();
         match &group.what {
             What::Commits(commits) => {
                 for commit in commits {
-                    self.tell(commit, &mut concerned);
+                    self.deliver(commit, &mut concerned);
                 }
             }
             What::LeftOut(keyspaces) => {
                 for keyspace in keyspaces {
-                    self.leave_behind(keyspace, group.published);
+                    self.fall_behind(keyspace, group.published);
                 }
             }
             What::Panicked => panic!("the committer panicked as it told watches"),
         }
-        self.told.store(group.published.0, Ordering::Release);
+        self.delivered.store(group.published.0, Ordering::Release);
         self.wake_waiting(group.published);
         self.hand_over.done(group);
     }
 
-    fn tell(&self, commit: &FeedCommit, concerned: &mut Vec<Arc<WatchSlot>>) {
+    fn deliver(&self, commit: &FeedCommit, concerned: &mut Vec<Arc<WatchSlot>>) {
         let FeedCommit { keyspace, record } = commit;
         let asks_for_keys = |matcher: &Matcher| matcher.asks_for_keys();
         if self.matchers().get(keyspace).is_some_and(asks_for_keys) {
@@ -268,26 +270,26 @@ impl Feed {
         if let Some(matcher) = self.matchers().get(keyspace) {
             matcher.concerned(record, concerned);
         }
-        concerned.retain(|slot| slot.tell(record, &self.queued) == Delivery::Behind);
-        self.forget_behind(keyspace, concerned);
+        concerned.retain(|slot| slot.deliver(record, &self.queued) == Delivery::Behind);
+        self.unfile_behind(keyspace, concerned);
         concerned.clear();
     }
 
     /// All live watches of a keyspace may have missed something.
-    fn leave_behind(&self, keyspace: &Keyspace, upto: Revision) {
-        let told = self.told();
+    fn fall_behind(&self, keyspace: &Keyspace, upto: Revision) {
+        let delivered = self.delivered();
         let slots: Vec<_> = match self.matchers().get(keyspace) {
             Some(matcher) => matcher.all().cloned().collect(),
             None => return,
         };
         for slot in &slots {
-            slot.left_out(told, upto, &self.queued);
+            slot.left_out(delivered, upto, &self.queued);
         }
-        self.forget_behind(keyspace, &slots);
+        self.unfile_behind(keyspace, &slots);
     }
 
     /// Takes those that stand behind out of the matcher: until they are live again no commit looks at them.
-    fn forget_behind(&self, keyspace: &Keyspace, slots: &[Arc<WatchSlot>]) {
+    fn unfile_behind(&self, keyspace: &Keyspace, slots: &[Arc<WatchSlot>]) {
         if slots.is_empty() {
             return;
         }
@@ -300,10 +302,10 @@ impl Feed {
         }
     }
 
-    fn wake_waiting(&self, told: Revision) {
+    fn wake_waiting(&self, delivered: Revision) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.retain(|(revision, slot)| {
-            let stays = *revision > told;
+            let stays = *revision > delivered;
             if !stays {
                 slot.waits.store(false, Ordering::Relaxed);
                 slot.waker.wake();
@@ -312,7 +314,7 @@ impl Feed {
         });
     }
 
-    /// Those who wait for a revision to be told look again: the store failed, and it may never come.
+    /// Those who wait for a revision to be delivered look again: the store failed, and it may never come.
     pub(crate) fn wake_all_waiting(&self) {
         self.wake_waiting(Revision(u64::MAX));
     }
@@ -395,7 +397,7 @@ pub(crate) struct FeedFigures {
     pub(crate) watches: usize,
     /// Bytes in their queues.
     pub(crate) queued_bytes: usize,
-    /// Bytes that are published and not told yet.
+    /// Bytes that are published and not delivered yet.
     pub(crate) untold_bytes: usize,
     /// Bytes of parts of large commits that are kept to be shared.
     pub(crate) views_bytes: usize,

@@ -1,8 +1,8 @@
 //! A run of commits that never changes, and an index of its keys: what the ring and the log are read in.
 //!
 //! Whoever stands behind asks a page for its range. The index answers in the time of a binary search, however many
-//! commits of others the page holds; it is made by the first who asks, so a page that nobody asks costs its writer nothing.
-//! Large commits stand beside it: there are few of them in a page, and each answers by its own order of keys.
+//! commits of others the page holds; it is made by the first who asks, so a page that nobody asks costs its writer
+//! nothing. Large commits stand beside it: there are few of them in a page, and each answers by its own order of keys.
 
 use std::sync::{Arc, OnceLock};
 
@@ -11,7 +11,7 @@ use storage_protocol::{CommitRecord, KeyRange, Revision};
 use super::views::Views;
 
 /// A change in a page: the place of its commit, and its place therein.
-type Place = (usize, usize);
+type ChangeOffset = (usize, usize);
 
 /// The commits of keyspaces `S` (their names or numbers) after one revision, up to another, without a gap.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub(crate) struct CommitPage<S> {
 #[derive(Debug)]
 struct Index {
     /// The changes of small commits by keyspace, key and commit.
-    places: Vec<Place>,
+    offsets: Vec<ChangeOffset>,
     /// The places of large commits.
     large: Vec<usize>,
 }
@@ -63,7 +63,7 @@ impl Found {
 /// What a commit costs in a page, its share of the index and its wire form included, whether these were made or not.
 pub(crate) fn memory_bytes<S>(record: &CommitRecord) -> usize {
     // 64 bytes stand for the name of its keyspace and what allocations add.
-    let index = record.changes.len() * size_of::<Place>();
+    let index = record.changes.len() * size_of::<ChangeOffset>();
     record.memory_bytes() + index + size_of::<(S, Arc<CommitRecord>)>() + 64
 }
 
@@ -124,20 +124,20 @@ impl<S: Ord + Clone> CommitPage<S> {
 
     fn index(&self) -> &Index {
         self.index.get_or_init(|| {
-            let (mut places, mut large) = (Vec::new(), Vec::new());
+            let (mut offsets, mut large) = (Vec::new(), Vec::new());
             for (commit, (_, record)) in self.commits.iter().enumerate() {
                 if record.is_large() {
                     large.push(commit);
                 } else {
-                    places.extend((0..record.changes.len()).map(|change| (commit, change)));
+                    offsets.extend((0..record.changes.len()).map(|change| (commit, change)));
                 }
             }
-            places.sort_unstable_by(|a, b| self.key(*a).cmp(&self.key(*b)).then(a.cmp(b)));
-            Index { places, large }
+            offsets.sort_unstable_by(|a, b| self.key(*a).cmp(&self.key(*b)).then(a.cmp(b)));
+            Index { offsets, large }
         })
     }
 
-    fn key(&self, (commit, change): Place) -> (&S, &[u8]) {
+    fn key(&self, (commit, change): ChangeOffset) -> (&S, &[u8]) {
         let (keyspace, record) = &self.commits[commit];
         (keyspace, &record.changes[change].key)
     }
@@ -145,13 +145,15 @@ impl<S: Ord + Clone> CommitPage<S> {
     /// The places of commits that touch the range, in their order, from `first` on.
     fn touching(&self, keyspace: &S, range: &KeyRange, first: usize) -> Vec<usize> {
         let index = self.index();
-        let places = &index.places;
+        let offsets = &index.offsets;
         let start = (keyspace, range.start.as_ref());
-        let start = places.partition_point(|place| self.key(*place) < start);
-        let mine = &places[start..];
+        let start = offsets.partition_point(|offset| self.key(*offset) < start);
+        let mine = &offsets[start..];
         let end = match &range.end {
-            Some(end) => mine.partition_point(|place| self.key(*place) < (keyspace, end.as_ref())),
-            None => mine.partition_point(|place| self.key(*place).0 <= keyspace),
+            Some(end) => {
+                mine.partition_point(|offset| self.key(*offset) < (keyspace, end.as_ref()))
+            }
+            None => mine.partition_point(|offset| self.key(*offset).0 <= keyspace),
         };
         let small = mine[..end].iter().map(|(commit, _)| *commit);
         let large = index.large.iter().copied().filter(|commit| {

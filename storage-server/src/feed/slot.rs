@@ -12,8 +12,8 @@ use super::matching::WatchId;
 /// A live watch keeps at most this many commits; with more it stands behind and is served from the ring.
 pub(super) const QUEUE_COMMITS_MAX: usize = 128;
 
-/// And at most this many bytes, of whole commits. Who stands behind takes about as many at a time: it holds what it took
-/// until its reader takes it.
+/// And at most this many bytes, of whole commits. Who stands behind takes about as many at a time: it holds what it
+/// took until its reader takes it.
 pub(crate) const QUEUE_BYTES_MAX: usize = 256 * 1024;
 
 /// What the queues of all live watches may hold together, shared commits counted for each that has them; beyond it, who
@@ -63,11 +63,11 @@ impl Live {
     }
 
     /// Everything up to here that was not delivered is queued.
-    pub(super) fn delivered(&self, told: Revision) -> Revision {
+    pub(super) fn taken_up_to(&self, delivered: Revision) -> Revision {
         let before_first = |first: &Arc<CommitRecord>| Revision(first.revision.0 - 1);
         self.queue
             .front()
-            .map_or_else(|| self.after.max(told), before_first)
+            .map_or_else(|| self.after.max(delivered), before_first)
     }
 }
 
@@ -110,7 +110,7 @@ impl WatchSlot {
 
     /// Tells a commit with changes in the range. The watch is woken when it was resting: with something in its queue it
     /// was woken before, and takes all of it when it comes.
-    pub(super) fn tell(&self, record: &Arc<CommitRecord>, queued: &AtomicUsize) -> Delivery {
+    pub(super) fn deliver(&self, record: &Arc<CommitRecord>, queued: &AtomicUsize) -> Delivery {
         let mut state = self.state();
         let SlotState::Live(live) = &mut *state else {
             return Delivery::Behind;
@@ -128,7 +128,7 @@ impl WatchSlot {
         live.queue.push_back(record);
         live.bytes += bytes;
         let all = queued.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let mut told = Delivery::Queued;
+        let mut delivered = Delivery::Queued;
         if live.queue.len() > QUEUE_COMMITS_MAX
             || live.bytes > QUEUE_BYTES_MAX
             || all > QUEUES_BYTES_MAX
@@ -140,20 +140,20 @@ impl WatchSlot {
                 return Delivery::Queued;
             }
             // Nothing of the range lies between the last delivered commit and the first queued one.
-            let after = live.delivered(Revision::ZERO);
+            let after = live.taken_up_to(Revision::ZERO);
             queued.fetch_sub(live.bytes, Ordering::Relaxed);
             *state = SlotState::Behind(after);
-            told = Delivery::Behind;
+            delivered = Delivery::Behind;
         }
         drop(state);
-        if was_empty || told == Delivery::Behind {
+        if was_empty || delivered == Delivery::Behind {
             self.waker.wake();
         }
-        told
+        delivered
     }
 
-    /// Commits up to `upto` were left out, of which some may touch the range; up to `told` everything was told.
-    pub(super) fn left_out(&self, told: Revision, upto: Revision, queued: &AtomicUsize) {
+    /// Commits up to `upto` were left out, of which some may touch the range; up to `delivered` everything was told.
+    pub(super) fn left_out(&self, delivered: Revision, upto: Revision, queued: &AtomicUsize) {
         let mut state = self.state();
         let SlotState::Live(live) = &mut *state else {
             return;
@@ -161,7 +161,7 @@ impl WatchSlot {
         if live.after >= upto {
             return;
         }
-        let after = live.delivered(told);
+        let after = live.taken_up_to(delivered);
         queued.fetch_sub(live.bytes, Ordering::Relaxed);
         *state = SlotState::Behind(after);
         drop(state);
@@ -182,13 +182,13 @@ impl SlotState {
         commits
     }
 
-    /// Drops what is queued and stands behind, right before that (`after` may lie beyond it, where the queue came from the
-    /// ring), or at `after` if that is earlier.
+    /// Drops what is queued and stands behind, right before that (`after` may lie beyond it, where the queue came from
+    /// the ring), or at `after` if that is earlier.
     pub(super) fn park(&mut self, after: Option<Revision>, queued: &AtomicUsize) {
         let taken = match self {
             Self::Live(live) => {
                 queued.fetch_sub(live.bytes, Ordering::Relaxed);
-                live.delivered(Revision::ZERO)
+                live.taken_up_to(Revision::ZERO)
             }
             Self::Behind(after) => *after,
         };

@@ -30,7 +30,8 @@ pub(crate) struct Subscription {
 /// What a watch finds when it asks.
 #[derive(Debug)]
 pub(crate) enum Next {
-    /// Commits, in order, each cut to the range. None of them: it searched a part of the ring, and the waker was called.
+    /// Commits, in order, each cut to the range. None of them: it searched a part of the ring, and the waker was
+    /// called.
     Commits(Vec<Arc<CommitRecord>>),
     /// Nothing in the range up to this revision, and the watch is live.
     Idle(Revision),
@@ -76,7 +77,9 @@ impl Subscription {
     pub(crate) fn next_recent(&self) -> Next {
         match self.take_queued() {
             Ok(next) => next,
-            Err(after) if self.come_near() => self.take_queued().unwrap_or(Next::ReadLog(after)),
+            Err(after) if self.catch_up_live() => {
+                self.take_queued().unwrap_or(Next::ReadLog(after))
+            }
             Err(after) => Next::ReadLog(after),
         }
     }
@@ -88,7 +91,7 @@ impl Subscription {
     }
 
     /// Makes a watch that stands behind live, with what it missed in its queue, if the ring has that and it is little.
-    pub(crate) fn come_near(&self) -> bool {
+    pub(crate) fn catch_up_live(&self) -> bool {
         let SlotState::Behind(after) = *self.slot.state() else {
             return true;
         };
@@ -101,11 +104,11 @@ impl Subscription {
     /// What is queued, of a live watch; of one that stands behind, where.
     fn take_queued(&self) -> Result<Next, Revision> {
         // Ordering: before the look at the queue. What is told up to here is in the queue by then.
-        let told = self.feed.told();
+        let delivered = self.feed.delivered();
         let commits = match &mut *self.slot.state() {
             SlotState::Behind(after) => return Err(*after),
             SlotState::Live(live) if live.is_empty() => {
-                return Ok(Next::Idle(told.max(live.after)));
+                return Ok(Next::Idle(delivered.max(live.after)));
             }
             state @ SlotState::Live(_) => state.take(&self.feed.queued),
         };
@@ -113,8 +116,8 @@ impl Subscription {
         Ok(Next::Commits(commits.iter().filter_map(cut).collect()))
     }
 
-    /// What the ring has after a revision, up to [`QUEUE_BYTES_MAX`], and whether it was searched to its end; `None` where
-    /// it does not reach back.
+    /// What the ring has after a revision, up to [`QUEUE_BYTES_MAX`], and whether it was searched to its end; `None`
+    /// where it does not reach back.
     fn search_ring(&self, after: Revision) -> Option<(Found, bool)> {
         let pages = {
             let mut recent = self.feed.recent();
@@ -137,9 +140,9 @@ impl Subscription {
         }
     }
 
-    /// Makes a watch live for which the ring was searched to its end, if the rest is so little that it is searched here,
-    /// under the lock, so that no commit comes between.
-    /// It takes what was found with it in its queue, if it is to be `queued`.
+    /// Makes a watch live for which the ring was searched to its end, if the rest is so little that it is searched
+    /// here, under the lock, so that no commit comes between. It takes what was found with it in its queue, if it is to
+    /// be `queued`.
     fn go_live(&self, found: &mut Found, queued: bool) -> bool {
         let mut matchers = self.feed.matchers();
         let mut recent = self.feed.recent();
@@ -195,14 +198,14 @@ impl Subscription {
     }
 
     /// Calls the waker once everything up to `revision` is told; for a watch that found [`Next::Idle`] before it.
-    pub(crate) fn wake_once_told(&self, revision: Revision, waker: &Waker) {
+    pub(crate) fn wake_once_delivered(&self, revision: Revision, waker: &Waker) {
         self.slot.waker.register(waker);
         let mut waiting = self
             .feed
             .waiting
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if self.feed.told() >= revision {
+        if self.feed.delivered() >= revision {
             waker.wake_by_ref();
         } else if !self.slot.waits.swap(true, Ordering::Relaxed) {
             waiting.push((revision, self.slot.clone()));
@@ -212,7 +215,7 @@ impl Subscription {
     /// Everything of the range up to here was taken.
     pub(crate) fn taken(&self) -> Revision {
         match &*self.slot.state() {
-            SlotState::Live(live) => live.delivered(Revision::ZERO),
+            SlotState::Live(live) => live.taken_up_to(Revision::ZERO),
             SlotState::Behind(after) => *after,
         }
     }

@@ -35,7 +35,7 @@ fn commit(keyspace: &str, revision: u64, key: &str, bytes: usize) -> FeedCommit 
 /// Publishes and tells, as the committer and the feed's thread do between them.
 fn publish(feed: &Feed, commits: Vec<FeedCommit>, published: Revision) {
     feed.publish(commits, published);
-    feed.tell_all();
+    feed.deliver_all();
 }
 
 fn drain(subscription: &super::Subscription) -> (Vec<u64>, Option<Next>) {
@@ -79,14 +79,14 @@ fn what_came_near_and_was_not_taken_is_told_after_parking() {
         );
     }
     // Live, with the three in its queue; and parked before it took one.
-    assert!(watch.come_near());
+    assert!(watch.catch_up_live());
     watch.park(None);
     assert_eq!(watch.taken(), Revision(0));
     let Next::Commits(commits) = watch.next_recent() else {
         panic!("nothing is told");
     };
-    let told: Vec<_> = commits.iter().map(|commit| commit.revision.0).collect();
-    assert_eq!(told, [1, 2, 3]);
+    let delivered: Vec<_> = commits.iter().map(|commit| commit.revision.0).collect();
+    assert_eq!(delivered, [1, 2, 3]);
 }
 
 #[test]
@@ -220,7 +220,7 @@ fn step(
     }
 }
 
-fn told(commits: &[Arc<CommitRecord>]) -> impl Iterator<Item = (u64, Vec<Key>)> {
+fn delivered(commits: &[Arc<CommitRecord>]) -> impl Iterator<Item = (u64, Vec<Key>)> {
     commits.iter().map(|commit| {
         let keys = commit.changes.iter().map(|change| change.key.clone());
         (commit.revision.0, keys.collect())
@@ -287,7 +287,7 @@ struct Observed {
 }
 
 impl Observed {
-    /// Takes a step, if there is anything to tell. A mark covers what was told, and nothing else.
+    /// Takes a step, if there is anything to tell. A progress event covers what was told, and nothing else.
     fn step(&mut self, name: &Keyspace, log: &History) -> bool {
         let Some(commits) = step(&self.watch, name, log) else {
             let Next::Idle(mark) = self.watch.next(Waker::noop()) else {
@@ -296,7 +296,7 @@ impl Observed {
             self.mark = mark;
             return false;
         };
-        self.seen.extend(told(&commits));
+        self.seen.extend(delivered(&commits));
         true
     }
 
@@ -311,7 +311,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Live, from the ring and from the log, parked and resumed, with commits left out and told late: what a watch is
-    /// told is what looking at each change tells, and no mark comes before what it covers.
+    /// told is what looking at each change tells, and no progress event comes before what it covers.
     #[test]
     fn each_watch_is_told_what_the_naive_filter_tells(
         ring_bytes in prop_oneof![Just(0_usize), Just(3_000), Just(20_000), Just(1 << 20)],
@@ -342,7 +342,7 @@ proptest! {
                     feed.publish(vec![commit], Revision(revision));
                     prop_assert!(feed.figures().ring_bytes <= ring_bytes);
                 }
-                Event::Tell => feed.tell_all(),
+                Event::Tell => feed.deliver_all(),
                 Event::Step(watch) => {
                     let watch = &mut watches[watch];
                     if !watch.step(&name, &log) {
@@ -352,13 +352,13 @@ proptest! {
                     }
                 }
                 Event::ComeNear(watch) => {
-                    watches[watch].watch.come_near();
+                    watches[watch].watch.catch_up_live();
                 },
                 Event::Park(watch) => watches[watch].watch.park(None),
                 Event::Replace(watch, range) => watches[watch] = begin(&range),
             }
         }
-        feed.tell_all();
+        feed.deliver_all();
         let history = log.0.read().unwrap().clone();
         for watch in &mut watches {
             while watch.step(&name, &log) {}

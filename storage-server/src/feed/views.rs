@@ -1,8 +1,8 @@
 //! Parts of large commits, shared by all watches that see the same part.
 //!
-//! What is told of a commit to a watch is the commit cut to the watch's range. Of a large commit the part is made, and put
-//! into wire form, once for all watches with the same view of it, however they asked: live, from the ring or from the log.
-//! The oldest parts go when there are too many bytes of them; who asks then makes his own.
+//! What is told of a commit to a watch is the commit cut to the watch's range. Of a large commit the part is made, and
+//! put into wire form, once for all watches with the same view of it, however they asked: live, from the ring or from
+//! the log. The oldest parts go when there are too many bytes of them; who asks then makes his own.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;

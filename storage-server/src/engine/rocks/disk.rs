@@ -1,8 +1,8 @@
 //! Room on the disk, seen before it runs out.
 //!
-//! RocksDB that runs into a full disk fails a write half-way, and then nobody knows what is on it. So, in this order, as
-//! the free space shrinks: near the reserve the change log's archived files go, oldest first; at the reserve commits are
-//! refused that put anything; below a quarter of it removals are refused, too. All comes back when there is room.
+//! RocksDB that runs into a full disk fails a write half-way, and then nobody knows what is on it. So, in this order,
+//! as the free space shrinks: near the reserve the change log's archived files go, oldest first; at the reserve commits
+//! are refused that put anything; below a quarter of it removals are refused, too. All comes back when there is room.
 //!
 //! It is looked at each second, and each time that some megabytes were written.
 

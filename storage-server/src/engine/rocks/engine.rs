@@ -23,9 +23,9 @@ use crate::engine::rocks::sessions::{Handle, Verdict};
 use crate::engine::rocks::store::Store;
 use crate::engine::rocks::watch::{Pages, RESTS_BYTES_MAX, UNTAKEN_BYTES_MAX};
 use crate::engine::rocks::{
-    EngineShared, clock, closed, commit, housekeeping, log, metrics, open, read, sessions,
+    EngineShared, clock, closed, commit, housekeeping, log, metrics, open, sessions,
 };
-use crate::engine::{Engine, Resumed, Session};
+use crate::engine::{Engine, Resumed, SNAPSHOT_LEASE, Session};
 use crate::feed::{Feed, FeedCommit};
 
 /// What the index told all open scans together, in KiB; a scan that finds no place goes through its whole range.
@@ -53,7 +53,7 @@ impl RocksEngine {
     pub fn open(options: EngineOptions) -> Result<Arc<Self>, OpenError> {
         let opened = open::open(&options)?;
         let store = Store::new(opened, options.clone())?;
-        // The mark is up to a second older than the last commit, and the wall clock may have been set back.
+        // `SYNCED` is up to a second older than the last commit, and the wall clock may have been set back.
         match log::last_time(&store) {
             Ok(_) if planted("clock-goes-back") => {}
             Ok(None) => {}
@@ -149,8 +149,8 @@ impl RocksEngine {
         self.shared.store.position()
     }
 
-    /// Commits what is queued, syncs, marks the store as cleanly closed and stops the threads. Later commits fail; reads
-    /// go on while handles live. Blocks. A second call does nothing.
+    /// Commits what is queued, syncs, marks the store as cleanly closed and stops the threads. Later commits fail;
+    /// reads go on while handles live. Blocks. A second call does nothing.
     pub fn close(&self) {
         let threads =
             std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
@@ -172,11 +172,11 @@ impl RocksEngine {
         write_mark(&self.shared, true);
     }
 
-    /// Takes all snapshots back that scans and watches have on loan, as if their 30 s were over. For tests and tools.
+    /// Releases all snapshots that scans and watches have pinned, as if their 30 s were over. For tests and tools.
     pub fn expire_snapshots(&self) {
         self.shared
             .leases
-            .expire(std::time::Instant::now() + read::LEASE);
+            .expire(std::time::Instant::now() + SNAPSHOT_LEASE);
     }
 
     /// Forgets the tombstones that are over age or number now, instead of within ten minutes. Blocks; for tests and
@@ -210,7 +210,7 @@ impl Engine for RocksEngine {
         principal: &str,
         keyspace: &Keyspace,
         id: SessionId,
-        incarnation: u64,
+        generation: u64,
     ) -> Result<Resumed> {
         let shared = &self.shared;
         let found = shared.sessions.find(&shared.store, id, principal, keyspace);
@@ -227,7 +227,7 @@ impl Engine for RocksEngine {
         let verdict = Arc::new(OnceLock::new());
         let task = Task::Attach {
             handle: handle.clone(),
-            incarnation,
+            generation,
             verdict: verdict.clone(),
         };
         let answer = submit(&shared.queue, &state, handle.number, task, 64)?;
@@ -268,13 +268,13 @@ impl Engine for RocksEngine {
     }
 }
 
-/// The feed's thread. Should it panic, watches are to come to what is committed all the same, and it to what is published
-/// until the committer ends; no more writes then, as after any panic.
+/// The feed's thread. Should it panic, watches are to come to what is committed all the same, and it to what is
+/// published until the committer ends; no more writes then, as after any panic.
 fn run_feed(shared: &EngineShared) {
-    let telling = std::panic::AssertUnwindSafe(|| shared.feed.run());
-    if std::panic::catch_unwind(telling).is_err() {
+    let delivering = std::panic::AssertUnwindSafe(|| shared.feed.run());
+    if std::panic::catch_unwind(delivering).is_err() {
         shared.store.poison("the feed panicked");
-        shared.feed.run_untold();
+        shared.feed.run_undelivered();
     }
 }
 

@@ -1,7 +1,7 @@
 //! The engine of a single server, on RocksDB.
 //!
-//! A commit's way: [`RocksSession`] validates it and puts it into the committer's queue; [`commit`] evaluates it with its
-//! group, writes the group with one synced write, publishes to the feed (which tells the watches) and answers.
+//! A commit's way: [`RocksSession`] validates it and puts it into the committer's queue; [`commit`] evaluates it with
+//! its group, writes the group with one synced write, publishes to the feed (which tells the watches) and answers.
 //!
 //! | module | what is in it |
 //! | --- | --- |
@@ -51,7 +51,7 @@ pub use self::session::RocksSession;
 use crate::engine::rocks::commit::Queue;
 use crate::engine::rocks::housekeeping::Alarm;
 use crate::engine::rocks::log::CatchUp;
-use crate::engine::rocks::read::Leases;
+use crate::engine::rocks::read::PinnedSnapshots;
 use crate::engine::rocks::sessions::{Handle, SessionState, Sessions};
 use crate::engine::rocks::store::{KeyspaceState, Store};
 use crate::engine::rocks::watch::{LatestPage, Pages};
@@ -73,7 +73,7 @@ struct EngineShared {
     /// Whether what sessions of before the start left is removed.
     old_sessions_ended: AtomicBool,
     catch_up: CatchUp,
-    leases: Arc<Leases>,
+    leases: Arc<PinnedSnapshots>,
     alarm: Alarm,
     disk: Disk,
     metrics: Metrics,

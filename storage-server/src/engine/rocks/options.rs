@@ -13,8 +13,8 @@ pub enum Durability {
     /// Synced to disk before it is shown or acknowledged: survives power loss. The default.
     #[default]
     Sync,
-    /// Handed to the operating system before it is acknowledged, synced in the background every second: survives a crash
-    /// of the process. After a power loss the store may have lost its last second, and says so by a new epoch.
+    /// Handed to the operating system before it is acknowledged, synced in the background every second: survives a
+    /// crash of the process. After a power loss the store may have lost its last second, and says so by a new epoch.
     Os,
 }
 
@@ -28,9 +28,9 @@ pub struct EngineOptions {
     /// The budget of block cache, blob cache and memtables: half for the cache, of which up to half is for memtables.
     /// Default 512 MiB.
     pub memory_bytes: usize,
-    /// Commits that put anything are refused while less than this is free on disk, removals below a quarter of it; below one
-    /// and a half of it the change log is dropped, oldest first. Default 512 MiB: two memtables, the log's last files and a
-    /// compaction's start.
+    /// Commits that put anything are refused while less than this is free on disk, removals below a quarter of it;
+    /// below one and a half of it the change log is dropped, oldest first. Default 512 MiB: two memtables, the log's
+    /// last files and a compaction's start.
     pub disk_reserve_bytes: u64,
     /// The change log is kept up to this size. Default 10 GiB.
     pub log_bytes: u64,
@@ -44,8 +44,8 @@ pub struct EngineOptions {
     pub limits: Limits,
     /// Open a store that lost synced commits, under a new epoch. Default no.
     pub accept_data_loss: bool,
-    /// Fork the history at this start: for a folder that was put back in a way that nothing in it can tell (a snapshot of
-    /// the whole machine or volume). Default no.
+    /// Fork the history at this start: for a folder that was put back in a way that nothing in it can tell (a snapshot
+    /// of the whole machine or volume). Default no.
     pub new_epoch: bool,
     /// Commits that wait for the committer; those of one principal take at most half, or one commit. Default 256 MiB.
     pub commit_queue_bytes: usize,

@@ -212,8 +212,8 @@ impl Storage for RocksSession {
         };
         let from = after.map(|after| if every { after.max(made) } else { after });
         let (subscription, begun) = self.shared.feed.subscribe(&keyspace.name, range, from);
-        // Ordering: attached first. A position that the ring holds now is in the log when it leaves the ring; one that it
-        // does not hold is looked for from here on, so nothing can be purged between a look and the attaching.
+        // Ordering: attached first. A position that the ring holds now is in the log when it leaves the ring; one that
+        // it does not hold is looked for from here on, so nothing can be purged between a look and the attaching.
         if let Some(after) = subscription.needs_log().filter(|_| every) {
             self.shared.catch_up.page_after(after).await?;
         }
@@ -249,8 +249,8 @@ impl Storage for RocksSession {
     }
 }
 
-/// A batch of more checks and operations (only an mwDB keyspace takes one by default) is validated while others have the
-/// runtime's worker: a million keys are half a second.
+/// A batch of more checks and operations (only an mwDB keyspace takes one by default) is validated while others have
+/// the runtime's worker: a million keys are half a second.
 const VALIDATE_INLINE: usize = 20_000;
 
 /// Runs what takes long where it is, so that the order of commits stays, and lets others have the runtime's worker.
@@ -284,13 +284,13 @@ impl Session for RocksSession {
     }
 
     fn lapsed(&self) -> bool {
-        self.state.is_lapsed() && !planted("lapse-not-told")
+        self.state.has_expired_keys() && !planted("lapse-not-told")
     }
 
     fn heed(&self) {
-        if self.state.is_lapsed() {
+        if self.state.has_expired_keys() {
             // A queue that is closed is that of a store which is: the client is told again then.
-            let _ = self.queue(Task::Heed, 64);
+            let _ = self.queue(Task::Acknowledge, 64);
         }
     }
 
@@ -334,8 +334,8 @@ impl SessionStorage for RocksSession {
     ) -> Result<Reading<Vec<Option<Entry>>>> {
         self.check_keys(keys)?;
         let store = &self.shared.store;
-        // Ordering: the position first. A keyspace is known before its first commit can be read, so one that is not known
-        // after the look at the position had nothing then.
+        // Ordering: the position first. A keyspace is known before its first commit can be read, so one that is not
+        // known after the look at the position had nothing then.
         let position = store.position();
         let Some(id) = self.state.keyspace.id() else {
             let value = vec![None; keys.len()];
@@ -368,11 +368,11 @@ impl SessionStorage for RocksSession {
             .transpose()?;
         let keyspace = self.state.keyspace.clone();
         let begin = move |shared: &EngineShared| {
-            let snapshot = shared.leases.lend(&shared.store);
+            let snapshot = shared.leases.pin(&shared.store);
             // Ordering: after the snapshot; see the watches.
-            let horizon = keyspace.horizon();
-            if newer_than.is_some_and(|revision| revision < horizon) {
-                return Err(StorageError::Compacted { oldest: horizon });
+            let compacted = keyspace.compacted();
+            if newer_than.is_some_and(|revision| revision < compacted) {
+                return Err(StorageError::Compacted { oldest: compacted });
             }
             let Some(id) = keyspace.id() else {
                 return Ok((snapshot, None));

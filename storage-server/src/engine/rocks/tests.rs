@@ -63,7 +63,7 @@ async fn a_hundred_thousand_entries_that_are_due_at_once_hold_nobody_up() {
         other.put("a".into(), "b".into()).await.unwrap();
         slowest = slowest.max(put.elapsed());
     }
-    // By the bites' size a put waits for one of them; a machine that is busy is no reason to fail.
+    // By the batches' size a put waits for one of them; a machine that is busy is no reason to fail.
     assert!(slowest < PATIENCE / 10, "{slowest:?}");
 }
 

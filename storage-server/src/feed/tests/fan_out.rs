@@ -28,10 +28,10 @@ fn a_commit_is_published_without_telling_anybody() {
     let name = Keyspace::new("a").unwrap();
     let (early, _) = feed.subscribe(&name, KeyRange::all(), None);
     feed.publish(vec![commit("a", 1, "k", 1)], Revision(1));
-    // It is there for who begins now, and below no mark of who is not told yet.
+    // It is there for who begins now, and below no progress event of who is not told yet.
     assert_eq!(feed.subscribe(&name, KeyRange::all(), None).1, Revision(1));
     assert!(matches!(early.next(Waker::noop()), Next::Idle(Revision(0))));
-    feed.tell_all();
+    feed.deliver_all();
     assert_eq!(drain(&early).0, [1]);
 }
 
@@ -48,9 +48,9 @@ fn what_concerns_few_is_told_as_it_is_published_and_in_its_turn() {
     assert!(drain(&watch).0.is_empty());
     let group = feed.hand_over.try_next().unwrap();
     feed.publish(vec![commit("a", 4, "k", 1)], Revision(4));
-    feed.tell_group(group);
+    feed.deliver_group(group);
     assert_eq!(drain(&watch).0, [2]);
-    feed.tell_all();
+    feed.deliver_all();
     assert_eq!(drain(&watch).0, [3, 4]);
     // Too many watches.
     let others: Vec<_> = (0..AT_ONCE_MAX)
@@ -58,7 +58,7 @@ fn what_concerns_few_is_told_as_it_is_published_and_in_its_turn() {
         .collect();
     feed.publish(vec![commit("a", 5, "k", 1)], Revision(5));
     assert!(drain(&watch).0.is_empty());
-    feed.tell_all();
+    feed.deliver_all();
     assert_eq!(drain(&watch).0, [5]);
     drop(others);
     feed.publish(vec![commit("a", 6, "k", 1)], Revision(6));
@@ -72,7 +72,7 @@ fn what_concerns_few_is_told_as_it_is_published_and_in_its_turn() {
     let two = vec![commit("a", 8, "k", 1), commit("a", 9, "k", 1)];
     feed.publish(two, Revision(9));
     assert!(drain(&watch).0.is_empty());
-    feed.tell_all();
+    feed.deliver_all();
     assert_eq!(drain(&watch).0, [8, 9]);
     drop(others);
 }
@@ -125,16 +125,18 @@ fn watches_with_the_same_view_of_a_commit_share_it() {
             .collect();
         publish(&feed, vec![large(revision, keys)], Revision(revision));
         for (watches, changes) in watches.iter().zip([keys as usize, 100]) {
-            let told: Vec<_> = watches
+            let delivered: Vec<_> = watches
                 .iter()
                 .map(|watch| match watch.next(Waker::noop()) {
                     Next::Commits(commits) => commits[0].clone(),
                     other => panic!("{other:?}"),
                 })
                 .collect();
-            assert_eq!(told[0].changes.len(), changes);
+            assert_eq!(delivered[0].changes.len(), changes);
             assert!(
-                told.iter().all(|part| Arc::ptr_eq(part, &told[0])),
+                delivered
+                    .iter()
+                    .all(|part| Arc::ptr_eq(part, &delivered[0])),
                 "{keys}"
             );
         }
@@ -154,9 +156,9 @@ fn a_mark_beyond_what_is_told_is_waited_for() {
     // Of another keyspace: the watch itself is told nothing.
     feed.publish(vec![commit("b", 7, "k", 1)], Revision(7));
     let woken = Arc::new(WokenFlag(false.into()));
-    watch.wake_once_told(Revision(7), &woken.clone().into());
+    watch.wake_once_delivered(Revision(7), &woken.clone().into());
     assert!(!woken.0.load(std::sync::atomic::Ordering::SeqCst));
-    feed.tell_all();
+    feed.deliver_all();
     assert!(woken.0.load(std::sync::atomic::Ordering::SeqCst));
     assert!(matches!(watch.next(Waker::noop()), Next::Idle(Revision(7))));
 }
@@ -183,10 +185,10 @@ fn watches_that_resume_while_the_ring_moves_on_miss_nothing() {
                 if seen.len() % 3 == 0 {
                     watch.park(None);
                 }
-                let told = seen.len().min(expected.len());
+                let delivered = seen.len().min(expected.len());
                 assert_eq!(
                     seen[seen.len().saturating_sub(50)..],
-                    expected[told.saturating_sub(50)..told]
+                    expected[delivered.saturating_sub(50)..delivered]
                 );
             }
             assert_eq!(seen, expected);

@@ -33,7 +33,7 @@ impl Dialect for Native {
     }
 
     fn receiving(&mut self, since: Option<Instant>, now: Instant) {
-        self.incoming.parts.clock.receiving(since, now);
+        self.incoming.fragments.clock.receiving(since, now);
     }
 
     fn receive(
@@ -42,7 +42,7 @@ impl Dialect for Native {
         message: Bytes,
         now: Instant,
     ) -> std::result::Result<(), Close> {
-        let link_time = self.incoming.parts.clock.at(now);
+        let link_time = self.incoming.fragments.clock.at(now);
         let incoming = match self.incoming.reassembler.receive(message, link_time) {
             Ok(incoming) => incoming,
             Err(
@@ -63,7 +63,7 @@ impl Dialect for Native {
                     .counted
                     .resize(self.incoming.reassembler.cost());
                 if let Some(id) = packet.id.filter(|_| is_request(packet.kind)) {
-                    self.incoming.parts.end(id);
+                    self.incoming.fragments.end(id);
                 }
                 self.dispatch(cx, packet, now)?;
             }
@@ -71,7 +71,7 @@ impl Dialect for Native {
                 return Err(self.too_early());
             }
             Incoming::Began { kind, id } => {
-                self.begin_parts(kind, id)?;
+                self.begin_fragments(kind, id)?;
                 self.bound_partial(kind, id)?;
                 self.start_commits(cx, now);
             }
@@ -80,7 +80,7 @@ impl Dialect for Native {
                 self.start_commits(cx, now);
             }
         }
-        self.watch_parts(now);
+        self.watch_fragments(now);
         Ok(())
     }
 
@@ -111,7 +111,7 @@ impl Dialect for Native {
         moved |= self.poll_watches(cx, now);
         self.count_outbox();
         if moved {
-            self.watch_parts(now);
+            self.watch_fragments(now);
         }
         self.bound_answers()?;
         Ok(moved)
@@ -128,10 +128,10 @@ impl Dialect for Native {
 
     fn deadline(&self) -> Option<Instant> {
         let hello = self.awaits_hello().then_some(self.handshake.deadline);
-        let (parts, reads) = (self.incoming.parts.deadline(), self.reads.deadline());
+        let (fragments, reads) = (self.incoming.fragments.deadline(), self.reads.deadline());
         let idle = (!self.watching.watches.is_empty()).then_some(self.watching.idle_check);
-        let (scans, again) = (self.scans.deadline(), self.watching.again);
-        [hello, parts, reads, scans, idle, again]
+        let (scans, retry) = (self.scans.deadline(), self.watching.retry_at);
+        [hello, fragments, reads, scans, idle, retry]
             .into_iter()
             .flatten()
             .min()
@@ -150,10 +150,12 @@ impl Dialect for Native {
         if self.watching.idle_check <= now {
             self.watching.idle_check = now + self.shared.config.timeouts.idle_mark;
             if let Some(Attached { storage, .. }) = &self.attached {
-                self.watching.watches.mark_idle(storage.position().revision);
+                self.watching
+                    .watches
+                    .request_idle_progress(storage.position().revision);
             }
         }
-        self.check_parts(now)
+        self.check_fragments(now)
     }
 
     fn drain(&mut self) {

@@ -123,7 +123,7 @@ impl Native {
             session,
             storage,
             executed,
-            unheeded: lapsed,
+            unacknowledged: lapsed,
         });
     }
 
@@ -137,7 +137,8 @@ impl Native {
         Ok(())
     }
 
-    /// Once Hello came it is the engine that is waited for, behind what the session has queued; heartbeat and silence hold.
+    /// Once Hello came it is the engine that is waited for, behind what the session has queued; heartbeat and silence
+    /// hold.
     pub(super) fn awaits_hello(&self) -> bool {
         self.attached.is_none() && self.handshake.resuming.is_none()
     }

@@ -12,15 +12,15 @@
 //! | [`hello`] | from Hello to Welcome: the session that is opened or resumed |
 //! | [`requests`], [`watch_requests`] | what a message asks for, and which bound it meets |
 //! | [`work`] | what is under way, until its answer is in the outbox |
-//! | [`partial`], [`parts`] | messages in parts, and what is not there yet |
+//! | [`partial`], [`fragments`] | messages in parts, and what is not there yet |
 //! | [`order`], [`reads`], [`scans`], [`watches`] | commits by number, reads and their room, open scans, watches |
 
 mod dialect;
+mod fragments;
 mod gateway;
 mod hello;
 mod order;
 mod partial;
-mod parts;
 mod reads;
 mod requests;
 mod scans;
@@ -42,10 +42,10 @@ use storage_protocol::native::{
 use storage_protocol::{Entry, Keyspace, Limit, Limits, Position, Reading, StorageError, Watch};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
+use self::fragments::Fragments;
 pub(crate) use self::gateway::{NativeGateway, keyspace_of};
 use self::hello::Resuming;
 use self::order::Order;
-use self::parts::Parts;
 use self::reads::{Lane, Read, Reads};
 use self::scans::{Scans, Turn};
 use self::watches::{Terms, Watches};
@@ -120,7 +120,7 @@ enum RequestState {
     Committing,
     /// An open watch; or an Unwatch whose answer waits behind the watch's last message.
     Watching,
-    /// A Probe of a watch, until its mark comes.
+    /// A Probe of a watch, until its progress event comes.
     Probing,
 }
 
@@ -129,12 +129,12 @@ struct Attached {
     session: Arc<dyn Session>,
     /// What its requests go through.
     storage: Arc<dyn SessionStorage>,
-    /// Ends when a newer incarnation took the session over.
+    /// Ends when a newer generation took the session over.
     fenced: Pin<Box<WaitForCancellationFutureOwned>>,
     /// The highest number that was executed before Welcome: those up to it come again, and are not executed.
     executed: u64,
-    /// Whether the client was told that its session's keys were removed, and did not go on yet.
-    unheeded: bool,
+    /// The client was told that keys of its session expired, and has not acknowledged it by sending anything since.
+    unacknowledged: bool,
 }
 
 /// The connection before Welcome.
@@ -150,7 +150,7 @@ struct Incoming {
     reassembler: Reassembler,
     /// What the reassembler costs, in the principal's budget.
     counted: Permit,
-    parts: Parts,
+    fragments: Fragments,
 }
 
 /// What waits to be sent.
@@ -192,7 +192,7 @@ struct Watching {
     /// When to look for watches that were told nothing for long.
     idle_check: Instant,
     /// When watches are polled again that wait for the room of others.
-    again: Option<Instant>,
+    retry_at: Option<Instant>,
 }
 
 /// One connection, and the session that it is attached to.
@@ -234,7 +234,7 @@ impl Native {
             incoming: Incoming {
                 reassembler: Reassembler::new(limits.frame_bytes_max, limits.message_bytes_max),
                 counted: budgets.partial.count(),
-                parts: Parts::default(),
+                fragments: Fragments::default(),
             },
             outgoing: Outgoing {
                 outbox: Outbox::new(),
@@ -265,7 +265,7 @@ impl Native {
                 opening: HashMap::new(),
                 unwatching: Vec::new(),
                 idle_check: Instant::now() + shared.config.timeouts.idle_mark,
-                again: None,
+                retry_at: None,
             },
             shared: shared.clone(),
         }
@@ -327,7 +327,7 @@ impl Native {
 
     /// Whether a request may have this id.
     fn check_id(&self, id: RequestId) -> std::result::Result<(), Close> {
-        if self.in_flight.contains_key(&id) || self.incoming.parts.has_begun(id) {
+        if self.in_flight.contains_key(&id) || self.incoming.fragments.has_begun(id) {
             return Err(Close::protocol(format!(
                 "request id {id} is in flight already"
             )));
@@ -337,7 +337,7 @@ impl Native {
 
     /// Whether a commit may have this number.
     fn check_number(&self, number: u64) -> std::result::Result<(), Close> {
-        if self.incoming.parts.has_number(number) {
+        if self.incoming.fragments.has_number(number) {
             return Err(Close::protocol(format!(
                 "commit number {number} came before"
             )));
@@ -383,7 +383,7 @@ impl Native {
             (_, None, Some(_)) => Err(Close::protocol("a request without an id")),
             (message, Some(id), Some(storage)) => {
                 if let Some(attached) = &mut self.attached
-                    && std::mem::take(&mut attached.unheeded)
+                    && std::mem::take(&mut attached.unacknowledged)
                 {
                     attached.session.heed();
                 }

@@ -1,7 +1,7 @@
 //! The order of a session's commits: by their numbers, 1, 2, 3, ..., whatever order their frames came in. On a
 //! connection that resumed a session first those that come again, then what is new.
 //!
-//! A small commit can overtake a large one that travels in parts; it waits here. A commit that is refused spends its
+//! A small commit can overtake a large one that travels in parts; it waits here. A commit that is refused skips its
 //! number, so those behind it go on. What waits is bounded by the permits of its requests and by the window.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -28,7 +28,7 @@ pub(super) enum Content {
     /// All of it: it is to be executed.
     New(Batch, CommitOptions),
     /// It comes again and is not executed: its fingerprint, if it came whole.
-    Again(Option<u64>),
+    Retry(Option<u64>),
 }
 
 /// Whether what Hello says of its commits is possible.
@@ -65,8 +65,8 @@ pub(super) fn check_hello(hello: &Hello) -> Result<(), Close> {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Order {
-    /// Those that come again and whose turn is to come.
-    again: VecDeque<u64>,
+    /// Retries of commits from before the connection, whose turn is to come.
+    retries: VecDeque<u64>,
     /// Behind these: the next of the new ones.
     next: u64,
     /// The first of the new ones.
@@ -79,7 +79,7 @@ impl Order {
     /// Of a new session.
     pub(super) fn new() -> Self {
         Self {
-            again: VecDeque::new(),
+            retries: VecDeque::new(),
             next: 1,
             first_new: 1,
             early: BTreeMap::new(),
@@ -90,7 +90,7 @@ impl Order {
     pub(super) fn resumed(hello: &Hello, executed: u64) -> Self {
         let next = hello.sent.max(executed).saturating_add(1);
         Self {
-            again: hello.unanswered.iter().copied().collect(),
+            retries: hello.unanswered.iter().copied().collect(),
             next,
             first_new: next,
             early: BTreeMap::new(),
@@ -105,7 +105,7 @@ impl Order {
 
     /// The number whose turn it is.
     fn turn(&self) -> u64 {
-        self.again.front().copied().unwrap_or(self.next)
+        self.retries.front().copied().unwrap_or(self.next)
     }
 
     /// Whether a commit may have this number.
@@ -115,7 +115,7 @@ impl Order {
                 "commit number {number} came before"
             )));
         }
-        if number < self.next && self.again.binary_search(&number).is_err() {
+        if number < self.next && self.retries.binary_search(&number).is_err() {
             return Err(Close::protocol(format!(
                 "commit number {number} came before, and is not to come again"
             )));
@@ -129,8 +129,8 @@ impl Order {
         Ok(())
     }
 
-    /// A number whose commit was refused.
-    pub(super) fn spend(&mut self, number: u64) {
+    /// Skips a number, whose commit was refused.
+    pub(super) fn skip(&mut self, number: u64) {
         self.early.insert(number, None);
     }
 
@@ -141,7 +141,7 @@ impl Order {
     /// The commit whose turn it is, if it is there.
     pub(super) fn pop(&mut self) -> Option<Commit> {
         while let Some(commit) = self.early.remove(&self.turn()) {
-            if self.again.pop_front().is_none() {
+            if self.retries.pop_front().is_none() {
                 self.next += 1;
             }
             if commit.is_some() {
@@ -169,7 +169,7 @@ mod tests {
         let mut order = Order::new();
         order.push(commit(3));
         assert!(order.pop().is_none());
-        order.spend(2);
+        order.skip(2);
         assert!(order.pop().is_none());
         order.push(commit(1));
         assert_eq!(order.pop().unwrap().number, 1);

@@ -1,4 +1,4 @@
-//! Messages in parts: judged by their first part, counted while they come, refused if they do not.
+//! Messages in parts: checked by their first part, counted while they come, refused if they do not.
 
 use std::time::Instant;
 
@@ -11,8 +11,8 @@ use crate::metrics::RequestLabel;
 use crate::ws::Close;
 
 impl Native {
-    /// Judges a message in parts by its first one.
-    pub(super) fn begin_parts(
+    /// Checks a message in parts by its first one.
+    pub(super) fn begin_fragments(
         &mut self,
         kind: u8,
         id: Option<RequestId>,
@@ -35,7 +35,7 @@ impl Native {
             self.check_number(first)?;
             number = Some(first);
         }
-        self.incoming.parts.begin(id, number);
+        self.incoming.fragments.begin(id, number);
         Ok(())
     }
 
@@ -66,22 +66,22 @@ impl Native {
         self.incoming
             .counted
             .resize(self.incoming.reassembler.cost());
-        self.refuse_parts(kind, id, error)
+        self.refuse_fragments(kind, id, error)
     }
 
-    /// Answers a request whose message never became whole. The number of a commit is spent; of one that comes again nobody
-    /// can tell whether it is the one that was executed.
-    pub(super) fn refuse_parts(
+    /// Answers a request whose message never became whole. The number of a commit is skipped; if it was executed
+    /// before, it is unknown whether this is the same commit.
+    pub(super) fn refuse_fragments(
         &mut self,
         kind: u8,
         id: Option<RequestId>,
         error: StorageError,
     ) -> std::result::Result<(), Close> {
         // Of a CREDIT or CANCEL nobody is told; what it is about goes on without it.
-        let Some(id) = id.filter(|id| self.incoming.parts.has_begun(*id)) else {
+        let Some(id) = id.filter(|id| self.incoming.fragments.has_begun(*id)) else {
             return Ok(());
         };
-        self.incoming.parts.end(id);
+        self.incoming.fragments.end(id);
         if kind != kind::COMMIT {
             self.refuse(id, label_of(kind), error);
             return Ok(());
@@ -97,7 +97,7 @@ impl Native {
         if number <= self.executed() {
             self.repeat(id, number, None);
         } else {
-            self.commits.order.spend(number);
+            self.commits.order.skip(number);
             self.refuse(id, RequestLabel::Commit, error);
         }
         Ok(())
@@ -115,30 +115,30 @@ impl Native {
         self.commits.order.push(Commit {
             id,
             number,
-            content: Content::Again(fingerprint),
+            content: Content::Retry(fingerprint),
         });
     }
 
-    /// Looks at what is on its way: messages in parts without progress are refused, and a commit that later ones wait for
-    /// in vain ends the connection, since what waits counts against everybody.
-    pub(super) fn check_parts(&mut self, now: Instant) -> std::result::Result<(), Close> {
-        if !self.incoming.parts.is_due(now) {
+    /// Looks at what is on its way: messages in parts without progress are refused, and a commit that later ones wait
+    /// for in vain ends the connection, since what waits counts against everybody.
+    pub(super) fn check_fragments(&mut self, now: Instant) -> std::result::Result<(), Close> {
+        if !self.incoming.fragments.is_due(now) {
             return Ok(());
         }
         let patience = self.shared.config.timeouts.partial_message;
         let dropped = self
             .incoming
             .reassembler
-            .expire(self.incoming.parts.clock.at(now), patience);
+            .expire(self.incoming.fragments.clock.at(now), patience);
         self.incoming
             .counted
             .resize(self.incoming.reassembler.cost());
         for (kind, id) in dropped {
             let outcome = Outcome::NotExecuted;
-            self.refuse_parts(kind, id, StorageError::DeadlineExceeded { outcome })?;
+            self.refuse_fragments(kind, id, StorageError::DeadlineExceeded { outcome })?;
         }
-        self.watch_parts(now);
-        match self.incoming.parts.missing_for(patience, now) {
+        self.watch_fragments(now);
+        match self.incoming.fragments.missing_for(patience, now) {
             Some(number) if !planted("gap-for-ever") => Err(Close::protocol(format!(
                 "commit number {number} is missing for {}, and later ones wait for it",
                 humantime::format_duration(patience)
@@ -148,11 +148,13 @@ impl Native {
     }
 
     /// Notes what is on its way after anything came or was done.
-    pub(super) fn watch_parts(&mut self, now: Instant) {
+    pub(super) fn watch_fragments(&mut self, now: Instant) {
         let patience = self.shared.config.timeouts.partial_message;
-        self.incoming.parts.note_gap(self.commits.order.gap(), now);
         self.incoming
-            .parts
+            .fragments
+            .note_gap(self.commits.order.gap(), now);
+        self.incoming
+            .fragments
             .watch(self.incoming.reassembler.bytes() > 0, patience, now);
     }
 }

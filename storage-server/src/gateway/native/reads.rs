@@ -1,8 +1,8 @@
 //! The reads of a session: which run, and which wait for room.
 //!
 //! What a read answers is counted while it is read (see [`crate::limits::room`]). Few run at once, one of them may go
-//! beyond the session's bound. One that found no room waits and then runs as that one; nothing that waits behind it
-//! is begun before. While the outbox is full, reads wait; a get is tried all the same if its answer may be small, so that
+//! beyond the session's bound. One that found no room waits and then runs as that one; nothing that waits behind it is
+//! begun before. While the outbox is full, reads wait; a get is tried all the same if its answer may be small, so that
 //! a small answer does not wait for large ones. So is the one that finds no room beside what others hold.
 
 use std::collections::VecDeque;

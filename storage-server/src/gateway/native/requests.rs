@@ -1,4 +1,4 @@
-//! One message of a client, carried out: which bound it is judged by, which future it becomes.
+//! One message of a client, carried out: which bound it is checked by, which future it becomes.
 //!
 //! A request that is refused is answered at once and never in flight. One that is taken keeps its id and its permits
 //! in `in_flight` until its answer is in the outbox.
@@ -355,7 +355,7 @@ impl Request<'_> {
         };
         let session = &mut *self.native;
         match permits {
-            None => session.commits.order.spend(number),
+            None => session.commits.order.skip(number),
             Some(permits) => {
                 let in_flight = InFlight {
                     state: RequestState::Committing,

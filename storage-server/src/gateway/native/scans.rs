@@ -1,7 +1,7 @@
-//! The open scans of a session: by number, with their lease.
+//! The open scans of a session: by number, and how long they may rest.
 //!
-//! While a page is on its way its scan is in that request's future; a request that fails or is given up takes the
-//! scan with it. What an open scan holds besides its snapshot is small: its range, and what the index told it, which the
+//! While a page is on its way its scan is in that request's future; a request that fails or is given up takes the scan
+//! with it. What an open scan holds besides its snapshot is small: its range, and what the index told it, which the
 //! engine bounds. Its pages are counted in a room of its own, one at a time.
 
 use std::collections::HashMap;
@@ -24,7 +24,8 @@ pub(super) struct OpenScan {
     pub(super) room: AnswerRoom,
 }
 
-/// A page, and where the scan stands behind it. The page is counted until this is dropped, or the scan's next page begins.
+/// A page, and where the scan stands behind it. The page is counted until this is dropped, or the scan's next page
+/// begins.
 pub(super) struct Turn {
     items: Vec<ScanItem>,
     open: OpenScan,
@@ -134,7 +135,7 @@ impl Scans {
         self.open.clear();
     }
 
-    /// When the lease of the first one ends.
+    /// When the first one has rested for too long.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let resting = self.open.values().filter(|slot| slot.rest.is_some());
         resting.map(|slot| slot.used + SNAPSHOT_LEASE).min()

@@ -97,7 +97,7 @@ impl Request<'_> {
                 ServerMessage::Probed { revision, token }
             }
             Some(watch) if self.native.watching.watches.contains(watch) => {
-                // In flight until its mark comes.
+                // In flight until its progress event comes.
                 if let Some(permits) = self.admit(RequestLabel::Probe, Size::of(bytes)) {
                     let in_flight = InFlight {
                         state: RequestState::Probing,

@@ -155,7 +155,7 @@ impl Native {
                     Content::New(batch, options) => {
                         storage.commit_numbered(number, batch, options).await
                     }
-                    Content::Again(fingerprint) => {
+                    Content::Retry(fingerprint) => {
                         storage.repeat_numbered(number, fingerprint).await
                     }
                 };
@@ -209,8 +209,8 @@ impl Native {
                 waits_for_others || is_full(shared, budget, outbox.bytes())
             });
         // Nothing tells when the others have room.
-        let again = waits_for_others && self.watching.watches.wait_for_turn();
-        self.watching.again = again.then(|| now + reads::PAUSE);
+        let retries_later = waits_for_others && self.watching.watches.wait_for_turn();
+        self.watching.retry_at = retries_later.then(|| now + reads::PAUSE);
         for probe in self.watching.watches.answered() {
             self.in_flight.remove(&probe);
         }

@@ -17,9 +17,9 @@ use crate::engine::rocks::{EngineShared, layout};
 const CORRECTED: &str = "clock corrected";
 
 /// Entries, and bytes of them, in one commit that corrects lifetimes.
-const BITE: usize = 512;
+const BATCH: usize = 512;
 
-const BITE_BYTES: usize = 1 << 20;
+const BATCH_BYTES: usize = 1 << 20;
 
 /// Reads the stretches of a store. Before its committer runs.
 ///
@@ -53,11 +53,11 @@ pub(crate) fn look(shared: &EngineShared) {
 
 impl Group<'_> {
     /// Gives a jump of the clock its row, before the commits that come after it; one back has its effects.
-    pub(crate) fn heed_clock(&mut self) {
+    pub(crate) fn follow_clock(&mut self) {
         if self.store.check_poison().is_err() {
             return;
         }
-        let above = Revision(self.base + self.numbers);
+        let above = Revision(self.base + self.sequence_numbers);
         let Some((stretch, oldest)) = self.store.clock.take_jump(above) else {
             return;
         };
@@ -112,18 +112,19 @@ pub(crate) fn correct(shared: &EngineShared) -> Result<()> {
     let mut corrected = 0;
     let (mut start, end) = LifetimeRow::due_range(UnixMillis(u64::MAX - 1));
     loop {
-        // Each entry is written anew, with its value. A jump back may be followed at a full disk: it is seen by any work.
+        // Each entry is written anew, with its value. A jump back may be followed at a full disk: it is seen by any
+        // work.
         if !planted("corrects-at-reserve") {
             shared.disk.check(Need::Any, 0)?;
         }
-        let bite = late_entries(store, &back, &wrong, &mut start, &end)?;
-        let count: usize = bite.iter().map(|(_, late)| late.len()).sum();
+        let batch = late_entries(store, &back, &wrong, &mut start, &end)?;
+        let count: usize = batch.iter().map(|(_, late)| late.len()).sum();
         if count == 0 {
             break;
         }
         corrected += count;
         let mut answers = Vec::new();
-        for (keyspace, late) in bite {
+        for (keyspace, late) in batch {
             let session = shared.server_session(&keyspace);
             let bytes = late.iter().map(|(key, ..)| key.len() + 64).sum();
             let task = Task::Correct {
@@ -150,7 +151,7 @@ pub(crate) fn correct(shared: &EngineShared) -> Result<()> {
 
 type LateOf = Vec<(Arc<KeyspaceState>, Vec<Late>)>;
 
-/// A bite of the entries that are due too late, from `start` on, which is moved behind them.
+/// A batch of the entries that are due too late, from `start` on, which is moved behind them.
 fn late_entries(
     store: &Store,
     back: &Stretch,
@@ -162,8 +163,8 @@ fn late_entries(
     let mut found: Vec<(KeyspaceId, Vec<Late>)> = Vec::new();
     let mut rows = store.iterate(Table::Lifetimes, start, Some(end));
     while let Some((row, value)) = rows.item()
-        && count < BITE
-        && bytes < BITE_BYTES
+        && count < BATCH
+        && bytes < BATCH_BYTES
     {
         let LifetimeRow::Due(due, keyspace, key) = LifetimeRow::parse(row)? else {
             break;

@@ -1,15 +1,15 @@
 //! The store's clock: what commit times, lifetimes and ages go by.
 //!
-//! It follows the machine's clock, looked at for each group of commits and each second, and is never behind the last time
-//! it told, but for one case. Forward it follows at once, however far: time that passed while the machine slept, or the
-//! server was down, counts. Back it does not follow: up to [`TOLERANCE`] it waits until the machine's clock has come up;
-//! beyond that it goes on by the monotonic clock, and if the machine's clock is still behind after [`HELD_FOR`], it was
-//! wrong before, and times come back.
+//! It follows the machine's clock, looked at for each group of commits and each second, and is never behind the last
+//! time it gave out, but for one case. Forward it follows at once, however far: time that passed while the machine
+//! slept, or the server was down, counts. Back it does not follow: up to [`TOLERANCE`] it waits until the machine's
+//! clock has come up; beyond that it goes on by the monotonic clock, and if the machine's clock is still behind after
+//! [`HELD_FOR`], it was wrong before, and times come back.
 //!
 //! Entries that were put under the wrong clock are due too late then. Which ones is known by [`Stretch`]es: each jump
-//! forward (a start after a downtime, too) has a row with the revision that it came behind. A stretch that begins in what
-//! is the future now was told by a wrong clock; what is left of its entries' lives when it ended is what they get. A jump
-//! back keeps its row when that is done: what was told before it is at least as old as the jump.
+//! forward (a start after a downtime, too) has a row with the revision that it came behind. A stretch that begins in
+//! what is the future now is the work of a wrong clock: its entries get what was left of their time to live when it
+//! ended. A jump back keeps its row when that is done: times from before it are at least as old as the jump.
 
 mod correct;
 
@@ -24,8 +24,8 @@ pub(crate) use self::correct::{Late, correct, load, look};
 /// A difference up to here is a clock's ordinary correction.
 pub(crate) const TOLERANCE: Duration = Duration::from_secs(60);
 
-/// For so long a clock that went back further is not believed: a machine without a clock of its own gets its time from the
-/// network soon after its start.
+/// For so long a clock that went back further is not believed: a machine without a clock of its own gets its time from
+/// the network soon after its start.
 const HELD_FOR: Duration = Duration::from_secs(300);
 
 /// Stretches that are remembered.
@@ -165,8 +165,8 @@ impl Clock {
             .is_some_and(|(since, _)| since.elapsed() >= held_for)
     }
 
-    /// A jump that has no row yet, behind this revision; of one back, times are back from here on. And the stretch that has
-    /// to make room for it, if one has. For the committer.
+    /// A jump that has no row yet, behind this revision; of one back, times are back from here on. And the stretch that
+    /// has to make room for it, if one has. For the committer.
     fn take_jump(&self, above: Revision) -> Option<(Stretch, Option<Stretch>)> {
         let now = self.now();
         let mut state = self.state();
@@ -189,8 +189,8 @@ impl Clock {
         Some((stretch, is_full.then(|| state.stretches.remove(0))))
     }
 
-    /// When a commit came that was told this time, or the earliest jump back behind it: it was before that. Where no jump is
-    /// remembered for a time that is still to come, nobody knows how long ago it was: long.
+    /// When a commit came that was told this time, or the earliest jump back behind it: it was before that. Where no
+    /// jump is remembered for a time that is still to come, nobody knows how long ago it was: long.
     pub(crate) fn no_later_than(&self, revision: Revision, told: UnixMillis) -> UnixMillis {
         let state = self.state();
         let behind = state
@@ -256,8 +256,8 @@ impl ClockState {
         self.last
     }
 
-    /// What was told by a wrong clock: those stretches that begin after the present, which the last jump back gave, each
-    /// with the revision it ends at and by how much its lifetimes are too late. And that jump.
+    /// What was told by a wrong clock: those stretches that begin after the present, which the last jump back gave,
+    /// each with the revision it ends at and by how much its lifetimes are too late. And that jump.
     fn wrong(&self) -> Option<(Stretch, Vec<Wrong>)> {
         let (place, back) = self
             .stretches

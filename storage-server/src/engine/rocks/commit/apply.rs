@@ -49,8 +49,8 @@ impl Group<'_> {
             + u64::from(made)
             + u64::from(unstored)
             + 1;
-        let revision = Revision(self.base + self.numbers + rows);
-        self.stamp(&session.keyspace, revision, &mut steps)?;
+        let revision = Revision(self.base + self.sequence_numbers + rows);
+        self.fill_versionstamps(&session.keyspace, revision, &mut steps)?;
         let id = match self.id(&session.keyspace) {
             Some(id) => id,
             None => self.make(&session.keyspace, revision),
@@ -76,7 +76,7 @@ impl Group<'_> {
             &row.encode(),
         );
         debug_assert_eq!(
-            self.base + self.numbers,
+            self.base + self.sequence_numbers,
             revision.0,
             "the record is the commit's last row"
         );
@@ -90,22 +90,22 @@ impl Group<'_> {
         Ok(self.store.at(revision))
     }
 
-    /// Completes the keys of stamped puts.
-    fn stamp(
+    /// Completes the keys of versionstamped puts.
+    fn fill_versionstamps(
         &self,
         keyspace: &KeyspaceState,
         revision: Revision,
         steps: &mut [Step],
     ) -> Result<()> {
-        if !steps.iter().any(|step| step.stamped) {
+        if !steps.iter().any(|step| step.versionstamped) {
             return Ok(());
         }
         let plain: HashSet<Key> = steps
             .iter()
-            .filter(|step| !step.stamped)
+            .filter(|step| !step.versionstamped)
             .map(|step| step.key.clone())
             .collect();
-        for step in steps.iter_mut().filter(|step| step.stamped) {
+        for step in steps.iter_mut().filter(|step| step.versionstamped) {
             step.key = [&step.key[..], &layout::encode_revision(revision)]
                 .concat()
                 .into();
@@ -132,7 +132,7 @@ impl Group<'_> {
             id: KeyspaceId(last + 1),
             mwdb: keyspace.serves_mwdb(),
             // Nothing of it is older than the commit that makes it.
-            made: Revision(self.base + self.numbers),
+            made: Revision(self.base + self.sequence_numbers),
         };
         debug_assert!(row.made < revision);
         self.put(

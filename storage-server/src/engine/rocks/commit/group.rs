@@ -17,7 +17,7 @@ use crate::engine::rocks::{EngineShared, layout};
 use crate::feed::FeedCommit;
 
 /// Numbers that a group may take before it is written; a single commit may take more.
-const GROUP_NUMBERS_MAX: u64 = 64 * 1024;
+const GROUP_SEQUENCE_NUMBERS_MAX: u64 = 64 * 1024;
 
 /// Bytes that a group may have before it is written: values before count here that its requests do not carry.
 const GROUP_BYTES_MAX: usize = 16 << 20;
@@ -30,7 +30,7 @@ pub(crate) struct Group<'a> {
     /// The store's revision before the group.
     pub(crate) base: u64,
     /// Numbers taken so far.
-    pub(crate) numbers: u64,
+    pub(crate) sequence_numbers: u64,
     pub(crate) now: UnixMillis,
     /// Bytes of the work at hand, as it was queued.
     pub(super) taken: usize,
@@ -54,7 +54,7 @@ impl<'a> Group<'a> {
             store,
             batch: WriteBatch::default(),
             base: store.db.latest_sequence_number(),
-            numbers: 0,
+            sequence_numbers: 0,
             now: store.now(),
             taken: 0,
             overlay: HashMap::new(),
@@ -70,12 +70,13 @@ impl<'a> Group<'a> {
     /// One that looks at the clock first.
     pub(super) fn begin(shared: &'a EngineShared) -> Self {
         let mut group = Self::new(shared);
-        group.heed_clock();
+        group.follow_clock();
         group
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.numbers >= GROUP_NUMBERS_MAX || self.batch.size_in_bytes() >= GROUP_BYTES_MAX
+        self.sequence_numbers >= GROUP_SEQUENCE_NUMBERS_MAX
+            || self.batch.size_in_bytes() >= GROUP_BYTES_MAX
     }
 
     pub(crate) fn take(&mut self, work: Work) {
@@ -116,16 +117,16 @@ impl<'a> Group<'a> {
             }
             Task::Forget {
                 tombstones,
-                horizon,
-            } => self.forget(&session.keyspace, tombstones, horizon),
+                compacted,
+            } => self.forget(&session.keyspace, tombstones, compacted),
             Task::Attach {
                 handle,
-                incarnation,
+                generation,
                 verdict,
-            } => self.attach(&session, handle, incarnation, &verdict),
+            } => self.attach(&session, handle, generation, &verdict),
             Task::Lose => self.lose(&session, handle),
-            Task::Heed => self.heed(&session, handle),
-            Task::Lapse { since } => self.lapse(&session, since),
+            Task::Acknowledge => self.acknowledge(&session, handle),
+            Task::ExpireKeys { since } => self.expire_keys(&session, since),
             Task::ForgetSession { since, records } => {
                 self.forget_session(&session, since, &records)
             }
@@ -142,7 +143,7 @@ impl<'a> Group<'a> {
 
     /// Where the store is, with what the group did so far.
     pub(crate) fn here(&self) -> Result<Position> {
-        Ok(self.store.at(Revision(self.base + self.numbers)))
+        Ok(self.store.at(Revision(self.base + self.sequence_numbers)))
     }
 
     /// What a key is just now: in the group, else in the store.
@@ -193,11 +194,11 @@ impl<'a> Group<'a> {
 
     pub(crate) fn put(&mut self, table: Table, key: &[u8], value: &[u8]) {
         self.batch.put_cf(self.store.table(table), key, value);
-        self.numbers += 1;
+        self.sequence_numbers += 1;
     }
 
     pub(crate) fn delete(&mut self, table: Table, key: &[u8]) {
         self.batch.delete_cf(self.store.table(table), key);
-        self.numbers += 1;
+        self.sequence_numbers += 1;
     }
 }

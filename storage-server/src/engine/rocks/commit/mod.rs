@@ -76,7 +76,7 @@ impl Committer<'_> {
         let Group {
             batch,
             base,
-            numbers,
+            sequence_numbers,
             mut records,
             made,
             answers,
@@ -86,7 +86,7 @@ impl Committer<'_> {
         } = group;
         let store = &self.shared.store;
         let count = answers.len();
-        if numbers > 0 {
+        if sequence_numbers > 0 {
             let began = Instant::now();
             let bytes = batch.size_in_bytes();
             // Ordering: before the write. Who sees its first commit must find the keyspace; a failed write poisons.
@@ -95,9 +95,11 @@ impl Committer<'_> {
             }
             if planted("show-before-durable") {
                 let early = std::mem::take(&mut records);
-                self.shared.feed.publish(early, Revision(base + numbers));
+                self.shared
+                    .feed
+                    .publish(early, Revision(base + sequence_numbers));
             }
-            if let Err(reason) = self.write_batch(batch, base + numbers) {
+            if let Err(reason) = self.write_batch(batch, base + sequence_numbers) {
                 store.poison(&reason);
                 self.shared.feed.wake_all_waiting();
                 for (reply, _) in answers {
@@ -119,7 +121,9 @@ impl Committer<'_> {
         }
         // Ordering: durable, then published, then answered: who has an answer finds the commit everywhere. What watches
         // are told of it is told beside that (see the feed).
-        self.shared.feed.publish(records, Revision(base + numbers));
+        self.shared
+            .feed
+            .publish(records, Revision(base + sequence_numbers));
         // The fences first: a socket that was taken over is closed rather than told what its successor asks again.
         for before in fenced {
             before.cancel();

@@ -31,7 +31,7 @@ pub(super) type Signal = (usize, Key, Value);
 pub(super) struct Step {
     pub(super) key: Key,
     /// The key ends with the commit's revision, which is not known yet.
-    pub(super) stamped: bool,
+    pub(super) versionstamped: bool,
     pub(super) new: Stored,
     pub(super) value: Value,
     pub(super) old: Option<Head>,
@@ -122,7 +122,7 @@ impl Group<'_> {
         let mut signals = Vec::new();
         let mut bytes = batch.bytes();
         for operation in batch.operations {
-            let (key, stamped, new, value) = match operation {
+            let (key, versionstamped, new, value) = match operation {
                 Operation::Put {
                     key,
                     value,
@@ -141,7 +141,7 @@ impl Group<'_> {
                     continue;
                 }
             };
-            let old = if stamped {
+            let old = if versionstamped {
                 None
             } else {
                 self.look_at(&session.keyspace, &key, options.with_previous)?
@@ -156,7 +156,7 @@ impl Group<'_> {
             bytes += previous.as_ref().map_or(0, Bytes::len);
             steps.push(Step {
                 key,
-                stamped,
+                versionstamped,
                 new,
                 value,
                 old: old.map(|(head, _)| head),

@@ -40,8 +40,8 @@ pub(crate) enum Task {
         label: &'static str,
         entries: Vec<(Key, Revision)>,
     },
-    /// Gives those of these entries that still have these revisions, and are due at some time, other times, in one labelled
-    /// commit.
+    /// Gives those of these entries that still have these revisions, and are due at some time, other times, in one
+    /// labelled commit.
     Correct {
         label: &'static str,
         entries: Vec<Late>,
@@ -50,23 +50,23 @@ pub(crate) enum Task {
     Look,
     /// Forgets jumps of the clock.
     ForgetStretches { above: Vec<Revision> },
-    /// Drops tombstones of the keyspace up to a revision, and the revision becomes its horizon. No commit.
+    /// Drops tombstones of the keyspace up to a revision, and the revision becomes its compacted revision. No commit.
     Forget {
         tombstones: Vec<(Key, Revision)>,
-        horizon: Revision,
+        compacted: Revision,
     },
-    /// A newer incarnation takes the session over.
+    /// A newer generation takes the session over.
     Attach {
         handle: Handle,
-        incarnation: u64,
+        generation: u64,
         verdict: Arc<OnceLock<Verdict>>,
     },
     /// The handle's socket was lost.
     Lose,
     /// The handle's client knows that the session's keys were removed.
-    Heed,
+    Acknowledge,
     /// The session was lost at this time, for too long: its keys are to go.
-    Lapse { since: UnixMillis },
+    ExpireKeys { since: UnixMillis },
     /// The session was lost at this time and is kept no longer: these records go, and its row.
     ForgetSession {
         since: UnixMillis,

@@ -27,7 +27,7 @@ impl Group<'_> {
                 let new = Stored::Tombstone(self.now);
                 steps.push(Step {
                     key,
-                    stamped: false,
+                    versionstamped: false,
                     new,
                     value: Value::new(),
                     old: Some(old),
@@ -56,7 +56,7 @@ impl Group<'_> {
             if old.revision == revision && matches!(old.stored, Stored::Until(_)) {
                 steps.push(Step {
                     key,
-                    stamped: false,
+                    versionstamped: false,
                     new: Stored::Until(due),
                     value,
                     old: Some(old),
@@ -74,7 +74,7 @@ impl Group<'_> {
         &mut self,
         keyspace: &Arc<KeyspaceState>,
         tombstones: Vec<(Key, Revision)>,
-        horizon: Revision,
+        compacted: Revision,
     ) -> Result<Position> {
         self.store.check_poison()?;
         let Some(id) = self.id(keyspace) else {
@@ -97,11 +97,12 @@ impl Group<'_> {
         }
         self.put(
             Table::Meta,
-            &layout::horizon_key(id),
-            &layout::encode_revision(horizon),
+            &layout::compacted_key(id),
+            &layout::encode_revision(compacted),
         );
-        // Ordering: before the write, so that who sees the tombstones gone in a snapshot finds the horizon raised.
-        keyspace.raise_horizon(horizon);
+        // Ordering: before the write, so that who sees the tombstones gone in a snapshot finds the compacted revision
+        // raised.
+        keyspace.raise_compacted(compacted);
         self.here()
     }
 }

@@ -6,7 +6,7 @@ use storage_protocol::{Result, StorageError, UnixMillis, planted};
 
 use super::lost_sessions::{end_old_sessions, look_after_sessions};
 use super::tombstones::forget_tombstones;
-use super::{BITE, BITES_PER_VISIT, Doomed, ROUND, behind, remove};
+use super::{BATCH, BATCHES_PER_TICK, ExpiredKey, ROUND, behind, remove};
 use crate::engine::rocks::layout::{LifetimeRow, Table};
 use crate::engine::rocks::store::{Store, internal};
 use crate::engine::rocks::{EngineShared, clock, layout};
@@ -72,15 +72,15 @@ fn expire(shared: &EngineShared) -> Result<()> {
     // meanwhile set an earlier time.
     shared.alarm.expect(now.after(ROUND));
     let (mut start, end) = LifetimeRow::due_range(UnixMillis(u64::MAX - 1));
-    for _ in 0..BITES_PER_VISIT {
-        let mut due: Vec<Doomed> = Vec::new();
+    for _ in 0..BATCHES_PER_TICK {
+        let mut due: Vec<ExpiredKey> = Vec::new();
         let mut next = None;
         let mut rows = store.iterate(Table::Lifetimes, &start, Some(&end));
         while let Some((row, revision)) = rows.item() {
             let LifetimeRow::Due(time, keyspace, key) = LifetimeRow::parse(row)? else {
                 break;
             };
-            if time > now || due.len() >= BITE {
+            if time > now || due.len() >= BATCH {
                 next = Some(time);
                 break;
             }

@@ -1,4 +1,5 @@
-//! The housekeeper: what is done each second, whatever the expirer does. The mark, leases of snapshots, the disk, the clock.
+//! The housekeeper: each second it writes `SYNCED`, releases pinned snapshots, looks at the disk, and lets the
+//! committer look at the clock.
 
 use std::time::{Duration, Instant};
 
@@ -64,7 +65,7 @@ fn make_room(shared: &EngineShared, flushed: &mut Option<Instant>) {
     }
 }
 
-/// Writes the mark: in `os` durability after a sync of the log.
+/// Writes `SYNCED`: in `os` durability after a sync of the log.
 pub(crate) fn write_mark(shared: &EngineShared, clean: bool) {
     let store = &shared.store;
     let revision = store.revision();

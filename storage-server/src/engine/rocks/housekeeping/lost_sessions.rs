@@ -7,7 +7,7 @@ use std::time::Duration;
 use storage_protocol::{Result, Revision, SessionId, UnixMillis, planted};
 
 use super::expirer::expire_if_due;
-use super::{BITE, BITES_PER_VISIT, Doomed, behind, remove, wait_for};
+use super::{BATCH, BATCHES_PER_TICK, ExpiredKey, behind, remove, wait_for};
 use crate::engine::rocks::commit::{Task, submit};
 use crate::engine::rocks::disk::Need;
 use crate::engine::rocks::layout::{LifetimeRow, Table};
@@ -18,11 +18,11 @@ use crate::engine::rocks::{EngineShared, layout};
 /// The label of the commits that remove keys of sessions.
 const SESSION_ENDED: &str = "session ended";
 
-/// Lost sessions whose keys are looked at in one visit.
-const SESSIONS_PER_VISIT: usize = 1024;
+/// Lost sessions whose keys are looked at in one tick.
+const SESSIONS_PER_TICK: usize = 1024;
 
 /// Lost sessions that are forgotten in one group; each has up to 1,024 records.
-const SESSIONS_PER_BITE: usize = 64;
+const SESSIONS_PER_BATCH: usize = 64;
 
 /// Removes the keys of sessions whose rows begin with `prefix`, as commits labelled `session ended`: of each session
 /// those up to the revision that `up_to` gives, or none.
@@ -41,7 +41,8 @@ pub(crate) fn end_sessions(
     }
 }
 
-/// Removes keys of sessions that were no more at the start, and what a lapse left when the server ended; once.
+/// Removes the keys of sessions that no longer existed at the start, and finishes expiries that the end of the server
+/// cut short. Does so once.
 ///
 /// # Errors
 /// As a commit's; `StorageFull` where not even a removal has room. It is repeated at the next round then.
@@ -55,18 +56,18 @@ pub(crate) fn end_old_sessions(shared: &EngineShared) -> Result<()> {
     Ok(())
 }
 
-/// A bite of the keys that [`end_sessions`] removes, from `start` on, which is moved behind them; and whether there may
-/// be more.
+/// A batch of the keys that [`end_sessions`] removes, from `start` on, which is moved behind them; and whether there
+/// may be more.
 fn session_keys(
     shared: &EngineShared,
     prefix: &[u8],
     start: &mut Vec<u8>,
     up_to: impl Fn(SessionId) -> Option<Revision>,
-) -> Result<(Vec<Doomed>, bool)> {
+) -> Result<(Vec<ExpiredKey>, bool)> {
     let mut found = Vec::new();
     let mut rows = shared.store.iterate_prefix(Table::Lifetimes, prefix, start);
     while let Some((row, revision)) = rows.item()
-        && found.len() < BITE
+        && found.len() < BATCH
     {
         *start = behind(row);
         if let LifetimeRow::Session(session, keyspace, key) = LifetimeRow::parse(row)? {
@@ -99,19 +100,19 @@ pub(super) fn look_after_sessions(shared: &EngineShared) -> Result<()> {
         true => Duration::ZERO,
         false => options.session_grace,
     };
-    lapse(
+    expire_keys(
         shared,
-        &sessions.with_keys(before(grace), SESSIONS_PER_VISIT),
+        &sessions.with_keys(before(grace), SESSIONS_PER_TICK),
     )?;
-    for _ in 0..BITES_PER_VISIT {
+    for _ in 0..BATCHES_PER_TICK {
         let (kept, max) = (before(options.session_kept), options.sessions_kept_max);
         let grace = before(options.session_grace);
-        let overdue = sessions.overdue(kept, max, grace, SESSIONS_PER_BITE);
+        let overdue = sessions.overdue(kept, max, grace, SESSIONS_PER_BATCH);
         if overdue.is_empty() {
             break;
         }
         // What is left of their keys goes first, or nothing would know that they are to go.
-        lapse(shared, &overdue)?;
+        expire_keys(shared, &overdue)?;
         let mut answers = Vec::new();
         for (since, session) in &overdue {
             let records = record_keys(&shared.store, session.id)?;
@@ -132,15 +133,18 @@ pub(super) fn look_after_sessions(shared: &EngineShared) -> Result<()> {
 ///
 /// # Errors
 /// As a commit's; `StorageFull` where not even a removal has room.
-pub(crate) fn lapse(shared: &EngineShared, lost: &[(UnixMillis, Arc<SessionState>)]) -> Result<()> {
-    // First of all: each lapse is a row, and would be written again in each round.
+pub(crate) fn expire_keys(
+    shared: &EngineShared,
+    lost: &[(UnixMillis, Arc<SessionState>)],
+) -> Result<()> {
+    // Checked first: each expiry writes a row, and without room would write it again in each round.
     if !planted("lapse-without-room") {
         shared.disk.check(Need::Removal, 0)?;
     }
     let mut answers = Vec::new();
     for (since, session) in lost {
         // Its keys were not removed yet, and it has no newer ones.
-        if shared.sessions.is_lapsing(*since, session.id) {
+        if shared.sessions.is_expiring(*since, session.id) {
             continue;
         }
         let prefix = LifetimeRow::session_prefix(session.id);
@@ -150,52 +154,52 @@ pub(crate) fn lapse(shared: &EngineShared, lost: &[(UnixMillis, Arc<SessionState
         rows.status()
             .map_err(|error| internal("read of session keys", &error))?;
         if rows.valid() {
-            let task = Task::Lapse { since: *since };
+            let task = Task::ExpireKeys { since: *since };
             answers.push(submit(&shared.queue, session, 0, task, 64)?);
         }
     }
     // All at once: each would be a synced write of its own.
     wait_for(answers)?;
-    remove_lapsed(shared)?;
+    remove_expired_keys(shared)?;
     for (since, session) in lost {
         shared.sessions.without_keys(*since, session.id);
     }
     Ok(())
 }
 
-/// Removes what lapsed: the keys of many sessions by one commit, those of one session by several only if they are more
-/// than a bite. Entries that are due have their turn in between.
-fn remove_lapsed(shared: &EngineShared) -> Result<()> {
-    let mut bite = Vec::new();
+/// Removes what expired: the keys of many sessions by one commit, those of one session by several only if they are more
+/// than a batch. Entries that are due have their turn in between.
+fn remove_expired_keys(shared: &EngineShared) -> Result<()> {
+    let mut batch = Vec::new();
     let mut whole = Vec::new();
-    for session in shared.sessions.lapsing() {
+    for session in shared.sessions.expiring() {
         // What a session that was resumed meanwhile put since then is newer, and stays.
-        let last = session.lapse();
+        let last = session.expired_up_to();
         let prefix = LifetimeRow::session_prefix(session.id);
         let mut start = prefix.clone();
         let mut more = true;
         while more {
             let (found, left) = session_keys(shared, &prefix, &mut start, |_| Some(last))?;
             more = left;
-            if bite.len() + found.len() > BITE {
-                remove_bite(shared, &mut bite, &mut whole)?;
+            if batch.len() + found.len() > BATCH {
+                remove_batch(shared, &mut batch, &mut whole)?;
             }
-            bite.extend(found);
+            batch.extend(found);
         }
         whole.push((session, last));
     }
-    remove_bite(shared, &mut bite, &mut whole)
+    remove_batch(shared, &mut batch, &mut whole)
 }
 
 /// Removes these keys, which are the last ones of these sessions.
-fn remove_bite(
+fn remove_batch(
     shared: &EngineShared,
-    bite: &mut Vec<Doomed>,
+    batch: &mut Vec<ExpiredKey>,
     whole: &mut Vec<(Arc<SessionState>, Revision)>,
 ) -> Result<()> {
-    remove(shared, SESSION_ENDED, std::mem::take(bite))?;
+    remove(shared, SESSION_ENDED, std::mem::take(batch))?;
     for (session, last) in whole.drain(..) {
-        shared.sessions.lapse_finished(&session, last);
+        shared.sessions.keys_removed(&session, last);
     }
     expire_if_due(shared)
 }

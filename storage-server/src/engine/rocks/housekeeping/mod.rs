@@ -1,8 +1,9 @@
-//! What is done beside the requests, on two threads: the housekeeper writes the mark and looks at leases and the disk each
-//! second, whatever the other does; the expirer removes what is due, what lost sessions held, and forgets old tombstones.
+//! Background work, on two threads. The housekeeper runs each second, whatever the other does: it writes `SYNCED`,
+//! releases pinned snapshots that rest, and looks at the disk. The expirer removes entries that are due and the keys of
+//! lost sessions, and forgets old tombstones.
 //!
-//! Neither writes to the database: expiries, lapses and forgotten tombstones go through the committer's queue like
-//! everything else, in bounded bites, so that many at once do not hold up writers.
+//! Neither writes to the database: removals of expired keys and of old tombstones go through the committer's queue like
+//! everything else, in batches of a bounded size, so that many at once do not hold up writers.
 
 mod alarm;
 mod expirer;
@@ -19,7 +20,7 @@ pub(crate) use self::alarm::Alarm;
 pub(crate) use self::expirer::run_expirer;
 pub(crate) use self::housekeeper::{run_housekeeper, write_mark};
 #[cfg(test)]
-pub(crate) use self::lost_sessions::lapse;
+pub(crate) use self::lost_sessions::expire_keys;
 pub(crate) use self::lost_sessions::{end_old_sessions, end_sessions};
 pub(crate) use self::tombstones::forget_of;
 use crate::engine::rocks::commit::{Task, submit};
@@ -27,17 +28,17 @@ use crate::engine::rocks::disk::Need;
 use crate::engine::rocks::layout::KeyspaceId;
 use crate::engine::rocks::{EngineShared, closed};
 
-/// How often the mark is written, leases and the disk are looked at.
+/// How often `SYNCED` is written, pinned snapshots and the disk are looked at.
 const ROUND: Duration = Duration::from_secs(1);
 
 /// Entries in one commit of the expirer.
-const BITE: usize = 512;
+const BATCH: usize = 512;
 
-/// Such commits before it looks at what else there is to do.
-const BITES_PER_VISIT: usize = 32;
+/// So many batches at a time, then the other tasks of the expirer have their turn.
+const BATCHES_PER_TICK: usize = 32;
 
-/// An entry that is to go, unless it has another revision by then.
-type Doomed = (KeyspaceId, Key, Revision);
+/// An entry to be removed, unless it has another revision by then.
+type ExpiredKey = (KeyspaceId, Key, Revision);
 
 /// The first key behind this one.
 pub(crate) fn behind(row: &[u8]) -> Vec<u8> {
@@ -48,7 +49,7 @@ pub(crate) fn behind(row: &[u8]) -> Vec<u8> {
 ///
 /// # Errors
 /// As a commit's; `StorageFull` where not even a removal has room.
-fn remove(shared: &EngineShared, label: &'static str, entries: Vec<Doomed>) -> Result<()> {
+fn remove(shared: &EngineShared, label: &'static str, entries: Vec<ExpiredKey>) -> Result<()> {
     if entries.is_empty() {
         return Ok(());
     }

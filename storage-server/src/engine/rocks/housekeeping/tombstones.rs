@@ -5,7 +5,7 @@ use std::sync::Arc;
 use storage_protocol::{Result, Revision};
 
 use super::expirer::expire_if_due;
-use super::{BITE, BITES_PER_VISIT, behind, wait_for};
+use super::{BATCH, BATCHES_PER_TICK, behind, wait_for};
 use crate::engine::rocks::commit::{Task, submit};
 use crate::engine::rocks::disk::Need;
 use crate::engine::rocks::layout::{Head, KeyspaceId, LifetimeRow, Stored, Table, entry_key};
@@ -24,7 +24,8 @@ pub(super) fn forget_tombstones(shared: &EngineShared) -> Result<bool> {
     Ok(more)
 }
 
-/// Forgets the tombstones of a keyspace that are too old or too many, oldest first, for a visit; true while there is more.
+/// Forgets the tombstones of a keyspace that are too old or too many, oldest first, for a tick; true while there is
+/// more.
 pub(crate) fn forget_of(shared: &EngineShared, keyspace: &Arc<KeyspaceState>) -> Result<bool> {
     let store = &shared.store;
     let Some(id) = keyspace.id() else {
@@ -35,11 +36,11 @@ pub(crate) fn forget_of(shared: &EngineShared, keyspace: &Arc<KeyspaceState>) ->
     let age = u64::try_from(store.options.tombstone_age.as_millis()).unwrap_or(u64::MAX);
     let oldest = store.now().0.saturating_sub(age);
     let mut start = prefix.clone();
-    for _ in 0..BITES_PER_VISIT {
-        let mut bite = Vec::new();
+    for _ in 0..BATCHES_PER_TICK {
+        let mut batch = Vec::new();
         let mut rows = store.iterate_prefix(Table::Lifetimes, &prefix, &start);
         while let Some(row) = rows.key()
-            && bite.len() < BITE
+            && batch.len() < BATCH
         {
             let LifetimeRow::Tombstone(_, revision, key) = LifetimeRow::parse(row)? else {
                 break;
@@ -48,22 +49,22 @@ pub(crate) fn forget_of(shared: &EngineShared, keyspace: &Arc<KeyspaceState>) ->
                 break;
             }
             surplus = surplus.saturating_sub(1);
-            bite.push((key, revision));
+            batch.push((key, revision));
             start = behind(row);
             rows.next();
         }
         rows.status()
             .map_err(|error| internal("read of tombstones", &error))?;
         drop(rows);
-        let Some((_, horizon)) = bite.last().cloned() else {
+        let Some((_, compacted)) = batch.last().cloned() else {
             return Ok(false);
         };
         shared.disk.check(Need::Removal, 0)?;
-        let bytes = bite.iter().map(|(key, _)| key.len() + 64).sum();
+        let bytes = batch.iter().map(|(key, _)| key.len() + 64).sum();
         let session = shared.server_session(keyspace);
         let task = Task::Forget {
-            tombstones: bite,
-            horizon,
+            tombstones: batch,
+            compacted,
         };
         wait_for(vec![submit(&shared.queue, &session, 0, task, bytes)?])?;
     }
@@ -230,8 +231,8 @@ mod tests {
         drop(engine);
         let (engine, _) = open(2 * HOUR);
         assert_eq!(forget(&engine).await, 0);
-        let horizon = engine.shared.store.keyspace(&name).horizon();
-        assert!(horizon > wrong.revision);
+        let compacted = engine.shared.store.keyspace(&name).compacted();
+        assert!(compacted > wrong.revision);
     }
 
     #[tokio::test]

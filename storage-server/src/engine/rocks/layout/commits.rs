@@ -47,8 +47,8 @@ pub(crate) struct CommitRow {
     pub(crate) signals: Vec<(u32, Key, Value)>,
     /// Values before, each with its change's place among the changes.
     pub(crate) previous: Vec<(u32, Value)>,
-    /// What its number is compared by when it comes again. The last 8 bytes of the row; versions before it was kept wrote
-    /// none, and read past it.
+    /// What its number is compared by when it comes again. The last 8 bytes of the row; versions before it was kept
+    /// wrote none, and read past it.
     pub(crate) fingerprint: Option<u64>,
 }
 

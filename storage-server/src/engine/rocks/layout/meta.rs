@@ -44,7 +44,7 @@ impl KeyspaceRow {
 }
 
 /// The tombstones of a keyspace up to this revision may be gone.
-pub(crate) fn horizon_key(keyspace: KeyspaceId) -> Vec<u8> {
+pub(crate) fn compacted_key(keyspace: KeyspaceId) -> Vec<u8> {
     [b"mhorizon/".as_slice(), &keyspace.0.to_be_bytes()].concat()
 }
 

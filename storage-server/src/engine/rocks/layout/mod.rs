@@ -33,7 +33,7 @@ pub(crate) use self::entries::{
 pub(crate) use self::index::{index_key, parse_index_key};
 pub(crate) use self::lifetimes::LifetimeRow;
 pub(crate) use self::meta::{
-    EPOCHS_KEY, KEYSPACE_PREFIX, KeyspaceRow, decode_epochs, encode_epochs, horizon_key,
+    EPOCHS_KEY, KEYSPACE_PREFIX, KeyspaceRow, compacted_key, decode_epochs, encode_epochs,
     keyspace_key,
 };
 pub(crate) use self::session::{

@@ -1,5 +1,5 @@
-//! The rows about sessions themselves, in the table `meta`. (Their commits' records are in `sessions`, where the replay of
-//! the log takes every row for a commit.)
+//! The rows about sessions themselves, in the table `meta`. (Their commits' records are in `sessions`, where the replay
+//! of the log takes every row for a commit.)
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use storage_protocol::{Epoch, Keyspace, Revision, SessionId, UnixMillis};
@@ -12,8 +12,8 @@ pub(crate) const SESSION_PREFIX: &[u8] = b"msession/";
 /// See [`SessionHorizon`].
 pub(crate) const SESSION_HORIZON_KEY: &[u8] = b"msession-horizon";
 
-/// The same for sessions that their clients ended, in a row of its own: it becomes part of the horizon at the next start. While
-/// the server runs it knows them by their ids.
+/// The same for sessions that their clients ended, in a row of its own: it becomes part of the horizon at the next
+/// start. While the server runs it knows them by their ids.
 pub(crate) const SESSION_ENDED_KEY: &[u8] = b"msession-ended";
 
 pub(crate) fn session_row_key(session: SessionId) -> Vec<u8> {
@@ -49,11 +49,11 @@ pub(crate) fn opened_at(session: SessionId) -> UnixMillis {
 pub(crate) struct SessionRow {
     pub(crate) epoch: Epoch,
     /// The highest one that attached, as far as it is known on disk.
-    pub(crate) incarnation: u64,
+    pub(crate) generation: u64,
     /// Keys of it were removed since its client last heard of that.
-    pub(crate) lapsed: bool,
+    pub(crate) keys_expired: bool,
     /// Its keys up to here are gone, or were to go when the server ended.
-    pub(crate) lapse: Revision,
+    pub(crate) expired_up_to: Revision,
     pub(crate) principal: String,
     pub(crate) keyspace: Keyspace,
 }
@@ -62,9 +62,9 @@ impl SessionRow {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = BytesMut::with_capacity(64 + self.principal.len());
         out.put_u64(self.epoch.0);
-        out.put_u64(self.incarnation);
-        out.put_u8(u8::from(self.lapsed));
-        out.put_u64(self.lapse.0);
+        out.put_u64(self.generation);
+        out.put_u8(u8::from(self.keys_expired));
+        out.put_u64(self.expired_up_to.0);
         put_bytes(&mut out, self.principal.as_bytes());
         put_bytes(&mut out, self.keyspace.as_str().as_bytes());
         out.into()
@@ -76,9 +76,9 @@ impl SessionRow {
         let parse = |from: &mut Bytes| -> Option<Self> {
             Some(Self {
                 epoch: Epoch(from.try_get_u64().ok()?),
-                incarnation: from.try_get_u64().ok()?,
-                lapsed: from.try_get_u8().ok()? == 1,
-                lapse: Revision(from.try_get_u64().ok()?),
+                generation: from.try_get_u64().ok()?,
+                keys_expired: from.try_get_u8().ok()? == 1,
+                expired_up_to: Revision(from.try_get_u64().ok()?),
                 principal: text(from)?,
                 keyspace: Keyspace::new(&text(from)?).ok()?,
             })
@@ -132,9 +132,9 @@ mod tests {
     fn session_rows_round_trip() {
         let row = SessionRow {
             epoch: Epoch(7),
-            incarnation: 3,
-            lapsed: true,
-            lapse: Revision(9),
+            generation: 3,
+            keys_expired: true,
+            expired_up_to: Revision(9),
             principal: "cert:a".into(),
             keyspace: Keyspace::new("model").unwrap(),
         };

@@ -1,14 +1,14 @@
 //! The one reader of the log for all watches that fell behind the ring.
 //!
-//! To find a place in the log is to read one of its files from the start, so one thread does it for all, and keeps a few
-//! places open to go on from. What it reads goes, page by page, into a small cache: who asks for a place inside a cached
-//! page has it at once, and all who wait for places inside a page are answered when it comes. The earliest
-//! place is read first, so that those who started late join those ahead of them and the log is read once for all; but each
+//! To find a place in the log is to read one of its files from the start, so one thread does it for all, and keeps a
+//! few places open to go on from. What it reads goes, page by page, into a small cache: who asks for a place inside a
+//! cached page has it at once, and all who wait for places inside a page are answered when it comes. The earliest place
+//! is read first, so that those who started late join those ahead of them and the log is read once for all; but each
 //! fourth time it is the place that was asked for longest ago, so nobody is passed over for long.
 //!
-//! What it holds is bounded: the cache by its bytes ([`CACHE_BYTES`], or one page if that is larger), the askers by the
-//! bound on watches. An asker is told that its page has come and takes it from the cache when it is polled, so one that
-//! is not polled holds no page; if the page is gone by then, it asks again. One that is dropped is not read for.
+//! What it holds is bounded: the cache by its bytes ([`CACHE_BYTES`], or one page if that is larger), the waiters by
+//! the bound on watches. A waiter is told that its page has come and takes it from the cache when it is polled, so one
+//! that is not polled holds no page; if the page is gone by then, it asks again. One that is dropped is not read for.
 //!
 //! When nobody has asked for [`REST`], cache and open places are given up.
 
@@ -82,7 +82,8 @@ impl CatchUp {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A page that holds what comes after `after`, of all keyspaces. Waits for the reader, not for the disk. Cancel-safe.
+    /// A page that holds what comes after `after`, of all keyspaces. Waits for the reader, not for the disk.
+    /// Cancel-safe.
     ///
     /// # Errors
     /// [`StorageError::Compacted`] where the log does not reach back to `after`; `Closed` once the store is closed.
@@ -97,7 +98,7 @@ impl CatchUp {
                     return Err(closed());
                 }
                 let (sender, answer) = oneshot::channel();
-                state.ask(after, sender);
+                state.wait_for(after, sender);
                 answer
             };
             self.work.notify_one();
@@ -132,15 +133,15 @@ impl CatchUp {
 
     /// The next place to read, and where cached pages go on behind it; `None` when stopped. Calls `rest` when there was
     /// nothing to do for a while.
-    fn next_place(&self, mut rest: impl FnMut()) -> Option<(Revision, Option<Revision>)> {
+    fn next_offset(&self, mut rest: impl FnMut()) -> Option<(Revision, Option<Revision>)> {
         let mut state = self.lock();
         let mut is_resting = false;
         loop {
             if state.stopped {
                 return None;
             }
-            if let Some(place) = state.next_place() {
-                return Some(place);
+            if let Some(offset) = state.next_offset() {
+                return Some(offset);
             }
             if is_resting {
                 state = self
@@ -177,26 +178,26 @@ impl CatchUpState {
         Some(page.clone())
     }
 
-    fn ask(&mut self, after: Revision, sender: oneshot::Sender<Result<()>>) {
+    fn wait_for(&mut self, after: Revision, sender: oneshot::Sender<Result<()>>) {
         let line = &mut self.line;
-        let place = self.waiting.entry(after).or_insert_with(|| {
+        let offset = self.waiting.entry(after).or_insert_with(|| {
             line.push_back(after);
             Vec::new()
         });
-        place.push(sender);
+        offset.push(sender);
     }
 
-    fn next_place(&mut self) -> Option<(Revision, Option<Revision>)> {
+    fn next_offset(&mut self) -> Option<(Revision, Option<Revision>)> {
         while let Some((earliest, _)) = self.waiting.first_key_value() {
             let after = match self.turn % OLDEST_EVERY {
                 0 => self.line.pop_front().unwrap_or(*earliest),
                 _ => *earliest,
             };
-            let Some(askers) = self.waiting.get_mut(&after) else {
+            let Some(waiters) = self.waiting.get_mut(&after) else {
                 continue;
             };
-            askers.retain(|asker| !asker.is_closed());
-            if askers.is_empty() {
+            waiters.retain(|waiter| !waiter.is_closed());
+            if waiters.is_empty() {
                 self.waiting.remove(&after);
                 continue;
             }
@@ -213,7 +214,7 @@ impl CatchUpState {
     }
 
     /// Keeps a page, and tells all who wait for a place in it.
-    fn came(&mut self, page: LogPage) {
+    fn insert(&mut self, page: LogPage) {
         if self.stopped {
             return;
         }
@@ -233,9 +234,9 @@ impl CatchUpState {
             self.cache_bytes -= replaced.bytes();
             self.used.remove(&used);
         }
-        let places: Vec<_> = self.waiting.range(start..end).map(|(at, _)| *at).collect();
-        for place in places {
-            self.answer(place, &Ok(()));
+        let offsets: Vec<_> = self.waiting.range(start..end).map(|(at, _)| *at).collect();
+        for offset in offsets {
+            self.answer(offset, &Ok(()));
         }
     }
 
@@ -243,17 +244,17 @@ impl CatchUpState {
         if let StorageError::Compacted { oldest } = *error {
             // It is the same for all who stand before it: the log is not looked through for each of them.
             let late: Vec<_> = self.waiting.range(..oldest).map(|(at, _)| *at).collect();
-            for place in late {
-                self.answer(place, &Err(StorageError::Compacted { oldest }));
+            for offset in late {
+                self.answer(offset, &Err(StorageError::Compacted { oldest }));
             }
         }
         self.answer(after, &Err(error.clone()));
     }
 
-    fn answer(&mut self, place: Revision, answer: &Result<()>) {
-        for asker in self.waiting.remove(&place).unwrap_or_default() {
+    fn answer(&mut self, offset: Revision, answer: &Result<()>) {
+        for waiter in self.waiting.remove(&offset).unwrap_or_default() {
             // One that is gone needs no answer.
-            let _ = asker.send(answer.clone());
+            let _ = waiter.send(answer.clone());
         }
     }
 
@@ -270,7 +271,7 @@ pub(crate) fn run(shared: &EngineShared) {
     let _stop = StopOnDrop(&shared.catch_up);
     // Places of a database that `shared` keeps open. Longest unused first.
     let mut cursors = VecDeque::new();
-    while let Some((after, until)) = shared.catch_up.next_place(|| cursors.clear()) {
+    while let Some((after, until)) = shared.catch_up.next_offset(|| cursors.clear()) {
         let page = read(shared, &mut cursors, after, until).or_else(|error| {
             // A file may be purged while it is opened. What is at fault then is the place, not the log.
             cursors.clear();
@@ -284,7 +285,7 @@ pub(crate) fn run(shared: &EngineShared) {
         });
         let mut state = shared.catch_up.lock();
         match page {
-            Ok(page) => state.came(page),
+            Ok(page) => state.insert(page),
             Err(error) => state.failed(after, &error),
         }
     }
@@ -334,8 +335,8 @@ fn read(
 
 /// Takes out the open place that is nearest before `after`, if that is near enough to read on to it.
 fn take_nearest(cursors: &mut VecDeque<LogCursor>, after: Revision) -> Option<LogCursor> {
-    let places = cursors.iter().enumerate();
-    let before = places.filter(|(_, cursor)| cursor.at() <= after);
+    let offsets = cursors.iter().enumerate();
+    let before = offsets.filter(|(_, cursor)| cursor.at() <= after);
     let (nearest, cursor) = before.max_by_key(|(_, cursor)| cursor.at())?;
     if after.0 - cursor.at().0 > SKIP_MAX {
         return None;

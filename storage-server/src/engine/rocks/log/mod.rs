@@ -2,8 +2,8 @@
 //!
 //! The WAL holds every commit once, as the rows that the committer wrote; each commit ends with its record row, whose
 //! number in RocksDB's sequence is the commit's revision. What a reader must mind (each has a test): a position may lie
-//! inside a group, and asking for it skips the whole group; purged files and holes are not errors; recovery writes empty
-//! batches; the iterator's end is an end only if its status is good.
+//! inside a group, and asking for it skips the whole group; purged files and holes are not errors; recovery writes
+//! empty batches; the iterator's end is an end only if its status is good.
 
 pub(crate) mod catch_up;
 mod replay;
@@ -21,7 +21,8 @@ use crate::feed::page::CommitPage;
 /// rule, and a far look costs the reading of what lies between. `u64::MAX` asks for everything there is.
 const LOOK_BACK: [u64; 5] = [0, 256, 16 * 1024, 1 << 20, u64::MAX];
 
-/// How far before the log's end the last commit is looked for, in turn: what is not a commit takes few numbers, as a rule.
+/// How far before the log's end the last commit is looked for, in turn: what is not a commit takes few numbers, as a
+/// rule.
 const LAST_COMMIT_LOOK_BACK: [u64; 3] = [64, 4096, 100_000];
 
 /// Commits of all keyspaces, read from the log.
@@ -77,9 +78,9 @@ impl LogCursor {
         self.at
     }
 
-    /// Reads the commits after `after`, which must not lie before [`LogCursor::at`] nor at the store's last revision, until
-    /// about `page_bytes` are read, or `until` or the end is reached. `None`: it has come to its own end, since it sees
-    /// nothing that was written after it got there; find the place anew. Blocks.
+    /// Reads the commits after `after`, which must not lie before [`LogCursor::at`] nor at the store's last revision,
+    /// until about `page_bytes` are read, or `until` or the end is reached. `None`: it has come to its own end, since
+    /// it sees nothing that was written after it got there; find the place anew. Blocks.
     ///
     /// # Errors
     /// [`StorageError::Compacted`] where the log has a hole.

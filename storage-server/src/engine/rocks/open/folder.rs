@@ -11,8 +11,8 @@ use super::error::OpenError;
 use super::synced::write_durably;
 use crate::engine::rocks::layout::FORMAT;
 
-/// Whether log files of a later state are beside those of a copy that was put back: RocksDB would replay them over it, or
-/// take them for its history. The log is archived in order, so no archived file is as new as one that is in use.
+/// Whether log files of a later state are beside those of a copy that was put back: RocksDB would replay them over it,
+/// or take them for its history. The log is archived in order, so no archived file is as new as one that is in use.
 pub(super) fn check_unmixed(path: &Path) -> Result<(), OpenError> {
     let numbers = |folder: &Path| -> Result<Vec<u64>, OpenError> {
         let entries = match fs::read_dir(folder) {

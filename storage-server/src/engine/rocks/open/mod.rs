@@ -1,4 +1,4 @@
-//! Opening a data folder: what is judged before the first request, and how RocksDB is set.
+//! Opening a data folder: what is checked before the first request, and how RocksDB is set.
 //!
 //! A folder holds `STORE` (the format's version, readable without RocksDB), `SYNCED` (see [`synced`]) and
 //! `db/`. Whatever is wrong is refused with the path and the reason; nothing is ever repaired in silence.
@@ -68,7 +68,7 @@ fn open_once(options: &EngineOptions) -> Result<Opened, OpenError> {
     let fork = if is_new {
         Some(Revision::ZERO)
     } else {
-        let lost = judge_tail(path, options, mark.as_ref(), recovered)?;
+        let lost = check_tail(path, options, mark.as_ref(), recovered)?;
         if let (Some(mark), Some(Origin::Copy)) = (&mark, origin)
             && mark.clean
             && recovered > mark.revision
@@ -82,14 +82,14 @@ fn open_once(options: &EngineOptions) -> Result<Opened, OpenError> {
                 what,
             });
         }
-        let again = judge_origin(path, options, origin).then_some(recovered);
+        let again = check_origin(path, options, origin).then_some(recovered);
         lost.or(again)
             .or_else(|| epochs.is_empty().then_some(recovered))
     };
     if let Some(fork) = fork {
         let epoch = Epoch(rand::random());
         if is_new {
-            // Before the epoch, so that a crash between the two leaves a new store and not one without its mark.
+            // Before the epoch: a crash between the two then leaves a new store, not one whose `SYNCED` is missing.
             fresh_mark(options).write(path)?;
         } else {
             tracing::warn!(%epoch, revision = fork.0, "the store goes on under a new epoch, which forks at this revision");
@@ -103,7 +103,7 @@ fn open_once(options: &EngineOptions) -> Result<Opened, OpenError> {
         time,
         ..fresh_mark(options)
     };
-    // From here the store is in use: an unclean end must not find the mark of a clean one.
+    // From here the store is in use: after a crash `SYNCED` must not say that it ended cleanly.
     mark.write(path)?;
     Ok(Opened { db, epochs, mark })
 }
@@ -119,7 +119,7 @@ fn fresh_mark(options: &EngineOptions) -> SyncedFile {
 }
 
 /// What an unclean end means: `Some(fork)` if the history forks.
-fn judge_tail(
+fn check_tail(
     path: &Path,
     options: &EngineOptions,
     mark: Option<&SyncedFile>,
@@ -155,8 +155,9 @@ fn judge_tail(
     Ok(may_have_lost.then_some(mark.revision))
 }
 
-/// Whether the history is to fork since others may go on from the same state, and give its next revisions to other commits.
-fn judge_origin(path: &Path, options: &EngineOptions, origin: Option<Origin>) -> bool {
+/// Whether the history is to fork since others may go on from the same state, and give its next revisions to other
+/// commits.
+fn check_origin(path: &Path, options: &EngineOptions, origin: Option<Origin>) -> bool {
     let data = path.display();
     if origin == Some(Origin::Copy) && !planted("copy-unnoticed") {
         tracing::warn!(%data, "the data folder was copied or put back: its file SYNCED is not the one that a server wrote");

@@ -1,7 +1,7 @@
-//! The mark beside the store: the last revision known to be on disk, and how the server last ended.
+//! The file `SYNCED` beside the store: the last revision known to be on disk, and how the server last ended.
 //!
-//! RocksDB's recovery takes a damaged record in the WAL for its torn end and drops what follows without a word. The
-//! mark, written each second after a sync, is what notices. It never names a revision that is not synced.
+//! RocksDB's recovery takes a damaged record in the WAL for its torn end and drops what follows without a word. This
+//! file, written each second after a sync, is what notices. It never names a revision that is not synced.
 //!
 //! It names its own file too, so that a copy of the folder is told from the original: see [`Origin`].
 
@@ -29,8 +29,8 @@ pub(crate) struct SyncedFile {
     pub(crate) time: UnixMillis,
 }
 
-/// Whether the mark that was found is the file that a server wrote, or a copy of it: then the folder was copied or put
-/// back, and whoever has the other one (or had it) gives the same revisions to other commits.
+/// Whether the file that was found is the one that a server wrote, or a copy of it. If a copy, the folder was copied or
+/// put back, and whoever has (or had) the other one gives the same revisions to other commits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
     Original,
@@ -50,8 +50,8 @@ struct FileId {
 enum Birth {
     /// Nanoseconds since 1970.
     Time(u128),
-    /// Of a file system that keeps no times of birth: its device, which tells less, since a number of a removed file may
-    /// come again.
+    /// Of a file system that keeps no times of birth: its device, which tells less, since a number of a removed file
+    /// may come again.
     Device(u64),
 }
 
@@ -152,7 +152,7 @@ impl SyncedFile {
         words.next().is_none().then_some((mark, named))
     }
 
-    /// Replaces the mark on disk, durably.
+    /// Replaces `SYNCED` on disk, durably.
     pub(crate) fn write(&self, folder: &Path) -> Result<(), OpenError> {
         let path = folder.join(Self::FILE);
         let durability = match self.durability {

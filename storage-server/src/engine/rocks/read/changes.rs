@@ -12,8 +12,8 @@ const CHANGES_ROWS_MAX: usize = 64 * 1024;
 
 /// Where a pass over what changed stands: index rows after `after`, on a snapshot that somebody else holds.
 ///
-/// The order of the index is that of revisions, so a pass may go on with a newer snapshot where one on an older snapshot
-/// ended: what changed in between stands behind.
+/// The order of the index is that of revisions, so a pass may go on with a newer snapshot where one on an older
+/// snapshot ended: what changed in between stands behind.
 #[derive(Clone, Debug)]
 pub(crate) struct ChangesCursor {
     keyspace: KeyspaceId,
@@ -93,9 +93,9 @@ impl ChangesCursor {
                 && let Some(row) = snapshot.row(Table::Entries, &entry_key(self.keyspace, key))?
             {
                 let (head, at) = layout::parse_entry_value(&row)?;
-                let is_told = head.is_live()
+                let is_delivered = head.is_live()
                     || (revision > self.tombstones_after && !planted("latest-forgets-tombstones"));
-                if head.revision == revision && is_told {
+                if head.revision == revision && is_delivered {
                     bytes += row.len() + key.len();
                     let state = layout::state(head, || Bytes::copy_from_slice(&row[at..]));
                     items.push(ScanItem {

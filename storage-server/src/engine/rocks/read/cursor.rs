@@ -13,8 +13,8 @@ use crate::engine::rocks::layout;
 use crate::engine::rocks::layout::{Head, KeyspaceId, Table, entry_key, keyspace_end};
 use crate::engine::rocks::store::{StoreSnapshot, internal};
 
-/// What the index may tell a scan with `newer_than` to look at, in bytes of row keys. With more, the scan goes through its
-/// whole range and leaves out what is older: that needs no memory.
+/// What the index may tell a scan with `newer_than` to look at, in bytes of row keys. With more, the scan goes through
+/// its whole range and leaves out what is older: that needs no memory.
 const CHANGED_BYTES_MAX: usize = 8 << 20;
 
 /// Where a scan stands: what it still has to read, on a snapshot that somebody else holds.

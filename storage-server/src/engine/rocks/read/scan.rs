@@ -7,7 +7,7 @@ use storage_protocol::{Limit, Result, ScanItem, ScanSource, StorageError, plante
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::cursor::ScanCursor;
-use super::lease::Leased;
+use super::snapshots::PinnedSnapshot;
 use crate::engine::Room;
 use crate::engine::rocks::{EngineShared, PAGE_BYTES};
 
@@ -15,7 +15,7 @@ use crate::engine::rocks::{EngineShared, PAGE_BYTES};
 pub(crate) struct RocksScan {
     pub(crate) shared: Arc<EngineShared>,
     /// `None` when it is over, or a page is read.
-    pub(crate) state: Option<(Leased, ScanCursor)>,
+    pub(crate) state: Option<(PinnedSnapshot, ScanCursor)>,
     /// Set while a page is read, and left set where it did not come: what follows would have a hole.
     pub(crate) failure: Option<StorageError>,
     pub(crate) place: Option<OwnedSemaphorePermit>,
@@ -40,7 +40,7 @@ impl ScanSource for RocksScan {
         let room = self.room.clone();
         let read = move |shared: &EngineShared| {
             let snapshot = if planted("scan-pages-drift") {
-                shared.leases.lend(&shared.store)
+                shared.leases.pin(&shared.store)
             } else {
                 snapshot
             };

@@ -108,7 +108,7 @@ impl<'a> Cleaner<'a> {
         if self.batch.is_empty() {
             return Ok(());
         }
-        // Synced in every durability: the mark may name these numbers a second later.
+        // Synced in every durability: `SYNCED` may name these numbers a second later.
         let mut sync = rocksdb::WriteOptions::default();
         // The first one of a new epoch, so it would hide that the epoch was not synced.
         sync.set_sync(!planted("forgetting-not-synced") && !planted("epoch-not-synced"));

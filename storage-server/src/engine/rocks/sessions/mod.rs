@@ -1,8 +1,8 @@
 //! Sessions of peers: they outlive their sockets, and their numbered commits have one effect.
 //!
-//! A [`SessionState`] is one session, shared by its handles (one for each incarnation that attached) and by what they
-//! queued. [`Sessions`] knows all of them: by id, those without a socket by the time they lost it, and the horizon. What
-//! changes a session passes the committer, in its principal's line: so a newer incarnation stands behind everything
+//! A [`SessionState`] is one session, shared by its handles (one for each generation that attached) and by what they
+//! queued. [`Sessions`] knows all of them: by id, those without a socket by the time they lost it, and the horizon.
+//! What changes a session passes the committer, in its principal's line: so a newer generation stands behind everything
 //! that the older one queued, and is the last word on what was executed.
 //!
 //! A session has a row in `meta` from its first commit on, and only then. While the server runs, each session with a
@@ -103,12 +103,12 @@ impl Sessions {
         Some(state)
     }
 
-    /// The time that a session is opened at: behind the horizon, also in the millisecond that made it.
+    /// The opening time for a new session's id: always newer than the session horizon, also within one millisecond.
     fn time(&self, store: &Store) -> UnixMillis {
         store.now().max(UnixMillis(self.horizon().0 + 1))
     }
 
-    /// The horizon is not before this session's opening.
+    /// Raises the session horizon to this session's opening: ids up to there are no longer known to be unused.
     fn raise_horizon(&self, session: SessionId) {
         let opened = layout::opened_at(session);
         self.horizon.fetch_max(opened.0, Ordering::AcqRel);
@@ -123,7 +123,7 @@ impl Sessions {
         let state = self.registry().states.get(&id).and_then(Weak::upgrade);
         match state {
             None => Some(Revision(u64::MAX)),
-            Some(state) => Some(state.lapse()).filter(|lapse| *lapse > Revision::ZERO),
+            Some(state) => Some(state.expired_up_to()).filter(|lapse| *lapse > Revision::ZERO),
         }
     }
 
@@ -162,30 +162,30 @@ impl Sessions {
         }
     }
 
-    /// Those whose keys are to be removed up to their lapse.
-    pub(crate) fn lapsing(&self) -> Vec<Arc<SessionState>> {
+    /// Sessions whose keys, up to a revision of each, are being removed.
+    pub(crate) fn expiring(&self) -> Vec<Arc<SessionState>> {
         let registry = self.registry();
-        let lapsing = registry.lapsing.values();
-        lapsing.map(|(_, session)| session.clone()).collect()
+        let expiring = registry.expiring.values();
+        expiring.map(|(_, session)| session.clone()).collect()
     }
 
-    /// Whether the lapse of a session that was lost then is begun and not finished.
-    pub(crate) fn is_lapsing(&self, since: UnixMillis, id: SessionId) -> bool {
+    /// Whether the keys of a session that was lost then are being removed.
+    pub(crate) fn is_expiring(&self, since: UnixMillis, id: SessionId) -> bool {
         let registry = self.registry();
-        let lapsing = registry.lapsing.get(&id);
-        lapsing.is_some_and(|(begun, _)| *begun == since)
+        let expiring = registry.expiring.get(&id);
+        expiring.is_some_and(|(begun, _)| *begun == since)
     }
 
-    /// The keys of a session up to this lapse are removed.
-    pub(crate) fn lapse_finished(&self, session: &SessionState, lapse: Revision) {
+    /// All keys of a session up to this revision are removed.
+    pub(crate) fn keys_removed(&self, session: &SessionState, lapse: Revision) {
         let mut registry = self.registry();
-        if session.lapse() == lapse {
-            registry.lapsing.remove(&session.id);
+        if session.expired_up_to() == lapse {
+            registry.expiring.remove(&session.id);
         }
     }
 
-    /// Sessions to forget, at most `max`: those lost up to `before`. If there are none: what is over `kept_max`, of those
-    /// lost up to `grace`, from the principals with the most.
+    /// Sessions to forget, at most `max`: those lost up to `before`. If there are none: what is over `kept_max`, of
+    /// those lost up to `grace`, from the principals with the most.
     pub(crate) fn overdue(
         &self,
         before: UnixMillis,

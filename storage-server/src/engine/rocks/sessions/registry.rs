@@ -18,8 +18,9 @@ pub(super) struct Registry {
     pub(super) lost: BTreeMap<(UnixMillis, SessionId), Arc<SessionState>>,
     /// Of these, those that may have keys.
     pub(super) with_keys: BTreeSet<(UnixMillis, SessionId)>,
-    /// Those whose lapse is begun and not finished, also if they were resumed since; with the loss that it came of.
-    pub(super) lapsing: BTreeMap<SessionId, (UnixMillis, Arc<SessionState>)>,
+    /// Sessions whose keys are being removed, also if they were resumed since; each with the time at which its socket
+    /// was lost.
+    pub(super) expiring: BTreeMap<SessionId, (UnixMillis, Arc<SessionState>)>,
     /// The same as `lost` by principal, and the principals by how many they have.
     lost_of: HashMap<Arc<str>, BTreeSet<(UnixMillis, SessionId)>>,
     principals: BTreeSet<(usize, Arc<str>)>,

@@ -45,12 +45,12 @@ pub(crate) struct SessionState {
     pub(super) ended: AtomicBool,
     /// Has a row in `meta`.
     pub(super) stored: AtomicBool,
-    pub(super) incarnation: AtomicU64,
+    pub(super) generation: AtomicU64,
     attached: Mutex<Handle>,
     /// Its keys were removed, and no client of it has shown yet that it knows.
-    pub(super) lapsed: AtomicBool,
+    pub(super) keys_expired: AtomicBool,
     /// Its keys up to this revision are gone, or going.
-    pub(super) lapse: AtomicU64,
+    pub(super) expired_up_to: AtomicU64,
     /// When its socket was lost; 0: it was not.
     pub(super) lost: AtomicU64,
 }
@@ -71,10 +71,10 @@ impl SessionState {
             loaded: true.into(),
             ended: false.into(),
             stored: false.into(),
-            incarnation: 0.into(),
+            generation: 0.into(),
             attached: Mutex::new(handle),
-            lapsed: false.into(),
-            lapse: 0.into(),
+            keys_expired: false.into(),
+            expired_up_to: 0.into(),
             lost: 0.into(),
         }
     }
@@ -85,9 +85,9 @@ impl SessionState {
         Self {
             loaded: false.into(),
             stored: true.into(),
-            incarnation: row.incarnation.into(),
-            lapsed: row.lapsed.into(),
-            lapse: row.lapse.0.into(),
+            generation: row.generation.into(),
+            keys_expired: row.keys_expired.into(),
+            expired_up_to: row.expired_up_to.0.into(),
             ..state
         }
     }
@@ -95,9 +95,9 @@ impl SessionState {
     pub(super) fn row(&self, store: &Store) -> SessionRow {
         SessionRow {
             epoch: store.epoch(),
-            incarnation: self.incarnation.load(Ordering::Acquire),
-            lapsed: self.lapsed.load(Ordering::Acquire),
-            lapse: self.lapse(),
+            generation: self.generation.load(Ordering::Acquire),
+            keys_expired: self.keys_expired.load(Ordering::Acquire),
+            expired_up_to: self.expired_up_to(),
             principal: self.principal.to_string(),
             keyspace: self.keyspace.name.clone(),
         }
@@ -115,12 +115,12 @@ impl SessionState {
         self.ended.load(Ordering::Acquire)
     }
 
-    pub(crate) fn is_lapsed(&self) -> bool {
-        self.lapsed.load(Ordering::Acquire)
+    pub(crate) fn has_expired_keys(&self) -> bool {
+        self.keys_expired.load(Ordering::Acquire)
     }
 
-    pub(crate) fn lapse(&self) -> Revision {
-        Revision(self.lapse.load(Ordering::Acquire))
+    pub(crate) fn expired_up_to(&self) -> Revision {
+        Revision(self.expired_up_to.load(Ordering::Acquire))
     }
 
     /// Whether its socket was lost then, and it was not resumed since.
@@ -143,6 +143,6 @@ pub(crate) enum Verdict {
     Attached,
     /// It ended meanwhile.
     Gone,
-    /// The incarnation is not higher than one before.
+    /// The generation is not higher than one before.
     Fenced,
 }

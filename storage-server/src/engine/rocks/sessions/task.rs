@@ -16,7 +16,7 @@ use crate::engine::rocks::layout;
 use crate::engine::rocks::layout::{CommitRow, SESSION_WINDOW, SessionHorizon, Table};
 
 impl Group<'_> {
-    /// Whether a commit may be judged at all: not from a handle that was fenced, and not after the end.
+    /// Refuses what a fenced handle sends, and everything after the session's end.
     pub(crate) fn check_session(
         &self,
         session: &SessionState,
@@ -32,8 +32,8 @@ impl Group<'_> {
         } else {
             return Ok(());
         };
-        // Under a number that was executed, it may be this one. And what was sent on a fenced socket may come again on the
-        // newer one, and be executed there.
+        // Under a number that was executed, it may be this one. And what was sent on a fenced socket may come again on
+        // the newer one, and be executed there.
         let may_come_again = is_fenced && repeatable;
         let was_executed = number <= session.executed.load(Ordering::Acquire);
         let outcome = if may_come_again || was_executed {
@@ -45,8 +45,8 @@ impl Group<'_> {
         Err(StorageError::Closed { reason, outcome })
     }
 
-    /// The answer to a peer's number that is not above the highest executed one: what it did the first time, if it is the
-    /// same commit. Without a fingerprint that is not known.
+    /// The answer to a peer's number that is not above the highest executed one: what it did the first time, if it is
+    /// the same commit. Without a fingerprint that is not known.
     pub(crate) fn repeat(
         &mut self,
         session: &SessionState,
@@ -133,15 +133,15 @@ impl Group<'_> {
         &mut self,
         session: &SessionState,
         handle: Handle,
-        incarnation: u64,
+        generation: u64,
         verdict: &OnceLock<Verdict>,
     ) -> Result<Position> {
-        let judged = if session.has_ended() {
+        let decided = if session.has_ended() {
             Verdict::Gone
-        } else if incarnation <= session.incarnation.load(Ordering::Acquire) {
+        } else if generation <= session.generation.load(Ordering::Acquire) {
             Verdict::Fenced
         } else {
-            session.incarnation.store(incarnation, Ordering::Release);
+            session.generation.store(generation, Ordering::Release);
             let before = std::mem::replace(&mut *session.attached(), handle);
             // Told when the new one is durable: its owner must not come again.
             self.fenced.push(before.fence);
@@ -151,7 +151,7 @@ impl Group<'_> {
             Verdict::Attached
         };
         // The task has one verdict.
-        let _ = verdict.set(judged);
+        let _ = verdict.set(decided);
         self.here()
     }
 
@@ -169,28 +169,28 @@ impl Group<'_> {
     }
 
     /// The client knows that keys of its session were removed.
-    pub(crate) fn heed(&mut self, session: &SessionState, handle: u64) -> Result<Position> {
-        if session.is_attached(handle) && session.lapsed.swap(false, Ordering::AcqRel) {
+    pub(crate) fn acknowledge(&mut self, session: &SessionState, handle: u64) -> Result<Position> {
+        if session.is_attached(handle) && session.keys_expired.swap(false, Ordering::AcqRel) {
             self.update_session_row(session);
         }
         self.here()
     }
 
     /// The keys that a session has now are to go, unless it was resumed.
-    pub(crate) fn lapse(
+    pub(crate) fn expire_keys(
         &mut self,
         session: &Arc<SessionState>,
         since: UnixMillis,
     ) -> Result<Position> {
         self.store.check_poison()?;
         if session.is_lost_since(since) {
-            let last = self.base + self.numbers;
+            let last = self.base + self.sequence_numbers;
             let mut registry = self.shared.sessions.registry();
-            let lapsing = (since, session.clone());
-            registry.lapsing.insert(session.id, lapsing);
+            let expiring = (since, session.clone());
+            registry.expiring.insert(session.id, expiring);
             drop(registry);
-            session.lapse.store(last, Ordering::Release);
-            session.lapsed.store(true, Ordering::Release);
+            session.expired_up_to.store(last, Ordering::Release);
+            session.keys_expired.store(true, Ordering::Release);
             self.update_session_row(session);
         }
         self.here()
@@ -206,7 +206,7 @@ impl Group<'_> {
         self.store.check_poison()?;
         if session.is_lost_since(since) {
             let sessions = &self.shared.sessions;
-            // Ordering: before the session is out of the registry, where its id would be judged by the horizon.
+            // Ordering: before the session leaves the registry, since from then on its id is compared with the horizon.
             sessions.raise_horizon(session.id);
             let opened = sessions.horizon();
             session.ended.store(true, Ordering::Release);

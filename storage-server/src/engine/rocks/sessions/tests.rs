@@ -110,14 +110,14 @@ async fn put(session: &Reopened, number: u64, key: &'static str) -> Result<Posit
         .await
 }
 
-async fn attempt(engine: &RocksEngine, id: SessionId, incarnation: u64) -> Resumed {
+async fn attempt(engine: &RocksEngine, id: SessionId, generation: u64) -> Resumed {
     let here = keyspace();
-    let resumed = engine.resume_session("cert:a", &here, id, incarnation);
+    let resumed = engine.resume_session("cert:a", &here, id, generation);
     resumed.await.unwrap()
 }
 
-async fn resume(engine: &RocksEngine, id: SessionId, incarnation: u64) -> Reopened {
-    match attempt(engine, id, incarnation).await {
+async fn resume(engine: &RocksEngine, id: SessionId, generation: u64) -> Reopened {
+    match attempt(engine, id, generation).await {
         Resumed::Session(session) => Reopened::of(session),
         other => panic!("not resumed: {other:?}"),
     }
@@ -169,7 +169,7 @@ async fn both_copies_of_a_commit_in_one_group_have_one_effect() {
             bytes: 100,
             reply,
         });
-        let numbers = group.numbers;
+        let numbers = group.sequence_numbers;
         (numbers, group.last_answer())
     };
     let (before, first) = take(1, Some(7), "b");
@@ -196,7 +196,7 @@ async fn another_commit_under_an_executed_number_is_refused_also_after_a_restart
     let last = put(&session, 2, "b").await.unwrap();
     let mut engine = engine;
     let mut folder = folder;
-    for incarnation in [1, 2] {
+    for generation in [1, 2] {
         let reused = put(&session, 1, "x").await.unwrap_err();
         assert_eq!(reused, StorageError::NumberReused { number: 1 });
         assert_eq!(reused.outcome(), Outcome::NotExecuted);
@@ -214,11 +214,11 @@ async fn another_commit_under_an_executed_number_is_refused_also_after_a_restart
         assert_eq!(put(&session, 1, "a").await.unwrap(), first);
         assert_eq!(put(&session, 2, "b").await.unwrap(), last);
         assert!(session.storage.get_one("x".into()).await.unwrap().is_none());
-        if incarnation == 1 {
+        if generation == 1 {
             session.lose();
             folder = closed(&folder, engine).await;
             engine = reopened(options(folder.path())).await;
-            session = resume(&engine, id, incarnation).await;
+            session = resume(&engine, id, generation).await;
         }
     }
 }
@@ -271,8 +271,8 @@ async fn a_higher_incarnation_fences_and_what_was_queued_counts() {
     old.end().await.unwrap();
     old.lose();
     put(&new, 51, "a").await.unwrap();
-    for incarnation in [0, 1] {
-        let again = attempt(&engine, id, incarnation).await;
+    for generation in [0, 1] {
+        let again = attempt(&engine, id, generation).await;
         assert!(matches!(again, Resumed::Fenced), "{again:?}");
     }
     put(&new, 52, "a").await.unwrap();
@@ -392,7 +392,7 @@ async fn a_repeated_commit_is_answered_whatever_holds_now() {
     let engine = reopened(full).await;
     let session = resume(&engine, id, 2).await;
     assert_eq!(put(&session, 1, "a").await.unwrap(), first);
-    // What it holds is compared, and not judged.
+    // What it holds is compared, and not validated.
     let invalid = Batch::new().put("", "");
     let repeated = session
         .storage

@@ -16,7 +16,7 @@ pub(crate) struct KeyspaceState {
     /// What the configuration says, for the time it is made.
     pub(super) mwdb_configured: bool,
     /// Tombstones up to here may be gone. Written by the committer, read by scans and watches.
-    pub(super) horizon: AtomicU64,
+    pub(super) compacted: AtomicU64,
 }
 
 impl KeyspaceState {
@@ -39,12 +39,12 @@ impl KeyspaceState {
         self.row().map_or(self.mwdb_configured, |row| row.mwdb)
     }
 
-    pub(crate) fn horizon(&self) -> Revision {
-        Revision(self.horizon.load(Ordering::Acquire))
+    pub(crate) fn compacted(&self) -> Revision {
+        Revision(self.compacted.load(Ordering::Acquire))
     }
 
-    pub(crate) fn raise_horizon(&self, to: Revision) {
-        self.horizon.fetch_max(to.0, Ordering::AcqRel);
+    pub(crate) fn raise_compacted(&self, to: Revision) {
+        self.compacted.fetch_max(to.0, Ordering::AcqRel);
     }
 }
 

@@ -94,13 +94,13 @@ impl Store {
             let name = String::from_utf8_lossy(name);
             let state = self.keyspace(&Keyspace::new(&name).map_err(|error| damaged(&error))?);
             state.set_row(row);
-            if let Some(horizon) = self
+            if let Some(compacted) = self
                 .db
-                .get_cf(self.table(Table::Meta), layout::horizon_key(row.id))
+                .get_cf(self.table(Table::Meta), layout::compacted_key(row.id))
                 .map_err(|error| damaged(&error))?
             {
-                state.raise_horizon(
-                    layout::decode_revision(&horizon).map_err(|error| damaged(&error))?,
+                state.raise_compacted(
+                    layout::decode_revision(&compacted).map_err(|error| damaged(&error))?,
                 );
             }
             rows.next();
@@ -132,7 +132,7 @@ impl Store {
                 name: name.clone(),
                 row: OnceLock::new(),
                 mwdb_configured: self.options.mwdb_keyspaces.contains(name),
-                horizon: AtomicU64::new(0),
+                compacted: AtomicU64::new(0),
             };
             keyspaces.sweep();
             keyspaces

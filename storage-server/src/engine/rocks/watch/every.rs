@@ -10,7 +10,7 @@ use storage_protocol::{
 };
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Tokens, live_if, mark_waits};
+use super::{Tokens, live_if, progress_waits};
 use crate::engine::rocks::EngineShared;
 use crate::engine::rocks::log::LogPage;
 use crate::engine::rocks::store::KeyspaceState;
@@ -31,8 +31,8 @@ pub(crate) struct EveryWatch {
     /// A page of the log that was asked for.
     reading: Option<Reading>,
     tokens: Tokens,
-    /// Everything up to here was handed over.
-    told: Revision,
+    /// Everything up to here was delivered.
+    delivered: Revision,
     _place: OwnedSemaphorePermit,
 }
 
@@ -48,7 +48,7 @@ impl EveryWatch {
             shared,
             keyspace,
             subscription,
-            told: begun,
+            delivered: begun,
             queue: VecDeque::new(),
             reading: None,
             tokens: Tokens::default(),
@@ -56,8 +56,8 @@ impl EveryWatch {
         }
     }
 
-    /// Takes what the log gave, and what else is in memory of it: this watch's commits into the queue, as many as it may
-    /// hold, its place in the feed to where the log was searched.
+    /// Takes what the log gave, and what else is in memory of it: this watch's commits into the queue, as many as it
+    /// may hold, its place in the feed to where the log was searched.
     fn take_page(&mut self, after: Revision, mut page: Arc<LogPage>) {
         let mut found = Found::after(after, QUEUE_BYTES_MAX);
         for _ in 0..PAGES_PER_TURN {
@@ -95,7 +95,7 @@ impl WatchSource for EveryWatch {
         }
         loop {
             if let Some(commit) = self.queue.pop_front() {
-                self.told = commit.revision;
+                self.delivered = commit.revision;
                 return Poll::Ready(Some(Ok(WatchEvent::Commit(commit))));
             }
             if let Some((after, reading)) = &mut self.reading {
@@ -119,17 +119,17 @@ impl WatchSource for EveryWatch {
                     let Some(&(token, at)) = self.tokens.asked.front() else {
                         return Poll::Pending;
                     };
-                    if mark_waits(&self.shared, &self.subscription, revision, at, cx) {
+                    if progress_waits(&self.shared, &self.subscription, revision, at, cx) {
                         return Poll::Pending;
                     }
                     self.tokens.asked.pop_front();
-                    self.told = revision;
+                    self.delivered = revision;
                     let position = self.shared.store.at(revision);
-                    let mark = WatchEvent::Progress {
+                    let progress = WatchEvent::Progress {
                         position,
                         token: Some(token),
                     };
-                    return Poll::Ready(Some(Ok(mark)));
+                    return Poll::Ready(Some(Ok(progress)));
                 }
             }
         }
@@ -154,7 +154,7 @@ impl WatchSource for EveryWatch {
             self.queue.is_empty() && self.reading.is_none() && self.subscription.is_live();
         WatchStatus {
             state: live_if(is_live),
-            position: self.shared.store.at(self.told),
+            position: self.shared.store.at(self.delivered),
         }
     }
 }

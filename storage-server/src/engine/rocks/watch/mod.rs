@@ -15,14 +15,14 @@ pub(crate) use self::pages::{Pages, RESTS_BYTES_MAX, UNTAKEN_BYTES_MAX};
 use crate::engine::rocks::EngineShared;
 use crate::feed::Subscription;
 
-/// Probes that were asked for and not answered yet. One more ends the watch: a token that is never answered would keep
-/// its asker waiting.
+/// Requests for progress that are not answered yet. One more ends the watch with an error: if it were dropped instead,
+/// whoever asked would wait for ever.
 const TOKENS_MAX: usize = 1024;
 
-/// The tokens of the marks that were asked for, oldest first.
+/// The tokens of the requests for progress, oldest first.
 #[derive(Debug, Default)]
 pub(crate) struct Tokens {
-    /// Each with the store's revision when it was asked for: its mark is no older.
+    /// Each with the store's revision at the request: the answer must not be older.
     pub(crate) asked: VecDeque<(u64, Revision)>,
     overflowed: bool,
 }
@@ -48,13 +48,14 @@ impl Tokens {
     }
 }
 
-/// Whether a mark that was asked for at a revision is still to come, from a watch that has nothing up to `told`; the waker
-/// is called then. A commit can be read a moment before it is published, and is published a moment before it is told; the
-/// mark waits for both. A store that broke between the first two (poisoned) publishes no more.
-pub(crate) fn mark_waits(
+/// Whether a progress event that was requested at a revision is still to come from a watch that has nothing up to
+/// `delivered`; if so, the waker is called when it can come. A commit can be read a moment before it is published, and
+/// is published a moment before it is delivered; the progress event waits for both. A store that failed in between
+/// (poisoned) publishes no more.
+pub(crate) fn progress_waits(
     shared: &EngineShared,
     subscription: &Subscription,
-    told: Revision,
+    delivered: Revision,
     asked_at: Revision,
     cx: &mut Context<'_>,
 ) -> bool {
@@ -62,9 +63,9 @@ pub(crate) fn mark_waits(
     if shared.store.check_poison().is_err() {
         due = due.min(subscription.published());
     }
-    let waits = told < due;
+    let waits = delivered < due;
     if waits {
-        subscription.wake_once_told(due, cx.waker());
+        subscription.wake_once_delivered(due, cx.waker());
     }
     waits
 }

@@ -1,9 +1,9 @@
 //! Pages that were read and not taken yet, bounded together.
 //!
-//! A watch asks the read pool for a page, and may not be polled for long when it comes: its session's outbox is full, its
-//! owner looks elsewhere. What such watches hold between them is bounded here: over the bound the page that waits longest
-//! is dropped, and its watch reads it again when it is polled. The same holds of what is left of a pass that was read to
-//! its end when its watch was parked.
+//! A watch asks the read pool for a page, and may not be polled for long when it comes: its session's outbox is full,
+//! its owner looks elsewhere. What such watches hold between them is bounded here: over the bound the page that waits
+//! longest is dropped, and its watch reads it again when it is polled. The same holds of what is left of a pass that
+//! was read to its end when its watch was parked.
 
 use std::collections::BTreeMap;
 use std::fmt;

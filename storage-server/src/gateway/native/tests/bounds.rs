@@ -85,7 +85,7 @@ async fn a_request_with_too_many_items_is_refused_before_it_waits() {
         assert!(reason.contains("operations_per_commit_max is 3, this has 4"));
     }
     expect_ping(client, 9).await;
-    // Their numbers are spent.
+    // Their numbers are skipped.
     for number in [4, 1] {
         send(client, Some(number), removals(number.into(), 3)).await;
     }

@@ -205,7 +205,7 @@ async fn a_late_part_of_a_refused_message_is_nobody_elses() {
         receive(client).await,
         (Some(1), ServerMessage::Values { .. })
     ));
-    // Number 1 was spent once.
+    // Number 1 was skipped once.
     send(client, Some(1), commit(2, "a")).await;
     assert!(matches!(
         receive(client).await,

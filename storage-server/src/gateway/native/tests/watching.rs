@@ -59,7 +59,7 @@ async fn a_probe_of_a_watch_is_in_flight_until_its_mark_comes() {
     receive(client).await;
     send(client, Some(2), commit(1, "a")).await;
     receive(client).await;
-    // An event is due and there is no credit for it: the marks wait behind it.
+    // An event is due and there is no credit for it: the progress events wait behind it.
     for id in 3..=5 {
         send(client, Some(id), probe(1, id.into())).await;
     }

@@ -1,13 +1,13 @@
 //! The watches of a session: polled only when they were woken, have credit, and the outbox has room.
 //!
-//! The peer is told marks that it did not ask for: one when a watch `Every` has caught up, and one when it was told
-//! nothing for long while the store went on. They are asked of the watch like those of probes.
+//! Some progress events come without a request by the peer: when a watch `Every` has caught up, and when nothing was
+//! sent on it for long while the store went on. They are requested of the watch like those of probes.
 //!
 //! Each watch has a waker of its own that notes its id, so 10,000 resting watches cost a wake nothing. An id stands at
 //! most once in the line of those to be polled. A watch without credit leaves the line until it is granted more; one
-//! with a message in parts on its way, until that has left. Credit counts the payload bytes of changes and states; marks
-//! are free, so a watch that was asked for one is polled without credit, and keeps the event that it meets instead. That
-//! is counted with the memory of watches.
+//! with a message in parts on its way, until that has left. Credit counts the payload bytes of changes and states;
+//! progress events are free, so a watch that was asked for one is polled without credit, and keeps the event that it
+//! meets instead. That is counted with the memory of watches.
 
 mod sender;
 mod slot;
@@ -27,8 +27,8 @@ use self::wake::{WatchWaker, WokenWatches};
 use crate::limits::budget::Permit;
 use crate::metrics::Metrics;
 
-/// Watches that get a turn before the session's requests, and other sessions, do: of thousands that were woken at once a
-/// peer's own commit must not wait for all.
+/// Watches that get a turn before the session's requests, and other sessions, do: of thousands that were woken at once
+/// a peer's own commit must not wait for all.
 const TURNS_PER_POLL: usize = 64;
 
 /// What a watch takes in memory beside the bounds of its range, about: here, in the engine and in the feed.
@@ -50,8 +50,8 @@ pub(super) struct Watches {
     slots: HashMap<RequestId, OpenWatch>,
     woken: Arc<WokenWatches>,
     line: VecDeque<RequestId>,
-    behind_bulk: Vec<RequestId>,
-    /// Probes that are in flight no more: their marks came, or their watches ended.
+    behind_large: Vec<RequestId>,
+    /// Probes that were answered by their progress events, or whose watches ended.
     answered: Vec<RequestId>,
     metrics: Arc<Metrics>,
 }
@@ -70,7 +70,7 @@ impl Watches {
             slots: HashMap::new(),
             woken: Arc::default(),
             line: VecDeque::new(),
-            behind_bulk: Vec::new(),
+            behind_large: Vec::new(),
             answered: Vec::new(),
             metrics,
         }
@@ -101,11 +101,11 @@ impl Watches {
             woken: self.woken.clone(),
         });
         let slot = OpenWatch {
-            told: watch.start().revision,
+            delivered: watch.start().revision,
             watch,
             credit: to_credit(terms.credit),
             every: terms.every,
-            marks_due: VecDeque::new(),
+            progress_due: VecDeque::new(),
             catching_up: is_behind && terms.every,
             quiet: false,
             memory: terms.memory,
@@ -122,7 +122,8 @@ impl Watches {
         let Some(slot) = self.slots.remove(&id) else {
             return false;
         };
-        self.answered.extend(slot.marks_due.into_iter().flatten());
+        self.answered
+            .extend(slot.progress_due.into_iter().flatten());
         self.metrics.watches.subtract(1);
         true
     }
@@ -132,18 +133,18 @@ impl Watches {
         std::mem::take(&mut self.answered)
     }
 
-    /// Asks for a mark of each watch `Every` that was told nothing since the last time, if the store went on to `present`
-    /// since. One without credit is parked, and is not looked for.
-    pub(super) fn mark_idle(&mut self, present: Revision) {
+    /// Asks for a progress event of each watch `Every` that was told nothing since the last time, if the store went on
+    /// to `present` since. One without credit is parked, and is not looked for.
+    pub(super) fn request_idle_progress(&mut self, present: Revision) {
         for (id, slot) in &mut self.slots {
             let was_quiet = std::mem::replace(&mut slot.quiet, true);
             if slot.every
                 && was_quiet
                 && slot.credit > 0
-                && slot.marks_due.is_empty()
-                && slot.told < present
+                && slot.progress_due.is_empty()
+                && slot.delivered < present
             {
-                slot.ask_unasked();
+                slot.request_unasked_progress();
                 if !slot.state.queued.swap(true, Ordering::AcqRel) {
                     self.line.push_back(*id);
                 }
@@ -164,11 +165,11 @@ impl Watches {
         }
     }
 
-    /// Asks for a mark for the peer, whose request is `probe`.
+    /// Asks for a progress event for the peer, whose request is `probe`.
     pub(super) fn request_progress(&mut self, id: RequestId, token: u64, probe: RequestId) {
         if let Some(slot) = self.slots.get_mut(&id) {
             slot.watch.request_progress(token);
-            slot.marks_due.push_back(Some(probe));
+            slot.progress_due.push_back(Some(probe));
             self.enqueue(id);
         }
     }
@@ -197,10 +198,10 @@ impl Watches {
                 .unwrap_or_else(PoisonError::into_inner)
                 .drain(..),
         );
-        for id in std::mem::take(&mut self.behind_bulk) {
+        for id in std::mem::take(&mut self.behind_large) {
             // It counts as queued all the time.
             if outbox.has_bulk(id) {
-                self.behind_bulk.push(id)
+                self.behind_large.push(id)
             } else {
                 self.line.push_back(id)
             }
@@ -228,7 +229,7 @@ impl Watches {
             match rest {
                 Rest::Parked => {}
                 Rest::Again => self.enqueue(id),
-                Rest::BehindBulk => slot.wait_behind_bulk(&mut self.behind_bulk),
+                Rest::BehindLarge => slot.wait_behind_large(&mut self.behind_large),
                 Rest::Ended(error) => {
                     self.remove(id);
                     polled.moved = true;

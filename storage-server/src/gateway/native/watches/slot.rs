@@ -22,14 +22,15 @@ pub(super) struct OpenWatch {
     /// Bytes it may still send; below zero after an event that was longer than what was left.
     pub(super) credit: i64,
     pub(super) every: bool,
-    /// Marks that were asked for and did not come yet, in their order: the probe of each that the peer asked for.
-    pub(super) marks_due: VecDeque<Option<RequestId>>,
-    /// It was behind, and is to be told a mark when it is not.
+    /// Requested progress events that have not come yet, in order: the peer's probe behind each, or `None` for one that
+    /// the server asks for by itself.
+    pub(super) progress_due: VecDeque<Option<RequestId>>,
+    /// It is behind; when it has caught up, the peer gets a progress event.
     pub(super) catching_up: bool,
-    /// It was told nothing since the watches were looked at for that.
+    /// Nothing was sent on it since the last look for idle watches.
     pub(super) quiet: bool,
-    /// The last commit or mark that it was told.
-    pub(super) told: Revision,
+    /// The revision of the last commit or progress event that it delivered.
+    pub(super) delivered: Revision,
     pub(super) memory: Permit,
     /// An event that was met without credit for it, and what it is counted with. Boxed: few watches have one.
     pub(super) kept: Option<Box<(WatchEvent, Permit)>>,
@@ -42,22 +43,22 @@ pub(super) enum Rest {
     Parked,
     /// There is more.
     Again,
-    BehindBulk,
+    BehindLarge,
     Ended(StorageError),
 }
 
 impl OpenWatch {
     /// A watch that was woken meanwhile stands in the line, and comes here again.
-    pub(super) fn wait_behind_bulk(&self, waiting: &mut Vec<RequestId>) {
+    pub(super) fn wait_behind_large(&self, waiting: &mut Vec<RequestId>) {
         if !self.state.queued.swap(true, Ordering::AcqRel) {
             waiting.push(self.state.id);
         }
     }
 
-    /// Asks for a mark that the peer did not ask for.
-    pub(super) fn ask_unasked(&mut self) {
+    /// Asks for a progress event that the peer did not ask for.
+    pub(super) fn request_unasked_progress(&mut self) {
         self.watch.request_progress(0);
-        self.marks_due.push_back(None);
+        self.progress_due.push_back(None);
     }
 
     /// Room for an event of so many bytes beside what its watch takes. One event may go beyond the session's bound: a
@@ -76,12 +77,12 @@ impl OpenWatch {
         Ok(permit)
     }
 
-    /// A mark came: whom it answers. The token of one that the peer did not ask for is not the peer's matter.
-    fn mark_came(&mut self, token: &mut Option<u64>, answered: &mut Vec<RequestId>) {
+    /// Matches a progress event with its request. If the server asked by itself, the token is not shown to the peer.
+    fn progress_came(&mut self, token: &mut Option<u64>, answered: &mut Vec<RequestId>) {
         if token.is_none() {
             return;
         }
-        match self.marks_due.pop_front() {
+        match self.progress_due.pop_front() {
             Some(Some(probe)) => answered.push(probe),
             _ => *token = None,
         }
@@ -93,7 +94,8 @@ impl OpenWatch {
         outbox: &mut Outbox,
         answered: &mut Vec<RequestId>,
     ) -> Rest {
-        // The same each time as far as those who keep a copy can tell; kept in the slot it would be 16 bytes of each watch.
+        // The same each time as far as those who keep a copy can tell; kept in the slot it would be 16 bytes of each
+        // watch.
         let waker = Waker::from(self.state.clone());
         let start = outbox.bytes();
         let mut sender = Sender {
@@ -105,7 +107,7 @@ impl OpenWatch {
         loop {
             if sender.outbox.has_bulk(id) {
                 self.credit -= sender.sent;
-                return Rest::BehindBulk;
+                return Rest::BehindLarge;
             }
             let estimated = to_credit(sender.events.bytes() as u64);
             if self.credit <= sender.sent.saturating_add(estimated)
@@ -117,7 +119,7 @@ impl OpenWatch {
                 continue;
             }
             let has_credit = self.credit > sender.sent.saturating_add(estimated);
-            if !has_credit && (self.kept.is_some() || self.marks_due.is_empty()) {
+            if !has_credit && (self.kept.is_some() || self.progress_due.is_empty()) {
                 self.watch.park();
                 self.catching_up |= self.every;
                 break self.settle(sender, Rest::Parked);
@@ -131,7 +133,7 @@ impl OpenWatch {
                 break self.settle(sender, Rest::Again);
             }
             match Pin::new(&mut self.watch).poll_next(&mut Context::from_waker(&waker)) {
-                Poll::Pending if self.asks_that_it_caught_up() => {}
+                Poll::Pending if self.requests_progress_if_caught_up() => {}
                 Poll::Pending => break self.settle(sender, Rest::Parked),
                 Poll::Ready(Some(Ok(mut event))) => {
                     self.note(&mut event, answered);
@@ -155,16 +157,16 @@ impl OpenWatch {
         }
     }
 
-    /// Asks for a mark of a watch that has caught up just now: true if one is on its way by that.
-    fn asks_that_it_caught_up(&mut self) -> bool {
+    /// Requests progress of a watch that has caught up just now. True if one is on its way by that.
+    fn requests_progress_if_caught_up(&mut self) -> bool {
         if !self.catching_up || self.watch.status().state != WatchState::Live {
             return false;
         }
         self.catching_up = false;
-        // A mark that is due says it too, and a watch answers only so many.
-        let asks = self.marks_due.is_empty() || planted("mark-asked-twice");
+        // One that was requested already says the same, and a watch answers only so many.
+        let asks = self.progress_due.is_empty() || planted("mark-asked-twice");
         if asks {
-            self.ask_unasked();
+            self.request_unasked_progress();
         }
         asks
     }
@@ -173,10 +175,10 @@ impl OpenWatch {
     fn note(&mut self, event: &mut WatchEvent, answered: &mut Vec<RequestId>) {
         self.quiet = false;
         match event {
-            WatchEvent::Commit(record) => self.told = record.revision,
+            WatchEvent::Commit(record) => self.delivered = record.revision,
             WatchEvent::Progress { position, token } => {
-                self.told = position.revision;
-                self.mark_came(token, answered);
+                self.delivered = position.revision;
+                self.progress_came(token, answered);
             }
             _ => {}
         }

@@ -20,7 +20,7 @@ struct Fake {
     events: VecDeque<WatchEvent>,
     tokens: VecDeque<u64>,
     withholds: bool,
-    /// How many marks it was asked for.
+    /// How many progress events it was asked for.
     asked: Arc<AtomicUsize>,
 }
 
@@ -121,16 +121,16 @@ fn messages(watches: &mut Watches) -> Vec<ServerMessage> {
 fn states_are_sent_as_long_as_the_balance_is_above_zero() {
     let all = 150;
     let mut watches = open((0..all).map(state), 3_000, false);
-    let (mut told, mut bytes) = (0, 0);
+    let (mut delivered, mut bytes) = (0, 0);
     for message in messages(&mut watches) {
         bytes += message.encode(Some(1)).payload.len();
         let ServerMessage::States { states } = message else {
             panic!("{message:?}")
         };
-        told += states.len();
+        delivered += states.len();
     }
     assert!(bytes < 3_000, "there was credit for all");
-    assert_eq!(told, all);
+    assert_eq!(delivered, all);
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn memory(all: usize, session: usize) -> (Arc<Budget>, Arc<Budget>) {
     (all, session)
 }
 
-/// A watch without credit whose next event is so long, and who is asked for a mark.
+/// A watch without credit whose next event is so long, and who is asked for a progress event.
 fn probed_without_credit(memory: &Arc<Budget>, bytes: usize) -> Watches {
     let source = Fake {
         events: std::iter::once(large_state(bytes)).collect(),
@@ -273,7 +273,7 @@ fn a_watch_stands_behind_its_message_in_parts_once() {
         waker.wake();
         watches.grant(1, 1);
         poll(&mut watches, &mut outbox);
-        assert!(watches.behind_bulk.len() + watches.line.len() <= 1);
+        assert!(watches.behind_large.len() + watches.line.len() <= 1);
     }
     // Nothing is lost by that.
     let mut frames = 0;
@@ -282,7 +282,7 @@ fn a_watch_stands_behind_its_message_in_parts_once() {
         poll(&mut watches, &mut outbox);
     }
     assert!(frames > 6 * PART_BYTES);
-    assert!(watches.behind_bulk.is_empty());
+    assert!(watches.behind_large.is_empty());
     watches.request_progress(1, 7, 2);
     assert_eq!(messages(&mut watches).len(), 1, "only the mark");
 }

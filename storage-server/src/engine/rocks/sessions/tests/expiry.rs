@@ -19,7 +19,7 @@ async fn what_is_put_after_a_resume_outlives_the_lapse_before_it() {
     let session = resume(&engine, id, 1).await;
     assert!(session.lapsed());
     put(&session, 3, "a").await.unwrap();
-    // Not heeded: the next incarnation is told as well. Nor is it forgotten with the server.
+    // Not heeded: the next generation is told as well. Nor is it forgotten with the server.
     let session = resume(&engine, id, 2).await;
     assert!(session.lapsed());
     session.heed();
@@ -47,7 +47,7 @@ async fn a_lapse_that_was_cut_short_is_finished_at_the_next_start() {
     let id = session.id();
     session.lose();
     let (since, state) = lost(&engine).await;
-    let task = Task::Lapse { since };
+    let task = Task::ExpireKeys { since };
     let answer = submit(&engine.shared.queue, &state, 0, task, 64).unwrap();
     answer.await.unwrap().unwrap();
     drop((session, state));
@@ -76,10 +76,13 @@ async fn a_session_that_is_resumed_during_its_lapse_keeps_what_it_puts() {
     let (since, state) = lost(&engine).await;
     let lapse = async |since, state: &Arc<SessionState>| {
         let (shared, state) = (engine.shared.clone(), state.clone());
-        let lapsing = move || housekeeping::lapse(&shared, &[(since, state)]);
-        tokio::task::spawn_blocking(lapsing).await.unwrap().unwrap()
+        let expiring = move || housekeeping::expire_keys(&shared, &[(since, state)]);
+        tokio::task::spawn_blocking(expiring)
+            .await
+            .unwrap()
+            .unwrap()
     };
-    // Resumed between the look of the housekeeper and the lapse: nothing lapses.
+    // Resumed between the look of the housekeeper and the expiry: nothing expires.
     let session = resume(&engine, id, 1).await;
     lapse(since, &state).await;
     for key in ["a", "b"] {
@@ -90,8 +93,8 @@ async fn a_session_that_is_resumed_during_its_lapse_keeps_what_it_puts() {
     }
     session.lose();
     let (since, state) = lost(&engine).await;
-    // Resumed between the lapse and the removal of the keys.
-    let task = Task::Lapse { since };
+    // Resumed between the expiry and the removal of the keys.
+    let task = Task::ExpireKeys { since };
     let answer = submit(&engine.shared.queue, &state, 0, task, 64).unwrap();
     answer.await.unwrap().unwrap();
     let session = resume(&engine, id, 2).await;
@@ -116,7 +119,7 @@ async fn a_store_with_a_lapse_that_was_cut_short_starts_at_a_full_disk() {
         put(&session, 1, "a").await.unwrap();
         session.lose();
         let (since, state) = lost(&engine).await;
-        let task = Task::Lapse { since };
+        let task = Task::ExpireKeys { since };
         let answer = submit(&engine.shared.queue, &state, 0, task, 64).unwrap();
         answer.await.unwrap().unwrap();
         drop((session, state));
@@ -145,8 +148,8 @@ async fn a_store_with_a_lapse_that_was_cut_short_starts_at_a_full_disk() {
 /// What the housekeeper does with the only lost session.
 async fn lapse_of_lost(engine: &RocksEngine) -> Result<()> {
     let (shared, lost) = (engine.shared.clone(), lost(engine).await);
-    let lapsing = move || housekeeping::lapse(&shared, &[lost]);
-    tokio::task::spawn_blocking(lapsing).await.unwrap()
+    let expiring = move || housekeeping::expire_keys(&shared, &[lost]);
+    tokio::task::spawn_blocking(expiring).await.unwrap()
 }
 
 #[tokio::test]
@@ -157,14 +160,14 @@ async fn a_lapse_that_is_begun_is_not_begun_again() {
     session.lose();
     // Its keys could not be removed at once.
     let (since, state) = lost(&engine).await;
-    let task = Task::Lapse { since };
+    let task = Task::ExpireKeys { since };
     let answer = submit(&engine.shared.queue, &state, 0, task, 64).unwrap();
     answer.await.unwrap().unwrap();
-    let begun = state.lapse();
+    let begun = state.expired_up_to();
     let other = Reopened::of(engine.open_session("cert:b", &keyspace()));
     other.storage.put("other".into(), "v".into()).await.unwrap();
     lapse_of_lost(&engine).await.unwrap();
-    assert_eq!(state.lapse(), begun);
+    assert_eq!(state.expired_up_to(), begun);
     assert!(other.storage.get_one("a".into()).await.unwrap().is_none());
 }
 
@@ -239,7 +242,7 @@ async fn a_lapse_is_finished_although_the_session_is_resumed_meanwhile() {
             .is_some()
     );
     until("it is finished", async || {
-        engine.shared.sessions.lapsing().is_empty()
+        engine.shared.sessions.expiring().is_empty()
     })
     .await;
 }
@@ -270,14 +273,14 @@ async fn many_sessions_lapse_together_and_each_at_once() {
     .await;
     let shared = engine.shared.clone();
     let before = shared.store.revision();
-    let lapsing = move || {
+    let expiring = move || {
         let lost = shared.sessions.with_keys(UnixMillis(u64::MAX), 100);
-        housekeeping::lapse(&shared, &lost).unwrap();
+        housekeeping::expire_keys(&shared, &lost).unwrap();
         let page = log::read_after(&shared.store, before, 64 << 20);
         let commits = page.unwrap().into_commits().into_iter();
         commits.map(|(_, record)| record).collect::<Vec<_>>()
     };
-    let commits = tokio::task::spawn_blocking(lapsing).await.unwrap();
+    let commits = tokio::task::spawn_blocking(expiring).await.unwrap();
     assert!(commits.len() <= 5, "{} commits", commits.len());
     let removed = commits.iter().map(|record| record.changes.len());
     assert_eq!(removed.sum::<usize>(), 1047);
@@ -293,5 +296,5 @@ async fn many_sessions_lapse_together_and_each_at_once() {
             }
         }
     }
-    assert!(engine.shared.sessions.lapsing().is_empty());
+    assert!(engine.shared.sessions.expiring().is_empty());
 }

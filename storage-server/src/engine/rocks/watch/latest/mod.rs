@@ -1,14 +1,15 @@
 //! Watches `Latest` over the RocksDB engine.
 //!
 //! One that keeps up is served from its queue in the feed, like a watch `Every`: what is queued when it is asked is
-//! conflated to the last state of each key, and a mark follows. One that does not, or begins, goes in passes over
-//! snapshots: a snapshot at revision R, the index rows after the last mark, each with its present state, then a mark at
-//! R. No change is buffered then, so a reader may be as slow as it likes.
+//! conflated to the last state of each key, and a progress event follows. One that does not, or begins, goes in passes
+//! over snapshots: a snapshot at revision R, the index rows after the last progress event, each with its present state,
+//! then a progress event at R. No change is buffered then, so a reader may be as slow as it likes.
 //!
-//! A snapshot is on loan ([`Leases`](crate::engine::rocks::read::Leases)). A pass whose snapshot was taken back goes on with a new one, behind
-//! what it told already: the index is in the order of revisions, so what changed meanwhile stands at its end, and may be
-//! told again with a higher revision. Tombstones newer than the pass's first snapshot are told whatever it began with, since
-//! their keys may have been told before. Only if these were forgotten meanwhile does it begin anew, behind a `Reset`.
+//! A snapshot is pinned for a while ([`PinnedSnapshot`](crate::engine::rocks::read::PinnedSnapshot)). A pass whose
+//! snapshot was taken back goes on with a new one, behind what it told already: the index is in the order of revisions,
+//! so what changed meanwhile stands at its end, and may be told again with a higher revision. Tombstones newer than the
+//! pass's first snapshot are told whatever it began with, since their keys may have been told before. Only if these
+//! were forgotten meanwhile does it begin anew, behind a `Reset`.
 
 mod pass;
 
@@ -32,7 +33,7 @@ use crate::engine::rocks::EngineShared;
 use crate::engine::rocks::read::ChangesCursor;
 use crate::engine::rocks::store::KeyspaceState;
 use crate::engine::rocks::watch::pages::Ticket;
-use crate::engine::rocks::watch::{Tokens, live_if, mark_waits};
+use crate::engine::rocks::watch::{Tokens, live_if, progress_waits};
 use crate::feed::{Next, Subscription};
 
 pub(crate) struct LatestWatch {
@@ -40,13 +41,13 @@ pub(crate) struct LatestWatch {
     keyspace: Arc<KeyspaceState>,
     subscription: Subscription,
     min_interval: Duration,
-    /// The last mark.
-    mark: Revision,
-    /// The last mark that was handed over.
-    told: Revision,
-    /// Before the first mark: from the beginning, so without tombstones.
+    /// The last progress event.
+    progress: Revision,
+    /// The revision of the last progress event that the caller took.
+    delivered: Revision,
+    /// From the beginning, and before the first progress event: no tombstones then.
     fresh: bool,
-    /// The first mark is due whatever changed, so that even an empty range has it.
+    /// Until the first progress event, which comes even if nothing changed, so that an empty range has it too.
     first: bool,
     pass: LatestPass,
     events: VecDeque<WatchEvent>,
@@ -64,20 +65,20 @@ enum LatestPass {
     None,
     /// Between two pages.
     Resting(NextPage),
-    /// All was read when the watch was parked, and some of it was not taken: the rest is kept while there is room for it;
-    /// else this is read.
+    /// All was read when the watch was parked, and some of it was not taken: the rest is kept while there is room for
+    /// it; else this is read.
     Parked(NextPage, Ticket<VecDeque<WatchEvent>>),
     /// The page that comes from there is read, or waits to be taken.
     Reading(NextPage, BoxFuture<'static, Result<Ticket<LatestPage>>>),
 }
 
 impl LatestWatch {
-    /// Tells what changed after `mark`; `fresh`: everything that is there, and no tombstones.
+    /// Tells what changed after `progress`; `fresh`: everything that is there, and no tombstones.
     pub(crate) fn new(
         shared: Arc<EngineShared>,
         keyspace: Arc<KeyspaceState>,
         subscription: Subscription,
-        mark: Revision,
+        progress: Revision,
         fresh: bool,
         min_interval: Duration,
         place: OwnedSemaphorePermit,
@@ -87,8 +88,8 @@ impl LatestWatch {
             keyspace,
             subscription,
             min_interval,
-            mark,
-            told: mark,
+            progress,
+            delivered: progress,
             fresh,
             first: true,
             pass: LatestPass::None,
@@ -101,8 +102,8 @@ impl LatestWatch {
         }
     }
 
-    /// Tells what is queued, or begins a pass, if something changed or was asked for, and the interval is over. A mark that
-    /// was asked for does not wait for the interval.
+    /// Tells what is queued, or begins a pass, if something changed or was asked for, and the interval is over. A
+    /// progress event that was asked for does not wait for the interval.
     fn begin(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let has_news = self.subscription.has_news(cx.waker());
         if !has_news && !self.first && self.tokens.asked.is_empty() {
@@ -119,23 +120,23 @@ impl LatestWatch {
             )));
         }
         // Without its tombstones the log's steps would do; but the watch is told that they are gone.
-        let needs_state = self.first && (self.fresh || self.mark < self.keyspace.horizon());
+        let needs_state = self.first && (self.fresh || self.progress < self.keyspace.compacted());
         if needs_state {
             self.begin_pass();
             return Poll::Ready(());
         }
         match self.subscription.next_recent() {
-            Next::Commits(commits) => self.tell_batch(&commits),
+            Next::Commits(commits) => self.deliver_batch(&commits),
             Next::ReadLog(_) => self.begin_pass(),
-            Next::Idle(told) => {
+            Next::Idle(delivered) => {
                 let asked = self.tokens.asked.front().copied();
                 if let Some((_, at)) = asked
-                    && mark_waits(&self.shared, &self.subscription, told, at, cx)
+                    && progress_waits(&self.shared, &self.subscription, delivered, at, cx)
                 {
                     return Poll::Pending;
                 }
                 if self.first || asked.is_some() {
-                    self.end_batch(told.max(self.mark));
+                    self.end_batch(delivered.max(self.progress));
                 }
             }
         }
@@ -143,11 +144,14 @@ impl LatestWatch {
     }
 
     /// Tells commits as one pass: the last state of each key, in revision order.
-    fn tell_batch(&mut self, commits: &[Arc<CommitRecord>]) {
+    fn deliver_batch(&mut self, commits: &[Arc<CommitRecord>]) {
         self.tombstones_after = Revision::ZERO;
         let mut states: HashMap<&Key, KeyState> = HashMap::new();
         let range = self.subscription.range();
-        for commit in commits.iter().filter(|commit| commit.revision > self.mark) {
+        for commit in commits
+            .iter()
+            .filter(|commit| commit.revision > self.progress)
+        {
             let changes = commit.changes.iter();
             for change in changes.filter(|change| range.contains(&change.key)) {
                 if let Some(state) = state_behind(&change.kind, commit.revision) {
@@ -170,13 +174,13 @@ impl LatestWatch {
         let answers = |(_, at): &(u64, Revision)| *at <= reached;
         if is_empty && !self.first && !self.tokens.asked.front().is_some_and(answers) {
             // Signals only, which this kind of watch is not told.
-            self.mark = self.mark.max(reached);
+            self.progress = self.progress.max(reached);
             return;
         }
-        self.end_batch(reached.max(self.mark));
+        self.end_batch(reached.max(self.progress));
     }
 
-    /// A mark at a revision that the feed has come to, and the answers to what was asked for up to there.
+    /// A progress event at a revision that the feed has come to, and the answers to what was asked for up to there.
     fn end_batch(&mut self, reached: Revision) {
         while let Some((token, _)) = self.tokens.asked.pop_front_if(|(_, at)| *at <= reached) {
             self.answering.push_back(token);
@@ -190,7 +194,7 @@ impl LatestWatch {
     }
 
     fn end(&mut self, revision: Revision) {
-        self.mark = revision;
+        self.progress = revision;
         self.fresh = false;
         self.first = false;
         let position = self.shared.store.at(revision);
@@ -214,7 +218,7 @@ impl LatestWatch {
         self.answering
             .extend(self.tokens.asked.drain(..).map(|(token, _)| token));
         self.read(NextPage::Mark {
-            mark: self.mark,
+            progress: self.progress,
             fresh: self.fresh,
         });
     }
@@ -256,7 +260,7 @@ impl LatestWatch {
                 self.end(revision);
                 self.subscription.caught_up(revision);
                 // Live at once, if that is to be had; else it is found out when there is nothing to tell.
-                self.subscription.come_near();
+                self.subscription.catch_up_live();
             }
         }
     }
@@ -304,8 +308,8 @@ impl LatestWatch {
         }
     }
 
-    /// The last states of a pass, or of a batch of the feed's, cannot be read again as they are. They are kept, as long as
-    /// there is room for such; else what is left of the pass becomes one over a newer snapshot.
+    /// The last states of a pass, or of a batch from the feed, cannot be read again as they are. They are kept while
+    /// there is room for such; else they are read again in a pass over a newer snapshot.
     fn keep_rest(&mut self) {
         let (Some(id), Some(WatchEvent::State { key, state })) =
             (self.keyspace.id(), self.events.front())
@@ -313,7 +317,7 @@ impl LatestWatch {
             return;
         };
         let range = self.subscription.range().clone();
-        let mut cursor = ChangesCursor::new(id, range, self.told, self.tombstones_after);
+        let mut cursor = ChangesCursor::new(id, range, self.delivered, self.tombstones_after);
         cursor.go_back_to(state.revision(), key);
         let tokens = self.events.iter().filter_map(|event| match event {
             WatchEvent::Progress { token, .. } => *token,
@@ -363,7 +367,7 @@ impl WatchSource for LatestWatch {
         loop {
             if let Some(event) = self.events.pop_front() {
                 if let WatchEvent::Progress { position, .. } = event {
-                    self.told = position.revision;
+                    self.delivered = position.revision;
                 }
                 return Poll::Ready(Some(Ok(event)));
             }
@@ -391,7 +395,7 @@ impl WatchSource for LatestWatch {
         let idle = self.events.is_empty() && !self.first && matches!(self.pass, LatestPass::None);
         WatchStatus {
             state: live_if(idle && self.subscription.is_live()),
-            position: self.shared.store.at(self.told),
+            position: self.shared.store.at(self.delivered),
         }
     }
 }

@@ -6,17 +6,17 @@ use storage_protocol::{KeyRange, Result, Revision, ScanItem, StorageError, plant
 use tokio_util::task::AbortOnDropHandle;
 
 use super::super::pages::Ticket;
-use crate::engine::rocks::read::{ChangesCursor, ChangesPage, Leased, read_failed};
+use crate::engine::rocks::read::{ChangesCursor, ChangesPage, PinnedSnapshot, read_failed};
 use crate::engine::rocks::store::KeyspaceState;
 use crate::engine::rocks::{EngineShared, PAGE_BYTES, closed};
 
 /// From where the next page of a pass is read.
 #[derive(Clone, Debug)]
 pub(super) enum NextPage {
-    /// The first one, of what changed after a mark; `fresh`: of all there is, without tombstones.
-    Mark { mark: Revision, fresh: bool },
+    /// The first page: what changed after a revision; with `fresh` everything there is, without tombstones.
+    Mark { progress: Revision, fresh: bool },
     /// The pass's snapshot, which may be expired.
-    Snapshot(Leased, ChangesCursor),
+    Snapshot(PinnedSnapshot, ChangesCursor),
     /// There is no snapshot any more.
     Cursor(ChangesCursor),
 }
@@ -24,7 +24,7 @@ pub(super) enum NextPage {
 /// A page that was read.
 #[derive(Debug)]
 pub(crate) struct LatestPage {
-    pub(super) snapshot: Leased,
+    pub(super) snapshot: PinnedSnapshot,
     /// Behind this page; `None`: the keyspace has no entries yet.
     pub(super) cursor: Option<ChangesCursor>,
     /// What was told before is to be forgotten.
@@ -75,38 +75,38 @@ impl NextPage {
                 }
             }
             Self::Cursor(cursor) => renew(shared, keyspace, range, cursor),
-            Self::Mark { mark, fresh } => begin(shared, keyspace, range, mark, fresh),
+            Self::Mark { progress, fresh } => begin(shared, keyspace, range, progress, fresh),
         };
         let Some(mut cursor) = cursor else {
             return Ok(LatestPage::new(snapshot, None, reset, None));
         };
-        // Just lent: not expired.
+        // Just pinned: not expired.
         let page = snapshot.read(|snapshot| cursor.next_page(snapshot, PAGE_BYTES))?;
         Ok(LatestPage::new(snapshot, Some(cursor), reset, Some(page)))
     }
 }
 
-/// The snapshot of a pass, and the cursor over it if there is anything in the keyspace; whether it is of everything, behind
-/// a `Reset`.
-type Begun = (Leased, Option<ChangesCursor>, bool);
+/// The snapshot of a pass, and the cursor over it if there is anything in the keyspace; whether it is of everything,
+/// behind a `Reset`.
+type Begun = (PinnedSnapshot, Option<ChangesCursor>, bool);
 
 fn begin(
     shared: &EngineShared,
     keyspace: &KeyspaceState,
     range: KeyRange,
-    mark: Revision,
+    progress: Revision,
     fresh: bool,
 ) -> Begun {
-    let snapshot = shared.leases.lend(&shared.store);
-    // Ordering: after the snapshot. The horizon is raised before tombstones go, so a snapshot without them comes with a
-    // horizon that tells.
-    let reset = !fresh && mark < keyspace.horizon();
+    let snapshot = shared.leases.pin(&shared.store);
+    // Ordering: after the snapshot. The compacted revision is raised before tombstones go, so a snapshot without them
+    // comes with a compacted revision that tells.
+    let reset = !fresh && progress < keyspace.compacted();
     let (after, tombstones_after) = match fresh || reset {
         true => (
-            if reset { Revision::ZERO } else { mark },
+            if reset { Revision::ZERO } else { progress },
             snapshot.revision(),
         ),
-        false => (mark, Revision::ZERO),
+        false => (progress, Revision::ZERO),
     };
     let cursor = |id| ChangesCursor::new(id, range, after, tombstones_after);
     let cursor = keyspace.id().map(cursor);
@@ -120,9 +120,9 @@ fn renew(
     range: KeyRange,
     cursor: ChangesCursor,
 ) -> Begun {
-    let snapshot = shared.leases.lend(&shared.store);
+    let snapshot = shared.leases.pin(&shared.store);
     // Ordering: as above.
-    if cursor.needs_tombstones_after() >= keyspace.horizon() || planted("renews-past-horizon") {
+    if cursor.needs_tombstones_after() >= keyspace.compacted() || planted("renews-past-horizon") {
         return (snapshot, Some(cursor), false);
     }
     let all = |id| ChangesCursor::new(id, range, Revision::ZERO, snapshot.revision());
@@ -132,7 +132,7 @@ fn renew(
 
 impl LatestPage {
     fn new(
-        snapshot: Leased,
+        snapshot: PinnedSnapshot,
         cursor: Option<ChangesCursor>,
         reset: bool,
         page: Option<ChangesPage>,

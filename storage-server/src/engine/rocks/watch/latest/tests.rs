@@ -78,7 +78,7 @@ fn key(n: u32) -> Bytes {
 #[derive(Default)]
 struct Reader {
     entries: BTreeMap<Key, Bytes>,
-    /// Keys that came since the last mark, with their revisions.
+    /// Keys that came since the last progress event, with their revisions.
     pass: BTreeMap<Key, Revision>,
     /// Keys that came again within a pass.
     again: usize,
@@ -124,8 +124,8 @@ impl Reader {
     async fn read_to_mark(&mut self, watch: &mut Watch) -> Position {
         loop {
             let event = watch.next().await.unwrap().unwrap();
-            if let Some(mark) = self.take(event) {
-                return mark;
+            if let Some(progress) = self.take(event) {
+                return progress;
             }
         }
     }
@@ -159,8 +159,8 @@ async fn hold_up(house: &House, park: bool, forget: bool) -> Reader {
             .unwrap();
     }
     house.engine.expire_snapshots();
-    let mark = reader.read_to_mark(&mut watch).await;
-    assert!(mark.revision >= last.revision);
+    let progress = reader.read_to_mark(&mut watch).await;
+    assert!(progress.revision >= last.revision);
     assert_eq!(reader.entries, house.entries().await);
     reader
 }

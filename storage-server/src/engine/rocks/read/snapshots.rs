@@ -1,7 +1,7 @@
-//! Snapshots on loan: to scans and to passes of `Latest` watches, whose readers may go silent.
+//! Pinned snapshots: of scans and of passes of `Latest` watches, whose readers may go silent.
 //!
-//! A snapshot keeps RocksDB from dropping what was overwritten since, so it is held by a lease: used again within
-//! [`LEASE`], or taken back by the housekeeper. Whoever comes later finds `SnapshotExpired`.
+//! A snapshot keeps RocksDB from dropping what was overwritten since, so it is pinned for a while only: used again
+//! within [`SNAPSHOT_LEASE`], or released by the housekeeper. Whoever comes later finds `SnapshotExpired`.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,20 +10,20 @@ use std::time::Instant;
 
 use storage_protocol::{Result, Revision, StorageError};
 
-pub(crate) use crate::engine::SNAPSHOT_LEASE as LEASE;
+use crate::engine::SNAPSHOT_LEASE;
 use crate::engine::rocks::store::{Store, StoreSnapshot};
 
-/// All loans of a store.
+/// All pinned snapshots of a store.
 #[derive(Debug, Default)]
-pub(crate) struct Leases {
-    loans: Mutex<HashMap<u64, Weak<Loan>>>,
+pub(crate) struct PinnedSnapshots {
+    pins: Mutex<HashMap<u64, Weak<Pin>>>,
     /// The number of the next one.
     next: AtomicU64,
 }
 
-struct Loan {
+struct Pin {
     id: u64,
-    leases: Weak<Leases>,
+    leases: Weak<PinnedSnapshots>,
     /// Locked while a page is read; the housekeeper only tries.
     held: Mutex<Held>,
 }
@@ -33,7 +33,7 @@ struct Held {
     used: Instant,
 }
 
-impl std::fmt::Debug for Loan {
+impl std::fmt::Debug for Pin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Loan")
             .field("id", &self.id)
@@ -41,75 +41,71 @@ impl std::fmt::Debug for Loan {
     }
 }
 
-/// A snapshot on loan. Clones share it; the last one gives it back.
+/// A pinned snapshot. Clones share it; the last one releases it.
 #[derive(Clone, Debug)]
-pub(crate) struct Leased {
-    loan: Arc<Loan>,
+pub(crate) struct PinnedSnapshot {
+    pin: Arc<Pin>,
     revision: Revision,
 }
 
-impl Leases {
-    /// Lends a snapshot of the present state.
-    pub(crate) fn lend(self: &Arc<Self>, store: &Arc<Store>) -> Leased {
+impl PinnedSnapshots {
+    /// Pins a snapshot of the present state.
+    pub(crate) fn pin(self: &Arc<Self>, store: &Arc<Store>) -> PinnedSnapshot {
         let snapshot = StoreSnapshot::take(store.clone());
         let revision = snapshot.revision();
         let held = Mutex::new(Held {
             snapshot: Some(snapshot),
             used: Instant::now(),
         });
-        let mut loans = self.loans.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let loan = Arc::new(Loan {
+        let pin = Arc::new(Pin {
             id,
             leases: Arc::downgrade(self),
             held,
         });
-        loans.insert(id, Arc::downgrade(&loan));
-        Leased { loan, revision }
+        pins.insert(id, Arc::downgrade(&pin));
+        PinnedSnapshot { pin, revision }
     }
 
-    /// Takes back what was not used for [`LEASE`].
+    /// Releases what was not used for [`SNAPSHOT_LEASE`].
     pub(crate) fn expire(&self, now: Instant) {
-        let loans: Vec<_> = {
-            let loans = self.loans.lock().unwrap_or_else(PoisonError::into_inner);
-            loans.values().filter_map(Weak::upgrade).collect()
+        let pins: Vec<_> = {
+            let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+            pins.values().filter_map(Weak::upgrade).collect()
         };
-        for loan in loans {
-            let mut held = match loan.held.try_lock() {
+        for pin in pins {
+            let mut held = match pin.held.try_lock() {
                 Ok(held) => held,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 // In use just now.
                 Err(TryLockError::WouldBlock) => continue,
             };
-            if now.saturating_duration_since(held.used) >= LEASE {
+            if now.saturating_duration_since(held.used) >= SNAPSHOT_LEASE {
                 held.snapshot = None;
             }
         }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.loans
+        self.pins
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .len()
     }
 }
 
-impl Leased {
+impl PinnedSnapshot {
     pub(crate) fn revision(&self) -> Revision {
         self.revision
     }
 
-    /// Reads with the snapshot and renews the lease. Blocks.
+    /// Reads with the snapshot and pins it for as long again. Blocks.
     ///
     /// # Errors
     /// [`StorageError::SnapshotExpired`], or what `read` says.
     pub(crate) fn read<T>(&self, read: impl FnOnce(&StoreSnapshot) -> Result<T>) -> Result<T> {
-        let mut held = self
-            .loan
-            .held
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.pin.held.lock().unwrap_or_else(PoisonError::into_inner);
         let result = read(
             held.snapshot
                 .as_ref()
@@ -120,11 +116,11 @@ impl Leased {
     }
 }
 
-impl Drop for Loan {
+impl Drop for Pin {
     fn drop(&mut self) {
         if let Some(leases) = self.leases.upgrade() {
             leases
-                .loans
+                .pins
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .remove(&self.id);

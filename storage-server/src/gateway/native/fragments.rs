@@ -1,7 +1,7 @@
 //! What is on its way on a connection and not there yet: requests in parts, and commits that later ones wait for.
 //!
-//! Time counts here only while something else could come: while one long message is being received, the clock stands, so
-//! that a slow link is not taken for a sender that stopped.
+//! Time counts here only while something else could come: while one long message is being received, the clock stands,
+//! so that a slow link is not taken for a sender that stopped.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -36,7 +36,7 @@ impl LinkClock {
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Parts {
+pub(super) struct Fragments {
     pub(super) clock: LinkClock,
     /// Requests whose parts are coming, with the number of those that are commits.
     begun: HashMap<RequestId, Option<u64>>,
@@ -47,7 +47,7 @@ pub(super) struct Parts {
     check: Option<Instant>,
 }
 
-impl Parts {
+impl Fragments {
     pub(super) fn begin(&mut self, id: RequestId, number: Option<u64>) {
         self.begun.insert(id, number);
         self.numbers.extend(number);
@@ -79,8 +79,8 @@ impl Parts {
         }
     }
 
-    /// The commit that has been missing for so long. One whose parts are coming is not missing; nor is one that may stand
-    /// behind as many messages in parts as a sender has on their way at a time.
+    /// The commit that has been missing for so long. One whose parts are coming is not missing; nor is one that may
+    /// stand behind as many messages in parts as a sender has on their way at a time.
     pub(super) fn missing_for(&self, patience: Duration, now: Instant) -> Option<u64> {
         let (number, since) = self.gap?;
         let waited = self.clock.at(now).saturating_duration_since(since);
@@ -99,9 +99,9 @@ impl Parts {
     }
 
     /// Sets the next look: while anything is on its way. `patience`: how long that may take.
-    pub(super) fn watch(&mut self, holds_parts: bool, patience: Duration, now: Instant) {
+    pub(super) fn watch(&mut self, holds_fragments: bool, patience: Duration, now: Instant) {
         let interval = (patience / 10).clamp(Duration::from_millis(10), CHECK_INTERVAL);
-        if !holds_parts && self.gap.is_none() {
+        if !holds_fragments && self.gap.is_none() {
             self.check = None;
         } else if self.check.is_none_or(|check| check <= now) {
             self.check = Some(now + interval);
@@ -129,19 +129,19 @@ mod tests {
     #[test]
     fn a_commit_is_missing_unless_its_parts_are_coming() {
         let start = Instant::now();
-        let mut parts = Parts::default();
-        parts.note_gap(Some(3), start);
+        let mut fragments = Fragments::default();
+        fragments.note_gap(Some(3), start);
         let patience = 10 * SECOND;
-        assert_eq!(parts.missing_for(patience, start + 9 * SECOND), None);
-        assert_eq!(parts.missing_for(patience, start + patience), Some(3));
-        parts.begin(7, Some(3));
-        assert_eq!(parts.missing_for(patience, start + patience), None);
-        parts.end(7);
-        assert_eq!(parts.missing_for(patience, start + patience), Some(3));
+        assert_eq!(fragments.missing_for(patience, start + 9 * SECOND), None);
+        assert_eq!(fragments.missing_for(patience, start + patience), Some(3));
+        fragments.begin(7, Some(3));
+        assert_eq!(fragments.missing_for(patience, start + patience), None);
+        fragments.end(7);
+        assert_eq!(fragments.missing_for(patience, start + patience), Some(3));
         // Another one is missing now.
-        parts.note_gap(Some(4), start + patience);
-        assert_eq!(parts.missing_for(patience, start + patience), None);
-        parts.note_gap(None, start + patience);
-        assert_eq!(parts.missing_for(patience, start + 99 * SECOND), None);
+        fragments.note_gap(Some(4), start + patience);
+        assert_eq!(fragments.missing_for(patience, start + patience), None);
+        fragments.note_gap(None, start + patience);
+        assert_eq!(fragments.missing_for(patience, start + 99 * SECOND), None);
     }
 }
