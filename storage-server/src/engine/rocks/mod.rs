@@ -34,6 +34,7 @@ use std::thread;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use prometheus_client::registry::Registry;
 use storage_protocol::{
     Batch, CommitOptions, Entry, Key, KeyRange, Keyspace, Limit, Limits, Outcome, Position,
     Reading, Result, Revision, Scan, ScanItem, ScanOptions, ScanSource, SessionId, Storage,
@@ -557,8 +558,8 @@ impl Engine for RocksEngine {
             .map_err(|error| error.to_string())
     }
 
-    fn write_metrics(&self, out: &mut String) {
-        metrics::write(&self.shared, out);
+    fn register_metrics(&self, registry: &mut Registry) {
+        metrics::register(&self.shared, registry);
     }
 }
 

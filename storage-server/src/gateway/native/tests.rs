@@ -22,7 +22,7 @@ use tokio_tungstenite::tungstenite::Message;
 use super::Native;
 use crate::config::ServerConfig;
 use crate::engine::Engine;
-use crate::metrics::Outer;
+use crate::metrics::encoded;
 use crate::testing::{Client, Hold, KEYSPACE, MemoryEngine, Running, start};
 
 fn running(change: impl FnOnce(&mut ServerConfig)) -> Running {
@@ -1184,9 +1184,7 @@ impl Crowded {
 
     /// Whether it was closed as slow.
     fn is_closed(&self) -> bool {
-        let mut metrics = String::new();
-        let shared = &self.running.shared;
-        shared.metrics.write(&mut metrics, &[], &Outer::default());
+        let metrics = encoded(&self.running.shared.registry);
         metrics.contains("storage_sessions_closed_total{reason=\"slow\"} 1")
     }
 }

@@ -176,7 +176,7 @@ impl Watches {
             state,
         };
         if self.slots.insert(id, slot).is_none() {
-            self.metrics.watches.add(1);
+            self.metrics.watches.inc();
         }
         self.enqueue(id);
     }
@@ -186,7 +186,7 @@ impl Watches {
             return false;
         };
         self.answered.extend(slot.marks_due.into_iter().flatten());
-        self.metrics.watches.subtract(1);
+        self.metrics.watches.dec();
         true
     }
 
@@ -215,7 +215,7 @@ impl Watches {
     }
 
     pub(super) fn clear(&mut self) {
-        self.metrics.watches.subtract(self.slots.len() as u64);
+        self.metrics.watches.dec_by(self.slots.len() as u64);
         self.slots.clear();
     }
 
@@ -564,6 +564,7 @@ fn state_bytes(key: &Key, state: &KeyState) -> usize {
 mod tests {
     use std::sync::atomic::AtomicUsize;
 
+    use prometheus_client::registry::Registry;
     use storage_protocol::{
         Entry, EntryLifetime, Limit, Position, Result, WatchSource, WatchStatus,
     };
@@ -638,7 +639,7 @@ mod tests {
     }
 
     fn open_source(source: Fake, terms: Terms) -> Watches {
-        let mut watches = Watches::new(Arc::default());
+        let mut watches = Watches::new(Arc::new(Metrics::new(&mut Registry::default())));
         let watch = Watch::new(Position::default(), Box::new(source));
         watches.insert(1, watch, terms, true);
         watches
