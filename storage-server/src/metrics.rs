@@ -1,51 +1,33 @@
-//! Every metric of the server by its name, unit and labels; the engine adds its own.
+//! Every metric of the server by its name, unit and labels; the engine and the gateways register theirs beside it.
 //!
-//! Plain atomics, written as Prometheus text when asked. Labels are fixed sets: nothing a peer sends becomes one.
+//! What is counted on the way of a request is a handle that is held, so it costs one relaxed addition. What others know is
+//! asked for at a look, by a collector. Labels are fixed sets: nothing a peer sends becomes one.
 
-use std::collections::BTreeMap;
-use std::fmt::Write;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::array::from_fn;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeMetric,
+};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::{Metric, Registry};
 use storage_protocol::{Outcome, StorageError};
 
-use crate::logging::LogCounts;
-
-/// A number that only grows.
-#[derive(Debug, Default)]
-pub(crate) struct Counter(AtomicU64);
-
-impl Counter {
-    pub(crate) fn add(&self, n: u64) {
-        self.0.fetch_add(n, Ordering::Relaxed);
-    }
-
-    pub(crate) fn increment(&self) {
-        self.add(1);
-    }
-
-    pub(crate) fn value(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
+use crate::limits::budget::Budgets;
+use crate::logging;
+use crate::net::admission::Connections;
+use crate::net::tls::Validity;
 
 /// A number that goes up and down.
-#[derive(Debug, Default)]
-pub(crate) struct Gauge(AtomicU64);
+pub(crate) type Gauge = prometheus_client::metrics::gauge::Gauge<u64, AtomicU64>;
 
-impl Gauge {
-    pub(crate) fn add(&self, n: u64) {
-        self.0.fetch_add(n, Ordering::Relaxed);
-    }
-
-    pub(crate) fn subtract(&self, n: u64) {
-        self.0.fetch_sub(n, Ordering::Relaxed);
-    }
-
-    pub(crate) fn value(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
+/// Names and values of `N` labels.
+type Labels<const N: usize> = [(&'static str, &'static str); N];
 
 /// A set of label values: a fieldless enum, its variants in order.
 macro_rules! labels {
@@ -100,22 +82,11 @@ impl OutcomeLabel {
     }
 }
 
-/// What is counted elsewhere.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Outer {
-    /// Open connections of all kinds, and how many there can be.
-    pub(crate) connections: usize,
-    pub(crate) connections_max: usize,
-    /// When the server's certificate ends, in seconds since 1970; `None` without TLS.
-    pub(crate) certificate_expires: Option<u64>,
-    pub(crate) log: LogCounts,
-}
-
-/// All of them.
-#[derive(Debug, Default)]
+/// All that the server itself counts.
+#[derive(Debug)]
 pub(crate) struct Metrics {
-    /// Open WebSockets of each protocol; short sections only.
-    sessions: Mutex<BTreeMap<&'static str, Arc<Gauge>>>,
+    /// Open WebSockets of each protocol.
+    sessions: Family<Labels<1>, Gauge>,
     requests: [[Counter; OutcomeLabel::COUNT]; RequestLabel::COUNT],
     refused: [Counter; RefusedLabel::COUNT],
     closed: [Counter; ClosedLabel::COUNT],
@@ -134,10 +105,55 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
+    /// Registers them all.
+    pub(crate) fn new(registry: &mut Registry) -> Self {
+        let requests: Family<Labels<2>, Counter> =
+            registered(registry, "storage_requests", "Requests answered");
+        let request = |kind: usize, outcome: usize| {
+            requests.get_or_create_owned(&[
+                ("kind", RequestLabel::TEXTS[kind]),
+                ("outcome", OutcomeLabel::TEXTS[outcome]),
+            ])
+        };
+        Self {
+            sessions: registered(registry, "storage_sessions", "Open sessions"),
+            requests: from_fn(|kind| from_fn(|outcome| request(kind, outcome))),
+            refused: by_reason(
+                registry,
+                "storage_connections_refused",
+                "Connections refused before a session began",
+                RefusedLabel::TEXTS,
+            ),
+            closed: by_reason(
+                registry,
+                "storage_sessions_closed",
+                "Sessions closed by the server",
+                ClosedLabel::TEXTS,
+            ),
+            accepted: registered(
+                registry,
+                "storage_connections_accepted",
+                "TCP connections accepted",
+            ),
+            resumed: registered(
+                registry,
+                "storage_tls_resumed",
+                "TLS handshakes that resumed a session",
+            ),
+            received_bytes: registered(
+                registry,
+                "storage_received_bytes",
+                "WebSocket bytes from peers",
+            ),
+            sent_bytes: registered(registry, "storage_sent_bytes", "WebSocket bytes to peers"),
+            watches: registered(registry, "storage_watches", "Watches of native sessions"),
+            scans: registered(registry, "storage_scans", "Open scans of native sessions"),
+        }
+    }
+
     /// How many WebSockets of a protocol are open.
-    pub(crate) fn sessions(&self, protocol: &'static str) -> Arc<Gauge> {
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        sessions.entry(protocol).or_default().clone()
+    pub(crate) fn sessions(&self, protocol: &'static str) -> Gauge {
+        self.sessions.get_or_create_owned(&[("gateway", protocol)])
     }
 
     pub(crate) fn request<T>(&self, kind: RequestLabel, result: &Result<T, StorageError>) {
@@ -145,216 +161,153 @@ impl Metrics {
     }
 
     pub(crate) fn request_outcome(&self, kind: RequestLabel, outcome: OutcomeLabel) {
-        self.requests[kind as usize][outcome as usize].increment();
+        self.requests[kind as usize][outcome as usize].inc();
     }
 
     pub(crate) fn refused(&self, reason: RefusedLabel) {
-        self.refused[reason as usize].increment();
+        self.refused[reason as usize].inc();
     }
 
     pub(crate) fn closed(&self, reason: ClosedLabel) {
-        self.closed[reason as usize].increment();
-    }
-
-    /// Appends all of them in the Prometheus text format. `budgets`: name and bytes in use of each shared budget.
-    pub(crate) fn write(&self, out: &mut String, budgets: &[(&str, usize)], outer: &Outer) {
-        outer.write(out);
-        let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        let names: Vec<_> = sessions.keys().copied().collect();
-        let values: Vec<_> = sessions.values().map(|gauge| gauge.value()).collect();
-        drop(sessions);
-        family(
-            out,
-            "storage_sessions",
-            "gauge",
-            "Open sessions",
-            "gateway",
-            &names,
-            values,
-        );
-        head(
-            out,
-            "storage_requests_total",
-            "counter",
-            "Requests answered",
-        );
-        for (kind, outcomes) in RequestLabel::TEXTS.iter().zip(&self.requests) {
-            for (outcome, counter) in OutcomeLabel::TEXTS.iter().zip(outcomes) {
-                let value = counter.value();
-                put(
-                    out,
-                    format_args!(
-                        "storage_requests_total{{kind=\"{kind}\",outcome=\"{outcome}\"}} {value}\n"
-                    ),
-                );
-            }
-        }
-        let refused = self.refused.iter().map(Counter::value);
-        let help = "Connections refused before a session began";
-        family(
-            out,
-            "storage_connections_refused_total",
-            "counter",
-            help,
-            "reason",
-            RefusedLabel::TEXTS,
-            refused,
-        );
-        let closed = self.closed.iter().map(Counter::value);
-        let help = "Sessions closed by the server";
-        family(
-            out,
-            "storage_sessions_closed_total",
-            "counter",
-            help,
-            "reason",
-            ClosedLabel::TEXTS,
-            closed,
-        );
-        for (name, help, counter) in [
-            (
-                "storage_connections_accepted_total",
-                "TCP connections accepted",
-                &self.accepted,
-            ),
-            (
-                "storage_tls_resumed_total",
-                "TLS handshakes that resumed a session",
-                &self.resumed,
-            ),
-            (
-                "storage_received_bytes_total",
-                "WebSocket bytes from peers",
-                &self.received_bytes,
-            ),
-            (
-                "storage_sent_bytes_total",
-                "WebSocket bytes to peers",
-                &self.sent_bytes,
-            ),
-        ] {
-            single(out, name, "counter", help, counter.value());
-        }
-        single(
-            out,
-            "storage_watches",
-            "gauge",
-            "Watches of native sessions",
-            self.watches.value(),
-        );
-        single(
-            out,
-            "storage_scans",
-            "gauge",
-            "Open scans of native sessions",
-            self.scans.value(),
-        );
-        let (names, values): (Vec<_>, Vec<_>) = budgets
-            .iter()
-            .map(|(name, used)| (*name, *used as u64))
-            .unzip();
-        family(
-            out,
-            "storage_budget_used_bytes",
-            "gauge",
-            "Bytes in use of shared budgets",
-            "budget",
-            &names,
-            values,
-        );
+        self.closed[reason as usize].inc();
     }
 }
 
-impl Outer {
-    fn write(&self, out: &mut String) {
-        for (name, help, value) in [
-            (
-                "storage_connections",
-                "Open connections of all kinds",
-                self.connections,
-            ),
-            (
-                "storage_connections_max",
-                "As many there can be",
-                self.connections_max,
-            ),
-        ] {
-            single(out, name, "gauge", help, value as u64);
-        }
-        if let Some(expires) = self.certificate_expires {
-            single(
-                out,
-                "storage_certificate_expires_seconds",
-                "gauge",
-                "When the certificate of the server ends, in seconds since 1970",
-                expires,
-            );
-        }
-        for (name, help, value) in [
-            (
-                "storage_log_lines_dropped_total",
-                "Lines of the log that could not be written in time",
-                self.log.dropped,
-            ),
-            (
-                "storage_log_lines_suppressed_total",
-                "Lines of the log that were one of too many of their kind",
-                self.log.suppressed,
-            ),
-        ] {
-            single(out, name, "counter", help, value);
-        }
-    }
+/// A new metric, and the registry's handle of it. A counter's name comes without `_total`.
+fn registered<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
 }
 
-fn put(out: &mut String, text: std::fmt::Arguments<'_>) {
-    // Writing to a String cannot fail.
-    let _ = out.write_fmt(text);
-}
-
-fn head(out: &mut String, name: &str, kind: &str, help: &str) {
-    put(
-        out,
-        format_args!("# HELP {name} {help}.\n# TYPE {name} {kind}\n"),
-    );
-}
-
-/// Appends one counter.
-pub(crate) fn write_counter(out: &mut String, name: &str, help: &str, value: u64) {
-    single(out, name, "counter", help, value);
-}
-
-fn single(out: &mut String, name: &str, kind: &str, help: &str, value: u64) {
-    head(out, name, kind, help);
-    put(out, format_args!("{name} {value}\n"));
-}
-
-fn family(
-    out: &mut String,
+fn by_reason<const N: usize>(
+    registry: &mut Registry,
     name: &str,
-    kind: &str,
     help: &str,
-    label: &str,
-    texts: &[&str],
-    values: impl IntoIterator<Item = u64>,
-) {
-    head(out, name, kind, help);
-    for (text, value) in texts.iter().zip(values) {
-        put(out, format_args!("{name}{{{label}=\"{text}\"}} {value}\n"));
+    reasons: &[&'static str],
+) -> [Counter; N] {
+    let family: Family<Labels<1>, Counter> = registered(registry, name, help);
+    from_fn(|reason| family.get_or_create_owned(&[("reason", reasons[reason])]))
+}
+
+/// What is counted elsewhere in the server.
+#[derive(Debug)]
+pub(crate) struct Outer {
+    /// Open connections of all kinds.
+    pub(crate) connections: Arc<Connections>,
+    /// What all sessions share.
+    pub(crate) budgets: Arc<Budgets>,
+    /// Of the server's certificate; `None` without TLS.
+    pub(crate) certificate: Option<Validity>,
+}
+
+impl Collector for Outer {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut look = Look(encoder);
+        look.gauge(
+            "storage_connections",
+            "Open connections of all kinds.",
+            self.connections.open(),
+        )?;
+        look.gauge(
+            "storage_connections_max",
+            "As many there can be.",
+            self.connections.max(),
+        )?;
+        if let Some(validity) = self.certificate {
+            look.gauge(
+                "storage_certificate_expires_seconds",
+                "When the certificate of the server ends, in seconds since 1970.",
+                validity.until,
+            )?;
+        }
+        let log = logging::counts();
+        look.counter(
+            "storage_log_lines_dropped",
+            "Lines of the log that could not be written in time.",
+            log.dropped,
+        )?;
+        look.counter(
+            "storage_log_lines_suppressed",
+            "Lines of the log that were one of too many of their kind.",
+            log.suppressed,
+        )?;
+        let used = Family::<Labels<1>, Gauge>::default();
+        for (name, budget) in [
+            ("bytes_in_flight", &self.budgets.in_flight),
+            ("partial_messages", &self.budgets.partial),
+            ("outbox", &self.budgets.outbox),
+            ("watches", &self.budgets.watches),
+        ] {
+            let gauge = used.get_or_create_owned(&[("budget", name)]);
+            gauge.set(budget.used() as u64);
+        }
+        look.metric(
+            "storage_budget_used_bytes",
+            "Bytes in use of shared budgets.",
+            &used,
+        )
     }
+}
+
+/// Encodes metrics whose values are computed at a look.
+#[derive(Debug)]
+pub(crate) struct Look<'a>(pub(crate) DescriptorEncoder<'a>);
+
+impl Look<'_> {
+    pub(crate) fn gauge(
+        &mut self,
+        name: &str,
+        help: &str,
+        value: impl EncodeGaugeValue,
+    ) -> fmt::Result {
+        self.metric(name, help, &ConstGauge::new(value))
+    }
+
+    /// `name` comes without the `_total` that its line has.
+    pub(crate) fn counter(
+        &mut self,
+        name: &str,
+        help: &str,
+        value: impl EncodeCounterValue,
+    ) -> fmt::Result {
+        self.metric(name, help, &ConstCounter::new(value))
+    }
+
+    fn metric(&mut self, name: &str, help: &str, metric: &impl EncodeMetric) -> fmt::Result {
+        let kind = metric.metric_type();
+        metric.encode(self.0.encode_descriptor(name, help, None, kind)?)
+    }
+}
+
+/// The text that `/metrics` answers with.
+pub(crate) fn encoded(registry: &Registry) -> String {
+    let mut out = String::with_capacity(16 * 1024);
+    // Writing to a String cannot fail.
+    let _ = prometheus_client::encoding::prometheus_text::encode(&mut out, registry);
+    out
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::ServerLimits;
 
     #[test]
     fn each_line_is_a_sample_or_a_comment() {
-        let metrics = Metrics::default();
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry);
         metrics.request::<()>(RequestLabel::Commit, &Err(StorageError::Cancelled));
         metrics.refused(RefusedLabel::Tls);
-        let mut out = String::new();
-        metrics.write(&mut out, &[("outbox", 7)], &Outer::default());
+        let budgets = Budgets::new(&ServerLimits::default());
+        let _seven = budgets.outbox.take(7).unwrap();
+        let outer = Outer {
+            connections: Connections::new(1, 1),
+            budgets,
+            certificate: None,
+        };
+        registry.register_collector(Box::new(outer));
+        let out = encoded(&registry);
         assert!(
             out.contains("storage_requests_total{kind=\"commit\",outcome=\"not_executed\"} 1\n")
         );

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use prometheus_client::registry::Registry;
 use storage_protocol::{Keyspace, Limits, Storage};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -13,7 +14,7 @@ use crate::config::ServerConfig;
 use crate::engine::Engine;
 use crate::gateway::Gateway;
 use crate::limits::budget::{Budgets, SessionSlots};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Outer};
 use crate::net::admission::Connections;
 use crate::net::tls::Validity;
 
@@ -36,12 +37,15 @@ pub(crate) struct Shared {
     pub(crate) gateways: Vec<Arc<dyn Gateway>>,
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) metrics: Arc<Metrics>,
+    /// These, and those of the engine and the gateways.
+    pub(crate) registry: Registry,
     pub(crate) slots: Arc<SessionSlots>,
     /// Connections of all kinds.
     pub(crate) connections: Arc<Connections>,
     /// Of the server's certificate; `None` without TLS.
     pub(crate) certificate: Option<Validity>,
-    /// The bounds of all sessions together.
+    /// The bounds of all sessions together. The server itself has them by way of `slots`.
+    #[cfg(test)]
     pub(crate) budgets: Arc<Budgets>,
     /// Every task of this server; shutdown waits for them.
     pub(crate) tasks: TaskTracker,
@@ -64,17 +68,31 @@ impl Shared {
         let limits = &config.limits;
         let budgets = Budgets::new(limits);
         let connections_max = limits.connections_max.unwrap_or(usize::MAX);
+        let connections = Connections::new(connections_max, config.listeners.len());
+        let mut registry = Registry::default();
+        let metrics = Arc::new(Metrics::new(&mut registry));
+        registry.register_collector(Box::new(Outer {
+            connections: connections.clone(),
+            budgets: budgets.clone(),
+            certificate,
+        }));
+        for gateway in &gateways {
+            gateway.register_metrics(&mut registry);
+        }
+        engine.register_metrics(&mut registry);
         Arc::new(Self {
             gateways,
             engine,
-            metrics: Arc::default(),
-            connections: Connections::new(connections_max, config.listeners.len()),
+            metrics,
+            registry,
+            connections,
             certificate,
             slots: SessionSlots::new(
                 limits.sessions_max,
                 limits.sessions_per_principal_max,
                 &budgets,
             ),
+            #[cfg(test)]
             budgets,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),

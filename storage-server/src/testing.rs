@@ -12,6 +12,8 @@ use std::time::Instant;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
 use storage_protocol::{
     Batch, Change, ChangeKind, CommitOptions, CommitRecord, Entry, EntryLifetime, Epoch, Expected,
     Key, KeyRange, KeyState, Keyspace, Lifetime, Limit, Limits, Operation, Outcome, Position,
@@ -174,8 +176,8 @@ impl Engine for MemoryEngine {
         }
     }
 
-    fn write_metrics(&self, out: &mut String) {
-        out.push_str("engine_metric 1\n");
+    fn register_metrics(&self, registry: &mut Registry) {
+        registry.register("engine_metric", "A test's", ConstGauge::new(1));
     }
 }
 

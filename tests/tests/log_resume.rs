@@ -14,6 +14,8 @@ use storage_protocol::{
 };
 use storage_server::engine::Engine;
 use storage_server::engine::rocks::{Durability, EngineOptions, RocksEngine};
+use storage_server::gateway::prometheus_client::encoding::prometheus_text::encode;
+use storage_server::gateway::prometheus_client::registry::Registry;
 
 fn open(folder: &Path, change: impl FnOnce(&mut EngineOptions)) -> Arc<RocksEngine> {
     let mut options = EngineOptions::new(folder.join("data"));
@@ -241,8 +243,9 @@ async fn groups_do_form_and_a_position_inside_one_is_found() {
     let commits =
         (0..200).map(|n| session.put(Bytes::from(format!("{n}")), Bytes::from(vec![b'v'; 10_000])));
     futures_util::future::try_join_all(commits).await.unwrap();
-    let mut metrics = String::new();
-    engine.write_metrics(&mut metrics);
+    let (mut registry, mut metrics) = (Registry::default(), String::new());
+    engine.register_metrics(&mut registry);
+    encode(&mut metrics, &registry).unwrap();
     let value = |name: &str| -> f64 {
         let line = metrics
             .lines()

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use prometheus_client::registry::Registry;
 use storage_protocol::{
     Batch, CommitOptions, Entry, Key, KeyRange, Keyspace, Position, Reading, Result, Scan,
     ScanOptions, SessionId, Storage,
@@ -80,8 +81,9 @@ pub trait Engine: fmt::Debug + Send + Sync {
     /// A text for operators.
     fn check_writable(&self) -> Result<(), String>;
 
-    /// Its metrics in the Prometheus text format, appended.
-    fn write_metrics(&self, out: &mut String);
+    /// Registers its metrics, once for each server that serves it. What is registered is asked for at each look at
+    /// `/metrics`: a collector must not block.
+    fn register_metrics(&self, registry: &mut Registry);
 }
 
 /// One session of a principal in a keyspace, by the handle of one generation: its life, which outlives sockets.

@@ -13,11 +13,11 @@ use hyper::StatusCode;
 use hyper::header::CONTENT_TYPE;
 
 use super::{Gateway, ServerHandle};
-use crate::logging;
-use crate::metrics::Outer;
+use crate::metrics::encoded;
 use crate::net::certificate;
 use crate::shared::{Phase, Shared};
 
+/// What [`encoded`] makes.
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// See the module.
@@ -60,23 +60,5 @@ fn check_ready(shared: &Shared) -> Result<(), String> {
 }
 
 async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
-    let mut out = String::with_capacity(8 * 1024);
-    let budgets = [
-        ("bytes_in_flight", shared.budgets.in_flight.used()),
-        ("partial_messages", shared.budgets.partial.used()),
-        ("outbox", shared.budgets.outbox.used()),
-        ("watches", shared.budgets.watches.used()),
-    ];
-    let outer = Outer {
-        connections: shared.connections.open(),
-        connections_max: shared.connections.max(),
-        certificate_expires: shared.certificate.map(|validity| validity.until),
-        log: logging::counts(),
-    };
-    shared.metrics.write(&mut out, &budgets, &outer);
-    for gateway in &shared.gateways {
-        gateway.write_metrics(&mut out);
-    }
-    shared.engine.write_metrics(&mut out);
-    ([(CONTENT_TYPE, PROMETHEUS)], out)
+    ([(CONTENT_TYPE, PROMETHEUS)], encoded(&shared.registry))
 }

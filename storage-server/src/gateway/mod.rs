@@ -17,6 +17,8 @@ pub(crate) mod native;
 use std::fmt;
 use std::sync::Arc;
 
+use prometheus_client::registry::Registry;
+
 use crate::config::ListenerConfig;
 use crate::http::Front;
 use crate::shared::Shared;
@@ -31,6 +33,8 @@ pub use crate::ws::socket::{
 pub use crate::ws::{Close, close_code};
 /// The router that a gateway's routes are made with.
 pub use axum;
+/// The metrics that a gateway registers are made with it.
+pub use prometheus_client;
 
 /// A protocol, or several that belong together, as a module of the server.
 pub trait Gateway: fmt::Debug + Send + Sync {
@@ -51,8 +55,9 @@ pub trait Gateway: fmt::Debug + Send + Sync {
         Vec::new()
     }
 
-    /// Appends its metrics in the Prometheus text format. Called for each look at `/metrics`: must not block.
-    fn write_metrics(&self, _out: &mut String) {}
+    /// Registers its metrics, once for each server that has it. A counter's name has no `_total`; `/metrics` adds that. What
+    /// is registered is asked for at each look at `/metrics`: a collector must not block.
+    fn register_metrics(&self, _registry: &mut Registry) {}
 }
 
 /// The gateways that each server has, in the order in which they are asked.

@@ -76,7 +76,7 @@ pub(crate) struct Admitted {
     pub(crate) opening: Opening,
     pub(crate) slot: SessionSlot,
     /// How many of its protocol are open.
-    pub(crate) open: Arc<Gauge>,
+    pub(crate) open: Gauge,
 }
 
 /// One connection's way through HTTP.

@@ -128,7 +128,7 @@ impl Connection {
                     tracing::Span::current().record("principal", principal.as_str());
                 }
                 if accepted.resumed {
-                    self.shared.metrics.resumed.increment();
+                    self.shared.metrics.resumed.inc();
                 }
                 let stream = Stream::Tls(Box::new(accepted.stream));
                 Some((stream, accepted.principal))

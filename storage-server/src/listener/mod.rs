@@ -78,7 +78,7 @@ impl Listener {
                     continue;
                 }
             };
-            shared.metrics.accepted.increment();
+            shared.metrics.accepted.inc();
             // While this one waits for a place, the system's backlog holds the others back.
             let entered = tokio::select! {
                 () = shared.stop.cancelled() => break,

@@ -124,7 +124,7 @@ where
             cut,
             ..
         } = peer;
-        open.add(1);
+        open.inc();
         let mut socket = opening.await;
         let now = Instant::now();
         let sending = dialect.outbox_budget().count();
@@ -186,7 +186,7 @@ where
         drop(socket);
         drop(unfinished);
         Box::pin(dialect.finish(departure)).await;
-        open.subtract(1);
+        open.dec();
         drop(slot);
     }
 }

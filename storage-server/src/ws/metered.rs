@@ -64,7 +64,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
         ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
         let given = (buf.filled().len() - before) as u64;
         self.read += given;
-        self.metrics.received_bytes.add(given);
+        self.metrics.received_bytes.inc_by(given);
         Poll::Ready(Ok(()))
     }
 }
@@ -81,7 +81,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
         }
         let taken = ready!(Pin::new(&mut self.inner).poll_write(cx, buf))?;
         self.written += taken as u64;
-        self.metrics.sent_bytes.add(taken as u64);
+        self.metrics.sent_bytes.inc_by(taken as u64);
         Poll::Ready(Ok(taken))
     }
 

@@ -37,7 +37,7 @@ pub(crate) struct Peer {
     /// Its place among the sessions, until the session ends, with the bounds of its principal.
     pub(crate) slot: SessionSlot,
     /// How many of its protocol are open; it is counted while it runs.
-    pub(crate) open: Arc<Gauge>,
+    pub(crate) open: Gauge,
     /// Tells it that the server shuts down.
     pub(crate) drain: CancellationToken,
     /// Closes it at once.

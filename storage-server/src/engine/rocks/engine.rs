@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::{fmt, thread};
 
 use async_trait::async_trait;
+use prometheus_client::registry::Registry;
 use storage_protocol::{
     Keyspace, Position, Result, Revision, SessionId, StorageError, UnixMillis, planted,
 };
@@ -263,8 +264,8 @@ impl Engine for RocksEngine {
             .map_err(|error| error.to_string())
     }
 
-    fn write_metrics(&self, out: &mut String) {
-        metrics::write(&self.shared, out);
+    fn register_metrics(&self, registry: &mut Registry) {
+        metrics::register(&self.shared, registry);
     }
 }
 

@@ -1,28 +1,34 @@
-//! What the engine counts, and how it reads in the Prometheus text format.
+//! What the engine counts, and what it tells of itself at a look.
 //!
 //! Metrics are asked for on the runtime, so nothing here reads the disk or takes a lock of RocksDB's: what only those tell
 //! is kept from the housekeeper's last look.
 
-use std::fmt::Write;
+use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
 use storage_protocol::planted;
 
 use super::disk::Need;
 use super::store::Store;
 use super::{EngineShared as Shared, log};
+use crate::metrics::Look;
 
 /// Counters. Written by the committer, read by whoever asks.
 #[derive(Debug, Default)]
 pub(super) struct Metrics {
-    works: AtomicU64,
-    groups: AtomicU64,
-    bytes: AtomicU64,
+    works: Counter,
+    groups: Counter,
+    bytes: Counter,
     write_micros: AtomicU64,
-    resumed: AtomicU64,
-    repeated: AtomicU64,
-    numbers_reused: AtomicU64,
+    resumed: Counter,
+    repeated: Counter,
+    numbers_reused: Counter,
     log_oldest: AtomicU64,
     memtable_bytes: AtomicU64,
     block_cache_bytes: AtomicU64,
@@ -50,21 +56,21 @@ impl Metrics {
     }
 
     pub(super) fn resumed(&self) {
-        self.resumed.fetch_add(1, Ordering::Relaxed);
+        self.resumed.inc();
     }
 
     pub(super) fn repeated(&self) {
-        self.repeated.fetch_add(1, Ordering::Relaxed);
+        self.repeated.inc();
     }
 
     pub(super) fn number_reused(&self) {
-        self.numbers_reused.fetch_add(1, Ordering::Relaxed);
+        self.numbers_reused.inc();
     }
 
     pub(super) fn wrote(&self, works: usize, bytes: usize, took: Duration) {
-        self.works.fetch_add(works as u64, Ordering::Relaxed);
-        self.groups.fetch_add(1, Ordering::Relaxed);
-        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.works.inc_by(works as u64);
+        self.groups.inc();
+        self.bytes.inc_by(bytes as u64);
         self.write_micros.fetch_add(
             u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
             Ordering::Relaxed,
@@ -72,205 +78,186 @@ impl Metrics {
     }
 }
 
-pub(super) fn write(shared: &Shared, out: &mut String) {
-    let mut metric = |name: &str, kind: &str, help: &str, value: f64| {
-        // Writing to a String cannot fail.
-        let _ = write!(
-            out,
-            "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n"
-        );
-    };
-    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
-    let Metrics {
-        works,
-        groups,
-        bytes,
-        write_micros,
-        resumed,
-        repeated,
-        numbers_reused,
-        log_oldest,
-        memtable_bytes,
-        block_cache_bytes,
-    } = &shared.metrics;
-    metric(
-        "storage_commits_total",
-        "counter",
-        "Commits and refusals that a write answered.",
-        count(works),
-    );
-    metric(
-        "storage_commit_groups_total",
-        "counter",
-        "Synced writes; commits per group is their ratio.",
-        count(groups),
-    );
-    metric(
-        "storage_commit_bytes_total",
-        "counter",
-        "Bytes written to the log.",
-        count(bytes),
-    );
-    metric(
-        "storage_commit_write_seconds_total",
-        "counter",
-        "Time spent in synced writes.",
-        count(write_micros) / 1e6,
-    );
-    metric(
-        "storage_commit_queue_bytes",
-        "gauge",
-        "Bytes that wait for the committer.",
-        shared.queue.bytes() as f64,
-    );
-    metric(
-        "storage_sessions_kept",
-        "gauge",
-        "Sessions without a socket that can be resumed.",
-        shared.sessions.kept() as f64,
-    );
-    metric(
-        "storage_sessions_resumed_total",
-        "counter",
-        "Sessions that were resumed.",
-        count(resumed),
-    );
-    metric(
-        "storage_commits_repeated_total",
-        "counter",
-        "Commits that came again and were answered with what they did the first time.",
-        count(repeated),
-    );
-    metric(
-        "storage_commit_numbers_reused_total",
-        "counter",
-        "Commits refused because another one was executed under their number: two processes on one saved session.",
-        count(numbers_reused),
-    );
-    let feed = shared.feed.figures();
-    metric(
-        "storage_feed_watches",
-        "gauge",
-        "Watches attached to the feed.",
-        feed.watches as f64,
-    );
-    metric(
-        "storage_feed_queued_bytes",
-        "gauge",
-        "Bytes of commits that wait for live watches; one counts for each that has it.",
-        feed.queued_bytes as f64,
-    );
-    metric(
-        "storage_feed_untold_bytes",
-        "gauge",
-        "Bytes of commits that are published and that watches are yet to be told of.",
-        feed.untold_bytes as f64,
-    );
-    metric(
-        "storage_feed_views_bytes",
-        "gauge",
-        "Bytes of parts of large commits, kept for watches that see the same part.",
-        feed.views_bytes as f64,
-    );
-    metric(
-        "storage_latest_pages_bytes",
-        "gauge",
-        "Bytes of pages, and of rests of passes, that were read for watches and that these have not taken yet.",
-        (shared.pages.bytes() + shared.rests.bytes()) as f64,
-    );
-    metric(
-        "storage_ring_bytes",
-        "gauge",
-        "Bytes of recent commits in memory.",
-        feed.ring_bytes as f64,
-    );
-    metric(
-        "storage_ring_oldest_revision",
-        "gauge",
-        "Watches resume in memory from here.",
-        feed.ring_floor.0 as f64,
-    );
-    let catch_up = shared.catch_up.figures();
-    metric(
-        "storage_catch_up_waiting",
-        "gauge",
-        "Watches that wait for a page of the log.",
-        catch_up.waiting as f64,
-    );
-    metric(
-        "storage_catch_up_bytes",
-        "gauge",
-        "Bytes of log pages in memory.",
-        catch_up.cache_bytes as f64,
-    );
-    metric(
-        "storage_catch_up_pages_total",
-        "counter",
-        "Pages read from the log for watches.",
-        catch_up.pages_read as f64,
-    );
-    metric(
-        "storage_catch_up_places_total",
-        "counter",
-        "Places looked for in the log, each by reading a file from its start.",
-        catch_up.places_found as f64,
-    );
-    if planted("metrics-read-the-log") {
-        let oldest = log::oldest(&shared.store).map_or(0, |oldest| oldest.0);
-        log_oldest.store(oldest, Ordering::Relaxed);
+pub(super) fn register(shared: &Arc<Shared>, registry: &mut Registry) {
+    let metrics = &shared.metrics;
+    for (name, help, counter) in [
+        (
+            "storage_commits",
+            "Commits and refusals that a write answered",
+            &metrics.works,
+        ),
+        (
+            "storage_commit_groups",
+            "Synced writes; commits per group is their ratio",
+            &metrics.groups,
+        ),
+        (
+            "storage_commit_bytes",
+            "Bytes written to the log",
+            &metrics.bytes,
+        ),
+        (
+            "storage_sessions_resumed",
+            "Sessions that were resumed",
+            &metrics.resumed,
+        ),
+        (
+            "storage_commits_repeated",
+            "Commits that came again and were answered with what they did the first time",
+            &metrics.repeated,
+        ),
+        (
+            "storage_commit_numbers_reused",
+            "Commits refused because another one was executed under their number: two processes on one saved session",
+            &metrics.numbers_reused,
+        ),
+    ] {
+        registry.register(name, help, counter.clone());
     }
-    metric(
-        "storage_log_oldest_revision",
-        "gauge",
-        "Watches `Every` resume from here.",
-        count(log_oldest),
-    );
-    metric(
-        "storage_revision",
-        "gauge",
-        "The last commit.",
-        shared.store.revision().0 as f64,
-    );
-    metric(
-        "storage_snapshots",
-        "gauge",
-        "Snapshots on loan to scans and watches.",
-        shared.leases.len() as f64,
-    );
-    metric(
-        "storage_disk_available_bytes",
-        "gauge",
-        "Free bytes seen.",
-        shared.disk.available() as f64,
-    );
-    let ahead = shared
-        .store
-        .now()
-        .0
-        .saturating_sub(shared.store.clock.machine_now().0);
-    metric(
-        "storage_clock_ahead_seconds",
-        "gauge",
-        "How far the server's time is ahead of the machine's clock.",
-        ahead as f64 / 1e3,
-    );
-    let writable = shared.store.check_poison().is_ok() && shared.disk.check(Need::Any, 0).is_ok();
-    metric(
-        "storage_writable",
-        "gauge",
-        "1 while writes are taken.",
-        f64::from(u8::from(writable)),
-    );
-    metric(
-        "storage_memtable_bytes",
-        "gauge",
-        "Bytes in memtables of the largest table.",
-        count(memtable_bytes),
-    );
-    metric(
-        "storage_block_cache_bytes",
-        "gauge",
-        "Bytes in the shared cache.",
-        count(block_cache_bytes),
-    );
+    registry.register_collector(Box::new(shared.clone()));
+}
+
+impl Collector for Shared {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut look = Look(encoder);
+        self.look_at_queues(&mut look)?;
+        self.look_at_feed(&mut look)?;
+        self.look_at_store(&mut look)
+    }
+}
+
+impl Shared {
+    fn look_at_queues(&self, look: &mut Look<'_>) -> fmt::Result {
+        look.counter(
+            "storage_commit_write_seconds",
+            "Time spent in synced writes.",
+            self.metrics.write_micros.load(Ordering::Relaxed) as f64 / 1e6,
+        )?;
+        look.gauge(
+            "storage_commit_queue_bytes",
+            "Bytes that wait for the committer.",
+            self.queue.bytes(),
+        )?;
+        look.gauge(
+            "storage_sessions_kept",
+            "Sessions without a socket that can be resumed.",
+            self.sessions.kept(),
+        )?;
+        look.gauge(
+            "storage_snapshots",
+            "Snapshots on loan to scans and watches.",
+            self.leases.len(),
+        )
+    }
+
+    fn look_at_feed(&self, look: &mut Look<'_>) -> fmt::Result {
+        let feed = self.feed.figures();
+        look.gauge(
+            "storage_feed_watches",
+            "Watches attached to the feed.",
+            feed.watches,
+        )?;
+        look.gauge(
+            "storage_feed_queued_bytes",
+            "Bytes of commits that wait for live watches; one counts for each that has it.",
+            feed.queued_bytes,
+        )?;
+        look.gauge(
+            "storage_feed_untold_bytes",
+            "Bytes of commits that are published and that watches are yet to be told of.",
+            feed.untold_bytes,
+        )?;
+        look.gauge(
+            "storage_feed_views_bytes",
+            "Bytes of parts of large commits, kept for watches that see the same part.",
+            feed.views_bytes,
+        )?;
+        look.gauge(
+            "storage_latest_pages_bytes",
+            "Bytes of pages, and of rests of passes, that were read for watches and that these have not taken yet.",
+            self.pages.bytes() + self.rests.bytes(),
+        )?;
+        look.gauge(
+            "storage_ring_bytes",
+            "Bytes of recent commits in memory.",
+            feed.ring_bytes,
+        )?;
+        look.gauge(
+            "storage_ring_oldest_revision",
+            "Watches resume in memory from here.",
+            feed.ring_floor.0,
+        )?;
+        let catch_up = self.catch_up.figures();
+        look.gauge(
+            "storage_catch_up_waiting",
+            "Watches that wait for a page of the log.",
+            catch_up.waiting,
+        )?;
+        look.gauge(
+            "storage_catch_up_bytes",
+            "Bytes of log pages in memory.",
+            catch_up.cache_bytes,
+        )?;
+        look.counter(
+            "storage_catch_up_pages",
+            "Pages read from the log for watches.",
+            catch_up.pages_read,
+        )?;
+        look.counter(
+            "storage_catch_up_places",
+            "Places looked for in the log, each by reading a file from its start.",
+            catch_up.places_found,
+        )
+    }
+
+    fn look_at_store(&self, look: &mut Look<'_>) -> fmt::Result {
+        let Metrics {
+            log_oldest,
+            memtable_bytes,
+            block_cache_bytes,
+            ..
+        } = &self.metrics;
+        if planted("metrics-read-the-log") {
+            let oldest = log::oldest(&self.store).map_or(0, |oldest| oldest.0);
+            log_oldest.store(oldest, Ordering::Relaxed);
+        }
+        look.gauge(
+            "storage_log_oldest_revision",
+            "Watches `Every` resume from here.",
+            log_oldest.load(Ordering::Relaxed),
+        )?;
+        look.gauge(
+            "storage_revision",
+            "The last commit.",
+            self.store.revision().0,
+        )?;
+        look.gauge(
+            "storage_disk_available_bytes",
+            "Free bytes seen.",
+            self.disk.available(),
+        )?;
+        let machine = self.store.clock.machine_now().0;
+        let ahead = self.store.now().0.saturating_sub(machine);
+        look.gauge(
+            "storage_clock_ahead_seconds",
+            "How far the server's time is ahead of the machine's clock.",
+            ahead as f64 / 1e3,
+        )?;
+        let writable = self.store.check_poison().is_ok() && self.disk.check(Need::Any, 0).is_ok();
+        look.gauge(
+            "storage_writable",
+            "1 while writes are taken.",
+            u64::from(writable),
+        )?;
+        look.gauge(
+            "storage_memtable_bytes",
+            "Bytes in memtables of the largest table.",
+            memtable_bytes.load(Ordering::Relaxed),
+        )?;
+        look.gauge(
+            "storage_block_cache_bytes",
+            "Bytes in the shared cache.",
+            block_cache_bytes.load(Ordering::Relaxed),
+        )
+    }
 }

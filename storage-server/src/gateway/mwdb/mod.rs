@@ -24,6 +24,8 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use hyper::StatusCode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
 use storage_protocol::mwdb::{ID_ZERO, Malformed, Request, RequestKind, prefix_answer};
 use storage_protocol::native::close_code;
 use storage_protocol::{KeyRange, Keyspace, Limit, Result, Watch, WatchOptions, planted};
@@ -36,9 +38,7 @@ use crate::engine::{Session, SessionStorage};
 use crate::http::Refusal;
 use crate::http::protocol::{Opening, Origins, WebSocketProtocol};
 use crate::limits::budget::{Budget, Permit};
-use crate::metrics::{
-    ClosedLabel, Counter, OutcomeLabel, RefusedLabel, RequestLabel, write_counter,
-};
+use crate::metrics::{ClosedLabel, OutcomeLabel, RefusedLabel, RequestLabel};
 use crate::shared::Shared;
 use crate::ws::{Close, Departure, Dialect, Peer, driver};
 use prefix::Prefix;
@@ -82,7 +82,7 @@ impl Gateway for MwdbGateway {
         vec![protocol.with_origins(Origins::OfOldClients)]
     }
 
-    fn write_metrics(&self, out: &mut String) {
+    fn register_metrics(&self, registry: &mut Registry) {
         let Common {
             cache,
             ignored,
@@ -90,22 +90,18 @@ impl Gateway for MwdbGateway {
         } = &*self.0;
         for (name, help, counter) in [
             (
-                "storage_mwdb_messages_ignored_total",
+                "storage_mwdb_messages_ignored",
                 "mwDB messages passed over: malformed, of an unknown type, or text",
                 ignored,
             ),
+            ("storage_mwdb_pushes", "FORCE_RELOAD messages sent", pushed),
             (
-                "storage_mwdb_pushes_total",
-                "FORCE_RELOAD messages sent",
-                pushed,
-            ),
-            (
-                "storage_mwdb_pairs_left_out_total",
+                "storage_mwdb_pairs_left_out",
                 "Pairs of 1 MiB and more that were left out of FORCE_RELOAD messages",
                 &cache.left_out,
             ),
         ] {
-            write_counter(out, name, help, counter.value());
+            registry.register(name, help, counter.clone());
         }
     }
 }
@@ -400,7 +396,7 @@ impl Mwdb {
                 error.to_string(),
             )),
             Err(error) => {
-                self.common.ignored.increment();
+                self.common.ignored.inc();
                 tracing::debug!(%error, "passed over a message");
                 Ok(None)
             }
@@ -485,7 +481,7 @@ impl Dialect for Mwdb {
     }
 
     fn receive_text(&mut self, _: Utf8Bytes, _: Instant) -> std::result::Result<(), Close> {
-        self.common.ignored.increment();
+        self.common.ignored.inc();
         Ok(())
     }
 
@@ -525,7 +521,7 @@ impl Dialect for Mwdb {
             return None;
         }
         let push = self.pushes.pop()?;
-        self.common.pushed.increment();
+        self.common.pushed.inc();
         Some(Message::Binary(push))
     }
 

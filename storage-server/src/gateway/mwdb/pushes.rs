@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::Stream;
+use prometheus_client::metrics::counter::Counter;
 use storage_protocol::mwdb::force_reload;
 use storage_protocol::native::close_code;
 use storage_protocol::{ChangeKind, CommitRecord, Revision, Watch, WatchEvent, planted};
@@ -23,7 +24,7 @@ use storage_protocol::{ChangeKind, CommitRecord, Revision, Watch, WatchEvent, pl
 use super::failed;
 use crate::limits::budget::{Budget, Part};
 use crate::limits::once::{Once, Share};
-use crate::metrics::{ClosedLabel, Counter};
+use crate::metrics::ClosedLabel;
 use crate::ws::Close;
 
 /// How long a peer that is over its bound may take nothing.
@@ -98,7 +99,7 @@ fn cut(record: &CommitRecord, place: usize, left_out: &Counter) -> Result<Piece,
         if let ChangeKind::Put { value, .. } = &change.kind {
             let more = change.key.len() + value.len() + 2;
             if 1 + more > MESSAGE_BYTES_MAX {
-                left_out.increment();
+                left_out.inc();
                 tracing::warn!(
                     revision = record.revision.0,
                     bytes = more,
@@ -440,10 +441,10 @@ mod tests {
                 "{lengths:?}"
             );
         }
-        assert_eq!(cache.left_out.value(), 0);
+        assert_eq!(cache.left_out.get(), 0);
         let (lengths, pairs) = messages(&cache, &record(99, &[1, longest + 1, 1]));
         assert_eq!((lengths.len(), pairs), (1, 2));
-        assert_eq!(cache.left_out.value(), 1);
+        assert_eq!(cache.left_out.get(), 1);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
+use prometheus_client::registry::Registry;
 use storage_protocol::{Keyspace, StorageExt};
 use tokio_tungstenite::tungstenite::Message;
 
@@ -13,6 +14,7 @@ use crate::auth::Principal;
 use crate::config::ServerConfig;
 use crate::engine::Engine;
 use crate::gateway::Gateway;
+use crate::metrics::encoded;
 use crate::shared::Shared;
 use crate::testing::{Client, Hold, KEYSPACE, MemoryEngine, Running, server, start, start_in};
 use crate::ws::Peer;
@@ -116,8 +118,9 @@ async fn malformed_messages_are_passed_over() {
     client.send(Message::text("hi")).await.unwrap();
     send(client, "a#\x00C").await;
     assert_eq!(receive(client).await, "#\x01C");
-    let mut metrics = String::new();
-    gateway.write_metrics(&mut metrics);
+    let mut registry = Registry::default();
+    gateway.register_metrics(&mut registry);
+    let metrics = encoded(&registry);
     assert!(
         metrics.contains("storage_mwdb_messages_ignored_total 6\n"),
         "{metrics}"

@@ -70,7 +70,7 @@ impl Scans {
                 used: Instant::now(),
             },
         );
-        self.metrics.scans.add(1);
+        self.metrics.scans.inc();
         Some(number)
     }
 
@@ -126,12 +126,12 @@ impl Scans {
 
     pub(super) fn remove(&mut self, number: u64) {
         if self.open.remove(&number).is_some() {
-            self.metrics.scans.subtract(1);
+            self.metrics.scans.dec();
         }
     }
 
     pub(super) fn clear(&mut self) {
-        self.metrics.scans.subtract(self.open.len() as u64);
+        self.metrics.scans.dec_by(self.open.len() as u64);
         self.open.clear();
     }
 

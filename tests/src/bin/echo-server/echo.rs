@@ -5,9 +5,6 @@
 //! * WebSocket `/echo`: the first message is `login NAME`, answered with the principal. From then on each message comes
 //!   back, and each note that anybody has kept is told as `kept NAME`.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use futures_util::{Stream, TryStreamExt, stream};
 use storage_protocol::{
     Key, KeyRange, KeyState, Keyspace, Scan, ScanItem, ScanOptions, Storage, StorageError,
@@ -16,6 +13,7 @@ use storage_protocol::{
 use storage_server::gateway::axum::body::{Body, Bytes};
 use storage_server::gateway::axum::extract::Path;
 use storage_server::gateway::axum::{Router, http::StatusCode, routing::get};
+use storage_server::gateway::prometheus_client::{metrics::counter::Counter, registry::Registry};
 use storage_server::gateway::*;
 
 /// The last part of a note: it is whole when that is there.
@@ -25,7 +23,7 @@ type Refusal = (StatusCode, String);
 
 #[derive(Debug, Default)]
 pub(crate) struct Echo {
-    echoed: Arc<AtomicU64>,
+    echoed: Counter,
 }
 
 impl Gateway for Echo {
@@ -47,9 +45,8 @@ impl Gateway for Echo {
         vec![WebSocketProtocol::new("echo", "/echo", options, serve)]
     }
 
-    fn write_metrics(&self, out: &mut String) {
-        let echoed = self.echoed.load(Ordering::Relaxed);
-        *out += &format!("# TYPE echo_messages_total counter\necho_messages_total {echoed}\n");
+    fn register_metrics(&self, registry: &mut Registry) {
+        registry.register("echo_messages", "Messages sent", self.echoed.clone());
     }
 }
 
@@ -107,7 +104,7 @@ fn values(scan: Scan) -> impl Stream<Item = Result<Bytes, StorageError>> {
         .try_flatten()
 }
 
-async fn converse(socket: WebSocket, echoed: Arc<AtomicU64>) -> Result<(), Close> {
+async fn converse(socket: WebSocket, echoed: Counter) -> Result<(), Close> {
     let policy = |reason: &dyn ToString| Close::because(close_code::POLICY, reason.to_string());
     let failed = |error: StorageError| Close::because(close_code::INTERNAL, error.to_string());
     let Some(Message::Text(first)) = socket.receive().await else {
@@ -129,7 +126,7 @@ async fn converse(socket: WebSocket, echoed: Arc<AtomicU64>) -> Result<(), Close
             },
             name = kept(&mut watch) => Message::text(format!("kept {}", name.map_err(failed)?)),
         };
-        echoed.fetch_add(1, Ordering::Relaxed);
+        echoed.inc();
     }
     Ok(())
 }

@@ -183,9 +183,7 @@ impl Crowded {
 
     /// Whether it was closed as slow.
     fn is_closed(&self) -> bool {
-        let mut metrics = String::new();
-        let shared = &self.running.shared;
-        shared.metrics.write(&mut metrics, &[], &Outer::default());
+        let metrics = encoded(&self.running.shared.registry);
         metrics.contains("storage_sessions_closed_total{reason=\"slow\"} 1")
     }
 }

@@ -28,7 +28,7 @@ use tokio_tungstenite::tungstenite::Message;
 use super::Native;
 use crate::config::ServerConfig;
 use crate::engine::Engine;
-use crate::metrics::Outer;
+use crate::metrics::encoded;
 use crate::testing::{Client, Hold, KEYSPACE, MemoryEngine, Running, start};
 
 fn running(change: impl FnOnce(&mut ServerConfig)) -> Running {

@@ -113,7 +113,7 @@ impl Watches {
             state,
         };
         if self.slots.insert(id, slot).is_none() {
-            self.metrics.watches.add(1);
+            self.metrics.watches.inc();
         }
         self.enqueue(id);
     }
@@ -124,7 +124,7 @@ impl Watches {
         };
         self.answered
             .extend(slot.progress_due.into_iter().flatten());
-        self.metrics.watches.subtract(1);
+        self.metrics.watches.dec();
         true
     }
 
@@ -153,7 +153,7 @@ impl Watches {
     }
 
     pub(super) fn clear(&mut self) {
-        self.metrics.watches.subtract(self.slots.len() as u64);
+        self.metrics.watches.dec_by(self.slots.len() as u64);
         self.slots.clear();
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 
+use prometheus_client::registry::Registry;
 use storage_protocol::native::{Outbox, PART_BYTES, ServerMessage};
 use storage_protocol::{
     CommitRecord, Entry, EntryLifetime, KeyState, Limit, Position, Result, Revision, StorageError,
@@ -13,6 +14,7 @@ use storage_protocol::{
 
 use super::{Polled, Terms, WATCH_BYTES, Watches};
 use crate::limits::budget::Budget;
+use crate::metrics::Metrics;
 
 /// Tells what it was given, then rests, live, and answers what it is asked, unless that is withheld.
 #[derive(Default)]
@@ -81,7 +83,7 @@ fn open(events: impl Iterator<Item = WatchEvent>, credit: u64, every: bool) -> W
 }
 
 fn open_source(source: Fake, terms: Terms) -> Watches {
-    let mut watches = Watches::new(Arc::default());
+    let mut watches = Watches::new(Arc::new(Metrics::new(&mut Registry::default())));
     let watch = Watch::new(Position::default(), Box::new(source));
     watches.insert(1, watch, terms, true);
     watches
