@@ -4,8 +4,8 @@
 //! is kept from the housekeeper's last look.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
@@ -114,15 +114,22 @@ pub(super) fn register(shared: &Arc<Shared>, registry: &mut Registry) {
     ] {
         registry.register(name, help, counter.clone());
     }
-    registry.register_collector(Box::new(shared.clone()));
+    registry.register_collector(Box::new(Figures(Arc::downgrade(shared))));
 }
 
-impl Collector for Shared {
+/// What is computed at a look. A registry may outlive the engine, whose folder is to be free then.
+#[derive(Debug)]
+struct Figures(Weak<Shared>);
+
+impl Collector for Figures {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Some(shared) = self.0.upgrade() else {
+            return Ok(());
+        };
         let mut look = Look(encoder);
-        self.look_at_queues(&mut look)?;
-        self.look_at_feed(&mut look)?;
-        self.look_at_store(&mut look)
+        shared.look_at_queues(&mut look)?;
+        shared.look_at_feed(&mut look)?;
+        shared.look_at_store(&mut look)
     }
 }
 
