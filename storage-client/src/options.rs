@@ -102,7 +102,8 @@ impl ConnectOptions {
     }
 
     /// Presents `cert.pem` with `key.pem` of this folder, and trusts servers that `ca.pem` vouches for. All three are
-    /// PEM files; the key is not encrypted. No default: a `wss` URL needs this or
+    /// PEM files; the key is not encrypted. They are read again for each connection, so a renewed certificate needs no
+    /// restart. No default: a `wss` URL needs this or
     /// [`without_client_certificate`](Self::without_client_certificate); the later call of the two counts.
     #[must_use]
     pub fn credentials_dir(mut self, dir: impl Into<PathBuf>) -> Self {

@@ -5,10 +5,8 @@
 
 use std::array::from_fn;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
     DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeMetric,
 };
@@ -18,16 +16,11 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Metric, Registry};
 use storage_protocol::{Outcome, StorageError};
 
-use crate::limits::budget::Budgets;
-use crate::logging;
-use crate::net::admission::Connections;
-use crate::net::tls::Validity;
-
 /// A number that goes up and down.
 pub(crate) type Gauge = prometheus_client::metrics::gauge::Gauge<u64, AtomicU64>;
 
 /// Names and values of `N` labels.
-type Labels<const N: usize> = [(&'static str, &'static str); N];
+pub(crate) type Labels<const N: usize> = [(&'static str, &'static str); N];
 
 /// A set of label values: a fieldless enum, its variants in order.
 macro_rules! labels {
@@ -190,66 +183,6 @@ fn by_reason<const N: usize>(
     from_fn(|reason| family.get_or_create_owned(&[("reason", reasons[reason])]))
 }
 
-/// What is counted elsewhere in the server.
-#[derive(Debug)]
-pub(crate) struct Outer {
-    /// Open connections of all kinds.
-    pub(crate) connections: Arc<Connections>,
-    /// What all sessions share.
-    pub(crate) budgets: Arc<Budgets>,
-    /// Of the server's certificate; `None` without TLS.
-    pub(crate) certificate: Option<Validity>,
-}
-
-impl Collector for Outer {
-    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut look = Look(encoder);
-        look.gauge(
-            "storage_connections",
-            "Open connections of all kinds.",
-            self.connections.open(),
-        )?;
-        look.gauge(
-            "storage_connections_max",
-            "As many there can be.",
-            self.connections.max(),
-        )?;
-        if let Some(validity) = self.certificate {
-            look.gauge(
-                "storage_certificate_expires_seconds",
-                "When the certificate of the server ends, in seconds since 1970.",
-                validity.until,
-            )?;
-        }
-        let log = logging::counts();
-        look.counter(
-            "storage_log_lines_dropped",
-            "Lines of the log that could not be written in time.",
-            log.dropped,
-        )?;
-        look.counter(
-            "storage_log_lines_suppressed",
-            "Lines of the log that were one of too many of their kind.",
-            log.suppressed,
-        )?;
-        let used = Family::<Labels<1>, Gauge>::default();
-        for (name, budget) in [
-            ("bytes_in_flight", &self.budgets.in_flight),
-            ("partial_messages", &self.budgets.partial),
-            ("outbox", &self.budgets.outbox),
-            ("watches", &self.budgets.watches),
-        ] {
-            let gauge = used.get_or_create_owned(&[("budget", name)]);
-            gauge.set(budget.used() as u64);
-        }
-        look.metric(
-            "storage_budget_used_bytes",
-            "Bytes in use of shared budgets.",
-            &used,
-        )
-    }
-}
-
 /// Encodes metrics whose values are computed at a look.
 #[derive(Debug)]
 pub(crate) struct Look<'a>(pub(crate) DescriptorEncoder<'a>);
@@ -274,7 +207,12 @@ impl Look<'_> {
         self.metric(name, help, &ConstCounter::new(value))
     }
 
-    fn metric(&mut self, name: &str, help: &str, metric: &impl EncodeMetric) -> fmt::Result {
+    pub(crate) fn metric(
+        &mut self,
+        name: &str,
+        help: &str,
+        metric: &impl EncodeMetric,
+    ) -> fmt::Result {
         let kind = metric.metric_type();
         metric.encode(self.0.encode_descriptor(name, help, None, kind)?)
     }
@@ -286,38 +224,4 @@ pub(crate) fn encoded(registry: &Registry) -> String {
     // Writing to a String cannot fail.
     let _ = prometheus_client::encoding::prometheus_text::encode(&mut out, registry);
     out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::ServerLimits;
-
-    #[test]
-    fn each_line_is_a_sample_or_a_comment() {
-        let mut registry = Registry::default();
-        let metrics = Metrics::new(&mut registry);
-        metrics.request::<()>(RequestLabel::Commit, &Err(StorageError::Cancelled));
-        metrics.refused(RefusedLabel::Tls);
-        let budgets = Budgets::new(&ServerLimits::default());
-        let _seven = budgets.outbox.take(7).unwrap();
-        let outer = Outer {
-            connections: Connections::new(1, 1),
-            budgets,
-            certificate: None,
-        };
-        registry.register_collector(Box::new(outer));
-        let out = encoded(&registry);
-        assert!(
-            out.contains("storage_requests_total{kind=\"commit\",outcome=\"not_executed\"} 1\n")
-        );
-        assert!(out.contains("storage_connections_refused_total{reason=\"tls\"} 1\n"));
-        assert!(out.contains("storage_budget_used_bytes{budget=\"outbox\"} 7\n"));
-        for line in out.lines() {
-            let sample = line
-                .rsplit_once(' ')
-                .is_some_and(|(_, value)| value.parse::<u64>().is_ok());
-            assert!(line.starts_with("# ") || sample, "{line}");
-        }
-    }
 }

@@ -271,13 +271,18 @@ impl Server {
         let addresses: Vec<_> = addresses.collect();
         tell_start(&config, &addresses, engine.as_ref(), certificate);
         let handshakes_max = config.limits.handshakes_max;
-        let shared = Shared::new(config, gateways, engine, certificate);
+        let register = |registry: &mut _| {
+            for gateway in &gateways {
+                gateway.register_metrics(registry);
+            }
+        };
+        let shared = Shared::new(config, register, engine, certificate);
         shared.set_phase(Phase::Serving);
         shared.engine.serving();
         let configs = shared.config.listeners.iter();
         for (number, (listener, config)) in listeners.into_iter().zip(configs).enumerate() {
             let handshakes = Handshakes::new(handshakes_max, &shared.connections, number);
-            let front = gateway::front(&shared, config);
+            let front = gateway::front(&gateways, &shared, config);
             let serving = listener.run(shared.clone(), front, handshakes);
             shared.tasks.spawn(serving);
         }

@@ -31,7 +31,6 @@ use tokio_util::sync::CancellationToken;
 use crate::auth::Principal;
 use crate::config::ServerConfig;
 use crate::engine::{Engine, Resumed, Room, Session, SessionStorage};
-use crate::gateway;
 use crate::shared::Shared;
 use crate::ws::{Dialect, Peer, driver};
 
@@ -511,7 +510,7 @@ pub(crate) fn server(
 ) -> Arc<Shared> {
     let mut config = ServerConfig::embedded("unused", None, Vec::new());
     change(&mut config);
-    Shared::new(config, gateway::built_in(), engine.clone(), None)
+    Shared::new(config, |_| {}, engine.clone(), None)
 }
 
 /// Starts a session of this principal in a server that may have others.

@@ -23,7 +23,7 @@ use storage_protocol::{
 };
 use storage_testkit::harness::{Certificates, Launch, ServerProcess, connect};
 use storage_testkit::raw::{
-    Raw, Received, in_time, metric, metric_reaches, tcp, tls, until_closed, upgrade_request,
+    Raw, Received, http, in_time, metric, metric_reaches, tcp, tls, until_closed, upgrade_request,
 };
 use storage_testkit::served::ADMIN;
 use tempfile::TempDir;
@@ -196,6 +196,16 @@ async fn notes_go_both_ways_whole_and_are_told_to_who_has_logged_in() {
         panic!("{event:?}");
     };
     assert_eq!(&*commit.principal, "cert:ann");
+
+    // A page of another site can send a request that changes something, and is refused by its origin.
+    for (origin, status) in [("https://evil.example", 403), ("https://127.0.0.1", 200)] {
+        let mut foreign = request(Method::POST, "/echo/foreign", whole("x"));
+        foreign
+            .headers_mut()
+            .insert("origin", origin.parse().unwrap());
+        let answer = ask(&mut http, foreign).await;
+        assert_eq!(text(answer).await.0, status, "{origin}");
+    }
 
     for (method, path, status, said) in [
         (Method::GET, "/echo/none", 404, "no note \"none\"\n"),
@@ -397,6 +407,21 @@ async fn an_upload_that_stands_still_ends_and_one_that_is_slow_does_not() {
     let mut http = house.http("ann").await;
     let answer = ask(&mut http, request(Method::GET, "/echo/stalled", nothing())).await;
     assert_eq!(text(answer).await.0, 404);
+}
+
+#[tokio::test]
+async fn who_asked_for_a_route_before_has_its_time_for_a_session_all_the_same() {
+    let house = House::new("[timeouts]\nhandshake = \"400ms\"\n");
+    let mut stream = tls(&house.server, &house.certificates, "ann").await;
+    let get = "GET /echo/none HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n";
+    assert_eq!(http(&mut stream, get).await.status, 404);
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    let protocol = "Sec-WebSocket-Protocol: storage-sync.v1\r\n";
+    let answer = http(&mut stream, &upgrade_request("/storage/model", protocol)).await;
+    assert_eq!(answer.status, 101, "{answer:?}");
+    // Hello is waited for from here on, and not for longer.
+    let (took, _) = until_closed(&mut stream).await;
+    assert!(took >= Duration::from_millis(300), "{took:?}");
 }
 
 #[tokio::test]

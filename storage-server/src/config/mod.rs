@@ -20,7 +20,6 @@ use storage_protocol::{Keyspace, Limits};
 
 use self::text::{duration, size, size_or_none};
 use crate::engine::rocks::EngineOptions;
-use crate::gateway;
 
 pub use crate::engine::rocks::Durability;
 pub(crate) use load::{Document, read};
@@ -480,14 +479,14 @@ impl ServerConfig {
         }
     }
 
-    /// Reads a configuration file alone, without environment and flags. Its listeners may serve the gateways that every
-    /// server has.
+    /// Reads a configuration file alone, without environment and flags. `gateways`: the names that its listeners may have;
+    /// every server has `storage` and `admin`.
     ///
     /// # Errors
     /// [`ConfigError`].
-    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+    pub fn from_file(path: &Path, gateways: &[&str]) -> Result<Self, ConfigError> {
         let config = Document::parse(path, &read(path)?)?.read()?;
-        config.validate(&gateway::names(&gateway::built_in()))?;
+        config.validate(gateways)?;
         Ok(config)
     }
 

@@ -81,13 +81,17 @@ pub(crate) fn names(gateways: &[Arc<dyn Gateway>]) -> Vec<&'static str> {
 }
 
 /// What a listener serves: the routes and protocols of the gateways that it names.
-pub(crate) fn front(shared: &Arc<Shared>, listener: &ListenerConfig) -> Arc<Front> {
+pub(crate) fn front(
+    gateways: &[Arc<dyn Gateway>],
+    shared: &Arc<Shared>,
+    listener: &ListenerConfig,
+) -> Arc<Front> {
     let server = ServerHandle::new(shared);
     let is_named = |gateway: &&Arc<dyn Gateway>| {
         let name = gateway.name();
         listener.gateways.iter().any(|named| named == name)
     };
-    let named = shared.gateways.iter().filter(is_named);
+    let named = gateways.iter().filter(is_named);
     let (mut routers, mut protocols) = (Vec::new(), Vec::new());
     for gateway in named {
         routers.push(gateway.routes(&server));

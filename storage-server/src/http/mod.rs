@@ -32,7 +32,7 @@ use crate::metrics::{Gauge, RefusedLabel};
 use crate::net::admission::Place;
 use crate::shared::{Phase, ServerHandle, Shared};
 use caller::Caller;
-use protocol::{Opening, UpgradeRequest, WebSocketProtocol};
+use protocol::{Opening, Origins, UpgradeRequest, WebSocketProtocol};
 use slots::{HttpSlot, HttpSlots};
 
 pub(crate) use self::patient::Patient;
@@ -114,7 +114,15 @@ impl Front {
         let routers = routers.into_iter().filter(axum::Router::has_routes);
         let routers = routers.rfold(nothing, |next, routes| routes.fallback_service(next));
         Arc::new(Self {
-            slots: HttpSlots::new(shared.config.limits.http_connections_max),
+            // Most are for sessions.
+            slots: HttpSlots::new(
+                shared
+                    .config
+                    .limits
+                    .http_connections_max
+                    .min(shared.connections.max() / 4)
+                    .max(1),
+            ),
             shared: shared.clone(),
             listener: listener.clone(),
             routers,
@@ -252,6 +260,11 @@ impl Visit {
         if front.listener.tls == TlsMode::Off {
             browser::check_host(&request, &front.listener)
                 .map_err(|reason| Refusal::http(StatusCode::MISDIRECTED_REQUEST, reason))?;
+        }
+        // A page of another site can send these, with the user's certificate; what it cannot do is read an answer.
+        if !request.method().is_safe() {
+            browser::check_origin(&request, &front.listener, Origins::Own)
+                .map_err(|reason| Refusal::http(StatusCode::FORBIDDEN, reason))?;
         }
         let principal = self.principal()?.clone();
         self.settle(&principal)?;

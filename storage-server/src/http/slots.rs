@@ -1,12 +1,13 @@
 //! Connections that speak plain HTTP: so many on a listener, and half of them for one peer at most.
 //!
-//! A peer is its principal, or its address where that is `anonymous`.
+//! A peer is its principal, or its address (or IPv6 network of 64 bits) where that is `anonymous`.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::auth::Principal;
+use crate::net::admission::Address;
 
 /// The places of one listener.
 #[derive(Debug)]
@@ -46,7 +47,7 @@ impl HttpSlots {
         address: IpAddr,
     ) -> Result<HttpSlot, Full> {
         let peer = if principal.is_anonymous() {
-            address.to_string()
+            Address::from(address).to_string()
         } else {
             principal.to_string()
         };

@@ -170,7 +170,8 @@ impl Connection {
         let stream = Patient::new(stream, timeouts.slow_peer);
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(timeouts.http_idle)
+            // The first head is in time by the deadline of the connection.
+            .header_read_timeout(timeouts.http_idle.max(timeouts.handshake))
             .max_buf_size(HEAD_BYTES_MAX)
             .serve_connection(TokioIo::new(stream), service);
         let mut drain = pin!(self.shared.drain.cancelled());
@@ -210,10 +211,15 @@ impl Connection {
             slot,
             open,
         } = admitted;
+        // Who asked for something else before has as long from now on.
+        let deadline = match self.place.is_settled() {
+            true => Instant::now() + timeouts.handshake,
+            false => self.deadline,
+        };
         self.place.settle();
         let peer = Peer {
             principal,
-            deadline: self.deadline,
+            deadline,
             slot,
             open,
             drain: self.shared.drain.child_token(),

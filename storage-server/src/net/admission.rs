@@ -7,6 +7,7 @@
 //! of the server, sessions too, by the descriptors there are.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::pin::Pin;
@@ -92,7 +93,13 @@ impl Drop for Connected {
 
 /// What counts as one peer before it has proven a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Address(IpAddr);
+pub(crate) struct Address(IpAddr);
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 impl From<IpAddr> for Address {
     fn from(address: IpAddr) -> Self {
@@ -315,6 +322,9 @@ impl Place {
                 biased;
                 done = &mut work => return Some(done),
                 () = self.seat.leave.notified() => {}
+            }
+            if self.is_settled() {
+                return Some(work.await);
             }
             let seat = &self.seat;
             if seat.must_leave.load(Ordering::Relaxed) || seat.is_silent(Instant::now()) {

@@ -28,7 +28,7 @@ use super::metered::Metered;
 use super::{Close, Departure, Dialect, Heartbeat, Peer};
 use crate::config::Timeouts;
 use crate::limits::budget::{Permit, SessionSlot};
-use crate::metrics::ClosedLabel;
+use crate::metrics::{ClosedLabel, Gauge};
 use crate::shared::Shared;
 
 /// The default zero-fills 128 KiB at each read, and costs 140 KiB for each idle connection.
@@ -124,7 +124,7 @@ where
             cut,
             ..
         } = peer;
-        open.inc();
+        let open = Open::of(open);
         let mut socket = opening.await;
         let now = Instant::now();
         let sending = dialect.outbox_budget().count();
@@ -186,8 +186,24 @@ where
         drop(socket);
         drop(unfinished);
         Box::pin(dialect.finish(departure)).await;
-        open.dec();
+        drop(open);
         drop(slot);
+    }
+}
+
+/// Counts a connection as open, also if its dialect panics.
+struct Open(Gauge);
+
+impl Open {
+    fn of(gauge: Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 
@@ -273,6 +289,11 @@ where
             }
         }
         self.flush(cx, now)?;
+        if !self.dirty
+            && let Some(close) = self.dialect.ending()
+        {
+            return Err(close.into());
+        }
         if self.draining && !self.dirty && self.dialect.is_drained() {
             return Err(Close::going_away().into());
         }

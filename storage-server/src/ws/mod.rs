@@ -152,6 +152,10 @@ pub(crate) trait Dialect: Send {
     fn logged_in(&mut self) -> Option<SessionSlot> {
         None
     }
+    /// Why the connection is to be closed, once all that was handed out is written: it has come to its end by itself.
+    fn ending(&self) -> Option<Close> {
+        None
+    }
     /// The server shuts down: takes no new requests, and tells the peer if it has a way to.
     fn drain(&mut self);
     /// Whether, after [`Dialect::drain`], nothing is in progress any more and nothing waits to be sent.

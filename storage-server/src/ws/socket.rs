@@ -31,6 +31,9 @@ pub(crate) type Handler = Pin<Box<dyn Future<Output = Result<(), Close>> + Send>
 const INBOX_BYTES_MAX: usize = 64 << 10;
 /// And so many messages.
 const INBOX_LEN_MAX: usize = 64;
+/// Between two pings, at least and at most, whatever a protocol asks for.
+const PING_MIN: Duration = Duration::from_millis(10);
+const PING_MAX: Duration = Duration::from_secs(24 * 3600);
 /// How often a message that waits for room that others have looks for it.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -78,7 +81,8 @@ pub struct SocketOptions {
     pub message_bytes_max: Option<usize>,
     /// When pings go out. Default: after `timeouts.heartbeat` of silence.
     pub ping: Option<Ping>,
-    /// A peer of which nothing was heard for so long is closed with 4001. Default `timeouts.silence`.
+    /// A peer of which nothing was heard for so long is closed with 4001; at least twice the time of a ping. Default
+    /// `timeouts.silence`.
     pub silence: Option<Duration>,
     /// Whether the peer says in the connection who it is: one that has not ([`WebSocket::log_in`]) within
     /// `timeouts.handshake` of its TCP connection is closed with 1008.
@@ -115,8 +119,12 @@ pub struct LoginError(StorageError);
 ///
 /// * The task ends: what it has sent is still written, then the connection is closed.
 /// * The peer closes, or is gone: [`WebSocket::receive`] tells `None` behind the last message. What is sent until the task
-///   ends is written if the peer still takes it. A task that is not through after `timeouts.drain` is dropped.
-/// * The server shuts down: the same, with `timeouts.drain` to finish.
+///   ends is written if the peer still takes it; its close is answered with its own code. A task that is not through after
+///   `timeouts.drain` is dropped.
+/// * The server shuts down: the same, with `timeouts.drain` to finish. What the peer sends from then on is passed over.
+///
+/// A task that does not receive has its peer held back, and does not learn that it is gone until it sends: one that only
+/// sends is to receive beside that.
 #[derive(Debug)]
 pub struct WebSocket {
     pipe: Arc<Pipe>,
@@ -147,6 +155,8 @@ struct State {
     moved: u64,
     receivers: Vec<Waker>,
     senders: Vec<Waker>,
+    /// Of the connection's task, which is to look when something was done for it in another one.
+    driver: Option<Waker>,
 }
 
 impl Pipe {
@@ -160,13 +170,23 @@ impl State {
         self.outbox_permit.amount()
     }
 
-    /// Whether others have the room that one more message would take.
+    /// Whether others have the room that one more message would take. What the socket holds counts as one.
     fn waits_for_others(&self) -> bool {
-        self.outbox_bytes() > 0 && self.outbox_permit.budget().shared_is_full()
+        let budget = self.outbox_permit.budget();
+        budget.used() > 0 && budget.shared_is_full()
     }
 
     fn is_full(&self) -> bool {
         self.outbox_bytes() >= self.outbox_bytes_max || self.waits_for_others()
+    }
+
+    /// Something was taken or sent, by a task with this waker.
+    fn has_moved(&mut self, by: Option<&Waker>) {
+        self.moved += 1;
+        let driver = self.driver.as_ref();
+        if let Some(driver) = driver.filter(|driver| !by.is_some_and(|by| driver.will_wake(by))) {
+            driver.wake_by_ref();
+        }
     }
 }
 
@@ -205,7 +225,7 @@ impl WebSocket {
         state.slot = Some(slot);
         state.principal = principal;
         state.is_logged_in = true;
-        state.moved += 1;
+        state.has_moved(None);
         Ok(())
     }
 
@@ -216,7 +236,7 @@ impl WebSocket {
             match state.inbox.pop_front() {
                 Some(message) => {
                     state.inbox_bytes -= message.cost();
-                    state.moved += 1;
+                    state.has_moved(Some(cx.waker()));
                     Poll::Ready(Some(message))
                 }
                 None if state.is_ended => Poll::Ready(None),
@@ -252,7 +272,7 @@ impl WebSocket {
                 let held = state.outbox_bytes() + message.cost();
                 state.outbox_permit.resize(held);
                 state.outbox.push_back(message);
-                state.moved += 1;
+                state.has_moved(Some(cx.waker()));
             }
             Poll::Ready(Ok(()))
         })
@@ -306,6 +326,7 @@ impl Task {
             moved: 0,
             receivers: Vec::new(),
             senders: Vec::new(),
+            driver: None,
         })));
         let socket = WebSocket {
             pipe: pipe.clone(),
@@ -329,12 +350,25 @@ impl Task {
         }
     }
 
-    fn take(&mut self, message: Message) {
+    /// A message for which its principal, or all, have no room closes the connection: it was read, and is not thrown away
+    /// in silence.
+    fn take(&mut self, message: Message) -> Result<(), Close> {
         let mut state = self.pipe.state();
+        // Nobody takes it any more.
+        if state.is_ended {
+            return Ok(());
+        }
+        self.inbox_permit.resize(state.inbox_bytes);
+        self.inbox_permit
+            .try_grow(message.cost())
+            .map_err(|error| {
+                let reason = error.to_string();
+                Close::new(close_code::TRY_AGAIN, ClosedLabel::Overloaded, reason)
+            })?;
         state.inbox_bytes += message.cost();
         state.inbox.push_back(message);
-        self.inbox_permit.resize(state.inbox_bytes);
         wake(&mut state.receivers);
+        Ok(())
     }
 
     /// Counts what waits, and lets the task send if there is room.
@@ -385,13 +419,11 @@ impl Dialect for Task {
     fn receiving(&mut self, _: Option<Instant>, _: Instant) {}
 
     fn receive(&mut self, _: &mut Context<'_>, message: Bytes, _: Instant) -> Result<(), Close> {
-        self.take(Message::Binary(message));
-        Ok(())
+        self.take(Message::Binary(message))
     }
 
     fn receive_text(&mut self, text: Utf8Bytes, _: Instant) -> Result<(), Close> {
-        self.take(Message::Text(text));
-        Ok(())
+        self.take(Message::Text(text))
     }
 
     fn wants_input(&self) -> bool {
@@ -401,7 +433,16 @@ impl Dialect for Task {
 
     fn poll_work(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, Close> {
         self.count(now);
-        let before = self.pipe.state().moved;
+        let mut state = self.pipe.state();
+        let before = state.moved;
+        if !state
+            .driver
+            .as_ref()
+            .is_some_and(|driver| driver.will_wake(cx.waker()))
+        {
+            state.driver = Some(cx.waker().clone());
+        }
+        drop(state);
         if let Some(handler) = &mut self.handler
             && let Poll::Ready(result) = handler.as_mut().poll(cx)
         {
@@ -410,17 +451,19 @@ impl Dialect for Task {
             self.end();
         }
         self.count(now);
-        let state = self.pipe.state();
-        let moved = state.moved != before;
-        let is_through = self.handler.is_none() && state.outbox.is_empty() && !moved;
-        if is_through && !self.closing {
-            return Err(match &self.result {
-                Err(close) => close.clone(),
-                Ok(()) if self.draining => Close::going_away(),
-                Ok(()) => Close::because(close_code::NORMAL, ""),
-            });
+        Ok(self.pipe.state().moved != before)
+    }
+
+    fn ending(&self) -> Option<Close> {
+        let is_through = self.handler.is_none() && self.pipe.state().outbox.is_empty();
+        if !is_through || self.closing {
+            return None;
         }
-        Ok(moved)
+        Some(match &self.result {
+            Err(close) => close.clone(),
+            Ok(()) if self.draining => Close::going_away(),
+            Ok(()) => Close::because(close_code::NORMAL, ""),
+        })
     }
 
     fn next_message(&mut self) -> Option<tungstenite::Message> {
@@ -456,10 +499,13 @@ impl Dialect for Task {
             Ping::WhenSilent(silence) => (silence, false),
             Ping::Every(period) => (period, true),
         };
+        // A peer must be pinged before it can be called silent.
+        let ping = ping.clamp(PING_MIN, PING_MAX);
+        let silence = self.options.silence.unwrap_or(timeouts.silence);
         Heartbeat {
             ping,
             always,
-            silence: self.options.silence.unwrap_or(timeouts.silence),
+            silence: silence.clamp(2 * ping, 2 * PING_MAX),
         }
     }
 

@@ -291,3 +291,103 @@ async fn a_message_that_is_too_long_is_refused_either_way() {
     let (code, reason) = closed(&mut running).await;
     assert_eq!(code, 1009, "{reason}");
 }
+
+#[tokio::test]
+async fn what_a_handler_sent_last_comes_whole_to_a_peer_that_is_slow() {
+    const LAST: usize = 4 << 20;
+    let mut running = serve(
+        |_| {},
+        SocketOptions::default(),
+        async |socket| {
+            let message = Message::Binary(vec![7; LAST].into());
+            socket.send(message).await.unwrap();
+            Ok(())
+        },
+    );
+    // Longer than a close may take.
+    tokio::time::sleep(crate::ws::driver::CLOSE_PATIENCE + Duration::from_millis(500)).await;
+    assert_eq!(next(&mut running).await.len(), LAST);
+    assert_eq!(closed(&mut running).await.0, 1000);
+}
+
+#[tokio::test]
+async fn a_message_without_room_closes_its_own_connection() {
+    let small = |config: &mut ServerConfig| {
+        config.limits.message_bytes_max = 100_000;
+        config.limits.bytes_in_flight_total_max = 200_000;
+    };
+    let mut running = serve(small, SocketOptions::default(), async |socket| {
+        // It takes nothing.
+        std::future::pending::<()>().await;
+        drop(socket);
+        Ok(())
+    });
+    // The others of the principal have its half.
+    let others = running.shared.slots.take("anonymous").unwrap();
+    let _all = others.budgets().in_flight.take(99_000).unwrap();
+    running
+        .client
+        .send(Frame::binary(vec![0; 2_000]))
+        .await
+        .unwrap();
+    let (code, reason) = closed(&mut running).await;
+    assert_eq!(code, 1013, "{reason}");
+    assert!(reason.contains("bytes_in_flight_total_max"), "{reason}");
+}
+
+#[tokio::test]
+async fn behind_the_end_of_a_drain_nothing_comes_any_more() {
+    let (told, heard) = tokio::sync::oneshot::channel();
+    let (release, released) = tokio::sync::oneshot::channel::<()>();
+    let mut running = serve(
+        |_| {},
+        SocketOptions::default(),
+        async move |socket| {
+            let first = socket.receive().await.unwrap();
+            socket.send(first).await.unwrap();
+            assert_eq!(socket.receive().await, None);
+            told.send(()).unwrap();
+            let _ = released.await;
+            assert_eq!(socket.receive().await, None);
+            socket.send(Message::text("done")).await.unwrap();
+            Ok(())
+        },
+    );
+    running.client.send(Frame::text("first")).await.unwrap();
+    assert_eq!(next(&mut running).await, Frame::text("first"));
+    running.shared.drain.cancel();
+    heard.await.unwrap();
+    for _ in 0..200 {
+        running.client.send(Frame::text("more")).await.unwrap();
+    }
+    release.send(()).unwrap();
+    assert_eq!(next(&mut running).await, Frame::text("done"));
+    assert_eq!(closed(&mut running).await.0, 1001);
+}
+
+#[tokio::test]
+async fn what_another_task_sends_and_takes_goes_on_at_once() {
+    let mut running = serve(
+        |_| {},
+        SocketOptions::default(),
+        async |socket| {
+            let socket = Arc::new(socket);
+            let beside = socket.clone();
+            let other = tokio::spawn(async move {
+                // When the connection rests.
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                beside.send(Message::text("from beside")).await.unwrap();
+                beside.receive().await
+            });
+            assert_eq!(other.await.unwrap(), Some(Message::text("to beside")));
+            Ok(())
+        },
+    );
+    let told = tokio::time::timeout(Duration::from_secs(5), next(&mut running)).await;
+    assert_eq!(
+        told.expect("before the next ping"),
+        Frame::text("from beside")
+    );
+    running.client.send(Frame::text("to beside")).await.unwrap();
+    assert_eq!(closed(&mut running).await.0, 1000);
+}

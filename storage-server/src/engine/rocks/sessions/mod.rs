@@ -34,7 +34,7 @@ const ENDED_MAX: usize = 64 * 1024;
 #[derive(Debug)]
 pub(crate) struct Sessions {
     registry: Mutex<Registry>,
-    /// See [`SessionHorizon`].
+    /// See [`SessionHorizon`](layout::SessionHorizon).
     horizon: AtomicU64,
     /// The latest opening time of an ended session that had rows. Written by the committer.
     ended: AtomicU64,

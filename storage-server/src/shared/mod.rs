@@ -1,5 +1,8 @@
 //! What all connections of a server share: the engine, the bounds, the metrics, the state of the server.
 
+mod outer;
+mod storage;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -12,11 +15,13 @@ use tokio_util::task::TaskTracker;
 use crate::auth::Principal;
 use crate::config::ServerConfig;
 use crate::engine::Engine;
-use crate::gateway::Gateway;
 use crate::limits::budget::{Budgets, SessionSlots};
-use crate::metrics::{Metrics, Outer};
+use crate::metrics::Metrics;
 use crate::net::admission::Connections;
 use crate::net::tls::Validity;
+
+use self::outer::Outer;
+use self::storage::GatewayStorage;
 
 /// How far the server is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +38,6 @@ pub(crate) struct Shared {
     pub(crate) config: ServerConfig,
     /// What of the limits each session is told.
     pub(crate) announced: Limits,
-    /// All that listeners may serve.
-    pub(crate) gateways: Vec<Arc<dyn Gateway>>,
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) metrics: Arc<Metrics>,
     /// These, and those of the engine and the gateways.
@@ -59,9 +62,10 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// `register`: the metrics of the gateways.
     pub(crate) fn new(
         config: ServerConfig,
-        gateways: Vec<Arc<dyn Gateway>>,
+        register: impl FnOnce(&mut Registry),
         engine: Arc<dyn Engine>,
         certificate: Option<Validity>,
     ) -> Arc<Self> {
@@ -76,12 +80,9 @@ impl Shared {
             budgets: budgets.clone(),
             certificate,
         }));
-        for gateway in &gateways {
-            gateway.register_metrics(&mut registry);
-        }
+        register(&mut registry);
         engine.register_metrics(&mut registry);
         Arc::new(Self {
-            gateways,
             engine,
             metrics,
             registry,
@@ -136,12 +137,14 @@ impl ServerHandle {
         &self.0
     }
 
-    /// A keyspace, as this principal sees it: what it may not do is refused there, and nowhere else. A session of its own:
-    /// its keys with session lifetime go when the last clone is dropped and the grace is over.
+    /// A keyspace, as this principal sees it: what it may not do is refused there, and nowhere else. A session of its own,
+    /// which ends when the last clone is dropped: its keys with session lifetime go then, at once. To be held for as long
+    /// as something is done with it, not made for each call.
     #[must_use]
     pub fn storage_as(&self, principal: &Principal, keyspace: &Keyspace) -> Arc<dyn Storage> {
-        let engine = &self.0.engine;
-        engine.open_session(principal.as_str(), keyspace).storage()
+        let Shared { engine, tasks, .. } = &*self.0;
+        let session = engine.open_session(principal.as_str(), keyspace);
+        Arc::new(GatewayStorage::new(session, tasks))
     }
 
     /// What requests to storage may ask.

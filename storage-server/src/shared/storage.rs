@@ -1,0 +1,119 @@
+//! The storage that a gateway holds of a keyspace: a session that ends with it.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use storage_protocol::{
+    Batch, CommitOptions, Entry, Key, KeyRange, Limits, Position, Reading, Result, Scan,
+    ScanOptions, Storage, Watch, WatchOptions,
+};
+use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
+
+use crate::engine::{Session, SessionStorage};
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct GatewayStorage {
+    session: Arc<dyn Session>,
+    storage: Arc<dyn SessionStorage>,
+    /// Of the server: a shutdown waits for the end of the session.
+    tasks: TaskTracker,
+}
+
+impl GatewayStorage {
+    pub(super) fn new(session: Arc<dyn Session>, tasks: &TaskTracker) -> Self {
+        let storage = session.clone().storage();
+        Self {
+            session,
+            storage,
+            tasks: tasks.clone(),
+        }
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl Storage for GatewayStorage {
+    async fn get(&self, keys: &[Key]) -> Result<Reading<Vec<Option<Entry>>>> {
+        self.storage.get(keys).await
+    }
+
+    async fn scan(&self, range: KeyRange, options: ScanOptions) -> Result<Scan> {
+        self.storage.scan(range, options).await
+    }
+
+    async fn commit(&self, batch: Batch, options: CommitOptions) -> Result<Position> {
+        self.storage.commit(batch, options).await
+    }
+
+    async fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch> {
+        self.storage.watch(range, options).await
+    }
+
+    async fn limits(&self) -> Result<Limits> {
+        self.storage.limits().await
+    }
+}
+
+impl Drop for GatewayStorage {
+    fn drop(&mut self) {
+        let session = self.session.clone();
+        let ending = async move {
+            if let Err(error) = session.end().await {
+                tracing::warn!(%error, "cannot end the session of a gateway");
+            }
+        };
+        // Outside of a runtime its rows stay until the next start.
+        if let Ok(runtime) = Handle::try_current() {
+            self.tasks.spawn_on(ending, &runtime);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use storage_protocol::{Keyspace, Lifetime, StorageExt};
+
+    use crate::auth::Principal;
+    use crate::shared::ServerHandle;
+    use crate::testing::{KEYSPACE, MemoryEngine, server};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_lives_as_long_as_its_session_goes_with_the_last_handle() {
+        let shared = server(&MemoryEngine::new(), |_| {});
+        let server = ServerHandle::new(&shared);
+        let (user, keyspace) = (Principal::user("ann").unwrap(), Keyspace::new(KEYSPACE));
+        let keyspace = keyspace.unwrap();
+        let storage = server.storage_as(&user, &keyspace);
+        let batch = Batch::new().put_with("here", "1", Lifetime::Session);
+        storage
+            .commit(batch, CommitOptions::default())
+            .await
+            .unwrap();
+        let (again, reader) = (storage.clone(), server.storage_as(&user, &keyspace));
+        drop(storage);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let is_there = async || reader.get_one("here".into()).await.unwrap().is_some();
+        assert!(is_there().await, "one handle is left");
+        drop(again);
+        let gone = async {
+            while is_there().await {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), gone)
+            .await
+            .unwrap();
+        // And a shutdown waits for what ends.
+        shared.tasks.close();
+        drop(reader);
+        tokio::time::timeout(Duration::from_secs(30), shared.tasks.wait())
+            .await
+            .unwrap();
+    }
+}
