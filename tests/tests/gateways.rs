@@ -409,6 +409,24 @@ async fn an_upload_that_stands_still_ends_and_one_that_is_slow_does_not() {
     assert_eq!(text(answer).await.0, 404);
 }
 
+/// As clients do that write a request before they read anything: a reset would end them before they have read why.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_refused_in_the_middle_of_an_upload_reads_why() {
+    const BODY: usize = 32 * MIB;
+    let house = House::new("");
+    let mut stream = tls(&house.server, &house.certificates, "ann").await;
+    let head = format!(
+        "POST /echo/x HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: https://evil.example\r\nContent-Length: {BODY}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    for _ in 0..BODY / (64 << 10) {
+        stream.write_all(&[b'x'; 64 << 10]).await.unwrap();
+    }
+    let (_, said) = until_closed(&mut stream).await;
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(said.starts_with("HTTP/1.1 403"), "{said:?}");
+}
+
 #[tokio::test]
 async fn who_asked_for_a_route_before_has_its_time_for_a_session_all_the_same() {
     let house = House::new("[timeouts]\nhandshake = \"400ms\"\n");

@@ -309,10 +309,15 @@ pub(crate) struct SessionSlot {
     slots: Arc<SessionSlots>,
     principal: String,
     budgets: Arc<Budgets>,
-    _all: Permit,
+    /// Its place among all; the slot that a login takes instead has the same.
+    all: Arc<Permit>,
 }
 
 impl SessionSlot {
+    pub(crate) fn place_among_all(&self) -> &Arc<Permit> {
+        &self.all
+    }
+
     /// The bounds that the sessions of its principal share.
     pub(crate) fn budgets(&self) -> &Arc<Budgets> {
         &self.budgets
@@ -335,7 +340,16 @@ impl SessionSlots {
 
     /// A place for a session of `principal`; else which limit is reached.
     pub(crate) fn take(self: &Arc<Self>, principal: &str) -> Result<SessionSlot, StorageError> {
-        let all = self.all.take(1)?;
+        let all = Arc::new(self.all.take(1)?);
+        self.take_with(principal, &all)
+    }
+
+    /// A place for a session that has one among all already: its peer turned out to be `principal`.
+    pub(crate) fn take_with(
+        self: &Arc<Self>,
+        principal: &str,
+        all: &Arc<Permit>,
+    ) -> Result<SessionSlot, StorageError> {
         let mut principals = self
             .principals
             .lock()
@@ -359,7 +373,7 @@ impl SessionSlots {
             slots: self.clone(),
             principal: principal.to_owned(),
             budgets,
-            _all: all,
+            all: all.clone(),
         })
     }
 }

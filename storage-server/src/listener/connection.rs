@@ -184,7 +184,8 @@ impl Connection {
                 draining = true;
                 Pin::new(&mut connection).graceful_shutdown();
             }
-            connection.poll_without_shutdown(cx).map(Some)
+            // (It leaves the stream of an upgrade as it is; else it flushes and shuts down.)
+            Pin::new(&mut connection).poll(cx).map(Some)
         });
         let served = tokio::select! {
             served = serving => served?,
@@ -202,8 +203,12 @@ impl Connection {
         let parts = connection.into_parts();
         let mut stream = parts.io.into_inner().into_inner();
         let (Some(admitted), Ok(principal)) = (visit.admitted(), principal) else {
-            // Whether the peer takes note is its own matter.
-            let _ = tokio::time::timeout(END_PATIENCE, stream.shutdown()).await;
+            // Closed with a request unread, it would be reset, and the answer might be lost on its way.
+            let ending = async {
+                stream.shutdown().await?;
+                tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
+            };
+            let _ = tokio::time::timeout(END_PATIENCE, ending).await;
             return None;
         };
         let Admitted {

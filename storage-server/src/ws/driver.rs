@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
+use storage_protocol::Limits;
 use storage_protocol::native::close_code;
-use storage_protocol::{Limits, StorageError, planted};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Sleep;
 use tokio_tungstenite::WebSocketStream;
@@ -25,6 +25,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::closing::answer_close;
 use super::metered::Metered;
+use super::unfinished::{PROGRESS_BYTES, Unfinished};
 use super::{Close, Departure, Dialect, Heartbeat, Peer};
 use crate::config::Timeouts;
 use crate::limits::budget::{Permit, SessionSlot};
@@ -32,7 +33,7 @@ use crate::metrics::{ClosedLabel, Gauge};
 use crate::shared::Shared;
 
 /// The default zero-fills 128 KiB at each read, and costs 140 KiB for each idle connection.
-const READ_BUFFER_BYTES: usize = 8 * 1024;
+pub(super) const READ_BUFFER_BYTES: usize = 8 * 1024;
 /// What is collected before it is written to the socket.
 const WRITE_BUFFER_BYTES: usize = 64 * 1024;
 /// Messages taken before their answers get a turn.
@@ -41,8 +42,6 @@ const MESSAGES_PER_ROUND: usize = 128;
 const ROUNDS_PER_TURN: usize = 16;
 /// How long a closing handshake may take.
 pub(super) const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
-/// So many bytes of an unfinished message are progress of it.
-const PROGRESS_BYTES: usize = 1024;
 /// What a control frame of a client has besides its payload.
 const CONTROL_FRAME_BYTES: u64 = 6;
 
@@ -136,12 +135,7 @@ where
             heard: now,
             said: now,
             pinged: false,
-            unfinished: Unfinished {
-                whole_at: 0,
-                control_bytes: 0,
-                permit: slot.budgets().partial.count(),
-                receiving: None,
-            },
+            unfinished: Unfinished::new(slot.budgets().partial.count()),
             dirty: false,
             sending,
             handed: (0, 0),
@@ -204,54 +198,6 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.dec();
-    }
-}
-
-/// A message of the peer that is not whole yet.
-struct Unfinished {
-    /// Bytes that were read when the last message was whole.
-    whole_at: u64,
-    /// Of what was read since, the control frames.
-    control_bytes: u64,
-    /// What is held beyond the read buffer that each connection has, in the budget of the principal.
-    permit: Permit,
-    /// Since when there is one; when it made progress last, and how long it was then.
-    receiving: Option<(Instant, Instant, usize)>,
-}
-
-impl Unfinished {
-    /// A message is whole, and nothing is held of it.
-    fn end(&mut self, read: u64) {
-        self.whole_at = read;
-        self.control_bytes = 0;
-        self.permit.resize(0);
-    }
-
-    /// Counts what is held, after so much was read in all; or tells by which bound there is no room for it. What every
-    /// session may have on its way always has.
-    fn count(&mut self, read: u64, now: Instant) -> Result<(), StorageError> {
-        let data = (read - self.whole_at).saturating_sub(self.control_bytes);
-        let held = match usize::try_from(data).unwrap_or(usize::MAX) {
-            _ if planted("unfinished-uncounted") => 0,
-            held => held,
-        };
-        let counted = if held > READ_BUFFER_BYTES { held } else { 0 };
-        let fits = match counted.checked_sub(self.permit.amount()) {
-            Some(more) if counted > Limits::FRAME_BYTES => self.permit.try_grow(more),
-            _ => {
-                self.permit.resize(counted);
-                Ok(())
-            }
-        };
-        self.receiving = match self.receiving {
-            _ if held == 0 => None,
-            None => Some((now, now, held)),
-            Some((since, _, before)) if held >= before.saturating_add(PROGRESS_BYTES) => {
-                Some((since, now, held))
-            }
-            going_on => going_on,
-        };
-        fits
     }
 }
 

@@ -8,6 +8,7 @@ mod closing;
 pub(crate) mod driver;
 pub(crate) mod metered;
 pub(crate) mod socket;
+mod unfinished;
 
 use std::sync::Arc;
 use std::task::Context;

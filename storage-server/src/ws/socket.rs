@@ -16,6 +16,7 @@ use bytes::Bytes;
 use storage_protocol::{Keyspace, Limit, Storage, StorageError};
 use tokio_tungstenite::tungstenite;
 pub use tokio_tungstenite::tungstenite::Utf8Bytes;
+use tokio_util::sync::CancellationToken;
 
 use super::{Close, Departure, Dialect, Heartbeat, Peer, close_code};
 use crate::auth::Principal;
@@ -106,7 +107,7 @@ pub enum SendError {
     },
 }
 
-/// Why a peer has no place: the server, or its principal, has as many connections as there may be.
+/// Why a peer has no place: its principal has as many connections as it may have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(transparent)]
 pub struct LoginError(StorageError);
@@ -129,6 +130,8 @@ pub struct LoginError(StorageError);
 pub struct WebSocket {
     pipe: Arc<Pipe>,
     server: ServerHandle,
+    /// Its place among all sessions, whoever the peer is.
+    place: Arc<Permit>,
 }
 
 #[derive(Debug)]
@@ -219,11 +222,13 @@ impl WebSocket {
     /// # Errors
     /// [`LoginError`]: the principal has as many connections as it may have; nothing is changed then.
     pub fn log_in(&self, principal: Principal) -> Result<(), LoginError> {
-        let slots = &self.server.shared().slots;
-        let slot = slots.take(principal.as_str()).map_err(LoginError)?;
         let mut state = self.pipe.state();
-        state.slot = Some(slot);
-        state.principal = principal;
+        if state.principal != principal {
+            let slots = &self.server.shared().slots;
+            let slot = slots.take_with(principal.as_str(), &self.place);
+            state.slot = Some(slot.map_err(LoginError)?);
+            state.principal = principal;
+        }
         state.is_logged_in = true;
         state.has_moved(None);
         Ok(())
@@ -299,6 +304,7 @@ pub(crate) struct Task {
     /// The peer closes: its close frame is answered behind what is due.
     closing: bool,
     drain: Duration,
+    cut: CancellationToken,
 }
 
 impl Task {
@@ -331,6 +337,7 @@ impl Task {
         let socket = WebSocket {
             pipe: pipe.clone(),
             server: ServerHandle::new(shared),
+            place: peer.slot.place_among_all().clone(),
         };
         Self {
             handler: Some(start(socket)),
@@ -345,6 +352,7 @@ impl Task {
             draining: false,
             closing: false,
             drain: shared.config.timeouts.drain,
+            cut: peer.cut.clone(),
             options,
             pipe,
         }
@@ -543,8 +551,12 @@ impl Dialect for Task {
     async fn finish(mut self, _: Departure) {
         self.disconnect();
         if let Some(handler) = self.handler.take() {
-            // What it has begun, such as a commit, it may finish.
-            let _ = tokio::time::timeout(self.drain, handler).await;
+            // What it has begun, such as a commit, it may finish, unless the server ends.
+            let finishing = tokio::time::timeout(self.drain, handler);
+            tokio::select! {
+                _ = finishing => {}
+                () = self.cut.cancelled() => {}
+            }
         }
     }
 }

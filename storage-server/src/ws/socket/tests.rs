@@ -391,3 +391,34 @@ async fn what_another_task_sends_and_takes_goes_on_at_once() {
     running.client.send(Frame::text("to beside")).await.unwrap();
     assert_eq!(closed(&mut running).await.0, 1000);
 }
+
+#[tokio::test]
+async fn a_login_needs_no_second_place() {
+    let options = SocketOptions {
+        login: true,
+        ..SocketOptions::default()
+    };
+    let full = |config: &mut ServerConfig| {
+        config.limits.sessions_max = 1;
+        config.limits.sessions_per_principal_max = 1;
+    };
+    let mut running = serve(full, options, async |socket| {
+        for _ in 0..2 {
+            socket.receive().await.unwrap();
+            let principal = Principal::user("ann").unwrap();
+            let answer = socket.log_in(principal).map_err(|error| error.to_string());
+            let answer = Message::text(format!("{answer:?}"));
+            socket.send(answer).await.unwrap();
+        }
+        Ok(())
+    });
+    let slots = running.shared.slots.clone();
+    for _ in 0..2 {
+        running.client.send(Frame::text("I am ann")).await.unwrap();
+        assert_eq!(next(&mut running).await, Frame::text("Ok(())"));
+        assert!(slots.take("user:bob").is_err(), "it has a place still");
+    }
+    assert_eq!(closed(&mut running).await.0, 1000);
+    running.session.await.unwrap();
+    slots.take("user:bob").unwrap();
+}

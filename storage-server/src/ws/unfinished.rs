@@ -1,0 +1,69 @@
+//! What the WebSocket library holds of a message that is not whole: counted, and it must grow.
+
+use std::time::Instant;
+
+use storage_protocol::{Limits, StorageError, planted};
+
+use super::driver::READ_BUFFER_BYTES;
+use crate::limits::budget::Permit;
+
+/// So many bytes of an unfinished message are progress of it.
+pub(super) const PROGRESS_BYTES: usize = 1024;
+
+/// A message of the peer that is not whole yet.
+pub(super) struct Unfinished {
+    /// Bytes that were read when the last message was whole.
+    whole_at: u64,
+    /// Of what was read since, the control frames.
+    pub(super) control_bytes: u64,
+    /// What is held beyond the read buffer that each connection has, in the budget of the principal.
+    pub(super) permit: Permit,
+    /// Since when there is one; when it made progress last, and how long it was then.
+    pub(super) receiving: Option<(Instant, Instant, usize)>,
+}
+
+impl Unfinished {
+    /// Nothing is held yet; what will be is counted in this permit.
+    pub(super) fn new(permit: Permit) -> Self {
+        Self {
+            whole_at: 0,
+            control_bytes: 0,
+            permit,
+            receiving: None,
+        }
+    }
+
+    /// A message is whole, and nothing is held of it.
+    pub(super) fn end(&mut self, read: u64) {
+        self.whole_at = read;
+        self.control_bytes = 0;
+        self.permit.resize(0);
+    }
+
+    /// Counts what is held, after so much was read in all; or tells by which bound there is no room for it. What every
+    /// session may have on its way always has.
+    pub(super) fn count(&mut self, read: u64, now: Instant) -> Result<(), StorageError> {
+        let data = (read - self.whole_at).saturating_sub(self.control_bytes);
+        let held = match usize::try_from(data).unwrap_or(usize::MAX) {
+            _ if planted("unfinished-uncounted") => 0,
+            held => held,
+        };
+        let counted = if held > READ_BUFFER_BYTES { held } else { 0 };
+        let fits = match counted.checked_sub(self.permit.amount()) {
+            Some(more) if counted > Limits::FRAME_BYTES => self.permit.try_grow(more),
+            _ => {
+                self.permit.resize(counted);
+                Ok(())
+            }
+        };
+        self.receiving = match self.receiving {
+            _ if held == 0 => None,
+            None => Some((now, now, held)),
+            Some((since, _, before)) if held >= before.saturating_add(PROGRESS_BYTES) => {
+                Some((since, now, held))
+            }
+            going_on => going_on,
+        };
+        fits
+    }
+}
