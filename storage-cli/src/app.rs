@@ -321,16 +321,16 @@ impl Signals {
 }
 
 impl Globals {
-    /// Judges the options, files included, so that what still fails later lies with the way or the server.
+    /// Checks the options, files included, so that what still fails later lies with the way or the server.
     fn connect_options(&self) -> anyhow::Result<ConnectOptions> {
         let url = given(self.url.as_ref()).ok_or_else(|| {
             usage("which keyspace? Give --url wss://HOST:PORT/storage/KEYSPACE, or set STORAGE_URL")
         })?;
         let mut urls = url.split(',');
         let first = urls.next().unwrap_or_default();
-        let mut options = self.judge(self.options(first), first)?;
+        let mut options = self.check_options(self.options(first), first)?;
         for url in urls {
-            options = self.judge(options.also(url), url)?;
+            options = self.check_options(options.also(url), url)?;
         }
         if !url.split(',').any(|url| url.starts_with("wss://")) {
             return Ok(options);
@@ -343,8 +343,8 @@ impl Globals {
         Ok(options)
     }
 
-    /// Judges the last URL of these options; those before it were good.
-    fn judge(&self, options: ConnectOptions, url: &str) -> anyhow::Result<ConnectOptions> {
+    /// Checks the last URL of these options; those before it were good.
+    fn check_options(&self, options: ConnectOptions, url: &str) -> anyhow::Result<ConnectOptions> {
         if url.starts_with("ws://") && !self.danger_plaintext {
             return Err(usage(format!(
                 "{url} is not encrypted; use wss://, or allow it with --danger-plaintext"

@@ -165,7 +165,7 @@ impl Batches {
             return Ok(None);
         };
         let (file, line) = (self.rows.file(), row.line);
-        judge(&row.operation, &self.limits)
+        check_operation(&row.operation, &self.limits)
             .map_err(|error| usage(format!("{file}:{line}: {error}")))?;
         Ok(Some(row))
     }
@@ -176,7 +176,7 @@ fn row_bytes(operation: &Operation) -> usize {
 }
 
 /// What the commit would be refused for, while the line is known.
-fn judge(operation: &Operation, limits: &Limits) -> Result<(), StorageError> {
+fn check_operation(operation: &Operation, limits: &Limits) -> Result<(), StorageError> {
     let check_max = |limit, actual, max| match actual > max {
         true => Err(StorageError::limit(limit, actual, max)),
         false => Ok(()),

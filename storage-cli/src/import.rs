@@ -130,7 +130,7 @@ impl Import {
         };
         let stopped = send_all(&mut sender, &mut reader, &mut tally, app, &bar).await;
         bar.finish_and_clear();
-        if let Err(rows) = tally.judge(&self.file.display().to_string()) {
+        if let Err(rows) = tally.outcome(&self.file.display().to_string()) {
             let error = match stopped {
                 // What became of rows decides the exit code.
                 Stopped::Failed(also) => rows.context(format!("{also:#}")),

@@ -1,6 +1,6 @@
 //! The `storage` command: one file per sub-command, and what they share.
 //!
-//! Here: the program's arguments and its way from them to an exit code. Arguments and files are judged before the
+//! Here: the program's arguments and its way from them to an exit code. Arguments and files are checked before the
 //! connection is made, so that a usage error costs nothing; the connection is closed on every way out.
 //!
 //! Invariant: results go to stdout, everything else to stderr, and the exit code is `failure::exit_code`'s.

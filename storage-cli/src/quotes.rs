@@ -39,34 +39,34 @@ enum State {
 /// See the module.
 pub(crate) struct Quotes<R> {
     inner: R,
-    judge: Judge,
+    check: QuoteCheck,
     malformed: Option<Malformed>,
 }
 
 impl<R: BufRead> Quotes<R> {
     pub(crate) fn new(inner: R) -> Self {
-        let judge = Judge {
+        let check = QuoteCheck {
             state: State::Start,
             line: 1,
             after_cr: false,
         };
         Self {
             inner,
-            judge,
+            check,
             malformed: None,
         }
     }
 }
 
-struct Judge {
+struct QuoteCheck {
     state: State,
     /// Of the next byte.
     line: u64,
     after_cr: bool,
 }
 
-impl Judge {
-    /// Judges the next byte.
+impl QuoteCheck {
+    /// Checks the next byte.
     fn step(&mut self, byte: u8) -> Result<(), Malformed> {
         let wrong = |what| {
             let line = self.line;
@@ -121,21 +121,21 @@ impl<R: BufRead> Read for Quotes<R> {
             return self.inner.read(out);
         }
         let bytes = self.inner.fill_buf()?;
-        let mut judged = match bytes.is_empty() {
-            true => self.judge.end(),
+        let mut checked = match bytes.is_empty() {
+            true => self.check.end(),
             false => Ok(()),
         };
         let mut good = 0;
         for (&byte, place) in bytes.iter().zip(out) {
-            judged = self.judge.step(byte);
-            if judged.is_err() {
+            checked = self.check.step(byte);
+            if checked.is_err() {
                 break;
             }
             *place = byte;
             good += 1;
         }
         self.inner.consume(good);
-        self.malformed = judged.err();
+        self.malformed = checked.err();
         match &self.malformed {
             Some(malformed) if good == 0 => Err(io::Error::new(
                 io::ErrorKind::InvalidData,

@@ -208,7 +208,7 @@ impl Csv {
         // Without a single line there is no row either, whatever the key is made of.
         if there {
             let line = line_of(record.position(), lag);
-            judge_columns(&columns).map_err(|what| usage(format!("{file}:{line}: {what}")))?;
+            check_columns(&columns).map_err(|what| usage(format!("{file}:{line}: {what}")))?;
             template.check_columns(&columns)?;
         }
         Ok(Self {
@@ -254,7 +254,7 @@ impl Csv {
 }
 
 /// Each column needs a name of its own: they are the fields of the rows' objects.
-fn judge_columns(columns: &[String]) -> Result<(), String> {
+fn check_columns(columns: &[String]) -> Result<(), String> {
     let nameless: Vec<_> = (1..)
         .zip(columns)
         .filter(|(_, name)| name.is_empty())

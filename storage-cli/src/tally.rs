@@ -55,7 +55,7 @@ impl Tally {
     }
 
     /// Fails if a commit did. An unknown outcome says more than one that is certain, so the first such counts.
-    pub(crate) fn judge(&self, file: &str) -> anyhow::Result<()> {
+    pub(crate) fn outcome(&self, file: &str) -> anyhow::Result<()> {
         let unknown = |failed: &Failed| failed.error.outcome() == Outcome::Unknown;
         let place = self.failures.iter().position(unknown).unwrap_or(0);
         let Some(failed) = self.failures.get(place) else {
@@ -118,7 +118,7 @@ mod tests {
     use crate::failure::exit_code;
 
     /// What is said after commits of two rows each came to this.
-    pub(crate) fn judged(answers: impl IntoIterator<Item = Result<u64>>) -> (u8, String) {
+    pub(crate) fn outcome_of(answers: impl IntoIterator<Item = Result<u64>>) -> (u8, String) {
         let mut tally = Tally::default();
         for (place, answer) in (0u64..).zip(answers) {
             let span = Span {
@@ -132,7 +132,7 @@ mod tests {
             };
             tally.add(span, answer.map(position));
         }
-        match tally.judge("f") {
+        match tally.outcome("f") {
             Ok(()) => (0, tally.committed_text()),
             Err(error) => (exit_code(&error), format!("{error}")),
         }
@@ -149,9 +149,9 @@ mod tests {
             Err(StorageError::DeadlineExceeded { outcome })
         };
         let says = |code, text: &str| (code, text.to_owned());
-        assert_eq!(judged([Ok(1), Ok(2)]), says(0, "4 rows were committed"));
+        assert_eq!(outcome_of([Ok(1), Ok(2)]), says(0, "4 rows were committed"));
         assert_eq!(
-            judged([Ok(1), overloaded(), Ok(2), overloaded(), Ok(3)]),
+            outcome_of([Ok(1), overloaded(), Ok(2), overloaded(), Ok(3)]),
             says(
                 3,
                 "rows 3 to 4 (from f:4 on) were not committed; 2 rows were committed before, and 4 rows that were \
@@ -159,7 +159,7 @@ mod tests {
             )
         );
         assert_eq!(
-            judged([Ok(1), Ok(2), lost(), lost()]),
+            outcome_of([Ok(1), Ok(2), lost(), lost()]),
             says(
                 4,
                 "from row 5 on (f:6) it is unknown what was committed; 4 rows were committed before"
@@ -167,7 +167,7 @@ mod tests {
         );
         // What is certain about the first must not hide what is not certain about the second.
         assert_eq!(
-            judged([overloaded(), lost()]),
+            outcome_of([overloaded(), lost()]),
             says(
                 4,
                 "from row 3 on (f:4) it is unknown what was committed; 0 rows were committed before"

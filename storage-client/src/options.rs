@@ -191,8 +191,8 @@ impl ConnectOptions {
         Ok(self.endpoints()?.swap_remove(0).keyspace)
     }
 
-    /// Reads the files of the credentials and judges them as [`connect`](crate::RemoteStorage::connect) will, without a
-    /// server. Blocks on the disk. Without credentials there is nothing to judge.
+    /// Reads the files of the credentials and checks them as [`connect`](crate::RemoteStorage::connect) will, without a
+    /// server. Blocks on the disk. Without credentials there is nothing to check.
     ///
     /// # Errors
     /// [`StorageError::ConnectFailed`], whose text names the file that is wrong, and why.

@@ -1,6 +1,6 @@
 //! A commit as its writer states it: checks, then operations.
 //!
-//! [`Batch::validate`] is the one place where a batch is judged by the limits; the client calls it before it sends
+//! [`Batch::validate`] is the one place where a batch is checked by the limits; the client calls it before it sends
 //! and every engine before it queues, so both refuse the same batches with the same words.
 
 use std::collections::HashSet;
@@ -214,7 +214,7 @@ impl Batch {
         Self::BASE_BYTES + items * Self::ITEM_BYTES + content
     }
 
-    /// Judges the batch by the limits and by itself.
+    /// Checks the batch by the limits and by itself.
     ///
     /// # Errors
     /// [`StorageError::LimitExceeded`] with the limit's name, or [`StorageError::InvalidArgument`] for a key that
@@ -307,8 +307,8 @@ mod tests {
             value_bytes_max: 4,
             ..Limits::default()
         };
-        let judge = |batch: Batch| batch.validate(&CommitOptions::default(), &limits);
-        let text = |batch: Batch| judge(batch).unwrap_err().to_string();
+        let validate = |batch: Batch| batch.validate(&CommitOptions::default(), &limits);
+        let text = |batch: Batch| validate(batch).unwrap_err().to_string();
         assert!(text(Batch::new().put("12345", "")).contains("key_bytes_max is 4"));
         assert!(text(Batch::new().put("1", "12345")).contains("value_bytes_max is 4"));
         assert!(text(Batch::new().check_absent("12345")).contains("key_bytes_max"));
@@ -317,7 +317,7 @@ mod tests {
         assert!(text(Batch::new().put("a", "").remove("a")).contains("\"a\" stands twice"));
         let ttl = Lifetime::TimeToLive(std::time::Duration::from_micros(1));
         assert!(text(Batch::new().put_with("a", "", ttl)).contains("millisecond"));
-        assert!(judge(Batch::new().check_absent("a").put("a", "").remove("b")).is_ok());
+        assert!(validate(Batch::new().check_absent("a").put("a", "").remove("b")).is_ok());
         let many = (0..10_001u32).fold(Batch::new(), |batch, n| {
             batch.remove(n.to_be_bytes().to_vec())
         });

@@ -169,7 +169,7 @@ impl fmt::Debug for Items {
     }
 }
 
-/// A message taken apart, its type not yet judged.
+/// A message taken apart, its type not yet checked.
 struct Frame {
     payload: Bytes,
     type_byte: u8,

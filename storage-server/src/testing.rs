@@ -1,6 +1,6 @@
 //! A small engine in memory for the tests of sessions: commits, gets, scans and live `Every` watches of one map.
 //!
-//! It keeps no history and judges no limits. Commits of peers wait while [`MemoryEngine::hold`] says so, before or
+//! It keeps no history and checks no limits. Commits of peers wait while [`MemoryEngine::hold`] says so, before or
 //! after they are applied, so that tests can see what a session does meanwhile; those of `server` never wait.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -356,12 +356,12 @@ impl Session for MemorySession {
         self.executed
     }
 
-    fn lapsed(&self) -> bool {
+    fn keys_expired(&self) -> bool {
         false
     }
 
-    // A stub: nothing lapses here.
-    fn heed(&self) {}
+    // A stub: nothing expires here.
+    fn acknowledge_expiry(&self) {}
 
     fn fenced(&self) -> CancellationToken {
         self.fence.clone()

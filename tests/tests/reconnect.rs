@@ -211,7 +211,7 @@ async fn a_reserved_prefix_is_kept_over_a_restart() {
     // Well within the grace: nobody else gets it.
     let bob = house.connect("bob").await;
     assert_eq!(bob.reserve_prefix("p/".into()).await.unwrap(), 1);
-    assert_eq!((info.borrow().lapses, info.borrow().replaced), (0, 0));
+    assert_eq!((info.borrow().expirations, info.borrow().replaced), (0, 0));
     // With the session goes the prefix.
     alice.close().await;
     let began = Instant::now();

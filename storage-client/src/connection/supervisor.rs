@@ -159,7 +159,7 @@ impl Supervisor {
                 Ok((socket, welcome)) => {
                     let outage = since.elapsed();
                     tracing::info!(?outage, attempts = *attempt, "connected again");
-                    self.take_up(&hello, welcome, outage);
+                    self.adopt_session(&hello, welcome, outage);
                     return Ok(socket);
                 }
                 Err(DialError { message, kind }) => {
@@ -199,7 +199,7 @@ impl Supervisor {
     }
 
     /// A server has welcomed us.
-    fn take_up(&mut self, hello: &Hello, welcome: Welcome, outage: Duration) {
+    fn adopt_session(&mut self, hello: &Hello, welcome: Welcome, outage: Duration) {
         if !self.session.welcomed(&welcome, outage) {
             tracing::warn!("the session could not be resumed: a new one began");
             self.fail_repeats();

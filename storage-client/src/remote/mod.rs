@@ -1,6 +1,6 @@
 //! [`RemoteStorage`]: the `Storage` contract over a connection.
 //!
-//! Each call is judged by the server's announced limits, encoded, handed to the connection and its answer put into
+//! Each call is checked by the server's announced limits, encoded, handed to the connection and its answer put into
 //! the contract's terms. What a lost socket means is the connection's matter.
 
 mod scan;
@@ -130,7 +130,7 @@ impl RemoteStorage {
         self.connection.welcome()
     }
 
-    /// The session, now and from now on: each reconnect, and whether its keys lapsed or it was replaced meanwhile.
+    /// The session, now and from now on: each reconnect, and whether its keys expired or it was replaced meanwhile.
     #[must_use]
     pub fn session_info(&self) -> Receiver<SessionInfo> {
         self.connection.session()

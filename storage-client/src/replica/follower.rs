@@ -67,7 +67,7 @@ impl Follower {
             if marked {
                 backoff.reset();
             }
-            if let ControlFlow::Break(why) = self.judge_outage(&error) {
+            if let ControlFlow::Break(why) = self.check_outage(&error) {
                 return why;
             }
             // A storage that is closed for good, as a connection that the server refused or broke, tells nothing any more.
@@ -113,7 +113,7 @@ impl Follower {
     }
 
     /// Gives up where it was asked to.
-    fn judge_outage(&self, error: &StorageError) -> ControlFlow<StorageError> {
+    fn check_outage(&self, error: &StorageError) -> ControlFlow<StorageError> {
         let facts = lock(&self.shared.facts);
         match (&facts.state, self.shared.options.give_up_after) {
             (ReplicaState::Disconnected { since }, Some(max)) if since.elapsed() >= max => {

@@ -1,6 +1,6 @@
 //! Re-reads that wait for their mark.
 //!
-//! A re-read at revision R is judged at the first mark M at or behind R: for a key that the watch told something newer
+//! A re-read at revision R is checked at the first mark M at or behind R: for a key that the watch told something newer
 //! than R of, the watch is right; for any other, what was read at R still holds at M. So that this can be known, a
 //! re-read is registered *before* it is made, and what is told of its keys from then on is noted. A pass that begins anew
 //! has itself re-read everything.
@@ -89,8 +89,8 @@ impl Reloads {
         }
     }
 
-    /// Judges what is due at a mark that was just applied, repairs the copy, and adds to its changes.
-    pub(super) fn judge(
+    /// Checks what is due at a mark that was just applied, repairs the copy, and adds to its changes.
+    pub(super) fn check_reload(
         &mut self,
         held: &mut Held,
         position: Position,
@@ -187,9 +187,9 @@ mod tests {
         let truth = entry("right", 3);
         let mut verdict = reloads.read(id, &["k".into()], reading(at(1, 8), Some(truth.clone())));
         let mut changes = Vec::new();
-        reloads.judge(&mut held, at(1, 7), false, &mut changes);
+        reloads.check_reload(&mut held, at(1, 7), false, &mut changes);
         assert!(changes.is_empty() && verdict.try_recv().is_err());
-        reloads.judge(&mut held, at(1, 9), false, &mut changes);
+        reloads.check_reload(&mut held, at(1, 9), false, &mut changes);
         assert_eq!(held.entries().get(&Key::from("k")), Some(&truth));
         assert_eq!(changes.len(), 1);
         let position = at(1, 9);
@@ -211,7 +211,7 @@ mod tests {
             held.set(&"k".into(), newer.clone());
             let read = reading(at(1, 8), Some(entry("right", 3)));
             let mut verdict = reloads.read(id, &["k".into()], read);
-            reloads.judge(&mut held, at(1, 9), false, &mut Vec::new());
+            reloads.check_reload(&mut held, at(1, 9), false, &mut Vec::new());
             assert_eq!(
                 held.entries().get(&Key::from("k")),
                 newer.as_ref(),
@@ -233,7 +233,7 @@ mod tests {
         for read_at in [at(2, 6), at(1, 4)] {
             let (mut held, mut reloads, id) = wrong();
             let mut verdict = reloads.read(id, &["k".into()], reading(read_at, None));
-            reloads.judge(&mut held, at(1, 9), false, &mut Vec::new());
+            reloads.check_reload(&mut held, at(1, 9), false, &mut Vec::new());
             assert_eq!(verdict.try_recv().unwrap(), Verdict::Stale);
             assert_eq!(held.entries().len(), 1);
         }

@@ -164,7 +164,8 @@ impl Shared {
         }
         let whole = staging.whole;
         let mut changes = held.apply(staging, mark.position);
-        let repaired = lock(&self.reloads).judge(&mut held, mark.position, whole, &mut changes);
+        let repaired =
+            lock(&self.reloads).check_reload(&mut held, mark.position, whole, &mut changes);
         // A later probe's mark may already have proven more.
         held.proven = held.proven.max(mark.proven);
         let mut wants_save = !changes.is_empty();

@@ -25,7 +25,7 @@ pub struct SessionInfo {
     pub last_outage: Option<Duration>,
     /// How often the server said that keys with the lifetime of this session were removed meanwhile. When it grows, put
     /// them (and reserve prefixes) again.
-    pub lapses: u64,
+    pub expirations: u64,
     /// How often the session could not be resumed and a new one began: its keys are gone, and commits that were sent and
     /// not answered failed as unknown.
     pub replaced: u64,

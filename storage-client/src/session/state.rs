@@ -28,7 +28,7 @@ pub(crate) struct SessionState {
     pub(crate) watches: VecDeque<Arc<WatchShared>>,
     reconnects: u64,
     last_outage: Option<Duration>,
-    lapses: u64,
+    expirations: u64,
     replaced: u64,
 }
 
@@ -49,7 +49,7 @@ impl SessionState {
             } else {
                 BTreeSet::new()
             },
-            lapses: u64::from(welcome.lapsed),
+            expirations: u64::from(welcome.lapsed),
             replaced: u64::from(hello.session.is_some() && !resumed),
             socket: 0,
             committed: CommitOrder::default(),
@@ -66,7 +66,7 @@ impl SessionState {
             sent: self.sent,
             reconnects: self.reconnects,
             last_outage: self.last_outage,
-            lapses: self.lapses,
+            expirations: self.expirations,
             replaced: self.replaced,
         }
     }
@@ -99,7 +99,7 @@ impl SessionState {
     pub(crate) fn welcomed(&mut self, welcome: &Welcome, outage: Duration) -> bool {
         self.last_outage = Some(outage);
         self.reconnects += 1;
-        self.lapses += u64::from(welcome.lapsed);
+        self.expirations += u64::from(welcome.lapsed);
         let resumed = welcome.session == self.id;
         if resumed {
             self.sent = self.sent.max(welcome.executed);

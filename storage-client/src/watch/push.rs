@@ -127,7 +127,7 @@ impl WatchShared {
     /// None may come on this watch.
     pub(crate) fn push_reset(&self, epoch: Epoch) -> Result<(), Broken> {
         let mut queue = lock(&self.queue);
-        // Ordering: before it is passed over. The server need not know of the end, and what comes next is judged by this.
+        // Ordering: before it is passed over. The server need not know of the end, and what comes next is checked by this.
         queue.order.reset()?;
         if queue.is_over() {
             return Ok(());

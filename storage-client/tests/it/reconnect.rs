@@ -138,7 +138,7 @@ async fn lapsed_session_keys_are_told() {
     lapsed.lapsed = true;
     let (_peer, _) = server.accept(lapsed).await;
     let told = info.wait_for(|info| info.reconnects == 1).await.unwrap();
-    assert_eq!((told.lapses, told.replaced), (1, 0));
+    assert_eq!((told.expirations, told.replaced), (1, 0));
 }
 
 #[tokio::test]

@@ -47,7 +47,7 @@ pub enum Incoming {
     Whole(Packet),
     /// The part that completes a message.
     Completed(Packet),
-    /// The first part of a message that is not whole yet, which the receiver can judge by its head already.
+    /// The first part of a message that is not whole yet, which the receiver can check by its head already.
     Began {
         /// The message's type.
         kind: u8,

@@ -1,6 +1,6 @@
 //! The cursor and the writer: unsigned LEB128 numbers and length-prefixed bytes.
 //!
-//! [`Reader`] hands out slices of the received message, never reads past it, and judges each length by what is left
+//! [`Reader`] hands out slices of the received message, never reads past it, and checks each length by what is left
 //! before anything is allocated. Numbers are canonical: no longer than needed, at most 10 bytes.
 
 use bytes::{BufMut, Bytes, BytesMut};

@@ -1,7 +1,7 @@
 //! From a file, and what flags say over it, to a [`ServerConfig`] that is yet to be validated.
 //!
 //! The file stays a table of TOML until all is known, for three reasons: what a flag says takes the place of what the
-//! file says, so the latter is not judged; some defaults depend on which keys were set; and a value that is not allowed
+//! file says, so the latter is not checked; some defaults depend on which keys were set; and a value that is not allowed
 //! is told by its key, one of the wrong type by its line.
 
 use std::borrow::Cow;

@@ -1,7 +1,7 @@
 //! The configuration: a TOML file, environment and flags become one checked [`ServerConfig`].
 //!
 //! Order of precedence: flag, environment variable (`STORAGE_SERVER_*`, see `--help`), file, default. The structs here are
-//! what the file says, key by key, and what the server goes by: [`load`] reads them, [`validate`] judges them, [`text`]
+//! what the file says, key by key, and what the server goes by: [`load`] reads them, [`validate`] checks them, [`text`]
 //! has the written forms. What came through [`ServerConfig::from_file`] or the command line needs no further checks.
 //! Every error names the key, the value and what is allowed.
 //!

@@ -133,7 +133,7 @@ pub(super) mod duration {
 
 const ADDRESSES: &str = "an IP address and port, such as \"127.0.0.1:7443\" or \"[::1]:7443\"";
 
-/// Judges the value of a flag as one of the file is judged.
+/// Checks the value of a flag as one of the file is checked.
 pub(crate) fn check_address(key: &str, text: &str) -> Result<(), ConfigError> {
     let parsed = text.parse::<SocketAddr>().map(|_| ());
     parsed.map_err(|_| ConfigError::value(key, format!("{text:?}"), ADDRESSES))

@@ -24,7 +24,7 @@ pub use self::fingerprint::fingerprint;
 
 /// How long a pinned snapshot, such as a scan's, may rest from its last page on: then it is released, and the next page
 /// fails with [`StorageError::SnapshotExpired`](storage_protocol::StorageError::SnapshotExpired).
-pub const SNAPSHOT_LEASE: Duration = Duration::from_secs(30);
+pub const SNAPSHOT_IDLE_MAX: Duration = Duration::from_secs(30);
 
 /// Where a read counts what it is about to hold for its answer.
 ///
@@ -99,11 +99,11 @@ pub trait Session: fmt::Debug + Send + Sync {
     fn executed(&self) -> u64;
 
     /// Whether keys of the session were removed because it was without a socket for too long, and no client of it has
-    /// [acknowledged](Session::heed) that yet: as it was when this handle attached.
-    fn lapsed(&self) -> bool;
+    /// [acknowledged](Session::acknowledge_expiry) that yet: as it was when this handle attached.
+    fn keys_expired(&self) -> bool;
 
-    /// Acknowledges: the client of this handle knows by now what [`Session::lapsed`] said.
-    fn heed(&self);
+    /// Acknowledges: the client of this handle knows by now what [`Session::keys_expired`] said.
+    fn acknowledge_expiry(&self);
 
     /// Cancelled when a newer generation took the session over: the socket of this handle is to be closed.
     fn fenced(&self) -> CancellationToken;

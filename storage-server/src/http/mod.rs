@@ -1,6 +1,6 @@
 //! HTTP on a listener's port: which request is a WebSocket's, and which gateway answers the others.
 //!
-//! A request for an upgrade at the path of a [`protocol`] is judged here, before a session exists: what is refused is
+//! A request for an upgrade at the path of a [`protocol`] is checked here, before a session exists: what is refused is
 //! refused in words. The answer that switches protocols is given with a place among the sessions taken; the caller then
 //! gets the stream back and runs the connection. Everything else goes to the routers of the listener's gateways, one
 //! behind the other, with a place among the HTTP connections ([`slots`]). Who may ask from a browser is in [`browser`],

@@ -34,7 +34,7 @@ impl<S> Patient<S> {
     }
 
     /// What became of an attempt to write: [`io::ErrorKind::TimedOut`] once none has come on for so long.
-    fn judge<T>(
+    fn check_patience<T>(
         &mut self,
         cx: &mut Context<'_>,
         attempt: Poll<io::Result<T>>,
@@ -69,17 +69,17 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let attempt = Pin::new(&mut self.inner).poll_write(cx, buf);
-        self.judge(cx, attempt)
+        self.check_patience(cx, attempt)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let attempt = Pin::new(&mut self.inner).poll_flush(cx);
-        self.judge(cx, attempt)
+        self.check_patience(cx, attempt)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let attempt = Pin::new(&mut self.inner).poll_shutdown(cx);
-        self.judge(cx, attempt)
+        self.check_patience(cx, attempt)
     }
 
     fn poll_write_vectored(
@@ -88,7 +88,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let attempt = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
-        self.judge(cx, attempt)
+        self.check_patience(cx, attempt)
     }
 
     fn is_write_vectored(&self) -> bool {

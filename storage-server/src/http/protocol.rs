@@ -20,7 +20,7 @@ use crate::ws::{Close, Peer, driver};
 pub(crate) type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// Begins it: the stream, and what was read of it behind the upgrade request.
 pub(crate) type Opening = Box<dyn FnOnce(Arc<Shared>, Peer, Stream, Bytes) -> Running + Send>;
-/// Judges a request for an upgrade.
+/// Checks a request for an upgrade.
 type Open = dyn Fn(UpgradeRequest) -> Result<Opening, Refusal> + Send + Sync;
 
 /// Whose pages may open a WebSocket besides the server's own and the listener's `allowed_origins`.
@@ -121,7 +121,7 @@ impl WebSocketProtocol {
         })
     }
 
-    /// One that judges each request for itself.
+    /// One that checks each request for itself.
     pub(crate) fn opened_by(
         label: &'static str,
         path: &'static str,

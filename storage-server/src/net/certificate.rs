@@ -34,10 +34,10 @@ pub(crate) fn date(seconds: u64) -> String {
 /// # Errors
 /// A text for operators.
 pub(crate) fn check(validity: Validity) -> Result<(), String> {
-    judge(validity, now())
+    check_validity(validity, now())
 }
 
-fn judge(validity: Validity, now: u64) -> Result<(), String> {
+fn check_validity(validity: Validity, now: u64) -> Result<(), String> {
     if now > validity.until {
         let until = date(validity.until);
         return Err(format!(
@@ -63,12 +63,12 @@ pub(crate) async fn remind(validity: Validity, stop: CancellationToken) {
     let mut reminded: Option<(bool, u64)> = None;
     loop {
         let now = now();
-        let judged = judge(validity, now);
+        let checked = check_validity(validity, now);
         let is_old = reminded.is_none_or(|(was_good, at)| {
-            was_good != judged.is_ok() || now.saturating_sub(at) >= REMIND.as_secs()
+            was_good != checked.is_ok() || now.saturating_sub(at) >= REMIND.as_secs()
         });
         if is_old {
-            match &judged {
+            match &checked {
                 Err(reason) => tracing::error!("{reason}"),
                 Ok(()) if ends_soon(validity, now) => tracing::warn!(
                     "the server's certificate expires soon, at {}: renew it and restart the server",
@@ -76,7 +76,7 @@ pub(crate) async fn remind(validity: Validity, stop: CancellationToken) {
                 ),
                 Ok(()) => {}
             }
-            reminded = Some((judged.is_ok(), now));
+            reminded = Some((checked.is_ok(), now));
         }
         tokio::select! {
             () = stop.cancelled() => return,
@@ -90,19 +90,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn its_dates_are_judged() {
+    fn its_dates_are_checked() {
         let validity = Validity {
             from: 1_000_000_000,
             until: 2_000_000_000,
         };
-        judge(validity, 1_500_000_000).unwrap();
+        check_validity(validity, 1_500_000_000).unwrap();
         assert!(
-            judge(validity, 2_000_000_001)
+            check_validity(validity, 2_000_000_001)
                 .unwrap_err()
                 .contains("expired at 2033-05-18T03:33:20Z")
         );
         assert!(
-            judge(validity, 999_999_999)
+            check_validity(validity, 999_999_999)
                 .unwrap_err()
                 .contains("not valid before 2001-09-09T01:46:40Z")
         );

@@ -1,7 +1,7 @@
 //! The loop of one connection: read all that is there, answer all of it, flush once.
 //!
 //! One poll reads, works and writes in turn until nothing moves, so a peer that does not read never keeps us from
-//! reading. Heartbeat, silence and slow peers are judged here, by one timer that is only moved when a deadline comes
+//! reading. Heartbeat, silence and slow peers are checked here, by one timer that is only moved when a deadline comes
 //! nearer: silence by bytes, so that a slow link is not taken for a dead peer, and the heartbeat by messages, so that a
 //! peer that waits for the end of a long one hears from us. What the library holds of a message that is not whole yet is
 //! counted, and must grow. The messages' meaning is the [`Dialect`]'s.
@@ -153,7 +153,7 @@ where
         } = driver;
         let departure = match &end {
             End::PeerClosed(Some(frame)) if u16::from(frame.code) == close_code::NORMAL => {
-                Departure::Left
+                Departure::Closed
             }
             _ => Departure::Lost,
         };
@@ -474,7 +474,7 @@ where
         if (always || !self.pinged) && since(self.said) >= ping {
             self.pinged = true;
             self.said = now;
-            // A peer that does not even take what is there already needs no ping to be judged.
+            // A peer that does not even take what is there already needs no ping to be checked.
             if let Poll::Ready(ready) = self.socket.poll_ready_unpin(cx) {
                 ready.map_err(end_of)?;
                 self.socket

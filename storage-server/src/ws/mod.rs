@@ -109,7 +109,7 @@ pub(crate) struct Heartbeat {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Departure {
     /// The peer closed it with 1000: it will not come again.
-    Left,
+    Closed,
     /// In any other way, ours included: it may come again.
     Lost,
 }

@@ -91,7 +91,7 @@ impl Driver<'_> {
     }
 
     /// The socket is gone. If another follows, what is in flight is put back in its order; else it fails.
-    pub(super) fn let_go(&mut self, end: &End) {
+    pub(super) fn requeue_calls(&mut self, end: &End) {
         let follows = self.reconnects && !end.is_final();
         for (_, pending) in std::mem::take(&mut self.pending) {
             let goes_on = follows && end.kind != EndKind::Misbehaved;

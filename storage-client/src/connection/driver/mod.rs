@@ -211,7 +211,7 @@ impl<'a> Driver<'a> {
             self.yielded = true;
         };
         tracing::debug!(why = end.why, in_flight = self.pending.len(), "socket over");
-        self.let_go(&end);
+        self.requeue_calls(&end);
         let is_last = end.is_final() || !self.reconnects;
         let patience = if is_last {
             GOODBYE_TIMEOUT
@@ -394,7 +394,7 @@ impl<'a> Driver<'a> {
 impl Drop for Driver<'_> {
     fn drop(&mut self) {
         if !self.over {
-            self.let_go(&End::ours("the connection's task was stopped"));
+            self.requeue_calls(&End::ours("the connection's task was stopped"));
         }
     }
 }

@@ -17,7 +17,9 @@ use super::metrics::Metrics;
 use super::options::EngineOptions;
 use super::session::RocksSession;
 use crate::engine::rocks::commit::{Queue, Task, submit};
-use crate::engine::rocks::housekeeping::{Alarm, end_old_sessions, forget_of, write_mark};
+use crate::engine::rocks::housekeeping::{
+    ExpiryTimer, end_old_sessions, forget_of, write_synced_file,
+};
 use crate::engine::rocks::log::{CatchUp, catch_up};
 use crate::engine::rocks::open::OpenError;
 use crate::engine::rocks::sessions::{Handle, Verdict};
@@ -26,7 +28,7 @@ use crate::engine::rocks::watch::{Pages, RESTS_BYTES_MAX, UNTAKEN_BYTES_MAX};
 use crate::engine::rocks::{
     EngineShared, clock, closed, commit, housekeeping, log, metrics, open, sessions,
 };
-use crate::engine::{Engine, Resumed, SNAPSHOT_LEASE, Session};
+use crate::engine::{Engine, Resumed, SNAPSHOT_IDLE_MAX, Session};
 use crate::feed::{Feed, FeedCommit};
 
 /// What the index told all open scans together, in KiB; a scan that finds no place goes through its whole range.
@@ -75,8 +77,8 @@ impl RocksEngine {
             sessions,
             old_sessions_ended: AtomicBool::new(false),
             catch_up: CatchUp::default(),
-            leases: Arc::default(),
-            alarm: Alarm::default(),
+            snapshots: Arc::default(),
+            expiry_timer: ExpiryTimer::default(),
             disk: Disk::new(&options),
             metrics: Metrics::default(),
             readers: Arc::new(Semaphore::new(options.read_threads.max(1))),
@@ -159,7 +161,7 @@ impl RocksEngine {
             return;
         }
         self.shared.queue.close();
-        self.shared.alarm.stop();
+        self.shared.expiry_timer.stop();
         self.shared.catch_up.stop();
         for thread in threads {
             // A panic of it was caught, told and poisoned the store.
@@ -170,14 +172,14 @@ impl RocksEngine {
                 .store
                 .poison(&format!("sync of the log: {error}"));
         }
-        write_mark(&self.shared, true);
+        write_synced_file(&self.shared, true);
     }
 
     /// Releases all snapshots that scans and watches have pinned, as if their 30 s were over. For tests and tools.
     pub fn expire_snapshots(&self) {
         self.shared
-            .leases
-            .expire(std::time::Instant::now() + SNAPSHOT_LEASE);
+            .snapshots
+            .expire(std::time::Instant::now() + SNAPSHOT_IDLE_MAX);
     }
 
     /// Forgets the tombstones that are over age or number now, instead of within ten minutes. Blocks; for tests and

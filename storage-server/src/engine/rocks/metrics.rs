@@ -153,7 +153,7 @@ impl Shared {
         look.gauge(
             "storage_snapshots",
             "Snapshots on loan to scans and watches.",
-            self.leases.len(),
+            self.snapshots.len(),
         )
     }
 

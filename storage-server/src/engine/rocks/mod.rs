@@ -49,7 +49,7 @@ pub use self::open::OpenError;
 pub use self::options::{Durability, EngineOptions};
 pub use self::session::RocksSession;
 use crate::engine::rocks::commit::Queue;
-use crate::engine::rocks::housekeeping::Alarm;
+use crate::engine::rocks::housekeeping::ExpiryTimer;
 use crate::engine::rocks::log::CatchUp;
 use crate::engine::rocks::read::PinnedSnapshots;
 use crate::engine::rocks::sessions::{Handle, SessionState, Sessions};
@@ -73,8 +73,8 @@ struct EngineShared {
     /// Whether what sessions of before the start left is removed.
     old_sessions_ended: AtomicBool,
     catch_up: CatchUp,
-    leases: Arc<PinnedSnapshots>,
-    alarm: Alarm,
+    snapshots: Arc<PinnedSnapshots>,
+    expiry_timer: ExpiryTimer,
     disk: Disk,
     metrics: Metrics,
     /// A place for each read from disk.

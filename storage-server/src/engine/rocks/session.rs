@@ -283,11 +283,11 @@ impl Session for RocksSession {
         self.state.executed.load(Ordering::Acquire)
     }
 
-    fn lapsed(&self) -> bool {
+    fn keys_expired(&self) -> bool {
         self.state.has_expired_keys() && !planted("lapse-not-told")
     }
 
-    fn heed(&self) {
+    fn acknowledge_expiry(&self) {
         if self.state.has_expired_keys() {
             // A queue that is closed is that of a store which is: the client is told again then.
             let _ = self.queue(Task::Acknowledge, 64);
@@ -368,7 +368,7 @@ impl SessionStorage for RocksSession {
             .transpose()?;
         let keyspace = self.state.keyspace.clone();
         let begin = move |shared: &EngineShared| {
-            let snapshot = shared.leases.pin(&shared.store);
+            let snapshot = shared.snapshots.pin(&shared.store);
             // Ordering: after the snapshot; see the watches.
             let compacted = keyspace.compacted();
             if newer_than.is_some_and(|revision| revision < compacted) {

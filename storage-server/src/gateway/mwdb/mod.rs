@@ -534,7 +534,7 @@ impl Dialect for Mwdb {
     }
 
     fn on_time(&mut self, now: Instant) -> std::result::Result<(), Close> {
-        self.pushes.judge(now)
+        self.pushes.check_slow_peer(now)
     }
 
     fn drain(&mut self) {

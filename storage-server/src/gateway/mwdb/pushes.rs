@@ -375,7 +375,7 @@ impl Pushes {
     }
 
     /// Whether the peer took too little for too long.
-    pub(super) fn judge(&self, now: Instant) -> Result<(), Close> {
+    pub(super) fn check_slow_peer(&self, now: Instant) -> Result<(), Close> {
         if self.deadline().is_some_and(|deadline| deadline <= now) {
             let reason = format!(
                 "more than {} bytes of pushes waited for 10 s",

@@ -194,7 +194,7 @@ impl Dialect for Native {
         // What was handed to the engine happens; the session is left behind it.
         while self.commits.running.next().await.is_some() {}
         let mut session = self.attached.take().map(|attached| attached.session);
-        if let (Departure::Left, Some(resuming)) = (&departure, self.handshake.resuming.take()) {
+        if let (Departure::Closed, Some(resuming)) = (&departure, self.handshake.resuming.take()) {
             // It left a session that it did not have yet. An attempt that fails has nothing to end.
             if let Ok(Resumed::Session(resumed)) = resuming.attempt.await {
                 session = Some(resumed);
@@ -205,7 +205,7 @@ impl Dialect for Native {
         };
         match departure {
             Departure::Lost => session.lose(),
-            Departure::Left => {
+            Departure::Closed => {
                 if let Err(error) = session.end().await {
                     tracing::warn!(%error, "cannot end the session");
                 }

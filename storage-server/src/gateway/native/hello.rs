@@ -101,7 +101,7 @@ impl Native {
     pub(super) fn welcome(&mut self, session: Arc<dyn Session>) {
         let timeouts = &self.shared.config.timeouts;
         let storage = session.clone().storage();
-        let (executed, lapsed) = (session.executed(), session.lapsed());
+        let (executed, lapsed) = (session.executed(), session.keys_expired());
         let welcome = ServerMessage::Welcome(Welcome {
             version: VERSION,
             position: storage.position(),

@@ -385,7 +385,7 @@ impl Native {
                 if let Some(attached) = &mut self.attached
                     && std::mem::take(&mut attached.unacknowledged)
                 {
-                    attached.session.heed();
+                    attached.session.acknowledge_expiry();
                 }
                 let mut request = requests::Request {
                     native: self,

@@ -11,7 +11,7 @@ use std::time::Instant;
 use storage_protocol::native::ServerMessage;
 use storage_protocol::{Scan, ScanItem, StorageError};
 
-use crate::engine::SNAPSHOT_LEASE;
+use crate::engine::SNAPSHOT_IDLE_MAX;
 use crate::limits::room::{AnswerRoom, Reach};
 use crate::metrics::Metrics;
 
@@ -138,14 +138,14 @@ impl Scans {
     /// When the first one has rested for too long.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let resting = self.open.values().filter(|slot| slot.rest.is_some());
-        resting.map(|slot| slot.used + SNAPSHOT_LEASE).min()
+        resting.map(|slot| slot.used + SNAPSHOT_IDLE_MAX).min()
     }
 
     /// Frees the scans that rested too long.
     pub(super) fn expire(&mut self, now: Instant) {
         let stale = |slot: &ScanSlot| {
             let rested = now.saturating_duration_since(slot.used);
-            slot.rest.is_some() && rested >= SNAPSHOT_LEASE
+            slot.rest.is_some() && rested >= SNAPSHOT_IDLE_MAX
         };
         let numbers: Vec<_> = self
             .open

@@ -79,7 +79,7 @@ impl Group<'_> {
             // Whoever was lost in what is the future now.
             let sessions = &self.shared.sessions;
             sessions.count_lost_from(UnixMillis(jump.after.0.saturating_add(1)), jump.after);
-            self.shared.alarm.set(UnixMillis::ZERO);
+            self.shared.expiry_timer.set(UnixMillis::ZERO);
         }
         self.now = self.store.now();
     }

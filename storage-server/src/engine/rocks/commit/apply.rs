@@ -71,7 +71,7 @@ impl Group<'_> {
         let mut row = commit_row(number, id, &record);
         row.fingerprint = numbered.and_then(|numbered| numbered.fingerprint);
         self.put(
-            Table::Sessions,
+            Table::Commits,
             &layout::session_key(session.id, number),
             &row.encode(),
         );

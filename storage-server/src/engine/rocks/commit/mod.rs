@@ -116,7 +116,7 @@ impl Committer<'_> {
             self.shared.metrics.wrote(count, bytes, began.elapsed());
             self.shared.disk.wrote(bytes);
             if let Some(due) = dues.into_iter().min() {
-                self.shared.alarm.set(due);
+                self.shared.expiry_timer.set(due);
             }
         }
         // Ordering: durable, then published, then answered: who has an answer finds the commit everywhere. What watches

@@ -14,10 +14,10 @@ use crate::engine::rocks::{EngineShared, clock, layout};
 /// How often old tombstones are looked for.
 const SWEEP: Duration = Duration::from_secs(600);
 
-/// The expirer: runs until the alarm is stopped.
+/// The expirer: runs until the expiry_timer is stopped.
 pub(crate) fn run_expirer(shared: &EngineShared) {
     let mut sweep = Instant::now();
-    while shared.alarm.wait(|| expiry_time(&shared.store)) {
+    while shared.expiry_timer.wait(|| expiry_time(&shared.store)) {
         report("expire entries", expire_if_due(shared));
         report("correct lifetimes", clock::correct(shared));
         report("end old sessions", end_old_sessions(shared));
@@ -58,7 +58,7 @@ fn expiry_time(store: &Store) -> UnixMillis {
 }
 
 pub(super) fn expire_if_due(shared: &EngineShared) -> Result<()> {
-    if shared.alarm.is_due(expiry_time(&shared.store)) {
+    if shared.expiry_timer.is_due(expiry_time(&shared.store)) {
         expire(shared)?;
     }
     Ok(())
@@ -70,7 +70,7 @@ fn expire(shared: &EngineShared) -> Result<()> {
     let now = expiry_time(store);
     // Until the look is over nothing is expected for a round (should it fail, that is when it is repeated); commits
     // meanwhile set an earlier time.
-    shared.alarm.expect(now.after(ROUND));
+    shared.expiry_timer.expect(now.after(ROUND));
     let (mut start, end) = LifetimeRow::due_range(UnixMillis(u64::MAX - 1));
     for _ in 0..BATCHES_PER_TICK {
         let mut due: Vec<ExpiredKey> = Vec::new();
@@ -97,12 +97,12 @@ fn expire(shared: &EngineShared) -> Result<()> {
         match next {
             Some(time) if time <= now => {}
             Some(time) => {
-                shared.alarm.set(time);
+                shared.expiry_timer.set(time);
                 return Ok(());
             }
             None => return Ok(()),
         }
     }
-    shared.alarm.set(now);
+    shared.expiry_timer.set(now);
     Ok(())
 }

@@ -19,7 +19,7 @@ const FLUSH_BYTES_MIN: u64 = 4 << 20;
 /// How many rounds there are between two looks at how far the log reaches back, which reads its folder.
 const LOG_ROUNDS: u32 = 10;
 
-/// The housekeeper: runs until the alarm is stopped.
+/// The housekeeper: runs until the expiry_timer is stopped.
 pub(crate) fn run_housekeeper(shared: &EngineShared) {
     let (mut rounds, mut flushed) = (0, None);
     loop {
@@ -28,11 +28,11 @@ pub(crate) fn run_housekeeper(shared: &EngineShared) {
             shared.metrics.look_at_log(&shared.store);
         }
         rounds = rounds.wrapping_add(1);
-        if !shared.alarm.wait_for_round() {
+        if !shared.expiry_timer.wait_for_round() {
             return;
         }
-        write_mark(shared, false);
-        shared.leases.expire(Instant::now());
+        write_synced_file(shared, false);
+        shared.snapshots.expire(Instant::now());
         shared.disk.look();
         make_room(shared, &mut flushed);
         clock::look(shared);
@@ -66,7 +66,7 @@ fn make_room(shared: &EngineShared, flushed: &mut Option<Instant>) {
 }
 
 /// Writes `SYNCED`: in `os` durability after a sync of the log.
-pub(crate) fn write_mark(shared: &EngineShared, clean: bool) {
+pub(crate) fn write_synced_file(shared: &EngineShared, clean: bool) {
     let store = &shared.store;
     let revision = store.revision();
     if store.options.durability == Durability::Os

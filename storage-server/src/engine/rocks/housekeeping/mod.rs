@@ -5,10 +5,10 @@
 //! Neither writes to the database: removals of expired keys and of old tombstones go through the committer's queue like
 //! everything else, in batches of a bounded size, so that many at once do not hold up writers.
 
-mod alarm;
 mod expirer;
 mod housekeeper;
 mod lost_sessions;
+mod timer;
 mod tombstones;
 
 use std::collections::HashMap;
@@ -16,12 +16,12 @@ use std::time::Duration;
 
 use storage_protocol::{Key, Result, Revision};
 
-pub(crate) use self::alarm::Alarm;
 pub(crate) use self::expirer::run_expirer;
-pub(crate) use self::housekeeper::{run_housekeeper, write_mark};
+pub(crate) use self::housekeeper::{run_housekeeper, write_synced_file};
 #[cfg(test)]
 pub(crate) use self::lost_sessions::expire_keys;
 pub(crate) use self::lost_sessions::{end_old_sessions, end_sessions};
+pub(crate) use self::timer::ExpiryTimer;
 pub(crate) use self::tombstones::forget_of;
 use crate::engine::rocks::commit::{Task, submit};
 use crate::engine::rocks::disk::Need;

@@ -11,7 +11,7 @@ pub(crate) const SESSION_WINDOW: u64 = 1024;
 pub(crate) fn session_key(session: SessionId, number: u64) -> Vec<u8> {
     let slot = u16::try_from(number % SESSION_WINDOW).unwrap_or_default();
     let mut out = Vec::with_capacity(19);
-    out.push(Table::Sessions.tag());
+    out.push(Table::Commits.tag());
     out.extend_from_slice(&session.0);
     out.extend_from_slice(&slot.to_be_bytes());
     out
@@ -19,7 +19,7 @@ pub(crate) fn session_key(session: SessionId, number: u64) -> Vec<u8> {
 
 /// Where the records of a session begin; all of them begin with this.
 pub(crate) fn session_records(session: SessionId) -> Vec<u8> {
-    let mut out = vec![Table::Sessions.tag()];
+    let mut out = vec![Table::Commits.tag()];
     out.extend_from_slice(&session.0);
     out
 }

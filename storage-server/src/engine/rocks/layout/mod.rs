@@ -63,7 +63,8 @@ pub(crate) enum Table {
     Entries,
     Index,
     Lifetimes,
-    Sessions,
+    /// What numbered commits of sessions did; the name on disk is older.
+    Commits,
     Meta,
 }
 
@@ -72,7 +73,7 @@ impl Table {
         Self::Entries,
         Self::Index,
         Self::Lifetimes,
-        Self::Sessions,
+        Self::Commits,
         Self::Meta,
     ];
 
@@ -82,7 +83,7 @@ impl Table {
             Self::Entries => "default",
             Self::Index => "index",
             Self::Lifetimes => "lifetimes",
-            Self::Sessions => "sessions",
+            Self::Commits => "sessions",
             Self::Meta => "meta",
         }
     }
@@ -92,7 +93,7 @@ impl Table {
             Self::Entries => b'e',
             Self::Index => b'i',
             Self::Lifetimes => b'l',
-            Self::Sessions => b's',
+            Self::Commits => b's',
             Self::Meta => b'm',
         }
     }

@@ -39,7 +39,7 @@ impl Replay<'_> {
                     kind,
                 });
             }
-            Some(tag) if *tag == Table::Sessions.tag() => {
+            Some(tag) if *tag == Table::Commits.tag() => {
                 let row = CommitRow::decode(value)?;
                 let changes = std::mem::take(&mut self.changes);
                 if row.revision.0 != self.number {

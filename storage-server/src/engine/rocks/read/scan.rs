@@ -40,7 +40,7 @@ impl ScanSource for RocksScan {
         let room = self.room.clone();
         let read = move |shared: &EngineShared| {
             let snapshot = if planted("scan-pages-drift") {
-                shared.leases.pin(&shared.store)
+                shared.snapshots.pin(&shared.store)
             } else {
                 snapshot
             };

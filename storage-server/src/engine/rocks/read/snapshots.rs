@@ -1,7 +1,7 @@
 //! Pinned snapshots: of scans and of passes of `Latest` watches, whose readers may go silent.
 //!
 //! A snapshot keeps RocksDB from dropping what was overwritten since, so it is pinned for a while only: used again
-//! within [`SNAPSHOT_LEASE`], or released by the housekeeper. Whoever comes later finds `SnapshotExpired`.
+//! within [`SNAPSHOT_IDLE_MAX`], or released by the housekeeper. Whoever comes later finds `SnapshotExpired`.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use storage_protocol::{Result, Revision, StorageError};
 
-use crate::engine::SNAPSHOT_LEASE;
+use crate::engine::SNAPSHOT_IDLE_MAX;
 use crate::engine::rocks::store::{Store, StoreSnapshot};
 
 /// All pinned snapshots of a store.
@@ -23,7 +23,7 @@ pub(crate) struct PinnedSnapshots {
 
 struct Pin {
     id: u64,
-    leases: Weak<PinnedSnapshots>,
+    snapshots: Weak<PinnedSnapshots>,
     /// Locked while a page is read; the housekeeper only tries.
     held: Mutex<Held>,
 }
@@ -61,14 +61,14 @@ impl PinnedSnapshots {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let pin = Arc::new(Pin {
             id,
-            leases: Arc::downgrade(self),
+            snapshots: Arc::downgrade(self),
             held,
         });
         pins.insert(id, Arc::downgrade(&pin));
         PinnedSnapshot { pin, revision }
     }
 
-    /// Releases what was not used for [`SNAPSHOT_LEASE`].
+    /// Releases what was not used for [`SNAPSHOT_IDLE_MAX`].
     pub(crate) fn expire(&self, now: Instant) {
         let pins: Vec<_> = {
             let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
@@ -81,7 +81,7 @@ impl PinnedSnapshots {
                 // In use just now.
                 Err(TryLockError::WouldBlock) => continue,
             };
-            if now.saturating_duration_since(held.used) >= SNAPSHOT_LEASE {
+            if now.saturating_duration_since(held.used) >= SNAPSHOT_IDLE_MAX {
                 held.snapshot = None;
             }
         }
@@ -118,8 +118,8 @@ impl PinnedSnapshot {
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        if let Some(leases) = self.leases.upgrade() {
-            leases
+        if let Some(snapshots) = self.snapshots.upgrade() {
+            snapshots
                 .pins
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)

@@ -57,14 +57,14 @@ pub(crate) fn load(store: &Store) -> Result<Sessions> {
         }
         rows.status()
             .map_err(|error| internal("read of sessions", &error))?;
-        let mut records = store.iterate(Table::Sessions, &[Table::Sessions.tag()], None);
+        let mut records = store.iterate(Table::Commits, &[Table::Commits.tag()], None);
         while let Some(key) = records.key() {
             let id = layout::parse_session_key(key)?;
             if registry.states.contains_key(&id) {
                 records.seek(past(&layout::session_records(id)));
                 continue;
             }
-            cleaner.delete(Table::Sessions, key)?;
+            cleaner.delete(Table::Commits, key)?;
             records.next();
         }
         records

@@ -123,7 +123,9 @@ impl Sessions {
         let state = self.registry().states.get(&id).and_then(Weak::upgrade);
         match state {
             None => Some(Revision(u64::MAX)),
-            Some(state) => Some(state.expired_up_to()).filter(|lapse| *lapse > Revision::ZERO),
+            Some(state) => {
+                Some(state.expired_up_to()).filter(|expired_at| *expired_at > Revision::ZERO)
+            }
         }
     }
 
@@ -177,9 +179,9 @@ impl Sessions {
     }
 
     /// All keys of a session up to this revision are removed.
-    pub(crate) fn keys_removed(&self, session: &SessionState, lapse: Revision) {
+    pub(crate) fn keys_removed(&self, session: &SessionState, expired_at: Revision) {
         let mut registry = self.registry();
-        if session.expired_up_to() == lapse {
+        if session.expired_up_to() == expired_at {
             registry.expiring.remove(&session.id);
         }
     }

@@ -20,7 +20,7 @@ pub(crate) fn past(prefix: &[u8]) -> Vec<u8> {
 /// The database's.
 pub(crate) fn read_executed(store: &Store, state: &SessionState) -> Result<()> {
     let prefix = layout::session_records(state.id);
-    let mut rows = store.iterate_prefix(Table::Sessions, &prefix, &prefix);
+    let mut rows = store.iterate_prefix(Table::Commits, &prefix, &prefix);
     let mut executed = 0;
     while let Some(row) = rows.value() {
         executed = executed.max(CommitRow::decode_number(row)?.number);
@@ -42,7 +42,7 @@ pub(crate) fn read_executed(store: &Store, state: &SessionState) -> Result<()> {
 /// The database's.
 pub(crate) fn record_keys(store: &Store, id: SessionId) -> Result<Vec<Vec<u8>>> {
     let prefix = layout::session_records(id);
-    let mut rows = store.iterate_prefix(Table::Sessions, &prefix, &prefix);
+    let mut rows = store.iterate_prefix(Table::Commits, &prefix, &prefix);
     let mut keys = Vec::new();
     while let Some(key) = rows.key() {
         keys.push(key.to_vec());

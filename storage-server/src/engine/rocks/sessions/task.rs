@@ -61,7 +61,7 @@ impl Group<'_> {
             Some(record) => Some(*record),
             None => {
                 let key = layout::session_key(session.id, number);
-                let found = self.store.row(Table::Sessions, &key).and_then(|row| {
+                let found = self.store.row(Table::Commits, &key).and_then(|row| {
                     let record = row.map(|row| CommitRow::decode_number(&row)).transpose()?;
                     Ok(record.filter(|record| record.number == number))
                 });
@@ -216,7 +216,7 @@ impl Group<'_> {
             self.put(Table::Meta, layout::SESSION_HORIZON_KEY, &horizon.encode());
             self.delete(Table::Meta, &layout::session_row_key(session.id));
             for record in records {
-                self.delete(Table::Sessions, record);
+                self.delete(Table::Commits, record);
             }
         }
         self.here()
@@ -254,7 +254,7 @@ impl Group<'_> {
         }
         let executed = session.executed.load(Ordering::Acquire);
         for number in executed.saturating_sub(SESSION_WINDOW) + 1..=executed {
-            self.delete(Table::Sessions, &layout::session_key(session.id, number));
+            self.delete(Table::Commits, &layout::session_key(session.id, number));
         }
         self.here()
     }

@@ -230,12 +230,12 @@ async fn a_number_of_a_version_without_fingerprints_is_answered_with_what_it_did
     let first = put(&session, 1, "a").await.unwrap();
     let store = &engine.shared.store;
     let key = layout::session_key(session.id(), 1);
-    let row = store.row(layout::Table::Sessions, &key).unwrap().unwrap();
+    let row = store.row(layout::Table::Commits, &key).unwrap().unwrap();
     let older = layout::CommitRow {
         fingerprint: None,
         ..layout::CommitRow::decode(&row).unwrap()
     };
-    let table = store.table(layout::Table::Sessions);
+    let table = store.table(layout::Table::Commits);
     store.db.put_cf(table, &key, older.encode()).unwrap();
     assert_eq!(put(&session, 1, "whatever").await.unwrap(), first);
 }

@@ -227,7 +227,7 @@ impl Watches {
             let rest = slot.take_turn(id, outbox, &mut self.answered);
             polled.moved |= outbox.bytes() != before;
             match rest {
-                Rest::Parked => {}
+                Rest::Waiting => {}
                 Rest::Again => self.enqueue(id),
                 Rest::BehindLarge => slot.wait_behind_large(&mut self.behind_large),
                 Rest::Ended(error) => {

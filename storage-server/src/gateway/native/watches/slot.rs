@@ -40,7 +40,7 @@ pub(super) struct OpenWatch {
 /// Why a watch's turn is over.
 pub(super) enum Rest {
     /// It waits for events, or has no credit.
-    Parked,
+    Waiting,
     /// There is more.
     Again,
     BehindLarge,
@@ -122,7 +122,7 @@ impl OpenWatch {
             if !has_credit && (self.kept.is_some() || self.progress_due.is_empty()) {
                 self.watch.park();
                 self.catching_up |= self.every;
-                break self.settle(sender, Rest::Parked);
+                break self.settle(sender, Rest::Waiting);
             }
             if let Some(kept) = self.kept.take() {
                 let (event, _) = *kept;
@@ -134,7 +134,7 @@ impl OpenWatch {
             }
             match Pin::new(&mut self.watch).poll_next(&mut Context::from_waker(&waker)) {
                 Poll::Pending if self.requests_progress_if_caught_up() => {}
-                Poll::Pending => break self.settle(sender, Rest::Parked),
+                Poll::Pending => break self.settle(sender, Rest::Waiting),
                 Poll::Ready(Some(Ok(mut event))) => {
                     self.note(&mut event, answered);
                     match charged_bytes(&event).filter(|_| !has_credit) {

@@ -17,20 +17,23 @@ async fn what_is_put_after_a_resume_outlives_the_lapse_before_it() {
     })
     .await;
     let session = resume(&engine, id, 1).await;
-    assert!(session.lapsed());
+    assert!(session.keys_expired());
     put(&session, 3, "a").await.unwrap();
     // Not heeded: the next generation is told as well. Nor is it forgotten with the server.
     let session = resume(&engine, id, 2).await;
-    assert!(session.lapsed());
-    session.heed();
+    assert!(session.keys_expired());
+    session.acknowledge_expiry();
     put(&session, 4, "b").await.unwrap();
-    assert!(!resume(&engine, id, 3).await.lapsed(), "it was heeded");
+    assert!(
+        !resume(&engine, id, 3).await.keys_expired(),
+        "it was heeded"
+    );
     drop(session);
     tokio::time::sleep(Duration::from_millis(100)).await;
     let folder = closed(&folder, engine).await;
     let engine = reopened(options(folder.path())).await;
     let session = resume(&engine, id, 4).await;
-    assert!(!session.lapsed());
+    assert!(!session.keys_expired());
     for key in ["a", "b"] {
         assert!(
             session.storage.get_one(key.into()).await.unwrap().is_some(),
@@ -54,7 +57,7 @@ async fn a_lapse_that_was_cut_short_is_finished_at_the_next_start() {
     let folder = closed(&folder, engine).await;
     let engine = reopened(options(folder.path())).await;
     let session = resume(&engine, id, 1).await;
-    assert!(session.lapsed());
+    assert!(session.keys_expired());
     assert!(session.storage.get_one("a".into()).await.unwrap().is_none());
 }
 
@@ -98,7 +101,7 @@ async fn a_session_that_is_resumed_during_its_lapse_keeps_what_it_puts() {
     let answer = submit(&engine.shared.queue, &state, 0, task, 64).unwrap();
     answer.await.unwrap().unwrap();
     let session = resume(&engine, id, 2).await;
-    assert!(session.lapsed());
+    assert!(session.keys_expired());
     put(&session, 3, "a").await.unwrap();
     put(&session, 4, "c").await.unwrap();
     lapse(since, &state).await;
@@ -220,7 +223,7 @@ async fn a_lapse_is_finished_although_the_session_is_resumed_meanwhile() {
         .unwrap()
         .is_some()
     {
-        assert!(began.elapsed() < PATIENCE, "nothing lapses");
+        assert!(began.elapsed() < PATIENCE, "nothing expires");
         tokio::task::yield_now().await;
     }
     let session = resume(&engine, id, 1).await;

@@ -67,7 +67,7 @@ enum LatestPass {
     Resting(NextPage),
     /// All was read when the watch was parked, and some of it was not taken: the rest is kept while there is room for
     /// it; else this is read.
-    Parked(NextPage, Ticket<VecDeque<WatchEvent>>),
+    Paused(NextPage, Ticket<VecDeque<WatchEvent>>),
     /// The page that comes from there is read, or waits to be taken.
     Reading(NextPage, BoxFuture<'static, Result<Ticket<LatestPage>>>),
 }
@@ -270,7 +270,7 @@ impl LatestWatch {
         match std::mem::replace(&mut self.pass, LatestPass::None) {
             LatestPass::None => ready!(self.begin(cx)),
             LatestPass::Resting(from) => self.read(from),
-            LatestPass::Parked(from, rest) => match rest.take() {
+            LatestPass::Paused(from, rest) => match rest.take() {
                 Some(events) => {
                     // These answer.
                     self.answering.clear();
@@ -331,7 +331,7 @@ impl LatestWatch {
         let bytes = bytes.sum();
         let rest = std::mem::take(&mut self.events);
         let rest = self.shared.rests.keep(rest, bytes);
-        self.pass = LatestPass::Parked(NextPage::Cursor(cursor), rest);
+        self.pass = LatestPass::Paused(NextPage::Cursor(cursor), rest);
     }
 }
 

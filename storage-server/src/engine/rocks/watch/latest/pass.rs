@@ -97,7 +97,7 @@ fn begin(
     progress: Revision,
     fresh: bool,
 ) -> Begun {
-    let snapshot = shared.leases.pin(&shared.store);
+    let snapshot = shared.snapshots.pin(&shared.store);
     // Ordering: after the snapshot. The compacted revision is raised before tombstones go, so a snapshot without them
     // comes with a compacted revision that tells.
     let reset = !fresh && progress < keyspace.compacted();
@@ -120,7 +120,7 @@ fn renew(
     range: KeyRange,
     cursor: ChangesCursor,
 ) -> Begun {
-    let snapshot = shared.leases.pin(&shared.store);
+    let snapshot = shared.snapshots.pin(&shared.store);
     // Ordering: as above.
     if cursor.needs_tombstones_after() >= keyspace.compacted() || planted("renews-past-horizon") {
         return (snapshot, Some(cursor), false);

@@ -209,7 +209,7 @@ async fn a_watch_that_keeps_up_is_told_without_a_snapshot() {
             assert_eq!(reader.again, 0);
         }
     }
-    assert_eq!(house.engine.shared.leases.len(), 0);
+    assert_eq!(house.engine.shared.snapshots.len(), 0);
 }
 
 #[tokio::test]

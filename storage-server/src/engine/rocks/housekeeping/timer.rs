@@ -9,19 +9,19 @@ use super::ROUND;
 
 /// When the next entry is due; wakes the expirer.
 #[derive(Debug, Default)]
-pub(crate) struct Alarm {
-    state: Mutex<AlarmState>,
+pub(crate) struct ExpiryTimer {
+    state: Mutex<TimerState>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct AlarmState {
+struct TimerState {
     /// Nothing is due before this; `None`: unknown, look.
     due: Option<UnixMillis>,
     stopped: bool,
 }
 
-impl Alarm {
+impl ExpiryTimer {
     /// Something is due at this time.
     pub(crate) fn set(&self, due: UnixMillis) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
