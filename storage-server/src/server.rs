@@ -3,6 +3,7 @@
 //! [`Server::start`] opens the engine, binds every listener, and only then accepts: nobody is answered by half a
 //! server. All tasks belong to one tracker, which [`Server::shutdown`] waits for.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -12,9 +13,9 @@ use storage_certs::CredentialPaths;
 use storage_protocol::{Keyspace, Storage};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{self, ServerConfig, TlsMode};
+use crate::config::{self, EngineConfig, ServerConfig, TlsMode};
 use crate::engine::Engine;
-use crate::engine::rocks::{EngineOptions, OpenError, RocksEngine};
+use crate::engine::rocks::{EngineOptions, KeyspaceRules, OpenError, RocksEngine};
 use crate::gateway::{self, Gateway};
 use crate::listener::Listener;
 use crate::logging::warn_if_open_to_others;
@@ -400,6 +401,12 @@ fn tell_about_files(dir: &Path, listeners: &[config::ListenerConfig]) {
     }
 }
 
+fn rules_of_keyspaces(engine: &EngineConfig) -> HashMap<Keyspace, KeyspaceRules> {
+    let mwdb = engine.mwdb_keyspaces.iter();
+    mwdb.map(|name| (name.clone(), gateway::mwdb::KEYSPACE_RULES))
+        .collect()
+}
+
 fn engine_options(config: &ServerConfig) -> EngineOptions {
     let (engine, limits) = (&config.engine, &config.limits);
     EngineOptions {
@@ -419,7 +426,7 @@ fn engine_options(config: &ServerConfig) -> EngineOptions {
         read_threads: engine.read_threads,
         tombstone_age: engine.tombstone_age,
         tombstones_max: engine.tombstones_max,
-        mwdb_keyspaces: engine.mwdb_keyspaces.clone(),
+        keyspaces: rules_of_keyspaces(engine),
         ..EngineOptions::new(&config.data)
     }
 }

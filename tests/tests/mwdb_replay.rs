@@ -527,7 +527,7 @@ async fn what_the_dialect_cannot_carry_is_refused_from_native_clients_with_the_r
         );
         let text = error.to_string();
         assert!(
-            text.contains(what) && text.contains("mwDB clients"),
+            text.contains(what) && text.contains("clients of this keyspace"),
             "{text}"
         );
     }

@@ -413,7 +413,7 @@ impl Default for EngineConfig {
             read_threads: engine.read_threads,
             tombstone_age: engine.tombstone_age,
             tombstones_max: engine.tombstones_max,
-            mwdb_keyspaces: engine.mwdb_keyspaces,
+            mwdb_keyspaces: Keyspace::new("mwdb").into_iter().collect(),
         }
     }
 }

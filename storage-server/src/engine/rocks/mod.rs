@@ -46,7 +46,7 @@ use self::disk::Disk;
 pub use self::engine::RocksEngine;
 use self::metrics::Metrics;
 pub use self::open::OpenError;
-pub use self::options::{Durability, EngineOptions};
+pub use self::options::{Durability, EngineOptions, KeyspaceRules};
 pub use self::session::RocksSession;
 use crate::engine::rocks::commit::Queue;
 use crate::engine::rocks::housekeeping::ExpiryTimer;

@@ -1,5 +1,7 @@
 //! How a store is opened: every setting of the engine, with its default.
 
+use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -16,6 +18,18 @@ pub enum Durability {
     /// Handed to the operating system before it is acknowledged, synced in the background every second: survives a
     /// crash of the process. After a power loss the store may have lost its last second, and says so by a new epoch.
     Os,
+}
+
+/// What is special about one keyspace. Kept in the store with the keyspace from its first commit on, and the same ever
+/// after.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeyspaceRules {
+    /// No key and no value may have this byte, whoever puts it: clients of some protocol could not read it. Nor is
+    /// anything put under a stamped key, since a revision may have any byte. Default none.
+    pub forbidden_byte: Option<u8>,
+    /// So many keys in a get and operations in a commit, in place of [`Limits::keys_per_get_max`] and
+    /// [`Limits::operations_per_commit_max`]. Default theirs.
+    pub items_max: Option<NonZeroU32>,
 }
 
 /// How to open a store. Sizes in bytes.
@@ -38,8 +52,8 @@ pub struct EngineOptions {
     pub log_age: Duration,
     /// Recent commits kept in memory for watches. Default 64 MiB.
     pub ring_bytes: usize,
-    /// Keyspaces that the mwDB dialect serves, where they are yet to be made. Default `mwdb`.
-    pub mwdb_keyspaces: Vec<Keyspace>,
+    /// Keyspaces with rules of their own, for the time that they are made. Default none.
+    pub keyspaces: HashMap<Keyspace, KeyspaceRules>,
     /// What requests may ask.
     pub limits: Limits,
     /// Open a store that lost synced commits, under a new epoch. Default no.
@@ -86,7 +100,7 @@ impl EngineOptions {
             log_bytes: 10 << 30,
             log_age: Duration::from_secs(24 * 3600),
             ring_bytes: 64 << 20,
-            mwdb_keyspaces: Keyspace::new("mwdb").into_iter().collect(),
+            keyspaces: HashMap::new(),
             limits: Limits::default(),
             accept_data_loss: false,
             new_epoch: false,

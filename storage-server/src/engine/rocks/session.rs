@@ -87,17 +87,16 @@ impl RocksSession {
         submit(queue, &self.state, self.handle.number, task, bytes)
     }
 
-    /// The limits that hold in this keyspace: an mwDB keyspace takes whole graph saves.
+    /// The limits that hold in this keyspace.
     fn own_limits(&self) -> Limits {
         let limits = self.shared.store.options.limits.clone();
-        if !self.state.keyspace.serves_mwdb() {
-            return limits;
-        }
-        let keys = Limits::MWDB_KEYS;
-        Limits {
-            keys_per_get_max: keys,
-            operations_per_commit_max: keys,
-            ..limits
+        match self.state.keyspace.rules().items_max {
+            None => limits,
+            Some(items) => Limits {
+                keys_per_get_max: items.get() as usize,
+                operations_per_commit_max: items.get() as usize,
+                ..limits
+            },
         }
     }
 

@@ -15,6 +15,7 @@ mod pushes;
 mod requests;
 
 use std::collections::VecDeque;
+use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -28,12 +29,13 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use storage_protocol::mwdb::{ID_ZERO, Malformed, Request, RequestKind, prefix_answer};
 use storage_protocol::native::close_code;
-use storage_protocol::{KeyRange, Keyspace, Limit, Result, Watch, WatchOptions, planted};
+use storage_protocol::{KeyRange, Keyspace, Limit, Limits, Result, Watch, WatchOptions, planted};
 use tokio::sync::Semaphore;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use super::native::keyspace_of;
 use super::{Gateway, ServerHandle};
+use crate::engine::rocks::KeyspaceRules;
 use crate::engine::{Session, SessionStorage};
 use crate::http::Refusal;
 use crate::http::protocol::{Opening, Origins, WebSocketProtocol};
@@ -47,6 +49,13 @@ use requests::{AnswerBudget, Finished};
 
 /// The keyspace that mwDB clients are served from.
 const KEYSPACE: &str = "mwdb";
+
+/// What keyspaces for mwDB clients are made with: `#` separates keys and values in its messages, and one message may save
+/// a whole graph.
+pub(crate) const KEYSPACE_RULES: KeyspaceRules = KeyspaceRules {
+    forbidden_byte: Some(b'#'),
+    items_max: NonZeroU32::new(Limits::MWDB_KEYS as u32),
+};
 
 /// The mwDB dialect, at `/` without a subprotocol.
 #[derive(Debug, Default)]

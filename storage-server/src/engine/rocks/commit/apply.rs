@@ -130,7 +130,7 @@ impl Group<'_> {
         let last = known.max(here).map_or(0, |id| id.0);
         let row = KeyspaceRow {
             id: KeyspaceId(last + 1),
-            mwdb: keyspace.serves_mwdb(),
+            rules: keyspace.rules(),
             // Nothing of it is older than the commit that makes it.
             made: Revision(self.base + self.sequence_numbers),
         };

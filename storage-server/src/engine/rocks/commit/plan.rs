@@ -69,8 +69,8 @@ impl Group<'_> {
         // Again, since it waited: what stood before it may have taken the room.
         let ahead = self.batch.size_in_bytes() + self.taken;
         self.shared.disk.check(Need::of(&batch), ahead)?;
-        if session.keyspace.serves_mwdb() {
-            check_mwdb(&batch)?;
+        if let Some(byte) = session.keyspace.rules().forbidden_byte {
+            check_bytes(&batch, byte)?;
         }
         self.check(&session.keyspace, &batch)?;
         let (steps, signals) = self.plan(session, batch, &options)?;
@@ -179,18 +179,19 @@ impl Group<'_> {
     }
 }
 
-/// Keyspaces that the mwDB dialect serves hold nothing that its frames cannot carry.
-fn check_mwdb(batch: &Batch) -> Result<()> {
+/// Refuses a batch with the byte that [`KeyspaceRules`](crate::engine::rocks::KeyspaceRules) forbid.
+fn check_bytes(batch: &Batch, forbidden: u8) -> Result<()> {
     for operation in &batch.operations {
         let what = match operation {
-            Operation::PutStamped { .. } => "a stamped key could contain '#'",
-            operation if operation.key().contains(&b'#') => "this key contains '#'",
-            operation if operation.value().contains(&b'#') => "this value contains '#'",
+            Operation::PutStamped { .. } => "a stamped key could contain",
+            operation if operation.key().contains(&forbidden) => "this key contains",
+            operation if operation.value().contains(&forbidden) => "this value contains",
             Operation::Put { .. } | Operation::Remove { .. } | Operation::Signal { .. } => continue,
         };
         let key = operation.key().escape_ascii();
+        let byte = forbidden.escape_ascii();
         return Err(StorageError::invalid(format!(
-            "key \"{key}\": {what}, which separates items for the mwDB clients of this keyspace"
+            "key \"{key}\": {what} '{byte}', which separates items for some of the clients of this keyspace"
         )));
     }
     Ok(())

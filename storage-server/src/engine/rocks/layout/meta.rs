@@ -1,16 +1,19 @@
 //! The table `meta`, but for sessions and the clock: keyspaces, horizons, epochs.
 
+use std::num::NonZeroU32;
+
 use bytes::{Buf, BufMut};
 use storage_protocol::{Epoch, Keyspace, Revision};
 
 use super::{Damaged, KeyspaceId};
+use crate::engine::rocks::KeyspaceRules;
 
 /// What the store knows of a keyspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct KeyspaceRow {
     pub(crate) id: KeyspaceId,
-    /// Fixed when it is made: whether the mwDB dialect serves it, so that no `#` may stand in it.
-    pub(crate) mwdb: bool,
+    /// Fixed when it is made.
+    pub(crate) rules: KeyspaceRules,
     /// Before this revision it had nothing.
     pub(crate) made: Revision,
 }
@@ -23,10 +26,19 @@ pub(crate) fn keyspace_key(name: &Keyspace) -> Vec<u8> {
 
 impl KeyspaceRow {
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(13);
+        let KeyspaceRules {
+            forbidden_byte,
+            items_max,
+        } = self.rules;
+        let mut out = Vec::with_capacity(19);
         out.put_u32(self.id.0);
-        out.put_u8(u8::from(self.mwdb));
+        out.put_u8(u8::from(self.rules != KeyspaceRules::default()));
         out.put_u64(self.made.0);
+        if self.rules != KeyspaceRules::default() {
+            out.put_u8(u8::from(forbidden_byte.is_some()));
+            out.put_u8(forbidden_byte.unwrap_or(0));
+            out.put_u32(items_max.map_or(0, NonZeroU32::get));
+        }
         out
     }
 
@@ -35,13 +47,31 @@ impl KeyspaceRow {
             table: "meta",
             what: "a short keyspace",
         };
-        Ok(Self {
-            id: KeyspaceId(row.try_get_u32().map_err(|_| short())?),
-            mwdb: row.try_get_u8().map_err(|_| short())? == 1,
-            made: Revision(row.try_get_u64().map_err(|_| short())?),
-        })
+        let id = KeyspaceId(row.try_get_u32().map_err(|_| short())?);
+        let has_rules = row.try_get_u8().map_err(|_| short())? == 1;
+        let made = Revision(row.try_get_u64().map_err(|_| short())?);
+        let rules = match (has_rules, row.is_empty()) {
+            (false, _) => KeyspaceRules::default(),
+            (true, true) => FIRST_RULES,
+            (true, false) => {
+                let forbids = row.try_get_u8().map_err(|_| short())? == 1;
+                let byte = row.try_get_u8().map_err(|_| short())?;
+                let items_max = row.try_get_u32().map_err(|_| short())?;
+                KeyspaceRules {
+                    forbidden_byte: forbids.then_some(byte),
+                    items_max: NonZeroU32::new(items_max),
+                }
+            }
+        };
+        Ok(Self { id, rules, made })
     }
 }
+
+/// Before rows told which rules, there was one set of them: that of keyspaces for mwDB clients.
+const FIRST_RULES: KeyspaceRules = KeyspaceRules {
+    forbidden_byte: Some(b'#'),
+    items_max: NonZeroU32::new(1_000_000),
+};
 
 /// The tombstones of a keyspace up to this revision may be gone.
 pub(crate) fn compacted_key(keyspace: KeyspaceId) -> Vec<u8> {

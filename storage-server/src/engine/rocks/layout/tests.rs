@@ -1,8 +1,11 @@
 //! Every row round trips, and what is cut short is damage.
 
+use std::num::NonZeroU32;
+
 use storage_protocol::{Epoch, Key, Revision, SessionId, UnixMillis, Value};
 
 use super::*;
+use crate::engine::rocks::KeyspaceRules;
 
 #[test]
 fn rows_round_trip() {
@@ -79,4 +82,42 @@ fn rows_sort_as_their_numbers() {
     assert!(at(u64::MAX) < keyspace_end(Table::Index, KeyspaceId(1)));
     assert!(entry_key(KeyspaceId(1), &[0xff; 9]) < keyspace_end(Table::Entries, KeyspaceId(1)));
     assert!(entry_key(KeyspaceId(2), b"") >= keyspace_end(Table::Entries, KeyspaceId(1)));
+}
+
+#[test]
+fn the_rules_of_a_keyspace_are_read_as_they_were_written_by_this_version_and_the_first() {
+    let rules = |forbidden_byte, items_max| KeyspaceRules {
+        forbidden_byte,
+        items_max: NonZeroU32::new(items_max),
+    };
+    let all = [
+        rules(None, 0),
+        rules(Some(b'#'), 1_000_000),
+        rules(Some(0), 0),
+        rules(None, u32::MAX),
+    ];
+    for rules in all {
+        let row = KeyspaceRow {
+            id: KeyspaceId(7),
+            rules,
+            made: Revision(9),
+        };
+        assert_eq!(KeyspaceRow::decode(&row.encode()).unwrap(), row);
+    }
+    // Written by hand after the layout of the first version: id, whether mwDB clients are served, made at.
+    for (flag, rules) in [(0, all[0]), (1, all[1])] {
+        let row = [&[0, 0, 0, 7, flag][..], &9_u64.to_be_bytes()].concat();
+        let read = KeyspaceRow::decode(&row).unwrap();
+        assert_eq!((read.id, read.made), (KeyspaceId(7), Revision(9)));
+        assert_eq!(read.rules, rules);
+    }
+    let row = KeyspaceRow {
+        id: KeyspaceId(7),
+        rules: all[1],
+        made: Revision(9),
+    }
+    .encode();
+    for length in (0..13).chain(14..row.len()) {
+        assert!(KeyspaceRow::decode(&row[..length]).is_err(), "{length}");
+    }
 }

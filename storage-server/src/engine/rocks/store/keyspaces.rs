@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use storage_protocol::{Keyspace, Revision};
 
+use crate::engine::rocks::KeyspaceRules;
 use crate::engine::rocks::layout::{KeyspaceId, KeyspaceRow};
 
 /// A keyspace as the engine knows it. One per name, shared by all sessions in it.
@@ -13,8 +14,8 @@ use crate::engine::rocks::layout::{KeyspaceId, KeyspaceRow};
 pub(crate) struct KeyspaceState {
     pub(crate) name: Keyspace,
     pub(super) row: OnceLock<KeyspaceRow>,
-    /// What the configuration says, for the time it is made.
-    pub(super) mwdb_configured: bool,
+    /// What the options say, for the time it is made.
+    pub(super) rules_to_be: KeyspaceRules,
     /// Tombstones up to here may be gone. Written by the committer, read by scans and watches.
     pub(super) compacted: AtomicU64,
 }
@@ -35,8 +36,9 @@ impl KeyspaceState {
         Some(self.row()?.id)
     }
 
-    pub(crate) fn serves_mwdb(&self) -> bool {
-        self.row().map_or(self.mwdb_configured, |row| row.mwdb)
+    /// Those of its row, and before it has one those that it will be made with.
+    pub(crate) fn rules(&self) -> KeyspaceRules {
+        self.row().map_or(self.rules_to_be, |row| row.rules)
     }
 
     pub(crate) fn compacted(&self) -> Revision {

@@ -131,7 +131,12 @@ impl Store {
             let fresh = || KeyspaceState {
                 name: name.clone(),
                 row: OnceLock::new(),
-                mwdb_configured: self.options.mwdb_keyspaces.contains(name),
+                rules_to_be: self
+                    .options
+                    .keyspaces
+                    .get(name)
+                    .copied()
+                    .unwrap_or_default(),
                 compacted: AtomicU64::new(0),
             };
             keyspaces.sweep();
