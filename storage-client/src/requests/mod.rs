@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::watch::WatchShared;
 
 pub(crate) use callers::Requests;
-pub(crate) use queue::Queue;
+pub(crate) use queue::{Intake, Queue};
 
 /// What a request asks of the server.
 pub(crate) enum Call {

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::task::Context;
 use std::time::Duration;
 
-use storage_protocol::native::{COMMIT_WINDOW, Class, ClientMessage, Packet, RequestId};
+use storage_protocol::native::{Class, ClientMessage, Packet, RequestId};
 use storage_protocol::{Limit, Result, StorageError};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::{Driver, Pending, WatchEntry};
+use super::{Driver, Pending};
 use crate::end::End;
 use crate::requests::{Answer, Call, Control, Expect, Submission};
 use crate::sync::deadline_after;
@@ -17,9 +17,6 @@ use crate::watch::WatchShared;
 
 /// Requests that wait for their answers, whatever the server announces: it may never answer them.
 const IN_FLIGHT_MAX: usize = 1_024;
-
-/// How long a watch waits that the server had no room for.
-const WATCH_DELAY: Duration = Duration::from_millis(250);
 
 impl Driver<'_> {
     fn in_flight_max(&self) -> usize {
@@ -33,61 +30,29 @@ impl Driver<'_> {
         let queue = self.queue.clone();
         let mut intake = queue.intake();
         intake.register(cx.waker());
-        self.ending = intake.ending.or(self.ending);
-        self.deferred.append(&mut intake.control);
+        self.closing.note_ending(intake.ending);
+        self.outgoing.controls.append(&mut intake.control);
         // Controls go first: they free what the server holds for us.
-        let used = self.pending.len() + self.deferred.len();
+        let used = self.in_flight.len() + self.outgoing.controls.len();
         let mut room = self.in_flight_max().saturating_sub(used);
-        if self.is_leaving() {
+        if self.closing.is_leaving() {
             room = 0;
         }
         let given_up = std::mem::take(&mut intake.given_up);
         if let Some(earliest) = intake.earliest.take() {
-            self.earliest = Some(self.earliest.map_or(earliest, |time| time.min(earliest)));
+            self.timer.note_deadline(earliest);
         }
         let waits = !intake.queue.is_empty() || !intake.again.is_empty();
-        let cork = room > 0 && waits && !self.pending.is_empty();
-        if cork && !self.yielded {
+        let cork = room > 0 && waits && !self.in_flight.is_empty();
+        if cork && !self.outgoing.yielded {
             intake.given_up = given_up;
             return true;
         }
-        self.yielded = false;
-        let mut bytes = self.pending_bytes;
-        let mut places = 0;
-        let (mut first, mut next_number) =
-            (self.unanswered.first().copied(), self.session.sent + 1);
-        while self.taken.len() < room {
-            let from_queue = intake.again.is_empty();
-            let line = if from_queue {
-                &mut intake.queue
-            } else {
-                &mut intake.again
-            };
-            let Some(next) = line.front() else {
-                break;
-            };
-            // One that is larger than all the room there is has to go alone.
-            if bytes > 0 && bytes + next.call.bytes() > bytes_max {
-                break;
-            }
-            match next.call {
-                Call::Repeat { number, .. } => {
-                    first = Some(first.map_or(number, |first| first.min(number)));
-                }
-                // The server remembers so many numbers, behind the first that may come again.
-                Call::Commit { .. } => {
-                    if first.is_some_and(|first| next_number - first >= COMMIT_WINDOW) {
-                        break;
-                    }
-                    first.get_or_insert(next_number);
-                    next_number += 1;
-                }
-                Call::Send { .. } | Call::Watch { .. } => {}
-            }
-            bytes += next.call.bytes();
-            places += usize::from(from_queue);
-            self.taken.extend(line.pop_front());
-        }
+        self.outgoing.yielded = false;
+        let sent = self.session.sent;
+        let places =
+            self.outgoing
+                .take_requests(&mut intake, room, bytes_max, &self.in_flight, sent);
         drop(intake);
         self.queue.free_room(places);
         if given_up {
@@ -97,11 +62,11 @@ impl Driver<'_> {
     }
 
     pub(super) fn send_requests(&mut self) {
-        let mut taken = std::mem::take(&mut self.taken);
-        for submission in taken.drain(..) {
+        let mut requests = std::mem::take(&mut self.outgoing.requests);
+        for submission in requests.drain(..) {
             self.send_request(submission);
         }
-        self.taken = taken;
+        self.outgoing.requests = requests;
     }
 
     fn send_request(&mut self, mut submission: Submission) {
@@ -160,34 +125,23 @@ impl Driver<'_> {
         match &call {
             Call::Repeat { number, .. } => {
                 self.session.sent = self.session.sent.max(*number);
-                self.unanswered.insert(*number);
             }
-            Call::Watch { watch, .. } => self.open_watch(id, watch.clone(), false),
+            Call::Watch { watch, .. } => self.watches.open(id, watch.clone(), false),
             Call::Send { .. } | Call::Commit { .. } => {}
         }
         packet.id = Some(id);
         self.put(packet, expect, reply, deadline, bytes, Some(call));
     }
 
-    fn open_watch(&mut self, id: RequestId, shared: Arc<WatchShared>, resumed: bool) {
-        shared.set_id(Some(id));
-        let entry = WatchEntry {
-            shared,
-            resumed,
-            attached: false,
-            dropped: false,
-        };
-        self.watches.insert(id, entry);
-    }
-
     /// Limits that only the connection knows.
     fn refusal(&self, call: &Call) -> Option<StorageError> {
         let limits = &self.welcome.limits;
         let (limit, used, max) = match call {
-            Call::Watch { .. } => {
-                let live = self.watches.len() - self.dropped_watches;
-                (Limit::Watches, live, limits.watches_max)
-            }
+            Call::Watch { .. } => (
+                Limit::Watches,
+                self.watches.live_count(),
+                limits.watches_max,
+            ),
             Call::Send {
                 expect: Expect::FirstPage,
                 ..
@@ -207,10 +161,7 @@ impl Driver<'_> {
     }
 
     fn fresh_id(&mut self) -> RequestId {
-        let (pending, watches, marks) = (&self.pending, &self.watches, &self.marks);
-        self.ids.take(|id| {
-            pending.contains_key(&id) || watches.contains_key(&id) || marks.contains_key(&id)
-        })
+        self.in_flight.fresh_id(&self.watches)
     }
 
     fn put(
@@ -223,47 +174,31 @@ impl Driver<'_> {
         call: Option<Call>,
     ) {
         if let Some(id) = packet.id {
-            self.sequence += 1;
-            let pending = Pending {
-                expect,
-                reply,
-                deadline,
-                bytes,
-                sequence: self.sequence,
-                call,
-            };
-            self.pending.insert(id, pending);
-            self.pending_bytes += bytes;
+            self.in_flight
+                .insert(id, expect, reply, deadline, bytes, call);
         }
-        self.outbox.push(Class::Answer, packet);
+        self.wire.push(Class::Answer, packet);
     }
 
     /// Opens the streams of watches that have none, as far as half of the requests in flight: callers have the rest.
     pub(super) fn send_watches(&mut self) {
-        while self.pending.len() + self.taken.len() < self.in_flight_max() / 2 + 1
-            && !self.is_leaving()
+        while self.in_flight.len() + self.outgoing.requests.len() < self.in_flight_max() / 2 + 1
+            && !self.closing.is_leaving()
             && let Some(watch) = self.session.next_watch()
         {
             let request = watch.next_request();
             let id = self.fresh_id();
             let packet = ClientMessage::Watch(request).encode(Some(id));
             let bytes = packet.payload.len();
-            self.open_watch(id, watch, true);
+            self.watches.open(id, watch, true);
             let never = deadline_after(Instant::now(), Duration::MAX);
             self.put(packet, Expect::Watching, None, never, bytes, None);
         }
     }
 
-    /// Has a watch opened again in a while.
-    pub(super) fn delay_watch(&mut self, watch: Arc<WatchShared>) {
-        let at = Instant::now() + WATCH_DELAY;
-        self.delayed.push_back((at, watch));
-        self.earliest = Some(self.earliest.map_or(at, |time| time.min(at)));
-    }
-
     /// Sends what the handles' drops and the watches asked for. None of it counts as in flight for the server.
     pub(super) fn send_controls(&mut self) -> Result<(), End> {
-        for control in std::mem::take(&mut self.deferred) {
+        for control in std::mem::take(&mut self.outgoing.controls) {
             match control {
                 Control::Misbehaved { what, socket } if socket == self.session.socket => {
                     return Err(End::misbehaved(format!("the server misbehaved: {what}")));
@@ -277,13 +212,13 @@ impl Driver<'_> {
     fn send_control(&mut self, control: Control) {
         match control {
             Control::Credit { watch, bytes } => {
-                if let Some(id) = self.live_watch(&watch) {
+                if let Some(id) = self.watches.live_id(&watch) {
                     let credit = ClientMessage::Credit { bytes };
-                    self.outbox.push(Class::Control, credit.encode(Some(id)));
+                    self.wire.push(Class::Control, credit.encode(Some(id)));
                 }
             }
             Control::Probe { watch, token } => {
-                if let Some(stream) = self.live_watch(&watch)
+                if let Some(stream) = self.watches.live_id(&watch)
                     && watch.claim_probe(token)
                 {
                     let probe = ClientMessage::Probe {
@@ -291,8 +226,8 @@ impl Driver<'_> {
                         token,
                     };
                     let id = self.fresh_id();
-                    self.marks.insert(id, stream);
-                    self.outbox.push(Class::Answer, probe.encode(Some(id)));
+                    self.watches.note_probe(id, stream);
+                    self.wire.push(Class::Answer, probe.encode(Some(id)));
                 }
             }
             Control::Unwatch { watch } => self.unwatch(&watch),
@@ -314,15 +249,12 @@ impl Driver<'_> {
     /// The application let a watch go.
     fn unwatch(&mut self, watch: &Arc<WatchShared>) {
         watch.set_dropped();
-        if let Some(id) = self.live_watch(watch)
-            && let Some(entry) = self.watches.get_mut(&id)
-        {
-            self.dropped_watches += usize::from(!entry.dropped);
-            entry.dropped = true;
+        if let Some(id) = self.watches.live_id(watch)
+            && let Some(entry) = self.watches.let_go(id)
             // One that is not attached yet is ended when `Watching` comes.
-            if entry.attached {
-                self.send_control(Control::EndStream { stream: id });
-            }
+            && entry.attached
+        {
+            self.send_control(Control::EndStream { stream: id });
         }
     }
 
@@ -332,35 +264,23 @@ impl Driver<'_> {
         self.put(message.encode(Some(id)), expect, None, never, 0, None);
     }
 
-    /// The id of a watch that the server still has. (The id alone does not tell: it may be another's by now.)
-    fn live_watch(&self, watch: &Arc<WatchShared>) -> Option<RequestId> {
-        let id = watch.id()?;
-        let entry = self.watches.get(&id)?;
-        Arc::ptr_eq(&entry.shared, watch).then_some(id)
-    }
-
     /// Passes over callers that are gone.
     fn sweep(&mut self) {
         let gone = |pending: &Pending| pending.is_given_up();
-        for id in self.ids_where(gone) {
+        for id in self.in_flight.ids_where(gone) {
             self.abandon(id);
         }
-        self.forget_given_up();
-    }
-
-    pub(super) fn ids_where(&self, holds: impl Fn(&Pending) -> bool) -> Vec<RequestId> {
-        let found = self.pending.iter().filter(|(_, pending)| holds(pending));
-        found.map(|(id, _)| *id).collect()
+        self.in_flight.forget_given_up();
     }
 
     /// Nobody waits for this answer any more. The id stays in use until it comes.
     pub(super) fn abandon(&mut self, id: RequestId) -> Option<oneshot::Sender<Result<Answer>>> {
-        let pending = self.pending.get_mut(&id)?;
+        let pending = self.in_flight.get_mut(id)?;
         let reply = pending.reply.take();
         // A request that still leaves in parts would come after its cancellation.
-        if pending.expect.can_cancel() && !self.outbox.has_bulk(id) {
+        if pending.expect.can_cancel() && !self.wire.has_bulk(id) {
             let cancel = ClientMessage::Cancel.encode(Some(id));
-            self.outbox.push(Class::Answer, cancel);
+            self.wire.push(Class::Answer, cancel);
         }
         reply
     }

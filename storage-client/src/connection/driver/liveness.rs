@@ -1,0 +1,96 @@
+//! Whether the peer lives: what was heard of it, when it is pinged, and when it was silent for too long.
+//!
+//! Silence counts from the last byte, so that a slow link is not taken for a dead peer; a ping is due some time behind the
+//! last whole message, so that a peer which waits for the end of a long one of ours hears from us. Not here: the timer that
+//! wakes the task, and the sending.
+
+use std::time::Duration;
+
+use storage_protocol::native::{Welcome, close_code};
+use storage_protocol::planted;
+use tokio::time::Instant;
+
+use crate::end::End;
+use crate::sync::deadline_after;
+
+/// See the module.
+pub(super) struct Liveness {
+    /// When anything came: a byte of a long message is a sign of life.
+    last_received: Instant,
+    /// What had been read by then.
+    bytes_read: u64,
+    /// When a whole message came. A server that is in the middle of a long one of ours hears from us by the pings after it.
+    last_message: Instant,
+    last_ping: Instant,
+    heartbeat: Duration,
+    silence: Duration,
+}
+
+impl Liveness {
+    pub(super) fn new(welcome: &Welcome, now: Instant) -> Self {
+        let silence = welcome.silence;
+        // A ping has to have a chance to be answered before the silence is over.
+        let heartbeat = welcome
+            .heartbeat
+            .min(silence / 3)
+            .max(Duration::from_millis(1));
+        Self {
+            last_received: now,
+            bytes_read: 0,
+            last_message: now,
+            last_ping: now,
+            heartbeat,
+            silence,
+        }
+    }
+
+    pub(super) fn last_received(&self) -> Instant {
+        self.last_received
+    }
+
+    /// A whole message came.
+    pub(super) fn note_message(&mut self) {
+        self.last_received = Instant::now();
+        self.last_message = self.last_received;
+    }
+
+    /// Bytes of a message that is not whole yet: the socket has read so many in all.
+    pub(super) fn note_bytes(&mut self, bytes: u64) {
+        if bytes != self.bytes_read && !planted("liveness-by-message") {
+            self.bytes_read = bytes;
+            self.last_received = Instant::now();
+        }
+    }
+
+    /// When to [`check`](Self::check) next.
+    pub(super) fn next_check(&self) -> Instant {
+        self.silent_at().min(self.ping_at())
+    }
+
+    /// Whether a ping is due.
+    ///
+    /// # Errors
+    /// The peer was silent for too long.
+    pub(super) fn check(&mut self, now: Instant) -> Result<bool, End> {
+        if now >= self.silent_at() {
+            let silence = self.silence;
+            return Err(End {
+                close: Some(close_code::SILENT),
+                ..End::lost(format!("the server was silent for {silence:?}"))
+            });
+        }
+        let ping_due = now >= self.ping_at();
+        if ping_due {
+            self.last_ping = now;
+        }
+        Ok(ping_due)
+    }
+
+    fn silent_at(&self) -> Instant {
+        deadline_after(self.last_received, self.silence)
+    }
+
+    fn ping_at(&self) -> Instant {
+        deadline_after(self.last_message.max(self.last_ping), self.heartbeat)
+    }
+}
