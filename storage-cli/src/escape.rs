@@ -7,17 +7,9 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-use storage_protocol::planted;
-
 /// Bytes as text on one line. A backslash is doubled; `\n`, `\r`, `\t` and `\x1b` stand for control characters,
 /// `\u{202e}` for other characters that do not show, `\xff` for bytes that are no UTF-8.
 pub(crate) fn text(bytes: &[u8]) -> Cow<'_, str> {
-    if planted("escapes-ambiguous") {
-        return match std::str::from_utf8(bytes) {
-            Ok(text) if !text.chars().any(char::is_control) => text.into(),
-            _ => bytes.escape_ascii().to_string().into(),
-        };
-    }
     match std::str::from_utf8(bytes) {
         Ok(text)
             if text
@@ -56,9 +48,9 @@ pub(crate) fn field(bytes: &[u8], name: bool) -> Cow<'_, str> {
         || text.starts_with('"')
         || text.contains(' ')
         || (name && text.contains('='));
-    match !open || planted("escapes-ambiguous") {
-        true => text,
-        false => format!("\"{}\"", text.replace('"', "\\\"")).into(),
+    match open {
+        true => format!("\"{}\"", text.replace('"', "\\\"")).into(),
+        false => text,
     }
 }
 

@@ -12,7 +12,6 @@ use clap::Args;
 use indicatif::ProgressBar;
 use storage_protocol::{
     Entry, EntryLifetime, Key, KeyState, Position, ScanItem, ScanOptions, Storage, UnixMillis,
-    planted,
 };
 
 use crate::app::App;
@@ -96,10 +95,7 @@ impl Export {
             false => progress(None),
         };
         let mut counts = Counts::default();
-        let offset = match planted("lifetimes-by-our-clock") {
-            true => Some(0),
-            false => storage.server_time_offset(),
-        };
+        let offset = storage.server_time_offset();
         while let Some(page) = scan.next_page().await? {
             let now = UnixMillis(
                 UnixMillis::now()

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use storage_protocol::{Epoch, Position, Revision, SessionId, planted};
+use storage_protocol::{Epoch, Position, Revision, SessionId};
 
 use crate::failure::usage;
 use crate::target::sync_folder;
@@ -142,10 +142,6 @@ impl Journal {
             return Ok(None);
         }
         if head != MAGIC.as_bytes() {
-            if planted("repairs-foreign-files") {
-                self.file.set_len(0)?;
-                return Ok(None);
-            }
             return Err(usage(
                 "it is no session file of an import, and was left as it is",
             ));

@@ -7,7 +7,6 @@ use std::io::{self, BufWriter, ErrorKind, IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use storage_protocol::planted;
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::{StdoutClosed, usage};
@@ -68,7 +67,7 @@ pub(crate) async fn stdout_closed() {
     // It blocks for as long as the process lives, and ends with it.
     let waiting = std::thread::Builder::new().name("stdout".to_owned());
     let waiting = waiting.spawn(move || {
-        if wait_for_closed_stdout() && !planted("stdout-not-watched") {
+        if wait_for_closed_stdout() {
             seen.cancel();
         }
     });

@@ -13,7 +13,6 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use storage_protocol::planted;
 use tempfile::NamedTempFile;
 
 use crate::failure::usage;
@@ -71,20 +70,12 @@ impl Target {
             .file_name()
             .ok_or_else(|| io::Error::other("it names no file"))?;
         let folder = folder_of(&path);
-        let temporary = if planted("fixed-temporary-name") {
-            let mut part = name.to_owned();
-            part.push(".part");
-            let part = folder.join(part);
-            let file = File::create(&part)?;
-            NamedTempFile::from_parts(file, tempfile::TempPath::try_from_path(part)?)
-        } else {
-            let mut prefix = std::ffi::OsString::from(".");
-            prefix.push(name);
-            prefix.push(".");
-            let mut builder = tempfile::Builder::new();
-            builder.prefix(&prefix).suffix(".part");
-            in_usual_mode(&mut builder).tempfile_in(folder)?
-        };
+        let mut prefix = std::ffi::OsString::from(".");
+        prefix.push(name);
+        prefix.push(".");
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(&prefix).suffix(".part");
+        let temporary = in_usual_mode(&mut builder).tempfile_in(folder)?;
         if let Some(was) = was {
             take_over(temporary.as_file(), was)?;
         }

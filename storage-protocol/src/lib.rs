@@ -18,7 +18,6 @@ pub mod number;
 mod batch;
 mod error;
 mod limits;
-mod planted;
 mod storage;
 mod types;
 mod watch;
@@ -26,8 +25,6 @@ mod watch;
 pub use batch::{Batch, Check, CommitOptions, Expected, Operation};
 pub use error::{Outcome, Result, StorageError};
 pub use limits::{Limit, Limits};
-#[doc(hidden)]
-pub use planted::planted;
 pub use storage::{
     PREFIX_NUMBER_MAX, Scan, ScanItem, ScanOptions, ScanSource, Storage, StorageExt,
 };

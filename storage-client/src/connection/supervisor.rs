@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use storage_protocol::native::{Hello, Welcome};
-use storage_protocol::{Outcome, StorageError, planted};
+use storage_protocol::{Outcome, StorageError};
 use tokio::time::{Instant, sleep_until};
 
 use super::backoff::Backoff;
@@ -170,9 +170,7 @@ impl Supervisor {
                         });
                     }
                     tracing::debug!(why = message, attempt, "cannot connect yet");
-                    if let EndKind::Drained { retry_after } = kind
-                        && !planted("retry-after-ignored")
-                    {
+                    if let EndKind::Drained { retry_after } = kind {
                         earliest = retry_after;
                     }
                     why = message;

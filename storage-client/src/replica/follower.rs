@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use storage_protocol::{
     Continuity, KeyState, Outcome, Position, ResyncReason, Revision, StorageError, Watch,
-    WatchEvent, WatchMode, WatchOptions, WatchStart, WatchState, planted,
+    WatchEvent, WatchMode, WatchOptions, WatchStart, WatchState,
 };
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -217,10 +217,6 @@ impl Follower {
                     };
                 lock(&self.shared.reloads).told(&key, revision);
                 pass.staging.stage(&key, state);
-                if planted("replica-shows-open-pass") && !pass.staging.whole {
-                    let position = self.shared.held().position.unwrap_or_default();
-                    self.mark(position, None, pass)?;
-                }
                 let staged = pass.staging.bytes();
                 self.shared.staged_bytes.store(staged, Ordering::Relaxed);
                 {
@@ -243,11 +239,7 @@ impl Follower {
             }
             WatchEvent::Progress { position, token } => {
                 let answered = probe.take_if(|probe| Some(probe.token) == token);
-                let proven = answered.map(|probe| match planted("replica-age-from-answer") {
-                    true => Moment::now(),
-                    false => probe.sent,
-                });
-                self.mark(position, proven, pass)?;
+                self.mark(position, answered.map(|probe| probe.sent), pass)?;
                 *marked = true;
                 Ok(())
             }

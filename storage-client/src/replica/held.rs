@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use storage_protocol::{Entry, Key, KeyState, Position, StorageError, planted};
+use storage_protocol::{Entry, Key, KeyState, Position, StorageError};
 
 use super::changes::KeyChange;
 use super::clock::Moment;
@@ -68,8 +68,7 @@ impl Held {
     /// Makes the staged states part of it and stands at `position` then; tells what really changed, in key order.
     pub(super) fn apply(&mut self, staging: Staging, position: Position) -> Vec<KeyChange> {
         self.position = Some(position);
-        let whole = staging.whole && !planted("replica-keeps-removed");
-        if whole || self.entries.is_empty() {
+        if staging.whole || self.entries.is_empty() {
             return self.replace(staging);
         }
         let mut changes = Vec::with_capacity(staging.states.len());

@@ -4,8 +4,8 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use storage_protocol::SessionId;
 use storage_protocol::native::{Hello, Welcome};
-use storage_protocol::{SessionId, planted};
 
 use super::SessionInfo;
 use crate::order::CommitOrder;
@@ -75,11 +75,7 @@ impl SessionState {
     pub(crate) fn raise_incarnation(&mut self) {
         // Never by the clock, not even the first time: a process that was cut off while another resumed its session must
         // come back below that one, which took the clock. Raised for each attempt: one whose Welcome was lost counts.
-        self.incarnation = if planted("reconnects-by-the-clock") && self.incarnation == 0 {
-            incarnation_after(0)
-        } else {
-            self.incarnation + 1
-        };
+        self.incarnation += 1;
     }
 
     /// What to say first on the next socket. `repeats`: the numbers of the commits that will come again.

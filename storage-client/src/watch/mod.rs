@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use storage_protocol::native::{RequestId, WatchRequest};
 use storage_protocol::{
     Continuity, KeyRange, Position, ResyncReason, Revision, StorageError, WatchMode, WatchOptions,
-    WatchStart, planted,
+    WatchStart,
 };
 
 use crate::order::{Broken, StreamOrder};
@@ -152,16 +152,13 @@ impl WatchShared {
         // From the beginning only what is there comes: what was handed over of an open pass and is not there any more
         // must go.
         let afresh = is_latest && queue.received.revision == Revision::ZERO;
-        queue.reset_due |= afresh && queue.handed_over && !planted("pass-without-reset");
+        queue.reset_due |= afresh && queue.handed_over;
         let start = match queue.received {
             Position {
                 revision: Revision::ZERO,
                 ..
             } if afresh => WatchStart::Beginning,
-            mut position => {
-                position.revision.0 += u64::from(planted("resumes-one-late"));
-                WatchStart::After(position)
-            }
+            position => WatchStart::After(position),
         };
         let mode = match (queue.stage, self.mode) {
             (Stage::Repair, _) => WatchMode::Latest {

@@ -6,7 +6,7 @@ use std::task::Waker;
 use std::time::Instant;
 
 use storage_protocol::{
-    Continuity, Epoch, Outcome, Position, Revision, StorageError, WatchEvent, WatchStart, planted,
+    Continuity, Epoch, Outcome, Position, Revision, StorageError, WatchEvent, WatchStart,
 };
 
 use super::MARKS_MAX;
@@ -145,10 +145,6 @@ impl Queue {
 
     pub(super) fn tell(&mut self, continuity: Continuity) {
         self.gap = Gap::None;
-        let continuity = match continuity {
-            Continuity::Resynced { .. } if planted("break-untold") => Continuity::Continuous,
-            continuity => continuity,
-        };
         let event = WatchEvent::Continuity(continuity);
         // Of several breaks without an event between them, one word is enough: the last, of those that mean a gap.
         let is_gap = |event: &WatchEvent| {

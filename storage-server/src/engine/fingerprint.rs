@@ -5,16 +5,13 @@
 //! session's number is its principal. It is kept on disk, so it must never change: what is hashed is written out here,
 //! and XXH3 is the same on every platform.
 
-use storage_protocol::{Batch, CommitOptions, Expected, Lifetime, Operation, planted};
+use storage_protocol::{Batch, CommitOptions, Expected, Lifetime, Operation};
 use xxhash_rust::xxh3::Xxh3;
 
 /// The fingerprint of a commit: of its checks, its operations in their order, and its options. Never changes between
 /// versions or platforms. Two different commits have the same one with a chance of 2^-64.
 #[must_use]
 pub fn fingerprint(batch: &Batch, options: &CommitOptions) -> u64 {
-    if planted("number-reuse-unnoticed") {
-        return 0;
-    }
     let mut hash = Hasher(Xxh3::new());
     hash.byte(u8::from(options.with_previous));
     hash.byte(u8::from(options.label.is_some()));

@@ -38,7 +38,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use storage_protocol::{CommitRecord, KeyRange, Keyspace, Revision, planted};
+use storage_protocol::{CommitRecord, KeyRange, Keyspace, Revision};
 
 use self::fan_out::{HANDED_BYTES_MAX, HandOver, Published, What};
 use self::matching::{Matcher, WatchId};
@@ -204,9 +204,6 @@ impl Feed {
     /// In place of [`Feed::run`] where that panicked. Nothing is delivered: each watch that misses something stands behind,
     /// and finds it in the ring or the log, so that what is published reaches all watches, and progress events come.
     pub(crate) fn run_undelivered(&self) {
-        if planted("panic-leaves-watches") {
-            return;
-        }
         // What was being delivered when it panicked may have reached some.
         self.all_fall_behind();
         while let Some(group) = self.hand_over.next() {

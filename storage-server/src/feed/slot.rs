@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::task::AtomicWaker;
-use storage_protocol::{Change, CommitRecord, KeyRange, Revision, planted};
+use storage_protocol::{CommitRecord, KeyRange, Revision};
 
 use super::matching::WatchId;
 
@@ -119,13 +119,8 @@ impl WatchSlot {
             return Delivery::Queued;
         }
         let was_empty = live.queue.is_empty();
-        let record = if planted("split-commit") {
-            split(live, record, &self.range)
-        } else {
-            record.clone()
-        };
         let bytes = record.bytes();
-        live.queue.push_back(record);
+        live.queue.push_back(record.clone());
         live.bytes += bytes;
         let all = queued.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let mut delivered = Delivery::Queued;
@@ -133,12 +128,6 @@ impl WatchSlot {
             || live.bytes > QUEUE_BYTES_MAX
             || all > QUEUES_BYTES_MAX
         {
-            if planted("drop-at-overflow") {
-                live.queue.pop_back();
-                live.bytes -= bytes;
-                queued.fetch_sub(bytes, Ordering::Relaxed);
-                return Delivery::Queued;
-            }
             // Nothing of the range lies between the last delivered commit and the first queued one.
             let after = live.taken_up_to(Revision::ZERO);
             queued.fetch_sub(live.bytes, Ordering::Relaxed);
@@ -194,25 +183,4 @@ impl SlotState {
         };
         *self = Self::Behind(after.map_or(taken, |after| after.min(taken)));
     }
-}
-
-/// The planted bug: a commit comes as two.
-fn split(live: &mut Live, record: &Arc<CommitRecord>, range: &KeyRange) -> Arc<CommitRecord> {
-    let Some(part) = record.cut(range).filter(|part| part.changes.len() > 1) else {
-        return record.clone();
-    };
-    let half = |changes: &[Change]| {
-        let (label, principal) = (part.label.clone(), part.principal.clone());
-        let changes = changes.to_vec();
-        Arc::new(CommitRecord::new(
-            part.revision,
-            part.time,
-            label,
-            principal,
-            changes,
-        ))
-    };
-    let (first, rest) = part.changes.split_at(1);
-    live.queue.push_back(half(first));
-    half(rest)
 }

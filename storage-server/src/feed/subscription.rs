@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::task::Waker;
 
-use storage_protocol::{CommitRecord, KeyRange, Keyspace, Revision, planted};
+use storage_protocol::{CommitRecord, KeyRange, Keyspace, Revision};
 
 use super::page::{CommitPage, Found};
 use super::slot::{SlotState, WatchSlot};
@@ -126,8 +126,7 @@ impl Subscription {
             }
             recent.ring.pages_after(after, RING_STEP)
         };
-        let repeated = u64::from(planted("ring-boundary-repeats"));
-        let mut found = Found::after(Revision(after.0.saturating_sub(repeated)), QUEUE_BYTES_MAX);
+        let mut found = Found::after(after, QUEUE_BYTES_MAX);
         // Without the lock: nobody else moves a watch that stands behind.
         self.search(&pages, &mut found);
         let searched_all = pages.len() < RING_STEP && !found.is_full();

@@ -7,7 +7,6 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use storage_protocol::planted;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
@@ -39,7 +38,7 @@ impl<S> Patient<S> {
         cx: &mut Context<'_>,
         attempt: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        if attempt.is_ready() || planted("waits-for-ever") {
+        if attempt.is_ready() {
             self.waits = None;
             return attempt;
         }

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use storage_protocol::{Limit, StorageError, planted};
+use storage_protocol::{Limit, StorageError};
 
 use super::once::Once;
 use crate::config::ServerLimits;
@@ -266,12 +266,7 @@ impl Budgets {
     fn of_principal(self: &Arc<Self>) -> Arc<Self> {
         let half_but = |all: &Arc<Budget>, least: usize| {
             let half = (all.max / 2).max(least).min(all.max);
-            let max = if planted("principal-takes-all") {
-                all.max
-            } else {
-                half
-            };
-            Budget::within(all, all.limit, max)
+            Budget::within(all, all.limit, half)
         };
         let half = |all| half_but(all, self.message_bytes_max);
         let outbox = half(&self.outbox);

@@ -16,7 +16,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use storage_protocol::planted;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
@@ -275,9 +274,6 @@ impl Handshakes {
 impl State {
     /// Whether there is one: a silent one of the address with the most, else any of an address with more than `newcomer`.
     fn ask_one_to_leave(&self, newcomer: Address) -> bool {
-        if planted("silent-keeps-its-place") {
-            return false;
-        }
         let now = Instant::now();
         let count = |address| self.of_address.get(address).copied().unwrap_or(0);
         let own = count(&newcomer) + 1;

@@ -14,7 +14,6 @@ use rustls::server::{ServerSessionMemoryCache, StoresServerSessions, WebPkiClien
 use rustls::{HandshakeKind, RootCertStore, ServerConfig};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
 use storage_certs::{CredentialPaths, Credentials};
-use storage_protocol::planted;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -176,10 +175,6 @@ impl Tls {
             .map_err(|error| unusable(&error))?;
         config.session_storage = Resumable::new();
         config.send_tls13_tickets = 1;
-        if planted("tickets-for-tls-1-2") {
-            config.ticketer =
-                rustls::crypto::ring::Ticketer::new().map_err(|error| unusable(&error))?;
-        }
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Some(Self {
             acceptor: TlsAcceptor::from(Arc::new(config)),

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use futures_util::SinkExt;
 use storage_protocol::native::close_code;
-use storage_protocol::planted;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{timeout, timeout_at};
 use tokio_tungstenite::WebSocketStream;
@@ -55,9 +54,6 @@ where
             if let Ok(Err(why)) = timeout_at(deadline, collecting).await {
                 close = why.frame();
                 result = Err(why);
-            }
-            if planted("close-drops-answers") {
-                out.clear();
             }
             if out.is_empty() || result.is_err() {
                 break;

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use storage_protocol::{Limits, StorageError, planted};
+use storage_protocol::{Limits, StorageError};
 
 use super::driver::READ_BUFFER_BYTES;
 use crate::limits::budget::Permit;
@@ -44,10 +44,7 @@ impl Unfinished {
     /// session may have on its way always has.
     pub(super) fn count(&mut self, read: u64, now: Instant) -> Result<(), StorageError> {
         let data = (read - self.whole_at).saturating_sub(self.control_bytes);
-        let held = match usize::try_from(data).unwrap_or(usize::MAX) {
-            _ if planted("unfinished-uncounted") => 0,
-            held => held,
-        };
+        let held = usize::try_from(data).unwrap_or(usize::MAX);
         let counted = if held > READ_BUFFER_BYTES { held } else { 0 };
         let fits = match counted.checked_sub(self.permit.amount()) {
             Some(more) if counted > Limits::FRAME_BYTES => self.permit.try_grow(more),

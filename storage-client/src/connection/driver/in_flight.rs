@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
-use storage_protocol::native::{ClientMessage, RequestId};
-use storage_protocol::{Outcome, Result, StorageError, planted};
+use storage_protocol::native::RequestId;
+use storage_protocol::{Outcome, Result, StorageError};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -185,11 +185,6 @@ impl InFlight {
         else {
             return;
         };
-        let call = if planted("repeat-under-new-number") {
-            unnumbered(call)
-        } else {
-            call
-        };
         if let (Call::Watch { watch, .. }, false) = (&call, reply.is_closed()) {
             watch.set_id(None);
         }
@@ -212,7 +207,7 @@ impl InFlight {
         // What the server has refused waits here for as long as the server stays: it may read nothing any more, or have more
         // to answer.
         for (_, kept) in &mut self.kept {
-            if kept.deadline <= now && !planted("refused-without-deadline") {
+            if kept.deadline <= now {
                 // It has said so, and what nobody waits for does not come again.
                 let outcome = Outcome::NotExecuted;
                 kept.fail(StorageError::DeadlineExceeded { outcome });
@@ -245,23 +240,5 @@ impl InFlight {
         self.unanswered.clear();
         self.kept.sort_unstable_by_key(|(sequence, _)| *sequence);
         self.kept.drain(..).map(|(_, kept)| kept).collect()
-    }
-}
-
-/// A commit that takes a new number: only as a planted bug.
-fn unnumbered(call: Call) -> Call {
-    let Call::Repeat { packet, .. } = &call else {
-        return call;
-    };
-    let mut packet = packet.clone();
-    packet.id = Some(0);
-    match ClientMessage::decode(packet) {
-        Ok(ClientMessage::Commit { options, batch, .. }) => Call::Commit {
-            number: None,
-            batch,
-            options,
-        },
-        // We have encoded it ourselves.
-        _ => call,
     }
 }

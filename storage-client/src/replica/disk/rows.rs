@@ -1,6 +1,6 @@
 //! The rows of the table of entries, and what they add up to.
 
-use storage_protocol::{Entry, EntryLifetime, Key, Revision, UnixMillis, planted};
+use storage_protocol::{Entry, EntryLifetime, Key, Revision, UnixMillis};
 
 /// Checksum, revision, lifetime's tag and number, before the value.
 const HEAD_BYTES: usize = CHECKSUM_BYTES + 17;
@@ -73,8 +73,7 @@ pub(super) fn encode(key: &[u8], entry: &Entry, buffer: &mut Vec<u8>) {
 pub(super) fn decode(key: &[u8], row: &[u8]) -> Option<Entry> {
     let (head, value) = row.split_at_checked(HEAD_BYTES)?;
     let (written, head) = head.split_first_chunk::<CHECKSUM_BYTES>()?;
-    let holds = row_checksum(key, row) == u32::from_be_bytes(*written);
-    if !holds && !planted("folder-unverified") {
+    if row_checksum(key, row) != u32::from_be_bytes(*written) {
         return None;
     }
     let (revision, rest) = head.split_first_chunk::<8>()?;

@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::{fs, io};
 
-use storage_protocol::{Batch, Operation, Result, StorageError, planted};
+use storage_protocol::{Batch, Operation, Result, StorageError};
 
 use super::options::EngineOptions;
 
@@ -71,7 +71,6 @@ impl Disk {
         self.written.store(0, Ordering::Relaxed);
         let enough = self.reserve.saturating_add(self.reserve / 2);
         if available < enough
-            && !planted("log-not-dropped")
             // Else somebody else does it just now.
             && let Ok(_dropping) = self.dropping.try_lock()
             && drop_log(&self.data, enough - available) > 0

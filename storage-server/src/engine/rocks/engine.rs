@@ -7,9 +7,7 @@ use std::{fmt, thread};
 
 use async_trait::async_trait;
 use prometheus_client::registry::Registry;
-use storage_protocol::{
-    Keyspace, Position, Result, Revision, SessionId, StorageError, UnixMillis, planted,
-};
+use storage_protocol::{Keyspace, Position, Result, Revision, SessionId, StorageError, UnixMillis};
 use tokio::sync::Semaphore;
 
 use super::disk::{Disk, Need};
@@ -58,7 +56,6 @@ impl RocksEngine {
         let store = Store::new(opened, options.clone())?;
         // `SYNCED` is up to a second older than the last commit, and the wall clock may have been set back.
         match log::last_time(&store) {
-            Ok(_) if planted("clock-goes-back") => {}
             Ok(None) => {}
             Ok(Some(time)) => store.clock.was_told(time),
             Err(error) => tracing::warn!(%error, "the time of the last commit cannot be read"),
@@ -250,11 +247,9 @@ impl Engine for RocksEngine {
 
     fn serving(&self) {
         // All that is lost now was lost before the start, which may have taken longer than the grace.
-        if !planted("grace-before-listening") {
-            let now = self.shared.store.now();
-            let sessions = &self.shared.sessions;
-            sessions.count_lost_from(UnixMillis::ZERO, now);
-        }
+        let now = self.shared.store.now();
+        let sessions = &self.shared.sessions;
+        sessions.count_lost_from(UnixMillis::ZERO, now);
     }
 
     fn check_writable(&self) -> Result<(), String> {
@@ -307,15 +302,12 @@ fn refill_from(shared: &EngineShared, floor: Revision) -> Result<()> {
     while reached < shared.store.revision() {
         let page = log::read_after(&shared.store, reached, 4 << 20)?;
         reached = page.reached();
-        shared.feed.refill(
-            page.into_commits()
-                .into_iter()
-                .skip(usize::from(planted("refill-late")))
-                .filter_map(|(id, record)| {
-                    let keyspace = names.get(&id)?.clone();
-                    Some(FeedCommit { keyspace, record })
-                }),
-        );
+        shared
+            .feed
+            .refill(page.into_commits().into_iter().filter_map(|(id, record)| {
+                let keyspace = names.get(&id)?.clone();
+                Some(FeedCommit { keyspace, record })
+            }));
     }
     Ok(())
 }

@@ -12,7 +12,6 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
-use storage_protocol::planted;
 
 use super::disk::Need;
 use super::store::Store;
@@ -224,10 +223,6 @@ impl Shared {
             block_cache_bytes,
             ..
         } = &self.metrics;
-        if planted("metrics-read-the-log") {
-            let oldest = log::oldest(&self.store).map_or(0, |oldest| oldest.0);
-            log_oldest.store(oldest, Ordering::Relaxed);
-        }
         look.gauge(
             "storage_log_oldest_revision",
             "Watches `Every` resume from here.",

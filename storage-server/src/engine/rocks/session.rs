@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use storage_protocol::{
     Batch, CommitOptions, Entry, Key, KeyRange, Limit, Limits, Position, Reading, Result, Revision,
     Scan, ScanOptions, SessionId, Storage, StorageError, Watch, WatchMode, WatchOptions,
-    WatchStart, planted,
+    WatchStart,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -283,7 +283,7 @@ impl Session for RocksSession {
     }
 
     fn keys_expired(&self) -> bool {
-        self.state.has_expired_keys() && !planted("lapse-not-told")
+        self.state.has_expired_keys()
     }
 
     fn acknowledge_expiry(&self) {

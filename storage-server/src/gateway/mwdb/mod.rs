@@ -29,7 +29,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use storage_protocol::mwdb::{ID_ZERO, Malformed, Request, RequestKind, prefix_answer};
 use storage_protocol::native::close_code;
-use storage_protocol::{KeyRange, Keyspace, Limit, Limits, Result, Watch, WatchOptions, planted};
+use storage_protocol::{KeyRange, Keyspace, Limit, Limits, Result, Watch, WatchOptions};
 use tokio::sync::Semaphore;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
@@ -161,7 +161,6 @@ fn cost(request: &Request, message_bytes: usize) -> usize {
         RequestKind::Put { pairs, .. } => size_of_val(&pairs[..]),
         RequestKind::PutWithoutSeparator | RequestKind::Prefix => 0,
     };
-    let list = if planted("list-uncounted") { 0 } else { list };
     message_bytes.max(REQUEST_BYTES_MIN) + list
 }
 
@@ -416,12 +415,7 @@ impl Mwdb {
         if let RequestKind::Prefix = request.kind {
             // A part of a message keeps the whole of it, and this one may wait for long.
             let id = Bytes::copy_from_slice(&request.id);
-            let bytes = id.len().max(REQUEST_BYTES_MIN);
-            permit.resize(if planted("prefix-uncounted") {
-                0
-            } else {
-                bytes
-            });
+            permit.resize(id.len().max(REQUEST_BYTES_MIN));
             self.pushes.expect();
             self.prefix.ask(id, permit);
             self.shared

@@ -19,7 +19,7 @@ use futures_util::Stream;
 use prometheus_client::metrics::counter::Counter;
 use storage_protocol::mwdb::force_reload;
 use storage_protocol::native::close_code;
-use storage_protocol::{ChangeKind, CommitRecord, Revision, Watch, WatchEvent, planted};
+use storage_protocol::{ChangeKind, CommitRecord, Revision, Watch, WatchEvent};
 
 use super::failed;
 use crate::limits::budget::{Budget, Part};
@@ -105,7 +105,7 @@ fn cut(record: &CommitRecord, place: usize, left_out: &Counter) -> Result<Piece,
                     bytes = more,
                     "a pair of 1 MiB or more is left out of a push: mwDB's own client would tear it"
                 );
-            } else if bytes + more > MESSAGE_BYTES_MAX && !planted("push-not-cut") {
+            } else if bytes + more > MESSAGE_BYTES_MAX {
                 break;
             } else {
                 bytes += more;

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use storage_protocol::mwdb::{Request, RequestKind, get_answer, put_answer, remove_answer};
 use storage_protocol::native::close_code;
 use storage_protocol::{
-    Batch, CommitOptions, Entry, Key, Lifetime, Operation, Revision, StorageError, planted,
+    Batch, CommitOptions, Entry, Key, Lifetime, Operation, Revision, StorageError,
 };
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -119,12 +119,10 @@ fn puts(pairs: Vec<(Bytes, Bytes)>) -> Vec<Operation> {
         .enumerate()
         .map(|(place, (key, _))| (key.clone(), place))
         .collect();
-    let pairs = pairs
+    pairs
         .into_iter()
         .enumerate()
         .filter(|(place, (key, _))| last.get(key) == Some(place))
-        .filter(|(_, (key, _))| !(planted("mwdb-drops-empty-key") && key.is_empty()));
-    pairs
         .map(|(_, (key, value))| Operation::Put {
             key,
             value,

@@ -11,7 +11,7 @@ use futures_util::future::AbortHandle;
 use futures_util::future::Abortable;
 use storage_protocol::native::{ClientMessage, RequestId, ServerMessage};
 use storage_protocol::{
-    Batch, CommitOptions, Key, KeyRange, Limit, Outcome, ScanOptions, StorageError, planted,
+    Batch, CommitOptions, Key, KeyRange, Limit, Outcome, ScanOptions, StorageError,
 };
 
 use super::order::{Commit, Content};
@@ -43,9 +43,6 @@ impl Native {
     /// What a request counts with beside its payload, in the bounds that sessions share. Both together are a message at
     /// most, so that one message always fits.
     fn beside(&self, size: Size) -> usize {
-        if planted("items-uncounted") {
-            return 0;
-        }
         let max = self.limits().message_bytes_max;
         size.items.min(max.saturating_sub(size.bytes))
     }

@@ -4,7 +4,7 @@ use std::task::Context;
 
 use bytes::Bytes;
 use storage_protocol::native::{Class, RequestId, ServerMessage, WatchRequest};
-use storage_protocol::{KeyRange, Limit, Storage, StorageError, WatchMode, WatchOptions, planted};
+use storage_protocol::{KeyRange, Limit, Storage, StorageError, WatchMode, WatchOptions};
 
 use super::requests::{Request, Size};
 use super::watches::{Terms, WATCH_BYTES};
@@ -79,7 +79,7 @@ impl Request<'_> {
             _permits: None,
         };
         self.native.in_flight.insert(self.id, in_flight);
-        if is_opening && !planted("unwatch-before-answer") {
+        if is_opening {
             // The WATCH is answered first, and then this.
             self.native.watching.opening.insert(watch, Some(self.id));
             self.abort(watch);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use storage_protocol::{Key, Result, Revision, UnixMillis, planted};
+use storage_protocol::{Key, Result, Revision, UnixMillis};
 
 use super::Stretch;
 use super::Wrong;
@@ -114,9 +114,7 @@ pub(crate) fn correct(shared: &EngineShared) -> Result<()> {
     loop {
         // Each entry is written anew, with its value. A jump back may be followed at a full disk: it is seen by any
         // work.
-        if !planted("corrects-at-reserve") {
-            shared.disk.check(Need::Any, 0)?;
-        }
+        shared.disk.check(Need::Any, 0)?;
         let batch = late_entries(store, &back, &wrong, &mut start, &end)?;
         let count: usize = batch.iter().map(|(_, late)| late.len()).sum();
         if count == 0 {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use rocksdb::WriteBatch;
-use storage_protocol::{Key, Position, Result, Revision, SessionId, UnixMillis, Value, planted};
+use storage_protocol::{Key, Position, Result, Revision, SessionId, UnixMillis, Value};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -161,9 +161,7 @@ impl<'a> Group<'a> {
         let Some(id) = self.id(keyspace) else {
             return Ok(None);
         };
-        if let Some((head, value)) = self.overlay.get(&(id, key.clone()))
-            && !planted("checks-without-overlay")
-        {
+        if let Some((head, value)) = self.overlay.get(&(id, key.clone())) {
             return Ok(Some((*head, value.clone())));
         }
         let Some(row) = self.store.row(Table::Entries, &entry_key(id, key))? else {

@@ -17,7 +17,7 @@ mod upkeep;
 use std::time::Instant;
 
 use rocksdb::{WriteBatch, WriteOptions};
-use storage_protocol::{Outcome, Revision, StorageError, planted};
+use storage_protocol::{Outcome, Revision, StorageError};
 
 pub(crate) use self::group::Group;
 pub(crate) use self::queue::Queue;
@@ -30,7 +30,7 @@ pub(crate) fn run(shared: &EngineShared) {
     // Also when it panics: the feed's thread must not wait for ever.
     let _close = CloseFeed(shared);
     let mut sync = WriteOptions::default();
-    sync.set_sync(shared.store.options.durability == Durability::Sync && !planted("skip-sync"));
+    sync.set_sync(shared.store.options.durability == Durability::Sync);
     let mut committer = Committer { shared, sync };
     loop {
         let works = shared.queue.take();
@@ -77,7 +77,7 @@ impl Committer<'_> {
             batch,
             base,
             sequence_numbers,
-            mut records,
+            records,
             made,
             answers,
             dues,
@@ -92,12 +92,6 @@ impl Committer<'_> {
             // Ordering: before the write. Who sees its first commit must find the keyspace; a failed write poisons.
             for (keyspace, row) in made {
                 keyspace.set_row(row);
-            }
-            if planted("show-before-durable") {
-                let early = std::mem::take(&mut records);
-                self.shared
-                    .feed
-                    .publish(early, Revision(base + sequence_numbers));
             }
             if let Err(reason) = self.write_batch(batch, base + sequence_numbers) {
                 store.poison(&reason);

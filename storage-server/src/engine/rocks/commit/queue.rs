@@ -7,7 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use storage_protocol::{Limit, Outcome, Result, StorageError, planted};
+use storage_protocol::{Limit, Outcome, Result, StorageError};
 
 use super::task::{Task, Work};
 
@@ -74,11 +74,7 @@ impl Queue {
         if matches!(work.task, Task::Commit { .. }) {
             let own = lines.lines.get(&principal).map_or(0, |line| line.bytes);
             // One that is larger than its bound still passes an empty queue or line: the message limit bounds it.
-            let own_max = match planted("principal-fills-queue") {
-                true => self.bytes_max,
-                false => self.bytes_max / 2,
-            };
-            for (waiting, max) in [(own, own_max), (lines.bytes, self.bytes_max)] {
+            for (waiting, max) in [(own, self.bytes_max / 2), (lines.bytes, self.bytes_max)] {
                 if waiting > 0 && waiting + work.bytes > max {
                     return Err(StorageError::Overloaded {
                         limit: Limit::CommitQueue,

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use storage_protocol::{Result, StorageError, UnixMillis, planted};
+use storage_protocol::{Result, StorageError, UnixMillis};
 
 use super::lost_sessions::{end_old_sessions, look_after_sessions};
 use super::tombstones::forget_tombstones;
 use super::{BATCH, BATCHES_PER_TICK, ExpiredKey, ROUND, behind, remove};
 use crate::engine::rocks::layout::{LifetimeRow, Table};
-use crate::engine::rocks::store::{Store, internal};
+use crate::engine::rocks::store::internal;
 use crate::engine::rocks::{EngineShared, clock, layout};
 
 /// How often old tombstones are looked for.
@@ -17,7 +17,7 @@ const SWEEP: Duration = Duration::from_secs(600);
 /// The expirer: runs until the expiry_timer is stopped.
 pub(crate) fn run_expirer(shared: &EngineShared) {
     let mut sweep = Instant::now();
-    while shared.expiry_timer.wait(|| expiry_time(&shared.store)) {
+    while shared.expiry_timer.wait(|| shared.store.now()) {
         report("expire entries", expire_if_due(shared));
         report("correct lifetimes", clock::correct(shared));
         report("end old sessions", end_old_sessions(shared));
@@ -48,17 +48,8 @@ fn report(action: &str, result: Result<()>) {
     }
 }
 
-/// What is due by this time goes.
-fn expiry_time(store: &Store) -> UnixMillis {
-    let now = store.now();
-    if planted("expires-early") {
-        return now.after(Duration::from_millis(300));
-    }
-    now
-}
-
 pub(super) fn expire_if_due(shared: &EngineShared) -> Result<()> {
-    if shared.expiry_timer.is_due(expiry_time(&shared.store)) {
+    if shared.expiry_timer.is_due(shared.store.now()) {
         expire(shared)?;
     }
     Ok(())
@@ -67,7 +58,7 @@ pub(super) fn expire_if_due(shared: &EngineShared) -> Result<()> {
 /// Removes what is due, as commits labelled `expired`.
 fn expire(shared: &EngineShared) -> Result<()> {
     let store = &shared.store;
-    let now = expiry_time(store);
+    let now = store.now();
     // Until the look is over nothing is expected for a round (should it fail, that is when it is repeated); commits
     // meanwhile set an earlier time.
     shared.expiry_timer.expect(now.after(ROUND));

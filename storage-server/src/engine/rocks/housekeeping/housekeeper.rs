@@ -3,8 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use storage_protocol::planted;
-
 use crate::engine::rocks::disk::Need;
 use crate::engine::rocks::layout::Table;
 use crate::engine::rocks::open::{SyncedFile, boot_id};
@@ -70,7 +68,6 @@ pub(crate) fn write_synced_file(shared: &EngineShared, clean: bool) {
     let store = &shared.store;
     let revision = store.revision();
     if store.options.durability == Durability::Os
-        && !planted("mark-before-sync")
         && let Err(error) = store.db.flush_wal(true)
     {
         store.poison(&format!("sync of the log: {error}"));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use storage_protocol::{Result, Revision, SessionId, UnixMillis, planted};
+use storage_protocol::{Result, Revision, SessionId, UnixMillis};
 
 use super::expirer::expire_if_due;
 use super::{BATCH, BATCHES_PER_TICK, ExpiredKey, behind, remove, wait_for};
@@ -96,13 +96,9 @@ pub(super) fn look_after_sessions(shared: &EngineShared) -> Result<()> {
         UnixMillis(shared.store.now().0.saturating_sub(age))
     };
     let sessions = &shared.sessions;
-    let grace = match planted("grace-forgotten") {
-        true => Duration::ZERO,
-        false => options.session_grace,
-    };
     expire_keys(
         shared,
-        &sessions.with_keys(before(grace), SESSIONS_PER_TICK),
+        &sessions.with_keys(before(options.session_grace), SESSIONS_PER_TICK),
     )?;
     for _ in 0..BATCHES_PER_TICK {
         let (kept, max) = (before(options.session_kept), options.sessions_kept_max);
@@ -138,9 +134,7 @@ pub(crate) fn expire_keys(
     lost: &[(UnixMillis, Arc<SessionState>)],
 ) -> Result<()> {
     // Checked first: each expiry writes a row, and without room would write it again in each round.
-    if !planted("lapse-without-room") {
-        shared.disk.check(Need::Removal, 0)?;
-    }
+    shared.disk.check(Need::Removal, 0)?;
     let mut answers = Vec::new();
     for (since, session) in lost {
         // Its keys were not removed yet, and it has no newer ones.

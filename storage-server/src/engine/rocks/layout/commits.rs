@@ -1,7 +1,7 @@
 //! The table `sessions`: the records of the last commits of each session.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use storage_protocol::{Key, Revision, SessionId, UnixMillis, Value, planted};
+use storage_protocol::{Key, Revision, SessionId, UnixMillis, Value};
 
 use super::{Damaged, KeyspaceId, Table, get_bytes, put_bytes, put_count};
 
@@ -84,9 +84,7 @@ impl CommitRow {
             out.put_u32(*place);
             put_bytes(&mut out, value);
         }
-        if let Some(fingerprint) = self.fingerprint
-            && !planted("fingerprint-not-kept")
-        {
+        if let Some(fingerprint) = self.fingerprint {
             out.put_u64(fingerprint);
         }
         out.into()

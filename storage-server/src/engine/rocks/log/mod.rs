@@ -9,7 +9,7 @@ pub(crate) mod catch_up;
 mod replay;
 
 use rocksdb::{DBWALIterator, WriteBatch};
-use storage_protocol::{Result, Revision, StorageError, UnixMillis, planted};
+use storage_protocol::{Result, Revision, StorageError, UnixMillis};
 
 pub(crate) use self::catch_up::CatchUp;
 use self::replay::Replay;
@@ -125,12 +125,6 @@ impl LogCursor {
             rows.iterate_cf(&mut replay);
             if let Some(damage) = replay.damage {
                 return Err(damage.into());
-            }
-            if planted("resume-late") && reached == after && !commits.is_empty() {
-                commits.remove(0);
-            }
-            if planted("resume-skips-group") && first <= after.0 {
-                commits.clear();
             }
             reached = self.at;
         }

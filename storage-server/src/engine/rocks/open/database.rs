@@ -6,7 +6,7 @@ use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode,
     Options, WriteBatch, WriteBufferManager, WriteOptions,
 };
-use storage_protocol::{Epoch, Revision, planted};
+use storage_protocol::{Epoch, Revision};
 
 use super::error::OpenError;
 use crate::engine::rocks::layout;
@@ -118,7 +118,7 @@ pub(super) fn write_epochs(
     let mut batch = WriteBatch::default();
     batch.put_cf(meta, layout::EPOCHS_KEY, layout::encode_epochs(epochs));
     let mut sync = WriteOptions::default();
-    sync.set_sync(!planted("epoch-not-synced"));
+    sync.set_sync(true);
     db.write_opt(batch, &sync)
         .map_err(|error| damaged(error.to_string()))
 }

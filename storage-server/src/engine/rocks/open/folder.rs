@@ -5,8 +5,6 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
-use storage_protocol::planted;
-
 use super::error::OpenError;
 use super::synced::write_durably;
 use crate::engine::rocks::layout::FORMAT;
@@ -109,9 +107,6 @@ fn create_durably(path: &Path) -> io::Result<()> {
             .filter(|above| !above.as_os_str().is_empty());
         File::open(above.unwrap_or_else(|| Path::new(".")))?.sync_all()
     };
-    if planted("folder-not-synced") {
-        return Ok(());
-    }
     if made.is_empty() {
         // It may be of a start that was killed just behind making it. If somebody else made it, the folder above it
         // need not be readable for us.

@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
-use storage_protocol::{Revision, UnixMillis, planted};
+use storage_protocol::{Revision, UnixMillis};
 
 use super::error::OpenError;
 use crate::engine::rocks::options::Durability;
@@ -186,9 +186,7 @@ pub(crate) fn write_durably(
     let mut file = File::create(&fresh)?;
     let content = content(&file)?;
     file.write_all(&content)?;
-    if !planted("mark-not-synced") {
-        file.sync_all()?;
-    }
+    file.sync_all()?;
     fs::rename(&fresh, path)?;
     match path.parent() {
         Some(folder) => File::open(folder)?.sync_all(),

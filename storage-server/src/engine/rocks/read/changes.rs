@@ -1,7 +1,7 @@
 //! Where a pass over what changed stands, and how its pages are read.
 
 use bytes::Bytes;
-use storage_protocol::{KeyRange, Result, Revision, ScanItem, planted};
+use storage_protocol::{KeyRange, Result, Revision, ScanItem};
 
 use crate::engine::rocks::layout;
 use crate::engine::rocks::layout::{KeyspaceId, Table, entry_key, keyspace_end};
@@ -93,8 +93,7 @@ impl ChangesCursor {
                 && let Some(row) = snapshot.row(Table::Entries, &entry_key(self.keyspace, key))?
             {
                 let (head, at) = layout::parse_entry_value(&row)?;
-                let is_delivered = head.is_live()
-                    || (revision > self.tombstones_after && !planted("latest-forgets-tombstones"));
+                let is_delivered = head.is_live() || revision > self.tombstones_after;
                 if head.revision == revision && is_delivered {
                     bytes += row.len() + key.len();
                     let state = layout::state(head, || Bytes::copy_from_slice(&row[at..]));

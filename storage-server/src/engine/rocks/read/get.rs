@@ -5,9 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rocksdb::DBPinnableSlice;
 use storage_protocol::native::ValuesLength;
-use storage_protocol::{
-    Entry, Key, KeyState, Limit, Reading, Result, Revision, StorageError, planted,
-};
+use storage_protocol::{Entry, Key, KeyState, Limit, Reading, Result, Revision, StorageError};
 
 use super::no_room;
 use crate::engine::Room;
@@ -32,15 +30,12 @@ pub(crate) fn get_in_memory(
         let before = store.revision();
         let mut answer = Answer::new(store, before, keys.len(), room);
         for key in keys {
-            if planted("get-at-two-revisions") {
-                std::thread::sleep(std::time::Duration::from_micros(200));
-            }
             let row = store.row_in_memory(Table::Entries, &entry_key(keyspace, key))?;
             if let Err(error) = row.and_then(|row| answer.push(row)) {
                 return Ok(Err(error));
             }
         }
-        if store.revision() == before || planted("get-at-two-revisions") {
+        if store.revision() == before {
             return Ok(Ok(Some(answer.finish(store))));
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use storage_protocol::{Limit, Result, ScanItem, ScanSource, StorageError, planted};
+use storage_protocol::{Limit, Result, ScanItem, ScanSource, StorageError};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::cursor::ScanCursor;
@@ -26,9 +26,7 @@ pub(crate) struct RocksScan {
 #[async_trait]
 impl ScanSource for RocksScan {
     async fn next_page(&mut self) -> Result<Option<Vec<ScanItem>>> {
-        if let Some(failure) = &self.failure
-            && !planted("scan-ends-in-silence")
-        {
+        if let Some(failure) = &self.failure {
             return Err(failure.clone());
         }
         let Some((snapshot, mut cursor)) = self.state.take() else {
@@ -38,12 +36,7 @@ impl ScanSource for RocksScan {
             "an earlier call for the next page was dropped, so that page is lost: start the scan again",
         ));
         let room = self.room.clone();
-        let read = move |shared: &EngineShared| {
-            let snapshot = if planted("scan-pages-drift") {
-                shared.snapshots.pin(&shared.store)
-            } else {
-                snapshot
-            };
+        let read = move |_: &EngineShared| {
             let page = snapshot.read(|snapshot| cursor.next_page(snapshot, PAGE_BYTES, &*room));
             Ok((page, snapshot, cursor))
         };

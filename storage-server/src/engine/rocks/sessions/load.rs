@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use storage_protocol::{Result, UnixMillis, planted};
+use storage_protocol::{Result, UnixMillis};
 
 use super::Sessions;
 use super::records::past;
@@ -110,8 +110,7 @@ impl<'a> Cleaner<'a> {
         }
         // Synced in every durability: `SYNCED` may name these numbers a second later.
         let mut sync = rocksdb::WriteOptions::default();
-        // The first one of a new epoch, so it would hide that the epoch was not synced.
-        sync.set_sync(!planted("forgetting-not-synced") && !planted("epoch-not-synced"));
+        sync.set_sync(true);
         let written = self
             .store
             .db

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use storage_protocol::{Result, SessionId, planted};
+use storage_protocol::{Result, SessionId};
 
 use super::state::SessionState;
 use crate::engine::rocks::layout;
@@ -28,9 +28,6 @@ pub(crate) fn read_executed(store: &Store, state: &SessionState) -> Result<()> {
     }
     rows.status()
         .map_err(|error| internal("read of a session", &error))?;
-    if planted("executed-forgotten") {
-        executed = 0;
-    }
     state.executed.fetch_max(executed, Ordering::AcqRel);
     state.loaded.store(true, Ordering::Release);
     Ok(())

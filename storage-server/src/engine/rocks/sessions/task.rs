@@ -7,7 +7,7 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
-use storage_protocol::{Outcome, Position, Result, StorageError, UnixMillis, planted};
+use storage_protocol::{Outcome, Position, Result, StorageError, UnixMillis};
 
 use super::ENDED_MAX;
 use super::state::{Handle, SessionState, Verdict};
@@ -24,7 +24,7 @@ impl Group<'_> {
         number: u64,
         repeatable: bool,
     ) -> Result<()> {
-        let is_fenced = !session.is_attached(handle) && !planted("fence-forgotten");
+        let is_fenced = !session.is_attached(handle);
         let reason = if is_fenced {
             "fenced: a newer incarnation of the session took over"
         } else if session.has_ended() {
@@ -74,7 +74,7 @@ impl Group<'_> {
                 }
             }
         };
-        if let Some(record) = record.filter(|_| !planted("drop-session-row")) {
+        if let Some(record) = record {
             return match (record.fingerprint, fingerprint) {
                 // A record of a version that kept none is taken for the same.
                 (Some(first), Some(now)) if first != now => {
@@ -87,9 +87,6 @@ impl Group<'_> {
                 ),
                 (_, Some(_)) => {
                     self.shared.metrics.repeated();
-                    if planted("repeat-new-revision") {
-                        return self.here();
-                    }
                     Ok(self.store.at(record.revision))
                 }
             };

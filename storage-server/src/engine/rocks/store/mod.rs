@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use rocksdb::{ColumnFamily, DB, DBPinnableSlice, DBRawIterator, ReadOptions, ReadTier};
 use storage_protocol::{
-    Epoch, Keyspace, Outcome, Position, Result, Revision, StorageError, UnixMillis, planted,
+    Epoch, Keyspace, Outcome, Position, Result, Revision, StorageError, UnixMillis,
 };
 
 pub(crate) use self::keyspaces::KeyspaceState;
@@ -62,17 +62,13 @@ impl Store {
         } = opened;
         let mut cached = ReadOptions::default();
         cached.set_read_tier(ReadTier::BlockCache);
-        let last = match planted("clock-goes-back") {
-            true => UnixMillis::ZERO,
-            false => mark.time,
-        };
         let store = Self {
             db,
             epochs,
             keyspaces: RwLock::default(),
             cached,
             any: ReadOptions::default(),
-            clock: Clock::new(options.clock.clone(), last),
+            clock: Clock::new(options.clock.clone(), mark.time),
             poison: Poison::default(),
             options,
         };

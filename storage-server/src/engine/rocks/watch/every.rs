@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use futures_util::future::BoxFuture;
-use storage_protocol::{
-    CommitRecord, Result, Revision, WatchEvent, WatchSource, WatchStatus, planted,
-};
+use storage_protocol::{CommitRecord, Result, Revision, WatchEvent, WatchSource, WatchStatus};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Tokens, live_if, progress_waits};
@@ -84,12 +82,6 @@ impl EveryWatch {
 
 impl WatchSource for EveryWatch {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<WatchEvent>>> {
-        if planted("mark-overtakes")
-            && let Some((token, at)) = self.tokens.asked.pop_front()
-        {
-            let (position, token) = (self.shared.store.at(at), Some(token));
-            return Poll::Ready(Some(Ok(WatchEvent::Progress { position, token })));
-        }
         if let Err(error) = self.tokens.check() {
             return Poll::Ready(Some(Err(error)));
         }

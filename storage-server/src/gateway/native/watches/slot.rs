@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 
 use futures_util::Stream;
 use storage_protocol::native::{Outbox, PART_BYTES, RequestId};
-use storage_protocol::{Outcome, Revision, StorageError, Watch, WatchEvent, WatchState, planted};
+use storage_protocol::{Outcome, Revision, StorageError, Watch, WatchEvent, WatchState};
 
 use super::sender::{Events, Sender, charged_bytes, to_credit};
 use super::wake::WatchWaker;
@@ -67,9 +67,6 @@ impl OpenWatch {
         let budget = self.memory.budget();
         let mut permit = budget.count();
         let is_within = budget.over().is_none();
-        if planted("kept-event-uncounted") {
-            return Ok(permit);
-        }
         if is_within && permit.grow_beyond(bytes) {
             return Ok(permit);
         }
@@ -110,10 +107,7 @@ impl OpenWatch {
                 return Rest::BehindLarge;
             }
             let estimated = to_credit(sender.events.bytes() as u64);
-            if self.credit <= sender.sent.saturating_add(estimated)
-                && self.credit > sender.sent
-                && !planted("credit-by-estimate")
-            {
+            if self.credit <= sender.sent.saturating_add(estimated) && self.credit > sender.sent {
                 // What goes out counts, and that is known once it is sent: it may leave credit for more.
                 sender.flush();
                 continue;
@@ -164,7 +158,7 @@ impl OpenWatch {
         }
         self.catching_up = false;
         // One that was requested already says the same, and a watch answers only so many.
-        let asks = self.progress_due.is_empty() || planted("mark-asked-twice");
+        let asks = self.progress_due.is_empty();
         if asks {
             self.request_unasked_progress();
         }

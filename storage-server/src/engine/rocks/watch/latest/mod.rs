@@ -22,7 +22,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use storage_protocol::{
     ChangeKind, CommitRecord, Entry, Key, KeyState, Result, Revision, ScanItem, WatchEvent,
-    WatchSource, WatchStatus, planted,
+    WatchSource, WatchStatus,
 };
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
@@ -345,7 +345,6 @@ fn state_behind(kind: &ChangeKind, revision: Revision) -> Option<KeyState> {
             revision,
             lifetime: *lifetime,
         })),
-        ChangeKind::Removed { .. } if planted("latest-forgets-tombstones") => None,
         ChangeKind::Removed { .. } => Some(KeyState::Removed(revision)),
         ChangeKind::Signalled { .. } => None,
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use storage_protocol::{KeyRange, Result, Revision, ScanItem, StorageError, planted};
+use storage_protocol::{KeyRange, Result, Revision, ScanItem, StorageError};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::super::pages::Ticket;
@@ -122,7 +122,7 @@ fn renew(
 ) -> Begun {
     let snapshot = shared.snapshots.pin(&shared.store);
     // Ordering: as above.
-    if cursor.needs_tombstones_after() >= keyspace.compacted() || planted("renews-past-horizon") {
+    if cursor.needs_tombstones_after() >= keyspace.compacted() {
         return (snapshot, Some(cursor), false);
     }
     let all = |id| ChangesCursor::new(id, range, Revision::ZERO, snapshot.revision());
