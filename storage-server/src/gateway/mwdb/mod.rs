@@ -54,8 +54,10 @@ const KEYSPACE: &str = "mwdb";
 /// a whole graph.
 pub(crate) const KEYSPACE_RULES: KeyspaceRules = KeyspaceRules {
     forbidden_byte: Some(b'#'),
-    items_max: NonZeroU32::new(Limits::MWDB_KEYS as u32),
+    items_max: NonZeroU32::new(KEYS_MAX),
 };
+const KEYS_MAX: u32 = 1_000_000;
+const _: () = assert!(KEYS_MAX as usize == Limits::MWDB_KEYS);
 
 /// The mwDB dialect, at `/` without a subprotocol.
 #[derive(Debug, Default)]
