@@ -1,9 +1,9 @@
-//! From the committer to the watches: what is published and not told yet.
+//! The queue between the committer and the feed's thread: groups that are published and not yet delivered.
 //!
-//! The committer hands each group over and goes on; a thread tells the watches. Where that has nothing to do and few
-//! are concerned, the committer tells them itself, which costs less than to wake the thread. What waits is bounded in
-//! bytes: over the bound the commits themselves are left out, and the watches of their keyspaces are told that
-//! something was. They stand behind then, and read the ring or the log like all who do.
+//! The committer puts each group into the queue and goes on; the thread delivers it to the watches. If the thread is
+//! idle and a group concerns few watches, the committer delivers it itself, which costs less than to wake the thread.
+//! The queue is bounded in bytes. Over the bound it keeps only which keyspaces had commits, and not the commits: the
+//! watches of these keyspaces fall behind, and read the ring or the log like every watch that is behind.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ use storage_protocol::{Keyspace, Revision};
 
 use super::FeedCommit;
 
-/// What may wait to be told. Most of it is in the ring as well.
+/// What may wait to be delivered. Most of it is in the ring as well.
 pub(super) const HANDED_BYTES_MAX: usize = 64 << 20;
 
 /// What a group without changes counts.
@@ -22,7 +22,7 @@ const GROUP_BYTES_MIN: usize = 256;
 #[derive(Debug)]
 pub(super) struct Published {
     pub(super) what: What,
-    /// Everything up to here is told with it.
+    /// Everything up to here is delivered with it.
     pub(super) published: Revision,
     bytes: usize,
 }
@@ -32,7 +32,7 @@ pub(super) enum What {
     Commits(Vec<FeedCommit>),
     /// Commits of these keyspaces were left out.
     LeftOut(BTreeSet<Keyspace>),
-    /// The committer panicked as it told them itself.
+    /// The committer panicked while it delivered them itself.
     Panicked,
 }
 
@@ -47,9 +47,9 @@ pub(super) struct HandOver {
 #[derive(Debug, Default)]
 struct HandOverQueue {
     groups: VecDeque<Published>,
-    /// Of the groups in line, and of the one that is being told.
+    /// Of the groups in line, and of the one that is being delivered.
     bytes: usize,
-    /// Whether a group was taken that is not told yet.
+    /// Whether a group was taken that is not delivered yet.
     is_delivering: bool,
     closed: bool,
 }
@@ -67,13 +67,13 @@ impl HandOver {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether nothing waits and nothing is being told.
+    /// Whether nothing waits and nothing is being delivered.
     pub(super) fn is_idle(&self) -> bool {
         let line = self.lock();
         line.groups.is_empty() && !line.is_delivering
     }
 
-    /// Never waits.
+    /// Puts a group into the queue. Never waits.
     pub(super) fn push(&self, commits: Vec<FeedCommit>, published: Revision) {
         let bytes = commits.iter().map(|commit| commit.record.bytes());
         let bytes = GROUP_BYTES_MIN + bytes.sum::<usize>();
@@ -95,7 +95,7 @@ impl HandOver {
         self.pushed.notify_one();
     }
 
-    /// Instead of what could not be told for a panic.
+    /// Stands for a group whose delivery by the committer panicked.
     pub(super) fn push_panic(&self, published: Revision) {
         self.lock().groups.push_back(Published {
             what: What::Panicked,
@@ -128,13 +128,13 @@ impl HandOver {
         self.lock().take()
     }
 
-    /// A group is told, or to be forgotten.
+    /// A group was delivered, or is given up.
     pub(super) fn done(&self, group: Published) {
         let mut line = self.lock();
         line.bytes -= group.bytes;
         line.is_delivering = false;
         drop(line);
-        // Outside the lock: it may be the last to know a large commit.
+        // Outside the lock: it may hold the last reference to a large commit.
         drop(group);
     }
 

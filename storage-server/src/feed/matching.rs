@@ -1,11 +1,12 @@
-//! Which watches a commit concerns, without looking at all of them, and at none of them once for each operation.
+//! Finds the watches that a commit concerns, without looking at every watch, and without looking at any watch once for
+//! each operation.
 //!
-//! A watch is filed under a prefix that all keys of its range have: the range's own, or what its start and its end have
-//! in common. Of a commit, each prefix is looked at once: found by the commit's keys (one look-up for each key and each
-//! length that some watch is filed under), or, where that is less, by asking the commit for each prefix, which is a
-//! binary search in its keys. Ranges that are more than their prefix says stand there by their start, those that start
-//! behind the commit's last key are not looked at, and the others ask the commit. Of ranges that do not overlap, a
-//! prefix has 256 at most.
+//! A watch is filed under a prefix that all keys of its range have: the range's own, if the range is all keys with a
+//! prefix, else the common prefix of its start and its end. For a commit each prefix is looked at once. It is found in
+//! the cheaper of two ways: by the commit's keys (one look-up for each key and each length of a filed prefix), or by a
+//! binary search in the commit's keys for each filed prefix. Under a prefix, ranges that are not all of its keys are
+//! sorted by their start: those that start after the commit's last key are skipped, and for each of the others the
+//! commit's keys are searched. If ranges do not overlap, a prefix has at most 256 of them.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
@@ -48,7 +49,7 @@ impl PrefixWatches {
         self.whole.len() + self.parts.len()
     }
 
-    /// Those whose range the commit touches. It has a key with the prefix, and none behind `last`.
+    /// Those whose range the commit touches. The commit has a key with the prefix, and none after `last`.
     fn concerned(&self, record: &CommitRecord, last: &Key, into: &mut Vec<Arc<WatchSlot>>) {
         into.extend(self.whole.values().cloned());
         if self.parts.is_empty() {
@@ -102,7 +103,7 @@ impl Matcher {
         }
     }
 
-    /// Whether some watch wants to know more of a commit than that it is there.
+    /// Whether the commit's keys are needed: not if all watches have the whole keyspace as their range.
     pub(super) fn asks_for_keys(&self) -> bool {
         let all = self.by_prefix.get(&Key::new());
         self.by_prefix.len() > usize::from(all.is_some())
@@ -138,7 +139,7 @@ impl Matcher {
             looked_at > max
         };
         let changes = record.changes.len();
-        // A question to the commit is a binary search in its keys.
+        // To ask a commit for a prefix is a binary search in its keys.
         let by_asking = self.by_prefix.len() * (changes.ilog2() as usize + 1);
         if by_asking <= changes * self.lengths.len() {
             for (prefix, watches) in &self.by_prefix {

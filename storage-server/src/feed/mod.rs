@@ -1,27 +1,29 @@
 //! The change feed: recent commits in memory, and their delivery to watches.
 //!
-//! The committer publishes each commit once it is durable: into the [`ring`], under a short lock, and into the hands of
-//! a thread of the feed's own ([`fan_out`]), which finds the watches it concerns and puts it into their queues. The
-//! committer answers without waiting for that, so what a commit costs its writer and other writers does not depend on
-//! who watches; only a few watches, when that thread has nothing to do, are delivered to at once, which is less than to wake
-//! it. A watch that does not keep up (no credit, a long pause) drops its queue and stands *behind* at a revision, where
-//! no commit looks at it, until it asks again and is caught up: from the ring while that reaches back, else from the
-//! log. Both are read in [`page`]s, which are searched by key and without a lock, so that thousands may resume at once.
-//! Queues hold whole commits, shared; each is cut to the watch's range when it is taken ([`views`]).
+//! The committer publishes each commit once it is durable: into the [`ring`], under a short lock, and into the queue of
+//! the feed's thread ([`fan_out`]). That thread finds the watches which the commit concerns and puts it into their
+//! queues. The committer answers without waiting for this, so the cost of a commit to its writer and to other writers
+//! does not depend on how many watch. One exception: if the thread is idle and few watches are concerned, the committer
+//! delivers to them itself, which costs less than to wake the thread.
 //!
-//! Two revisions say how far it is: `published` (in the ring) and `delivered` (in the queues), `delivered <= published`.
+//! A watch that keeps up is *live*. One that does not (no credit, a long pause) drops its queue and is *behind*, at a
+//! revision: no commit looks at it until it asks again and catches up, from the ring while that reaches back, else from
+//! the log. Both are read in [`page`]s, which are searched by key and without a lock, so that thousands of watches may
+//! resume at once. Queues hold whole commits, shared; each is cut to the watch's range when it is taken ([`views`]).
+//!
+//! The feed has two revisions: `published` (in the ring) and `delivered` (in the queues), `delivered <= published`.
 //! Invariants:
 //!
-//! 1. Durable, then published, then answered: who has an answer finds the commit in every read, in every watch that
-//!    begins from then on, and below every progress event asked for from then on. `delivered` follows by itself.
+//! 1. Durable, then published, then answered: a caller that has its answer finds the commit in every read, in every
+//!    watch that begins from then on, and below every progress event requested from then on. `delivered` follows later.
 //! 2. A live watch has in its queue exactly the commits that touch its range after the last one it took, up to
-//!    `delivered`. A commit up to its `after` is not queued: it became live by a search of the ring up to `published`,
-//!    which `delivered` had perhaps not come to.
-//! 3. "Nothing up to *r*" (a progress event) is said by a live watch with an empty queue only, with an *r* up to the
-//!    `delivered` that was read before the queue was found empty. So no progress event overtakes a commit that is not
-//!    queued yet; one that was asked for beyond `delivered` waits until the feed has come there.
-//! 4. A watch becomes live, and is filed with the matcher, while the ring is held at the `published` it was searched up
-//!    to. What is published afterwards is matched afterwards and finds it.
+//!    `delivered`. A commit up to the watch's `after` is not queued: the watch became live by a search of the ring up
+//!    to `published`, which `delivered` had perhaps not reached.
+//! 3. A progress event at *r* says: nothing more up to *r*. Only a live watch with an empty queue sends it, with an *r*
+//!    up to the `delivered` that was read before the queue was found empty. So no progress event overtakes a commit
+//!    that is not queued yet; one that was requested beyond `delivered` waits until `delivered` has reached it.
+//! 4. A watch becomes live, and is filed with the matcher, while the ring is locked at the `published` up to which it
+//!    was searched. What is published afterwards is matched afterwards and finds the watch.
 //!
 //! Locks, in the order in which they are taken: the matchers, the ring, a watch's state.
 
@@ -48,9 +50,9 @@ use self::slot::{Delivery, SlotState, WatchSlot};
 pub(crate) use self::subscription::{Next, Subscription};
 use self::views::Views;
 
-/// Where a group has so many changes at the most, and concerns so many watches at the most, a watch counted for each of
-/// its commits, the committer tells them itself. To wake the feed's thread costs a lone writer more: with it a put of 1
-/// KiB took 335 us of processor time, without it 287.
+/// The committer delivers a group itself if it has at most this many changes and concerns at most this many watches (a
+/// watch counts once for each commit of the group). To wake the feed's thread costs a lone writer more: with it a put
+/// of 1 KiB took 335 us of processor time, without it 287.
 const AT_ONCE_MAX: usize = 32;
 
 /// A commit in the feed.
@@ -77,7 +79,7 @@ pub(crate) struct Feed {
     /// Watches attached, live or not.
     attached: AtomicUsize,
     next_id: AtomicU64,
-    /// Who waits for `delivered` to come to a revision. Each watch at most once.
+    /// Watches that wait until `delivered` reaches a revision. Each watch at most once.
     waiting: Mutex<Vec<(Revision, Arc<WatchSlot>)>>,
     views: Views,
 }
@@ -139,9 +141,10 @@ impl Feed {
         }
     }
 
-    /// Publishes commits that are durable, in revision order; everything up to `published` is out. Waits for no watch.
+    /// Publishes commits that are durable, in revision order; with them everything up to `published` is published.
+    /// Waits for no watch.
     pub(crate) fn publish(&self, commits: Vec<FeedCommit>, published: Revision) {
-        // Dropped behind the lock: a page may be the last to know thousands of commits.
+        // Dropped after the lock is released: a page may hold the last references to thousands of commits.
         let mut gone = Vec::new();
         let mut recent = self.recent();
         for commit in &commits {
@@ -153,18 +156,20 @@ impl Feed {
         match catch_unwind(delivering) {
             Ok(true) => {}
             Ok(false) => self.hand_over.push(commits, published),
-            // The commits are durable and will be answered; what comes of it is for the thread, as for its own panics.
+            // The commits are durable and will be answered. The panic is raised again in the feed's thread, and handled
+            // like one of its own.
             Err(_) => self.hand_over.push_panic(published),
         }
     }
 
-    /// Delivers them without the feed's thread, if that is little work and nothing is to be delivered before.
+    /// Delivers them without the feed's thread, if that is little work and nothing waits to be delivered before them.
     fn deliver_at_once(&self, commits: &[FeedCommit], published: Revision) -> bool {
         let changes: usize = commits
             .iter()
             .map(|commit| commit.record.changes.len())
             .sum();
-        // Ordering: behind the ring. Who is filed after this look has searched the ring up to `published`.
+        // Ordering: after the push to the ring. A watch that is filed after this check has searched the ring up to
+        // `published`.
         if changes > self.at_once_max || !self.hand_over.is_idle() {
             return false;
         }
@@ -194,17 +199,18 @@ impl Feed {
         true
     }
 
-    /// Tells the watches what is published, until [`Feed::close`]. For a thread of its own.
+    /// Delivers what is published to the watches, until [`Feed::close`]. For a thread of its own.
     pub(crate) fn run(&self) {
         while let Some(group) = self.hand_over.next() {
             self.deliver_group(group);
         }
     }
 
-    /// In place of [`Feed::run`] where that panicked. Nothing is delivered: each watch that misses something stands behind,
-    /// and finds it in the ring or the log, so that what is published reaches all watches, and progress events come.
+    /// In place of [`Feed::run`] after that panicked. Nothing is delivered any more: all watches fall behind with each
+    /// group, and find its commits in the ring or the log. So what is published still reaches all watches, and progress
+    /// events are still sent.
     pub(crate) fn run_undelivered(&self) {
-        // What was being delivered when it panicked may have reached some.
+        // The group at which it panicked may have reached some watches and not others.
         self.all_fall_behind();
         while let Some(group) = self.hand_over.next() {
             self.all_fall_behind();
@@ -213,7 +219,7 @@ impl Feed {
     }
 
     fn all_fall_behind(&self) {
-        // Ordering: first. Who becomes live from here on has searched the ring up to there, at least.
+        // Ordering: first. A watch that becomes live from here on has searched the ring at least up to this revision.
         let published = self.recent().published;
         let keyspaces: Vec<_> = self.matchers().keys().cloned().collect();
         for keyspace in &keyspaces {
@@ -223,13 +229,13 @@ impl Feed {
         self.wake_waiting(published);
     }
 
-    /// Nothing is published any more: what was is delivered, then [`Feed::run`] returns.
+    /// Nothing is published any more: what was published is delivered, then [`Feed::run`] returns.
     pub(crate) fn close(&self) {
         self.hand_over.close();
         self.wake_waiting(Revision(u64::MAX));
     }
 
-    /// Tells what was published. For tests without the thread.
+    /// Delivers what was published. For tests without the thread.
     #[cfg(test)]
     fn deliver_all(&self) {
         while let Some(group) = self.hand_over.try_next() {
@@ -261,7 +267,7 @@ impl Feed {
         let FeedCommit { keyspace, record } = commit;
         let asks_for_keys = |matcher: &Matcher| matcher.asks_for_keys();
         if self.matchers().get(keyspace).is_some_and(asks_for_keys) {
-            // Without a lock: of a million keys it takes a while.
+            // Without a lock: to sort a million keys takes a while.
             record.sort_keys();
         }
         if let Some(matcher) = self.matchers().get(keyspace) {
@@ -272,7 +278,7 @@ impl Feed {
         concerned.clear();
     }
 
-    /// All live watches of a keyspace may have missed something.
+    /// All live watches of a keyspace fall behind, since they may have missed something.
     fn fall_behind(&self, keyspace: &Keyspace, upto: Revision) {
         let delivered = self.delivered();
         let slots: Vec<_> = match self.matchers().get(keyspace) {
@@ -285,7 +291,7 @@ impl Feed {
         self.unfile_behind(keyspace, &slots);
     }
 
-    /// Takes those that stand behind out of the matcher: until they are live again no commit looks at them.
+    /// Takes the watches that are behind out of the matcher: until they are live again no commit looks at them.
     fn unfile_behind(&self, keyspace: &Keyspace, slots: &[Arc<WatchSlot>]) {
         if slots.is_empty() {
             return;
@@ -311,7 +317,7 @@ impl Feed {
         });
     }
 
-    /// Those who wait for a revision to be delivered look again: the store failed, and it may never come.
+    /// Wakes all watches that wait for a revision to be delivered: the store failed, and may never reach it.
     pub(crate) fn wake_all_waiting(&self) {
         self.wake_waiting(Revision(u64::MAX));
     }

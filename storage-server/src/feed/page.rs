@@ -1,8 +1,8 @@
-//! A run of commits that never changes, and an index of its keys: what the ring and the log are read in.
+//! A page: a run of commits that never changes, with an index of its keys. The ring and the log are read in pages.
 //!
-//! Whoever stands behind asks a page for its range. The index answers in the time of a binary search, however many
-//! commits of others the page holds; it is made by the first who asks, so a page that nobody asks costs its writer
-//! nothing. Large commits stand beside it: there are few of them in a page, and each answers by its own order of keys.
+//! A watch that is behind searches a page for its range. With the index this is a binary search, however many commits
+//! outside the range the page holds. The first search builds the index, so a page that nobody searches costs its writer
+//! nothing. Large commits are not in the index: a page has few of them, and each is searched by its own sorted keys.
 
 use std::sync::{Arc, OnceLock};
 
@@ -10,10 +10,10 @@ use storage_protocol::{CommitRecord, KeyRange, Revision};
 
 use super::views::Views;
 
-/// A change in a page: the place of its commit, and its place therein.
+/// A change in a page: the offset of its commit in the page, and its offset in the commit.
 type ChangeOffset = (usize, usize);
 
-/// The commits of keyspaces `S` (their names or numbers) after one revision, up to another, without a gap.
+/// The commits of keyspaces `S` (their names or ids) after one revision, up to another, without a gap.
 #[derive(Debug)]
 pub(crate) struct CommitPage<S> {
     after: Revision,
@@ -28,7 +28,7 @@ pub(crate) struct CommitPage<S> {
 struct Index {
     /// The changes of small commits by keyspace, key and commit.
     offsets: Vec<ChangeOffset>,
-    /// The places of large commits.
+    /// The offsets of large commits.
     large: Vec<usize>,
 }
 
@@ -60,7 +60,7 @@ impl Found {
     }
 }
 
-/// What a commit costs in a page, its share of the index and its wire form included, whether these were made or not.
+/// What a commit costs in a page, its share of the index and its wire form included, whether these exist yet or not.
 pub(crate) fn memory_bytes<S>(record: &CommitRecord) -> usize {
     // 64 bytes stand for the name of its keyspace and what allocations add.
     let index = record.changes.len() * size_of::<ChangeOffset>();
@@ -84,7 +84,7 @@ impl<S: Ord + Clone> CommitPage<S> {
         }
     }
 
-    /// This page and the one behind it in one.
+    /// This page and the one after it in one.
     pub(crate) fn joined(self: Arc<Self>, next: Self) -> Self {
         let (after, bytes) = (self.after, self.bytes + next.bytes);
         let mut commits =
@@ -99,7 +99,7 @@ impl<S: Ord + Clone> CommitPage<S> {
         }
     }
 
-    /// It holds what comes after this revision.
+    /// It holds the commits after this revision.
     pub(crate) fn starts_after(&self) -> Revision {
         self.after
     }
@@ -142,7 +142,7 @@ impl<S: Ord + Clone> CommitPage<S> {
         (keyspace, &record.changes[change].key)
     }
 
-    /// The places of commits that touch the range, in their order, from `first` on.
+    /// The offsets of the commits that touch the range, in their order, from `first` on.
     fn touching(&self, keyspace: &S, range: &KeyRange, first: usize) -> Vec<usize> {
         let index = self.index();
         let offsets = &index.offsets;

@@ -11,7 +11,7 @@ use super::page::{CommitPage, memory_bytes};
 /// Commits in a full page.
 const PAGE_COMMITS: usize = 4096;
 
-/// So many pages of the ring's bytes, at least: the oldest page goes as a whole.
+/// The ring's bytes are divided into at least this many pages, since the oldest page is dropped as a whole.
 const PAGES_MIN: usize = 16;
 
 /// All commits after `floor`, in revision order: full pages, then smaller ones, then those in no page yet.
@@ -21,13 +21,13 @@ const PAGES_MIN: usize = 16;
 #[derive(Debug)]
 pub(super) struct Ring {
     pages: VecDeque<Arc<CommitPage<Keyspace>>>,
-    /// What came after the last page.
+    /// The commits after the last page.
     tail: Vec<(Keyspace, Arc<CommitRecord>)>,
     tail_bytes: usize,
     /// Of pages and tail.
     bytes: usize,
     bytes_max: usize,
-    /// Everything up to here is in pages, or gone.
+    /// Everything up to here is in pages, or was dropped.
     paged: Revision,
     /// The last commit.
     last: Revision,
@@ -58,7 +58,7 @@ impl Ring {
         self.bytes
     }
 
-    /// Takes a commit in. The pages that leave for it go into `gone`: they take a while to drop.
+    /// Adds a commit. The pages that make room for it go into `gone`, to be dropped by the caller: that takes a while.
     pub(super) fn push(&mut self, commit: FeedCommit, gone: &mut Vec<Arc<CommitPage<Keyspace>>>) {
         let bytes = memory_bytes::<Keyspace>(&commit.record);
         self.last = commit.record.revision;
@@ -109,8 +109,8 @@ impl Ring {
         self.pages.push_back(Arc::new(page));
     }
 
-    /// The first pages, so many at most, that hold all commits after `after`, which must not lie before the floor. They
-    /// go on to the last commit if they are fewer.
+    /// The pages that hold the commits after `after`, which must not lie before the floor: the first ones, up to a
+    /// maximum. If they are fewer than that, they reach to the last commit.
     pub(super) fn pages_after(
         &mut self,
         after: Revision,

@@ -1,4 +1,6 @@
-//! A watch's place in the feed: what is queued for it, or where it stands.
+//! The state of one watch in the feed. A live watch has a queue of the commits it has yet to take; one that is behind
+//! has only the revision up to which it took everything. The queues are bounded: a watch that overruns a bound drops
+//! its queue and falls behind.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,35 +11,35 @@ use storage_protocol::{CommitRecord, KeyRange, Revision};
 
 use super::matching::WatchId;
 
-/// A live watch keeps at most this many commits; with more it stands behind and is served from the ring.
+/// A live watch has at most this many commits queued; with more it falls behind and is served from the ring.
 pub(super) const QUEUE_COMMITS_MAX: usize = 128;
 
-/// And at most this many bytes, of whole commits. Who stands behind takes about as many at a time: it holds what it
-/// took until its reader takes it.
+/// And at most this many bytes, of whole commits. A watch that is behind takes about as many at a time, and holds them
+/// until its reader takes them.
 pub(crate) const QUEUE_BYTES_MAX: usize = 256 * 1024;
 
-/// What the queues of all live watches may hold together, shared commits counted for each that has them; beyond it, who
-/// is told something stands behind instead.
+/// What the queues of all live watches may hold together; a shared commit counts once for each queue that has it. Above
+/// this, a watch to which a commit is delivered falls behind instead.
 pub(super) const QUEUES_BYTES_MAX: usize = 64 << 20;
 
 #[derive(Debug)]
 pub(super) struct WatchSlot {
     pub(super) id: WatchId,
     range: KeyRange,
-    /// Held for moments, with no other lock taken within.
+    /// Locked for moments, with no other lock taken within.
     state: Mutex<SlotState>,
     pub(super) waker: AtomicWaker,
     /// Whether the matcher has it. Changed under the lock of the matchers, together with `state`.
     pub(super) filed: AtomicBool,
-    /// Whether it stands in the line of those who wait for a revision to be told.
+    /// Whether it is in the feed's list of watches that wait for a revision to be delivered.
     pub(super) waits: AtomicBool,
 }
 
 #[derive(Debug)]
 pub(super) enum SlotState {
-    /// All that is told after `after` and touches the range is queued, and nothing else.
+    /// All that is delivered after `after` and touches the range is queued, and nothing else.
     Live(Live),
-    /// It was told everything up to here.
+    /// It took everything up to here.
     Behind(Revision),
 }
 
@@ -49,11 +51,11 @@ pub(super) struct Live {
     pub(super) after: Revision,
 }
 
-/// What became of a watch that was told something.
+/// The state of a watch after a delivery to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Delivery {
     Queued,
-    /// It has fallen behind with this, or stood there before: the matcher is to forget it.
+    /// It fell behind with this, or was behind before: it is to leave the matcher.
     Behind,
 }
 
@@ -62,7 +64,8 @@ impl Live {
         self.queue.is_empty()
     }
 
-    /// Everything up to here that was not delivered is queued.
+    /// Everything of the range up to here was taken. With an empty queue that is everything up to `delivered`, if this
+    /// is higher than `after`.
     pub(super) fn taken_up_to(&self, delivered: Revision) -> Revision {
         let before_first = |first: &Arc<CommitRecord>| Revision(first.revision.0 - 1);
         self.queue
@@ -108,8 +111,8 @@ impl WatchSlot {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells a commit with changes in the range. The watch is woken when it was resting: with something in its queue it
-    /// was woken before, and takes all of it when it comes.
+    /// Queues a commit with changes in the range. The watch is woken only if its queue was empty: else it was woken
+    /// before, and takes the whole queue when it is polled.
     pub(super) fn deliver(&self, record: &Arc<CommitRecord>, queued: &AtomicUsize) -> Delivery {
         let mut state = self.state();
         let SlotState::Live(live) = &mut *state else {
@@ -141,7 +144,8 @@ impl WatchSlot {
         delivered
     }
 
-    /// Commits up to `upto` were left out, of which some may touch the range; up to `delivered` everything was told.
+    /// Commits up to `upto` were left out, of which some may touch the range; everything up to `delivered` was
+    /// delivered. The watch falls behind.
     pub(super) fn left_out(&self, delivered: Revision, upto: Revision, queued: &AtomicUsize) {
         let mut state = self.state();
         let SlotState::Live(live) = &mut *state else {
@@ -171,8 +175,8 @@ impl SlotState {
         commits
     }
 
-    /// Drops what is queued and stands behind, right before that (`after` may lie beyond it, where the queue came from
-    /// the ring), or at `after` if that is earlier.
+    /// Drops the queue and falls behind: at the revision before the first commit that it drops ([`Live::after`] may be
+    /// higher, if the queue was filled from the ring), or at `after` if that is earlier.
     pub(super) fn park(&mut self, after: Option<Revision>, queued: &AtomicUsize) {
         let taken = match self {
             Self::Live(live) => {

@@ -1,4 +1,7 @@
-//! A watch's end of the feed: what it is to be told next.
+//! A watch's end of the feed: which commits are next for it.
+//!
+//! A live watch takes them from its queue. One that is behind searches the ring and becomes live when it has reached
+//! the end; where the ring does not reach back, its owner reads the log first.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -13,13 +16,13 @@ use super::{Feed, QUEUE_BYTES_MAX, file, unfile};
 /// A watch that is behind searches this many pages of the ring at a time, then lets others run.
 const RING_STEP: usize = 64;
 
-/// And so many commits with the ring's lock held: what was published while it searched without.
+/// And at most this many commits with the ring's lock held: those published while it searched without the lock.
 const LOCKED_COMMITS_MAX: usize = 256;
 
-/// Of so many bytes: large ones are not searched with the lock held.
+/// And at most this many bytes of them: large commits are not searched with the lock held.
 const LOCKED_BYTES_MAX: usize = 1 << 20;
 
-/// A watch's place in the feed. Dropping it detaches the watch.
+/// A watch attached to the feed. Dropping it detaches the watch.
 #[derive(Debug)]
 pub(crate) struct Subscription {
     feed: Arc<Feed>,
@@ -30,8 +33,8 @@ pub(crate) struct Subscription {
 /// What a watch finds when it asks.
 #[derive(Debug)]
 pub(crate) enum Next {
-    /// Commits, in order, each cut to the range. None of them: it searched a part of the ring, and the waker was
-    /// called.
+    /// Commits, in order, each cut to the range. If empty, it searched a part of the ring without finding any, and the
+    /// waker was called.
     Commits(Vec<Arc<CommitRecord>>),
     /// Nothing in the range up to this revision, and the watch is live.
     Idle(Revision),
@@ -48,7 +51,7 @@ impl Subscription {
         }
     }
 
-    /// What a watch `Every` is to be told next. Registers the waker first, so nothing is missed.
+    /// What is next for a watch `Every`. Registers the waker first, so nothing is missed.
     pub(crate) fn next(&self, waker: &Waker) -> Next {
         self.slot.waker.register(waker);
         let after = match self.take_queued() {
@@ -72,8 +75,8 @@ impl Subscription {
         Next::Commits(found.commits)
     }
 
-    /// What a watch `Latest` that is near the present is to be told next. One that is not, by more than
-    /// [`QUEUE_BYTES_MAX`], is told the state rather than the steps: [`Next::ReadLog`].
+    /// What is next for a watch `Latest` that is near the present. One that is further behind than [`QUEUE_BYTES_MAX`]
+    /// gets [`Next::ReadLog`]: it is to deliver the present state rather than the steps.
     pub(crate) fn next_recent(&self) -> Next {
         match self.take_queued() {
             Ok(next) => next,
@@ -90,7 +93,7 @@ impl Subscription {
         !self.is_live()
     }
 
-    /// Makes a watch that stands behind live, with what it missed in its queue, if the ring has that and it is little.
+    /// Makes a watch that is behind live, with what it missed in its queue, if the ring has that and it is little.
     pub(crate) fn catch_up_live(&self) -> bool {
         let SlotState::Behind(after) = *self.slot.state() else {
             return true;
@@ -101,9 +104,9 @@ impl Subscription {
         }
     }
 
-    /// What is queued, of a live watch; of one that stands behind, where.
+    /// What is queued for a live watch; `Err` with the revision of one that is behind.
     fn take_queued(&self) -> Result<Next, Revision> {
-        // Ordering: before the look at the queue. What is told up to here is in the queue by then.
+        // Ordering: before the look at the queue. Everything up to this revision is in the queue by then.
         let delivered = self.feed.delivered();
         let commits = match &mut *self.slot.state() {
             SlotState::Behind(after) => return Err(*after),
@@ -127,7 +130,7 @@ impl Subscription {
             recent.ring.pages_after(after, RING_STEP)
         };
         let mut found = Found::after(after, QUEUE_BYTES_MAX);
-        // Without the lock: nobody else moves a watch that stands behind.
+        // Without the lock: nobody else moves a watch that is behind.
         self.search(&pages, &mut found);
         let searched_all = pages.len() < RING_STEP && !found.is_full();
         Some((found, searched_all))
@@ -139,13 +142,13 @@ impl Subscription {
         }
     }
 
-    /// Makes a watch live for which the ring was searched to its end, if the rest is so little that it is searched
-    /// here, under the lock, so that no commit comes between. It takes what was found with it in its queue, if it is to
-    /// be `queued`.
+    /// Makes a watch live for which the ring was searched to its end, if what was published since is little: that is
+    /// searched here, under the lock, so that no commit falls in between. With `queued`, what was found goes into the
+    /// watch's queue.
     fn go_live(&self, found: &mut Found, queued: bool) -> bool {
         let mut matchers = self.feed.matchers();
         let mut recent = self.feed.recent();
-        // What was searched is in hand, but the ring may have moved on beyond it meanwhile.
+        // What was found is kept, but the ring may meanwhile have dropped commits that were not searched yet.
         if found.reached < recent.ring.floor() {
             return false;
         }
@@ -170,7 +173,7 @@ impl Subscription {
         true
     }
 
-    /// Where this watch stands, if the ring does not reach back to there.
+    /// The revision that this watch is behind at, if the ring does not reach back to it.
     pub(crate) fn needs_log(&self) -> Option<Revision> {
         let floor = self.feed.recent().ring.floor();
         match &*self.slot.state() {
@@ -179,14 +182,14 @@ impl Subscription {
         }
     }
 
-    /// Tells that the log was read up to here, after [`Next::ReadLog`].
+    /// The watch has searched the log up to here, after [`Next::ReadLog`].
     pub(crate) fn caught_up(&self, reached: Revision) {
         if let SlotState::Behind(after) = &mut *self.slot.state() {
             *after = (*after).max(reached);
         }
     }
 
-    /// Drops what is queued and stands behind, at the last commit taken, or at `after` if that is earlier (its owner
+    /// Drops the queue and falls behind, at the last commit taken, or at `after` if that is earlier (if its owner
     /// dropped some of what it took).
     pub(crate) fn park(&self, after: Option<Revision>) {
         self.slot.state().park(after, &self.feed.queued);
@@ -196,7 +199,8 @@ impl Subscription {
         }
     }
 
-    /// Calls the waker once everything up to `revision` is told; for a watch that found [`Next::Idle`] before it.
+    /// Calls the waker once everything up to `revision` is delivered; for a watch that got [`Next::Idle`] with a lower
+    /// revision.
     pub(crate) fn wake_once_delivered(&self, revision: Revision, waker: &Waker) {
         self.slot.waker.register(waker);
         let mut waiting = self
@@ -219,7 +223,7 @@ impl Subscription {
         }
     }
 
-    /// Everything up to here is published, and told or about to be.
+    /// Everything up to here is published, and delivered or about to be.
     pub(crate) fn published(&self) -> Revision {
         self.feed.recent().published
     }

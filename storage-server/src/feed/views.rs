@@ -1,8 +1,8 @@
 //! Parts of large commits, shared by all watches that see the same part.
 //!
-//! What is told of a commit to a watch is the commit cut to the watch's range. Of a large commit the part is made, and
-//! put into wire form, once for all watches with the same view of it, however they asked: live, from the ring or from
-//! the log. The oldest parts go when there are too many bytes of them; who asks then makes his own.
+//! A watch gets a commit cut to its range. For a large commit this part is cut, and put into wire form, once for all
+//! watches that see the same part, whether they are live or read the ring or the log. The kept parts are bounded in
+//! bytes: the oldest are dropped, and cut again if a watch needs them later.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -46,7 +46,7 @@ impl Views {
         if let Some(part) = self.kept(&view) {
             return Some(part);
         }
-        // Without the lock: two who ask at once may both make it.
+        // Without the lock: two watches that ask at once may both cut it.
         let part = record.part(view.1.clone())?;
         Some(self.keep(view, part))
     }

@@ -1,16 +1,17 @@
-//! The one reader of the log for all watches that fell behind the ring.
+//! The one reader of the log, for all watches that fell behind the ring.
 //!
-//! To find a place in the log is to read one of its files from the start, so one thread does it for all, and keeps a
-//! few places open to go on from. What it reads goes, page by page, into a small cache: who asks for a place inside a
-//! cached page has it at once, and all who wait for places inside a page are answered when it comes. The earliest place
-//! is read first, so that those who started late join those ahead of them and the log is read once for all; but each
-//! fourth time it is the place that was asked for longest ago, so nobody is passed over for long.
+//! To find a position in the log is to read one of its files from the start. So one thread reads for all watches, and
+//! keeps a few cursors open to read on from. The pages that it reads go into a small cache: a request for a position
+//! inside a cached page is answered at once, and a new page answers all requests that wait for positions inside it. The
+//! earliest position is read first, so that watches that started late join those ahead of them and the log is read once
+//! for all; but every fourth page is read for the oldest request, so that none waits for long.
 //!
-//! What it holds is bounded: the cache by its bytes ([`CACHE_BYTES`], or one page if that is larger), the waiters by
-//! the bound on watches. A waiter is told that its page has come and takes it from the cache when it is polled, so one
-//! that is not polled holds no page; if the page is gone by then, it asks again. One that is dropped is not read for.
+//! What it holds is bounded: the cache in bytes ([`CACHE_BYTES`], or one page if that is larger), the requests by the
+//! bound on watches. A waiting watch is only notified that its page is there, and takes it from the cache when it is
+//! polled, so a watch that is not polled holds no page; if the page was evicted by then, it requests it again. Nothing
+//! is read for a watch that was dropped.
 //!
-//! When nobody has asked for [`REST`], cache and open places are given up.
+//! After [`REST`] without a request, the cache is cleared and the cursors are closed.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,19 +24,20 @@ use tokio::sync::oneshot;
 use super::{LogCursor, LogPage};
 use crate::engine::rocks::{EngineShared, closed};
 
-/// What a page reads of the log. Long, since each watch that is caught up searches each page once.
+/// What one page reads of the log. Large, since each watch that catches up searches each page once.
 const PAGE_BYTES: usize = 2 << 20;
 
 /// What the cached pages may take in memory, their indexes and wire forms included.
 const CACHE_BYTES: usize = 32 << 20;
 
-/// Places in the log that are kept open.
+/// Cursors that are kept open.
 const CURSORS_MAX: usize = 4;
 
-/// An open place is read on to a later one, rather than that one be looked for, if so few numbers lie between.
+/// An open cursor is read on to a later position, rather than a new one opened there, if at most this many sequence
+/// numbers lie between.
 const SKIP_MAX: u64 = 64 * 1024;
 
-/// Each so many pages one is read for who waits longest.
+/// One page in this many is read for the oldest request.
 const OLDEST_EVERY: u64 = 4;
 
 /// Idle for so long, the reader drops its cache and its open log iterators, which keep purged files on the disk.
@@ -59,16 +61,16 @@ struct CatchUpState {
     /// Counts uses.
     now: u64,
     cache_bytes: usize,
-    /// Who waits for what comes after a place.
+    /// The requests that wait for the page after a position.
     waiting: BTreeMap<Revision, Vec<oneshot::Sender<Result<()>>>>,
-    /// The places in the order in which they were asked for. One that nobody waits for any more is passed over.
+    /// The positions in the order of their first requests. One without requests by now is passed over.
     line: VecDeque<Revision>,
-    /// Counts the places that were given out.
+    /// Counts the positions that were given to the reader.
     turn: u64,
     stopped: bool,
 }
 
-/// What the reader holds and did.
+/// What the reader holds, and what it has read so far.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CatchUpFigures {
     pub(crate) cache_bytes: usize,
@@ -82,7 +84,7 @@ impl CatchUp {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A page that holds what comes after `after`, of all keyspaces. Waits for the reader, not for the disk.
+    /// The page that holds the commits after `after`, of all keyspaces. Waits for the reader, and does not block.
     /// Cancel-safe.
     ///
     /// # Errors
@@ -106,7 +108,7 @@ impl CatchUp {
         }
     }
 
-    /// The page that holds what comes after `after`, if it is in the cache.
+    /// The page that holds the commits after `after`, if it is in the cache.
     pub(crate) fn cached_after(&self, after: Revision) -> Option<Arc<LogPage>> {
         self.lock().cached_after(after)
     }
@@ -121,7 +123,7 @@ impl CatchUp {
         }
     }
 
-    /// Ends the reader; who waits is told that the store is closed.
+    /// Ends the reader; requests that wait are answered with `Closed`.
     pub(crate) fn stop(&self) {
         let mut state = self.lock();
         *state = CatchUpState {
@@ -131,8 +133,8 @@ impl CatchUp {
         self.work.notify_all();
     }
 
-    /// The next place to read, and where cached pages go on behind it; `None` when stopped. Calls `rest` when there was
-    /// nothing to do for a while.
+    /// The next position to read from, and where the next cached page begins; `None` when stopped. Calls `rest` when
+    /// there was nothing to do for a while.
     fn next_offset(&self, mut rest: impl FnMut()) -> Option<(Revision, Option<Revision>)> {
         let mut state = self.lock();
         let mut is_resting = false;
@@ -213,14 +215,14 @@ impl CatchUpState {
         None
     }
 
-    /// Keeps a page, and tells all who wait for a place in it.
+    /// Puts a page into the cache, and answers all requests for positions in it.
     fn insert(&mut self, page: LogPage) {
         if self.stopped {
             return;
         }
         let (start, end) = (page.starts_after(), page.reached());
         self.cache_bytes += page.bytes();
-        // Room first, so that it is not the new one that goes.
+        // Evicted before the new page is in the cache, so that it is not the new one.
         while self.cache_bytes > CACHE_BYTES
             && let Some((_, oldest)) = self.used.pop_first()
         {
@@ -242,7 +244,7 @@ impl CatchUpState {
 
     fn failed(&mut self, after: Revision, error: &StorageError) {
         if let StorageError::Compacted { oldest } = *error {
-            // It is the same for all who stand before it: the log is not looked through for each of them.
+            // The same answer for all requests before `oldest`: the log is not searched for each of them.
             let late: Vec<_> = self.waiting.range(..oldest).map(|(at, _)| *at).collect();
             for offset in late {
                 self.answer(offset, &Err(StorageError::Compacted { oldest }));
@@ -253,7 +255,7 @@ impl CatchUpState {
 
     fn answer(&mut self, offset: Revision, answer: &Result<()>) {
         for waiter in self.waiting.remove(&offset).unwrap_or_default() {
-            // One that is gone needs no answer.
+            // The watch may be gone.
             let _ = waiter.send(answer.clone());
         }
     }
@@ -267,13 +269,13 @@ impl CatchUpState {
 
 /// The reader: runs until it is stopped.
 pub(crate) fn run(shared: &EngineShared) {
-    // Also when it panics: who waits must not wait for ever.
+    // Also when it panics: waiting requests must be answered.
     let _stop = StopOnDrop(&shared.catch_up);
-    // Places of a database that `shared` keeps open. Longest unused first.
+    // Cursors of a database that `shared` keeps open. Longest unused first.
     let mut cursors = VecDeque::new();
     while let Some((after, until)) = shared.catch_up.next_offset(|| cursors.clear()) {
         let page = read(shared, &mut cursors, after, until).or_else(|error| {
-            // A file may be purged while it is opened. What is at fault then is the place, not the log.
+            // A file may be purged while it is opened. Then the position is too old, and the log is not damaged.
             cursors.clear();
             if matches!(error, StorageError::Compacted { .. }) {
                 return Err(error);
@@ -309,7 +311,7 @@ fn read(
     let counters = &shared.catch_up;
     counters.pages_read.fetch_add(1, Ordering::Relaxed);
     if after >= store.revision() {
-        // Nobody stands behind there.
+        // No watch can be behind at a revision that is not written yet.
         return Err(StorageError::Internal {
             message: "the log was asked for what is not written yet".to_owned(),
             outcome: Outcome::NotExecuted,
@@ -333,7 +335,7 @@ fn read(
     })
 }
 
-/// Takes out the open place that is nearest before `after`, if that is near enough to read on to it.
+/// Takes out the open cursor that is nearest before `after`, if that is near enough to read on to it.
 fn take_nearest(cursors: &mut VecDeque<LogCursor>, after: Revision) -> Option<LogCursor> {
     let offsets = cursors.iter().enumerate();
     let before = offsets.filter(|(_, cursor)| cursor.at() <= after);

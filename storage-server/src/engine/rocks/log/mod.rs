@@ -1,9 +1,9 @@
-//! The change log for those who fell behind the ring: RocksDB's own WAL, read again.
+//! The change log for watches that fell behind the ring: RocksDB's own write-ahead log (WAL), read back.
 //!
 //! The WAL holds every commit once, as the rows that the committer wrote; each commit ends with its record row, whose
-//! number in RocksDB's sequence is the commit's revision. What a reader must mind (each has a test): a position may lie
-//! inside a group, and asking for it skips the whole group; purged files and holes are not errors; recovery writes
-//! empty batches; the iterator's end is an end only if its status is good.
+//! sequence number in RocksDB is the commit's revision. RocksDB's interface has four traps (each has a test): a
+//! position may lie inside a group of commits, and asking for it skips the whole group; purged files and holes are not
+//! reported as errors; recovery writes empty batches; the iterator's end is an end only if its status is good.
 
 pub(crate) mod catch_up;
 mod replay;
@@ -17,12 +17,12 @@ use crate::engine::rocks::layout::KeyspaceId;
 use crate::engine::rocks::store::{Store, internal};
 use crate::feed::page::CommitPage;
 
-/// How far before a position the log is asked, in turn, until the answer covers it: a group's numbers are few as a
-/// rule, and a far look costs the reading of what lies between. `u64::MAX` asks for everything there is.
+/// How many sequence numbers before a position the log is read from, in turn, until the answer covers the position: a
+/// group has few numbers as a rule, and what lies between must be read. `u64::MAX` reads everything there is.
 const LOOK_BACK: [u64; 5] = [0, 256, 16 * 1024, 1 << 20, u64::MAX];
 
-/// How far before the log's end the last commit is looked for, in turn: what is not a commit takes few numbers, as a
-/// rule.
+/// How many sequence numbers before the log's end the last commit is looked for, in turn: rows that belong to no commit
+/// take few numbers, as a rule.
 const LAST_COMMIT_LOOK_BACK: [u64; 3] = [64, 4096, 100_000];
 
 /// Commits of all keyspaces, read from the log.
@@ -40,12 +40,12 @@ pub(crate) fn read_after(store: &Store, after: Revision, page_bytes: usize) -> R
     page.ok_or_else(|| hole(after, store.revision().0 + 1))
 }
 
-/// An open place in the log, from which it is read on without looking for it again.
+/// An open position in the log, from which it is read on without finding the position again.
 ///
 /// It must not outlive the store. While it is open, its file stays on the disk even when it is purged.
 pub(crate) struct LogCursor {
     batches: DBWALIterator,
-    /// A batch that was taken from them already.
+    /// A batch that was taken from `batches` already.
     held: Option<(u64, WriteBatch)>,
     /// Everything up to here was read.
     at: Revision,
@@ -56,12 +56,13 @@ pub(crate) struct LogCursor {
 }
 
 impl LogCursor {
-    /// The place of `after`, which must lie before the store's last revision. Reads a log file from its start. Blocks.
+    /// Opens a cursor at `after`, which must lie before the store's last revision. Reads a log file from its start.
+    /// Blocks.
     ///
     /// # Errors
     /// [`StorageError::Compacted`] where the log does not reach back to there.
     pub(crate) fn find(store: &Store, after: Revision) -> Result<Self> {
-        // Ordering: before it is opened. What is written afterwards it need not see, and misses nothing.
+        // Ordering: before it is opened. What is written afterwards the iterator need not see.
         let known = store.revision();
         let (batches, batch) = find(store, after)?;
         Ok(Self {
@@ -73,14 +74,14 @@ impl LogCursor {
         })
     }
 
-    /// Where it stands.
+    /// Everything up to here was read.
     pub(crate) fn at(&self) -> Revision {
         self.at
     }
 
     /// Reads the commits after `after`, which must not lie before [`LogCursor::at`] nor at the store's last revision,
-    /// until about `page_bytes` are read, or `until` or the end is reached. `None`: it has come to its own end, since
-    /// it sees nothing that was written after it got there; find the place anew. Blocks.
+    /// until about `page_bytes` are read, or `until` or the end is reached. `None`: the iterator was at its end before,
+    /// and sees nothing that was written since; open a new cursor. Blocks.
     ///
     /// # Errors
     /// [`StorageError::Compacted`] where the log has a hole.
@@ -101,7 +102,7 @@ impl LogCursor {
             };
             let count = rows.len() as u64;
             if count == 0 {
-                // Recovery writes empty batches; the others follow each other without a gap.
+                // Recovery writes empty batches. The sequence numbers of the others are without a gap.
                 continue;
             }
             if first > reached.0 + 1 {
@@ -161,7 +162,7 @@ pub(crate) fn oldest(store: &Store) -> Result<Revision> {
     Ok(store.revision())
 }
 
-/// When the last commit was made, if the log's end tells. Blocks.
+/// The time of the last commit, if it is found near the log's end. Blocks.
 pub(crate) fn last_time(store: &Store) -> Result<Option<UnixMillis>> {
     let last = store.revision();
     let oldest = oldest(store)?;
@@ -181,7 +182,7 @@ pub(crate) fn last_time(store: &Store) -> Result<Option<UnixMillis>> {
     Ok(None)
 }
 
-/// The batches from the one that holds number `after + 1`.
+/// The batches from the one that holds the sequence number `after + 1`.
 fn find(store: &Store, after: Revision) -> Result<(DBWALIterator, (u64, WriteBatch))> {
     let mut oldest = store.revision();
     for back in LOOK_BACK {
@@ -203,7 +204,7 @@ fn find(store: &Store, after: Revision) -> Result<(DBWALIterator, (u64, WriteBat
             .status()
             .map_err(|error| internal("read of the log", &error))?;
         if after.0 <= back {
-            // That was all there is.
+            // This was everything there is.
             break;
         }
     }

@@ -9,9 +9,9 @@ use storage_protocol::{Change, ChangeKind, CommitRecord, Key, KeyState, Result, 
 use crate::engine::rocks::layout;
 use crate::engine::rocks::layout::{CommitRow, Damaged, KeyspaceId, Table};
 
-/// Puts commits together from the rows of a batch.
+/// Rebuilds commits from the rows of a batch.
 pub(super) struct Replay<'a> {
-    /// The number of the row at hand.
+    /// The sequence number of the row at hand.
     pub(super) number: u64,
     pub(super) after: Revision,
     pub(super) commits: &'a mut Vec<(KeyspaceId, Arc<CommitRecord>)>,
@@ -60,7 +60,7 @@ impl Replay<'_> {
     }
 }
 
-/// The record of a commit, from its row and the changes that the rows before it tell.
+/// The record of a commit, from its row and the changes that the rows before it hold.
 fn record(row: CommitRow, mut changes: Vec<Change>) -> Result<CommitRecord, Damaged> {
     let place_of = |place: u32, length: usize| {
         let place = usize::try_from(place).ok().filter(|place| *place <= length);

@@ -1,4 +1,5 @@
-//! Watches `Every` over the RocksDB engine: what the feed has queued, else pages of the log.
+//! Watches `Every` over the RocksDB engine: each commit in revision order, from the watch's queue in the feed while it
+//! keeps up, else from the ring or from pages of the log.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,10 +16,10 @@ use crate::engine::rocks::store::KeyspaceState;
 use crate::feed::page::Found;
 use crate::feed::{Next, QUEUE_BYTES_MAX, Subscription};
 
-/// Pages in memory that a watch which catches up searches at a time, before it looks at what it was asked for.
+/// So many cached pages a watch that catches up searches in one poll, before it goes on with what it found.
 const PAGES_PER_TURN: usize = 16;
 
-/// A question to the reader of the log: what comes after the revision?
+/// A request to the reader of the log, for the page after the revision.
 pub(super) type Reading = (Revision, BoxFuture<'static, Result<Arc<LogPage>>>);
 
 pub(crate) struct EveryWatch {
@@ -26,7 +27,7 @@ pub(crate) struct EveryWatch {
     keyspace: Arc<KeyspaceState>,
     subscription: Subscription,
     queue: VecDeque<Arc<CommitRecord>>,
-    /// A page of the log that was asked for.
+    /// A page of the log that was requested and has not arrived.
     reading: Option<Reading>,
     tokens: Tokens,
     /// Everything up to here was delivered.
@@ -54,8 +55,8 @@ impl EveryWatch {
         }
     }
 
-    /// Takes what the log gave, and what else is in memory of it: this watch's commits into the queue, as many as it
-    /// may hold, its place in the feed to where the log was searched.
+    /// Searches a page of the log, and the cached pages that follow it: the commits in the range go into the queue, as
+    /// many as it may hold, and the subscription moves on to the revision up to which the log was searched.
     fn take_page(&mut self, after: Revision, mut page: Arc<LogPage>) {
         let mut found = Found::after(after, QUEUE_BYTES_MAX);
         for _ in 0..PAGES_PER_TURN {
@@ -64,7 +65,7 @@ impl EveryWatch {
                     let views = self.shared.feed.views();
                     page.search(&id, self.subscription.range(), views, &mut found);
                 }
-                // It has no commits yet.
+                // The keyspace has no commits yet.
                 None => found.reached = page.reached(),
             }
             if found.is_full() {

@@ -15,8 +15,8 @@ pub(crate) use self::pages::{Pages, RESTS_BYTES_MAX, UNTAKEN_BYTES_MAX};
 use crate::engine::rocks::EngineShared;
 use crate::feed::Subscription;
 
-/// Requests for progress that are not answered yet. One more ends the watch with an error: if it were dropped instead,
-/// whoever asked would wait for ever.
+/// At most this many requests for progress may be unanswered. One more ends the watch with an error: if it were dropped
+/// instead, its caller would wait for ever.
 const TOKENS_MAX: usize = 1024;
 
 /// The tokens of the requests for progress, oldest first.
@@ -48,10 +48,10 @@ impl Tokens {
     }
 }
 
-/// Whether a progress event that was requested at a revision is still to come from a watch that has nothing up to
-/// `delivered`; if so, the waker is called when it can come. A commit can be read a moment before it is published, and
-/// is published a moment before it is delivered; the progress event waits for both. A store that failed in between
-/// (poisoned) publishes no more.
+/// Whether a progress event that was requested at a revision must still wait, for a watch that has nothing up to
+/// `delivered`; if so, the waker is called when it can be sent. A commit can be read a moment before it is published,
+/// and is published a moment before it is delivered; the progress event waits for both. A store that failed in between
+/// (poisoned) publishes nothing more, so there it waits only for what is published.
 pub(crate) fn progress_waits(
     shared: &EngineShared,
     subscription: &Subscription,

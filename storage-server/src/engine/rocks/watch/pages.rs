@@ -1,9 +1,9 @@
 //! Pages that were read and not taken yet, bounded together.
 //!
-//! A watch asks the read pool for a page, and may not be polled for long when it comes: its session's outbox is full,
-//! its owner looks elsewhere. What such watches hold between them is bounded here: over the bound the page that waits
-//! longest is dropped, and its watch reads it again when it is polled. The same holds of what is left of a pass that
-//! was read to its end when its watch was parked.
+//! A `Latest` watch has the read pool read a page, and may not be polled for a long time after that: its session's
+//! outbox is full, or its owner is busy. This bounds the pages that all such watches hold together. Over the bound the
+//! page that waits longest is dropped, and its watch reads it again when it is polled. The same type bounds the events
+//! left over from a pass that had been read to its end when its watch was parked.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 /// What all finished pages that nobody has taken yet may have in keys and values; or one page, if that is larger.
 pub(crate) const UNTAKEN_BYTES_MAX: usize = 64 << 20;
 
-/// And what is left of passes of parked watches: less, since they may be parked for ever.
+/// And what the events left over from passes of parked watches may have: less, since they may be parked for ever.
 pub(crate) const RESTS_BYTES_MAX: usize = 16 << 20;
 
 /// See the module.
@@ -22,15 +22,15 @@ pub(crate) struct Pages<T> {
 }
 
 struct Untaken<T> {
-    /// By when they came.
+    /// In the order in which they were kept.
     pages: BTreeMap<u64, (T, usize)>,
     next: u64,
     bytes: usize,
-    /// Pages that had to make room.
+    /// Pages that were dropped to make room.
     dropped: u64,
 }
 
-/// A page in waiting. Dropping it drops the page.
+/// A kept page. Dropping the ticket drops the page.
 #[derive(Debug)]
 pub(crate) struct Ticket<T> {
     pages: Weak<Pages<T>>,
@@ -55,7 +55,7 @@ impl<T> Pages<T> {
         self.untaken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a page of `bytes` bytes until it is taken; the pages that wait longest make room.
+    /// Keeps a page of `bytes` bytes until it is taken; the pages that wait longest are dropped to make room.
     pub(crate) fn keep(self: &Arc<Self>, page: T, bytes: usize) -> Ticket<T> {
         let mut dropped = Vec::new();
         let mut untaken = self.lock();
@@ -77,7 +77,7 @@ impl<T> Pages<T> {
         }
     }
 
-    /// Pages that were kept until now, and those of them that had to make room.
+    /// Pages that were kept until now, and those of them that were dropped to make room.
     #[cfg(test)]
     pub(crate) fn kept(&self) -> (u64, u64) {
         let untaken = self.lock();
@@ -91,7 +91,7 @@ impl<T> Pages<T> {
 }
 
 impl<T> Ticket<T> {
-    /// The page; `None` where it had to make room.
+    /// The page; `None` if it was dropped to make room.
     pub(crate) fn take(self) -> Option<T> {
         self.remove()
     }

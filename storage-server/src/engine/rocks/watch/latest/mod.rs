@@ -1,15 +1,16 @@
-//! Watches `Latest` over the RocksDB engine.
+//! Watches `Latest` over the RocksDB engine: the present state of each key that changed, not each change.
 //!
-//! One that keeps up is served from its queue in the feed, like a watch `Every`: what is queued when it is asked is
-//! conflated to the last state of each key, and a progress event follows. One that does not, or begins, goes in passes
-//! over snapshots: a snapshot at revision R, the index rows after the last progress event, each with its present state,
-//! then a progress event at R. No change is buffered then, so a reader may be as slow as it likes.
+//! A watch that keeps up is served from its queue in the feed, like a watch `Every`: when it is polled, the queue is
+//! conflated to the last state of each key, and a progress event follows. A watch that begins, or does not keep up,
+//! makes passes over snapshots: it takes a snapshot at revision R, delivers the keys in the index rows after its last
+//! progress event, each with its state at R, then a progress event at R. Such a watch buffers no changes, so its reader
+//! may be as slow as it likes.
 //!
 //! A snapshot is pinned for a while ([`PinnedSnapshot`](crate::engine::rocks::read::PinnedSnapshot)). A pass whose
-//! snapshot was taken back goes on with a new one, behind what it told already: the index is in the order of revisions,
-//! so what changed meanwhile stands at its end, and may be told again with a higher revision. Tombstones newer than the
-//! pass's first snapshot are told whatever it began with, since their keys may have been told before. Only if these
-//! were forgotten meanwhile does it begin anew, behind a `Reset`.
+//! snapshot was released goes on over a new one, after what it has delivered: the index is in the order of revisions,
+//! so what changed meanwhile is at its end, and a key may be delivered again with a higher revision. Tombstones newer
+//! than the pass's first snapshot are always delivered, since their keys may have been delivered before. Only if such
+//! tombstones were forgotten meanwhile does the pass begin anew, after a `Reset`.
 
 mod pass;
 
@@ -41,21 +42,21 @@ pub(crate) struct LatestWatch {
     keyspace: Arc<KeyspaceState>,
     subscription: Subscription,
     min_interval: Duration,
-    /// The last progress event.
+    /// The revision of the last progress event.
     progress: Revision,
     /// The revision of the last progress event that the caller took.
     delivered: Revision,
-    /// From the beginning, and before the first progress event: no tombstones then.
+    /// The watch began without a position, and is before its first progress event: no tombstones are delivered then.
     fresh: bool,
-    /// Until the first progress event, which comes even if nothing changed, so that an empty range has it too.
+    /// Before the first progress event, which is sent even if nothing changed, so that an empty range gets one too.
     first: bool,
     pass: LatestPass,
     events: VecDeque<WatchEvent>,
-    /// Of the pass whose last states are in `events`: tombstones up to here are not told.
+    /// Of the pass whose last states are in `events`: tombstones up to here are not delivered.
     tombstones_after: Revision,
     next_pass_at: Option<Pin<Box<Sleep>>>,
     tokens: Tokens,
-    /// The tokens that the pass under way will answer: those asked for before its snapshot.
+    /// The tokens that the pass under way will answer: those of requests made before its snapshot.
     answering: VecDeque<u64>,
     _place: OwnedSemaphorePermit,
 }
@@ -66,14 +67,14 @@ enum LatestPass {
     /// Between two pages.
     Resting(NextPage),
     /// All was read when the watch was parked, and some of it was not taken: the rest is kept while there is room for
-    /// it; else this is read.
+    /// it, and else read again from here.
     Paused(NextPage, Ticket<VecDeque<WatchEvent>>),
-    /// The page that comes from there is read, or waits to be taken.
+    /// The page from here is being read, or waits to be taken.
     Reading(NextPage, BoxFuture<'static, Result<Ticket<LatestPage>>>),
 }
 
 impl LatestWatch {
-    /// Tells what changed after `progress`; `fresh`: everything that is there, and no tombstones.
+    /// A watch of what changed after `progress`; with `fresh`, of everything that is there, without tombstones.
     pub(crate) fn new(
         shared: Arc<EngineShared>,
         keyspace: Arc<KeyspaceState>,
@@ -102,8 +103,8 @@ impl LatestWatch {
         }
     }
 
-    /// Tells what is queued, or begins a pass, if something changed or was asked for, and the interval is over. A
-    /// progress event that was asked for does not wait for the interval.
+    /// Delivers what is queued, or begins a pass, once something changed and the interval is over, or progress was
+    /// requested: a requested progress event does not wait for the interval.
     fn begin(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let has_news = self.subscription.has_news(cx.waker());
         if !has_news && !self.first && self.tokens.asked.is_empty() {
@@ -119,7 +120,7 @@ impl LatestWatch {
                 Instant::now() + self.min_interval,
             )));
         }
-        // Without its tombstones the log's steps would do; but the watch is told that they are gone.
+        // If only tombstones are missing, the commits in the log would do; but then the watch must get its `Reset`.
         let needs_state = self.first && (self.fresh || self.progress < self.keyspace.compacted());
         if needs_state {
             self.begin_pass();
@@ -143,7 +144,7 @@ impl LatestWatch {
         Poll::Ready(())
     }
 
-    /// Tells commits as one pass: the last state of each key, in revision order.
+    /// Delivers commits like one pass: the last state of each key, in revision order.
     fn deliver_batch(&mut self, commits: &[Arc<CommitRecord>]) {
         self.tombstones_after = Revision::ZERO;
         let mut states: HashMap<&Key, KeyState> = HashMap::new();
@@ -169,24 +170,24 @@ impl LatestWatch {
             state,
         });
         self.events.extend(states);
-        // It may be beyond the last of them, where the ring was searched for the watch.
+        // It may be higher than the last commit's revision, if the ring was searched for the watch.
         let reached = self.subscription.taken();
         let answers = |(_, at): &(u64, Revision)| *at <= reached;
         if is_empty && !self.first && !self.tokens.asked.front().is_some_and(answers) {
-            // Signals only, which this kind of watch is not told.
+            // Signals only, which this kind of watch does not get.
             self.progress = self.progress.max(reached);
             return;
         }
         self.end_batch(reached.max(self.progress));
     }
 
-    /// A progress event at a revision that the feed has come to, and the answers to what was asked for up to there.
+    /// A progress event at a revision that the feed has delivered, and with it the answers to requests up to there.
     fn end_batch(&mut self, reached: Revision) {
         while let Some((token, _)) = self.tokens.asked.pop_front_if(|(_, at)| *at <= reached) {
             self.answering.push_back(token);
         }
         if self.shared.store.check_poison().is_err() {
-            // It comes no further.
+            // No commit will be delivered any more.
             self.answering
                 .extend(self.tokens.asked.drain(..).map(|(token, _)| token));
         }
@@ -212,9 +213,9 @@ impl LatestWatch {
     }
 
     fn begin_pass(&mut self) {
-        // It is not told what the pass will tell.
+        // Nothing is queued while the pass reads the same changes.
         self.subscription.park(None);
-        // The snapshot comes later, so it is no older than what was asked for.
+        // The snapshot is taken later, so it is no older than the requests.
         self.answering
             .extend(self.tokens.asked.drain(..).map(|(token, _)| token));
         self.read(NextPage::Mark {
@@ -259,7 +260,7 @@ impl LatestWatch {
                 let revision = snapshot.revision();
                 self.end(revision);
                 self.subscription.caught_up(revision);
-                // Live at once, if that is to be had; else it is found out when there is nothing to tell.
+                // Live at once, if little was missed; else `begin` decides, once these events are taken.
                 self.subscription.catch_up_live();
             }
         }
@@ -272,7 +273,7 @@ impl LatestWatch {
             LatestPass::Resting(from) => self.read(from),
             LatestPass::Paused(from, rest) => match rest.take() {
                 Some(events) => {
-                    // These answer.
+                    // The kept events have the answers.
                     self.answering.clear();
                     self.events = events;
                 }
@@ -285,7 +286,7 @@ impl LatestWatch {
                 }
                 Poll::Ready(ticket) => match ticket?.take() {
                     Some(page) => self.take(page),
-                    // It had to make room for others'.
+                    // It was dropped to make room for other watches' pages.
                     None => self.read(from),
                 },
             },
@@ -309,7 +310,7 @@ impl LatestWatch {
     }
 
     /// The last states of a pass, or of a batch from the feed, cannot be read again as they are. They are kept while
-    /// there is room for such; else they are read again in a pass over a newer snapshot.
+    /// there is room for them, and else read again in a pass over a newer snapshot.
     fn keep_rest(&mut self) {
         let (Some(id), Some(WatchEvent::State { key, state })) =
             (self.keyspace.id(), self.events.front())
@@ -335,7 +336,7 @@ impl LatestWatch {
     }
 }
 
-/// What a change leaves; `None` for a signal.
+/// The state of a key after a change; `None` for a signal.
 fn state_behind(kind: &ChangeKind, revision: Revision) -> Option<KeyState> {
     match kind {
         ChangeKind::Put {
@@ -383,10 +384,10 @@ impl WatchSource for LatestWatch {
     fn park(&mut self) {
         self.give_back();
         if let LatestPass::Reading(from, _) = &self.pass {
-            // What is being read is for nobody now.
+            // Nobody would take the page that is being read.
             self.pass = LatestPass::Resting(from.clone());
         }
-        // Nobody takes what would be queued for it.
+        // Nobody would take what the feed queues.
         self.subscription.park(None);
     }
 

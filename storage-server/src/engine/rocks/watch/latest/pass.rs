@@ -1,4 +1,5 @@
-//! The pages of a pass over a snapshot.
+//! Reads the pages of a `Latest` watch's pass: on the read pool, from a pinned snapshot, and from a newer one if that
+//! was released meanwhile.
 
 use std::sync::Arc;
 
@@ -15,9 +16,9 @@ use crate::engine::rocks::{EngineShared, PAGE_BYTES, closed};
 pub(super) enum NextPage {
     /// The first page: what changed after a revision; with `fresh` everything there is, without tombstones.
     Mark { progress: Revision, fresh: bool },
-    /// The pass's snapshot, which may be expired.
+    /// From the pass's snapshot, unless it was released.
     Snapshot(PinnedSnapshot, ChangesCursor),
-    /// There is no snapshot any more.
+    /// From a new snapshot: the pass has none any more.
     Cursor(ChangesCursor),
 }
 
@@ -25,9 +26,9 @@ pub(super) enum NextPage {
 #[derive(Debug)]
 pub(crate) struct LatestPage {
     pub(super) snapshot: PinnedSnapshot,
-    /// Behind this page; `None`: the keyspace has no entries yet.
+    /// After this page; `None` if the keyspace has no entries yet.
     pub(super) cursor: Option<ChangesCursor>,
-    /// What was told before is to be forgotten.
+    /// What was delivered before is to be forgotten.
     pub(super) reset: bool,
     pub(super) items: Vec<ScanItem>,
     pub(super) is_last: bool,
@@ -40,7 +41,7 @@ pub(super) async fn read_page(
     range: KeyRange,
     from: NextPage,
 ) -> Result<Ticket<LatestPage>> {
-    // On a task of its own, so that a place is never held by a watch that is not polled; it ends with the watch.
+    // On a task of its own, so that no permit is ever held by a watch that is not polled; the task ends with the watch.
     let reading = tokio::spawn(async move {
         let pass = shared.passes.clone().acquire_owned().await;
         let place = shared.readers.clone().acquire_owned().await;
@@ -60,7 +61,7 @@ pub(super) async fn read_page(
 }
 
 impl NextPage {
-    /// Reads the page, and tells its bytes. Blocks.
+    /// Reads the page; with its size in bytes. Blocks.
     fn page(
         self,
         shared: &EngineShared,
@@ -80,14 +81,14 @@ impl NextPage {
         let Some(mut cursor) = cursor else {
             return Ok(LatestPage::new(snapshot, None, reset, None));
         };
-        // Just pinned: not expired.
+        // Just pinned, so not released yet.
         let page = snapshot.read(|snapshot| cursor.next_page(snapshot, PAGE_BYTES))?;
         Ok(LatestPage::new(snapshot, Some(cursor), reset, Some(page)))
     }
 }
 
-/// The snapshot of a pass, and the cursor over it if there is anything in the keyspace; whether it is of everything,
-/// behind a `Reset`.
+/// The snapshot of a pass; the cursor over it, if there is anything in the keyspace; whether the pass is one over
+/// everything, after a `Reset`.
 type Begun = (PinnedSnapshot, Option<ChangesCursor>, bool);
 
 fn begin(
@@ -98,8 +99,8 @@ fn begin(
     fresh: bool,
 ) -> Begun {
     let snapshot = shared.snapshots.pin(&shared.store);
-    // Ordering: after the snapshot. The compacted revision is raised before tombstones go, so a snapshot without them
-    // comes with a compacted revision that tells.
+    // Ordering: after the snapshot. The compacted revision is raised before tombstones are removed, so if the snapshot
+    // lacks tombstones, the compacted revision read here shows it.
     let reset = !fresh && progress < keyspace.compacted();
     let (after, tombstones_after) = match fresh || reset {
         true => (
