@@ -1,4 +1,4 @@
-//! From a plan to rows: what a commit writes, and the record that the feed gets of it.
+//! Turns a planned commit into the rows that it writes, and into the record that the feed gets.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -18,15 +18,16 @@ use crate::engine::rocks::sessions::SessionState;
 use crate::engine::rocks::store::KeyspaceState;
 use crate::feed::FeedCommit;
 
-/// A commit up to this size is copied out of its message: cheaper than what it might keep alive.
+/// A commit up to this size is copied out of its message: the copy costs less than the memory of the whole message,
+/// which it would keep alive.
 const COMPACT_BYTES_MAX: usize = 4 * 1024;
 
-/// A commit's number as it is written.
+/// A commit number as it is written.
 #[derive(Clone, Copy)]
 pub(super) struct Numbered {
     pub(super) number: u64,
     pub(super) fingerprint: Option<u64>,
-    /// The session's row goes with it.
+    /// The session has no row yet: it is written in the same batch.
     pub(super) unstored: bool,
 }
 
@@ -131,7 +132,7 @@ impl Group<'_> {
         let row = KeyspaceRow {
             id: KeyspaceId(last + 1),
             rules: keyspace.rules(),
-            // Nothing of it is older than the commit that makes it.
+            // Nothing in the keyspace is older than the commit that creates it.
             made: Revision(self.base + self.sequence_numbers),
         };
         debug_assert!(row.made < revision);
@@ -144,7 +145,7 @@ impl Group<'_> {
         row.id
     }
 
-    /// The commit's changes, signals in their places.
+    /// The commit's changes, with its signals at their offsets.
     fn write_steps(
         &mut self,
         id: KeyspaceId,
@@ -155,7 +156,7 @@ impl Group<'_> {
         let mut changes = Vec::with_capacity(steps.len() + signals.len());
         let mut signals = signals.into_iter().peekable();
         let mut steps = steps.into_iter();
-        // Both come in the order of their places; a signal's place counts what stands before it, signals included.
+        // Both are in the order of their offsets; the offset of a signal counts everything before it, signals included.
         loop {
             if let Some((_, key, bytes)) = signals.next_if(|(place, _, _)| *place <= changes.len())
             {
@@ -204,8 +205,8 @@ impl Group<'_> {
                 self.delete(Table::Index, &index_key(id, old.revision, &key));
             }
             match lifetime_row(id, &key, &old) {
-                // The same row was just put (a session's key put again): a delete would take it away. Something must
-                // take its number, though.
+                // The same row was just put (a session's key put again), and a delete would remove it. But its sequence
+                // number was counted in advance, so a row must take it.
                 Some(row) if lifetime_row(id, &key, &head).as_ref() == Some(&row) => {
                     self.put(
                         Table::Lifetimes,
@@ -240,8 +241,8 @@ impl Group<'_> {
     }
 }
 
-/// Copies what a small commit changed out of the message it came in, which may be much larger (checks, another
-/// commit's parts): the ring and the queues of watches keep these bytes, and count them.
+/// Copies the changes of a small commit out of the message that it arrived in, which may be much larger (checks,
+/// fragments of another commit): the ring and the queues of watches keep these bytes, and count them.
 fn compact(changes: &mut [Change], message_bytes: usize) {
     let of = |change: &Change| {
         change.key.len()

@@ -1,4 +1,4 @@
-//! Commits that become durable together, and how each sees those before it.
+//! A group: commits that become durable together, in one batch. Each sees the effects of those before it in the group.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,10 +16,10 @@ use crate::engine::rocks::store::{KeyspaceState, Store};
 use crate::engine::rocks::{EngineShared, layout};
 use crate::feed::FeedCommit;
 
-/// Numbers that a group may take before it is written; a single commit may take more.
+/// Sequence numbers that a group may take before it is written; a single commit may take more.
 const GROUP_SEQUENCE_NUMBERS_MAX: u64 = 64 * 1024;
 
-/// Bytes that a group may have before it is written: values before count here that its requests do not carry.
+/// Bytes that a group may have before it is written. Previous values count here, which its requests do not contain.
 const GROUP_BYTES_MAX: usize = 16 << 20;
 
 /// Commits that become durable together.
@@ -29,16 +29,16 @@ pub(crate) struct Group<'a> {
     pub(super) batch: WriteBatch,
     /// The store's revision before the group.
     pub(crate) base: u64,
-    /// Numbers taken so far.
+    /// Sequence numbers taken so far.
     pub(crate) sequence_numbers: u64,
     pub(crate) now: UnixMillis,
-    /// Bytes of the work at hand, as it was queued.
+    /// Bytes of the work in progress, as it was queued.
     pub(super) taken: usize,
     /// Entries as the group's commits leave them, for the checks of later ones.
     pub(super) overlay: HashMap<(KeyspaceId, Key), (Head, Value)>,
-    /// What peers' numbers became in this group.
+    /// What was executed in this group, by peers' commit numbers.
     pub(crate) executed: HashMap<(SessionId, u64), NumberRow>,
-    /// Handles that others took over from.
+    /// The fences of handles whose sessions newer generations took over.
     pub(crate) fenced: Vec<CancellationToken>,
     pub(super) records: Vec<FeedCommit>,
     pub(super) made: Vec<(Arc<KeyspaceState>, KeyspaceRow)>,
@@ -67,7 +67,7 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// One that looks at the clock first.
+    /// A group that looks at the clock first.
     pub(super) fn begin(shared: &'a EngineShared) -> Self {
         let mut group = Self::new(shared);
         group.follow_clock();
@@ -135,18 +135,18 @@ impl<'a> Group<'a> {
         self.answers.push((reply, answer));
     }
 
-    /// What the last work is to be answered with.
+    /// The answer to the last work.
     #[cfg(test)]
     pub(crate) fn last_answer(&self) -> Result<Position> {
         self.answers.last().expect("a work was taken").1.clone()
     }
 
-    /// Where the store is, with what the group did so far.
+    /// The store's position after what the group did so far.
     pub(crate) fn here(&self) -> Result<Position> {
         Ok(self.store.at(Revision(self.base + self.sequence_numbers)))
     }
 
-    /// What a key is just now: in the group, else in the store.
+    /// The present state of a key: in the group, else in the store.
     pub(super) fn look(&self, keyspace: &KeyspaceState, key: &Key) -> Result<Option<Head>> {
         Ok(self.look_at(keyspace, key, false)?.map(|(head, _)| head))
     }

@@ -1,11 +1,13 @@
 //! Group commit: the one writer of the store, on a thread of its own.
 //!
-//! It takes what waits, evaluates each commit's checks against the store and the group's earlier commits (the overlay),
-//! writes one batch with one synced write, publishes to the feed, then answers everything that saw the group, refusals
-//! included: nobody learns of a commit that is not durable. The feed tells the watches on a thread of its own.
+//! The committer takes what is queued, evaluates each commit's checks against the store and the group's earlier commits
+//! (the overlay), writes one batch with one synced write, publishes to the feed, and then answers all requests of the
+//! group, refused ones included: nobody learns of a commit that is not durable. The feed delivers to the watches on a
+//! thread of its own.
 //!
-//! Invariants: nothing else writes to the database, so the numbers RocksDB will give are known beforehand; a commit's
-//! record is the last of its rows and its number is the commit's revision; the log holds puts and deletes only.
+//! Invariants: nothing else writes to the database, so the sequence numbers that RocksDB will give are known in
+//! advance; a commit's record is the last of its rows, and its sequence number is the commit's revision; the log holds
+//! puts and deletes only.
 
 mod apply;
 mod group;
@@ -27,7 +29,7 @@ use crate::engine::rocks::options::Durability;
 
 /// Runs until the queue is closed and drained.
 pub(crate) fn run(shared: &EngineShared) {
-    // Also when it panics: the feed's thread must not wait for ever.
+    // Also when the committer panics: the feed's thread must not wait for ever.
     let _close = CloseFeed(shared);
     let mut sync = WriteOptions::default();
     sync.set_sync(shared.store.options.durability == Durability::Sync);
@@ -61,7 +63,7 @@ impl Committer<'_> {
             if let Some(full) = group.take_if(|group| group.is_full()) {
                 self.write(full);
             }
-            // Only when the one before is written: its revisions begin behind that.
+            // Only once the group before is written: the next one's revisions follow on it.
             group
                 .get_or_insert_with(|| Group::begin(self.shared))
                 .take(work);
@@ -71,7 +73,7 @@ impl Committer<'_> {
         }
     }
 
-    /// Makes a group durable, then tells of it.
+    /// Makes a group durable, then publishes it and answers.
     fn write(&mut self, group: Group<'_>) {
         let Group {
             batch,
@@ -89,7 +91,8 @@ impl Committer<'_> {
         if sequence_numbers > 0 {
             let began = Instant::now();
             let bytes = batch.size_in_bytes();
-            // Ordering: before the write. Who sees its first commit must find the keyspace; a failed write poisons.
+            // Ordering: before the write. Whoever sees a keyspace's first commit must find the keyspace. If the write
+            // fails, the store is poisoned.
             for (keyspace, row) in made {
                 keyspace.set_row(row);
             }
@@ -113,12 +116,13 @@ impl Committer<'_> {
                 self.shared.expiry_timer.set(due);
             }
         }
-        // Ordering: durable, then published, then answered: who has an answer finds the commit everywhere. What watches
-        // are told of it is told beside that (see the feed).
+        // Ordering: durable, then published, then answered: a caller that has its answer finds the commit everywhere.
+        // The feed's thread delivers it to the watches meanwhile.
         self.shared
             .feed
             .publish(records, Revision(base + sequence_numbers));
-        // The fences first: a socket that was taken over is closed rather than told what its successor asks again.
+        // The fences first: the socket of a fenced handle is closed, and gets no answers any more; its successor asks
+        // again.
         for before in fenced {
             before.cancel();
         }

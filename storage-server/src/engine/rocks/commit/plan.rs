@@ -1,4 +1,5 @@
-//! From a batch to the steps it takes: the checks are evaluated, and each operation is looked up.
+//! Plans a commit: evaluates its checks, and looks up the entry that each operation replaces. The plan is a list of
+//! steps, which `apply` turns into rows; a commit that is refused is refused here, and has written nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,7 +17,7 @@ use crate::engine::rocks::layout::{Head, NumberRow, Stored};
 use crate::engine::rocks::sessions::SessionState;
 use crate::engine::rocks::store::KeyspaceState;
 
-/// What a commit is known by: whose, which, and its fingerprint if its number may come again.
+/// What identifies a commit: its session's handle, its commit number, and its fingerprint if it may be retried.
 #[derive(Clone, Copy)]
 pub(super) struct Number {
     pub(super) handle: u64,
@@ -24,10 +25,10 @@ pub(super) struct Number {
     pub(super) fingerprint: Option<u64>,
 }
 
-/// A signal, with its place among the changes.
+/// A signal, with its offset among the changes.
 pub(super) type Signal = (usize, Key, Value);
 
-/// One entry's way through a commit.
+/// What a commit does to one entry.
 pub(super) struct Step {
     pub(super) key: Key,
     /// The key ends with the commit's revision, which is not known yet.
@@ -61,12 +62,12 @@ impl Group<'_> {
         } = number;
         let repeatable = fingerprint.is_some();
         self.check_session(session, handle, number, repeatable)?;
-        // Before anything that could refuse it: what was executed was not refused.
+        // Before anything that could refuse it: a commit that was executed must not be answered with "not executed".
         if repeatable && number <= session.executed.load(Ordering::Acquire) {
             return self.repeat(session, number, fingerprint);
         }
         self.store.check_poison()?;
-        // Again, since it waited: what stood before it may have taken the room.
+        // Checked again, since it waited: commits before it may have taken the room.
         let ahead = self.batch.size_in_bytes() + self.taken;
         self.shared.disk.check(Need::of(&batch), ahead)?;
         if let Some(byte) = session.keyspace.rules().forbidden_byte {
@@ -111,7 +112,7 @@ impl Group<'_> {
         Ok(())
     }
 
-    /// What each operation does, and the signals with their places among the changes.
+    /// What each operation does, and the signals with their offsets among the changes.
     fn plan(
         &self,
         session: &SessionState,

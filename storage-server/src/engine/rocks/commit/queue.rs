@@ -1,4 +1,4 @@
-//! What waits for the committer: bounded in bytes, and fair by bytes among principals.
+//! The committer's queue: bounded in bytes, and fair by bytes among principals.
 //!
 //! Each principal has a line of its own; the committer takes from the lines in turn, a share of bytes each, so that a
 //! principal which pushes without pause delays another's small commit by one share, not by its backlog. Within a line,
@@ -11,7 +11,7 @@ use storage_protocol::{Limit, Outcome, Result, StorageError};
 
 use super::task::{Task, Work};
 
-/// What one principal's line gives at its turn, in bytes.
+/// What is taken from one principal's line at its turn, in bytes.
 const SHARE_BYTES: usize = 256 * 1024;
 
 /// Works taken at once: bounds what one synced write carries.
@@ -36,7 +36,7 @@ struct PrincipalQueues {
     closed: bool,
 }
 
-/// What waits of one principal.
+/// What one principal has queued.
 #[derive(Debug, Default)]
 struct PrincipalQueue {
     works: VecDeque<Work>,
@@ -69,11 +69,11 @@ impl Queue {
             });
         }
         let principal = work.session.principal.clone();
-        // What the engine itself queues passes always: it is little, and nobody would repeat it.
-        // So does a commit that comes again: refused here, it would look as if it had not been executed.
+        // What the engine itself queues is always admitted: it is little, and nobody would retry it.
+        // So is a commit that is retried: refused here, it would look as if it had not been executed.
         if matches!(work.task, Task::Commit { .. }) {
             let own = lines.lines.get(&principal).map_or(0, |line| line.bytes);
-            // One that is larger than its bound still passes an empty queue or line: the message limit bounds it.
+            // A larger one is still admitted to an empty queue or line: the message limit bounds it.
             for (waiting, max) in [(own, self.bytes_max / 2), (lines.bytes, self.bytes_max)] {
                 if waiting > 0 && waiting + work.bytes > max {
                     return Err(StorageError::Overloaded {

@@ -1,4 +1,4 @@
-//! What the committer is asked to do, and how it is queued.
+//! The committer's tasks, and how they are queued.
 
 use std::sync::{Arc, OnceLock};
 
@@ -13,24 +13,25 @@ use crate::engine::rocks::sessions::{Handle, SessionState, Verdict};
 #[derive(Debug)]
 pub(crate) struct Work {
     pub(crate) session: Arc<SessionState>,
-    /// The number of the session's handle that asks for it; 0: the engine itself.
+    /// The id of the session's handle that asks for it; 0: the engine itself.
     pub(crate) handle: u64,
     pub(crate) task: Task,
-    /// What it counts in the queue.
+    /// How many bytes it counts in the queue.
     pub(crate) bytes: usize,
     pub(crate) reply: oneshot::Sender<Result<Position>>,
 }
 
 #[derive(Debug)]
 pub(crate) enum Task {
-    /// A commit. With a fingerprint it was numbered by a peer, which may send it again.
+    /// A commit. With a fingerprint, its commit number is a peer's, which may retry it.
     Commit {
         number: u64,
         fingerprint: Option<u64>,
         batch: Batch,
         options: CommitOptions,
     },
-    /// A commit of a peer that comes again: nothing is executed. Without a fingerprint what came with it is not known.
+    /// A retry of a peer's commit whose number was executed or refused before: nothing is executed. Without a
+    /// fingerprint its content is not known.
     Repeat {
         number: u64,
         fingerprint: Option<u64>,
@@ -46,7 +47,7 @@ pub(crate) enum Task {
         label: &'static str,
         entries: Vec<Late>,
     },
-    /// Nothing: lets the committer look at the clock.
+    /// Does nothing but let the committer look at the clock.
     Look,
     /// Forgets jumps of the clock.
     ForgetStretches { above: Vec<Revision> },
@@ -65,14 +66,15 @@ pub(crate) enum Task {
     Lose,
     /// The handle's client knows that the session's keys were removed.
     Acknowledge,
-    /// The session was lost at this time, for too long: its keys are to go.
+    /// The session has been without a socket since this time, which is too long: its keys are to be removed.
     ExpireKeys { since: UnixMillis },
-    /// The session was lost at this time and is kept no longer: these records go, and its row.
+    /// The session has been without a socket since this time and is kept no longer: these records are removed, and its
+    /// row.
     ForgetSession {
         since: UnixMillis,
         records: Vec<Vec<u8>>,
     },
-    /// The session takes no more commits; its records go.
+    /// The session takes no more commits; its records are removed.
     End,
 }
 

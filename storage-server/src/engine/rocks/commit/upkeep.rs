@@ -1,4 +1,4 @@
-//! Commits that the engine itself asks for: expired entries go, lifetimes are corrected, tombstones are forgotten.
+//! The writes that the engine itself asks for: it removes expired entries, corrects lifetimes and forgets tombstones.
 
 use std::sync::Arc;
 
@@ -86,10 +86,10 @@ impl Group<'_> {
             {
                 self.delete(Table::Entries, &entry_key(id, &key));
                 self.delete(Table::Index, &index_key(id, revision, &key));
-                // The overlay has no word for "no row": a head that nothing matches stands for it in this group.
+                // The overlay cannot say "no row": in this group a head that matches nothing stands for it.
                 self.overlay.insert((id, key.clone()), (head, Value::new()));
             }
-            // Whatever the entry is by now, this row has done its work.
+            // Whatever became of the entry, this row is not needed any more.
             self.delete(
                 Table::Lifetimes,
                 &LifetimeRow::Tombstone(id, revision, key).key(),
@@ -100,7 +100,7 @@ impl Group<'_> {
             &layout::compacted_key(id),
             &layout::encode_revision(compacted),
         );
-        // Ordering: before the write, so that who sees the tombstones gone in a snapshot finds the compacted revision
+        // Ordering: before the write, so that a reader whose snapshot lacks the tombstones finds the compacted revision
         // raised.
         keyspace.raise_compacted(compacted);
         self.here()

@@ -1,4 +1,5 @@
-//! The expirer: removes what is due, and lets lost sessions and old tombstones have their turns.
+//! The expirer's thread. It removes entries that are due, and between batches of those corrects lifetimes, removes the
+//! keys of lost sessions, forgets sessions, and forgets old tombstones.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use crate::engine::rocks::{EngineShared, clock, layout};
 /// How often old tombstones are looked for.
 const SWEEP: Duration = Duration::from_secs(600);
 
-/// The expirer: runs until the expiry_timer is stopped.
+/// The expirer: runs until the expiry timer is stopped.
 pub(crate) fn run_expirer(shared: &EngineShared) {
     let mut sweep = Instant::now();
     while shared.expiry_timer.wait(|| shared.store.now()) {
@@ -24,7 +25,7 @@ pub(crate) fn run_expirer(shared: &EngineShared) {
         report("look after lost sessions", look_after_sessions(shared));
         if sweep.elapsed() >= SWEEP {
             match forget_tombstones(shared) {
-                // There is more: at the next round, so that expiry has its turn between.
+                // There is more: it is forgotten in the next round, so that entries expire in between.
                 Ok(true) => {}
                 result => {
                     sweep = Instant::now();
@@ -37,7 +38,7 @@ pub(crate) fn run_expirer(shared: &EngineShared) {
 
 fn report(action: &str, result: Result<()>) {
     match result {
-        // A poisoned, full or closing store is told by whoever found it so.
+        // A poisoned, full or closing store is logged where that is first noticed.
         Ok(())
         | Err(
             StorageError::ReadOnly { .. }
@@ -55,12 +56,12 @@ pub(super) fn expire_if_due(shared: &EngineShared) -> Result<()> {
     Ok(())
 }
 
-/// Removes what is due, as commits labelled `expired`.
+/// Removes the entries that are due, in commits labelled `expired`.
 fn expire(shared: &EngineShared) -> Result<()> {
     let store = &shared.store;
     let now = store.now();
-    // Until the look is over nothing is expected for a round (should it fail, that is when it is repeated); commits
-    // meanwhile set an earlier time.
+    // Ordering: before the rows are read. Until that is done the timer is set to a round from now, when it is repeated
+    // should it fail; a commit meanwhile sets an earlier time.
     shared.expiry_timer.expect(now.after(ROUND));
     let (mut start, end) = LifetimeRow::due_range(UnixMillis(u64::MAX - 1));
     for _ in 0..BATCHES_PER_TICK {

@@ -1,5 +1,5 @@
-//! The housekeeper: each second it writes `SYNCED`, releases pinned snapshots, looks at the disk, and lets the
-//! committer look at the clock.
+//! The housekeeper's thread. Each second it writes `SYNCED`, releases idle pinned snapshots, looks at the disk, and
+//! lets the committer look at the clock.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ const FLUSH_BYTES_MIN: u64 = 4 << 20;
 /// How many rounds there are between two looks at how far the log reaches back, which reads its folder.
 const LOG_ROUNDS: u32 = 10;
 
-/// The housekeeper: runs until the expiry_timer is stopped.
+/// The housekeeper: runs until the expiry timer is stopped.
 pub(crate) fn run_housekeeper(shared: &EngineShared) {
     let (mut rounds, mut flushed) = (0, None);
     loop {
@@ -37,8 +37,9 @@ pub(crate) fn run_housekeeper(shared: &EngineShared) {
     }
 }
 
-/// At the reserve what is left of the log is in use: it belongs to what is only in memory. When that is in tables, the
-/// files are archived, and can be dropped. Not again before they could be.
+/// Makes the log in use droppable when only the disk reserve is left. The remaining log files belong to what is not in
+/// tables yet. Once that is flushed into tables, the files are archived and can be dropped. Not repeated before they
+/// could be.
 fn make_room(shared: &EngineShared, flushed: &mut Option<Instant>) {
     let store = &shared.store;
     let is_full = shared.disk.check(Need::Any, 0).is_err();
@@ -46,7 +47,7 @@ fn make_room(shared: &EngineShared, flushed: &mut Option<Instant>) {
         return;
     }
     let in_use = disk::log_bytes_in_use(&store.options.data);
-    // The tables need room first, about as much as the log has of them.
+    // The tables need room before that, about as much as the log has.
     if in_use < FLUSH_BYTES_MIN || shared.disk.available() < in_use.saturating_mul(2) {
         return;
     }

@@ -1,4 +1,4 @@
-//! What sessions without a socket leave: their keys go after a while, then they are forgotten.
+//! Lost sessions (without a socket): their keys are removed after the grace, and the sessions are forgotten later.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,7 +24,7 @@ const SESSIONS_PER_TICK: usize = 1024;
 /// Lost sessions that are forgotten in one group; each has up to 1,024 records.
 const SESSIONS_PER_BATCH: usize = 64;
 
-/// Removes the keys of sessions whose rows begin with `prefix`, as commits labelled `session ended`: of each session
+/// Removes the keys of sessions whose rows begin with `prefix`, in commits labelled `session ended`: of each session
 /// those up to the revision that `up_to` gives, or none.
 pub(crate) fn end_sessions(
     shared: &EngineShared,
@@ -41,11 +41,11 @@ pub(crate) fn end_sessions(
     }
 }
 
-/// Removes the keys of sessions that no longer existed at the start, and finishes expiries that the end of the server
-/// cut short. Does so once.
+/// Removes the keys of sessions that no longer existed at the start, and finishes an expiry of session keys that the
+/// end of the server cut short. Does so once.
 ///
 /// # Errors
-/// As a commit's; `StorageFull` where not even a removal has room. It is repeated at the next round then.
+/// As a commit's; `StorageFull` if not even a removal has room. It is repeated in the next round then.
 pub(crate) fn end_old_sessions(shared: &EngineShared) -> Result<()> {
     if shared.old_sessions_ended.load(Ordering::Relaxed) {
         return Ok(());
@@ -56,7 +56,7 @@ pub(crate) fn end_old_sessions(shared: &EngineShared) -> Result<()> {
     Ok(())
 }
 
-/// A batch of the keys that [`end_sessions`] removes, from `start` on, which is moved behind them; and whether there
+/// A batch of the keys that [`end_sessions`] removes, from `start` on, which then moves behind them; and whether there
 /// may be more.
 fn session_keys(
     shared: &EngineShared,
@@ -107,7 +107,8 @@ pub(super) fn look_after_sessions(shared: &EngineShared) -> Result<()> {
         if overdue.is_empty() {
             break;
         }
-        // What is left of their keys goes first, or nothing would know that they are to go.
+        // Their remaining keys first: once a session is forgotten, nothing shows any more that its keys are to be
+        // removed.
         expire_keys(shared, &overdue)?;
         let mut answers = Vec::new();
         for (since, session) in &overdue {
@@ -125,7 +126,7 @@ pub(super) fn look_after_sessions(shared: &EngineShared) -> Result<()> {
     Ok(())
 }
 
-/// Removes the keys of lost sessions, and what is left of earlier ones.
+/// Removes the keys of these lost sessions, and keys that an earlier call did not come to.
 ///
 /// # Errors
 /// As a commit's; `StorageFull` where not even a removal has room.
@@ -133,11 +134,12 @@ pub(crate) fn expire_keys(
     shared: &EngineShared,
     lost: &[(UnixMillis, Arc<SessionState>)],
 ) -> Result<()> {
-    // Checked first: each expiry writes a row, and without room would write it again in each round.
+    // Checked first: each expiry of session keys writes a row, and without room for the removal would write it again in
+    // each round.
     shared.disk.check(Need::Removal, 0)?;
     let mut answers = Vec::new();
     for (since, session) in lost {
-        // Its keys were not removed yet, and it has no newer ones.
+        // Begun already: its keys are not removed yet, and it cannot have newer ones.
         if shared.sessions.is_expiring(*since, session.id) {
             continue;
         }
@@ -152,7 +154,7 @@ pub(crate) fn expire_keys(
             answers.push(submit(&shared.queue, session, 0, task, 64)?);
         }
     }
-    // All at once: each would be a synced write of its own.
+    // Waited for all together: one by one, each would be a synced write of its own.
     wait_for(answers)?;
     remove_expired_keys(shared)?;
     for (since, session) in lost {
@@ -161,13 +163,13 @@ pub(crate) fn expire_keys(
     Ok(())
 }
 
-/// Removes what expired: the keys of many sessions by one commit, those of one session by several only if they are more
-/// than a batch. Entries that are due have their turn in between.
+/// Removes the session keys whose expiry has begun. One commit removes the keys of many sessions; those of one session
+/// are split only if they are more than a batch. Entries that are due are removed in between.
 fn remove_expired_keys(shared: &EngineShared) -> Result<()> {
     let mut batch = Vec::new();
     let mut whole = Vec::new();
     for session in shared.sessions.expiring() {
-        // What a session that was resumed meanwhile put since then is newer, and stays.
+        // If the session was resumed meanwhile, what it put since then is newer, and stays.
         let last = session.expired_up_to();
         let prefix = LifetimeRow::session_prefix(session.id);
         let mut start = prefix.clone();
@@ -185,7 +187,7 @@ fn remove_expired_keys(shared: &EngineShared) -> Result<()> {
     remove_batch(shared, &mut batch, &mut whole)
 }
 
-/// Removes these keys, which are the last ones of these sessions.
+/// Removes these keys; with them no keys are left of the sessions in `whole`.
 fn remove_batch(
     shared: &EngineShared,
     batch: &mut Vec<ExpiredKey>,

@@ -1,9 +1,9 @@
 //! Background work, on two threads. The housekeeper runs each second, whatever the other does: it writes `SYNCED`,
-//! releases pinned snapshots that rest, and looks at the disk. The expirer removes entries that are due and the keys of
-//! lost sessions, and forgets old tombstones.
+//! releases idle pinned snapshots, and looks at the disk. The expirer removes entries that are due and the keys of lost
+//! sessions, and forgets sessions and old tombstones.
 //!
-//! Neither writes to the database: removals of expired keys and of old tombstones go through the committer's queue like
-//! everything else, in batches of a bounded size, so that many at once do not hold up writers.
+//! Neither writes to the database: all removals go through the committer's queue, in batches of a bounded size, so that
+//! many at once do not hold up writers.
 
 mod expirer;
 mod housekeeper;
@@ -34,13 +34,13 @@ const ROUND: Duration = Duration::from_secs(1);
 /// Entries in one commit of the expirer.
 const BATCH: usize = 512;
 
-/// So many batches at a time, then the other tasks of the expirer have their turn.
+/// After this many batches the expirer goes on with its other tasks.
 const BATCHES_PER_TICK: usize = 32;
 
 /// An entry to be removed, unless it has another revision by then.
 type ExpiredKey = (KeyspaceId, Key, Revision);
 
-/// The first key behind this one.
+/// The first key after this one.
 pub(crate) fn behind(row: &[u8]) -> Vec<u8> {
     [row, &[0]].concat()
 }

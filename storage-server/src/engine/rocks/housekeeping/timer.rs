@@ -1,4 +1,4 @@
-//! When the next entry is due: wakes the expirer.
+//! Wakes the expirer when the next entry is due, and both threads each round.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use storage_protocol::UnixMillis;
 
 use super::ROUND;
 
-/// When the next entry is due; wakes the expirer.
+/// Knows when the next entry is due. Commits set it, the expirer waits for it.
 #[derive(Debug, Default)]
 pub(crate) struct ExpiryTimer {
     state: Mutex<TimerState>,
@@ -16,7 +16,7 @@ pub(crate) struct ExpiryTimer {
 
 #[derive(Debug, Default)]
 struct TimerState {
-    /// Nothing is due before this; `None`: unknown, look.
+    /// Nothing is due before this; `None`: unknown, the rows must be read.
     due: Option<UnixMillis>,
     stopped: bool,
 }
@@ -78,7 +78,7 @@ impl ExpiryTimer {
         }
     }
 
-    /// Whether something may be due; what comes next is then found by looking.
+    /// Whether something may be due.
     pub(super) fn is_due(&self, now: UnixMillis) -> bool {
         self.state
             .lock()
@@ -87,7 +87,8 @@ impl ExpiryTimer {
             .is_none_or(|due| due <= now)
     }
 
-    /// Before the rows are looked at: what commits meanwhile lowers it again.
+    /// Nothing is known to be due before this. To be called before the rows are read, so that a commit meanwhile can
+    /// lower it again.
     pub(super) fn expect(&self, due: UnixMillis) {
         self.state
             .lock()

@@ -1,4 +1,4 @@
-//! Tombstones that are too old or too many are forgotten.
+//! Forgets tombstones that are too old or too many, oldest first, and raises the keyspace's compacted revision.
 
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use crate::engine::rocks::layout::{Head, KeyspaceId, LifetimeRow, Stored, Table,
 use crate::engine::rocks::store::{KeyspaceState, internal};
 use crate::engine::rocks::{EngineShared, layout};
 
-/// Tombstones that are counted before it looks at what else there is to do.
+/// After counting this many tombstones the expirer removes entries that are due.
 const COUNTED_AT_ONCE: u64 = 64 * 1024;
 
-/// True while there is more.
+/// Forgets the tombstones of all keyspaces that are too old or too many, for a tick; true while there is more.
 pub(super) fn forget_tombstones(shared: &EngineShared) -> Result<bool> {
     let mut more = false;
     for keyspace in shared.store.keyspaces() {
@@ -71,7 +71,7 @@ pub(crate) fn forget_of(shared: &EngineShared, keyspace: &Arc<KeyspaceState>) ->
     Ok(true)
 }
 
-/// How many rows begin with this. Expiry has its turn in between, and the cache is left to readers.
+/// How many rows begin with this. Entries that are due are removed in between, and the cache is left to readers.
 fn count(shared: &EngineShared, prefix: &[u8]) -> Result<u64> {
     let end = storage_protocol::KeyRange::prefix(prefix.to_vec()).end;
     let mut start = prefix.to_vec();
@@ -101,7 +101,7 @@ fn count(shared: &EngineShared, prefix: &[u8]) -> Result<u64> {
     }
 }
 
-/// Whether a tombstone was made before this time (or is none any more: its row is stale, and goes too).
+/// Whether a tombstone was written before this time, or is none any more (then its row is stale, and is removed too).
 fn is_older(
     shared: &EngineShared,
     id: KeyspaceId,

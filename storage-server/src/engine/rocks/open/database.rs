@@ -1,4 +1,4 @@
-//! How RocksDB is set, and the epochs that it holds.
+//! RocksDB's settings, and the epochs that the database holds.
 
 use std::path::Path;
 
@@ -44,7 +44,7 @@ fn db_options(options: &EngineOptions, cache: &Cache) -> Options {
     db.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
     db.set_paranoid_checks(true);
     db.set_track_and_verify_wals_in_manifest(true);
-    // The WAL is the change log: kept by age and size, never recycled (specs: a recycled file has no history).
+    // The WAL is the change log: kept by age and size, never recycled (a recycled file would have no history).
     db.set_wal_ttl_seconds(options.log_age.as_secs());
     db.set_wal_size_limit_mb((options.log_bytes >> 20).max(1));
     db.set_recycle_log_file_num(0);

@@ -11,14 +11,14 @@ use crate::engine::rocks::layout::FORMAT;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// The file system said no.
+    /// A call of the file system failed.
     #[error("{action} {}: {source}", path.display())]
     Io {
         /// What was tried.
         action: &'static str,
-        /// On what.
+        /// The file or folder.
         path: PathBuf,
-        /// What it said.
+        /// The error of the file system.
         source: io::Error,
     },
     /// Another process holds it.
@@ -40,7 +40,7 @@ pub enum OpenError {
     NotAStore {
         /// The folder.
         path: PathBuf,
-        /// What speaks against it.
+        /// Why it is none.
         what: String,
     },
     /// Commits that were durable are gone.
@@ -55,7 +55,7 @@ pub enum OpenError {
         path: PathBuf,
         /// The last revision known to have been synced.
         synced: Revision,
-        /// The last that was read.
+        /// The last revision that was recovered.
         recovered: Revision,
     },
     /// A copy was put back over the files of a later state.
@@ -67,7 +67,7 @@ pub enum OpenError {
     Mixed {
         /// The folder.
         path: PathBuf,
-        /// What shows it.
+        /// How that was noticed.
         what: String,
     },
     /// RocksDB cannot read it.
@@ -91,5 +91,5 @@ impl OpenError {
     }
 }
 
-/// What RocksDB says of a full disk.
+/// RocksDB's error text for a full disk contains this.
 const NO_SPACE: &str = "No space left on device";

@@ -1,4 +1,4 @@
-//! The data folder itself: whether it is one, and whether its files belong together.
+//! The data folder itself: creates it durably, or checks that it is one and that its files belong together.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,8 +9,9 @@ use super::error::OpenError;
 use super::synced::write_durably;
 use crate::engine::rocks::layout::FORMAT;
 
-/// Whether log files of a later state are beside those of a copy that was put back: RocksDB would replay them over it,
-/// or take them for its history. The log is archived in order, so no archived file is as new as one that is in use.
+/// Refuses a folder in which log files of a later state are beside those of a copy that was put back: RocksDB would
+/// replay them over it, or take them for its history. The log is archived in order, so in a sound folder each archived
+/// file is older than those in use.
 pub(super) fn check_unmixed(path: &Path) -> Result<(), OpenError> {
     let numbers = |folder: &Path| -> Result<Vec<u64>, OpenError> {
         let entries = match fs::read_dir(folder) {
@@ -92,8 +93,8 @@ pub(super) fn prepare_folder(path: &Path) -> Result<(), OpenError> {
     }
 }
 
-/// Makes a folder, and those above it that are missing. Their names are on disk then: whatever is synced in a folder
-/// without a name is gone with it in a power cut.
+/// Creates a folder, and those above it that are missing, and syncs their names: if a folder's name is not on disk, a
+/// power loss takes the folder with everything that was synced in it.
 fn create_durably(path: &Path) -> io::Result<()> {
     let is_missing = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
     let made: Vec<_> = path.ancestors().take_while(is_missing).collect();
@@ -108,8 +109,8 @@ fn create_durably(path: &Path) -> io::Result<()> {
         File::open(above.unwrap_or_else(|| Path::new(".")))?.sync_all()
     };
     if made.is_empty() {
-        // It may be of a start that was killed just behind making it. If somebody else made it, the folder above it
-        // need not be readable for us.
+        // A start that was killed may have created it without syncing its name. If somebody else created it, the folder
+        // above need not be readable for us.
         let _ = sync_name(path);
     }
     made.into_iter().try_for_each(sync_name)

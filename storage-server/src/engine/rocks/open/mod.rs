@@ -1,7 +1,7 @@
-//! Opening a data folder: what is checked before the first request, and how RocksDB is set.
+//! Opening a data folder: what is checked before the first request, and the settings of RocksDB.
 //!
-//! A folder holds `STORE` (the format's version, readable without RocksDB), `SYNCED` (see [`synced`]) and
-//! `db/`. Whatever is wrong is refused with the path and the reason; nothing is ever repaired in silence.
+//! A folder holds `STORE` (the format's version, readable without RocksDB), `SYNCED` (see [`synced`]) and `db/`. A
+//! folder with any fault is refused with its path and the reason; nothing is ever repaired in silence.
 
 mod database;
 mod error;
@@ -29,12 +29,13 @@ pub(crate) struct Opened {
     pub(crate) mark: SyncedFile,
 }
 
-/// What a start needs: recovery writes what the log in use holds into tables.
+/// Free disk that a start needs: recovery writes what the log in use holds into tables.
 const START_BYTES: u64 = 256 << 20;
 
 pub(crate) fn open(options: &EngineOptions) -> Result<Opened, OpenError> {
     match open_once(options) {
-        // Nobody else has it, or it would have been refused for that. Reads are worth more than history.
+        // Nobody else uses the folder, or it would have been refused for that. A store that can be read is worth more
+        // than the log's history.
         Err(error) if error.is_full() && disk::drop_log(&options.data, START_BYTES) > 0 => {
             open_once(options)
         }
@@ -53,7 +54,7 @@ fn open_once(options: &EngineOptions) -> Result<Opened, OpenError> {
     let recovered = Revision(db.latest_sequence_number());
     let (mark, origin) = SyncedFile::read(path)?.unzip();
     let mut epochs = read_epochs(&db, path)?;
-    // An empty database is a new store only where nothing was ever synced: else everything is lost.
+    // An empty database is a new store only if nothing was ever synced (`is_new` below): else everything is lost.
     if let Some(mark) = mark.as_ref().filter(|mark| !mark.clean) {
         tracing::info!(
             revision = recovered.0,
@@ -103,7 +104,7 @@ fn open_once(options: &EngineOptions) -> Result<Opened, OpenError> {
         time,
         ..fresh_mark(options)
     };
-    // From here the store is in use: after a crash `SYNCED` must not say that it ended cleanly.
+    // From here on the store is in use: after a crash `SYNCED` must not say that it ended cleanly.
     mark.write(path)?;
     Ok(Opened { db, epochs, mark })
 }
@@ -118,7 +119,7 @@ fn fresh_mark(options: &EngineOptions) -> SyncedFile {
     }
 }
 
-/// What an unclean end means: `Some(fork)` if the history forks.
+/// Whether commits are missing at the log's end: refused if synced ones are, else `Some(fork)` if the history forks.
 fn check_tail(
     path: &Path,
     options: &EngineOptions,
@@ -146,7 +147,7 @@ fn check_tail(
             recovered,
         });
     }
-    // What the operating system had and did not write is gone with its boot, and only then.
+    // Writes that the operating system had not brought to disk are lost if the machine went down, and only then.
     let may_have_lost = mark.durability == Durability::Os && !mark.clean && mark.boot != boot_id();
     if may_have_lost {
         tracing::warn!("the machine ended without syncing: the store may have lost its tail");
@@ -154,8 +155,8 @@ fn check_tail(
     Ok(may_have_lost.then_some(mark.revision))
 }
 
-/// Whether the history is to fork since others may go on from the same state, and give its next revisions to other
-/// commits.
+/// Whether the history is to fork: because another copy of the folder may be in use too, and give the same next
+/// revisions to other commits; or because a new epoch is asked for.
 fn check_origin(path: &Path, options: &EngineOptions, origin: Option<Origin>) -> bool {
     let data = path.display();
     if origin == Some(Origin::Copy) {

@@ -1,9 +1,9 @@
 //! The file `SYNCED` beside the store: the last revision known to be on disk, and how the server last ended.
 //!
-//! RocksDB's recovery takes a damaged record in the WAL for its torn end and drops what follows without a word. This
-//! file, written each second after a sync, is what notices. It never names a revision that is not synced.
+//! RocksDB's recovery takes a damaged record in the WAL for its torn end and drops what follows without an error. With
+//! this file, written each second after a sync, a start notices. It never names a revision that is not synced.
 //!
-//! It names its own file too, so that a copy of the folder is told from the original: see [`Origin`].
+//! It names its own file too, so that a copy of the folder can be told from the original: see [`Origin`].
 
 use std::fmt;
 use std::fs::{self, File};
@@ -20,26 +20,26 @@ use crate::engine::rocks::options::Durability;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SyncedFile {
     pub(crate) revision: Revision,
-    /// The boot of the machine that it was written in.
+    /// The boot of the machine in which it was written.
     pub(crate) boot: String,
     pub(crate) durability: Durability,
     /// Whether the server ended in order, with everything synced.
     pub(crate) clean: bool,
-    /// The engine's clock then: it never goes back behind this.
+    /// The engine's clock when it was written: the clock never goes back behind this.
     pub(crate) time: UnixMillis,
 }
 
-/// Whether the file that was found is the one that a server wrote, or a copy of it. If a copy, the folder was copied or
-/// put back, and whoever has (or had) the other one gives the same revisions to other commits.
+/// Whether the file that was found is the one that a server wrote, or a copy of it. If it is a copy, the folder was
+/// copied or put back, and a server on the other folder gives (or gave) the same revisions to other commits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
     Original,
     Copy,
-    /// A version wrote it that did not name the file.
+    /// It was written by a version that did not name the file.
     Unknown,
 }
 
-/// What no copy of a file has in common with it. Moved within its file system it keeps both.
+/// What tells a file from its copies: inode and time of birth. A file that is moved within its file system keeps both.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct FileId {
     inode: u64,
@@ -50,8 +50,8 @@ struct FileId {
 enum Birth {
     /// Nanoseconds since 1970.
     Time(u128),
-    /// Of a file system that keeps no times of birth: its device, which tells less, since a number of a removed file
-    /// may come again.
+    /// On a file system that keeps no times of birth: its device. This is weaker, since the inode number of a removed
+    /// file may be used again.
     Device(u64),
 }
 
@@ -119,7 +119,7 @@ impl SyncedFile {
         };
         let origin = match named {
             None => Origin::Unknown,
-            // With a second name (`cp --link`) somebody else may start from the same file.
+            // With a second name (`cp --link`) another folder may have the same file.
             Some(named) if named == FileId::of(&metadata) && metadata.nlink() == 1 => {
                 Origin::Original
             }
@@ -176,8 +176,8 @@ impl SyncedFile {
     }
 }
 
-/// Writes a file so that after a crash there is the old content or the new, whole. What it says may depend on the file
-/// that it is in.
+/// Writes a file so that after a crash there is either the old content or the new, whole. The content may depend on the
+/// file that it is written to.
 pub(crate) fn write_durably(
     path: &Path,
     content: impl FnOnce(&File) -> io::Result<Vec<u8>>,

@@ -1,4 +1,4 @@
-//! Where a pass over what changed stands, and how its pages are read.
+//! The cursor of a pass over the changes of a keyspace, in revision order, and how its pages are read.
 
 use bytes::Bytes;
 use storage_protocol::{KeyRange, Result, Revision, ScanItem};
@@ -7,13 +7,13 @@ use crate::engine::rocks::layout;
 use crate::engine::rocks::layout::{KeyspaceId, Table, entry_key, keyspace_end};
 use crate::engine::rocks::store::{StoreSnapshot, internal};
 
-/// Rows of the index that a page looks at, in its range or not: others wait for their pages.
+/// Rows of the index that a page looks at, in its range or not: other reads wait for the pool meanwhile.
 const CHANGES_ROWS_MAX: usize = 64 * 1024;
 
-/// Where a pass over what changed stands: index rows after `after`, on a snapshot that somebody else holds.
+/// Where a pass over changes is: at the index rows after `after`, on a snapshot that the caller holds.
 ///
-/// The order of the index is that of revisions, so a pass may go on with a newer snapshot where one on an older
-/// snapshot ended: what changed in between stands behind.
+/// The order of the index is that of revisions, so a pass may go on over a newer snapshot from where it ended on an
+/// older one: what changed in between comes later in the index.
 #[derive(Clone, Debug)]
 pub(crate) struct ChangesCursor {
     keyspace: KeyspaceId,
@@ -21,7 +21,7 @@ pub(crate) struct ChangesCursor {
     after: Vec<u8>,
     /// Everything before this revision was passed.
     reached: Revision,
-    /// Tombstones up to here are not told.
+    /// Tombstones up to here are left out.
     tombstones_after: Revision,
 }
 
@@ -36,7 +36,7 @@ pub(crate) struct ChangesPage {
 }
 
 impl ChangesCursor {
-    /// What changed after `after` within `range`, and tombstones newer than `tombstones_after` only.
+    /// What changed after `after` within `range`; of tombstones only those newer than `tombstones_after`.
     pub(crate) fn new(
         keyspace: KeyspaceId,
         range: KeyRange,
@@ -54,18 +54,18 @@ impl ChangesCursor {
         }
     }
 
-    /// Begins the next page with this change, which an earlier one had.
+    /// Begins the next page with this change, which an earlier page had already.
     pub(crate) fn go_back_to(&mut self, revision: Revision, key: &[u8]) {
         self.after = layout::index_key(self.keyspace, revision, key);
         self.reached = revision;
     }
 
-    /// Tombstones up to here are not told.
+    /// Tombstones up to here are left out.
     pub(crate) fn tombstones_after(&self) -> Revision {
         self.tombstones_after
     }
 
-    /// All tombstones that it has yet to pass are newer than this.
+    /// All tombstones that it has yet to return are newer than this.
     pub(crate) fn needs_tombstones_after(&self) -> Revision {
         let passed = Revision(self.reached.0.saturating_sub(1));
         passed.max(self.tombstones_after)

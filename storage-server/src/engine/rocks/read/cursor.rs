@@ -1,4 +1,5 @@
-//! Where a scan stands, and how its pages are read.
+//! The cursor of a scan, and how its pages are read. A cursor has no snapshot of its own: each page is read from the
+//! one that the caller holds, so that all pages are at one revision.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,11 +14,11 @@ use crate::engine::rocks::layout;
 use crate::engine::rocks::layout::{Head, KeyspaceId, Table, entry_key, keyspace_end};
 use crate::engine::rocks::store::{StoreSnapshot, internal};
 
-/// What the index may tell a scan with `newer_than` to look at, in bytes of row keys. With more, the scan goes through
-/// its whole range and leaves out what is older: that needs no memory.
+/// A scan with `newer_than` first asks the index which rows it needs; their keys may have this many bytes. With more,
+/// it reads its whole range and leaves out what is older: that needs no memory.
 const CHANGED_BYTES_MAX: usize = 8 << 20;
 
-/// Where a scan stands: what it still has to read, on a snapshot that somebody else holds.
+/// What a scan has yet to read, on a snapshot that the caller holds.
 #[derive(Debug)]
 pub(crate) struct ScanCursor {
     /// Row keys: the next page lies in `start..end`.
@@ -26,12 +27,12 @@ pub(crate) struct ScanCursor {
     options: ScanOptions,
     /// Only entries newer than this, tombstones included.
     newer_than: Option<Revision>,
-    /// The rows that are newer, in the scan's order, where the index told and they are not too many.
+    /// The keys of the newer rows, in the scan's order, if the index was asked and they are not too many.
     changed: Option<VecDeque<Vec<u8>>>,
-    /// Their place among those of all scans.
+    /// The permit for their bytes, of those that all scans share.
     changed_place: Option<OwnedSemaphorePermit>,
     left: u64,
-    /// Nothing comes behind the page before.
+    /// The last page was read.
     is_over: bool,
 }
 
@@ -61,13 +62,13 @@ impl ScanCursor {
         }
     }
 
-    /// Whether it is known that nothing comes any more.
+    /// Whether it is known that nothing is left to read.
     pub(crate) fn is_over(&self) -> bool {
         self.is_over
     }
 
-    /// Asks the index which rows are newer, so that only those are looked at, if there is a place for them among those
-    /// (in KiB) that all scans may keep. Blocks.
+    /// Asks the index which rows are newer, so that only those are read, if `places` has permits for their keys: one
+    /// for each KiB, of those that all scans share. Blocks.
     pub(crate) fn ask_index(
         &mut self,
         snapshot: &StoreSnapshot,
@@ -113,7 +114,7 @@ impl ScanCursor {
         Ok(())
     }
 
-    /// The next page; empty at the end. One that finds no room leaves the cursor where it is. Blocks.
+    /// The next page; empty at the end. If the page finds no room, the cursor stays where it is. Blocks.
     pub(crate) fn next_page(
         &mut self,
         snapshot: &StoreSnapshot,
@@ -203,7 +204,7 @@ impl ScanCursor {
         Ok(taken)
     }
 
-    /// Takes a row that was dealt with out of what is left.
+    /// Goes on behind a row that was dealt with.
     fn step_over(&mut self, mut row_key: Vec<u8>) {
         if self.options.reverse {
             self.end = row_key;
@@ -224,7 +225,7 @@ struct ScanPage<'a> {
 }
 
 impl ScanPage<'_> {
-    /// False where it is full; an empty page takes any one item that there is room for.
+    /// False if the page is full; an empty page takes any one item that there is room for.
     fn push(&mut self, key: &[u8], head: Head, value: &[u8]) -> bool {
         let size = key.len() + value.len() + 32;
         let fits = self.items.is_empty() || self.bytes + size <= self.bytes_max;

@@ -1,4 +1,4 @@
-//! Many keys at one revision: from memory where they are there, else from a snapshot.
+//! Gets: many keys at one revision, from memory if they are all there, else from a snapshot.
 
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use crate::engine::rocks::layout;
 use crate::engine::rocks::layout::{KeyspaceId, Table, entry_key};
 use crate::engine::rocks::store::{NotInMemory, Store, StoreSnapshot};
 
-/// Looks at the revision this often before it takes a snapshot instead.
+/// Attempts to read all keys between two equal looks at the revision, before a snapshot is taken instead.
 const OPTIMISTIC_READS: u32 = 2;
 
-/// What a get answers.
+/// The answer to a get.
 pub(crate) type Entries = Reading<Vec<Option<Entry>>>;
 
 /// Reads keys at one revision from memory alone; `None` where the store moved on too fast to prove it.
@@ -63,7 +63,7 @@ struct Answer<'a> {
     length: ValuesLength,
     length_max: usize,
     room: &'a dyn Room,
-    /// What was taken of the room, until the answer is complete.
+    /// Bytes taken of the room so far.
     taken: usize,
 }
 

@@ -24,7 +24,7 @@ pub(crate) use self::pool::read_failed;
 pub(crate) use self::scan::RocksScan;
 pub(crate) use self::snapshots::{PinnedSnapshot, PinnedSnapshots};
 
-/// What a read is told that found no [`Room`](crate::engine::Room).
+/// The error of a read that found no [`Room`](crate::engine::Room) for its answer.
 fn no_room() -> StorageError {
     StorageError::Overloaded {
         limit: Limit::Outbox,

@@ -17,7 +17,8 @@ impl<T> Drop for AbortOnDrop<T> {
 }
 
 impl EngineShared {
-    /// Runs a read that may block on the read pool. One that is dropped before it has a place there is never begun.
+    /// Runs a read that may block, on the read pool. If the future is dropped before the read has a thread, the read
+    /// never begins.
     pub(crate) async fn on_pool<T: Send + 'static>(
         self: &Arc<Self>,
         read: impl FnOnce(&Self) -> Result<T> + Send + 'static,
@@ -26,7 +27,7 @@ impl EngineShared {
         (&mut reading.0).await.unwrap_or_else(read_failed)
     }
 
-    /// The same for what must happen whether its caller waits for it or not.
+    /// The same for work that must be done even if its caller no longer waits for it.
     pub(crate) async fn on_pool_to_the_end<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> Result<T> + Send + 'static,
@@ -39,8 +40,8 @@ impl EngineShared {
         read: impl FnOnce(&Self) -> Result<T> + Send + 'static,
     ) -> JoinHandle<Result<T>> {
         let shared = self.clone();
-        // On a task of its own: a place is waited for and given back by the read, never held by a caller that does not
-        // look (a parked session, a watch dropped from a `select!`).
+        // On a task of its own: the task waits for the permit and gives it back, so that it is never held by a caller
+        // that is not polled (a parked session, a watch dropped from a `select!`).
         tokio::spawn(async move {
             let place = shared.readers.clone().acquire_owned().await;
             let place = place.map_err(|_| closed())?;

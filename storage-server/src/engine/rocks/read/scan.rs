@@ -14,9 +14,9 @@ use crate::engine::rocks::{EngineShared, PAGE_BYTES};
 /// The pages of a scan.
 pub(crate) struct RocksScan {
     pub(crate) shared: Arc<EngineShared>,
-    /// `None` when it is over, or a page is read.
+    /// `None` when the scan is over, or while a page is read.
     pub(crate) state: Option<(PinnedSnapshot, ScanCursor)>,
-    /// Set while a page is read, and left set where it did not come: what follows would have a hole.
+    /// Set while a page is read, and left set if the page was lost: the pages after it would follow on a hole.
     pub(crate) failure: Option<StorageError>,
     pub(crate) place: Option<OwnedSemaphorePermit>,
     /// Where its pages are counted.

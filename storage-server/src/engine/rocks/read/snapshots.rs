@@ -1,7 +1,8 @@
 //! Pinned snapshots: of scans and of passes of `Latest` watches, whose readers may go silent.
 //!
-//! A snapshot keeps RocksDB from dropping what was overwritten since, so it is pinned for a while only: used again
-//! within [`SNAPSHOT_IDLE_MAX`], or released by the housekeeper. Whoever comes later finds `SnapshotExpired`.
+//! A snapshot keeps RocksDB from dropping what was overwritten since, so it is pinned for a while only: if it is not
+//! used for [`SNAPSHOT_IDLE_MAX`], the housekeeper releases it. A read from a released snapshot fails with
+//! `SnapshotExpired`.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,14 +18,14 @@ use crate::engine::rocks::store::{Store, StoreSnapshot};
 #[derive(Debug, Default)]
 pub(crate) struct PinnedSnapshots {
     pins: Mutex<HashMap<u64, Weak<Pin>>>,
-    /// The number of the next one.
+    /// The id of the next one.
     next: AtomicU64,
 }
 
 struct Pin {
     id: u64,
     snapshots: Weak<PinnedSnapshots>,
-    /// Locked while a page is read; the housekeeper only tries.
+    /// Locked while a page is read; the housekeeper only tries to lock it.
     held: Mutex<Held>,
 }
 
@@ -100,10 +101,10 @@ impl PinnedSnapshot {
         self.revision
     }
 
-    /// Reads with the snapshot and pins it for as long again. Blocks.
+    /// Reads from the snapshot, which keeps it pinned for another [`SNAPSHOT_IDLE_MAX`]. Blocks.
     ///
     /// # Errors
-    /// [`StorageError::SnapshotExpired`], or what `read` says.
+    /// [`StorageError::SnapshotExpired`] if it was released, or the error of `read`.
     pub(crate) fn read<T>(&self, read: impl FnOnce(&StoreSnapshot) -> Result<T>) -> Result<T> {
         let mut held = self.pin.held.lock().unwrap_or_else(PoisonError::into_inner);
         let result = read(

@@ -1,4 +1,4 @@
-//! Sessions at the start of a store, and what is left of those that are no more.
+//! Loads the sessions at the start of a store, and removes rows that belong to no session any more.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,9 +12,9 @@ use crate::engine::rocks::layout;
 use crate::engine::rocks::layout::{SessionHorizon, SessionRow, Table};
 use crate::engine::rocks::store::{Store, internal};
 
-/// Sessions at the start of a store, before its committer runs: each stored one counts as lost now. Drops what belongs
-/// to none: rows of another epoch, and records without a row (of sessions that number their commits themselves, or
-/// whose end was cut short).
+/// Loads the sessions at the start of a store, before its committer runs: each that has a row counts as lost now.
+/// Removes what belongs to none: session rows of another epoch, and records of sessions without a row (which had
+/// numbered their commits themselves, or whose end was cut short).
 ///
 /// # Errors
 /// A damaged row, or the database's.
@@ -30,7 +30,7 @@ pub(crate) fn load(store: &Store) -> Result<Sessions> {
     let ended = read(layout::SESSION_ENDED_KEY)?.unwrap_or_default();
     let horizon = match read(layout::SESSION_HORIZON_KEY)? {
         Some(horizon) => horizon.max(ended),
-        // What was committed in another epoch may be lost, so an id without a row proves nothing there.
+        // Commits of another epoch may be lost, so an id without a row does not prove that it never committed.
         None => {
             cleaner.put_horizon(now);
             now
@@ -75,7 +75,7 @@ pub(crate) fn load(store: &Store) -> Result<Sessions> {
     Ok(sessions)
 }
 
-/// Writes at the start, while there is no committer.
+/// Collects writes at the start, while there is no committer.
 struct Cleaner<'a> {
     store: &'a Store,
     batch: rocksdb::WriteBatch,
@@ -108,7 +108,7 @@ impl<'a> Cleaner<'a> {
         if self.batch.is_empty() {
             return Ok(());
         }
-        // Synced in every durability: `SYNCED` may name these numbers a second later.
+        // Synced in every durability: `SYNCED` may name these sequence numbers a second later.
         let mut sync = rocksdb::WriteOptions::default();
         sync.set_sync(true);
         let written = self

@@ -1,11 +1,12 @@
 //! Sessions of peers: they outlive their sockets, and their numbered commits have one effect.
 //!
-//! A [`SessionState`] is one session, shared by its handles (one for each generation that attached) and by what they
-//! queued. [`Sessions`] knows all of them: by id, those without a socket by the time they lost it, and the horizon.
-//! What changes a session passes the committer, in its principal's line: so a newer generation stands behind everything
-//! that the older one queued, and is the last word on what was executed.
+//! A [`SessionState`] is one session, shared by its handles (one for each generation that attached) and by the work
+//! that they queued. [`Sessions`] has all of them by id, the lost ones (those without a socket) by the time at which
+//! they lost it, and the session horizon. Every change of a session goes through the committer's queue, in its
+//! principal's line: so a newer generation attaches after everything that the older one queued was executed, and the
+//! `executed` that it gets is final.
 //!
-//! A session has a row in `meta` from its first commit on, and only then. While the server runs, each session with a
+//! A session has a row in `meta` from its first commit on, and no earlier. While the server runs, each session with a
 //! row is known here; its records are read when it is first resumed after a start.
 
 mod load;
@@ -55,7 +56,7 @@ impl Sessions {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A handle that did not attach yet.
+    /// A handle that has not attached yet.
     pub(crate) fn handle(&self) -> Handle {
         Handle {
             number: self.handles.fetch_add(1, Ordering::Relaxed) + 1,
@@ -78,7 +79,7 @@ impl Sessions {
         (state, handle)
     }
 
-    /// The session that may be resumed by this id; `None`: it is gone, or was never this principal's here.
+    /// The session that may be resumed by this id; `None` if it is gone, or was never this principal's here.
     pub(crate) fn find(
         &self,
         store: &Store,
@@ -91,7 +92,7 @@ impl Sessions {
             let found = state.belongs_to(principal, keyspace) && !state.has_ended();
             return found.then_some(state);
         }
-        // It has no row. Either it had one, or it never committed: then it is what it was.
+        // It has no row. Either it had one and is gone, or it never committed: then it is resumed as empty.
         let opened = layout::opened_at(id);
         let never_committed = opened > self.horizon() && opened <= self.time(store);
         if !never_committed || registry.ended.contains(&id) {
@@ -118,7 +119,7 @@ impl Sessions {
         UnixMillis(self.horizon.load(Ordering::Acquire))
     }
 
-    /// Up to where keys of a session are to be removed at the start: all, if it is no more.
+    /// Up to which revision the keys of a session are to be removed at the start: all of them, if the session is gone.
     pub(crate) fn to_remove(&self, id: SessionId) -> Option<Revision> {
         let state = self.registry().states.get(&id).and_then(Weak::upgrade);
         match state {
@@ -134,7 +135,7 @@ impl Sessions {
         self.registry().lost.len()
     }
 
-    /// Those lost up to `before` that may have keys; at most `max`.
+    /// The sessions lost up to `before` that may have keys; at most `max`.
     pub(crate) fn with_keys(
         &self,
         before: UnixMillis,
@@ -148,12 +149,12 @@ impl Sessions {
             .collect()
     }
 
-    /// It has no keys any more, since it was lost then.
+    /// The keys of this session, which was lost at `since`, were removed.
     pub(crate) fn without_keys(&self, since: UnixMillis, id: SessionId) {
         self.registry().with_keys.remove(&(since, id));
     }
 
-    /// Those that are lost since `from` or later count as lost now.
+    /// Sessions that were lost at `from` or later count as lost now.
     pub(crate) fn count_lost_from(&self, from: UnixMillis, now: UnixMillis) {
         let mut registry = self.registry();
         let later = registry.lost.range((from, SessionId([0; 16]))..);
@@ -171,7 +172,7 @@ impl Sessions {
         expiring.map(|(_, session)| session.clone()).collect()
     }
 
-    /// Whether the keys of a session that was lost then are being removed.
+    /// Whether the keys of this session, which was lost at `since`, are being removed.
     pub(crate) fn is_expiring(&self, since: UnixMillis, id: SessionId) -> bool {
         let registry = self.registry();
         let expiring = registry.expiring.get(&id);
@@ -186,8 +187,8 @@ impl Sessions {
         }
     }
 
-    /// Sessions to forget, at most `max`: those lost up to `before`. If there are none: what is over `kept_max`, of
-    /// those lost up to `grace`, from the principals with the most.
+    /// Sessions to forget, at most `max`: those lost up to `before`. If there are none: as many as there are above
+    /// `kept_max`, of those lost up to `grace`, from the principals with the most.
     pub(crate) fn overdue(
         &self,
         before: UnixMillis,

@@ -1,4 +1,4 @@
-//! The records of a session's commits, as they are read.
+//! Reads the records of a session's commits from the database.
 
 use std::sync::atomic::Ordering;
 
@@ -9,12 +9,12 @@ use crate::engine::rocks::layout;
 use crate::engine::rocks::layout::{CommitRow, Table};
 use crate::engine::rocks::store::{Store, internal};
 
-/// The first key behind all that begin with this.
+/// A key after all keys that begin with this prefix.
 pub(crate) fn past(prefix: &[u8]) -> Vec<u8> {
     [prefix, &[0xff; 32]].concat()
 }
 
-/// Makes `executed` known. May read from disk: blocks.
+/// Sets `executed` from the session's records. May read from disk: blocks.
 ///
 /// # Errors
 /// The database's.

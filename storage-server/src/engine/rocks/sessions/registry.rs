@@ -12,16 +12,16 @@ use super::state::SessionState;
 pub(super) struct Registry {
     /// Each session with a handle, with work in the queue, or with a row.
     pub(super) states: HashMap<SessionId, Weak<SessionState>>,
-    /// At so many, those that are no more are swept out.
+    /// With so many states, those of sessions that are gone are swept out.
     sweep_at: usize,
-    /// Those with a row and without a socket, longest lost first.
+    /// The sessions with a row and without a socket, longest lost first.
     pub(super) lost: BTreeMap<(UnixMillis, SessionId), Arc<SessionState>>,
-    /// Of these, those that may have keys.
+    /// Those of `lost` that may have keys.
     pub(super) with_keys: BTreeSet<(UnixMillis, SessionId)>,
     /// Sessions whose keys are being removed, also if they were resumed since; each with the time at which its socket
     /// was lost.
     pub(super) expiring: BTreeMap<SessionId, (UnixMillis, Arc<SessionState>)>,
-    /// The same as `lost` by principal, and the principals by how many they have.
+    /// The sessions in `lost` by principal, and the principals by how many they have.
     lost_of: HashMap<Arc<str>, BTreeSet<(UnixMillis, SessionId)>>,
     principals: BTreeSet<(usize, Arc<str>)>,
     pub(super) ended: HashSet<SessionId>,
@@ -84,7 +84,7 @@ impl Registry {
         before: UnixMillis,
         max: usize,
     ) -> Vec<(UnixMillis, Arc<SessionState>)> {
-        // Each step takes one, so no more principals than steps have a turn.
+        // Each step takes one session, so no more principals than steps are needed.
         let steps = surplus.min(max);
         let most = self.principals.iter().rev().take(steps);
         let mut line: BTreeMap<_, _> = most

@@ -1,4 +1,5 @@
-//! One session, shared by its handles and by what they queued.
+//! The state of one session, shared by its handles and by the work that they queued. The committer writes it, once the
+//! session is loaded.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,9 +35,11 @@ pub(crate) struct SessionState {
     pub(crate) id: SessionId,
     pub(crate) principal: Arc<str>,
     pub(crate) keyspace: Arc<KeyspaceState>,
-    /// The last number that the session's handle gave itself. Written when a commit is queued.
+    /// The last commit number that the session's handle gave out itself. Written when a commit is queued.
     pub(crate) numbered: AtomicU64,
-    /// The highest executed number. Written by the committer; before, by who reads the records.
+    /// The highest executed commit number. Written by the committer; before that, by [`read_executed`].
+    ///
+    /// [`read_executed`]: super::read_executed
     pub(crate) executed: AtomicU64,
     /// Whether `executed` is known: not until the records of a session from before the start were read.
     pub(super) loaded: AtomicBool,
@@ -47,9 +50,9 @@ pub(crate) struct SessionState {
     pub(super) stored: AtomicBool,
     pub(super) generation: AtomicU64,
     attached: Mutex<Handle>,
-    /// Its keys were removed, and no client of it has shown yet that it knows.
+    /// Its keys were removed, and no client of the session has acknowledged it yet.
     pub(super) keys_expired: AtomicBool,
-    /// Its keys up to this revision are gone, or going.
+    /// Its keys up to this revision were removed, or are being removed.
     pub(super) expired_up_to: AtomicU64,
     /// When its socket was lost; 0: it was not.
     pub(super) lost: AtomicU64,
@@ -79,7 +82,7 @@ impl SessionState {
         }
     }
 
-    /// As its row tells, after a start.
+    /// A session from its row, after a start.
     pub(super) fn stored(id: SessionId, row: SessionRow, keyspace: Arc<KeyspaceState>) -> Self {
         let state = Self::new(id, &row.principal, keyspace, Handle::engine());
         Self {
@@ -123,7 +126,7 @@ impl SessionState {
         Revision(self.expired_up_to.load(Ordering::Acquire))
     }
 
-    /// Whether its socket was lost then, and it was not resumed since.
+    /// Whether its socket was lost at `since`, and it was not resumed or ended after that.
     pub(crate) fn is_lost_since(&self, since: UnixMillis) -> bool {
         self.lost.load(Ordering::Acquire) == since.0 && !self.has_ended()
     }

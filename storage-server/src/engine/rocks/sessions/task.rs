@@ -1,8 +1,9 @@
-//! What the committer does with sessions: repeated numbers, incarnations, and their ends.
+//! The committer's tasks on sessions: retried commits, new generations, expiry of session keys, and the ends of
+//! sessions.
 //!
-//! It alone changes a session, so each change has a place among the session's commits. What a group plans here holds
-//! for the group's later work at once, and for others when the group is written; if that fails, the store is poisoned
-//! and executes nothing more.
+//! The committer alone changes a session, so each change has its place in the order of the session's commits. A change
+//! takes effect for the later work of its group at once, and for everyone else when the group is written. If the write
+//! fails, the store is poisoned and executes nothing more.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -32,8 +33,8 @@ impl Group<'_> {
         } else {
             return Ok(());
         };
-        // Under a number that was executed, it may be this one. And what was sent on a fenced socket may come again on
-        // the newer one, and be executed there.
+        // If its number was executed, it may be the commit that was. And a commit that was sent on a fenced socket may
+        // be retried on the newer one, and be executed there.
         let may_come_again = is_fenced && repeatable;
         let was_executed = number <= session.executed.load(Ordering::Acquire);
         let outcome = if may_come_again || was_executed {
@@ -45,8 +46,8 @@ impl Group<'_> {
         Err(StorageError::Closed { reason, outcome })
     }
 
-    /// The answer to a peer's number that is not above the highest executed one: what it did the first time, if it is
-    /// the same commit. Without a fingerprint that is not known.
+    /// The answer to a commit whose number is not above the highest executed one: the result of the first time, if it
+    /// is the same commit. Without a fingerprint that is not known.
     pub(crate) fn repeat(
         &mut self,
         session: &SessionState,
@@ -67,7 +68,7 @@ impl Group<'_> {
                 });
                 match found {
                     Ok(record) => record,
-                    // Logged where it happened. It may well have been executed.
+                    // Logged where it happened. The commit may have been executed.
                     Err(_) => {
                         return closed("the session cannot be read", Outcome::Unknown);
                     }
@@ -76,7 +77,7 @@ impl Group<'_> {
         };
         if let Some(record) = record {
             return match (record.fingerprint, fingerprint) {
-                // A record of a version that kept none is taken for the same.
+                // A record without a fingerprint, of an older version, counts as the same commit.
                 (Some(first), Some(now)) if first != now => {
                     self.shared.metrics.number_reused();
                     Err(StorageError::NumberReused { number })
@@ -108,7 +109,7 @@ impl Group<'_> {
         )
     }
 
-    /// Whether a session's row goes into the batch with its next commit: the first one.
+    /// Whether the session has no row yet: it is written with the session's first commit.
     pub(crate) fn is_unstored(session: &SessionState) -> bool {
         !session.stored.load(Ordering::Acquire)
     }
@@ -119,7 +120,7 @@ impl Group<'_> {
         session.stored.store(true, Ordering::Release);
     }
 
-    /// The same for a session that has one already. Not after a failed write: then nothing is executed either.
+    /// Writes the row again, if the session has one. Not after a failed write: nothing is executed then.
     fn update_session_row(&mut self, session: &SessionState) {
         if !Self::is_unstored(session) && self.store.check_poison().is_ok() {
             self.put_session_row(session);
@@ -140,7 +141,7 @@ impl Group<'_> {
         } else {
             session.generation.store(generation, Ordering::Release);
             let before = std::mem::replace(&mut *session.attached(), handle);
-            // Told when the new one is durable: its owner must not come again.
+            // Cancelled when the new generation is durable: the owner of the fenced handle must not resume again.
             self.fenced.push(before.fence);
             self.shared.sessions.registry().unlose(session);
             self.update_session_row(session);
@@ -154,7 +155,7 @@ impl Group<'_> {
 
     /// The socket of a handle was lost.
     pub(crate) fn lose(&self, session: &Arc<SessionState>, handle: u64) -> Result<Position> {
-        // Without a commit it leaves nothing behind; it can be resumed all the same.
+        // A session that never committed leaves nothing behind; it can be resumed all the same.
         let kept =
             session.is_attached(handle) && !session.has_ended() && !Self::is_unstored(session);
         if kept {
@@ -173,7 +174,7 @@ impl Group<'_> {
         self.here()
     }
 
-    /// The keys that a session has now are to go, unless it was resumed.
+    /// Begins the expiry of a session's keys: those that it has now are to be removed, unless it was resumed.
     pub(crate) fn expire_keys(
         &mut self,
         session: &Arc<SessionState>,
@@ -219,7 +220,8 @@ impl Group<'_> {
         self.here()
     }
 
-    /// The session takes no more commits; its row and its records go. Not for a handle that was fenced.
+    /// Ends the session: it takes no more commits; its row and its records are removed. Does nothing for a handle that
+    /// was fenced.
     pub(crate) fn end(&mut self, session: &SessionState, handle: u64) -> Result<Position> {
         if !session.is_attached(handle) || session.ended.swap(true, Ordering::AcqRel) {
             return self.here();
