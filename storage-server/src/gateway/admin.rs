@@ -1,7 +1,7 @@
 //! Health and metrics, for probes and collectors: plain HTTP GET, no session.
 //!
 //! `/healthz`: the process answers. `/readyz`: it takes requests and writes, else 503 with the reason. `/metrics`:
-//! Prometheus text. Nothing here tells keys, values or names of peers.
+//! Prometheus text. Nothing here shows keys, values or names of peers.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::metrics::encoded;
 use crate::net::certificate;
 use crate::shared::{Phase, Shared};
 
-/// What [`encoded`] makes.
+/// The content type of what [`encoded`] returns.
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// See the module.

@@ -1,14 +1,14 @@
 //! The gateways: each speaks one protocol to its peers and only `Storage` to the inside.
 //!
-//! A [`Gateway`] brings HTTP routes, WebSocket protocols and metrics. A listener serves those that its `gateways` name:
-//! their routes as one router, their protocols by path and subprotocol. What all have in common is done for them: TLS,
-//! the principal, bounds, time-outs, the order of a shutdown. A program adds one by
-//! [`ServerBuilder::gateway`](crate::ServerBuilder::gateway), or by [`crate::cli::main`] if it is to have the command line
-//! of `storage-server` too; `tests/src/bin/echo-server` is the smallest that has one of each.
+//! A [`Gateway`] has HTTP routes, WebSocket protocols and metrics. A listener serves the gateways that its `gateways`
+//! name: their routes as one router, their protocols by path and subprotocol. The server does for them what all have in
+//! common: TLS, the principal, bounds, time-outs, the order of a shutdown. A program adds a gateway with
+//! [`ServerBuilder::gateway`](crate::ServerBuilder::gateway), or with [`crate::cli::main`] if it is to have the command
+//! line of `storage-server` too; `tests/src/bin/echo-server` is the smallest that has one of each.
 //!
 //! * [`WebSocketProtocol`] and [`WebSocket`]: a protocol as a task that receives and sends messages.
-//! * [`Caller`]: who asks, for a handler of a route.
-//! * [`ServerHandle`]: what a gateway has of the server.
+//! * [`Caller`]: who sent a request, for a handler of a route.
+//! * [`ServerHandle`]: what a gateway may use of the server.
 
 pub(crate) mod admin;
 pub(crate) mod mwdb;
@@ -31,9 +31,9 @@ pub use crate::ws::socket::{
     LoginError, Message, Ping, SendError, SocketOptions, Utf8Bytes, WebSocket,
 };
 pub use crate::ws::{Close, close_code};
-/// The router that a gateway's routes are made with.
+/// For a gateway's routes.
 pub use axum;
-/// The metrics that a gateway registers are made with it.
+/// For a gateway's metrics.
 pub use prometheus_client;
 
 /// A protocol, or several that belong together, as a module of the server.
@@ -41,11 +41,11 @@ pub trait Gateway: fmt::Debug + Send + Sync {
     /// What the `gateways` of a listener call it. Several gateways may share a name: they are served together.
     fn name(&self) -> &'static str;
 
-    /// The HTTP routes, for a listener that serves it. A route may be any that axum knows; a fallback of the router is not
-    /// asked, `/{*path}` is. Where two gateways of a listener have routes for one path, the one answers
-    /// that the server has had for longer. Bodies may stream both ways: one that stands still, in either direction, ends its request (see
-    /// `timeouts.partial_message` and `timeouts.slow_peer`); a request that is being answered at a shutdown has
-    /// `timeouts.drain` to finish.
+    /// The HTTP routes, for a listener that serves it. A route may be any that axum knows; a fallback of the router is
+    /// never called, a route `/{*path}` is. If two gateways of a listener have routes for one path, the one answers
+    /// that was added to the server first. Bodies may stream both ways: one without progress, in either direction, ends
+    /// its request (see `timeouts.partial_message` and `timeouts.slow_peer`); a request that is being answered at a
+    /// shutdown has `timeouts.drain` to finish.
     fn routes(&self, _server: &ServerHandle) -> axum::Router {
         axum::Router::new()
     }
@@ -55,8 +55,8 @@ pub trait Gateway: fmt::Debug + Send + Sync {
         Vec::new()
     }
 
-    /// Registers its metrics, once for each server that has it. A counter's name has no `_total`; `/metrics` adds that. What
-    /// is registered is asked for at each look at `/metrics`: a collector must not block.
+    /// Registers its metrics, once for each server that has it. A counter's name has no `_total`; `/metrics` adds that.
+    /// The metrics are collected at each request for `/metrics`: a collector must not block.
     fn register_metrics(&self, _registry: &mut Registry) {}
 }
 

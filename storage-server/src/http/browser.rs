@@ -1,9 +1,10 @@
-//! What keeps web pages out: a browser sends requests for any page, with the user's certificate and from inside of the
-//! user's network, and says in `Origin` and `Host` for whom.
+//! Keeps web pages out. A browser sends requests for any page, with the user's certificate and from inside of the
+//! user's network; its headers `Origin` and `Host` say for which page.
 //!
-//! A page of another site is refused by its `Origin`. A page whose own name was made to lead here (DNS rebinding) has
-//! the right origin and the wrong `Host`, which only TLS notices by itself. Programs that are no browsers send what they
-//! like, and are not kept out by any of this; certificates do that.
+//! A page of another site is refused by its `Origin`. A page whose own host name was made to resolve to this server
+//! (DNS rebinding) has the right origin and the wrong `Host`; with TLS the handshake fails anyhow, without it `Host` is
+//! checked. Programs that are not browsers send what headers they like, and are not kept out by this; certificates do
+//! that.
 
 use std::net::IpAddr;
 
@@ -14,13 +15,13 @@ use hyper::{Request, Version};
 use super::protocol::Origins;
 use crate::config::{ListenerConfig, TlsMode};
 
-/// Of what a peer says, in an answer and in the log.
+/// So many bytes of a peer's header are quoted, in an answer and in the log.
 const QUOTED_BYTES_MAX: usize = 100;
 
 /// Allows every origin or host.
 const ANY: &str = "*";
 
-/// One `Host`, and a good one (RFC 9112, section 3.2). Only HTTP/1.0 may leave it out.
+/// Checks that there is one `Host`, and a valid one (RFC 9112, section 3.2). Only HTTP/1.0 may leave it out.
 pub(super) fn check_host_header<B>(request: &Request<B>) -> Result<(), &'static str> {
     let mut hosts = request.headers().get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
@@ -34,12 +35,12 @@ pub(super) fn check_host_header<B>(request: &Request<B>) -> Result<(), &'static 
     }
 }
 
-/// Whether a listener without TLS goes by the name that it is called by.
+/// Checks the host of a request to a listener without TLS: an address, `localhost`, or one of `allowed_hosts`.
 pub(super) fn check_host<B>(request: &Request<B>, listener: &ListenerConfig) -> Result<(), String> {
     let Some((host, _)) = called(request) else {
         return Ok(());
     };
-    // Loopback, the listener's own address, or any other: a name is what a foreign page has, never an address.
+    // Any address is allowed, loopback or not: a page of DNS rebinding always has a name.
     let is_address = host.parse::<IpAddr>().is_ok();
     let is_allowed = |allowed: &String| allowed == ANY || allowed.eq_ignore_ascii_case(&host);
     if is_address
@@ -54,7 +55,7 @@ pub(super) fn check_host<B>(request: &Request<B>, listener: &ListenerConfig) -> 
     ))
 }
 
-/// Whether a session may be opened for a page of this origin. Requests without one are of no page.
+/// Whether a session may be opened for a page of this origin. Requests without an origin are not from a page.
 pub(super) fn check_origin<B>(
     request: &Request<B>,
     listener: &ListenerConfig,
@@ -109,7 +110,7 @@ fn called<B>(request: &Request<B>) -> Option<(String, Option<u16>)> {
     one(request.headers(), &HOST).and_then(authority)
 }
 
-/// With escapes, and not all of it where it is long.
+/// With escapes, and cut where it is long.
 fn quoted(text: &str) -> String {
     let mut end = QUOTED_BYTES_MAX.min(text.len());
     while !text.is_char_boundary(end) {
@@ -123,7 +124,7 @@ fn one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// `host`, `host:port`, `[v6]` or `[v6]:port`; without brackets, as an address is parsed.
+/// Parses `host`, `host:port`, `[v6]` or `[v6]:port`; returns an IPv6 address without its brackets.
 fn authority(text: &str) -> Option<(String, Option<u16>)> {
     if text.contains('@') {
         return None;

@@ -1,10 +1,10 @@
 //! HTTP on a listener's port: which request is a WebSocket's, and which gateway answers the others.
 //!
-//! A request for an upgrade at the path of a [`protocol`] is checked here, before a session exists: what is refused is
-//! refused in words. The answer that switches protocols is given with a place among the sessions taken; the caller then
-//! gets the stream back and runs the connection. Everything else goes to the routers of the listener's gateways, one
-//! behind the other, with a place among the HTTP connections ([`slots`]). Who may ask from a browser is in [`browser`],
-//! the opening handshake in [`upgrade`].
+//! A request for an upgrade at the path of a [`protocol`] is checked here, before a session exists, and a refusal is an
+//! HTTP answer with its reason. A slot among the sessions is taken before the answer that switches protocols; the
+//! caller then gets the stream back and runs the connection. Every other request goes to the routers of the listener's
+//! gateways, one after the other, and its connection takes a slot among the HTTP connections ([`slots`]). Requests from
+//! browsers are checked in [`browser`], the opening handshake in [`upgrade`].
 
 mod browser;
 pub(crate) mod caller;
@@ -71,15 +71,15 @@ pub(crate) struct Front {
     slots: Arc<HttpSlots>,
 }
 
-/// A WebSocket that was let in, to begin behind the answer to its upgrade request.
+/// A WebSocket that was admitted: it begins after the answer to its upgrade request.
 pub(crate) struct Admitted {
     pub(crate) opening: Opening,
     pub(crate) slot: SessionSlot,
-    /// How many of its protocol are open.
+    /// The gauge of open connections of its protocol.
     pub(crate) open: Gauge,
 }
 
-/// One connection's way through HTTP.
+/// One connection while it speaks HTTP.
 pub(crate) struct Visit {
     front: Arc<Front>,
     address: SocketAddr,
@@ -106,15 +106,15 @@ impl Front {
         protocols: Vec<WebSocketProtocol>,
     ) -> Arc<Self> {
         for protocol in &protocols {
-            // So that it is told as 0 before the first.
+            // So that `/metrics` shows 0 before the first.
             shared.metrics.sessions(protocol.label());
         }
-        // What one has no route for is asked of the next.
+        // A request for which one router has no route goes to the next.
         let nothing = axum::Router::new().fallback(async || NotFound);
         let routers = routers.into_iter().filter(axum::Router::has_routes);
         let routers = routers.rfold(nothing, |next, routes| routes.fallback_service(next));
         Arc::new(Self {
-            // Most are for sessions.
+            // Most connections are left for sessions.
             slots: HttpSlots::new(
                 shared
                     .config
@@ -162,7 +162,7 @@ impl Front {
         response
     }
 
-    /// A place for a WebSocket's session.
+    /// A slot for a WebSocket's session.
     fn slot(&self, principal: &Principal) -> Result<SessionSlot, Refusal> {
         let unavailable =
             |label, reason| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, label, reason);
@@ -185,7 +185,7 @@ impl Front {
     }
 }
 
-/// The answer of a listener that has no route for a path; told apart from a 404 of a gateway.
+/// The answer of a listener that has no route for a path; distinct from a 404 of a gateway.
 #[derive(Clone, Copy)]
 struct NotFound;
 
@@ -261,7 +261,7 @@ impl Visit {
             browser::check_host(&request, &front.listener)
                 .map_err(|reason| Refusal::http(StatusCode::MISDIRECTED_REQUEST, reason))?;
         }
-        // A page of another site can send these, with the user's certificate; what it cannot do is read an answer.
+        // A page of another site can send these with the user's certificate, although it cannot read the answer.
         if !request.method().is_safe() {
             browser::check_origin(&request, &front.listener, Origins::Own)
                 .map_err(|reason| Refusal::http(StatusCode::FORBIDDEN, reason))?;
@@ -289,7 +289,7 @@ impl Visit {
         }
     }
 
-    /// The connection is one of HTTP from here on: not on its way to a session any more, and bounded as such.
+    /// Counts the connection among the HTTP connections from here on, and gives its place among the handshakes back.
     fn settle(&self, principal: &Principal) -> Result<(), Refusal> {
         let mut state = self.state();
         if state.slot.is_none() {

@@ -1,6 +1,6 @@
-//! A stream whose peer must take what is written to it: who takes not a byte for too long gets an error instead.
+//! A stream that fails if its peer takes not a byte of what is written to it for too long.
 //!
-//! For HTTP only, which knows no such time-out; a session has its own.
+//! For HTTP only: hyper has no such time-out. Sessions have their own.
 
 use std::io;
 use std::pin::Pin;
@@ -32,7 +32,7 @@ impl<S> Patient<S> {
         self.inner
     }
 
-    /// What became of an attempt to write: [`io::ErrorKind::TimedOut`] once none has come on for so long.
+    /// Passes on the result of an attempt to write; [`io::ErrorKind::TimedOut`] if none has succeeded for too long.
     fn check_patience<T>(
         &mut self,
         cx: &mut Context<'_>,

@@ -1,4 +1,4 @@
-//! Which WebSocket protocols a listener speaks, and what is run behind an upgrade.
+//! The WebSocket protocols of a listener, and the futures that run their connections after the upgrade.
 
 use std::fmt;
 use std::pin::Pin;
@@ -16,9 +16,9 @@ use crate::shared::Shared;
 use crate::ws::socket::{self, SocketOptions, WebSocket};
 use crate::ws::{Close, Peer, driver};
 
-/// Runs a connection behind its upgrade, from its first message to its end.
+/// Runs a connection after its upgrade, from its first message to its end.
 pub(crate) type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
-/// Begins it: the stream, and what was read of it behind the upgrade request.
+/// Begins a connection, from its stream and the bytes that were read after the upgrade request.
 pub(crate) type Opening = Box<dyn FnOnce(Arc<Shared>, Peer, Stream, Bytes) -> Running + Send>;
 /// Checks a request for an upgrade.
 type Open = dyn Fn(UpgradeRequest) -> Result<Opening, Refusal> + Send + Sync;
@@ -43,7 +43,7 @@ pub struct UpgradeRequest {
     pub uri: Uri,
     /// The headers.
     pub headers: HeaderMap,
-    /// What stood in the places of the path, by their names.
+    /// The values of the parameters in the path, by name.
     parameters: Vec<(String, String)>,
 }
 
@@ -57,7 +57,7 @@ impl UpgradeRequest {
         }
     }
 
-    /// What stood in a place of the path (`{name}`), not decoded; empty if the path has no such place.
+    /// The value of a parameter of the path (`{name}`), not decoded; empty if the path has no such parameter.
     #[must_use]
     pub fn parameter(&self, name: &str) -> &str {
         let found = self.parameters.iter().find(|(place, _)| place == name);
@@ -67,12 +67,12 @@ impl UpgradeRequest {
 
 /// A WebSocket protocol at a path of a listener.
 ///
-/// Whatever it is, the server sees to the opening handshake, pings, silent and slow peers, messages that do not become
-/// whole, the number of connections of a principal and the close at a shutdown.
+/// For every protocol the server does the opening handshake and pings, closes silent and slow peers and those whose
+/// messages do not become whole, bounds the connections of a principal, and closes at a shutdown.
 pub struct WebSocketProtocol {
     label: &'static str,
     path: &'static str,
-    /// All paths that it is at.
+    /// All its paths.
     places: Router<()>,
     subprotocol: Option<&'static str>,
     origins: Origins,
@@ -90,8 +90,8 @@ impl fmt::Debug for WebSocketProtocol {
 }
 
 impl WebSocketProtocol {
-    /// One without a subprotocol that `handler` serves: called for each connection, and run as a task until its end (see
-    /// [`WebSocket`] for how that comes).
+    /// A protocol without a subprotocol, served by `handler`: it is called for each connection, and its future runs
+    /// until the connection's end (see [`WebSocket`]).
     ///
     /// `label`: how its connections are counted in the metrics. `path`: as axum has it, `/chat` or `/rooms/{room}` or
     /// `/{*rest}`.
@@ -121,7 +121,7 @@ impl WebSocketProtocol {
         })
     }
 
-    /// One that checks each request for itself.
+    /// A protocol that checks each request itself.
     pub(crate) fn opened_by(
         label: &'static str,
         path: &'static str,
@@ -139,7 +139,7 @@ impl WebSocketProtocol {
         }
     }
 
-    /// The same at another path too, whose places it may lack.
+    /// The same at another path too, which may lack parameters.
     pub(crate) fn also_at(mut self, path: &'static str) -> Self {
         self.places.insert(path, ()).expect("a path of a route");
         self
@@ -173,7 +173,7 @@ impl WebSocketProtocol {
         self.places.at(path).is_ok()
     }
 
-    /// What is to be run, or why nothing is.
+    /// The connection that a request opens, or why it is refused.
     pub(crate) fn open(&self, mut request: UpgradeRequest) -> Result<Opening, Refusal> {
         if let Ok(found) = self.places.at(request.uri.path()) {
             let parameters = found.params.iter();

@@ -1,4 +1,4 @@
-//! Connections that speak plain HTTP: so many on a listener, and half of them for one peer at most.
+//! Bounds the connections of a listener that speak plain HTTP; one peer may have at most half of them.
 //!
 //! A peer is its principal, or its address (or IPv6 network of 64 bits) where that is `anonymous`.
 
@@ -9,22 +9,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::auth::Principal;
 use crate::net::admission::Address;
 
-/// The places of one listener.
+/// The slots of one listener.
 #[derive(Debug)]
 pub(super) struct HttpSlots {
     max: usize,
-    /// Of each peer that has any; short sections only.
+    /// Connections of each peer that has any. Locked for short sections only.
     peers: Mutex<HashMap<String, usize>>,
 }
 
-/// One of them, until it is dropped.
+/// A slot, until it is dropped.
 #[derive(Debug)]
 pub(super) struct HttpSlot {
     slots: Arc<HttpSlots>,
     peer: String,
 }
 
-/// Why there is none.
+/// Why there is no slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("limit http_connections_max is reached ({0})")]
 pub(super) struct Full(usize);

@@ -1,5 +1,5 @@
-//! The WebSocket opening handshake (RFC 6455, section 4.2): what it demands is demanded, and what old clients do within
-//! it is taken: names and tokens in any case, no extensions.
+//! The WebSocket opening handshake (RFC 6455, section 4.2). All that the RFC demands is checked. What old clients vary
+//! within it is accepted: names and tokens in upper or lower case. Offered extensions are ignored.
 
 use axum::body::Body;
 use hyper::header::{
@@ -11,7 +11,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 
-/// The only version there is.
+/// The only version of the protocol.
 const VERSION: HeaderValue = HeaderValue::from_static("13");
 /// Base64 of the 16 random bytes of a key: 22 digits and padding.
 const KEY_DIGITS: usize = 22;
@@ -49,7 +49,7 @@ pub(super) struct Offer {
 }
 
 impl Offer {
-    /// `None` if the request is for no upgrade at all; an error if it is for one that cannot be.
+    /// `None` if the request is not for an upgrade; an error if it is for one and is invalid.
     pub(super) fn of<B>(request: &Request<B>) -> Option<Result<Self, Flaw>> {
         let headers = request.headers();
         if request.method() != Method::GET || !has_token(headers, &UPGRADE, "websocket") {
@@ -109,7 +109,7 @@ impl Offer {
     }
 }
 
-/// Tells a client that speaks plain HTTP what is spoken here.
+/// Adds the headers that say to a client of plain HTTP which protocol is spoken here.
 pub(super) fn demand(response: &mut Response<Body>) {
     let headers = response.headers_mut();
     headers.insert(UPGRADE, WEBSOCKET);
@@ -117,7 +117,7 @@ pub(super) fn demand(response: &mut Response<Body>) {
     headers.insert(SEC_WEBSOCKET_VERSION, VERSION);
 }
 
-/// The value of a header that stands there once.
+/// The value of a header that is there exactly once.
 fn one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
     let mut values = headers.get_all(name).iter();
     values.next().filter(|_| values.next().is_none())

@@ -1,8 +1,8 @@
 //! Bounds as permits: taken before work is queued, given back by drop.
 //!
-//! A [`Budget`] counts requests or bytes. Most stand in a row: of one session, within that of its principal, within that
-//! of the server; a permit counts in all of them. No principal has more than half of the server's, so nobody can take
-//! the others' room. Whoever does not get a permit is refused at once; nothing here waits.
+//! A [`Budget`] counts requests or bytes. Most are nested: a session's budget is within its principal's, and that
+//! within the server's; a permit counts in all of them. No principal has more than half of the server's budget, so
+//! nobody can take the others' room. A caller that does not get a permit is refused at once; nothing here waits.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,7 +19,7 @@ pub(crate) struct Budget {
     limit: Limit,
     max: usize,
     used: AtomicUsize,
-    /// What is used here is used there too.
+    /// The outer budget: what is used here counts there too.
     within: Option<Arc<Budget>>,
 }
 
@@ -33,7 +33,7 @@ impl Budget {
         })
     }
 
-    /// One whose permits count in another as well.
+    /// A budget whose permits count in an outer one as well.
     pub(crate) fn within(outer: &Arc<Self>, limit: Limit, max: usize) -> Arc<Self> {
         Arc::new(Self {
             limit,
@@ -47,23 +47,23 @@ impl Budget {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Whether nothing more fits, here or in one that it is within.
+    /// Whether nothing more fits, here or in an outer budget.
     pub(crate) fn is_full(&self) -> bool {
         self.levels().any(|budget| budget.used() >= budget.max)
     }
 
-    /// Whether nothing more fits in one that it is within.
+    /// Whether nothing more fits in an outer budget.
     pub(crate) fn shared_is_full(&self) -> bool {
         self.within.as_deref().is_some_and(Self::is_full)
     }
 
-    /// Whether nothing but this is in use of the one that it is within.
+    /// Whether all that is in use of the next outer budget is in use here.
     pub(crate) fn is_alone(&self) -> bool {
         let outer = self.within.as_deref();
         outer.is_none_or(|outer| outer.used() <= self.used())
     }
 
-    /// Whether more is in use than allowed, by [`Permit::resize`]: then by which bound.
+    /// The budget of which more is in use than allowed (which [`Permit::resize`] can do), if there is one.
     pub(crate) fn over(&self) -> Option<&Self> {
         self.levels().find(|budget| budget.used() > budget.max)
     }
@@ -76,12 +76,12 @@ impl Budget {
         }
     }
 
-    /// This one and those that it is within.
+    /// This budget and its outer ones.
     fn levels(&self) -> impl Iterator<Item = &Self> {
         std::iter::successors(Some(self), |budget| budget.within.as_deref())
     }
 
-    /// Counts `more` everywhere, or nowhere and tells by which bound.
+    /// Counts `more` in all levels, or in none: then `Err` is the budget in which it does not fit.
     fn add(&self, more: usize) -> Result<(), &Self> {
         let fits = |budget: &&Self| {
             let fits = |used: usize| used.checked_add(more).filter(|sum| *sum <= budget.max);
@@ -100,7 +100,7 @@ impl Budget {
         Err(full)
     }
 
-    /// Takes `amount`, or tells that the limit is reached.
+    /// Takes `amount`; an error if a limit is reached.
     pub(crate) fn take(self: &Arc<Self>, amount: usize) -> Result<Permit, StorageError> {
         self.add(amount).map_err(Self::overloaded)?;
         Ok(Permit {
@@ -117,7 +117,7 @@ impl Budget {
         }
     }
 
-    /// An empty part of this one alone, to be resized.
+    /// An empty part of this budget alone, to be resized.
     pub(crate) fn count_alone(self: &Arc<Self>) -> Part {
         Part {
             budget: self.clone(),
@@ -126,7 +126,7 @@ impl Budget {
     }
 }
 
-/// Counts in one budget and not in those that it is within, where the same is counted by others; until it is dropped.
+/// Counts in one budget and not in its outer ones, where the same thing is counted otherwise; until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Part {
     budget: Arc<Budget>,
@@ -167,7 +167,7 @@ impl Permit {
         &self.budget
     }
 
-    /// Makes it larger, if that fits; else tells which limit is reached.
+    /// Makes it larger, if that fits; else the error says which limit is reached.
     pub(crate) fn try_grow(&mut self, more: usize) -> Result<(), StorageError> {
         self.budget.add(more).map_err(Budget::overloaded)?;
         self.amount += more;
@@ -179,8 +179,8 @@ impl Permit {
         self.try_grow(more).is_ok()
     }
 
-    /// Makes it larger although its own budget is full, if those that this one is within have room. One that is alone
-    /// in such a budget always fits.
+    /// Makes it larger even if its own budget is full, as long as the outer budgets have room. In an outer budget of
+    /// which nothing else is in use there always is.
     pub(crate) fn grow_beyond(&mut self, more: usize) -> bool {
         let alone = |budget: &Budget| budget.used() <= self.amount;
         let fits = match &self.budget.within {
@@ -230,16 +230,16 @@ impl Drop for Permit {
     }
 }
 
-/// One of each bound in bytes that all sessions share: of the server, or of one principal within that.
+/// The budgets in bytes that sessions share, one for each bound: the server's, or one principal's within those.
 #[derive(Debug)]
 pub(crate) struct Budgets {
     /// Requests in flight.
     pub(crate) in_flight: Arc<Budget>,
-    /// Messages that have begun to come and are not whole.
+    /// Messages that have begun to arrive and are not whole.
     pub(crate) partial: Arc<Budget>,
     /// What waits to be sent, answers that are being read included.
     pub(crate) outbox: Arc<Budget>,
-    /// Of that, what several sessions send and memory has once.
+    /// What of `outbox` several sessions send and memory has once.
     pub(crate) outbox_once: Arc<Once>,
     /// Memory of watches.
     pub(crate) watches: Arc<Budget>,
@@ -248,7 +248,7 @@ pub(crate) struct Budgets {
 }
 
 impl Budgets {
-    /// Those of the server.
+    /// The budgets of the server.
     pub(crate) fn new(limits: &ServerLimits) -> Arc<Self> {
         let outbox = Budget::new(Limit::Outbox, limits.outbox_bytes_total_max);
         Arc::new(Self {
@@ -261,8 +261,8 @@ impl Budgets {
         })
     }
 
-    /// Those of one principal: half of the server's each, and room for one message also where a program that has the
-    /// server in it has set less (a configuration file cannot).
+    /// The budgets of one principal: half of the server's each, but at least room for one message, even if a program
+    /// with the server in it has set less (a configuration file cannot).
     fn of_principal(self: &Arc<Self>) -> Arc<Self> {
         let half_but = |all: &Arc<Budget>, least: usize| {
             let half = (all.max / 2).max(least).min(all.max);
@@ -298,13 +298,13 @@ pub(crate) struct SessionSlots {
     principals: Mutex<HashMap<String, Present>>,
 }
 
-/// One session's place.
+/// The permit for one session.
 #[derive(Debug)]
 pub(crate) struct SessionSlot {
     slots: Arc<SessionSlots>,
     principal: String,
     budgets: Arc<Budgets>,
-    /// Its place among all; the slot that a login takes instead has the same.
+    /// Its permit among all sessions. The slot that replaces this one at a login has the same.
     all: Arc<Permit>,
 }
 
@@ -333,13 +333,13 @@ impl SessionSlots {
         })
     }
 
-    /// A place for a session of `principal`; else which limit is reached.
+    /// A slot for a session of `principal`; else the error says which limit is reached.
     pub(crate) fn take(self: &Arc<Self>, principal: &str) -> Result<SessionSlot, StorageError> {
         let all = Arc::new(self.all.take(1)?);
         self.take_with(principal, &all)
     }
 
-    /// A place for a session that has one among all already: its peer turned out to be `principal`.
+    /// A slot for a session that counts among all sessions already: its peer turned out to be `principal`.
     pub(crate) fn take_with(
         self: &Arc<Self>,
         principal: &str,

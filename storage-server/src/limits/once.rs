@@ -1,8 +1,8 @@
-//! What several sessions hold and memory has once, such as a commit that is pushed to many: counted once.
+//! Counts once what several sessions hold and memory has once, such as a commit that is pushed to many.
 //!
-//! A [`Once`] counts in one budget alone, and in that of the [`Once`] that it is within: so a thing counts once for each
-//! principal that has sessions which hold it, and once for the server. What is one thing is told by its address, so
-//! whoever has a [`Share`] holds the thing for longer than the share.
+//! A [`Once`] counts in one budget alone, and in that of its outer [`Once`]: so a thing counts once for each principal
+//! with sessions that hold it, and once for the server. A thing is known by its address. So whoever has a [`Share`]
+//! must hold the thing for at least as long as the share.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -18,7 +18,7 @@ pub(crate) struct Once {
     things: Mutex<HashMap<usize, Weak<Share>>>,
 }
 
-/// A thing is counted until the last of its shares is dropped.
+/// The count of a thing, which lasts until its last share is dropped.
 #[derive(Debug)]
 pub(crate) struct Share {
     once: Arc<Once>,
@@ -64,7 +64,7 @@ impl Once {
 impl Drop for Share {
     fn drop(&mut self) {
         let mut things = self.once.things();
-        // Somebody may have come and counted it anew meanwhile.
+        // It may have been counted anew meanwhile.
         let is_gone = |share: &Weak<Share>| share.strong_count() == 0;
         if things.get(&self.address).is_some_and(is_gone) {
             things.remove(&self.address);

@@ -1,9 +1,9 @@
-//! Where the answers of a session's reads are counted while they are read.
+//! Counts the answers of a session's reads while they are read.
 //!
-//! An answer is counted value by value before the value is held, in the budget that the outbox is counted in too; so
-//! what was read and is not sent has one bound. A read that finds no room ends, leaves its place in the pool to others,
-//! and is made again by itself: then it may go beyond the session's bound, as one at a time does. So a session holds its
-//! bound and one answer at most.
+//! Each value of an answer is counted before it is held, in the budget in which the outbox is counted too; so what was
+//! read and is not sent has one bound. A read that finds no room ends and gives its thread of the pool back. It is
+//! repeated later as the one read at a time that may go beyond the session's bound. So a session holds at most its
+//! bound and one answer.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,7 +13,7 @@ use crate::engine::Room;
 /// How far a read may go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reach {
-    /// Up to so many bytes, whatever waits: what is small goes out before it.
+    /// Up to so many bytes, however much waits to be sent: small answers are sent before that.
     Small(usize),
     /// As far as there is room.
     Within,
@@ -66,8 +66,8 @@ impl Room for Counted {
     }
 }
 
-/// The room of one read, or of the pages of one scan. Dropped, it is closed: a read that is on its way still ends at its
-/// next value, and what it holds is counted until then.
+/// The room of one read, or of the pages of one scan. Dropping it closes it: a read that still runs ends at its next
+/// value, and what it holds is counted until then.
 #[derive(Debug)]
 pub(crate) struct AnswerRoom(Arc<Counted>);
 
@@ -85,7 +85,7 @@ impl AnswerRoom {
         self.0.clone()
     }
 
-    /// Begins another read in it: nothing is held any more of the one before.
+    /// Begins another read in it: the answer of the one before is not held any more.
     pub(crate) fn begin(&self, reach: Reach) {
         let mut state = self.0.state();
         state.permit.resize(0);

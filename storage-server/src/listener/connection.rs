@@ -1,8 +1,8 @@
 //! One connection, from TCP to its session: TLS, HTTP, and the bounds before a peer is known.
 //!
-//! Everything up to the first message of a session, or the first request for a route, has one deadline, and a place of
-//! its listener (see [`crate::net::admission`]). A connection that asks for routes may stay: idle for `timeouts.http_idle`,
-//! and as long as an answer takes. At a shutdown it ends behind the answer that is due.
+//! Everything up to the first message of a session, or the first request for a route, has one deadline, and one of the
+//! listener's places (see [`crate::net::admission`]). A connection with requests for routes may stay: idle for
+//! `timeouts.http_idle`, and as long as an answer takes. At a shutdown it ends after the answer that is due.
 
 use std::future::poll_fn;
 use std::io;
@@ -29,11 +29,11 @@ use crate::net::tls::{AcceptError, Tls};
 use crate::shared::Shared;
 use crate::ws::Peer;
 
-/// What the system takes of a connection before it has sent what it took before: half of that is 0.5 ms at 1 Gbit/s.
+/// What the system buffers of a connection without having sent it: half of that is 0.5 ms at 1 Gbit/s.
 const UNSENT_BYTES: u32 = 128 * 1024;
 /// The longest HTTP request head.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
-/// For an orderly end of TLS and TCP.
+/// Time for an orderly end of TLS and TCP.
 const END_PATIENCE: Duration = Duration::from_secs(1);
 
 /// See the module.
@@ -76,7 +76,7 @@ impl Connection {
     }
 
     pub(super) async fn run(self, stream: TcpStream, tls: Arc<Option<Tls>>) {
-        // Boxed, as the session is: nothing of the way stays with thousands of sessions at rest.
+        // Boxed, as the session is: of thousands of idle sessions none keeps the memory of its handshake.
         let arriving = Box::pin(self.arrive(stream, tls));
         if let Some(session) = arriving.await {
             session.await;
@@ -88,7 +88,7 @@ impl Connection {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
-        // A small answer stands behind what the system holds unsent, so that is to be little.
+        // A small answer waits behind what the system has not sent, so that is kept small.
         if let Err(error) = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES) {
             tracing::debug!(%error, "cannot set TCP_NOTSENT_LOWAT");
         }
@@ -134,7 +134,7 @@ impl Connection {
                 Some((stream, accepted.principal))
             }
             Ok(Err(AcceptError::Handshake(error))) if !self.place.seat().was_heard() => {
-                // As the health checks of load balancers do.
+                // Health checks of load balancers do this.
                 self.shared.metrics.refused(RefusedLabel::Unused);
                 tracing::debug!(%error, "a connection was closed by its peer, who said nothing");
                 None
@@ -170,7 +170,7 @@ impl Connection {
         let stream = Patient::new(stream, timeouts.slow_peer);
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            // The first head is in time by the deadline of the connection.
+            // The connection's deadline bounds the time for the first head.
             .header_read_timeout(timeouts.http_idle.max(timeouts.handshake))
             .max_buf_size(HEAD_BYTES_MAX)
             .serve_connection(TokioIo::new(stream), service);
@@ -184,7 +184,7 @@ impl Connection {
                 draining = true;
                 Pin::new(&mut connection).graceful_shutdown();
             }
-            // (It leaves the stream of an upgrade as it is; else it flushes and shuts down.)
+            // (For an upgrade it leaves the stream as it is; else it flushes and shuts it down.)
             Pin::new(&mut connection).poll(cx).map(Some)
         });
         let served = tokio::select! {
@@ -203,7 +203,7 @@ impl Connection {
         let parts = connection.into_parts();
         let mut stream = parts.io.into_inner().into_inner();
         let (Some(admitted), Ok(principal)) = (visit.admitted(), principal) else {
-            // Closed with a request unread, it would be reset, and the answer might be lost on its way.
+            // A connection that is closed with a request unread is reset, and the answer might be lost on its way.
             let ending = async {
                 stream.shutdown().await?;
                 tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
@@ -216,7 +216,7 @@ impl Connection {
             slot,
             open,
         } = admitted;
-        // Who asked for something else before has as long from now on.
+        // A connection that had other requests before has as long from now on.
         let deadline = match self.place.is_settled() {
             true => Instant::now() + timeouts.handshake,
             false => self.deadline,
@@ -233,7 +233,7 @@ impl Connection {
         Some(opening(self.shared.clone(), peer, stream, parts.read_buf))
     }
 
-    /// Ends when the deadline passes before the peer asked for anything that it may stay for.
+    /// Completes when the deadline passes before a request after which the connection may stay.
     async fn no_request_in_time(&self) {
         tokio::time::sleep_until(self.deadline.into()).await;
         if self.place.is_settled() {

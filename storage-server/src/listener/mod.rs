@@ -1,5 +1,5 @@
-//! Accepts TCP connections, as long as there are places and connections for them (see [`crate::net::admission`]). Each is one
-//! task of the server's tracker; a panic in it ends that connection only.
+//! Accepts TCP connections, within the bounds of [`crate::net::admission`]. Each connection is one task of the server's
+//! tracker; a panic in it ends that connection only.
 
 mod connection;
 
@@ -26,7 +26,7 @@ use self::connection::Connection;
 /// Between two attempts to accept when the process has no more file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// To a peer without TLS for which there is no connection; one with TLS is just closed.
+/// The answer to a peer without TLS for which there is no connection; one with TLS is closed without an answer.
 const NO_CONNECTION: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\n\
     Content-Length: 40\r\nConnection: close\r\n\r\nall connections of the server are taken\n";
@@ -60,7 +60,7 @@ impl Listener {
         let tls = Arc::new(self.tls);
         let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
         loop {
-            // Cancel-safe: a connection is either had or not.
+            // Cancel-safe: a connection is either accepted or stays in the backlog.
             let accepted = tokio::select! {
                 () = shared.stop.cancelled() => break,
                 accepted = self.socket.accept() => accepted,
@@ -104,8 +104,8 @@ impl Listener {
     }
 }
 
-/// Says that there is no connection for it, and waits a little until the peer has closed: closed by us, with a request
-/// unread, it would lose what it was told.
+/// Answers that there is no connection for the peer, and waits a little until the peer has closed: if the server closed
+/// with a request unread, the connection would be reset and the answer lost.
 async fn refuse(mut stream: TcpStream, _place: OwnedSemaphorePermit) {
     let talk = async {
         stream.write_all(NO_CONNECTION).await?;

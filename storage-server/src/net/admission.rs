@@ -1,10 +1,10 @@
-//! Who may connect, before anybody knows who it is: places on the way to a session, and connections in all.
+//! Admission: bounds connections before their peers are known.
 //!
-//! Each listener has places of its own for connections that are no session yet ([`Handshakes`]), so that a flood on one
-//! is nothing to the others. When they are taken, the newcomer does not wait for those that say nothing: the oldest
-//! silent one of the address with the most is asked to leave, and an address that has more than the newcomer's gives up
-//! one in any case. An address is an IPv4 address or an IPv6 network of 64 bits. [`Connections`] bounds all connections
-//! of the server, sessions too, by the descriptors there are.
+//! Each listener has places of its own for connections that are not sessions yet ([`Handshakes`]), so that a flood on
+//! one listener does not affect the others. When all places are taken, a newcomer does not wait for silent connections:
+//! the oldest silent one of the address with the most connections is closed. If there is no silent one, an address that
+//! has more connections than the newcomer's loses one in any case. An address is an IPv4 address or an IPv6 network of
+//! 64 bits. [`Connections`] bounds all connections of the server, sessions too, by the descriptors there are.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -19,14 +19,14 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
-/// Who has said nothing at all for so long can be asked to leave for a newcomer. An honest client's first bytes come one
-/// round trip after its connection.
+/// A connection whose peer has sent nothing at all for so long can be closed for a newcomer. An honest client's first
+/// bytes arrive one round trip after its connection.
 const SILENT_AFTER: Duration = Duration::from_millis(250);
-/// The same for who has said something, and now lets us wait.
+/// The same for a peer that has sent something before.
 const STALLED_AFTER: Duration = Duration::from_secs(1);
-/// When everybody is at work: after so long a newcomer looks again for who has become silent meanwhile.
+/// If no connection is silent, a newcomer checks again after so long.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// Connections that each listener can have whatever the others do, if there are enough for all.
+/// So many connections are reserved for each listener, if there are enough for all.
 const RESERVED_PER_LISTENER: usize = 16;
 
 /// All connections of the server.
@@ -34,7 +34,7 @@ const RESERVED_PER_LISTENER: usize = 16;
 pub(crate) struct Connections {
     max: usize,
     reserved: usize,
-    /// Of each listener; short sections only.
+    /// Open connections of each listener. Locked for short sections only.
     open: Mutex<Vec<usize>>,
 }
 
@@ -112,15 +112,15 @@ impl From<IpAddr> for Address {
     }
 }
 
-/// The places of one listener for connections that are no session yet.
+/// The places of one listener for connections that are not sessions yet.
 #[derive(Debug)]
 pub(crate) struct Handshakes {
     max: usize,
     connections: Arc<Connections>,
     listener: usize,
-    /// Short sections only.
+    /// Locked for short sections only.
     state: Mutex<State>,
-    /// A place was given back, or who was asked to leave had reason to stay.
+    /// A place was given back, or a connection that was asked to leave may stay.
     changed: Notify,
 }
 
@@ -132,21 +132,21 @@ struct State {
     of_address: HashMap<Address, usize>,
 }
 
-/// What is known of a connection that is no session yet.
+/// What is known of a connection that is not a session yet.
 #[derive(Debug)]
 pub(crate) struct Seat {
     address: Address,
     began: Instant,
-    /// Since when its peer is waited for: milliseconds after `began`, and one; 0 while it is not.
+    /// Since when the server waits for its peer: milliseconds after `began`, plus one; 0 while it does not wait.
     waits_since: AtomicU64,
     /// Whether the peer has sent anything.
     heard: AtomicBool,
     /// Whether it was asked to leave.
     asked: AtomicBool,
-    /// It has to, whether silent or not: its address has more than another that wants one.
+    /// It has to leave even if it is not silent: its address has more connections than the newcomer's.
     must_leave: AtomicBool,
     leave: Notify,
-    /// It is on its way no more: nobody looks.
+    /// It is a session or an HTTP connection now, and silence is not noted any more.
     settled: AtomicBool,
 }
 
@@ -204,7 +204,7 @@ pub(crate) struct NoConnection;
 /// How an attempt to get a place went.
 enum Attempt {
     Entered(Place),
-    /// Somebody leaves, or may soon.
+    /// A connection was asked to leave, or one may be silent soon.
     Wait,
     Refused,
 }
@@ -221,14 +221,14 @@ impl Handshakes {
         })
     }
 
-    /// A place for a peer at `address`. Waits while everybody in front of it is at work.
+    /// A place for a peer at `address`. Waits while all places are taken and none of their connections has to leave.
     ///
     /// # Errors
-    /// All connections are taken, and none of them by who says nothing.
+    /// All connections of the server are taken, and none of them can be closed for this one.
     pub(crate) async fn enter(self: &Arc<Self>, address: IpAddr) -> Result<Place, NoConnection> {
         let address = Address::from(address);
         loop {
-            // Before the look, so that no change between look and wait is missed.
+            // Ordering: before the attempt, so that no change between the attempt and the wait is missed.
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
             match self.attempt(address) {
@@ -272,7 +272,8 @@ impl Handshakes {
 }
 
 impl State {
-    /// Whether there is one: a silent one of the address with the most, else any of an address with more than `newcomer`.
+    /// Asks a connection to leave: a silent one of the address with the most, else any of an address with more than
+    /// `newcomer`'s. False if there is none.
     fn ask_one_to_leave(&self, newcomer: Address) -> bool {
         let now = Instant::now();
         let count = |address| self.of_address.get(address).copied().unwrap_or(0);
@@ -292,7 +293,7 @@ impl State {
     }
 }
 
-/// A connection, and its place on its way to a session until that is given back by [`Place::settle`]; dropped, both are.
+/// A connection, with its place among the handshakes until [`Place::settle`]. Dropping it gives both back.
 #[derive(Debug)]
 pub(crate) struct Place {
     handshakes: Arc<Handshakes>,
@@ -306,14 +307,15 @@ impl Place {
         &self.seat
     }
 
-    /// Runs `work` unless the place is needed for another: `None` then. Who turns out not to be silent stays.
+    /// Runs `work`; `None` if the place is needed for another connection meanwhile. If the peer turns out not to be
+    /// silent, it stays.
     pub(crate) async fn unless_asked_to_leave<T>(
         &self,
         work: impl Future<Output = T>,
     ) -> Option<T> {
         let mut work = std::pin::pin!(work);
         loop {
-            // The work first: what the peer has sent meanwhile is read by it, and then it is not silent.
+            // The work is polled first: it reads what the peer has sent meanwhile, and then the peer is not silent.
             tokio::select! {
                 biased;
                 done = &mut work => return Some(done),
@@ -331,7 +333,7 @@ impl Place {
         }
     }
 
-    /// It is on its way no more: another can have the place, the connection goes on until this is dropped.
+    /// Gives the place among the handshakes to others; the connection counts until this is dropped.
     pub(crate) fn settle(&self) {
         self.seat.settled.store(true, Ordering::Relaxed);
         self.free();
@@ -360,13 +362,13 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.free();
-        // Before anybody is told: the connection is free too.
+        // Ordering: before waiters are notified, so that the connection is free for them too.
         drop(self.connected.take());
         self.handshakes.changed.notify_waiters();
     }
 }
 
-/// A stream that notes in its [`Seat`] whether the peer says anything.
+/// A stream that notes in its [`Seat`] whether the peer sends anything.
 #[derive(Debug)]
 pub(crate) struct Heard<S> {
     inner: S,

@@ -1,4 +1,4 @@
-//! The server's own certificate and its dates, which end a service as surely as a crash, only announced.
+//! The dates of the server's own certificate: checked for `/readyz`, and logged before it expires.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -6,11 +6,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::tls::Validity;
 
-/// From so long before its end on the log reminds of it.
+/// So long before its end it is first logged.
 const SOON: Duration = Duration::from_secs(14 * 24 * 3600);
-/// How often.
+/// How often that is logged again.
 const REMIND: Duration = Duration::from_secs(24 * 3600);
-/// How often it is looked at.
+/// How often the dates are checked.
 const LOOK: Duration = Duration::from_secs(60);
 
 fn now() -> u64 {
@@ -18,10 +18,10 @@ fn now() -> u64 {
     since.map_or(0, |since| since.as_secs())
 }
 
-/// A time of X.509 as people write it.
+/// A time of a certificate as text.
 pub(crate) fn date(seconds: u64) -> String {
     let time = UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
-    // Year 9999 is the last that either of the two knows.
+    // Neither X.509 nor the text knows a year after 9999.
     let time = time.filter(|_| seconds < 253_402_300_800);
     time.map_or_else(
         || "never".to_owned(),
@@ -29,7 +29,7 @@ pub(crate) fn date(seconds: u64) -> String {
     )
 }
 
-/// Whether clients that look at the dates can connect.
+/// Whether clients that check the dates can connect.
 ///
 /// # Errors
 /// A text for operators.
@@ -58,7 +58,7 @@ fn ends_soon(validity: Validity, now: u64) -> bool {
     validity.until.saturating_sub(now) < SOON.as_secs()
 }
 
-/// Says at once, and then each day, that it is or soon will be of no use.
+/// Logs at once, and then each day, that the certificate is not valid, or soon will not be.
 pub(crate) async fn remind(validity: Validity, stop: CancellationToken) {
     let mut reminded: Option<(bool, u64)> = None;
     loop {

@@ -1,23 +1,23 @@
-//! File descriptors: how many the process may have, and who gets them.
+//! File descriptors: how many the process may have, and how they are shared out.
 //!
-//! Connections and the engine live on the same ones, and an engine that cannot open its next log file fails a write. So
-//! the engine's share is set aside first, and connections are bounded by what is left: a flood of them costs new
-//! connections, never the store.
+//! Connections and the engine use the same descriptors, and an engine that cannot open its next log file fails a write.
+//! So the engine's share is set aside first, and connections are bounded by what is left: with too many connections new
+//! ones are refused, and the store goes on.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// The fewest a server starts with; with many listeners it takes more.
+/// A server does not start with fewer; with many listeners it needs more.
 const DESCRIPTORS_MIN: u64 = 256;
-/// With fewer, the start says what they suffice for.
+/// With fewer, the start logs for how many connections they suffice.
 const DESCRIPTORS_FEW: u64 = 4096;
 
 /// Standard streams, the runtime, the log's file, and what is open for moments.
 const OWN: u64 = 24;
-/// Of each listener: its socket, a connection that waits for its place, and those that are just being refused in words.
+/// Of each listener: its socket, a connection that waits for a place, and those that are being refused with an answer.
 const OF_LISTENER: u64 = 2 + REFUSALS_MAX as u64;
-/// Peers of a listener that are just being told that there is no connection for them; others are closed without a word.
+/// Connections of a listener that are refused with an answer at a time; others are closed without one.
 pub(crate) const REFUSALS_MAX: usize = 4;
-/// What RocksDB opens beside its tables and blobs: logs (those read for watches too), manifest, locks, folders.
+/// Files that RocksDB opens beside its tables and blobs: logs (those read for watches too), manifest, locks, folders.
 const ENGINE_BESIDE: u64 = 64;
 const ENGINE_FILES_MIN: u64 = 64;
 const ENGINE_FILES_MAX: u64 = 1024;
@@ -75,7 +75,7 @@ impl Shares {
         })
     }
 
-    /// With `limits.connections_max` as it was configured, and a word in the log where that cannot be had.
+    /// Bounds the connections by the configured `limits.connections_max`; logs it if there cannot be so many.
     pub(crate) fn bounded(self, limit: u64, wanted: Option<usize>) -> Self {
         let connections = self.connections.min(wanted.unwrap_or(usize::MAX));
         if wanted.is_some_and(|wanted| wanted > connections) {

@@ -1,4 +1,4 @@
-//! What a connection stands on: who may connect, TLS, descriptors.
+//! What comes before a protocol: who may connect, TLS, descriptors.
 
 pub(crate) mod admission;
 pub(crate) mod certificate;

@@ -1,9 +1,9 @@
-//! TLS of a listener: who is let in, by certificates and revocation lists.
+//! TLS of a listener: which peers are let in, by certificates and revocation lists.
 //!
-//! Sessions of TLS 1.3 are resumed (half the CPU of a handshake), and rustls then takes the client's chain as it was,
-//! without verifying it. So the invariant lives here, in [`Tls::accept`]: *every* handshake ends with a chain that was
-//! verified now, by dates and revocation lists. They are kept here and not in tickets that the client keeps, since rustls
-//! would send such to TLS 1.2 too, and clients of mwDB's age stall on them.
+//! Sessions of TLS 1.3 can be resumed, for half the CPU of a handshake; rustls then takes the client's chain from the
+//! earlier session without verifying it again. So [`Tls::accept`] keeps this invariant: *every* handshake ends with a
+//! chain that was verified now, by dates and revocation lists. The sessions are kept in the server and not in tickets
+//! that the client keeps: rustls would send tickets in TLS 1.2 too, and clients of mwDB's age stall on them.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -51,7 +51,7 @@ pub enum TlsError {
         /// Which listener.
         address: SocketAddr,
     },
-    /// What the TLS library does not take.
+    /// The TLS library does not accept the files.
     #[error("cannot set up TLS with {}: {reason}", dir.display())]
     Unusable {
         /// The folder.
@@ -87,7 +87,7 @@ pub(crate) struct Validity {
     pub(crate) until: u64,
 }
 
-/// TLS 1.3 sessions of a listener that can be resumed, each once. The oldest make room.
+/// TLS 1.3 sessions of a listener that can be resumed, each once. The oldest are dropped to make room.
 #[derive(Debug)]
 struct Resumable(Arc<ServerSessionMemoryCache>);
 
@@ -102,12 +102,12 @@ impl StoresServerSessions for Resumable {
         value.len() <= SESSION_BYTES_MAX && self.0.put(key, value)
     }
 
-    /// What TLS 1.2 asks: it starts anew.
+    /// Called for TLS 1.2, which does not resume here.
     fn get(&self, _key: &[u8]) -> Option<Vec<u8>> {
         None
     }
 
-    /// What TLS 1.3 asks.
+    /// Called for TLS 1.3.
     fn take(&self, key: &[u8]) -> Option<Vec<u8>> {
         self.0.take(key)
     }
@@ -183,7 +183,7 @@ impl Tls {
         }))
     }
 
-    /// Shakes hands, and decides who the peer is.
+    /// Does the handshake, and finds out who the peer is.
     pub(crate) async fn accept<S>(&self, stream: S) -> Result<Accepted<S>, AcceptError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -214,11 +214,11 @@ impl Tls {
     }
 }
 
-/// When the server's own certificate is valid. Those behind it in the chain need not all be used by a client.
+/// When the server's own certificate is valid. The others in its chain are not checked: a client need not use them all.
 fn validity(own: Option<&CertificateDer<'_>>) -> Option<Validity> {
     let (_, certificate) = X509Certificate::from_der(own?).ok()?;
     let validity = certificate.validity();
-    // Before 1970 is as good as then.
+    // A time before 1970 counts as 1970.
     let seconds = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
     Some(Validity {
         from: seconds(validity.not_before),

@@ -1,9 +1,10 @@
-//! The end of a connection that its peer closed: what it asked for before is answered, then its close frame.
+//! The end of a connection that its peer closed: the requests before its close frame are answered, then the close
+//! frame.
 //!
-//! The WebSocket library answers a close frame by itself and sends nothing behind that. So what it holds unsent is taken
-//! out of it, and from there on frames are written to the stream below: the answers, as they come, then the close frame.
-//! Nothing is read any more. Answers are waited for as long as at a shutdown (`timeouts.drain`); a peer that takes nothing
-//! for [`CLOSE_PATIENCE`] is left.
+//! The WebSocket library answers a close frame by itself and sends nothing after that. So the bytes that it has not
+//! sent are taken out of it, and from then on frames are written to the stream below: the answers when they are ready,
+//! then the close frame. Nothing is read any more. Answers are waited for as long as at a shutdown (`timeouts.drain`);
+//! the socket of a peer that takes nothing for [`CLOSE_PATIENCE`] is closed.
 
 use std::future::poll_fn;
 use std::task::{Context, Poll};
@@ -26,7 +27,7 @@ use super::{Close, Dialect};
 /// Frames that are collected before they are written: about this many bytes, and one message.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// Answers what was asked before the peer's close frame, then that; `Err`: closed for this reason instead.
+/// Answers the requests before the peer's close frame, then the close frame; `Err`: closed for this reason instead.
 ///
 /// The code is the peer's, or 1000 if it gave none. What is not answered within `patience` is not waited for.
 pub(super) async fn answer_close<S, D>(
@@ -70,13 +71,13 @@ where
     result
 }
 
-/// What the library was given and did not send yet, without its answer to the close frame.
+/// What the library has not sent yet, without its answer to the close frame.
 async fn unsent<S>(socket: &mut WebSocketStream<Metered<S>>, close: Option<CloseFrame>) -> Vec<u8>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     socket.get_mut().divert();
-    // It tells that it is closed.
+    // It returns the error that it is closed.
     let _ = socket.flush().await;
     let mut unsent = socket.get_mut().take_diverted();
     let mut answer = Vec::new();

@@ -1,10 +1,10 @@
 //! The loop of one connection: read all that is there, answer all of it, flush once.
 //!
-//! One poll reads, works and writes in turn until nothing moves, so a peer that does not read never keeps us from
-//! reading. Heartbeat, silence and slow peers are checked here, by one timer that is only moved when a deadline comes
-//! nearer: silence by bytes, so that a slow link is not taken for a dead peer, and the heartbeat by messages, so that a
-//! peer that waits for the end of a long one hears from us. What the library holds of a message that is not whole yet is
-//! counted, and must grow. The messages' meaning is the [`Dialect`]'s.
+//! One poll reads, works and writes in turn until nothing moves, so a peer that does not read never keeps the server
+//! from reading. Heartbeat, silence and slow peers are checked here, with one timer that is only moved when a deadline
+//! gets earlier. Silence is measured by bytes, so that a slow link is not taken for a dead peer. The heartbeat is
+//! measured by messages, so that a ping goes out while a long message is being received. What the library holds of a
+//! message that is not whole yet is counted, and must grow. The [`Dialect`] handles the messages.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ use crate::shared::Shared;
 
 /// The default zero-fills 128 KiB at each read, and costs 140 KiB for each idle connection.
 pub(super) const READ_BUFFER_BYTES: usize = 8 * 1024;
-/// What is collected before it is written to the socket.
+/// So much is collected before it is written to the socket.
 const WRITE_BUFFER_BYTES: usize = 64 * 1024;
 /// Messages taken before their answers get a turn.
 const MESSAGES_PER_ROUND: usize = 128;
@@ -45,7 +45,7 @@ pub(super) const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 /// What a control frame of a client has besides its payload.
 const CONTROL_FRAME_BYTES: u64 = 6;
 
-/// How a session ended.
+/// How a connection ended.
 #[derive(Debug)]
 enum End {
     /// The peer closed, orderly.
@@ -63,23 +63,23 @@ struct Driver<'a, S, D> {
     dialect: &'a mut D,
     timeouts: Timeouts,
     heartbeat: Heartbeat,
-    /// The peer's place, with the bounds of its principal.
+    /// The session's slot, with the bounds of its principal.
     slot: SessionSlot,
-    /// When any byte came from the peer, or room for one of ours after there was none.
+    /// When the peer last sent a byte, or took one after it had taken none.
     heard: Instant,
-    /// When a whole message came, or we asked for one; where pings always go out, only that.
+    /// When the last whole message arrived or the last ping was sent; if pings always go out, only the latter.
     said: Instant,
-    /// We asked, and nothing was heard since.
+    /// A ping was sent, and nothing was received since.
     pinged: bool,
     /// What the library holds of a message that is not whole.
     unfinished: Unfinished,
-    /// Something was handed to the socket and not flushed yet.
+    /// Something was given to the socket and not flushed yet.
     dirty: bool,
-    /// What the socket was handed and has not written, in the session's outbox.
+    /// What the socket was given and has not written, counted in the session's outbox.
     sending: Permit,
-    /// What it was handed, and had written by then, since all was written last.
+    /// Bytes given to the socket since it had last written everything, and how many it had written in all by then.
     handed: (u64, u64),
-    /// Since when the socket takes nothing, and what it had taken by then.
+    /// Since when the socket takes nothing, and how many bytes it had taken in all by then.
     stuck: Option<(Instant, u64)>,
     timer: Pin<Box<Sleep>>,
     drain: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -87,10 +87,11 @@ struct Driver<'a, S, D> {
     draining: bool,
 }
 
-/// Runs a session from its upgrade to its end. `early`: what was read behind the upgrade request.
+/// Runs a connection from its upgrade to its end. `early`: the bytes that were read after the upgrade request.
 ///
-/// Thousands of these futures are at rest, so each thing is moved into it once: a parameter of an `async fn` that is moved
-/// on has its place in the future twice, and what only the end of a session needs is boxed.
+/// Thousands of these futures are idle at a time, so they are kept small: each value is moved into the future once (a
+/// parameter of an `async fn` that is moved on takes memory in the future twice), and what only the end of a connection
+/// needs is boxed.
 pub(crate) fn run<S, D>(
     shared: Arc<Shared>,
     peer: Peer,
@@ -147,7 +148,7 @@ where
             draining: false,
         };
         let end = std::future::poll_fn(|cx| driver.poll(cx)).await;
-        // Held as long as what it counts; what is written and read from here on is little.
+        // The permits are held as long as what they count; what is written and read from here on is little.
         let Driver {
             unfinished, slot, ..
         } = driver;
@@ -176,7 +177,7 @@ where
                 Box::pin(bounded(CLOSE_PATIENCE, say_close(&mut socket, close))).await;
             }
         }
-        // The socket goes first: a peer must not wait for what only concerns us.
+        // The socket is closed first: the peer must not wait for the server's own clean-up.
         drop(socket);
         drop(unfinished);
         Box::pin(dialect.finish(departure)).await;
@@ -302,7 +303,7 @@ where
         Ok(moved)
     }
 
-    /// It is we who do not listen.
+    /// The server itself does not read the socket now: the peer must not be taken for silent.
     fn excuse(&mut self, now: Instant) {
         self.heard = now;
         if !self.heartbeat.always {
@@ -328,7 +329,7 @@ where
         if before != after {
             self.dialect.receiving(after, now);
         }
-        // Who finds no room is closed, and nobody for the room that others take.
+        // The connection whose message finds no room is closed, and none of those that take the room.
         fits.map_err(|error| {
             let reason = error.to_string();
             Close::new(close_code::TRY_AGAIN, ClosedLabel::Overloaded, reason).into()
@@ -353,7 +354,7 @@ where
         Ok(moved)
     }
 
-    /// What it takes counts in another place from here on.
+    /// Moves what the connection has counted to another slot, at a login.
     fn move_to(&mut self, slot: SessionSlot) {
         let mut sending = self.dialect.outbox_budget().count();
         sending.resize(self.sending.amount());
@@ -391,7 +392,7 @@ where
                     before => {
                         self.stuck = Some((now, written));
                         if before.is_some() {
-                            // Room came where there was none: the peer takes, and so is there.
+                            // The socket has taken bytes again, so the peer is alive.
                             self.heard = now;
                         }
                     }
@@ -420,7 +421,8 @@ where
 
     fn arm_timer(&mut self, cx: &mut Context<'_>) {
         let deadline = tokio::time::Instant::from_std(self.next_deadline());
-        // Only ever earlier: a timer that fires too soon looks again, and moving it at each message costs more.
+        // Only moved to an earlier time: a timer that fires too soon is set again, which costs less than to move it at
+        // each message.
         if self.timer.is_elapsed() || deadline < self.timer.deadline() {
             self.timer.as_mut().reset(deadline);
         }
@@ -474,7 +476,7 @@ where
         if (always || !self.pinged) && since(self.said) >= ping {
             self.pinged = true;
             self.said = now;
-            // A peer that does not even take what is there already needs no ping to be checked.
+            // A peer that does not take what was sent before is checked without a ping.
             if let Poll::Ready(ready) = self.socket.poll_ready_unpin(cx) {
                 ready.map_err(end_of)?;
                 self.socket
@@ -500,7 +502,7 @@ fn end_of(error: Error) -> End {
         | Error::AlreadyClosed
         | Error::Io(_)
         | Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => End::Broken(error),
-        // The WebSocket looks at it before any dialect does.
+        // The WebSocket library checks this before any dialect can.
         Error::Utf8(error) => Close::new(
             close_code::INVALID_PAYLOAD,
             ClosedLabel::Protocol,
@@ -521,7 +523,7 @@ async fn bounded(patience: Duration, closing: impl Future<Output = ()>) {
     let _ = tokio::time::timeout(patience, closing).await;
 }
 
-/// Counts and logs why we close.
+/// Counts and logs why the server closes a connection.
 fn note(shared: &Shared, close: &Close) {
     let Close {
         code,
@@ -538,8 +540,8 @@ fn note(shared: &Shared, close: &Close) {
 
 async fn say_close<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut Socket<S>, close: Close) {
     let _ = socket.close(Some(close.frame())).await;
-    // A socket that is closed with unread data is reset, and the reason might be lost on its way: read on, up to the peer's
-    // close frame; but a message that the library would collect meanwhile is not put together any more.
+    // A socket that is closed with unread data is reset, and the reason might be lost on its way: read on, up to the
+    // peer's close frame; but a message that the library would collect meanwhile is not put together any more.
     let mut whole_at = socket.get_ref().read();
     std::future::poll_fn(|cx| {
         loop {

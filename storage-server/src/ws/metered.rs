@@ -1,6 +1,6 @@
 //! A stream that counts its bytes: for the metrics, and to see whether a slow peer sends or takes anything at all.
 //!
-//! What is written can be diverted into memory: see [`super::closing`].
+//! Writes can be diverted into memory: see [`super::closing`].
 
 use std::io;
 use std::pin::Pin;
@@ -18,7 +18,7 @@ pub(crate) struct Metered<S> {
     metrics: Arc<Metrics>,
     read: u64,
     written: u64,
-    /// Takes what is written in place of the stream, while it is there.
+    /// While set, writes go here instead of the stream.
     diverted: Option<Vec<u8>>,
 }
 
@@ -43,12 +43,12 @@ impl<S> Metered<S> {
         self.diverted.take().unwrap_or_default()
     }
 
-    /// Bytes that the stream gave so far.
+    /// Bytes read from the stream so far.
     pub(crate) fn read(&self) -> u64 {
         self.read
     }
 
-    /// Bytes that the stream took so far.
+    /// Bytes written to the stream so far.
     pub(crate) fn written(&self) -> u64 {
         self.written
     }

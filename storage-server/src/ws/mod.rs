@@ -1,8 +1,8 @@
 //! One connection after its upgrade: a task that reads and writes at the same time.
 //!
-//! The [`driver`] owns the WebSocket, its heartbeat and its clock; a [`Dialect`] owns what the messages mean: native and
-//! mwDB each have one of their own, all others are a [`socket::Task`]. Bounds are in [`crate::limits`], who the peer is in [`crate::auth`], a peer's close is answered in
-//! [`closing`].
+//! The [`driver`] owns the WebSocket, its heartbeat and its timer; a [`Dialect`] handles the messages. Native and mwDB
+//! have dialects of their own, all others are a [`socket::Task`]. Bounds are in [`crate::limits`], principals in
+//! [`crate::auth`]; a peer's close is answered in [`closing`].
 
 mod closing;
 pub(crate) mod driver;
@@ -33,15 +33,15 @@ const CLOSE_REASON_BYTES_MAX: usize = 123;
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) principal: Principal,
-    /// Until then it must have said who it is, or Hello.
+    /// Until then it must have logged in, or sent Hello.
     pub(crate) deadline: Instant,
-    /// Its place among the sessions, until the session ends, with the bounds of its principal.
+    /// Its slot among the sessions, until the session ends, with the bounds of its principal.
     pub(crate) slot: SessionSlot,
-    /// How many of its protocol are open; it is counted while it runs.
+    /// The gauge of open connections of its protocol.
     pub(crate) open: Gauge,
-    /// Tells it that the server shuts down.
+    /// Cancelled when the server shuts down.
     pub(crate) drain: CancellationToken,
-    /// Closes it at once.
+    /// Cancelled to close the connection at once.
     pub(crate) cut: CancellationToken,
 }
 
@@ -55,7 +55,7 @@ pub struct Close {
 }
 
 impl Close {
-    /// What a gateway closes for. `code`: see [`close_code`], and those from 4000 on that a protocol defines.
+    /// A reason of a gateway. `code`: see [`close_code`], and those from 4000 on that a protocol defines.
     #[must_use]
     pub fn because(code: u16, reason: impl Into<String>) -> Self {
         Self::new(code, ClosedLabel::Gateway, reason)
@@ -69,7 +69,7 @@ impl Close {
         }
     }
 
-    /// The close frame that says so; its reason as long as a close frame can carry.
+    /// The close frame; its reason is cut to what a close frame can carry.
     pub(crate) fn frame(&self) -> CloseFrame {
         let end = self.reason.floor_char_boundary(CLOSE_REASON_BYTES_MAX);
         CloseFrame {
@@ -95,26 +95,26 @@ impl Close {
     }
 }
 
-/// How it is found out whether a peer is there.
+/// How a connection is checked for a peer that is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Heartbeat {
     /// A ping goes out after so long without a message of the peer, or, if `always`, after so long in any case.
     pub(crate) ping: Duration,
     pub(crate) always: bool,
-    /// A peer of which nothing was heard for so long is closed.
+    /// A peer that has sent nothing for so long is closed.
     pub(crate) silence: Duration,
 }
 
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Departure {
-    /// The peer closed it with 1000: it will not come again.
+    /// The peer closed it with 1000: it will not resume.
     Closed,
-    /// In any other way, ours included: it may come again.
+    /// In any other way, also if the server closed it: the peer may resume.
     Lost,
 }
 
-/// What the messages of a connection mean. Nothing here waits: what takes time is kept as a future and polled by
+/// Handles the messages of a connection. Nothing here waits: what takes time is kept as a future and polled by
 /// [`Dialect::poll_work`].
 pub(crate) trait Dialect: Send {
     /// The longest WebSocket message it takes.
@@ -123,8 +123,8 @@ pub(crate) trait Dialect: Send {
     fn sent_bytes_max(&self) -> usize;
     /// The session's budget for what waits to be sent: what the socket holds of it counts there too.
     fn outbox_budget(&self) -> &Arc<Budget>;
-    /// A message has been on its way since then and is not whole: nothing else can come meanwhile. `None`: there is
-    /// none. Told when it changes.
+    /// Called when it changes: a message has been arriving since `since` and is not whole, so nothing else can arrive
+    /// meanwhile. `None`: there is none.
     fn receiving(&mut self, since: Option<Instant>, now: Instant);
     /// Takes a binary message.
     fn receive(&mut self, cx: &mut Context<'_>, message: Bytes, now: Instant) -> Result<(), Close>;
@@ -132,7 +132,7 @@ pub(crate) trait Dialect: Send {
     fn receive_text(&mut self, text: Utf8Bytes, now: Instant) -> Result<(), Close>;
     /// Whether it takes more messages now; while not, TCP holds the peer back.
     fn wants_input(&self) -> bool;
-    /// Goes on with what is in progress; tells whether anything was done.
+    /// Goes on with what is in progress; true if anything was done.
     fn poll_work(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, Close>;
     /// The next message to send.
     fn next_message(&mut self) -> Option<Message>;
@@ -140,7 +140,7 @@ pub(crate) trait Dialect: Send {
     fn deadline(&self) -> Option<Instant>;
     /// Its deadline passed.
     fn on_time(&mut self, now: Instant) -> Result<(), Close>;
-    /// When pings go out, and how long a silent peer is waited for.
+    /// When pings are sent, and after which silence the peer counts as gone.
     fn heartbeat(&self, timeouts: &Timeouts) -> Heartbeat {
         Heartbeat {
             ping: timeouts.heartbeat,
@@ -148,26 +148,26 @@ pub(crate) trait Dialect: Send {
             silence: timeouts.silence,
         }
     }
-    /// The place of a peer that has said in the connection who it is: what it takes counts there from now on. Looked at
-    /// after each [`Dialect::poll_work`].
+    /// The slot of a peer that has logged in: what the connection takes counts there from now on. Called after each
+    /// [`Dialect::poll_work`].
     fn logged_in(&mut self) -> Option<SessionSlot> {
         None
     }
-    /// Why the connection is to be closed, once all that was handed out is written: it has come to its end by itself.
+    /// Why the dialect ends the connection by itself; it is closed once all that was handed out is written.
     fn ending(&self) -> Option<Close> {
         None
     }
-    /// The server shuts down: takes no new requests, and tells the peer if it has a way to.
+    /// The server shuts down: takes no new requests, and informs the peer if the protocol has a message for it.
     fn drain(&mut self);
     /// Whether, after [`Dialect::drain`], nothing is in progress any more and nothing waits to be sent.
     fn is_drained(&self) -> bool;
-    /// The peer closes: nothing comes from it any more. What it asked for is still answered; what it did not ask for,
-    /// such as events, is of no use to it.
+    /// The peer closes: it sends nothing any more. Its requests are still answered; what it did not ask for, such as
+    /// events, is not sent any more.
     fn close_received(&mut self);
     /// Whether, after [`Dialect::close_received`], everything is answered and all answers were handed out.
     fn is_answered(&self) -> bool {
         self.is_drained()
     }
-    /// The socket is gone: finishes what must be, such as commits.
+    /// The socket is gone: finishes what must be finished, such as commits.
     fn finish(self, departure: Departure) -> impl Future<Output = ()> + Send;
 }

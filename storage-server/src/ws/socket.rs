@@ -1,9 +1,9 @@
 //! A WebSocket protocol as a task: it receives messages, sends messages, and ends.
 //!
-//! The task is part of the connection's own task, and is polled with it: nothing is spawned, and a message goes from one
-//! to the other without a queue between tasks. What waits, in either direction, is bounded and counted in the bounds of the
-//! peer's principal: while the task takes nothing, the socket is not read, so TCP holds the peer back; while the peer takes
-//! nothing, [`WebSocket::send`] waits.
+//! The task is part of the connection's own task, and is polled with it: nothing is spawned, and there is no queue
+//! between tasks. What waits, in either direction, is bounded and counted in the bounds of the peer's principal: while
+//! the task takes nothing, the socket is not read, so TCP holds the peer back; while the peer takes nothing,
+//! [`WebSocket::send`] waits.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -28,20 +28,20 @@ use crate::shared::{ServerHandle, Shared};
 /// The handler of a connection.
 pub(crate) type Handler = Pin<Box<dyn Future<Output = Result<(), Close>> + Send>>;
 
-/// What came and was not taken yet, before the socket is not read any more.
+/// With so many bytes received and not taken by the task, the socket is not read.
 const INBOX_BYTES_MAX: usize = 64 << 10;
-/// And so many messages.
+/// The same with so many messages.
 const INBOX_LEN_MAX: usize = 64;
 /// Between two pings, at least and at most, whatever a protocol asks for.
 const PING_MIN: Duration = Duration::from_millis(10);
 const PING_MAX: Duration = Duration::from_secs(24 * 3600);
-/// How often a message that waits for room that others have looks for it.
+/// How often a sender that waits until other connections give room back looks for it.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// A message of a WebSocket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// Of text; cheap to clone, so that many can be sent the same.
+    /// Of text; cheap to clone, so that the same text can be sent to many.
     Text(Utf8Bytes),
     /// Of bytes.
     Binary(Bytes),
@@ -60,37 +60,38 @@ impl Message {
         }
     }
 
-    /// What it takes while it waits.
+    /// The memory it takes while it waits.
     fn cost(&self) -> usize {
         self.len() + size_of::<Self>()
     }
 }
 
-/// When pings go out. Whoever answers none of them, and says nothing else, is closed after the protocol's silence.
+/// When pings are sent. A peer that answers none, and sends nothing else, is closed after the protocol's
+/// [`silence`](SocketOptions::silence).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ping {
     /// After so long without a message of the peer.
     WhenSilent(Duration),
-    /// Each time so long has passed.
+    /// At this interval.
     Every(Duration),
 }
 
-/// How a protocol's connections are kept. What is `None` is as for native sessions.
+/// Settings of a protocol's connections. `None` means: as for native sessions.
 #[derive(Clone, Debug, Default)]
 pub struct SocketOptions {
     /// The longest message that is taken, in bytes; a longer one closes with 1009. Default `limits.message_bytes_max`.
     pub message_bytes_max: Option<usize>,
     /// When pings go out. Default: after `timeouts.heartbeat` of silence.
     pub ping: Option<Ping>,
-    /// A peer of which nothing was heard for so long is closed with 4001; at least twice the time of a ping. Default
+    /// A peer that has sent nothing for so long is closed with 4001; at least twice the time of a ping. Default
     /// `timeouts.silence`.
     pub silence: Option<Duration>,
-    /// Whether the peer says in the connection who it is: one that has not ([`WebSocket::log_in`]) within
-    /// `timeouts.handshake` of its TCP connection is closed with 1008.
+    /// Whether peers log in within the connection: one that has not ([`WebSocket::log_in`]) within `timeouts.handshake`
+    /// of its TCP connection is closed with 1008.
     pub login: bool,
 }
 
-/// Why a message is not sent.
+/// Why a message was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SendError {
@@ -107,30 +108,30 @@ pub enum SendError {
     },
 }
 
-/// Why a peer has no place: its principal has as many connections as it may have.
+/// Why a login fails: the principal has as many connections as it may have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(transparent)]
 pub struct LoginError(StorageError);
 
-/// A connection, as the task of its protocol has it. All calls are cancel-safe, and may be made from several futures of
-/// the task at once.
+/// A connection, for the task of its protocol. All calls are cancel-safe, and may be made from several futures of the
+/// task at once.
 ///
-/// The connection ends in one of these ways; in each the task is to come to its end, and its result says how the server
-/// closes: `Ok` with 1000 (1001 at a shutdown), `Err` with a code of its own.
+/// The connection ends in one of these ways. In each the task is to return, and its result says how the server closes:
+/// `Ok` with 1000 (1001 at a shutdown), `Err` with a code of its own.
 ///
-/// * The task ends: what it has sent is still written, then the connection is closed.
-/// * The peer closes, or is gone: [`WebSocket::receive`] tells `None` behind the last message. What is sent until the task
-///   ends is written if the peer still takes it; its close is answered with its own code. A task that is not through after
-///   `timeouts.drain` is dropped.
-/// * The server shuts down: the same, with `timeouts.drain` to finish. What the peer sends from then on is passed over.
+/// * The task returns: what it has sent is still written, then the connection is closed.
+/// * The peer closes, or is gone: [`WebSocket::receive`] returns `None` after the last message. What the task sends
+///   until it returns is written if the peer still takes it; the peer's close is answered with its own code. A task
+///   that has not returned after `timeouts.drain` is dropped.
+/// * The server shuts down: the same, with `timeouts.drain` to finish. What the peer sends from then on is ignored.
 ///
-/// A task that does not receive has its peer held back, and does not learn that it is gone until it sends: one that only
-/// sends is to receive beside that.
+/// A task that does not receive holds its peer back, and does not learn that the peer is gone until it sends. So a task
+/// that only sends should receive as well.
 #[derive(Debug)]
 pub struct WebSocket {
     pipe: Arc<Pipe>,
     server: ServerHandle,
-    /// Its place among all sessions, whoever the peer is.
+    /// Its permit among all sessions, whoever the peer is.
     place: Arc<Permit>,
 }
 
@@ -145,20 +146,20 @@ struct State {
     is_logged_in: bool,
     inbox: VecDeque<Message>,
     inbox_bytes: usize,
-    /// No message comes any more.
+    /// No message will arrive any more.
     is_ended: bool,
     outbox: VecDeque<Message>,
-    /// What it holds, in the session's budget within its principal's.
+    /// What `outbox` holds, in the session's budget within its principal's.
     outbox_permit: Permit,
     outbox_bytes_max: usize,
     message_bytes_max: usize,
     /// Nothing can be sent any more.
     is_gone: bool,
-    /// Messages that were taken and sent by the task, to see whether it did anything.
+    /// Counts the messages that the task received and sent, to see whether it did anything.
     moved: u64,
     receivers: Vec<Waker>,
     senders: Vec<Waker>,
-    /// Of the connection's task, which is to look when something was done for it in another one.
+    /// The waker of the connection's task, to be called when another task received or sent something.
     driver: Option<Waker>,
 }
 
@@ -173,7 +174,8 @@ impl State {
         self.outbox_permit.amount()
     }
 
-    /// Whether others have the room that one more message would take. What the socket holds counts as one.
+    /// Whether one more message must wait until other connections give room back. What the socket holds counts as one
+    /// message.
     fn waits_for_others(&self) -> bool {
         let budget = self.outbox_permit.budget();
         budget.used() > 0 && budget.shared_is_full()
@@ -183,7 +185,7 @@ impl State {
         self.outbox_bytes() >= self.outbox_bytes_max || self.waits_for_others()
     }
 
-    /// Something was taken or sent, by a task with this waker.
+    /// A task with this waker received or sent something.
     fn has_moved(&mut self, by: Option<&Waker>) {
         self.moved += 1;
         let driver = self.driver.as_ref();
@@ -205,7 +207,7 @@ fn wake(waiting: &mut Vec<Waker>) {
 }
 
 impl WebSocket {
-    /// Who the peer is: by its certificate, or since [`WebSocket::log_in`] what was said there.
+    /// Who the peer is: by its certificate, or by the last [`WebSocket::log_in`].
     #[must_use]
     pub fn principal(&self) -> Principal {
         self.pipe.state().principal.clone()
@@ -234,7 +236,7 @@ impl WebSocket {
         Ok(())
     }
 
-    /// The next message; `None` when none comes any more.
+    /// The next message; `None` when no more will arrive.
     pub async fn receive(&self) -> Option<Message> {
         poll_fn(|cx| {
             let mut state = self.pipe.state();
@@ -251,8 +253,8 @@ impl WebSocket {
         .await
     }
 
-    /// Sends a message, as soon as there is room for it. Whether it arrives is not known; messages arrive in the order in
-    /// which they were sent.
+    /// Sends a message, as soon as there is room for it. Whether it arrives is not known; messages arrive in the order
+    /// in which they were sent.
     ///
     /// # Errors
     /// [`SendError`].
@@ -285,10 +287,10 @@ impl WebSocket {
     }
 }
 
-/// The dialect whose messages a handler takes and sends.
+/// The dialect whose messages a handler receives and sends.
 pub(crate) struct Task {
     pipe: Arc<Pipe>,
-    /// `None` when it is through.
+    /// `None` when it has returned.
     handler: Option<Handler>,
     result: Result<(), Close>,
     options: SocketOptions,
@@ -298,10 +300,10 @@ pub(crate) struct Task {
     outbox: Arc<Budget>,
     outbox_bytes_max: usize,
     inbox_permit: Permit,
-    /// When room is looked for that others have.
+    /// When to look whether others have given room back.
     look_again: Option<Instant>,
     draining: bool,
-    /// The peer closes: its close frame is answered behind what is due.
+    /// The peer closes: its close frame is answered after what is due.
     closing: bool,
     drain: Duration,
     cut: CancellationToken,
@@ -358,11 +360,11 @@ impl Task {
         }
     }
 
-    /// A message for which its principal, or all, have no room closes the connection: it was read, and is not thrown away
-    /// in silence.
+    /// Puts a message into the inbox. If the bound of its principal, or of all, has no room for it, the connection is
+    /// closed: the message was read, and must not be dropped in silence.
     fn take(&mut self, message: Message) -> Result<(), Close> {
         let mut state = self.pipe.state();
-        // Nobody takes it any more.
+        // The task receives nothing any more.
         if state.is_ended {
             return Ok(());
         }
@@ -404,7 +406,7 @@ impl Task {
     }
 }
 
-/// Where what a connection sends, and what came and was not taken, is counted.
+/// The budgets for what a connection has yet to send, and for what it has received and the task has not taken.
 fn budgets_of(slot: &SessionSlot, outbox_bytes_max: usize) -> (Arc<Budget>, Permit) {
     let budgets = slot.budgets();
     let outbox = Budget::within(&budgets.outbox, Limit::Outbox, outbox_bytes_max);
@@ -534,7 +536,7 @@ impl Dialect for Task {
         self.end();
     }
 
-    // Its end is told with its result.
+    // Its end is reported with its result.
     fn is_drained(&self) -> bool {
         false
     }
@@ -551,7 +553,7 @@ impl Dialect for Task {
     async fn finish(mut self, _: Departure) {
         self.disconnect();
         if let Some(handler) = self.handler.take() {
-            // What it has begun, such as a commit, it may finish, unless the server ends.
+            // It may finish what it has begun, such as a commit, unless the server ends.
             let finishing = tokio::time::timeout(self.drain, handler);
             tokio::select! {
                 _ = finishing => {}

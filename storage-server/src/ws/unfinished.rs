@@ -1,4 +1,4 @@
-//! What the WebSocket library holds of a message that is not whole: counted, and it must grow.
+//! Counts the bytes that the WebSocket library holds of a message that is not whole, and notes whether they grow.
 
 use std::time::Instant;
 
@@ -7,18 +7,18 @@ use storage_protocol::{Limits, StorageError};
 use super::driver::READ_BUFFER_BYTES;
 use crate::limits::budget::Permit;
 
-/// So many bytes of an unfinished message are progress of it.
+/// An unfinished message makes progress when it grows by this many bytes.
 pub(super) const PROGRESS_BYTES: usize = 1024;
 
 /// A message of the peer that is not whole yet.
 pub(super) struct Unfinished {
-    /// Bytes that were read when the last message was whole.
+    /// Bytes read in all when the last message was whole.
     whole_at: u64,
-    /// Of what was read since, the control frames.
+    /// Bytes of control frames read since then.
     pub(super) control_bytes: u64,
     /// What is held beyond the read buffer that each connection has, in the budget of the principal.
     pub(super) permit: Permit,
-    /// Since when there is one; when it made progress last, and how long it was then.
+    /// Since when there is an unfinished message, when it last made progress, and how long it was then.
     pub(super) receiving: Option<(Instant, Instant, usize)>,
 }
 
@@ -40,8 +40,8 @@ impl Unfinished {
         self.permit.resize(0);
     }
 
-    /// Counts what is held, after so much was read in all; or tells by which bound there is no room for it. What every
-    /// session may have on its way always has.
+    /// Counts what is held, after `read` bytes were read in all; an error if a bound has no room for it. There is
+    /// always room for a message of up to one frame of the native protocol.
     pub(super) fn count(&mut self, read: u64, now: Instant) -> Result<(), StorageError> {
         let data = (read - self.whole_at).saturating_sub(self.control_bytes);
         let held = usize::try_from(data).unwrap_or(usize::MAX);

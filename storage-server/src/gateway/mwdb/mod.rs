@@ -1,14 +1,14 @@
 //! The mwDB dialect: existing mwDB clients, served from one keyspace.
 //!
-//! Requests of a connection are carried out in order: reads wait for the writes before them and writes for the reads,
-//! while reads beside reads and writes beside writes go together. What waits is bounded in bytes; above the bound the
-//! socket is not read, so TCP holds the peer back, since this dialect cannot say "overloaded". A message that came
-//! although the bounds of the principal, or of all, have no room for it is not looked at until they have; until then it
-//! counts like one that is not whole, and closes its session if there is no room for that either. Pushes are in
-//! [`pushes`], prefixes in [`prefix`], requests against `Storage` in [`requests`].
+//! Requests of a connection are carried out in order: reads wait for the writes before them, and writes for the reads
+//! before them, while consecutive reads run together, and so do consecutive writes. What waits is bounded in bytes;
+//! above the bound the socket is not read, so TCP holds the peer back, since this dialect cannot say "overloaded". A
+//! message that arrived while the bound of its principal, or of all, has no room for it is not parsed until there is
+//! room. Until then it counts like a message that is not whole, and if there is no room for that either, the session is
+//! closed. Pushes are in [`pushes`], prefixes in [`prefix`], requests against `Storage` in [`requests`].
 //!
-//! Of a key that stands twice in a PUT the later pair counts, at its own place. A PUT with a pair that cannot be stored
-//! stores nothing. A removal pushes nothing.
+//! If a PUT has a key twice, the later pair counts, in the order of its own position. A PUT with a pair that cannot be
+//! stored stores nothing. A removal pushes nothing.
 
 mod prefix;
 mod pushes;
@@ -50,8 +50,8 @@ use requests::{AnswerBudget, Finished};
 /// The keyspace that mwDB clients are served from.
 const KEYSPACE: &str = "mwdb";
 
-/// What keyspaces for mwDB clients are made with: `#` separates keys and values in its messages, and one message may save
-/// a whole graph.
+/// The rules with which keyspaces for mwDB clients are created: `#` separates keys and values in its messages, and one
+/// message may save a whole graph.
 pub(crate) const KEYSPACE_RULES: KeyspaceRules = KeyspaceRules {
     forbidden_byte: Some(b'#'),
     items_max: NonZeroU32::new(KEYS_MAX),
@@ -147,16 +147,17 @@ struct Queued {
     permit: Permit,
 }
 
-/// A message that came and waits for room.
+/// A message that arrived and waits for room.
 struct Waiting {
     message: Bytes,
-    /// What it will count.
+    /// How many bytes it will count.
     bytes: usize,
     _partial: Permit,
     look_again: Instant,
 }
 
-/// What a request takes of the bounds: its message, and the list of its parts, which of short parts is many times that.
+/// What a request takes of the bounds: its message, and the list of its keys and values, which for short ones is many
+/// times as long.
 fn cost(request: &Request, message_bytes: usize) -> usize {
     let list = match &request.kind {
         RequestKind::Get { keys } | RequestKind::Remove { keys } => size_of_val(&keys[..]),
@@ -181,14 +182,14 @@ pub(crate) struct Mwdb {
     storage: Arc<dyn SessionStorage>,
     prefix: Prefix,
     pushes: Pushes,
-    /// Requests wait until the watch is there, so that no commit behind them is missed.
+    /// Requests wait until the watch is open, so that no commit after them is missed.
     opening: Option<OpeningWatch>,
     queue: VecDeque<Queued>,
     running: FuturesUnordered<Running>,
     running_side: Side,
     /// Bytes of what is queued, runs, or asks for a prefix; released request by request.
     in_flight: Arc<Budget>,
-    /// Behind all that. While there is one the socket is not read.
+    /// Waits behind all of these. While there is one the socket is not read.
     waiting: Option<Waiting>,
     /// Bytes of messages that are not whole, of all sessions of the principal.
     partial: Arc<Budget>,
@@ -285,7 +286,7 @@ impl Mwdb {
         }
     }
 
-    /// Starts what may run beside what runs already.
+    /// Starts the requests that may run together with those that run already.
     fn start(&mut self, cx: &mut Context<'_>) -> bool {
         let mut moved = false;
         while self.running.len() < RUNNING_MAX
@@ -316,7 +317,7 @@ impl Mwdb {
             match running.as_mut().poll(cx) {
                 Poll::Ready(finished) => {
                     if let Err(close) = self.finished(finished) {
-                        // Told by the next turn, which has a way to.
+                        // Reported at the next poll, which can return an error.
                         self.running
                             .push(Box::pin(std::future::ready(Finished::failed(close))));
                     }
@@ -368,7 +369,7 @@ impl Mwdb {
         moved
     }
 
-    /// Room for a request; beside nothing else in flight, of its principal and of all, there always is.
+    /// Room for a request. There always is if nothing else is in flight, of its principal or of all.
     fn room_for(&self, bytes: usize) -> Option<Permit> {
         let mut permit = self.in_flight.count();
         let fits = permit.grow_beyond(bytes);
@@ -399,7 +400,7 @@ impl Mwdb {
     fn parse(&self, message: Bytes) -> std::result::Result<Option<Request>, Close> {
         match Request::parse_within(message, self.shared.config.limits.mwdb_keys_max) {
             Ok(request) => Ok(Some(request)),
-            // It was meant to be answered, and its client would wait for ever.
+            // Its client expects an answer, and would wait for it for ever.
             Err(error @ Malformed::TooManyKeys { .. }) => Err(Close::new(
                 close_code::TOO_BIG,
                 ClosedLabel::Protocol,
@@ -415,7 +416,7 @@ impl Mwdb {
 
     fn take(&mut self, request: Request, mut permit: Permit) {
         if let RequestKind::Prefix = request.kind {
-            // A part of a message keeps the whole of it, and this one may wait for long.
+            // A slice of a message keeps the whole message alive, and this one may wait for long.
             let id = Bytes::copy_from_slice(&request.id);
             permit.resize(id.len().max(REQUEST_BYTES_MIN));
             self.pushes.expect();
@@ -447,7 +448,7 @@ impl Dialect for Mwdb {
         &self.room.outbox
     }
 
-    // It has no message that comes in several.
+    // In this dialect each message is one WebSocket message.
     fn receiving(&mut self, _since: Option<Instant>, _now: Instant) {}
 
     fn receive(
@@ -460,7 +461,7 @@ impl Dialect for Mwdb {
             return Ok(());
         };
         if self.draining {
-            // It gets no answer, but a close frame behind those that are due.
+            // It gets no answer, but the close frame, after the answers that are due.
             return Ok(());
         }
         if request.id == ID_ZERO {
@@ -475,7 +476,7 @@ impl Dialect for Mwdb {
             let reason = error.to_string();
             Close::new(close_code::TRY_AGAIN, ClosedLabel::Overloaded, reason)
         })?;
-        // As it came: the list of its parts may take more memory than all of it.
+        // Not parsed: the list of its keys and values may take more memory than the message.
         self.waiting = Some(Waiting {
             message,
             bytes,
@@ -547,7 +548,7 @@ impl Dialect for Mwdb {
     }
 
     fn is_drained(&self) -> bool {
-        // A prefix that cannot be given is not waited for, nor are pushes: the dialect promises none.
+        // A prefix that cannot be given is not waited for. Nor are pushes: the dialect does not promise them.
         self.waiting.is_none()
             && self.queue.is_empty()
             && self.running.is_empty()
@@ -560,18 +561,18 @@ impl Dialect for Mwdb {
         self.pushes.detach();
     }
 
-    // Its sessions cannot be resumed: the dialect has no word for it.
+    // Its sessions cannot be resumed: the dialect has no message for it.
     async fn finish(mut self, _: Departure) {
         self.pushes.detach();
-        // It was not taken.
+        // This message was not taken.
         self.waiting = None;
         self.queue
             .retain(|queued| !matches!(queued.request.kind, RequestKind::Get { .. }));
         if self.running_side == Side::Reads {
-            // Nobody takes their answers, and they may wait for room.
+            // These are reads: nobody takes their answers, and they may wait for room.
             self.running.clear();
         }
-        // What was received happens, and the prefix is free only behind the last PUT.
+        // Writes that were received are carried out, and the prefix is given back after the last PUT.
         loop {
             std::future::poll_fn(|cx| {
                 // The peer is gone: its answers are of no use.

@@ -1,8 +1,8 @@
-//! The prefix of a connection: leased when it is first asked for, the same at every further question.
+//! The prefix of a connection: reserved at the first request for it, and the same at every further one.
 //!
-//! The lease is a key with the lifetime of a session of its own in `mwdb.prefixes`; that session ends with the
-//! connection, behind its last PUT. While no prefix can be given, the answer is held back: the client would take any
-//! number, -1 included, for its own. Questions count like other requests until they are answered.
+//! The reservation is a key in `mwdb.prefixes` with the lifetime of a session of its own; that session ends with the
+//! connection, after its last PUT. While no prefix can be given, the answer is held back: the client would take any
+//! number, -1 included, for its own. These requests count like others until they are answered.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -16,7 +16,7 @@ use storage_protocol::{Key, Keyspace, StorageExt};
 use crate::engine::{Engine, Session, SessionStorage};
 use crate::limits::budget::Permit;
 
-/// Where the leases are.
+/// Where the reservations are.
 const KEYSPACE: &str = "mwdb.prefixes";
 /// What their keys begin with.
 const BASE: &[u8] = b"p";
@@ -26,13 +26,13 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 type Reserving = Pin<Box<dyn Future<Output = i16> + Send>>;
 
 enum State {
-    /// Not asked for.
+    /// Not requested.
     Idle,
     Reserving(Reserving),
     Held(i16),
 }
 
-/// A question that waits for its answer.
+/// A request for the prefix that waits for its answer.
 pub(super) struct Asked {
     pub(super) id: Bytes,
     _permit: Permit,
@@ -42,7 +42,7 @@ pub(super) struct Asked {
 pub(super) struct Prefix {
     engine: Arc<dyn Engine>,
     principal: String,
-    /// The session that holds the lease.
+    /// The session that holds the reservation.
     session: Option<Arc<dyn Session>>,
     state: State,
     asked: VecDeque<Asked>,
@@ -59,7 +59,7 @@ impl Prefix {
         }
     }
 
-    /// Takes a question. `permit` is given back when it is answered.
+    /// Takes a request. `permit` is given back when it is answered.
     pub(super) fn ask(&mut self, id: Bytes, permit: Permit) {
         self.asked.push_back(Asked {
             id,
@@ -87,19 +87,19 @@ impl Prefix {
         }
     }
 
-    /// The question to answer next.
+    /// The request to answer next.
     pub(super) fn next(&mut self) -> Option<Asked> {
         self.asked.pop_front()
     }
 
-    /// Whether there are questions that can be answered.
+    /// Whether there are requests that can be answered.
     pub(super) fn is_due(&self) -> bool {
         matches!(self.state, State::Held(_)) && !self.asked.is_empty()
     }
 
-    /// Gives the lease back.
+    /// Gives the prefix back.
     pub(super) async fn release(&mut self) {
-        // A reservation that is on its way may still happen; ending the session frees it as well.
+        // A reservation that is under way may still be made; ending the session frees it as well.
         self.state = State::Idle;
         if let Some(session) = self.session.take()
             && let Err(error) = session.end().await

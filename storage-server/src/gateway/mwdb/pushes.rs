@@ -1,12 +1,12 @@
-//! FORCE_RELOAD: what others put, pushed to a connection at a moment when its client can bear it.
+//! FORCE_RELOAD: pushes what others put to a connection, at a time when its client can take it.
 //!
-//! A push is rebuilt from the commit, in the order of its puts. A connection's own PUTs are known by their revision;
-//! since their event may come before the commit's own answer, events wait while an earlier own PUT is in flight.
-//! Pushes are kept once the client asked for its prefix, and go out once that was answered, a large commit in several
-//! messages, each of which is made when the one before it left. Bounded in bytes: over the bound the watch is not polled,
-//! and a peer that takes nothing for ten seconds then is closed, since it cannot be told of a gap. In the bounds that all
-//! sessions share a commit counts once, however many connections hold it; while these are full, a connection that holds
-//! one takes no other.
+//! A push is rebuilt from the commit, in the order of its puts. A connection's own PUTs are recognised by their
+//! revision and not pushed. Since the event of a PUT may arrive before its answer, events wait while an own PUT from
+//! before them is in flight. Pushes are kept once the client has requested its prefix, and sent once it has its answer.
+//! A large commit is sent in several messages; each is built when the one before it was sent. What is kept is bounded
+//! in bytes: over the bound the watch is not polled, and a peer that then takes nothing for ten seconds is closed,
+//! since the dialect cannot report a gap. In the bounds that all sessions share, a commit counts once, however many
+//! connections hold it; while these are full, a connection that holds a commit takes no other.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::pin::Pin;
@@ -30,8 +30,8 @@ use crate::ws::Close;
 /// How long a peer that is over its bound may take nothing.
 const OVER_BOUND_MAX: Duration = Duration::from_secs(10);
 
-/// A push is shorter than this: mwDB's own client takes each buffer of this size that a message fills for a message of its
-/// own, so a longer one tears, and what is torn off may look like an answer.
+/// A push is no longer than this. mwDB's own client takes each full buffer of this size for a message of its own, so a
+/// longer message is torn, and what is torn off may look like an answer.
 const MESSAGE_BYTES_MAX: usize = super::CLIENT_BUFFER_BYTES - 1;
 
 /// What the shared messages may take; or one, if that is larger.
@@ -42,14 +42,15 @@ const SHARED_BYTES_MAX: usize = 16 << 20;
 struct Piece {
     /// `None`: it puts nothing.
     message: Option<Bytes>,
-    /// The place of the first change behind it.
+    /// The offset of the first change after it.
     next: usize,
 }
 
-/// A commit and the place of a change in it.
+/// A commit and the offset of a change in it.
 type Place = (Revision, usize);
 
-/// The latest messages of pushes, shared by all connections: each is made once, unless a connection comes late.
+/// The latest messages of pushes, shared by all connections. Each is built once; again only for a connection that is so
+/// late that the message was dropped.
 #[derive(Debug, Default)]
 pub(super) struct PushCache {
     latest: Mutex<Latest>,
@@ -66,7 +67,7 @@ struct Latest {
 }
 
 impl PushCache {
-    /// What is to be pushed of a commit from a place on, in one message.
+    /// What is to be pushed of a commit from a change on, in one message.
     fn piece(&self, record: &CommitRecord, place: usize) -> Result<Piece, Close> {
         let mut shared = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         let at = (record.revision, place);
@@ -90,8 +91,8 @@ impl PushCache {
     }
 }
 
-/// As many puts of a commit from a place on as go into a message. A pair that is too large for any is left out: its client
-/// keeps what it has of that key, which is better than to take its bytes for an answer.
+/// As many puts of a commit, from a change on, as fit into one message. A pair that is too large for any message is
+/// left out: the client keeps its old value of that key, which is better than to take the bytes for an answer.
 fn cut(record: &CommitRecord, place: usize, left_out: &Counter) -> Result<Piece, Close> {
     let mut pairs = Vec::new();
     let (mut bytes, mut next) = (1, place);
@@ -124,18 +125,18 @@ fn cut(record: &CommitRecord, place: usize, left_out: &Counter) -> Result<Piece,
     Ok(Piece { message, next })
 }
 
-/// Where the client is with its prefix.
+/// Whether the client has its prefix.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Gate {
-    /// Not asked for: nothing is due to it.
+    /// Not requested: nothing is pushed.
     NotAsked,
-    /// Asked for: pushes are kept.
+    /// Requested: pushes are kept.
     Asked,
     /// Answered: pushes go out.
     Open,
 }
 
-/// What may be the same for many connections, and counts once for all; dropped in this order.
+/// What many connections may share, so that it counts once for all; dropped in this order.
 struct Counted<T> {
     _share: Arc<Share>,
     thing: T,
@@ -143,16 +144,16 @@ struct Counted<T> {
 
 struct Held {
     record: Counted<Arc<CommitRecord>>,
-    /// Own PUTs with a number below this were in flight, or done, when the event came.
+    /// Own PUTs with a number below this were in flight, or done, when the event arrived.
     puts_begun: u64,
 }
 
 /// A commit that is pushed.
 struct Push {
     record: Counted<Arc<CommitRecord>>,
-    /// The place of the first change that is in no message yet.
+    /// The offset of the first change that is in no message yet.
     next: usize,
-    /// What it still counts in the session's bound.
+    /// How many bytes it still counts in the session's bound.
     bytes: usize,
 }
 
@@ -166,7 +167,7 @@ pub(super) struct Pushes {
     ready: VecDeque<Push>,
     /// The next message. Counted with its commit in the session's bound.
     message: Option<Counted<Bytes>>,
-    /// What the session is to send.
+    /// Bytes of all pushes that the session has yet to send.
     bytes: usize,
     outbox: Arc<Budget>,
     part: Part,
@@ -174,12 +175,12 @@ pub(super) struct Pushes {
     over_bound_since: Option<Instant>,
     puts_begun: u64,
     puts_in_flight: BTreeSet<u64>,
-    /// Revisions of own PUTs whose events did not come yet.
+    /// Revisions of own PUTs whose events have not arrived yet.
     own: BTreeSet<Revision>,
 }
 
 impl Pushes {
-    /// `outbox`: the session's; `once`: what its principal's sessions send.
+    /// `outbox`: the session's bound; `once`: where commits count once for all sessions of its principal.
     pub(super) fn new(bytes_max: usize, outbox: &Arc<Budget>, once: &Arc<Once>) -> Self {
         Self {
             watch: None,
@@ -224,7 +225,7 @@ impl Pushes {
         self.gate = Gate::Open;
     }
 
-    /// An own PUT begins; its number.
+    /// An own PUT begins; returns a number for it.
     pub(super) fn begin_put(&mut self) -> u64 {
         let number = self.puts_begun;
         self.puts_begun += 1;
@@ -232,7 +233,7 @@ impl Pushes {
         number
     }
 
-    /// An own PUT is through, at this revision if it was done.
+    /// An own PUT has ended; `revision` is its commit's, if it was executed.
     pub(super) fn end_put(&mut self, number: u64, revision: Option<Revision>) {
         self.puts_in_flight.remove(&number);
         self.own.extend(revision);
@@ -284,7 +285,7 @@ impl Pushes {
                     });
                     moved = true;
                 }
-                // Marks and the like say nothing in this dialect.
+                // Progress and other events have no meaning in this dialect.
                 Poll::Ready(Some(Ok(_))) => {}
                 Poll::Ready(Some(Err(error))) => {
                     return Err(failed(format!("the pushes cannot go on: {error}")));
@@ -294,7 +295,7 @@ impl Pushes {
         }
     }
 
-    /// Turns events into pushes as far as it is known whose they are.
+    /// Turns events into pushes, as far as it is known whether they are of own PUTs.
     fn release(&mut self) -> bool {
         let mut moved = false;
         while let Some(first) = self.held.front() {
@@ -311,7 +312,7 @@ impl Pushes {
             moved = true;
             let (bytes, revision) = (record.thing.bytes(), record.thing.revision);
             let own = self.own.contains(&revision);
-            // Events come in the order of revisions: what lies behind needs no remembering.
+            // Events arrive in the order of revisions: lower ones need not be remembered.
             self.own = self.own.split_off(&Revision(revision.0.saturating_add(1)));
             if own || self.gate == Gate::NotAsked {
                 self.bytes -= bytes;
@@ -326,7 +327,7 @@ impl Pushes {
         moved
     }
 
-    /// Makes the next message, if there is none and one is due.
+    /// Builds the next message, if there is none and one is due.
     fn prepare(&mut self, cache: &PushCache) -> Result<bool, Close> {
         let mut moved = false;
         while self.gate == Gate::Open
@@ -349,10 +350,10 @@ impl Pushes {
         Ok(moved)
     }
 
-    /// The next push, if the client can bear one.
+    /// The next message, if there is one.
     pub(super) fn pop(&mut self) -> Option<Bytes> {
         let message = self.message.take()?.thing;
-        // It takes what there is: it may be over its bound for longer.
+        // The peer takes messages, so the time over the bound is counted from now on.
         self.over_bound_since = None;
         let Some(push) = self.ready.front_mut() else {
             return Some(message);

@@ -1,7 +1,7 @@
 //! GET, PUT and REMOVE against `Storage`.
 //!
-//! The dialect has one answer for failure of a write (0) and none for that of a read: a read that finds no room for its
-//! answer waits for it, any other failure closes the connection, since "absent" would be a lie.
+//! The dialect has one answer for a failed write (0) and none for a failed read. So a read that finds no room for its
+//! answer waits for room, and any other failure of a read closes the connection, since "absent" would be false.
 
 use std::collections::{HashMap, HashSet};
 use std::pin::Pin;
@@ -43,11 +43,11 @@ pub(super) struct Counted {
     _beyond: Option<OwnedSemaphorePermit>,
 }
 
-/// A request that is through.
+/// A request that was carried out.
 pub(super) struct Finished {
     pub(super) id: Bytes,
     pub(super) answer: Result<Bytes, Close>,
-    /// Of a PUT: its number, and its revision if it was done.
+    /// Of a PUT: its number, and the revision of its commit if it was executed.
     pub(super) own_put: Option<(u64, Option<Revision>)>,
     pub(super) counted: Option<Counted>,
 }
@@ -63,7 +63,7 @@ impl Finished {
     }
 }
 
-/// Carries a request out. `permit` is given back when it is through; `own_put` is the number of a PUT.
+/// Carries a request out. `permit` is given back at its end; `own_put` is the number of a PUT.
 pub(super) fn run(
     shared: &Arc<Shared>,
     storage: Arc<dyn SessionStorage>,
@@ -111,8 +111,8 @@ pub(super) fn run(
     })
 }
 
-/// Of a key that stands twice the later pair counts, at its own place. No other pair is left out: what cannot be stored,
-/// such as an empty key, makes the engine refuse all of it.
+/// If a key is there twice, the later pair counts, at its own position. No other pair is left out: if one cannot be
+/// stored, such as one with an empty key, the engine refuses the whole commit.
 fn puts(pairs: Vec<(Bytes, Bytes)>) -> Vec<Operation> {
     let last: HashMap<Bytes, usize> = pairs
         .iter()
@@ -131,7 +131,7 @@ fn puts(pairs: Vec<(Bytes, Bytes)>) -> Vec<Operation> {
         .collect()
 }
 
-/// An empty key, or one of more than `longest` bytes, is never there, so it needs no removal.
+/// A key that is empty or longer than `longest` bytes never exists, so it needs no removal.
 fn removals(keys: Vec<Bytes>, longest: usize) -> Vec<Operation> {
     let mut seen = HashSet::with_capacity(keys.len());
     let keys = keys
@@ -163,7 +163,7 @@ async fn commit(
     }
 }
 
-/// A write that is answered with 0. The peer is told no reason, so the log is.
+/// A write that is answered with 0. The peer gets no reason, so it is logged.
 fn refused(
     shared: &Shared,
     label: RequestLabel,
@@ -220,7 +220,8 @@ async fn get(
         .map_err(|error| failed(format!("a GET cannot be answered: {error}")))
 }
 
-/// Reads as far as there is room for the answer; one at a time goes beyond, when what waits to be sent leaves any.
+/// Reads if there is room for the answer. One read at a time may go beyond the session's bound, if the bounds that it
+/// shares have room.
 async fn read(
     storage: &dyn SessionStorage,
     keys: &[Key],

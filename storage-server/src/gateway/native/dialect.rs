@@ -1,4 +1,4 @@
-//! The session as the driver of its WebSocket polls it.
+//! The session as a [`Dialect`]: what the driver of its WebSocket calls.
 
 use std::sync::Arc;
 use std::task::Context;
@@ -16,7 +16,7 @@ use crate::limits::budget::Budget;
 use crate::metrics::ClosedLabel;
 use crate::ws::{Close, Departure, Dialect};
 
-/// What a client is told to wait before it connects again.
+/// How long a client is to wait before it connects again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 impl Dialect for Native {
@@ -178,7 +178,7 @@ impl Dialect for Native {
         self.closing = true;
     }
 
-    // A commit that waits for a number that did not come is not waited for.
+    // A commit that waits for an earlier one which has not arrived is not waited for.
     fn is_answered(&self) -> bool {
         self.reads.is_empty()
             && self.watching.openings.is_empty()
@@ -191,11 +191,11 @@ impl Dialect for Native {
         self.scans.clear();
         self.reads.clear();
         self.watching.openings.clear();
-        // What was handed to the engine happens; the session is left behind it.
+        // What was handed to the engine is executed; the session is left after that.
         while self.commits.running.next().await.is_some() {}
         let mut session = self.attached.take().map(|attached| attached.session);
         if let (Departure::Closed, Some(resuming)) = (&departure, self.handshake.resuming.take()) {
-            // It left a session that it did not have yet. An attempt that fails has nothing to end.
+            // The peer left while its session was being resumed. An attempt that fails leaves nothing to end.
             if let Ok(Resumed::Session(resumed)) = resuming.attempt.await {
                 session = Some(resumed);
             }

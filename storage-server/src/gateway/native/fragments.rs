@@ -1,7 +1,7 @@
-//! What is on its way on a connection and not there yet: requests in parts, and commits that later ones wait for.
+//! Keeps the time for what is on its way on a connection: requests in parts, and commits that later ones wait for.
 //!
-//! Time counts here only while something else could come: while one long message is being received, the clock stands,
-//! so that a slow link is not taken for a sender that stopped.
+//! While one long WebSocket message is being received nothing else can arrive, so the clock stands still meanwhile: a
+//! slow link must not be taken for a sender that stopped.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -11,17 +11,17 @@ use storage_protocol::native::{BULK_TURNS, RequestId};
 /// How often what is on its way is looked at, at least.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A clock that stands while a message is being received.
+/// A clock that stands still while a message is being received.
 #[derive(Debug, Default)]
 pub(super) struct LinkClock {
-    /// How long it has stood.
+    /// How long it has stood still in all.
     stood: Duration,
-    /// Since when it stands now.
+    /// Since when it stands still now.
     since: Option<Instant>,
 }
 
 impl LinkClock {
-    /// What it shows. Comparable only with what it showed before.
+    /// The time that it shows; to be compared only with other times of this clock.
     pub(super) fn at(&self, now: Instant) -> Instant {
         let moving = self.since.map_or(now, |since| since.min(now));
         moving.checked_sub(self.stood).unwrap_or(moving)
@@ -38,11 +38,11 @@ impl LinkClock {
 #[derive(Debug, Default)]
 pub(super) struct Fragments {
     pub(super) clock: LinkClock,
-    /// Requests whose parts are coming, with the number of those that are commits.
+    /// Requests whose parts are arriving; with the commit number of those that are commits.
     begun: HashMap<RequestId, Option<u64>>,
-    /// These numbers.
+    /// The commit numbers in `begun`.
     numbers: HashSet<u64>,
-    /// The commit that later ones wait for, and since when, by the clock.
+    /// The number of the commit that later ones wait for, and since when, by the clock.
     gap: Option<(u64, Instant)>,
     check: Option<Instant>,
 }
@@ -68,7 +68,7 @@ impl Fragments {
         self.numbers.contains(&number)
     }
 
-    /// Notes which commit is missing now.
+    /// Notes the number of the commit that is missing now.
     pub(super) fn note_gap(&mut self, missing: Option<u64>, now: Instant) {
         let (same, at) = (
             self.gap.map(|(number, _)| number) == missing,
@@ -79,8 +79,9 @@ impl Fragments {
         }
     }
 
-    /// The commit that has been missing for so long. One whose parts are coming is not missing; nor is one that may
-    /// stand behind as many messages in parts as a sender has on their way at a time.
+    /// The number of the commit that has been missing for `patience`. One whose parts are arriving is not missing; nor
+    /// is one while as many messages in parts are on their way as a sender sends at a time, since it may follow on
+    /// them.
     pub(super) fn missing_for(&self, patience: Duration, now: Instant) -> Option<u64> {
         let (number, since) = self.gap?;
         let waited = self.clock.at(now).saturating_duration_since(since);
@@ -98,7 +99,7 @@ impl Fragments {
         self.check.is_some_and(|check| check <= now)
     }
 
-    /// Sets the next look: while anything is on its way. `patience`: how long that may take.
+    /// Sets the time of the next look, while anything is on its way. `patience`: how long that may take.
     pub(super) fn watch(&mut self, holds_fragments: bool, patience: Duration, now: Instant) {
         let interval = (patience / 10).clamp(Duration::from_millis(10), CHECK_INTERVAL);
         if !holds_fragments && self.gap.is_none() {

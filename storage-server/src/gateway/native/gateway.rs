@@ -30,7 +30,7 @@ impl Gateway for NativeGateway {
             });
             Ok(opening)
         });
-        // Without a name it is refused by the rule for names.
+        // A path without a name is refused by the check of names.
         vec![open.also_at("/storage/").with_subprotocol(SUBPROTOCOL)]
     }
 }

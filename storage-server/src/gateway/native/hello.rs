@@ -13,7 +13,7 @@ use crate::engine::{Resumed, Session};
 use crate::metrics::ClosedLabel;
 use crate::ws::Close;
 
-/// What is kept of a client's name.
+/// So many bytes of a client's name are kept.
 const AGENT_BYTES_MAX: usize = 256;
 
 /// A session that is being resumed.
@@ -23,7 +23,7 @@ pub(super) struct Resuming {
 }
 
 impl Native {
-    /// Takes Hello. Nothing else is taken until Welcome is on its way.
+    /// Takes Hello. Nothing else is accepted before Welcome is sent.
     pub(super) fn begin(&mut self, hello: Hello) -> std::result::Result<(), Close> {
         if hello.version != VERSION {
             return Err(Close::protocol(format!(
@@ -75,7 +75,7 @@ impl Native {
                 self.commits.order = Order::resumed(&hello, session.executed());
                 self.welcome(session);
             }
-            // A new session, in which nothing was sent yet.
+            // A new session, without commits yet.
             Ok(Resumed::Gone) => {
                 let session = self.open_session();
                 self.welcome(session);
@@ -137,8 +137,8 @@ impl Native {
         Ok(())
     }
 
-    /// Once Hello came it is the engine that is waited for, behind what the session has queued; heartbeat and silence
-    /// hold.
+    /// Whether Hello has not arrived yet. After Hello the connection waits for the engine, which first executes what
+    /// the session has queued; only the heartbeat and the limit on silence count then.
     pub(super) fn awaits_hello(&self) -> bool {
         self.attached.is_none() && self.handshake.resuming.is_none()
     }

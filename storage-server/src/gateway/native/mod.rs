@@ -1,18 +1,18 @@
 //! The native dialect, `storage-sync.v1`: one session's requests, from frame to answer.
 //!
-//! Gets and commits are polled once where they arrive (a commit that came before its turn: when that comes, see
-//! [`order`]), which fixes the order of commits and answers most gets at once; what is not ready goes on beside the
-//! others. A session that is resumed is waited for between Hello and Welcome, and outlives the socket unless the peer
-//! closes it with 1000. While the outbox is full, reads wait in memory (their bytes are in
-//! flight and so bounded) and watches park; commits go on, their answers are small.
+//! Gets and commits are polled once when they arrive (a commit that arrives before its turn: at its turn, see
+//! [`order`]). This fixes the order of commits and answers most gets at once; what is not ready goes on beside the
+//! others. If Hello resumes a session, Welcome is sent once the engine has resumed it. A session outlives the socket
+//! unless the peer closes it with 1000. While the outbox is full, reads wait in memory (their requests are in flight
+//! and so bounded) and watches are not polled; commits go on, since their answers are small.
 //!
 //! | module | what is in it |
 //! | --- | --- |
 //! | [`gateway`], [`dialect`] | the gateway; the session as the driver of its socket polls it |
 //! | [`hello`] | from Hello to Welcome: the session that is opened or resumed |
-//! | [`requests`], [`watch_requests`] | what a message asks for, and which bound it meets |
-//! | [`work`] | what is under way, until its answer is in the outbox |
-//! | [`partial`], [`fragments`] | messages in parts, and what is not there yet |
+//! | [`requests`], [`watch_requests`] | the requests, and the bounds that they are checked by |
+//! | [`work`] | requests in progress, until their answers are in the outbox |
+//! | [`partial`], [`fragments`] | messages in parts, and the time that they may take |
 //! | [`order`], [`reads`], [`scans`], [`watches`] | commits by number, reads and their room, open scans, watches |
 
 mod dialect;
@@ -57,10 +57,11 @@ use crate::metrics::{ClosedLabel, Metrics, RequestLabel};
 use crate::shared::Shared;
 use crate::ws::{Close, Peer};
 
-/// Small answers of so many bytes may wait, however small the outbox is: those to what was read at once come together.
+/// So many bytes of small answers may always wait, however small the outbox is configured: requests that were read at
+/// once are answered together.
 const ANSWERS_BYTES_MIN: usize = 1 << 20;
 
-/// So many bytes of them may be left untaken where all sessions together, or those of the principal, have no room: the
+/// So many bytes of them may be left untaken while all sessions together, or those of the principal, have no room: the
 /// answers to as many small requests as may be in flight.
 const ANSWERS_LEFT_MAX: usize = 64 << 10;
 
@@ -68,7 +69,7 @@ type Result<T> = std::result::Result<T, StorageError>;
 
 type Running = Pin<Box<dyn Future<Output = FinishedRequest> + Send>>;
 
-/// A request that is through.
+/// A request that was carried out.
 struct FinishedRequest {
     id: RequestId,
     label: RequestLabel,
@@ -82,12 +83,12 @@ struct FinishedRequest {
 enum Output {
     Values {
         reading: Reading<Vec<Option<Entry>>>,
-        /// Where they are counted until they are in the outbox.
+        /// Where the values are counted until they are in the outbox.
         room: AnswerRoom,
     },
     Committed(Position),
     Page(Turn),
-    /// There was none for the answer: it is to be read again.
+    /// There was no room for the answer: it is to be read again.
     NoRoom(Read),
     Watching {
         watch: Watch,
@@ -95,13 +96,13 @@ enum Output {
     },
 }
 
-/// Its place in the bounds on work in progress.
+/// A request's permits in the bounds on requests in flight.
 #[derive(Debug)]
 struct Permits {
     _requests: Permit,
-    /// Its payload: what the session's bound, which the client counts with, is of.
+    /// For its payload: the client counts by this bound too.
     _bytes: Permit,
-    /// What it takes beside that, in the bounds of all sessions.
+    /// For what it takes beside that, in the bounds that sessions share.
     _items: Permit,
 }
 
@@ -129,23 +130,23 @@ struct Attached {
     session: Arc<dyn Session>,
     /// What its requests go through.
     storage: Arc<dyn SessionStorage>,
-    /// Ends when a newer generation took the session over.
+    /// Completes when a newer generation took the session over.
     fenced: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// The highest number that was executed before Welcome: those up to it come again, and are not executed.
+    /// The highest commit number that was executed before Welcome: commits up to it are retries, and not executed.
     executed: u64,
-    /// The client was told that keys of its session expired, and has not acknowledged it by sending anything since.
+    /// Welcome said that keys of the session expired, and the client has not acknowledged it by sending anything since.
     unacknowledged: bool,
 }
 
 /// The connection before Welcome.
 struct Handshake {
-    /// Until when Hello is to come.
+    /// Until when Hello must arrive.
     deadline: Instant,
     /// Between Hello and Welcome, if there is something to wait for.
     resuming: Option<Resuming>,
 }
 
-/// What comes in and is not whole yet.
+/// Messages of the peer that are not whole yet.
 struct Incoming {
     reassembler: Reassembler,
     /// What the reassembler costs, in the principal's budget.
@@ -156,11 +157,11 @@ struct Incoming {
 /// What waits to be sent.
 struct Outgoing {
     outbox: Outbox,
-    /// The bound on it and on answers that are being read; within the principal's budget.
+    /// The bound on the outbox and on answers that are being read; within the principal's budget.
     budget: Arc<Budget>,
-    /// What the outbox holds of it.
+    /// What the outbox holds of `budget`.
     counted: Permit,
-    /// Bytes of answers that no bound holds back, and that the peer has not taken since the outbox was last looked at.
+    /// Bytes of small answers, which no bound holds back, that were in the outbox when they were last counted.
     untaken: usize,
 }
 
@@ -185,13 +186,13 @@ struct Watching {
     budget: Arc<Budget>,
     /// Those that are being opened.
     openings: FuturesUnordered<Running>,
-    /// The same by id, with the id of the Unwatch that came for it meanwhile.
+    /// The same by id, with the id of the Unwatch that arrived for it meanwhile.
     opening: HashMap<RequestId, Option<RequestId>>,
     /// Those ended by the peer whose last message is still on its way, with the id of the Unwatch.
     unwatching: Vec<(RequestId, RequestId)>,
-    /// When to look for watches that were told nothing for long.
+    /// When to look for watches that got no event for long.
     idle_check: Instant,
-    /// When watches are polled again that wait for the room of others.
+    /// When watches are polled again that wait until other sessions give room back.
     retry_at: Option<Instant>,
 }
 
@@ -203,7 +204,7 @@ pub(crate) struct Native {
     handshake: Handshake,
     attached: Option<Attached>,
     draining: bool,
-    /// The peer closes: it is told of no more events.
+    /// The peer closes: it gets no more events.
     closing: bool,
     incoming: Incoming,
     outgoing: Outgoing,
@@ -271,7 +272,7 @@ impl Native {
         }
     }
 
-    /// What the session's requests go through; `None` before Welcome.
+    /// The storage of the session's requests; `None` before Welcome.
     fn storage(&self) -> Option<Arc<dyn SessionStorage>> {
         let attached = self.attached.as_ref()?;
         Some(attached.storage.clone())
@@ -315,12 +316,12 @@ impl Native {
         )
     }
 
-    /// Whether there is room for a read beside the first, as far as can be said before.
+    /// Whether there is room for a read beside the first, as far as that is known before it is read.
     fn has_room_beside(&self) -> bool {
         !self.outgoing.budget.is_full()
     }
 
-    /// Whether a get is tried although the others wait.
+    /// Whether a get is tried, in case its answer is small, while other reads wait.
     fn takes_small(&self) -> bool {
         self.reads.takes_small() && self.outgoing.outbox.frames_bytes() <= reads::SMALL_WAITING_MAX
     }
@@ -335,7 +336,7 @@ impl Native {
         Ok(())
     }
 
-    /// Whether a commit may have this number.
+    /// Whether a commit may have this commit number.
     fn check_number(&self, number: u64) -> std::result::Result<(), Close> {
         if self.incoming.fragments.has_number(number) {
             return Err(Close::protocol(format!(
@@ -345,9 +346,10 @@ impl Native {
         self.commits.order.check(number)
     }
 
-    /// Small answers go out whatever the outbox holds, so that a full one cannot stand before them. A peer that goes on
-    /// asking for them and takes none is closed at twice the bound, before the time for slow peers is over; where the
-    /// room that it shares is full, at little: of many sessions each would hold as much.
+    /// Small answers are sent whatever the outbox holds, so that a full outbox does not hold them up. So a peer that
+    /// goes on with small requests and takes no answers is closed at twice the outbox's bound, before the time for slow
+    /// peers is over. While a bound that sessions share is full it is closed at [`ANSWERS_LEFT_MAX`], since each of
+    /// many sessions would hold as much.
     fn bound_answers(&mut self) -> std::result::Result<(), Close> {
         let outbox = self.shared.config.limits.outbox_bytes_max;
         let max = outbox.saturating_mul(2).max(ANSWERS_BYTES_MIN);

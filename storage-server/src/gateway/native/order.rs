@@ -1,8 +1,8 @@
-//! The order of a session's commits: by their numbers, 1, 2, 3, ..., whatever order their frames came in. On a
-//! connection that resumed a session first those that come again, then what is new.
+//! The order of a session's commits: by their commit numbers, 1, 2, 3, ..., whatever order their frames arrived in. On
+//! a connection that resumed a session, first the retries, then the new commits.
 //!
-//! A small commit can overtake a large one that travels in parts; it waits here. A commit that is refused skips its
-//! number, so those behind it go on. What waits is bounded by the permits of its requests and by the window.
+//! A small commit can overtake a large one that is sent in parts; it waits here. The number of a refused commit is
+//! skipped, so that later ones go on. What waits is bounded by the permits of its requests and by the window.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -11,10 +11,10 @@ use storage_protocol::{Batch, CommitOptions};
 
 use crate::ws::Close;
 
-/// Above this no number is taken, so that none is the last.
+/// The highest commit number that is accepted, so that counting on never overflows.
 const NUMBER_MAX: u64 = u64::MAX / 2;
 
-/// A commit whose turn comes.
+/// A commit that waits for its turn.
 #[derive(Debug)]
 pub(super) struct Commit {
     pub(super) id: RequestId,
@@ -22,16 +22,16 @@ pub(super) struct Commit {
     pub(super) content: Content,
 }
 
-/// What of a commit is kept until its turn.
+/// What is kept of a commit until its turn.
 #[derive(Debug)]
 pub(super) enum Content {
     /// All of it: it is to be executed.
     New(Batch, CommitOptions),
-    /// It comes again and is not executed: its fingerprint, if it came whole.
+    /// A retry, which is not executed: its fingerprint, if it arrived whole.
     Retry(Option<u64>),
 }
 
-/// Whether what Hello says of its commits is possible.
+/// Whether what Hello says of the session's commits is possible.
 pub(super) fn check_hello(hello: &Hello) -> Result<(), Close> {
     let Hello {
         sent, unanswered, ..
@@ -49,7 +49,7 @@ pub(super) fn check_hello(hello: &Hello) -> Result<(), Close> {
             "Hello says that commit number {sent} was sent; none is above {NUMBER_MAX}"
         )));
     }
-    // They ascend: the decoder sees to it.
+    // In ascending order: the decoder checks that.
     if let (Some(lowest), Some(highest)) = (unanswered.first(), unanswered.last()) {
         let window = sent.saturating_sub(COMMIT_WINDOW) + 1..=*sent;
         if !window.contains(lowest) || !window.contains(highest) {
@@ -65,18 +65,18 @@ pub(super) fn check_hello(hello: &Hello) -> Result<(), Close> {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Order {
-    /// Retries of commits from before the connection, whose turn is to come.
+    /// The numbers of commits from before the connection that are to be retried, in their order.
     retries: VecDeque<u64>,
-    /// Behind these: the next of the new ones.
+    /// The next number after these.
     next: u64,
-    /// The first of the new ones.
+    /// The first number of a new commit.
     first_new: u64,
-    /// What came early; `None`: refused.
+    /// What arrived before its turn; `None`: refused.
     early: BTreeMap<u64, Option<Commit>>,
 }
 
 impl Order {
-    /// Of a new session.
+    /// The order of a new session.
     pub(super) fn new() -> Self {
         Self {
             retries: VecDeque::new(),
@@ -86,7 +86,7 @@ impl Order {
         }
     }
 
-    /// Of a session that was resumed, and has executed commits up to `executed`. Hello was checked.
+    /// The order of a session that was resumed, and has executed commits up to `executed`. Hello was checked.
     pub(super) fn resumed(hello: &Hello, executed: u64) -> Self {
         let next = hello.sent.max(executed).saturating_add(1);
         Self {
@@ -97,18 +97,18 @@ impl Order {
         }
     }
 
-    /// The number that later ones wait for, if they do.
+    /// The commit number that later commits wait for, if any do.
     pub(super) fn gap(&self) -> Option<u64> {
         let turn = self.turn();
         (!self.early.is_empty() && !self.early.contains_key(&turn)).then_some(turn)
     }
 
-    /// The number whose turn it is.
+    /// The commit number whose turn it is.
     fn turn(&self) -> u64 {
         self.retries.front().copied().unwrap_or(self.next)
     }
 
-    /// Whether a commit may have this number.
+    /// Whether a commit may have this commit number.
     pub(super) fn check(&self, number: u64) -> Result<(), Close> {
         if self.early.contains_key(&number) || (self.first_new..self.next).contains(&number) {
             return Err(Close::protocol(format!(
@@ -129,7 +129,7 @@ impl Order {
         Ok(())
     }
 
-    /// Skips a number, whose commit was refused.
+    /// Skips the number of a commit that was refused.
     pub(super) fn skip(&mut self, number: u64) {
         self.early.insert(number, None);
     }
@@ -138,7 +138,7 @@ impl Order {
         self.early.insert(commit.number, Some(commit));
     }
 
-    /// The commit whose turn it is, if it is there.
+    /// The commit whose turn it is, if it has arrived.
     pub(super) fn pop(&mut self) -> Option<Commit> {
         while let Some(commit) = self.early.remove(&self.turn()) {
             if self.retries.pop_front().is_none() {

@@ -1,4 +1,4 @@
-//! Messages in parts: checked by their first part, counted while they come, refused if they do not.
+//! Messages in parts: checked by their first part, counted while parts arrive, refused if no more arrive.
 
 use std::time::Instant;
 
@@ -59,7 +59,8 @@ impl Native {
         } else {
             return Ok(());
         };
-        // A late part of one that was refused before holds nothing, and its id may be another request's by now.
+        // A late part of a message that was refused before: nothing of it is held, and its id may be another request's
+        // by now.
         if !self.incoming.reassembler.discard(kind, id) {
             return Ok(());
         }
@@ -77,7 +78,7 @@ impl Native {
         id: Option<RequestId>,
         error: StorageError,
     ) -> std::result::Result<(), Close> {
-        // Of a CREDIT or CANCEL nobody is told; what it is about goes on without it.
+        // CREDIT and CANCEL are not answered; the request that they are about goes on without them.
         let Some(id) = id.filter(|id| self.incoming.fragments.has_begun(*id)) else {
             return Ok(());
         };
@@ -103,9 +104,9 @@ impl Native {
         Ok(())
     }
 
-    /// Takes a commit that comes again and is not executed, whatever it holds. No bound refuses it: the answer would
-    /// be that it was not executed. Of its content the fingerprint is kept, so that many need no memory; there are no
-    /// more of them than Hello named.
+    /// Takes a retry of a commit that is not executed again, whatever its content. No bound refuses it: the refusal
+    /// would say that it was not executed. Only the fingerprint of its content is kept, so that many need little
+    /// memory; there are no more of them than Hello named.
     pub(super) fn repeat(&mut self, id: RequestId, number: u64, fingerprint: Option<u64>) {
         let in_flight = InFlight {
             state: RequestState::Committing,
@@ -119,8 +120,8 @@ impl Native {
         });
     }
 
-    /// Looks at what is on its way: messages in parts without progress are refused, and a commit that later ones wait
-    /// for in vain ends the connection, since what waits counts against everybody.
+    /// Checks what is on its way: messages in parts without progress are refused. If a commit that later ones wait for
+    /// does not arrive, the connection is closed, since what waits takes room in the bounds of all.
     pub(super) fn check_fragments(&mut self, now: Instant) -> std::result::Result<(), Close> {
         if !self.incoming.fragments.is_due(now) {
             return Ok(());
@@ -147,7 +148,7 @@ impl Native {
         }
     }
 
-    /// Notes what is on its way after anything came or was done.
+    /// Notes what is on its way, after anything arrived or was done.
     pub(super) fn watch_fragments(&mut self, now: Instant) {
         let patience = self.shared.config.timeouts.partial_message;
         self.incoming

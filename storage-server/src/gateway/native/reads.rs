@@ -1,9 +1,10 @@
 //! The reads of a session: which run, and which wait for room.
 //!
-//! What a read answers is counted while it is read (see [`crate::limits::room`]). Few run at once, one of them may go
-//! beyond the session's bound. One that found no room waits and then runs as that one; nothing that waits behind it is
-//! begun before. While the outbox is full, reads wait; a get is tried all the same if its answer may be small, so that
-//! a small answer does not wait for large ones. So is the one that finds no room beside what others hold.
+//! The answer of a read is counted while it is read (see [`crate::limits::room`]). At most [`RUNNING_MAX`] reads run at
+//! once, and one of them, the first, may go beyond the session's bound. A read that found no room waits and then runs
+//! as the first; none that waits behind it begins earlier. While the outbox is full, reads wait; but a get is tried in
+//! case its answer is small, so that a small answer does not wait for large ones. So is the first read if the bounds
+//! that sessions share have no room for it.
 
 use std::collections::VecDeque;
 use std::task::{Context, Poll};
@@ -19,13 +20,13 @@ use super::{FinishedRequest, Running};
 use crate::limits::room::Reach;
 use crate::metrics::RequestLabel;
 
-/// Reads of one session that run at once: as many as the pool has places by default.
+/// Reads of one session that run at once: as many as the read pool has threads by default.
 pub(super) const RUNNING_MAX: usize = 8;
-/// An answer that goes out before what waits has at most so many bytes.
+/// The longest answer that counts as small, and may overtake the reads that wait.
 pub(super) const SMALL_BYTES: usize = PART_BYTES - 64;
-/// With so many bytes of small answers in the outbox, no more of them overtake what waits.
+/// With so many bytes of small answers in the outbox, no more of them overtake the reads that wait.
 pub(super) const SMALL_WAITING_MAX: usize = 4 * PART_BYTES;
-/// When to try again where all sessions together, or those of the principal, have no room.
+/// When to try again if all sessions together, or those of the principal, have no room.
 pub(super) const PAUSE: Duration = Duration::from_millis(50);
 
 /// What is read.
@@ -54,7 +55,7 @@ impl Read {
         }
     }
 
-    /// The scan that ends with it.
+    /// The scan that ends if this read fails or is given up.
     pub(super) fn scan(&self) -> Option<u64> {
         match self {
             Self::Page { number, .. } => Some(*number),
@@ -66,7 +67,7 @@ impl Read {
 /// How a read runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lane {
-    /// The one that may go beyond the bound.
+    /// The one that may go beyond the session's bound.
     First,
     Beside,
     Small,
@@ -86,7 +87,7 @@ impl Lane {
 pub(super) struct Waiting {
     pub(super) id: RequestId,
     pub(super) read: Read,
-    /// It found no room beside others.
+    /// It found no room beside others, and is to run as the first.
     alone: bool,
 }
 
@@ -101,13 +102,13 @@ pub(super) struct Reads {
     running_len: usize,
     small_len: usize,
     has_first: bool,
-    /// Nothing is begun before.
+    /// No read is begun before this time.
     paused_until: Option<Instant>,
 }
 
 impl Reads {
-    /// How a read that just came, or the next that waits, would run; `None`: it is to wait. `has_room`: whether there
-    /// is room for what runs beside the first.
+    /// How a read that just arrived, or the next that waits, would run; `None`: it is to wait. `has_room`: whether
+    /// there is room for reads beside the first.
     fn lane(&self, alone: bool, has_room: bool) -> Option<Lane> {
         if self.paused_until.is_some() || self.running_len >= RUNNING_MAX {
             None
@@ -118,7 +119,7 @@ impl Reads {
         }
     }
 
-    /// The same for one that just came.
+    /// The same for one that just arrived.
     pub(super) fn lane_of_new(&self, has_room: bool) -> Option<Lane> {
         self.waiting
             .is_empty()
@@ -146,7 +147,7 @@ impl Reads {
     pub(super) fn wait_again(&mut self, id: RequestId, read: Read, lane: Lane, now: Instant) {
         match lane {
             Lane::Small => return self.wait(id, read),
-            // It is not the session that has no room; nothing tells when others have.
+            // The bounds that sessions share have no room; nothing wakes this session when they have.
             Lane::First => self.paused_until = Some(now + PAUSE),
             Lane::Beside => {}
         }

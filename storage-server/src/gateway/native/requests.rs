@@ -1,7 +1,7 @@
-//! One message of a client, carried out: which bound it is checked by, which future it becomes.
+//! Takes one message of a client: checks it by the bounds, and starts the future that carries it out.
 //!
-//! A request that is refused is answered at once and never in flight. One that is taken keeps its id and its permits
-//! in `in_flight` until its answer is in the outbox.
+//! A request that is refused is answered at once and is never in flight. One that is admitted keeps its id and its
+//! permits in `in_flight` until its answer is in the outbox.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -23,25 +23,25 @@ use crate::limits::room::AnswerRoom;
 use crate::metrics::RequestLabel;
 use crate::ws::Close;
 
-/// What a request is counted with while it is in flight.
+/// How much a request counts while it is in flight, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Size {
-    /// Of its payload, which its keys and values keep alive.
+    /// Its payload, which its keys and values keep alive.
     bytes: usize,
-    /// Of the list that it was decoded into, which of short items is many times the payload.
+    /// The list that it was decoded into, which for short items is many times the payload.
     items: usize,
 }
 
 impl Size {
-    /// That of a request without a list.
+    /// The size of a request without a list.
     pub(super) fn of(bytes: usize) -> Self {
         Self { bytes, items: 0 }
     }
 }
 
 impl Native {
-    /// What a request counts with beside its payload, in the bounds that sessions share. Both together are a message at
-    /// most, so that one message always fits.
+    /// How much a request counts beside its payload, in the bounds that sessions share. Both together count at most as
+    /// much as the longest message, so that one message always fits.
     fn beside(&self, size: Size) -> usize {
         let max = self.limits().message_bytes_max;
         size.items.min(max.saturating_sub(size.bytes))
@@ -108,7 +108,7 @@ impl Request<'_> {
         Ok(())
     }
 
-    /// A place among the work in progress; `None`: the request was answered with the bound it met.
+    /// Permits for a request in flight; `None`: the request was refused, with the bound that is reached.
     pub(super) fn admit(&mut self, label: RequestLabel, size: Size) -> Option<Permits> {
         let session = &mut *self.native;
         let items = session.beside(size);
@@ -136,7 +136,7 @@ impl Request<'_> {
         }
     }
 
-    /// The same beyond the session's own bounds, by one request at a time.
+    /// The same, and one request at a time may go beyond the session's own bounds.
     fn admit_beyond(&mut self, label: RequestLabel, size: Size) -> Option<Permits> {
         let session = &*self.native;
         let mut requests = session.bounds.requests.count();
@@ -173,7 +173,7 @@ impl Request<'_> {
             Read::Scan { .. } | Read::Page { .. } => 0,
         };
         let Some(permits) = self.admit(read.label(), Size { bytes, items }) else {
-            // The scan stands where it stood.
+            // The scan stays where it was.
             if let Read::Page { number, open, .. } = read {
                 self.native.scans.put_back(number, open);
             }
@@ -201,7 +201,7 @@ impl Request<'_> {
         }
     }
 
-    /// From here on the scan is this request's: another one for a page of it, before this one is answered, fails.
+    /// Takes a request for the next page of a scan. Another one before this is answered fails.
     fn scan_next(&mut self, cx: &mut Context<'_>, number: u64, bytes: usize) {
         match self.native.scans.take(number) {
             Ok(open) => {
@@ -226,8 +226,8 @@ impl Request<'_> {
                 let room = AnswerRoom::new(&self.native.outgoing.budget, lane.reach());
                 let values = async move {
                     let mut read = storage.get_into(&keys, room.room()).await;
-                    // It is not the session that has no room. A small answer goes out all the same, and those that come
-                    // later would overtake this one.
+                    // The bounds that sessions share have no room. A small answer is sent all the same, or small
+                    // answers of later reads would overtake this one.
                     if lane == Lane::First && read.is_err() && room.was_refused() {
                         room.begin(Lane::Small.reach());
                         read = storage.get_into(&keys, room.room()).await;
@@ -277,8 +277,8 @@ impl Request<'_> {
         self.start(cx, RequestLabel::Scan, Some(lane), Some(number), first);
     }
 
-    /// Polls a read once where it is; what is not ready goes on beside the others, and can be cancelled. `lane`: `None`
-    /// for the opening of a watch, which answers nothing large.
+    /// Polls a read once at once; if it is not ready it goes on beside the others, and can be cancelled. `lane`: `None`
+    /// for the opening of a watch, whose answer is never large.
     pub(super) fn start(
         &mut self,
         cx: &mut Context<'_>,
@@ -316,7 +316,7 @@ impl Request<'_> {
         }
     }
 
-    /// Takes a commit; it is carried out at once, if those before it are here.
+    /// Takes a commit; it is executed at once if those before it have arrived.
     fn commit(
         &mut self,
         cx: &mut Context<'_>,
@@ -343,8 +343,8 @@ impl Request<'_> {
                 session.refuse(self.id, RequestLabel::Commit, error);
                 None
             }
-            // What others wait for is let in by the session's bounds: refused, it would be lost for want of its own
-            // followers.
+            // A commit that later ones wait for is admitted beyond the session's bounds: its own followers may have
+            // filled them, and it would be refused for that.
             Ok(()) if session.commits.order.gap() == Some(number) => {
                 self.admit_beyond(RequestLabel::Commit, size)
             }
@@ -377,7 +377,7 @@ impl Request<'_> {
         }
     }
 
-    /// Gives a read up, if it is one; it is answered when it is noticed. Commits are never given up.
+    /// Gives a request up if it is a read; it is answered when that is noticed. Commits are never given up.
     pub(super) fn abort(&mut self, id: RequestId) {
         if let Some(InFlight {
             state: RequestState::Reading(Some(abort)),

@@ -1,7 +1,7 @@
-//! The open scans of a session: by number, and how long they may rest.
+//! The open scans of a session, by number, and how long they may be idle.
 //!
-//! While a page is on its way its scan is in that request's future; a request that fails or is given up takes the scan
-//! with it. What an open scan holds besides its snapshot is small: its range, and what the index told it, which the
+//! While a page is being read its scan is in that request's future; if the request fails or is given up, the scan ends.
+//! What an open scan holds besides its snapshot is small: its range, and the keys that the index gave it, which the
 //! engine bounds. Its pages are counted in a room of its own, one at a time.
 
 use std::collections::HashMap;
@@ -24,8 +24,7 @@ pub(super) struct OpenScan {
     pub(super) room: AnswerRoom,
 }
 
-/// A page, and where the scan stands behind it. The page is counted until this is dropped, or the scan's next page
-/// begins.
+/// A page, and the scan after it. The page is counted until this is dropped, or the scan's next page begins.
 pub(super) struct Turn {
     items: Vec<ScanItem>,
     open: OpenScan,
@@ -34,7 +33,7 @@ pub(super) struct Turn {
 
 #[derive(Debug)]
 struct ScanSlot {
-    /// `None`: a page is on its way.
+    /// `None`: a page is being read.
     rest: Option<OpenScan>,
     used: Instant,
 }
@@ -85,7 +84,7 @@ impl Scans {
         }
     }
 
-    /// Puts a scan back that was taken for nothing.
+    /// Puts back a scan whose page was not read.
     pub(super) fn put_back(&mut self, number: u64, open: OpenScan) {
         if let Some(slot) = self.open.get_mut(&number) {
             slot.rest = Some(open);
@@ -100,7 +99,7 @@ impl Scans {
             is_last,
         } = turn;
         let revision = open.scan.position().revision;
-        // Its items go into the message, which is counted.
+        // Its items are counted in the message from here on.
         open.room.begin(Reach::Within);
         let slot = self.open.get_mut(&number).filter(|_| !is_last);
         let scan = match slot {
@@ -135,13 +134,13 @@ impl Scans {
         self.open.clear();
     }
 
-    /// When the first one has rested for too long.
+    /// When the first scan will have been idle for too long.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let resting = self.open.values().filter(|slot| slot.rest.is_some());
         resting.map(|slot| slot.used + SNAPSHOT_IDLE_MAX).min()
     }
 
-    /// Frees the scans that rested too long.
+    /// Closes the scans that were idle for too long.
     pub(super) fn expire(&mut self, now: Instant) {
         let stale = |slot: &ScanSlot| {
             let rested = now.saturating_duration_since(slot.used);
@@ -168,7 +167,7 @@ impl Drop for Scans {
 /// How the attempt to read a page went.
 pub(super) enum PageRead {
     Read(Turn),
-    /// There was no room for it; the scan stands where it stood.
+    /// There was no room for it; the scan stays where it was.
     NoRoom(OpenScan),
 }
 

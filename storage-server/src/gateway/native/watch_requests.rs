@@ -1,4 +1,4 @@
-//! The requests about watches: to open one, to end it, and what it is asked for.
+//! The requests about watches: WATCH, UNWATCH, CREDIT and PROBE.
 
 use std::task::Context;
 
@@ -68,10 +68,10 @@ impl Request<'_> {
     }
 
     pub(super) fn unwatch(&mut self, watch: RequestId) {
-        // One alone waits for the opening, which is what bounds them.
+        // Only one Unwatch waits for the opening, so that they are bounded.
         let is_opening = self.native.watching.opening.get(&watch) == Some(&None);
         if !is_opening && !self.native.watching.watches.remove(watch) {
-            // It ended meanwhile, or another Unwatch ends it; there is nothing to wait for.
+            // The watch ended meanwhile, or another Unwatch ends it; there is nothing to wait for.
             return self.native.answer(self.id, &ServerMessage::Done);
         }
         let in_flight = InFlight {
@@ -97,7 +97,7 @@ impl Request<'_> {
                 ServerMessage::Probed { revision, token }
             }
             Some(watch) if self.native.watching.watches.contains(watch) => {
-                // In flight until its progress event comes.
+                // In flight until its progress event is delivered.
                 if let Some(permits) = self.admit(RequestLabel::Probe, Size::of(bytes)) {
                     let in_flight = InFlight {
                         state: RequestState::Probing,

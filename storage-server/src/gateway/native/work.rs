@@ -1,4 +1,5 @@
-//! What is under way, from its first poll to its answer in the outbox.
+//! Requests that are being carried out: polls them, and puts their answers and the events of watches into the outbox,
+//! while it has room.
 
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -14,7 +15,7 @@ use super::{reads, requests};
 use crate::metrics::RequestLabel;
 
 impl Native {
-    /// Frees the request's id and answers it; or lets it wait again.
+    /// Answers a finished request and frees its id; a read that found no room waits again.
     pub(super) fn complete(&mut self, finished: FinishedRequest, now: Instant) {
         let FinishedRequest {
             id,
@@ -41,7 +42,7 @@ impl Native {
             RequestLabel::Watch => self.watching.opening.remove(&id).flatten(),
             _ => None,
         };
-        // Until the answer is counted in the outbox.
+        // Kept until the answer is counted in the outbox.
         let mut counted = None;
         let message = match result {
             Err(error) => {
@@ -73,13 +74,13 @@ impl Native {
         self.count_outbox();
         drop(counted);
         if let Some(request) = unwatching {
-            // It was not polled yet, so it told nothing.
+            // It was not polled yet, so it has delivered nothing.
             self.watching.watches.remove(id);
             self.end_watch(id, request);
         }
     }
 
-    /// Takes a watch that was opened; its request's answer.
+    /// Registers a watch that was opened; returns the answer to its request.
     fn watch_opened(&mut self, id: RequestId, watch: Watch, terms: Terms) -> ServerMessage {
         let revision = watch.start().revision;
         let in_flight = InFlight {
@@ -93,7 +94,8 @@ impl Native {
         ServerMessage::Watching { revision }
     }
 
-    /// Reads that wait for room, then those that run, as long as there is room for their answers. Small ones always.
+    /// Begins reads that wait for room and polls those that run, while there is room for their answers. Small ones are
+    /// always polled.
     pub(super) fn poll_reads(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let mut moved = false;
         self.reads.on_time(now);
@@ -136,7 +138,7 @@ impl Native {
 
     /// Hands the commits whose turn it is to the engine.
     ///
-    /// Ordering: the first poll does it, so commits are applied in the order of these polls.
+    /// Ordering: the first poll queues a commit, so commits are applied in the order of these polls.
     pub(super) fn start_commits(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let Some(storage) = self.storage() else {
             return false;
@@ -199,8 +201,8 @@ impl Native {
             self.end_watch(watch, request);
         }
         let (shared, budget) = (&self.shared, &self.outgoing.budget);
-        // Where there is no room, one message of each session would be as many as there are sessions: one of each
-        // principal goes on, if nothing else of it waits.
+        // While the shared bounds are full, one message for each session would add up. So only one for each principal
+        // goes on, if nothing else of that principal waits.
         let waits_for_others = budget.shared_is_full() && !budget.is_alone();
         let turn = self
             .watching
@@ -208,7 +210,7 @@ impl Native {
             .poll(cx, &mut self.outgoing.outbox, |outbox| {
                 waits_for_others || is_full(shared, budget, outbox.bytes())
             });
-        // Nothing tells when the others have room.
+        // Nothing wakes this session when others give room back.
         let retries_later = waits_for_others && self.watching.watches.wait_for_turn();
         self.watching.retry_at = retries_later.then(|| now + reads::PAUSE);
         for probe in self.watching.watches.answered() {
@@ -216,7 +218,7 @@ impl Native {
         }
         for (id, error) in turn.ended {
             self.in_flight.remove(&id);
-            // Behind the events that are queued.
+            // After the events that are queued.
             self.outgoing
                 .outbox
                 .push(Class::Change, ServerMessage::Error(error).encode(Some(id)));
@@ -224,7 +226,7 @@ impl Native {
         turn.moved
     }
 
-    /// Both ids are free, and the peer is told behind the watch's last event.
+    /// Ends a watch for an Unwatch: both ids are free, and the answer follows on the watch's last event.
     pub(super) fn end_watch(&mut self, watch: RequestId, request: RequestId) {
         for probe in self.watching.watches.answered() {
             self.in_flight.remove(&probe);

@@ -1,13 +1,13 @@
 //! The watches of a session: polled only when they were woken, have credit, and the outbox has room.
 //!
-//! Some progress events come without a request by the peer: when a watch `Every` has caught up, and when nothing was
-//! sent on it for long while the store went on. They are requested of the watch like those of probes.
+//! Some progress events are sent without a probe of the peer: when a watch `Every` has caught up, and when nothing was
+//! sent on it for long while the store went on. They are requested of the watch like those for probes.
 //!
-//! Each watch has a waker of its own that notes its id, so 10,000 resting watches cost a wake nothing. An id stands at
-//! most once in the line of those to be polled. A watch without credit leaves the line until it is granted more; one
-//! with a message in parts on its way, until that has left. Credit counts the payload bytes of changes and states;
-//! progress events are free, so a watch that was asked for one is polled without credit, and keeps the event that it
-//! meets instead. That is counted with the memory of watches.
+//! Each watch has a waker of its own that notes its id, so 10,000 resting watches cost a wake nothing. An id is at most
+//! once in the line of watches to be polled. A watch without credit leaves the line until it is granted more; one with
+//! a message in parts in the outbox, until that has left. Credit counts the payload bytes of changes and states.
+//! Progress events are free: a watch with a requested one is polled without credit, and if it delivers another event
+//! instead, that event is kept. A kept event is counted in the memory of watches.
 
 mod sender;
 mod slot;
@@ -31,7 +31,7 @@ use crate::metrics::Metrics;
 /// a peer's own commit must not wait for all.
 const TURNS_PER_POLL: usize = 64;
 
-/// What a watch takes in memory beside the bounds of its range, about: here, in the engine and in the feed.
+/// About what a watch takes in memory beside the two keys of its range: here, in the engine and in the feed.
 pub(super) const WATCH_BYTES: usize = 2 * 1024;
 
 /// What a watch was opened with.
@@ -41,7 +41,7 @@ pub(super) struct Terms {
     pub(super) credit: u64,
     /// Mode `Every`.
     pub(super) every: bool,
-    /// What it takes in memory.
+    /// The permit for its memory.
     pub(super) memory: Permit,
 }
 
@@ -56,7 +56,7 @@ pub(super) struct Watches {
     metrics: Arc<Metrics>,
 }
 
-/// What a turn did.
+/// What a poll did.
 #[derive(Default)]
 pub(super) struct Polled {
     pub(super) moved: bool,
@@ -84,7 +84,7 @@ impl Watches {
         self.slots.is_empty()
     }
 
-    /// Whether one stands in line.
+    /// Whether a watch is in line.
     pub(super) fn wait_for_turn(&self) -> bool {
         !self.line.is_empty() && !self.slots.is_empty()
     }
@@ -93,7 +93,7 @@ impl Watches {
         self.slots.contains_key(&id)
     }
 
-    /// Takes a watch; `is_behind`: there is something before it already.
+    /// Adds a watch; `is_behind`: it has something to catch up on.
     pub(super) fn insert(&mut self, id: RequestId, watch: Watch, terms: Terms, is_behind: bool) {
         let state = Arc::new(WatchWaker {
             id,
@@ -128,13 +128,13 @@ impl Watches {
         true
     }
 
-    /// The probes that are in flight no more since this was last asked.
+    /// The probes that were answered since the last call.
     pub(super) fn answered(&mut self) -> Vec<RequestId> {
         std::mem::take(&mut self.answered)
     }
 
-    /// Asks for a progress event of each watch `Every` that was told nothing since the last time, if the store went on
-    /// to `present` since. One without credit is parked, and is not looked for.
+    /// Requests a progress event of each watch `Every` that delivered nothing since the last call, if the store has
+    /// gone on to `present`. Watches without credit are parked, and left out.
     pub(super) fn request_idle_progress(&mut self, present: Revision) {
         for (id, slot) in &mut self.slots {
             let was_quiet = std::mem::replace(&mut slot.quiet, true);
@@ -157,7 +157,7 @@ impl Watches {
         self.slots.clear();
     }
 
-    /// Credit for a watch that ended meanwhile is nothing wrong: the two messages crossed.
+    /// Grants credit. For a watch that ended meanwhile it is ignored: the two messages crossed.
     pub(super) fn grant(&mut self, id: RequestId, bytes: u64) {
         if let Some(slot) = self.slots.get_mut(&id) {
             slot.credit = slot.credit.saturating_add(to_credit(bytes));
@@ -165,7 +165,7 @@ impl Watches {
         }
     }
 
-    /// Asks for a progress event for the peer, whose request is `probe`.
+    /// Requests a progress event for the peer's request `probe`.
     pub(super) fn request_progress(&mut self, id: RequestId, token: u64, probe: RequestId) {
         if let Some(slot) = self.slots.get_mut(&id) {
             slot.watch.request_progress(token);
@@ -199,7 +199,7 @@ impl Watches {
                 .drain(..),
         );
         for id in std::mem::take(&mut self.behind_large) {
-            // It counts as queued all the time.
+            // Its flag `queued` stays set all the time.
             if outbox.has_bulk(id) {
                 self.behind_large.push(id)
             } else {
@@ -212,7 +212,7 @@ impl Watches {
                 break;
             }
             if turn == TURNS_PER_POLL && !self.line.is_empty() {
-                // The others come at once, behind what else there is to do.
+                // The others have their turns at the next poll, after the session's other work.
                 polled.moved = true;
                 break;
             }

@@ -1,4 +1,4 @@
-//! Events of one watch, put together into messages.
+//! Collects the events of one watch into messages.
 
 use std::sync::Arc;
 
@@ -65,18 +65,18 @@ impl Sender<'_> {
                 self.flush();
                 self.send(&ServerMessage::Reset);
             }
-            // An event that this version of the dialect cannot say does not exist in this version of the server.
+            // This version of the server has no event that this version of the dialect cannot carry.
             other => {
                 tracing::error!(event = ?other, "an event that the native dialect cannot carry")
             }
         }
-        // A message that goes in parts must be the last one until it has left.
+        // After a message that is sent in parts nothing may be queued for this watch until it has left.
         if self.events.bytes() > PART_BYTES {
             self.flush();
         }
     }
 
-    /// Sends what is collected if an event of this size does not fit to it.
+    /// Sends what is collected if an event of this size and kind does not fit to it.
     fn make_room(&mut self, bytes: usize, same_kind: impl Fn(&Events) -> bool) {
         if !same_kind(&self.events) || self.events.bytes() + bytes > PART_BYTES {
             self.flush();
@@ -93,7 +93,7 @@ impl Sender<'_> {
         }
     }
 
-    /// Tells the length of the payload.
+    /// Queues a message; returns the length of its payload.
     fn send(&mut self, message: &ServerMessage) -> i64 {
         let packet = message.encode(Some(self.id));
         let bytes = to_credit(packet.payload.len() as u64);

@@ -1,4 +1,4 @@
-//! One watch of a session, and what it does in its turn.
+//! One watch of a session: its credit, and how many of its events go into the outbox at its turn.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -22,17 +22,17 @@ pub(super) struct OpenWatch {
     /// Bytes it may still send; below zero after an event that was longer than what was left.
     pub(super) credit: i64,
     pub(super) every: bool,
-    /// Requested progress events that have not come yet, in order: the peer's probe behind each, or `None` for one that
-    /// the server asks for by itself.
+    /// Requested progress events that the watch has not delivered yet, in order: the id of the peer's probe, or `None`
+    /// for one that the server requests by itself.
     pub(super) progress_due: VecDeque<Option<RequestId>>,
     /// It is behind; when it has caught up, the peer gets a progress event.
     pub(super) catching_up: bool,
-    /// Nothing was sent on it since the last look for idle watches.
+    /// No event was delivered since the last look for idle watches.
     pub(super) quiet: bool,
     /// The revision of the last commit or progress event that it delivered.
     pub(super) delivered: Revision,
     pub(super) memory: Permit,
-    /// An event that was met without credit for it, and what it is counted with. Boxed: few watches have one.
+    /// An event that the watch delivered without credit for it, and its permit. Boxed: few watches have one.
     pub(super) kept: Option<Box<(WatchEvent, Permit)>>,
     pub(super) state: Arc<WatchWaker>,
 }
@@ -43,26 +43,28 @@ pub(super) enum Rest {
     Waiting,
     /// There is more.
     Again,
+    /// A message in parts must leave first.
     BehindLarge,
     Ended(StorageError),
 }
 
 impl OpenWatch {
-    /// A watch that was woken meanwhile stands in the line, and comes here again.
+    /// Lets the watch wait for its message in parts. If it was woken meanwhile it is in the line already, and comes
+    /// here again.
     pub(super) fn wait_behind_large(&self, waiting: &mut Vec<RequestId>) {
         if !self.state.queued.swap(true, Ordering::AcqRel) {
             waiting.push(self.state.id);
         }
     }
 
-    /// Asks for a progress event that the peer did not ask for.
+    /// Requests a progress event that the peer did not request.
     pub(super) fn request_unasked_progress(&mut self) {
         self.watch.request_progress(0);
         self.progress_due.push_back(None);
     }
 
-    /// Room for an event of so many bytes beside what its watch takes. One event may go beyond the session's bound: a
-    /// commit may be as long as that, and its watch would end at each probe.
+    /// A permit for a kept event of so many bytes. One event may go beyond the session's bound: a commit may be as long
+    /// as the bound, and its watch would end at each probe.
     fn room_to_keep(&self, bytes: usize) -> Result<Permit, StorageError> {
         let budget = self.memory.budget();
         let mut permit = budget.count();
@@ -91,8 +93,7 @@ impl OpenWatch {
         outbox: &mut Outbox,
         answered: &mut Vec<RequestId>,
     ) -> Rest {
-        // The same each time as far as those who keep a copy can tell; kept in the slot it would be 16 bytes of each
-        // watch.
+        // Built at each turn, since to keep it would cost 16 bytes for each watch. `will_wake` holds among all of them.
         let waker = Waker::from(self.state.clone());
         let start = outbox.bytes();
         let mut sender = Sender {
@@ -108,7 +109,7 @@ impl OpenWatch {
             }
             let estimated = to_credit(sender.events.bytes() as u64);
             if self.credit <= sender.sent.saturating_add(estimated) && self.credit > sender.sent {
-                // What goes out counts, and that is known once it is sent: it may leave credit for more.
+                // The estimate may be too high. What was sent is what counts, and may leave credit for more.
                 sender.flush();
                 continue;
             }
@@ -151,13 +152,13 @@ impl OpenWatch {
         }
     }
 
-    /// Requests progress of a watch that has caught up just now. True if one is on its way by that.
+    /// Requests a progress event of a watch that has just caught up; true if it did.
     fn requests_progress_if_caught_up(&mut self) -> bool {
         if !self.catching_up || self.watch.status().state != WatchState::Live {
             return false;
         }
         self.catching_up = false;
-        // One that was requested already says the same, and a watch answers only so many.
+        // One that was requested already serves as well, and a watch answers only so many requests.
         let asks = self.progress_due.is_empty();
         if asks {
             self.request_unasked_progress();
@@ -165,7 +166,7 @@ impl OpenWatch {
         asks
     }
 
-    /// Notes how far the watch was told with this event.
+    /// Notes how far the watch has delivered with this event.
     fn note(&mut self, event: &mut WatchEvent, answered: &mut Vec<RequestId>) {
         self.quiet = false;
         match event {

@@ -17,7 +17,7 @@ pub(super) struct WokenWatches {
 #[derive(Debug)]
 pub(super) struct WatchWaker {
     pub(super) id: RequestId,
-    /// Whether the id stands in the line (or in `WokenWatches`, or behind a message in parts) already.
+    /// Whether the id is already in the line, in `WokenWatches`, or waits for a message in parts.
     pub(super) queued: AtomicBool,
     pub(super) woken: Arc<WokenWatches>,
 }
