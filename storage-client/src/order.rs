@@ -1,9 +1,9 @@
-//! What the protocol promises of the messages of one watch, of the pages of one scan, and of the revisions of a session's
-//! commits, checked as they come.
+//! Checks the order that the protocol promises: of the messages of one watch, of the pages of one scan, and of the
+//! revisions of a session's commits.
 //!
-//! Whatever a server sends, an application is handed nothing that is out of order, outside of the range that it asked for,
-//! told twice, or of the wrong mode: what breaks a promise is named, and the connection ends. Pure, and with memory for
-//! little more than the last key.
+//! Whatever a server sends, an application gets nothing that is out of order, outside of the range that it asked for,
+//! delivered twice, or of the wrong mode. What breaks the protocol ends the connection, with an error that names it.
+//! Pure, without I/O, and with memory for little more than the last key.
 
 use std::collections::BTreeMap;
 
@@ -14,21 +14,22 @@ use storage_protocol::{
 /// How a server broke the protocol.
 pub(crate) type Broken = String;
 
-/// The order of one stream of a watch: of what it told so far, as far as what comes next depends on it.
+/// The order of one stream of a watch: what it has delivered so far, as far as later messages depend on it.
 #[derive(Debug)]
 pub(crate) struct StreamOrder {
-    /// `Latest`: states come, and no commits.
+    /// `Latest`: it delivers states, and no commits.
     latest: bool,
-    /// Everything up to here was told: the start, or the last mark; with `Every` the last commit as well.
+    /// Everything up to here was delivered: the start, or the last progress event; with `Every` the last commit as
+    /// well.
     told: Revision,
-    /// `Latest`: states come above this one: `told`, or zero where all comes anew.
+    /// `Latest`: states must be above this revision: `told`, or zero if everything is delivered anew.
     above: Revision,
-    /// `Latest`: the last state since the last mark.
+    /// `Latest`: the last state since the last progress event.
     last: Option<(Revision, Key)>,
 }
 
 impl StreamOrder {
-    /// Of a stream that begins after `start`; `anew`: with everything that there is.
+    /// The order of a stream that begins after `start`; `anew`: with everything that there is.
     pub(crate) fn new(latest: bool, start: Revision, anew: bool) -> Self {
         Self {
             latest,
@@ -99,7 +100,7 @@ impl StreamOrder {
         Ok(())
     }
 
-    /// A mark.
+    /// A progress event.
     pub(crate) fn mark(&mut self, revision: Revision) -> Result<(), Broken> {
         let last = self.last.take().map_or(self.told, |(last, _)| last);
         let told = self.told.max(last);
@@ -110,7 +111,7 @@ impl StreamOrder {
         Ok(())
     }
 
-    /// A reset: everything comes anew.
+    /// A reset: everything is delivered anew.
     pub(crate) fn reset(&mut self) -> Result<(), Broken> {
         if !self.latest {
             return Err("it sent a RESET on a watch Every".to_owned());
@@ -125,13 +126,13 @@ impl StreamOrder {
 pub(crate) struct ScanOrder {
     range: KeyRange,
     options: ScanOptions,
-    /// Of the first page, and so of all.
+    /// The revision of the first page, and so of all.
     revision: Option<Revision>,
     left: u64,
     last: Option<Key>,
 }
 
-/// What the items of a page may have together, where they are several: the protocol says "about 192 KiB".
+/// The most bytes of a page with several items: the protocol says "about 192 KiB".
 const PAGE_BYTES_MAX: usize = 2 * Scan::PAGE_BYTES;
 
 impl ScanOrder {
@@ -145,7 +146,7 @@ impl ScanOrder {
         }
     }
 
-    /// The next page; `more`: it is not the last.
+    /// Checks the next page; `more`: it is not the last.
     pub(crate) fn page(
         &mut self,
         revision: Revision,
@@ -189,7 +190,7 @@ impl ScanOrder {
         Ok(())
     }
 
-    /// Gives the bytes of its value.
+    /// Checks one item; returns the bytes of its value.
     fn check_state(&self, key: &Key, state: &KeyState, at: Revision) -> Result<usize, Broken> {
         let revision = state.revision();
         let after = self.options.newer_than.map(|position| position.revision);
@@ -213,16 +214,17 @@ impl ScanOrder {
     }
 }
 
-/// The revisions that commits of one session were answered with: they rise with the numbers, in whatever order the answers
-/// come.
+/// The revisions that the commits of one session were answered with: they rise with the commit numbers, in whatever
+/// order the answers arrive.
 #[derive(Debug, Default)]
 pub(crate) struct CommitOrder {
-    /// Of those above the lowest unanswered number, and of the highest below it. Bounded by what may be in flight.
+    /// The revisions of the commits above the lowest unanswered number, and of the highest below it. Bounded by what
+    /// may be in flight.
     answered: BTreeMap<u64, Revision>,
 }
 
 impl CommitOrder {
-    /// Notes an answer; `unanswered` is the lowest number that is left without one.
+    /// Notes an answer; `unanswered` is the lowest commit number that is still without one.
     pub(crate) fn note(
         &mut self,
         number: u64,
@@ -373,7 +375,7 @@ mod tests {
         for told in [state("b", 17), state("a", 17), state("c", 16)] {
             assert!(tell(&mut order, &[told]).unwrap_err().contains("at 17"));
         }
-        // All comes anew, but no mark goes back.
+        // Everything is delivered anew, but no progress event goes back.
         order.reset().unwrap();
         tell(&mut order, &[state("a", 3), state("b", 3)]).unwrap();
         assert!(order.mark(Revision(14)).unwrap_err().contains("15 to 14"));

@@ -10,8 +10,8 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    /// Before attempt number `attempt`, the first being 0: twice as long each time, up to the most, of which a random half
-    /// is left out, so that many clients do not come at once.
+    /// The pause before attempt number `attempt`, the first being 0: twice as long each time, up to the maximum, and
+    /// shortened by up to a half at random, so that many clients do not connect at once.
     pub(super) fn delay(self, attempt: u32) -> Duration {
         self.delay_with(attempt, rand_u32())
     }
@@ -24,7 +24,7 @@ impl Backoff {
     }
 }
 
-/// Enough for jitter; the hasher's keys are random for each process and each call.
+/// A random number that is good enough for jitter: the hasher's keys are random for each process and each call.
 fn rand_u32() -> u32 {
     use std::hash::{BuildHasher, Hasher, RandomState};
     let hash = RandomState::new().build_hasher().finish();

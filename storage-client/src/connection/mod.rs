@@ -1,8 +1,8 @@
 //! The handle that callers hold, and the task that serves it.
 //!
 //! A [`Connection`] is one session over its sockets. Callers put requests into the queue of
-//! [`requests`](crate::requests) and wait for their answers. One task does the rest: while there is a socket it is in the
-//! [`driver`], between two sockets in the [`supervisor`].
+//! [`requests`](crate::requests) and wait for their answers. One task does the rest: while there is a socket it is in
+//! the [`driver`], between two sockets in the [`supervisor`].
 
 mod backoff;
 mod driver;
@@ -28,7 +28,7 @@ use supervisor::Supervisor;
 
 pub use status::ConnectionState;
 
-/// See the module. Clones share it; it closes with the last of its [`Requests`].
+/// See the module. Clones share the connection; it closes when the last of its [`Requests`] is dropped.
 #[derive(Clone)]
 pub(crate) struct Connection {
     requests: Requests,
@@ -47,8 +47,8 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// Starts the task of a connection whose first socket was welcomed. A panic of it, or the end of its runtime, closes
-    /// the connection for good. The dialer is for the sockets after this one.
+    /// Starts the task of a connection whose first socket was welcomed. A panic of the task, or the end of its runtime,
+    /// closes the connection for good. The dialer is for the sockets after this one.
     pub(crate) fn open(
         options: &ConnectOptions,
         dialer: Dialer,
@@ -86,7 +86,7 @@ impl Connection {
         self.status.session()
     }
 
-    /// Takes no more requests, waits for those in flight (up to `timeout`), closes, waits for the task to end.
+    /// Accepts no more requests, waits for those in flight (up to `timeout`), closes, and waits for the task to end.
     pub(crate) async fn close(&self, timeout: Duration, leave: bool) {
         self.requests
             .close(deadline_after(Instant::now(), timeout), leave);

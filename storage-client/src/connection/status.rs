@@ -1,4 +1,4 @@
-//! What the connection's task tells its handles.
+//! The state of a connection: written by its task, read by its handles.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,11 +15,11 @@ use crate::sync::lock;
 pub enum ConnectionState {
     /// Calls are carried out.
     Connected,
-    /// There is no socket; a new one is being tried for. Calls wait for it, each up to its deadline.
+    /// There is no socket; the connection tries to get a new one. Calls wait for it, each up to its deadline.
     Disconnected {
         /// When the last socket was lost.
         since: std::time::Instant,
-        /// Why it was, or why the last attempt at a new one failed.
+        /// Why it was lost, or why the last attempt at a new one failed.
         why: String,
     },
     /// The server is about to close: what is in flight is answered, new calls wait for the next connection. (Without
@@ -30,18 +30,18 @@ pub enum ConnectionState {
         /// When to connect again, as the server asks.
         retry_after: Duration,
     },
-    /// Over for good: closed by its handles; given up as asked for; the session taken over by another process (the server
-    /// closed with 4003); the server closed with a code that says not to repeat the same (1002, 1003, 1007, 1008, 1009); or the
-    /// server broke the protocol. Every call fails with `Closed`.
+    /// Over for good: closed by its handles; given up after the configured time; the session taken over by another
+    /// process (the server closed with 4003); the server closed with a code after which a new attempt would fail in the
+    /// same way (1002, 1003, 1007, 1008, 1009); or the server broke the protocol. Every call fails with `Closed`.
     Closed {
         /// Why.
         why: String,
     },
 }
 
-/// Written by the connection's task, read by whoever asks.
+/// Written by the connection's task, read by its handles.
 pub(super) struct Status {
-    /// Of the present (or last) socket.
+    /// The Welcome of the present (or last) socket.
     welcome: Mutex<Arc<Welcome>>,
     state: watch::Sender<ConnectionState>,
     session: watch::Sender<SessionInfo>,

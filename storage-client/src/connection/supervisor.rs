@@ -1,9 +1,9 @@
 //! From socket to socket: the part of a connection's task that finds the next one.
 //!
-//! It runs the [`driver`](super::driver) of each socket, and when that ends waits a little (capped exponential backoff with
-//! jitter), tries the servers in turn, resumes the session and hands everything that goes on to the next driver:
-//! commits under their numbers, reads, watches. Between two sockets it keeps the callers' deadlines. It never gives up
-//! unless it was told to.
+//! It runs the [`driver`](super::driver) of each socket. When that ends it waits a little (capped exponential backoff
+//! with jitter), tries the servers in turn, resumes the session and hands everything that goes on to the next driver:
+//! commits under their commit numbers, reads, watches. Between two sockets it keeps the callers' deadlines. It never
+//! gives up unless the options say so.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -25,7 +25,7 @@ use crate::session::SessionState;
 use crate::sync::deadline_after;
 use crate::transport::{DialError, Dialer, Socket};
 
-/// A socket that lived for so long has shown that the server is well: the next search begins without a wait.
+/// After a socket that lived for so long the next attempt begins without a wait: the server was well.
 const HEALTHY_AFTER: Duration = Duration::from_secs(5);
 
 /// See the module.
@@ -36,7 +36,7 @@ pub(super) struct Supervisor {
     agent: String,
     backoff: Backoff,
     give_up_after: Option<Duration>,
-    /// Whether a lost socket is followed by another. Else calls fail and watches end with their socket.
+    /// Whether a lost socket is followed by another. If not, calls fail and watches end with their socket.
     reconnects: bool,
     session: SessionState,
     over: bool,
@@ -132,7 +132,7 @@ impl Supervisor {
                 why: why.clone(),
             };
             self.status.set_state(state);
-            // Where there are several servers, another one is tried at once when one goes away as planned.
+            // With several servers, another one is tried at once when one shuts down.
             if self.dialer.endpoints() > 1 {
                 earliest = Duration::ZERO;
             }
@@ -179,10 +179,11 @@ impl Supervisor {
         }
     }
 
-    /// What to say first. Commits whose callers are gone are not repeated: nobody would hear of it.
+    /// Hello for the next socket. Commits whose callers are gone are not retried: nobody waits for the answer.
     fn hello(&mut self) -> Hello {
         self.session.raise_incarnation();
-        // Whoever saves the session, to go on with it elsewhere, saves the highest that the server may have seen.
+        // Published before the attempt: a saved session must have the highest incarnation that the server may have
+        // seen.
         self.status.set_session(self.session.info());
         let mut intake = self.queue.intake();
         intake.again.retain(|waiting| !waiting.is_given_up());
@@ -196,20 +197,22 @@ impl Supervisor {
         self.session.hello(self.agent.clone(), numbers)
     }
 
-    /// A server has welcomed us.
+    /// A server has sent Welcome.
     fn adopt_session(&mut self, hello: &Hello, welcome: Welcome, outage: Duration) {
         if !self.session.welcomed(&welcome, outage) {
             tracing::warn!("the session could not be resumed: a new one began");
             self.fail_repeats();
         }
         debug_assert!(hello.unanswered.len() <= 1024);
-        // First what is asked for, then what wakes: whoever waits for the session's news finds this server's principal.
+        // Ordering: Welcome first. `set_session` wakes those that wait for news of the session, and they must find this
+        // server's Welcome.
         self.status.set_welcome(Arc::new(welcome));
         self.status.set_session(self.session.info());
         self.status.set_state(ConnectionState::Connected);
     }
 
-    /// With the session its numbers are gone: nobody can tell any more what these commits did.
+    /// Fails the commits that were to be retried: with the session their commit numbers are gone, so whether they were
+    /// executed is unknown.
     fn fail_repeats(&self) {
         let mut intake = self.queue.intake();
         for waiting in &mut intake.again {
@@ -226,7 +229,7 @@ impl Supervisor {
             .retain(|waiting| !matches!(waiting.call, Call::Repeat { .. }));
     }
 
-    /// Waits for `work`, while deadlines pass and handles are dropped.
+    /// Waits for `work`; meanwhile it handles deadlines that pass and handles that are dropped.
     async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Result<T, End> {
         let mut work = pin!(work);
         let mut timer = pin!(sleep_until(Instant::now()));
@@ -248,7 +251,7 @@ impl Supervisor {
         .await
     }
 
-    /// Takes what came in; tells when to look again.
+    /// Handles what was queued, and returns when to look again.
     fn look(&mut self, cx: &mut Context<'_>) -> Result<Instant, End> {
         let now = Instant::now();
         let mut intake = self.queue.intake();

@@ -1,7 +1,7 @@
-//! The stream of changes: one batch per mark that changed something, to any number of consumers.
+//! The stream of changes, to any number of consumers: one batch for each progress event that changed something.
 //!
-//! Each consumer has a queue of its own, bounded in bytes and events. When it is full, all that waits in it is taken
-//! away and [`ReplicaEvent::Missed`] stands in its place: memory stays bounded, and the consumer is told.
+//! Each consumer has a queue of its own, bounded in bytes and events. When it is full, everything in it is replaced by
+//! one [`ReplicaEvent::Missed`]: memory stays bounded, and the consumer knows that it missed something.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -17,12 +17,12 @@ use crate::sync::lock;
 /// Events that may wait for one consumer, whatever their bytes.
 const EVENTS_MAX: usize = 4_096;
 
-/// What a key is now.
+/// The new state of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyChange {
     /// The key.
     pub key: Key,
-    /// Its entry; `None`: it is gone.
+    /// Its entry; `None`: it was removed.
     pub entry: Option<Entry>,
 }
 
@@ -33,7 +33,7 @@ impl KeyChange {
     }
 }
 
-/// All that differs between the states at two marks.
+/// All that differs between the states at two progress events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChangeBatch {
     /// With these changes, the state is the one at this position.
@@ -42,22 +42,22 @@ pub struct ChangeBatch {
     pub changes: Vec<KeyChange>,
 }
 
-/// What [`Changes`] tells.
+/// An event of [`Changes`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReplicaEvent {
-    /// The replica stands at a new mark.
+    /// The replica shows a new state, at a later progress event.
     Changed(Arc<ChangeBatch>),
     /// A break is over, and this is what it meant. `Continuous`: the batches are as if there had been none. `Resynced`:
-    /// the history changed or could not be told; the batches still add up to the state.
+    /// the history changed, or is not known any more; the batches still add up to the state.
     Continuity(Continuity),
-    /// This consumer was too slow, and what waited for it was taken away. What to do: take the state anew with
-    /// [`Replica::scan_and_changes`](super::Replica::scan_and_changes), and go on with its stream. Or go on with this one
-    /// if gaps do not matter.
+    /// This consumer was too slow, and what waited for it was dropped. What to do: take the state anew with
+    /// [`Replica::scan_and_changes`](super::Replica::scan_and_changes), and go on with its stream. Or go on with this
+    /// one if gaps do not matter.
     Missed {
         /// The last batch that was handed over, or the state that the stream began with; `None`: there was none.
         after: Option<Position>,
-        /// Up to and with this one they are not told.
+        /// The batches up to and including this position were dropped.
         to: Option<Position>,
     },
 }
@@ -75,7 +75,8 @@ impl Changes {
         Self { consumer }
     }
 
-    /// The position of the state that the stream began with; every batch after it is told. `None`: there was no state yet.
+    /// The position of the state that the stream began with; every batch after it is delivered. `None`: there was no
+    /// state yet.
     #[must_use]
     pub fn start(&self) -> Option<Position> {
         self.consumer.start
@@ -84,7 +85,7 @@ impl Changes {
     /// The next event; `None` after the error. Cancel-safe.
     ///
     /// # Errors
-    /// `Stopped`: why there is nothing more to tell.
+    /// `Stopped`: the replica has stopped, and why.
     pub async fn next(&mut self) -> Result<Option<ReplicaEvent>, ReplicaError> {
         std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx))
             .await
@@ -184,7 +185,7 @@ impl Consumer {
         }
     }
 
-    /// After what waits comes this error.
+    /// After the events that wait the consumer gets this error.
     pub(super) fn end(&self, why: &StorageError) {
         let mut queue = lock(&self.queue);
         if !queue.ended {

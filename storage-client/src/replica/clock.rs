@@ -1,7 +1,7 @@
-//! The clock that ages are counted by: it runs on while the machine sleeps.
+//! The clock for ages: it runs on while the machine sleeps.
 //!
-//! `CLOCK_MONOTONIC`, and so `std::time::Instant`, stands still during a suspend on Linux, so that a laptop would wake
-//! with an hour-old copy of age zero. On other systems `Instant` is what there is.
+//! `CLOCK_MONOTONIC`, and so `std::time::Instant`, stands still during a suspend on Linux: after an hour of sleep an
+//! hour-old copy would have age zero. So `CLOCK_BOOTTIME` is used there; on other systems it is `Instant`.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What a replica refuses, and why.
+//! The errors of a replica.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,10 +9,11 @@ use storage_protocol::StorageError;
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReplicaError {
-    /// There is no coherent state yet: the first mark has not come. [`Replica::ready`](super::Replica::ready) waits.
+    /// There is no coherent state yet: the first progress event has not arrived.
+    /// [`Replica::ready`](super::Replica::ready) waits for it.
     #[error("the replica has no coherent state yet")]
     NotReady,
-    /// What is held is older than was allowed, or nobody knows how old it is.
+    /// What is held is older than allowed, or its age is not known.
     #[error("the replica's state is {}, and at most {freshness_max:?} is allowed", match .age {
         Some(age) => format!("{age:?} old"),
         None => "of unknown age".to_owned(),
@@ -23,16 +24,17 @@ pub enum ReplicaError {
         /// What [`ReplicaOptions::freshness_max`](super::ReplicaOptions::freshness_max) allows.
         freshness_max: Duration,
     },
-    /// The question reaches beyond the range that is held, so that "not there" would be no answer.
+    /// The read reaches beyond the range that is copied: whether a key is there is not known outside of it.
     #[error("{what} lies outside of the replica's range {range}")]
     OutOfRange {
         /// What was asked for.
         what: String,
-        /// What is held.
+        /// The range that is copied.
         range: String,
     },
-    /// It holds nothing any more: it was closed (`Closed`), is over its memory bound (`LimitExceeded`), gave up as it was told
-    /// to, or its storage is closed for good (`Closed`, or `PeerMisbehaved` of a server that broke the protocol).
+    /// The replica has stopped and holds nothing any more: it was closed (`Closed`), went over its memory bound
+    /// (`LimitExceeded`), gave up after the configured time, or its storage is closed for good (`Closed`, or
+    /// `PeerMisbehaved` of a server that broke the protocol).
     #[error("the replica has stopped")]
     Stopped(#[source] StorageError),
     /// The position asked for was not reached in time. What was committed there is committed all the same.
@@ -49,7 +51,7 @@ pub enum ReplicaError {
         /// What is wrong with it, and what would be right.
         what: String,
     },
-    /// It went on in memory, and its folder holds an older state.
+    /// The replica went on in memory, and its folder holds an older state.
     #[error("the replica's last state was not saved: {what}")]
     NotSaved {
         /// What went wrong.

@@ -1,8 +1,10 @@
-//! The task that feeds a replica: one watch `Latest` after the other, from the last mark, until it is closed.
+//! The task that feeds a replica: one watch `Latest` after the other, each from the last progress event, until it is
+//! closed.
 //!
-//! It alone changes the held state. A watch that ends is a break, not an end: it watches again from the last mark, or
-//! from the beginning where the server says that its history does not reach there. Probes, one at a time, are sent
-//! through the watch itself, so that their answers stand behind all that was due.
+//! The follower alone changes the held state. The end of a watch is a break, not the end of the replica: it watches
+//! again from the last progress event, or from the beginning if the server's history does not reach back to that.
+//! Probes, one at a time, are sent through the watch itself, so that their answers follow on everything that was due
+//! before.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -30,15 +32,15 @@ pub(super) struct Follower {
     shared: Arc<Shared>,
     cancel: CancellationToken,
     next_token: u64,
-    /// Whether a watch had fed it and ended: the next mark says what that meant.
+    /// Whether a watch had fed it and ended: what that meant is reported at the next progress event.
     broken: bool,
-    /// Why the next watch begins anew.
+    /// Why the next watch begins from the beginning, if it does.
     anew: Option<ResyncReason>,
 }
 
-/// Why a watch is followed no more.
+/// Why a watch is not followed any more.
 enum Ended {
-    /// It broke; whether it had come to a mark.
+    /// It ended with an error; `marked`: after at least one progress event.
     Broke { error: StorageError, marked: bool },
     /// The replica stops.
     Stop(StorageError),
@@ -55,7 +57,7 @@ impl Follower {
         }
     }
 
-    /// Follows until the replica is to stop, and says why.
+    /// Follows until the replica is to stop, and returns why.
     pub(super) async fn run(mut self) -> StorageError {
         let mut backoff = Backoff::new(self.shared.options.backoff_max);
         loop {
@@ -70,11 +72,12 @@ impl Follower {
             if let ControlFlow::Break(why) = self.check_outage(&error) {
                 return why;
             }
-            // A storage that is closed for good, as a connection that the server refused or broke, tells nothing any more.
+            // A storage that is closed for good, such as a connection that the server refused, delivers nothing any
+            // more.
             if let Err(StorageError::Closed { .. }) = self.shared.storage.limits().await {
                 return error;
             }
-            // That is an answer, not an outage: there is no reason to wait. Twice in a row, there is.
+            // "Begin anew" is an answer of the server and no outage, so there is no wait; except twice in a row.
             if began_anew {
                 continue;
             }
@@ -85,7 +88,7 @@ impl Follower {
         }
     }
 
-    /// Notes an error of a watch; whether the next one begins anew because of it.
+    /// Notes an error of a watch; true if the next one begins from the beginning because of it.
     fn note_break(&mut self, error: &StorageError, marked: bool) -> bool {
         tracing::debug!(%error, "a replica's watch ended");
         let was_anew = self.anew.is_some() && !marked;
@@ -112,7 +115,7 @@ impl Follower {
         self.anew.is_some() && !was_anew
     }
 
-    /// Gives up where it was asked to.
+    /// Gives up after the configured time without a watch.
     fn check_outage(&self, error: &StorageError) -> ControlFlow<StorageError> {
         let facts = lock(&self.shared.facts);
         match (&facts.state, self.shared.options.give_up_after) {
@@ -154,7 +157,7 @@ impl Follower {
     }
 
     async fn follow(&mut self, mut watch: Watch, mut pass: Pass) -> Ended {
-        // Before the first event, so that the first pass proves what it brings.
+        // Before the first event, so that the first pass is proven at its end.
         let mut probe = Some(self.send_probe(&mut watch));
         let interval = self.shared.options.probe_interval;
         let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
@@ -251,12 +254,12 @@ impl Follower {
                 match news {
                     Continuity::Continuous => drop(pass.news.get_or_insert(news)),
                     Continuity::Resynced { .. } => pass.news = Some(news),
-                    // The error that ends the watch follows, and what comes of it is told then.
+                    // The error that ends the watch follows, and the break is reported then.
                     _ => {}
                 }
                 Ok(())
             }
-            // `Latest` tells no commits, and what a newer server may tell is not for this version.
+            // `Latest` delivers no commits, and events of newer servers are ignored by this version.
             _ => Ok(()),
         }
     }
@@ -291,13 +294,13 @@ impl Follower {
     fn send_probe(&mut self, watch: &mut Watch) -> Probe {
         let token = self.next_token;
         self.next_token += 1;
-        // Before it is sent, so that no age is ever too small.
+        // Ordering: taken before the probe is sent, so that no age is ever too small.
         let sent = Moment::now();
         watch.request_progress(token);
         Probe { token, sent }
     }
 
-    /// A watch may outlive its connection; then it alone knows that there is none.
+    /// Notes whether the watch has a connection: it may outlive one, and only its status shows that there is none.
     fn look_at(&self, watch: &Watch, marked: bool) -> ControlFlow<StorageError> {
         let state = watch.status().state;
         let mut facts = lock(&self.shared.facts);
@@ -312,7 +315,7 @@ impl Follower {
                     });
                 }
             }
-            // After a break of ours it is live at the first mark, not before.
+            // After a break the replica is live at the first progress event, not before.
             (WatchState::Live, ReplicaState::Disconnected { .. }) if marked => {
                 facts.state = ReplicaState::Live;
             }
@@ -328,12 +331,12 @@ struct Probe {
     sent: Moment,
 }
 
-/// What is between two marks.
+/// What was received since the last progress event.
 struct Pass {
     staging: Staging,
-    /// What the mark will say of a break before it.
+    /// What a break meant, to be reported at the next progress event.
     news: Option<Continuity>,
-    /// Before the first mark of a watch: how that one began.
+    /// Before the first progress event of a watch: where the watch began.
     first: Option<WatchStart>,
 }
 
@@ -344,7 +347,8 @@ impl Pass {
             None => broken.then_some(Continuity::Continuous),
         };
         Self {
-            // From the beginning without a `Reset`: for whoever has a state already, it is one.
+            // A watch from the beginning sends no `Reset` first; if a state is held already, it is replaced all the
+            // same.
             staging: match start {
                 WatchStart::Beginning => Staging::whole(),
                 WatchStart::After(_) | WatchStart::Now => Staging::default(),
@@ -355,7 +359,7 @@ impl Pass {
     }
 }
 
-/// Pauses that double, with half of each left to chance so that many clients spread.
+/// Pauses that double; half of each is random, so that many clients do not watch again at once.
 struct Backoff {
     next: Duration,
     max: Duration,

@@ -1,7 +1,7 @@
-//! The copy itself, and what is staged for it; pure, without waiting.
+//! The copy itself, and what is staged for it. Pure: nothing here waits.
 //!
-//! Invariant: [`Held`] is always the state of the range at [`Held::position`]. What a watch tells between two marks goes
-//! into a [`Staging`] and becomes part of it in one step, at the mark.
+//! Invariant: [`Held`] is always the state of the range at [`Held::position`]. What a watch delivers between two
+//! progress events goes into a [`Staging`], and becomes part of the copy in one step, at the second one.
 
 use std::collections::BTreeMap;
 
@@ -11,17 +11,17 @@ use storage_protocol::{Entry, Key, KeyState, Position, StorageError};
 use super::changes::KeyChange;
 use super::clock::Moment;
 
-/// What an entry costs beside the bytes of its key and its value: its place in the tree (88 bytes, in nodes that are at
-/// least half full) and the allocator's and `Bytes`' share of two buffers. Above what was measured, with what the tree of
-/// the staging leaves behind: 324 of a process's resident bytes (`scripts/bench replica`).
+/// What an entry costs beside the bytes of its key and its value: its slot in the tree (88 bytes, in nodes that are at
+/// least half full) and the allocator's and `Bytes`' share of two buffers. Measured were 324 bytes of the process's
+/// resident memory, fragmentation by the staging's tree included (`scripts/bench replica`).
 pub(super) const ENTRY_OVERHEAD_BYTES: usize = 336;
 
-/// What the staged or held entry counts as.
+/// How many bytes a staged or held entry counts.
 fn cost(key: &Key, value: Option<&Bytes>) -> usize {
     key.len() + value.map_or(0, Bytes::len) + ENTRY_OVERHEAD_BYTES
 }
 
-/// A copy outside of the message that the entry came in, which it would keep in memory as a whole.
+/// A copy outside of the message that the entry arrived in: the entry would keep the whole message in memory.
 pub(super) fn detached(entry: &Entry) -> Entry {
     Entry {
         value: Bytes::copy_from_slice(&entry.value),
@@ -34,11 +34,11 @@ pub(super) fn detached(entry: &Entry) -> Entry {
 pub(super) struct Held {
     entries: BTreeMap<Key, Entry>,
     bytes: usize,
-    /// `None`: no mark has come yet.
+    /// `None`: no progress event has arrived yet.
     pub(super) position: Option<Position>,
     /// When the probe was sent whose answer proved this state, or an earlier one.
     pub(super) proven: Option<Moment>,
-    /// Why nothing is held any more.
+    /// Why the replica stopped, if it did: then nothing is held.
     pub(super) stopped: Option<StorageError>,
 }
 
@@ -60,12 +60,12 @@ impl Held {
         &self.entries
     }
 
-    /// What it counts as, by [`cost`].
+    /// How many bytes it counts, by [`cost`].
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Makes the staged states part of it and stands at `position` then; tells what really changed, in key order.
+    /// Applies the staged states, as the state at `position`; returns what really changed, in key order.
     pub(super) fn apply(&mut self, staging: Staging, position: Position) -> Vec<KeyChange> {
         self.position = Some(position);
         if staging.whole || self.entries.is_empty() {
@@ -84,7 +84,7 @@ impl Held {
         changes
     }
 
-    /// Puts or removes one entry; whether that made a difference.
+    /// Puts or removes one entry; true if that made a difference.
     pub(super) fn set(&mut self, key: &Key, entry: Option<Entry>) -> bool {
         if self.entries.get(key) == entry.as_ref() {
             return false;
@@ -99,7 +99,7 @@ impl Held {
         true
     }
 
-    /// What was not told is gone.
+    /// Replaces everything: what is not staged is gone.
     fn replace(&mut self, staging: Staging) -> Vec<KeyChange> {
         let live = staging
             .states
@@ -108,7 +108,7 @@ impl Held {
                 KeyState::Live(entry) => Some((key, entry)),
                 KeyState::Removed(_) => None,
             });
-        // Made of sorted entries, a tree is fuller and made faster than by single insertions.
+        // Built from sorted entries, a tree is fuller, and built faster, than by single insertions.
         let entries: BTreeMap<Key, Entry> = live.collect();
         let mut changes = Vec::new();
         let gone = self
@@ -135,7 +135,7 @@ impl Held {
         changes
     }
 
-    /// Holds nothing any more; reads are refused with `why`.
+    /// Drops everything; reads are refused with `why` from now on.
     pub(super) fn stop(&mut self, why: StorageError) {
         *self = Self {
             position: self.position,
@@ -146,12 +146,12 @@ impl Held {
     }
 }
 
-/// What was told since the last mark.
+/// What was delivered since the last progress event.
 #[derive(Debug, Default)]
 pub(super) struct Staging {
     states: BTreeMap<Key, KeyState>,
     bytes: usize,
-    /// What is not in `states` at the mark is gone.
+    /// At the progress event, what is not in `states` is gone.
     pub(super) whole: bool,
 }
 
@@ -164,7 +164,7 @@ impl Staging {
         }
     }
 
-    /// Takes (copies) what a key is now.
+    /// Stages (copies) the state of a key.
     pub(super) fn stage(&mut self, key: &Key, state: KeyState) {
         let key = Bytes::copy_from_slice(key);
         let (state, added) = match state {
@@ -174,7 +174,7 @@ impl Staging {
             }
             KeyState::Removed(revision) => (KeyState::Removed(revision), cost(&key, None)),
         };
-        // The old key goes too: a map keeps the first one it saw.
+        // The old key is removed too: an insertion alone would keep it.
         if let Some((key, old)) = self.states.remove_entry(&key) {
             let value = match &old {
                 KeyState::Live(entry) => Some(&entry.value),

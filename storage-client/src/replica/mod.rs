@@ -1,16 +1,16 @@
 //! [`Replica`]: a coherent local copy of a range of keys, kept in step by one watch.
 //!
-//! A replica shows only states that existed: what the watch tells between two marks is staged, and becomes visible in one
-//! step at the mark. Every read comes with its [`Proof`]: true at this position, and proven so long ago. The age counts
-//! from the *sending* of a probe whose answer came behind everything that was due, by a clock that runs while the machine
-//! sleeps; so it may say too much, and never too little.
+//! A replica shows only states that existed: what the watch delivers between two progress events is staged, and becomes
+//! visible in one step at the second one. Every read comes with its [`Proof`]: true at this position, and proven so
+//! long ago. The age counts from the *sending* of a probe whose answer arrived after everything that was due, by a
+//! clock that runs while the machine sleeps; so it may be too high, and never too low.
 //!
 //! It works on any [`Storage`]: a [`RemoteStorage`](crate::RemoteStorage), or the engine inside a server's process.
 //!
-//! * `follower`: the task that watches, again and again, and alone changes the state; `saver`: the one that writes it to
-//!   a folder (`disk`).
-//! * `held`: the state and what is staged for it; `shared`: that, with all that changes at the same mark.
-//! * `changes`: what consumers are told; `waiting`: calls that wait for a mark; `reload`: re-reads that do.
+//! * `follower`: the task that watches, again and again, and alone changes the state; `saver`: the one that writes it
+//!   to a folder (`disk`).
+//! * `held`: the state and what is staged for it; `shared`: that, with all that changes at the same progress event.
+//! * `changes`: the events for consumers; `waiting`: calls that wait for a progress event; `reload`: re-reads that do.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -70,8 +70,8 @@ use shared::Shared;
 pub struct Proof {
     /// It was the state at this position: all commits up to here, and none after.
     pub position: Position,
-    /// At most so long ago the server had nothing newer than this. `None`: the state comes from the replica's folder and
-    /// was not proven since.
+    /// At most so long ago the server had nothing newer than this. `None`: the state comes from the replica's folder
+    /// and was not proven since.
     pub age: Option<Duration>,
 }
 
@@ -87,28 +87,28 @@ pub struct Proven<T> {
 /// Entries with their keys, in the order of a scan.
 pub type Entries = Vec<(Key, Entry)>;
 
-/// What came of [`Replica::commit_and_wait`].
+/// The result of [`Replica::commit_and_wait`].
 #[derive(Debug)]
 pub struct Committed {
-    /// Where the commit stands; it is done, whatever `seen` says.
+    /// The commit's position; it was executed, whatever `seen` says.
     pub position: Position,
     /// Whether the replica shows it.
     pub seen: Result<Proof, ReplicaError>,
 }
 
-/// What came of [`Replica::reload`].
+/// The result of [`Replica::reload`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reloaded {
-    /// The mark at which the copy of the keys is what the server had.
+    /// The position at which the copy of the keys is what the server had.
     pub position: Position,
-    /// Entries that were different, and are right now.
+    /// Entries that were different, and were repaired.
     pub repaired: usize,
 }
 
 /// A coherent copy of a range. Clones are handles on the same copy; when the last one is dropped, it ends.
 ///
-/// Reads take no part of the network and wait for nothing but the moment that a mark is applied. They are linearizable
-/// with each other: none sees a mark older than one that an earlier read saw.
+/// Reads do not use the network, and wait for nothing but the moment in which new states are applied. They are
+/// linearizable with each other: none sees a state older than one that an earlier read saw.
 #[derive(Clone)]
 pub struct Replica {
     shared: Arc<Shared>,
@@ -126,12 +126,12 @@ impl fmt::Debug for Replica {
 }
 
 impl Replica {
-    /// Begins to copy `range`. Returns before anything has come, with what the folder holds if there is one; an
+    /// Begins to copy `range`. Returns before anything was received, with the state in the folder if there is one; an
     /// unreachable server is no error. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// [`ReplicaError::Folder`]: the folder is of another keyspace or range, in use, or cannot be used. `LimitExceeded`:
-    /// what it holds is over the memory bound.
+    /// [`ReplicaError::Folder`]: the folder is of another keyspace or range, in use, or cannot be used.
+    /// `LimitExceeded`: what it holds is over the memory bound.
     pub async fn start(
         storage: Arc<dyn Storage>,
         range: KeyRange,
@@ -158,12 +158,12 @@ impl Replica {
         // Dropped in a panic too, so that the saver ends and `close` does not wait for ever.
         let ended = ended.drop_guard();
         let followed = shared.clone();
-        // On a panic of either the state stays as it is, and its age grows.
+        // If one of the two tasks panics the state stays as it is, and its age grows.
         tasks.spawn(async move {
             let why = follower.run().await;
             drop(ended);
             if let Some(saver) = saver {
-                // The last write is of a state; only then it is given up.
+                // The state is dropped only after the saver's last write of it.
                 let _ = saver.await;
             }
             followed.stop(why);
@@ -177,7 +177,8 @@ impl Replica {
         })
     }
 
-    /// Waits for the first coherent state: the first mark, or none at all where the folder holds a state. Cancel-safe.
+    /// Waits for the first coherent state: until the first progress event, or not at all if the folder holds a state.
+    /// Cancel-safe.
     ///
     /// # Errors
     /// `Stopped`.
@@ -193,8 +194,8 @@ impl Replica {
         }
     }
 
-    /// [`ready`](Self::ready), for at most so long. It goes on trying afterwards; [`status`](Self::status) tells the last error.
-    /// Cancel-safe.
+    /// [`ready`](Self::ready), for at most so long. The replica goes on trying afterwards; [`status`](Self::status) has
+    /// the last error. Cancel-safe.
     ///
     /// # Errors
     /// `TimedOut`, `Stopped`.
@@ -203,7 +204,7 @@ impl Replica {
         ready.unwrap_or(Err(ReplicaError::TimedOut { timeout }))
     }
 
-    /// Where the state stands and since when that is known, whatever `freshness_max` says.
+    /// The position of the state and how long ago it was proven, whatever `freshness_max` says.
     ///
     /// # Errors
     /// `NotReady`, `Stopped`.
@@ -235,8 +236,8 @@ impl Replica {
         self.read(|entries| keys.iter().map(|key| entries.get(key).cloned()).collect())
     }
 
-    /// All entries of a part of the range at one position, in key order or in reverse, at most `limit`. Copies handles of
-    /// the entries, not their bytes; marks wait meanwhile.
+    /// All entries of a part of the range at one position, in key order or in reverse, at most `limit`. Copies handles
+    /// of the entries, not their bytes; new states are applied after that.
     ///
     /// # Errors
     /// As [`Replica::get`]; `OutOfRange` where `range` reaches beyond the replica's.
@@ -266,7 +267,7 @@ impl Replica {
         self.read(BTreeMap::is_empty)
     }
 
-    /// What changes from here on, one batch per mark that changed something.
+    /// What changes from here on: one batch for each progress event that changed something.
     #[must_use]
     pub fn changes(&self) -> Changes {
         self.shared.subscribe(&self.shared.held())
@@ -284,14 +285,14 @@ impl Replica {
         Ok((Proven { value, proof }, changes))
     }
 
-    /// A glance at it, without waiting for anything but a mark that is being applied.
+    /// Its status now. Waits for nothing but states that are being applied.
     #[must_use]
     pub fn status(&self) -> ReplicaStatus {
         self.shared.status()
     }
 
-    /// Ends it for all handles: the last state is written to its folder, the folder is free and the watch is gone when
-    /// this returns. Reads fail with `Stopped` from then on.
+    /// Ends the replica for all handles: when this returns, the last state is written to its folder, the folder is free
+    /// and the watch is closed. Reads fail with `Stopped` from then on.
     ///
     /// # Errors
     /// The folder does not hold the last state: a write failed.

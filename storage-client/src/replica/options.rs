@@ -1,4 +1,4 @@
-//! How a replica is held: how fresh, how large, and where.
+//! The options of a replica: how fresh, how large, and in which folder.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -54,33 +54,33 @@ impl ReplicaOptions {
         Self::default()
     }
 
-    /// How often the present is proven. Default 1 s, at least 1 ms. Ages go up to this and a round trip on a quiet link;
-    /// each probe is a few bytes, and there is one at a time.
+    /// How often a probe proves that the state is the present one. Default 1 s, at least 1 ms. On a quiet link ages go
+    /// up to this and a round trip; each probe is a few bytes, and there is one at a time.
     #[must_use]
     pub fn probe_interval(mut self, interval: Duration) -> Self {
         self.probe_interval = interval.max(Duration::from_millis(1));
         self
     }
 
-    /// The shortest time between the starts of two passes of the watch. Default zero: changes come as they happen.
-    /// Longer: fewer and larger batches, each key told once.
+    /// The shortest time between the starts of two passes of the watch. Default zero: changes arrive as they happen.
+    /// With a longer one there are fewer and larger batches, each with the last state of a key only.
     #[must_use]
     pub fn min_interval(mut self, interval: Duration) -> Self {
         self.min_interval = interval;
         self
     }
 
-    /// The oldest state that reads answer from; others fail with `TooOld`. Default: none, reads always answer and tell
-    /// the age. Should be well above [`probe_interval`](Self::probe_interval).
+    /// With an older state than this, reads fail with `TooOld`. Default: none, reads always answer, with the age.
+    /// Should be well above [`probe_interval`](Self::probe_interval).
     #[must_use]
     pub fn freshness_max(mut self, age: Duration) -> Self {
         self.freshness_max = Some(age);
         self
     }
 
-    /// The most memory for keys, values and what each entry costs beside them, with what is staged for the next mark.
-    /// Default 1 GiB. Over it the replica stops, reads fail, and both name the limit. A pass from the beginning while
-    /// there is a state needs room for both.
+    /// The most memory for keys, values and what each entry costs beside them, staged states included. Default 1 GiB.
+    /// Over it the replica stops with an error that names the limit, and reads fail with that. A pass from the
+    /// beginning while there is a state needs room for both.
     #[must_use]
     pub fn memory_bytes_max(mut self, bytes: usize) -> Self {
         self.memory_bytes_max = bytes;
@@ -88,14 +88,14 @@ impl ReplicaOptions {
     }
 
     /// Bytes of changes that may wait for each slow consumer of [`Replica::changes`](super::Replica::changes). Default
-    /// 16 MiB, at least one batch; beyond, the consumer is told `Missed`.
+    /// 16 MiB, at least one batch; beyond, the consumer gets `Missed`.
     #[must_use]
     pub fn changes_bytes_max(mut self, bytes: usize) -> Self {
         self.changes_bytes_max = bytes;
         self
     }
 
-    /// Stops for good when there was no watch for so long. Default: never, it tries until it is closed.
+    /// Stops for good after so long without a watch. Default: never, it tries until it is closed.
     #[must_use]
     pub fn give_up_after(mut self, time: Duration) -> Self {
         self.give_up_after = Some(time);
@@ -109,9 +109,10 @@ impl ReplicaOptions {
         self
     }
 
-    /// Keeps the replica in this folder too (made if it is not there, for its owner only), and begins with what the folder
-    /// holds: only what changed since is fetched. `keyspace` is the name of what is copied; a folder of another keyspace
-    /// or range is refused, and so is one that another process uses. The files are not encrypted. Default: memory only.
+    /// Keeps the replica in this folder too (created if it is not there, for its owner only), and begins with the state
+    /// in the folder: only what changed since is fetched. `keyspace` is the name of the keyspace that is copied; a
+    /// folder of another keyspace or range is refused, and so is one that another process uses. The files are not
+    /// encrypted. Default: memory only.
     #[must_use]
     pub fn persist(mut self, folder: impl Into<PathBuf>, keyspace: impl Into<String>) -> Self {
         self.folder = Some(Folder {
@@ -121,8 +122,8 @@ impl ReplicaOptions {
         self
     }
 
-    /// The shortest time between two writes to the folder. Default 1 s: after `kill -9` the folder holds the state at a
-    /// mark about so long ago. Marks in between go into one transaction.
+    /// The shortest time between two writes to the folder. Default 1 s: after `kill -9` the folder holds a coherent
+    /// state from about so long ago. All changes in between go into one transaction.
     #[must_use]
     pub fn save_interval(mut self, interval: Duration) -> Self {
         self.save_interval = interval;

@@ -1,9 +1,9 @@
-//! Re-reads that wait for their mark.
+//! Re-reads of keys, which are compared with the copy at a progress event.
 //!
-//! A re-read at revision R is checked at the first mark M at or behind R: for a key that the watch told something newer
-//! than R of, the watch is right; for any other, what was read at R still holds at M. So that this can be known, a
-//! re-read is registered *before* it is made, and what is told of its keys from then on is noted. A pass that begins anew
-//! has itself re-read everything.
+//! A re-read at revision R is checked at the first progress event M at or after R. If the watch delivered a state of a
+//! key that is newer than R, the watch is right; for any other key, what was read at R still holds at M. To know which,
+//! a re-read is registered *before* the keys are read, and what is delivered of its keys from then on is noted. A pass
+//! from the beginning has itself re-read everything.
 
 use std::collections::BTreeMap;
 
@@ -17,9 +17,9 @@ use super::held::{Held, detached};
 /// How a re-read ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// At this mark the copy of these keys is what the server has; so many entries were repaired.
+    /// At this position the copy of these keys is what the server has; so many entries were repaired.
     Judged { position: Position, repaired: usize },
-    /// Reading and mark are of different histories: read again.
+    /// Reading and progress event are of different histories: read again.
     Stale,
 }
 
@@ -27,16 +27,16 @@ pub(super) enum Verdict {
 #[derive(Debug)]
 struct Pending {
     id: u64,
-    /// The mark it was registered at.
+    /// The position of the state when it was registered.
     since: Option<Position>,
-    /// For each of its keys the newest revision that the watch told since.
+    /// For each of its keys the newest revision that the watch has delivered since.
     told: BTreeMap<Key, Option<Revision>>,
-    /// What was read, and where.
+    /// What was read, and its position.
     read: Option<Reading<Vec<Row>>>,
     answer: Option<oneshot::Sender<Verdict>>,
 }
 
-/// All of them.
+/// All re-reads under way.
 #[derive(Debug, Default)]
 pub(super) struct Reloads {
     next_id: u64,
@@ -44,7 +44,7 @@ pub(super) struct Reloads {
 }
 
 impl Reloads {
-    /// To be called before the keys are read.
+    /// Registers a re-read. To be called before the keys are read.
     pub(super) fn register(&mut self, keys: &[Key], since: Option<Position>) -> u64 {
         self.next_id += 1;
         self.pending.push(Pending {
@@ -57,7 +57,7 @@ impl Reloads {
         self.next_id
     }
 
-    /// What was read; the verdict comes at a mark.
+    /// Notes what was read; the verdict follows at a progress event.
     pub(super) fn read(
         &mut self,
         id: u64,
@@ -80,7 +80,7 @@ impl Reloads {
         self.pending.retain(|pending| pending.id != id);
     }
 
-    /// Notes what the watch tells.
+    /// Notes a state that the watch delivered.
     pub(super) fn told(&mut self, key: &Key, revision: Revision) {
         for pending in &mut self.pending {
             if let Some(told) = pending.told.get_mut(key) {
@@ -89,7 +89,8 @@ impl Reloads {
         }
     }
 
-    /// Checks what is due at a mark that was just applied, repairs the copy, and adds to its changes.
+    /// Checks the re-reads that are due at a progress event which was just applied, repairs the copy, and adds the
+    /// repairs to its changes.
     pub(super) fn check_reload(
         &mut self,
         held: &mut Held,
@@ -129,7 +130,7 @@ impl Reloads {
                 Verdict::Judged { position, repaired }
             };
             if let Some(answer) = pending.answer.take() {
-                // Who asked may have given up.
+                // The caller may have given up.
                 let _ = answer.send(verdict);
             }
             false

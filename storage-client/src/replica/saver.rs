@@ -1,8 +1,8 @@
-//! Writes to the folder, beside everything else: at most once per interval, and at the end.
+//! The task that writes a replica to its folder: at most once per interval, and at the end.
 //!
-//! Each write takes what changed since the last one together with the position it stands at, under one lock, so that the
-//! folder goes from the state at one mark to the state at a later one. A write that fails is the last one: the replica
-//! goes on in memory, and its status tells.
+//! Each write takes what changed since the last one together with the position of the state, under one lock, so that
+//! the folder always holds a coherent state. A write that fails is the last one: the replica goes on in memory, and its
+//! status shows the error.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::error::ReplicaError;
 use super::shared::Shared;
 use crate::sync::lock;
 
-/// How often the position is written where nothing changed: often enough that the tombstones' horizon does not pass it.
+/// How often the position is written if nothing changed: often enough that the compacted revision does not pass it.
 const QUIET_INTERVAL: Duration = Duration::from_secs(60);
 
 pub(super) struct Saver {
@@ -34,7 +34,7 @@ impl Saver {
         }
     }
 
-    /// Until the end; the folder is free when this returns.
+    /// Runs until the end of the replica; the folder is free when this returns.
     pub(super) async fn run(self) {
         loop {
             tokio::select! {
@@ -53,7 +53,7 @@ impl Saver {
         self.save().await;
     }
 
-    /// Whether it may be tried again.
+    /// Writes what changed; false if nothing more is to be written.
     async fn save(&self) -> bool {
         let Some((position, rows)) = self.shared.take_unsaved() else {
             return true;
@@ -65,7 +65,7 @@ impl Saver {
         let write = tokio::task::spawn_blocking(move || disk.write(position, &rows));
         let written: Result<(), ReplicaError> = match write.await {
             Ok(written) => written,
-            // Only the end of the runtime, or a panic in redb, comes here.
+            // Only the end of the runtime, or a panic in redb, leads here.
             Err(error) => Err(ReplicaError::Folder {
                 folder: Default::default(),
                 what: format!("the write was given up: {error}"),

@@ -1,8 +1,8 @@
-//! What the handles, the follower and the saver of one replica share.
+//! The state that the handles, the follower and the saver of one replica share.
 //!
-//! Locks are taken in the order of the fields and never held over an `.await`. Whatever changes at a mark (state,
-//! position, queues of consumers, what is to be saved) changes under the write lock of `held`, so that each of them is at
-//! the same mark for whoever has a lock on it.
+//! Locks are taken in the order of the fields and never held over an `.await`. Everything that changes at a progress
+//! event (state, position, queues of consumers, what is to be saved) changes under the write lock of `held`, so that a
+//! holder of that lock sees all of it at the same position.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,17 +35,17 @@ pub(super) struct Shared {
     pub(super) reloads: Mutex<Reloads>,
     unsaved: Mutex<Unsaved>,
     pub(super) facts: Mutex<Facts>,
-    /// Bytes staged for the next mark.
+    /// Bytes staged for the next progress event.
     pub(super) staged_bytes: AtomicUsize,
-    /// Sent to at each mark and at the end; the number means nothing.
+    /// Sent to at each progress event and at the end; the number means nothing.
     pub(super) marks: watch::Sender<u64>,
-    /// Somebody waits for a mark: a probe is to be sent now, or once the present one is answered.
+    /// A call waits for a progress event: a probe is to be sent now, or once the present one is answered.
     pub(super) probe_wanted: Notify,
     /// There is something for the folder.
     pub(super) save_wanted: Notify,
 }
 
-/// Everything of [`ReplicaStatus`] that is not the state's own.
+/// The fields of [`ReplicaStatus`] that are not part of the held state.
 #[derive(Debug)]
 pub(super) struct Facts {
     pub(super) state: ReplicaState,
@@ -68,12 +68,12 @@ struct Unsaved {
     keys: BTreeSet<Key>,
 }
 
-/// What a mark is applied with.
+/// A progress event to be applied.
 pub(super) struct Mark {
     pub(super) position: Position,
-    /// When the probe was sent that this mark answers.
+    /// When the probe was sent that this event answers.
     pub(super) proven: Option<Moment>,
-    /// What a break before it meant.
+    /// The meaning of a break before it.
     pub(super) news: Option<Continuity>,
 }
 
@@ -123,7 +123,7 @@ impl Shared {
         self.held.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where the held state stands, and since when that is known, however old it is.
+    /// The position of the held state and its age, however old it is.
     pub(super) fn proof(&self, held: &Held) -> Result<Proof, ReplicaError> {
         if let Some(why) = &held.stopped {
             return Err(ReplicaError::Stopped(why.clone()));
@@ -147,10 +147,10 @@ impl Shared {
         }
     }
 
-    /// Makes the staged states visible, in one step, as the state at a mark.
+    /// Makes the staged states visible, in one step, as the state at a progress event.
     ///
     /// # Errors
-    /// The mark lies before the one that the state stands at; or with repairs the state is over the memory bound.
+    /// The progress event lies before the state's position; or with repairs the state is over the memory bound.
     pub(super) fn apply(&self, staging: Staging, mark: Mark) -> Result<(), StorageError> {
         let mut held = self.held_mut();
         if let Some(at) = held.position
@@ -166,7 +166,7 @@ impl Shared {
         let mut changes = held.apply(staging, mark.position);
         let repaired =
             lock(&self.reloads).check_reload(&mut held, mark.position, whole, &mut changes);
-        // A later probe's mark may already have proven more.
+        // The answer to a later probe may already have proven more.
         held.proven = held.proven.max(mark.proven);
         let mut wants_save = !changes.is_empty();
         {
@@ -231,7 +231,7 @@ impl Shared {
         self.marks.send_modify(|mark| *mark = mark.wrapping_add(1));
     }
 
-    /// A consumer of what comes behind `held`, which the caller has locked.
+    /// A consumer of the changes after `held`, which the caller has locked.
     pub(super) fn subscribe(&self, held: &Held) -> Changes {
         let consumer = Consumer::new(held.position, self.options.changes_bytes_max);
         let consumer = Arc::new(consumer);
@@ -242,7 +242,7 @@ impl Shared {
         Changes::new(consumer)
     }
 
-    /// What the folder does not hold yet, and the position that it makes the folder's state one of.
+    /// The changes that the folder does not hold yet, and the position of the folder's state with them.
     pub(super) fn take_unsaved(&self) -> Option<(Position, Vec<Row>)> {
         let held = self.held();
         let position = held.position?;
@@ -286,7 +286,7 @@ impl Shared {
     }
 }
 
-/// What a closed replica stopped with.
+/// The error of a replica that was closed.
 pub(super) fn closed() -> StorageError {
     StorageError::Closed {
         reason: "the replica was closed".to_owned(),

@@ -1,4 +1,4 @@
-//! Calls that wait for a mark: for a position, for a proof, for a re-read.
+//! Calls that wait for a progress event: for a position, for a proof, for a re-read.
 //!
 //! None of them waits for the next periodic probe: each asks the follower for one of its own.
 
@@ -16,8 +16,8 @@ use super::{Committed, Proof, Reloaded, Replica, ReplicaError};
 use crate::sync::lock;
 
 impl Replica {
-    /// Waits until the state holds everything up to `position`: with the position of a commit, what that wrote is read
-    /// from here on, or what replaced it. Cancel-safe.
+    /// Waits until the state holds everything up to `position`: with the position of a commit, reads see what it wrote,
+    /// or what replaced that. Cancel-safe.
     ///
     /// A position of another epoch than the state's is never compared by its revision; the server is asked whether its
     /// present history holds it.
@@ -45,7 +45,7 @@ impl Replica {
                         return Ok(proof);
                     }
                 }
-                // Once for each epoch that the state comes to.
+                // Asked once for each epoch that the state reaches.
                 Ok(proof) if asked_at != Some(proof.position.epoch) => {
                     match self.in_present_history(wanted).await {
                         Ok(same) => {
@@ -55,7 +55,8 @@ impl Replica {
                             continue;
                         }
                         Err(error @ StorageError::EpochChanged { .. }) => return Err(error.into()),
-                        // The server did not answer. It is asked again at the next mark, which shows that it is back.
+                        // The server did not answer. It is asked again at the next progress event, which shows that it
+                        // is back.
                         Err(_) => {}
                     }
                 }
@@ -85,7 +86,7 @@ impl Replica {
                         Err(error) => return Err(error),
                     }
                 }
-                // Each time: the answer that came may be that of a probe sent before.
+                // In each round: the answer that arrived may be that of a probe sent before the call.
                 self.shared.probe_wanted.notify_one();
                 let _ = marks.changed().await;
             }
@@ -105,17 +106,17 @@ impl Replica {
         };
         match storage.scan(self.shared.range.clone(), options).await {
             Ok(scan) => Ok(scan.position()),
-            // It is one of this history, only too old to tell the difference.
+            // The position is in this history, only too old for a scan of the changes since.
             Err(StorageError::Compacted { .. }) => Ok(storage.get(&[]).await?.position),
             Err(error) => Err(error),
         }
     }
 
-    /// Commits through the storage, then waits until the replica shows it: read your writes. Not cancel-safe, as
-    /// [`Storage::commit`] is not.
+    /// Commits through the storage, then waits until the replica shows the commit: read your writes. Not cancel-safe,
+    /// as [`Storage::commit`] is not.
     ///
     /// # Errors
-    /// As [`Storage::commit`]. That the replica did not get there in time is told in [`Committed::seen`].
+    /// As [`Storage::commit`]. If the replica did not show it in time, [`Committed::seen`] says so.
     pub async fn commit_and_wait(
         &self,
         batch: Batch,
@@ -127,8 +128,9 @@ impl Replica {
         Ok(Committed { position, seen })
     }
 
-    /// Reads these keys from the server and repairs the copy where it differs, as part of a mark no older than that read:
-    /// the state stays coherent and never goes back. Waits for that mark, so for a connection too. Cancel-safe.
+    /// Reads these keys from the server and repairs the copy where it differs, at a progress event no older than that
+    /// read: the state stays coherent and never goes back. Waits for that progress event, so for a connection too.
+    /// Cancel-safe.
     ///
     /// # Errors
     /// `OutOfRange`; as [`Storage::get`]; `Stopped`.
@@ -144,14 +146,14 @@ impl Replica {
                     return Ok(Reloaded { position, repaired });
                 }
                 Ok(Verdict::Stale) => {}
-                // The end took it away; the next round says so.
+                // The replica stopped; the next round returns that error.
                 Err(_) => {}
             }
         }
     }
 }
 
-/// A re-read that is known to the follower, until this is dropped.
+/// A registered re-read; dropping it removes it.
 struct Registered<'a> {
     shared: &'a Shared,
     id: u64,
@@ -163,7 +165,7 @@ impl<'a> Registered<'a> {
         if let Some(why) = &held.stopped {
             return Err(ReplicaError::Stopped(why.clone()));
         }
-        // Under the state's lock: everything told after this mark is noted.
+        // Under the state's lock: everything that is applied after this state is noted.
         let id = lock(&shared.reloads).register(keys, held.position);
         Ok(Self { shared, id })
     }

@@ -11,18 +11,18 @@ use super::SessionInfo;
 use crate::order::CommitOrder;
 use crate::watch::WatchShared;
 
-/// What a session is at present. It goes on from socket to socket: the driver of each borrows it, the supervisor keeps it
-/// in between.
+/// The state of a session, which outlives its sockets: the driver of each socket borrows it, the supervisor keeps it in
+/// between.
 pub(crate) struct SessionState {
     id: SessionId,
     incarnation: u64,
-    /// The highest commit number that went out.
+    /// The highest commit number that was sent.
     pub(crate) sent: u64,
-    /// Counts the sockets: which of them is the present one.
+    /// Counts the sockets: the number of the present one.
     pub(crate) socket: u64,
-    /// Numbers of a saved session that its owner is to send again.
+    /// Commit numbers of a saved session that its owner has yet to retry.
     pub(crate) promised: BTreeSet<u64>,
-    /// What the session's commits were answered with.
+    /// The revisions that the session's commits were answered with.
     pub(crate) committed: CommitOrder,
     /// Watches whose next stream is to be opened.
     pub(crate) watches: VecDeque<Arc<WatchShared>>,
@@ -33,7 +33,7 @@ pub(crate) struct SessionState {
 }
 
 impl SessionState {
-    /// Of a connection whose first socket was welcomed, for a session that this `hello` asked for.
+    /// The state after the first socket was welcomed, for a session that this `hello` asked for.
     pub(crate) fn new(hello: &Hello, welcome: &Welcome) -> Self {
         let resumed = hello.session == Some(welcome.session);
         Self {
@@ -71,14 +71,15 @@ impl SessionState {
         }
     }
 
-    /// Before each attempt at a next socket.
+    /// Called before each attempt to connect.
     pub(crate) fn raise_incarnation(&mut self) {
-        // Never by the clock, not even the first time: a process that was cut off while another resumed its session must
-        // come back below that one, which took the clock. Raised for each attempt: one whose Welcome was lost counts.
+        // Never by the clock, not even the first time: if another process resumed the session while this one was cut
+        // off, it took the clock, and this one must come back with a lower incarnation. Raised for each attempt, since
+        // the server counts one whose Welcome was lost.
         self.incarnation += 1;
     }
 
-    /// What to say first on the next socket. `repeats`: the numbers of the commits that will come again.
+    /// Hello for the next socket. `repeats`: the numbers of the commits that will be retried.
     pub(crate) fn hello(&self, agent: String, repeats: impl IntoIterator<Item = u64>) -> Hello {
         let mut unanswered = self.promised.clone();
         unanswered.extend(repeats);
@@ -91,7 +92,8 @@ impl SessionState {
         }
     }
 
-    /// The next socket was welcomed, so long after the last was lost. False: the session is gone, and a new one began.
+    /// The next socket was welcomed; `outage` is the time since the last was lost. False: the session is gone, and a
+    /// new one began.
     pub(crate) fn welcomed(&mut self, welcome: &Welcome, outage: Duration) -> bool {
         self.last_outage = Some(outage);
         self.reconnects += 1;
@@ -110,7 +112,7 @@ impl SessionState {
         resumed
     }
 
-    /// The next watch whose stream is to be opened, those let go meanwhile passed over.
+    /// The next watch whose stream is to be opened; skips those that were dropped meanwhile.
     pub(crate) fn next_watch(&mut self) -> Option<Arc<WatchShared>> {
         loop {
             let watch = self.watches.pop_front()?;
@@ -121,8 +123,9 @@ impl SessionState {
     }
 }
 
-/// For a process that resumes the session of an earlier one: the wall clock, and above the last incarnation that is known
-/// of that. So it fences the earlier one, which counts up from where it began, and is fenced by the next.
+/// The incarnation for a process that resumes the session of an earlier one: the wall clock in milliseconds, and above
+/// the last known incarnation of the earlier one. So it fences the earlier process, which only counts up from where it
+/// began, and is fenced by the next.
 pub(crate) fn incarnation_after(before: u64) -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let millis = now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(0));

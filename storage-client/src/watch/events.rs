@@ -7,7 +7,7 @@ use storage_protocol::{Epoch, WatchEvent};
 /// An event that waits for the application.
 pub(super) struct Waiting {
     pub(super) event: WatchEvent,
-    /// What consuming it gives back.
+    /// The credit that is given back when it is consumed.
     pub(super) bytes: u64,
     /// The history it belongs to.
     pub(super) epoch: Epoch,
@@ -42,7 +42,7 @@ impl Events {
         self.before_last(0)
     }
 
-    /// The event that so many stand behind.
+    /// The event before the last `behind` ones.
     pub(super) fn before_last(&self, behind: usize) -> Option<&WatchEvent> {
         let place = self.waiting.len().checked_sub(behind + 1)?;
         Some(&self.waiting.get(place)?.event)
@@ -52,7 +52,7 @@ impl Events {
         self.waiting.is_empty()
     }
 
-    /// What consuming all of it gives back.
+    /// The credit that is given back when all of it is consumed.
     pub(super) fn bytes(&self) -> u64 {
         self.waiting.iter().map(|waiting| waiting.bytes).sum()
     }

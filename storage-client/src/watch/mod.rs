@@ -1,13 +1,13 @@
-//! What a remote watch is between the connection's task and the application: its queue, its credit, and how it goes on
-//! after a break. Neither the task nor the application's end is known here.
+//! The state of a remote watch, between the connection's task and the application: its queue, its credit, and how it
+//! goes on after a break. This module uses neither the task nor the application's handle.
 //!
-//! The task puts events in and never waits; the application takes them out at its leisure. The bytes of a message
-//! are given back to the server when its last event is consumed, in portions of half the window. Marks cost nothing;
-//! a plain mark right behind another replaces it, so that they do not pile up.
+//! The task puts events in and never waits; the application takes them out when it likes. The bytes of a message are
+//! given back to the server as credit when its last event is consumed, in portions of half the window. Progress events
+//! cost no credit; one without a token replaces another that it directly follows, so that they do not pile up.
 //!
-//! There is one way to go on, whatever the break and the mode: `Every` is asked for again from the last commit or mark
-//! that was received, `Latest` from the last mark. Where the server cannot go on from there, a `Latest` stage repairs the
-//! state up to its first mark, and `Every` goes on from that.
+//! After every break, in either mode, the watch goes on in the same way: `Every` is requested again from the last
+//! commit or progress event that was received, `Latest` from the last progress event. If the server cannot go on from
+//! there, a stage in mode `Latest` repairs the state up to its first progress event, and `Every` goes on from that.
 
 mod events;
 mod push;
@@ -28,12 +28,13 @@ use crate::order::{Broken, StreamOrder};
 use crate::sync::lock;
 use queue::{Gap, Life, Link, Queue, Stage, wake};
 
-/// Unanswered marks of one watch; asking for more ends it.
+/// Requests for progress of one watch that may be unanswered; one more ends the watch.
 const MARKS_MAX: usize = 1_024;
 
 /// One watch, shared by the connection's task and the application's end.
 pub(crate) struct WatchShared {
-    /// Of the stream that feeds it on the present socket, plus one; 0 for none. Written by the connection's task.
+    /// The id of the stream that feeds it on the present socket, plus one; 0 for none. Written by the connection's
+    /// task.
     id: AtomicU64,
     /// The bytes that the server was granted at first.
     window: u64,
@@ -42,14 +43,14 @@ pub(crate) struct WatchShared {
     queue: Mutex<Queue>,
 }
 
-/// What the connection's task is to do about a watch whose stream ended with an error.
+/// What the connection's task is to do with a watch whose stream ended with an error.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Repair {
-    /// Ask again, now.
+    /// Request its next stream now.
     Again,
-    /// Ask again a little later.
+    /// Request its next stream a little later.
     Later,
-    /// It has ended.
+    /// Nothing: the watch has ended.
     None,
 }
 
@@ -64,7 +65,7 @@ impl WatchShared {
         }
     }
 
-    /// The first request for it.
+    /// The request for its first stream.
     pub(crate) fn first_request(&self, options: WatchOptions) -> WatchRequest {
         lock(&self.queue).start = options.start;
         WatchRequest {
@@ -93,7 +94,7 @@ impl WatchShared {
     /// The first stream is attached: the watch begins after `start`.
     ///
     /// # Errors
-    /// That is not where it was to begin.
+    /// The watch was to begin elsewhere.
     pub(crate) fn begin(&self, start: Position) -> Result<(), Broken> {
         let mut queue = lock(&self.queue);
         queue.order = self.order_from(&queue, start.revision)?;
@@ -110,10 +111,10 @@ impl WatchShared {
         let asked = match queue.start {
             WatchStart::After(asked) => asked.revision,
             WatchStart::Beginning if latest => Revision::ZERO,
-            // Where that is, only the server knows.
+            // Only the server knows where that is.
             WatchStart::Now | WatchStart::Beginning => attached,
         };
-        // Nor may it be earlier: it is where the next stream would go on.
+        // It may not be earlier either: the next stream would go on from there.
         if attached != asked {
             return Err(format!(
                 "it attached a watch after revision {attached} that was to begin after {asked}"
@@ -122,7 +123,8 @@ impl WatchShared {
         Ok(StreamOrder::new(latest, attached, anew))
     }
 
-    /// Its stream is gone. What the application did not take of a pass without its mark is dropped: it comes again.
+    /// Its stream is gone. States after the last progress event that the application did not take are dropped: they are
+    /// sent again.
     pub(crate) fn lose(&self, since: Instant) {
         self.set_id(None);
         let mut queue = lock(&self.queue);
@@ -149,8 +151,8 @@ impl WatchShared {
                 false => Gap::Untold,
             };
         }
-        // From the beginning only what is there comes: what was handed over of an open pass and is not there any more
-        // must go.
+        // A pass from the beginning has no tombstones. So keys that were handed over in an open pass, and removed
+        // since, must be forgotten by a `Reset`.
         let afresh = is_latest && queue.received.revision == Revision::ZERO;
         queue.reset_due |= afresh && queue.handed_over;
         let start = match queue.received {
@@ -176,11 +178,11 @@ impl WatchShared {
         }
     }
 
-    /// The stream that [`next_request`](Self::next_request) asked for is open. Gives the tokens of the marks that are to
-    /// be asked for on it, and the bytes to grant: of what was consumed since the request.
+    /// The stream that [`next_request`](Self::next_request) requested is open. Returns the tokens of the progress
+    /// events to request on it, and the bytes to grant: those consumed since the request.
     ///
     /// # Errors
-    /// It does not begin where it was to.
+    /// The stream was to begin elsewhere.
     pub(crate) fn resume(&self, attached: Revision) -> Result<(Vec<u64>, u64), Broken> {
         let mut queue = lock(&self.queue);
         queue.order = self.order_from(&queue, attached)?;
@@ -198,8 +200,8 @@ impl WatchShared {
         Ok((asked, granted))
     }
 
-    /// Whether this mark is to be asked for now: there is a stream, and it was not asked yet. (Else it is when the next
-    /// one is open.)
+    /// Whether this progress event is to be requested now: there is a stream, and it was not requested on it yet. (Else
+    /// it is requested when the next stream is open.)
     pub(crate) fn claim_probe(&self, token: u64) -> bool {
         let mut queue = lock(&self.queue);
         if queue.stage != Stage::Own || queue.link != Link::Open {
@@ -212,7 +214,7 @@ impl WatchShared {
         waiting.map(|asked| asked.1 = true).is_some()
     }
 
-    /// The application let it go: no further stream is to be opened.
+    /// The application dropped the watch: no further stream is to be opened.
     pub(crate) fn set_dropped(&self) {
         lock(&self.queue).life = Life::Dropped;
     }
@@ -234,13 +236,13 @@ impl WatchShared {
             queue.link = Link::Opening;
         }
         queue.failures += 1;
-        // The first time there is no reason to wait. A server that says the same again and again is not asked all the time.
+        // At first there is no reason to wait. After repeated failures the server is asked less often.
         let again = match queue.failures {
             0..=2 => Repair::Again,
             _ => Repair::Later,
         };
         let repair = match &error {
-            // A `Latest` cannot be told so.
+            // (A server sends no such error on a watch `Latest`.)
             StorageError::Compacted { oldest }
                 if self.mode == WatchMode::Every && queue.stage == Stage::Own =>
             {
@@ -256,12 +258,12 @@ impl WatchShared {
                 let (epoch, fork) = (*epoch, *fork);
                 let why = ResyncReason::EpochChanged { epoch, fork };
                 queue.tell(Continuity::Resynced { why });
-                // What the lost history removed or put is not known: everything comes anew.
+                // Which keys the lost history put or removed is not known: everything is fetched anew.
                 queue.received = Position::default();
                 queue.reset_due = true;
                 again
             }
-            // A pass that its reader left lying: from its last mark again.
+            // The pass was not read for too long: the watch goes on from its last progress event.
             StorageError::SnapshotExpired => {
                 queue.gap = Gap::Untold;
                 again
@@ -277,14 +279,14 @@ impl WatchShared {
         repair
     }
 
-    /// Ends the watch: after the queued events comes `error`.
+    /// Ends the watch: after the queued events the application gets `error`.
     pub(crate) fn end(&self, error: StorageError) {
         let mut queue = lock(&self.queue);
         queue.end(error);
         wake(queue);
     }
 
-    /// The end of a watch that would have gone on, but its connection is over for good: what is not known any more is said.
+    /// Ends a watch that would have gone on, but its connection is over for good. The application is told what is lost.
     pub(crate) fn end_unresumed(&self, error: StorageError, server: Position) {
         let mut queue = lock(&self.queue);
         if !queue.is_over() {

@@ -1,4 +1,4 @@
-//! What the connection's task puts in: it never waits.
+//! The task's side of a watch: puts events into the queue, and never waits. What breaks the protocol is an error.
 
 use std::sync::{Arc, MutexGuard};
 
@@ -16,7 +16,7 @@ impl WatchShared {
     /// Takes the commits of one message of so many bytes.
     ///
     /// # Errors
-    /// They are not what may come next, or the server has sent far more than it was granted.
+    /// They break the order of the stream, or the server has sent far more than it was granted.
     pub(crate) fn push_commits(
         &self,
         commits: Vec<Arc<CommitRecord>>,
@@ -85,10 +85,10 @@ impl WatchShared {
         Ok(())
     }
 
-    /// Takes a mark. True: it closes a repair, and the watch is to go on in its own mode.
+    /// Takes a progress event. True: it ends a repair, and the watch is to go on in its own mode.
     ///
     /// # Errors
-    /// It goes back; or it has a token, and none was asked for.
+    /// Its revision goes back; or it has a token that was not requested.
     pub(crate) fn push_mark(&self, position: Position, token: Option<u64>) -> Result<bool, Broken> {
         let mut queue = lock(&self.queue);
         queue.order.mark(position.revision)?;
@@ -104,7 +104,7 @@ impl WatchShared {
         queue.decide();
         queue.received = position;
         let event = WatchEvent::Progress { position, token };
-        // Of several in a row without events between them, the last says it all; breaks between them too.
+        // Of several in a row without other events in between, the last suffices; also with breaks in between.
         if token.is_none() {
             queue.drop_marks_before_break();
         }
@@ -124,10 +124,11 @@ impl WatchShared {
     /// Takes a reset.
     ///
     /// # Errors
-    /// None may come on this watch.
+    /// The watch is `Every`, which has none.
     pub(crate) fn push_reset(&self, epoch: Epoch) -> Result<(), Broken> {
         let mut queue = lock(&self.queue);
-        // Ordering: before it is passed over. The server need not know of the end, and what comes next is checked by this.
+        // Ordering: before the check for the end. The server may not know of the end yet, and what it sends next is
+        // checked by this order.
         queue.order.reset()?;
         if queue.is_over() {
             return Ok(());
@@ -139,7 +140,7 @@ impl WatchShared {
             };
             queue.tell(Continuity::Resynced { why });
         }
-        // A mark with nothing before it but a reset says that there was nothing: this reset says it anew.
+        // A progress event directly after a reset says that there was nothing, and so does this reset.
         let is_reset = |event: Option<&WatchEvent>| event == Some(&WatchEvent::Reset);
         if queue.events.last().is_some_and(is_plain_mark) && is_reset(queue.events.before_last(1)) {
             queue.events.pop_last();

@@ -1,4 +1,4 @@
-//! What a watch's two ends share: the events between them, and where the watch stands.
+//! The queue that the two ends of a watch share: the events between them, and how far the watch is.
 
 use std::collections::VecDeque;
 use std::sync::MutexGuard;
@@ -13,7 +13,8 @@ use super::MARKS_MAX;
 use super::events::{Events, Waiting, is_plain_mark};
 use crate::order::StreamOrder;
 
-/// Marks, resets and words about breaks that wait for the application: they cost no credit. With more the watch ends.
+/// Progress events, resets and reports of breaks that may wait for the application: they cost no credit. With more the
+/// watch ends.
 const FREE_EVENTS_MAX: usize = 4 * MARKS_MAX;
 
 /// What feeds a watch at present.
@@ -21,14 +22,14 @@ const FREE_EVENTS_MAX: usize = 4 * MARKS_MAX;
 pub(super) enum Stage {
     /// Its own mode.
     Own,
-    /// A repair of an `Every`: `Latest` up to the first mark.
+    /// A repair of an `Every`: a stream `Latest`, up to its first progress event.
     Repair,
 }
 
 /// Whether a stream is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Link {
-    /// It was asked for.
+    /// It was requested, or is to be.
     Opening,
     Open,
     Lost {
@@ -36,61 +37,63 @@ pub(super) enum Link {
     },
 }
 
-/// Whether anything more comes.
+/// Whether more events may arrive.
 #[derive(Debug)]
 pub(super) enum Life {
     Live,
-    /// It is over, and the application is told why, once, behind the events.
+    /// It is over. The application gets the error once, after the events.
     Ended(Option<StorageError>),
-    /// The application let it go: no further stream is to be opened.
+    /// The application dropped the watch: no further stream is to be opened.
     Dropped,
 }
 
 /// What the application does not know yet of a break.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Gap {
-    /// There was none, or it was told what it meant.
+    /// There was no break, or its meaning was reported.
     None,
-    /// The stream broke off, and what that means was not told yet.
+    /// The stream broke off, and the meaning of that was not reported yet.
     Untold,
-    /// The same, and a stream `Latest` goes on: its first event tells whether that is without a gap.
+    /// The same, and a stream `Latest` goes on: its first event shows whether there is a gap.
     Undecided,
 }
 
 /// See the module.
 pub(super) struct Queue {
-    /// Filled by the task, emptied by the application. Bounded by the credit (the server may overdraw it by one message,
-    /// and is thrown out if it goes far beyond), and by [`FREE_EVENTS_MAX`].
+    /// Filled by the task, emptied by the application. Bounded by the credit (the server may overdraw it by one
+    /// message; if it goes far beyond, the connection is closed), and by [`FREE_EVENTS_MAX`].
     pub(super) events: Events,
-    /// What the present stream asked for, and what it told.
+    /// Where the present stream was requested to begin.
     pub(super) start: WatchStart,
+    /// What the present stream has delivered, as far as later events depend on it.
     pub(super) order: StreamOrder,
-    /// How often a stream ended without having told anything, one after the other. What a repair tells does not count: it
-    /// may go well each time, and the watch come no further.
+    /// How many streams in a row ended without an event. Events of a repair do not count: repairs may succeed each time
+    /// without the watch getting any further.
     pub(super) failures: u32,
-    /// What the server may still send, as we count it.
+    /// The credit that the server has left, as the client counts it.
     pub(super) balance: i128,
-    /// Consumed and not yet given back. Below zero: what was buffered beyond the window when the stream was opened.
+    /// Bytes consumed and not yet given back. Below zero: buffered beyond the window when the stream was opened.
     pub(super) consumed: i128,
-    /// The tokens of the marks that were asked for and did not come, each with whether the present stream was asked.
+    /// The tokens of requested progress events that have not arrived; each with whether it was requested on the present
+    /// stream.
     pub(super) asked: VecDeque<(u64, bool)>,
     pub(super) life: Life,
     pub(super) application: Option<Waker>,
     pub(super) stage: Stage,
     pub(super) link: Link,
-    /// Where it goes on: the last commit (`Every`) or mark that was received.
+    /// Where the watch goes on after a break: the last commit (`Every`) or progress event that was received.
     pub(super) received: Position,
-    /// The last commit or mark that the application took.
+    /// The last commit or progress event that the application took.
     pub(super) told: Position,
-    /// Whether states were handed over that no mark has closed yet.
+    /// Whether the application took states after the last progress event.
     pub(super) handed_over: bool,
     pub(super) gap: Gap,
-    /// The next event is to stand behind a `Reset`.
+    /// A `Reset` is to be queued before the next event.
     pub(super) reset_due: bool,
 }
 
 impl Queue {
-    /// Of a watch that was not asked for yet.
+    /// The queue of a watch that was not requested yet.
     pub(super) fn new(window: u64) -> Self {
         Self {
             events: Events::default(),
@@ -112,12 +115,13 @@ impl Queue {
         }
     }
 
-    /// Whether nothing more comes in.
+    /// Whether no more events are accepted.
     pub(super) fn is_over(&self) -> bool {
         !matches!(self.life, Life::Live)
     }
 
-    /// Nothing more comes in; behind the events the application is told this. Of no effect where it is over already.
+    /// No more events are accepted; after those that wait the application gets this error. Has no effect on a watch
+    /// that is over already.
     pub(super) fn end(&mut self, error: StorageError) {
         if !self.is_over() {
             self.life = Life::Ended(Some(error));
@@ -146,7 +150,7 @@ impl Queue {
     pub(super) fn tell(&mut self, continuity: Continuity) {
         self.gap = Gap::None;
         let event = WatchEvent::Continuity(continuity);
-        // Of several breaks without an event between them, one word is enough: the last, of those that mean a gap.
+        // Of several breaks without an event in between one report is enough: the last of those that mean a gap.
         let is_gap = |event: &WatchEvent| {
             matches!(event, WatchEvent::Continuity(Continuity::Resynced { .. }))
         };
@@ -159,7 +163,7 @@ impl Queue {
         }
     }
 
-    /// What happens from here on is not told. `server`: where the server was, as far as is known.
+    /// Reports what is lost, up to `server`: the last known position of the server.
     pub(super) fn tell_lost(&mut self, server: Position) {
         let (from, mut to) = (self.received, server);
         if to.epoch == from.epoch {
@@ -168,14 +172,14 @@ impl Queue {
         self.tell(Continuity::Lost { from, to });
     }
 
-    /// Its stream told something.
+    /// Its stream has delivered something.
     pub(super) fn comes_further(&mut self) {
         if self.stage == Stage::Own {
             self.failures = 0;
         }
     }
 
-    /// Before the first event of a stream: what was still open is said.
+    /// Called before an event of a stream: reports what the break before it meant, if that was still open.
     pub(super) fn decide(&mut self) {
         if self.gap == Gap::Undecided {
             self.tell(Continuity::Continuous);
@@ -186,14 +190,14 @@ impl Queue {
         }
     }
 
-    /// The present stream is gone, and with it the marks it was asked for: the next one is asked.
+    /// The present stream is gone, and with it its requested progress events: they are requested on the next one.
     pub(super) fn forget_probes(&mut self) {
         for asked in &mut self.asked {
             asked.1 = false;
         }
     }
 
-    /// What is to be granted, if it is at least so much.
+    /// The credit to grant, if it is at least `least`.
     pub(super) fn take_grant(&mut self, least: u64) -> u64 {
         let granted = u64::try_from(self.consumed).unwrap_or(0);
         if granted == 0 || granted < least {
@@ -204,7 +208,8 @@ impl Queue {
         granted
     }
 
-    /// A plain mark before a break without an event behind either is outdone by the mark that comes now.
+    /// Drops a progress event without a token, if only a report of a break without a gap follows it: the one that
+    /// arrived now replaces it.
     pub(super) fn drop_marks_before_break(&mut self) {
         let continuous = WatchEvent::Continuity(Continuity::Continuous);
         if self.events.last() == Some(&continuous)
@@ -219,7 +224,7 @@ impl Queue {
         }
     }
 
-    /// Drops the states behind the last mark that the application did not take: they come again.
+    /// Drops the states after the last progress event that the application did not take: they are sent again.
     pub(super) fn drop_open_pass(&mut self) {
         while let Some(WatchEvent::State { .. } | WatchEvent::Reset) = self.events.last() {
             let last = self.events.pop_last();
@@ -228,7 +233,7 @@ impl Queue {
     }
 }
 
-/// Lets go of the queue, and wakes the application.
+/// Unlocks the queue, and wakes the application.
 pub(super) fn wake(mut queue: MutexGuard<'_, Queue>) {
     let application = queue.application.take();
     drop(queue);

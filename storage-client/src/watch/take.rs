@@ -1,4 +1,4 @@
-//! What the application takes out, at its leisure.
+//! The application's side of a watch: takes events out of the queue, requests progress, reads the status.
 
 use std::task::{Context, Poll};
 
@@ -52,7 +52,7 @@ impl WatchShared {
         Poll::Ready(Some(Ok((event, granted))))
     }
 
-    /// Notes that the application asks for a mark. False: the watch is over, and no server is to be asked.
+    /// Notes that the application requests a progress event. False: the watch is over, and nothing is to be sent.
     pub(crate) fn ask_mark(&self, token: u64) -> bool {
         let mut queue = lock(&self.queue);
         if queue.is_over() {
@@ -70,7 +70,7 @@ impl WatchShared {
         true
     }
 
-    /// How it stands for the application.
+    /// The status of the watch for the application.
     pub(crate) fn status(&self) -> WatchStatus {
         let queue = lock(&self.queue);
         let is_empty = queue.events.is_empty();

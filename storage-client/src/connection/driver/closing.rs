@@ -1,6 +1,6 @@
-//! How a socket is to end: what the handles and the server have said about it, and whether another one follows.
+//! Notes whether the handles or the server want the socket to end, and whether another one follows.
 //!
-//! Not here: what is still to be done before ([`end`](super::end)).
+//! What is still to be done before the end is in [`end`](super::end).
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use crate::requests::Ending;
 
 /// See the module.
 pub(super) struct Closing {
-    /// Whether another socket follows where this one is lost.
+    /// Whether another socket follows if this one is lost.
     reconnects: bool,
     ending: Option<Ending>,
-    /// The server goes away: why, and when it wants us back.
+    /// The server shuts down: why, and after which time the client may connect again.
     draining: Option<(String, Duration)>,
-    /// What was in flight is answered or put back, and the goodbye is said.
+    /// Requests in flight were failed or put back, and the closing handshake is over.
     over: bool,
 }
 
@@ -35,12 +35,12 @@ impl Closing {
         self.reconnects
     }
 
-    /// Whether another socket follows behind this end.
+    /// Whether another socket follows after this end.
     pub(super) fn follows(&self, end: &End) -> bool {
         self.reconnects && !end.is_final()
     }
 
-    /// What the handles want by now.
+    /// Notes the end that the handles want, if they do.
     pub(super) fn note_ending(&mut self, ending: Option<Ending>) {
         self.ending = ending.or(self.ending);
     }
@@ -49,7 +49,7 @@ impl Closing {
         self.ending
     }
 
-    /// When the handles want the end at the latest.
+    /// The latest time of the end that the handles want.
     pub(super) fn until(&self) -> Option<Instant> {
         match self.ending {
             Some(Ending::Graceful { until, .. } | Ending::Abandoned { until }) => Some(until),
@@ -66,17 +66,17 @@ impl Closing {
         end
     }
 
-    /// The server goes away.
+    /// The server shuts down.
     pub(super) fn drain(&mut self, reason: String, retry_after: Duration) {
         self.draining = Some((reason, retry_after));
     }
 
-    /// Whether no new requests go out, since the server goes away and another socket follows.
+    /// Whether no new requests are sent, since the server shuts down and another socket follows.
     pub(super) fn is_leaving(&self) -> bool {
         self.draining.is_some() && self.reconnects
     }
 
-    /// The end of a socket whose server goes away, once it has answered what it still had to; `None` if no other socket
+    /// The end of a socket whose server shuts down and has answered what it still had to; `None` if no other socket
     /// follows.
     pub(super) fn end_drained(&self) -> Option<End> {
         let (reason, retry_after) = self.draining.as_ref().filter(|_| self.reconnects)?;

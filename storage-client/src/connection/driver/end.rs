@@ -1,4 +1,4 @@
-//! How a socket ends: what is answered first, and what is kept for the next one.
+//! The end of a socket: which requests are answered first, and which are kept for the next one.
 
 use storage_protocol::Outcome;
 
@@ -7,7 +7,8 @@ use crate::end::{End, EndKind};
 use crate::requests::Ending;
 
 impl Driver<'_> {
-    /// Whether what the handles asked for is done, or what a server that goes away still had to answer.
+    /// Ends the socket if the handles want to close and their requests are done, or if the server shuts down and has
+    /// answered what it still had to.
     pub(super) fn check_ending(&mut self) -> Result<(), End> {
         let done = match self.closing.ending() {
             None => false,
@@ -34,7 +35,7 @@ impl Driver<'_> {
         Ok(())
     }
 
-    /// The socket is gone. If another follows, what is in flight is put back in its order; else it fails.
+    /// The socket is gone. If another follows, requests in flight are put back in their order; else they fail.
     pub(super) fn requeue_calls(&mut self, end: &End) {
         let follows = self.closing.follows(end);
         let again = self.in_flight.finish(end, follows);

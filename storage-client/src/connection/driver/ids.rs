@@ -1,7 +1,7 @@
-//! Request ids: a counter that wraps and passes over what is in use.
+//! Request ids: a counter that wraps around and skips ids that are in use.
 //!
-//! An id stays in use until its answer came, whoever still waits for it, so a late answer is never mistaken for
-//! another request's.
+//! An id stays in use until its answer arrives, even if nobody waits for it any more, so a late answer is never
+//! mistaken for another request's.
 
 use storage_protocol::native::RequestId;
 use storage_protocol::number::ID_MAX;

@@ -1,7 +1,8 @@
-//! The requests of one socket from their sending to their answers, with the ids that they have until then.
+//! The requests of one socket that were sent and are not answered, with their ids.
 //!
-//! Invariants: an id stays in use until its answer came, whoever still waits for it; what the server counts as in flight is
-//! counted here. Not here: what is sent, and what answers mean.
+//! Invariants: an id stays in use until its answer arrives, even if nobody waits for it any more; what the server
+//! counts as in flight is counted here. Sending is in [`send`](super::send), the handling of answers in
+//! [`receive`](super::receive).
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
@@ -18,18 +19,18 @@ use crate::requests::{Answer, Call, Expect, Submission};
 /// A request that was sent and is not answered.
 pub(super) struct Pending {
     pub(super) expect: Expect,
-    /// `None`: nobody waits (any more).
+    /// `None`: nobody waits for the answer (any more).
     pub(super) reply: Option<oneshot::Sender<Result<Answer>>>,
     deadline: Instant,
     bytes: usize,
-    /// Its place among the requests of this socket.
+    /// Its position in the order of this socket's requests.
     sequence: u64,
-    /// What it was, for the next socket.
+    /// The call, to be sent again on the next socket.
     call: Option<Call>,
 }
 
 impl Pending {
-    /// Of a commit.
+    /// The commit number, if it is a commit.
     fn number(&self) -> Option<u64> {
         match self.call {
             Some(Call::Repeat { number, .. }) => Some(number),
@@ -41,7 +42,7 @@ impl Pending {
         self.reply.as_ref().is_some_and(oneshot::Sender::is_closed)
     }
 
-    /// Whether somebody waits for it and its time is over.
+    /// Whether somebody waits for it and its deadline has passed.
     pub(super) fn is_overdue(&self, now: Instant) -> bool {
         self.reply.is_some() && self.deadline <= now
     }
@@ -51,14 +52,14 @@ impl Pending {
 #[derive(Default)]
 pub(super) struct InFlight {
     ids: Ids,
-    /// What the server counts as in flight, and what ends watches and scans.
+    /// The requests that the server counts as in flight, and those that end watches and scans.
     pending: HashMap<RequestId, Pending>,
-    /// Of all that are pending.
+    /// The bytes of all in `pending`.
     bytes: usize,
-    /// The numbers of the commits that are in flight.
+    /// The commit numbers of the commits in flight.
     unanswered: BTreeSet<u64>,
     sequence: u64,
-    /// Requests that the server refused since it goes away, with their places.
+    /// Requests that the server refused because it shuts down, with their positions.
     kept: Vec<(u64, Submission)>,
 }
 
@@ -92,17 +93,17 @@ impl InFlight {
         found.map(|(id, _)| *id).collect()
     }
 
-    /// The number of a commit that is in flight under this id.
+    /// The commit number of the commit that is in flight under this id.
     pub(super) fn number(&self, id: RequestId) -> Option<u64> {
         self.pending.get(&id).and_then(Pending::number)
     }
 
-    /// The lowest number of the commits that are in flight.
+    /// The lowest commit number in flight.
     pub(super) fn lowest_number(&self) -> Option<u64> {
         self.unanswered.first().copied()
     }
 
-    /// The lowest of the others.
+    /// The lowest commit number in flight besides this one.
     pub(super) fn lowest_number_besides(&self, number: u64) -> Option<u64> {
         let mut unanswered = self.unanswered.iter().copied();
         unanswered.find(|other| *other != number)
@@ -120,7 +121,7 @@ impl InFlight {
         self.ids.was_taken(id)
     }
 
-    /// A request goes out under this id.
+    /// A request is sent under this id.
     pub(super) fn insert(
         &mut self,
         id: RequestId,
@@ -144,7 +145,7 @@ impl InFlight {
         self.bytes += bytes;
     }
 
-    /// Its answer came.
+    /// Its answer arrived.
     pub(super) fn remove(&mut self, id: RequestId) -> Option<Pending> {
         let pending = self.pending.remove(&id)?;
         self.bytes -= pending.bytes;
@@ -160,7 +161,7 @@ impl InFlight {
         self.pending.values().any(waits)
     }
 
-    /// The first deadline that somebody waits for.
+    /// The first deadline of a request that somebody waits for.
     pub(super) fn earliest(&self) -> Option<Instant> {
         let waiting = self
             .pending
@@ -173,7 +174,7 @@ impl InFlight {
 
     // For the next socket.
 
-    /// A request that is for the next socket. A commit keeps its number, and so its place.
+    /// Keeps a request for the next socket. A commit keeps its commit number, and so its place in the order.
     pub(super) fn keep_for_next(&mut self, pending: Pending) {
         let Pending {
             reply: Some(reply),
@@ -202,13 +203,13 @@ impl InFlight {
         !self.kept.is_empty()
     }
 
-    /// Fails what was kept and is past its deadline.
+    /// Fails kept requests that are past their deadlines.
     pub(super) fn expire_kept(&mut self, now: Instant) {
-        // What the server has refused waits here for as long as the server stays: it may read nothing any more, or have more
-        // to answer.
+        // Requests that the server refused wait here until it has closed: it may have more to answer, or read nothing
+        // any more.
         for (_, kept) in &mut self.kept {
             if kept.deadline <= now {
-                // It has said so, and what nobody waits for does not come again.
+                // The server said that it was not executed, and a request that nobody waits for is not sent again.
                 let outcome = Outcome::NotExecuted;
                 kept.fail(StorageError::DeadlineExceeded { outcome });
             }
@@ -216,12 +217,13 @@ impl InFlight {
         self.forget_given_up();
     }
 
-    /// Lets go of refused requests that nobody waits for any more.
+    /// Drops refused requests that nobody waits for any more.
     pub(super) fn forget_given_up(&mut self) {
         self.kept.retain(|(_, kept)| !kept.is_given_up());
     }
 
-    /// The socket is gone. If another follows, gives what goes out again there, in its order; the rest fails.
+    /// The socket is gone. If another follows, returns the requests to send again there, in their order; the others
+    /// fail.
     pub(super) fn finish(&mut self, end: &End, follows: bool) -> VecDeque<Submission> {
         for (_, pending) in std::mem::take(&mut self.pending) {
             let goes_on = follows && end.kind != EndKind::Misbehaved;

@@ -1,8 +1,8 @@
-//! Whether the peer lives: what was heard of it, when it is pinged, and when it was silent for too long.
+//! Whether the server lives: when it was last heard, when a ping is due, and when it was silent for too long.
 //!
-//! Silence counts from the last byte, so that a slow link is not taken for a dead peer; a ping is due some time behind the
-//! last whole message, so that a peer which waits for the end of a long one of ours hears from us. Not here: the timer that
-//! wakes the task, and the sending.
+//! Silence counts from the last byte, so that a slow link is not taken for a dead server. A ping is due some time after
+//! the last whole message, so that pings are sent while a long message is being received. The timer that wakes the task
+//! is in [`timer`](super::timer).
 
 use std::time::Duration;
 
@@ -14,11 +14,11 @@ use crate::sync::deadline_after;
 
 /// See the module.
 pub(super) struct Liveness {
-    /// When anything came: a byte of a long message is a sign of life.
+    /// When the last byte arrived: a byte of a long message is a sign of life.
     last_received: Instant,
-    /// What had been read by then.
+    /// How many bytes had been read by then.
     bytes_read: u64,
-    /// When a whole message came. A server that is in the middle of a long one of ours hears from us by the pings after it.
+    /// When the last whole message arrived.
     last_message: Instant,
     last_ping: Instant,
     heartbeat: Duration,
@@ -47,13 +47,13 @@ impl Liveness {
         self.last_received
     }
 
-    /// A whole message came.
+    /// A whole message arrived.
     pub(super) fn note_message(&mut self) {
         self.last_received = Instant::now();
         self.last_message = self.last_received;
     }
 
-    /// Bytes of a message that is not whole yet: the socket has read so many in all.
+    /// Notes the bytes that the socket has read in all, those of messages that are not whole yet included.
     pub(super) fn note_bytes(&mut self, bytes: u64) {
         if bytes != self.bytes_read {
             self.bytes_read = bytes;

@@ -1,12 +1,13 @@
-//! One socket of a connection: the part of its task that reads, writes, gives ids and keeps time while there is one.
+//! One socket of a connection: the part of its task that reads, writes, gives out ids and keeps the time while there is
+//! a socket.
 //!
-//! One poll reads what is there ([`receive`]), takes requests from the queue ([`send`]), writes what the socket takes and
-//! looks at the clock; so a stalled write never stops the reading, and nothing is ever cancelled half-way. Frames are fed
-//! and flushed once per poll. When other requests are in flight it first lets the callers it has just woken add theirs
-//! (corking). Invariants: an id is in [`in_flight`] or [`watches`] from its request until its answer; every request is
-//! answered once, or put back for the next socket.
+//! One poll reads what is there ([`receive`]), takes requests from the queue ([`send`]), writes what the socket takes
+//! and checks the time; so a stalled write never stops the reading, and nothing is ever cancelled half-way. Frames are
+//! fed and flushed once per poll. When other requests are in flight, the driver first lets the callers that it has just
+//! woken add theirs (corking). Invariants: an id is in [`in_flight`] or [`watches`] from its request until its answer;
+//! every request is answered once, or put back for the next socket.
 //!
-//! The [`Driver`] says what happens when; its parts keep the state of it, and none of them but [`wire`] does I/O.
+//! The [`Driver`] decides what happens when; its submodules keep the state, and only [`wire`] does I/O.
 
 mod closing;
 mod end;
@@ -43,13 +44,13 @@ use timer::Timer;
 use watches::OpenWatches;
 use wire::Wire;
 
-/// How long the goodbye to the server may take.
+/// How long the closing handshake with the server may take.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The same where another socket follows.
+/// The same if another socket follows.
 const GOODBYE_IN_PASSING: Duration = Duration::from_millis(50);
 
-/// Why the poll returned.
+/// Why a poll returned.
 enum Step {
     /// Let other tasks run once, then poll again.
     Yield,
@@ -66,7 +67,7 @@ pub(super) struct Driver<'a> {
     outgoing: Outgoing,
     in_flight: InFlight,
     watches: OpenWatches,
-    /// Scans that the server holds for us.
+    /// Scans that the server holds open for this client.
     scans: HashSet<u64>,
     liveness: Liveness,
     timer: Timer,
@@ -99,7 +100,7 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Serves the socket to its end. What is in flight then is answered, or put back for the next socket.
+    /// Serves the socket to its end. Requests in flight are then failed, or put back for the next socket.
     pub(super) async fn run(mut self) -> End {
         let end = loop {
             match poll_fn(|cx| self.poll(cx)).await {
@@ -118,7 +119,7 @@ impl<'a> Driver<'a> {
         let patience = if is_last {
             GOODBYE_TIMEOUT
         } else {
-            // Callers wait meanwhile; a close frame that leaves is enough.
+            // Callers wait meanwhile; it is enough that the close frame is sent.
             GOODBYE_IN_PASSING
         };
         let goodbye = self.wire.say_goodbye(&end, is_last);
@@ -140,7 +141,7 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Everything that can be done now. Ready: whether to yield before going on.
+    /// Does everything that can be done now. Ready: whether to yield before going on.
     fn poll_once(&mut self, cx: &mut Context<'_>) -> Result<Poll<bool>, End> {
         self.poll_read(cx)?;
         if self.take_requests(cx) {
@@ -162,7 +163,7 @@ impl<'a> Driver<'a> {
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         match self.wire.poll_feed(cx) {
             Ok(()) => Ok(()),
-            // The server may have said why before it went.
+            // The server may have sent the reason before it closed.
             Err(error) => {
                 self.poll_read(cx)?;
                 Err(End::lost(format!("the connection was lost: {error}")))
@@ -193,7 +194,7 @@ impl<'a> Driver<'a> {
         Ok(())
     }
 
-    /// Fails what is past its deadline, and opens the watches whose time has come.
+    /// Fails requests that are past their deadlines, and opens the delayed watches that are due.
     fn expire(&mut self, now: Instant) {
         let mut intake = self.queue.intake();
         let (places, earliest) = intake.sweep(now);

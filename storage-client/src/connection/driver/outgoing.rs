@@ -1,7 +1,7 @@
 //! What was taken from the queue and is not sent yet.
 //!
-//! It is empty between two polls, but for the controls of one that let other tasks go first; what is left at the socket's
-//! end goes back.
+//! It is empty between two polls, except for controls if the driver has just let other tasks run; what is left at the
+//! socket's end goes back to the queue.
 
 use std::collections::VecDeque;
 
@@ -13,17 +13,18 @@ use crate::requests::{Call, Control, Intake, Submission};
 /// See the module.
 #[derive(Default)]
 pub(super) struct Outgoing {
-    /// Go out before the requests. Bounded as those of the intake.
+    /// Sent before the requests. Bounded like those of the intake.
     pub(super) controls: Vec<Control>,
-    /// Requests just taken from the queue: kept for its allocation.
+    /// Requests just taken from the queue; a field so that its allocation is reused.
     pub(super) requests: Vec<Submission>,
     /// Other tasks just had their turn: do not yield again.
     pub(super) yielded: bool,
 }
 
 impl Outgoing {
-    /// Takes requests: so many at most, and as far as they fit with those in flight into so many bytes and the window of
-    /// commit numbers behind `sent`. Gives how many places in the queue are free by that.
+    /// Takes requests: at most as many as there is room for, and only as far as they fit, with those in flight, into
+    /// the bound on bytes and the window of commit numbers after `sent`. Returns how many slots of the queue that
+    /// frees.
     pub(super) fn take_requests(
         &mut self,
         intake: &mut Intake,
@@ -45,7 +46,7 @@ impl Outgoing {
             let Some(next) = line.front() else {
                 break;
             };
-            // One that is larger than all the room there is has to go alone.
+            // A request that is larger than the whole bound is sent alone.
             if bytes > 0 && bytes + next.call.bytes() > bytes_max {
                 break;
             }
@@ -53,7 +54,7 @@ impl Outgoing {
                 Call::Repeat { number, .. } => {
                     first = Some(first.map_or(number, |first| first.min(number)));
                 }
-                // The server remembers so many numbers, behind the first that may come again.
+                // The server remembers this many commit numbers from the first that may be retried on.
                 Call::Commit { .. } => {
                     if first.is_some_and(|first| next_number - first >= COMMIT_WINDOW) {
                         break;
@@ -70,12 +71,13 @@ impl Outgoing {
         places
     }
 
-    /// The socket is gone: puts what was not sent behind what was and goes out `again`, in front of all that waits.
+    /// The socket is gone: puts back the requests that are to be sent `again`, after them those that were not sent yet,
+    /// all before what waits in the queue.
     pub(super) fn put_back(&mut self, mut again: VecDeque<Submission>, intake: &mut Intake) {
         again.extend(self.requests.drain(..));
         again.append(&mut intake.again);
         intake.again = again;
-        // Watches that their applications let go of meanwhile.
+        // Watches that their applications dropped meanwhile.
         let dropped = self.controls.drain(..);
         let dropped = dropped.filter(|control| matches!(control, Control::Unwatch { .. }));
         intake.control.extend(dropped);

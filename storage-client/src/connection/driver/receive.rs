@@ -1,4 +1,5 @@
-//! What comes in: frames to messages, messages to the callers and watches that wait for them.
+//! Handles what arrives: puts frames together to messages, and gives messages to the callers and watches that wait for
+//! them. A message that breaks the protocol ends the connection.
 
 use std::task::{Context, Poll};
 
@@ -114,7 +115,7 @@ impl Driver<'_> {
                 "the answer to {id} does not fit its request ({expect:?})"
             )));
         }
-        // Before it is taken for answered: else its caller would not be told why.
+        // Ordering: before it counts as answered, so that its caller gets the error.
         self.check_answer(id, expect, &message)
             .map_err(|what| End::misbehaved(format!("the server misbehaved: {what}")))?;
         let reply = self.in_flight.remove(id).and_then(|pending| pending.reply);
@@ -127,7 +128,7 @@ impl Driver<'_> {
                 },
             ) => {
                 self.scans.insert(*number);
-                // Dropped with the answer where nobody waits for it, which closes the scan.
+                // If nobody waits for the answer, this is dropped with it, which closes the scan.
                 scan = Some(OpenScan::new(
                     *number,
                     self.session.socket,
@@ -142,7 +143,7 @@ impl Driver<'_> {
         }
         if let Some(reply) = reply {
             let epoch = self.welcome.position.epoch;
-            // Where the caller is gone, the answer is passed over.
+            // If the caller is gone, the answer is ignored.
             let socket = self.session.socket;
             let _ = reply.send(Ok(Answer {
                 message,
@@ -154,7 +155,7 @@ impl Driver<'_> {
         Ok(())
     }
 
-    /// What an answer of the right kind has to keep.
+    /// Checks the rules for an answer of the right kind.
     fn check_answer(
         &mut self,
         id: RequestId,
@@ -208,7 +209,7 @@ impl Driver<'_> {
                 Expect::Unwatched { watch } => self.watches.forget(watch),
                 _ => {}
             }
-            // What a server that goes away refuses is for the next one.
+            // A request that is refused by a server that shuts down is kept for the next socket.
             let refused = matches!(
                 error,
                 StorageError::Closed {
@@ -223,7 +224,8 @@ impl Driver<'_> {
             }
             return Ok(());
         }
-        // Of a probe: its watch is over. The watch's own error, which this one overtook, says why.
+        // An error for a probe means that its watch is over. The watch's own error, which this one overtook, has the
+        // reason.
         if self.watches.take_probe(id).is_some() {
             return Ok(());
         }
@@ -309,7 +311,7 @@ impl Driver<'_> {
         }
     }
 
-    /// Something for an id that is not in use: what is left of a watch that has ended, or nonsense.
+    /// A message for an id that is not in use: ignored if it belongs to a watch that has ended, else an error.
     fn passed_over(&self, id: RequestId) -> Result<(), End> {
         if self.in_flight.was_taken(id) {
             return Ok(());

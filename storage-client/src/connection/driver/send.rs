@@ -1,4 +1,4 @@
-//! What goes out: requests from the queue, each with an id, and what watches and scans have to say.
+//! Sends requests from the queue, each with an id, and the messages of watches and scans.
 
 use std::sync::Arc;
 use std::task::Context;
@@ -15,7 +15,7 @@ use crate::requests::{Answer, Call, Control, Expect, Submission};
 use crate::sync::deadline_after;
 use crate::watch::WatchShared;
 
-/// Requests that wait for their answers, whatever the server announces: it may never answer them.
+/// At most this many requests are in flight, whatever the server allows: it may never answer them.
 const IN_FLIGHT_MAX: usize = 1_024;
 
 impl Driver<'_> {
@@ -24,7 +24,7 @@ impl Driver<'_> {
         announced.clamp(1, IN_FLIGHT_MAX)
     }
 
-    /// Takes what there is room for. True: yield first.
+    /// Takes and sends the requests that there is room for. True: yield first.
     pub(super) fn take_requests(&mut self, cx: &Context<'_>) -> bool {
         let bytes_max = self.welcome.limits.bytes_in_flight_max;
         let queue = self.queue.clone();
@@ -32,7 +32,7 @@ impl Driver<'_> {
         intake.register(cx.waker());
         self.closing.note_ending(intake.ending);
         self.outgoing.controls.append(&mut intake.control);
-        // Controls go first: they free what the server holds for us.
+        // Controls first: they free what the server holds for this client.
         let used = self.in_flight.len() + self.outgoing.controls.len();
         let mut room = self.in_flight_max().saturating_sub(used);
         if self.closing.is_leaving() {
@@ -71,7 +71,7 @@ impl Driver<'_> {
 
     fn send_request(&mut self, mut submission: Submission) {
         let is_repeat = matches!(submission.call, Call::Repeat { .. });
-        // A repeated commit goes out whoever waits for it: the server waits for its number.
+        // A commit that is retried is sent even if nobody waits for it: the server waits for its commit number.
         if submission.is_given_up() && !is_repeat {
             return;
         }
@@ -86,7 +86,7 @@ impl Driver<'_> {
             let reason = format!(
                 "{number} is no number to go on with: {sent} was the session's last (or it was replaced)"
             );
-            // Of a session that was replaced it may have been executed.
+            // The commit belongs to a session that was replaced, and may have been executed there.
             let outcome = submission.call.outcome_if_unsent();
             return submission.fail(StorageError::Closed { reason, outcome });
         }
@@ -100,15 +100,15 @@ impl Driver<'_> {
         } = submission;
         let (expect, bytes) = (call_expects(&call), call.bytes());
         let id = self.fresh_id();
-        // What is kept of the call is what the next socket would need.
+        // Of the call only that is kept which the next socket would need.
         let (mut packet, call) = match call {
             Call::Commit {
                 number,
                 batch,
                 options,
             } => {
-                // Ordering: a number is taken only here, where the commit goes out for sure; the server waits for
-                // each number.
+                // Ordering: a commit number is taken only here, where the commit is certain to be sent: the server
+                // waits for each number.
                 let number = number.unwrap_or(self.session.sent + 1);
                 let message = ClientMessage::Commit {
                     number,
@@ -133,7 +133,7 @@ impl Driver<'_> {
         self.put(packet, expect, reply, deadline, bytes, Some(call));
     }
 
-    /// Limits that only the connection knows.
+    /// Checks a call by the limits that only the connection knows.
     fn refusal(&self, call: &Call) -> Option<StorageError> {
         let limits = &self.welcome.limits;
         let (limit, used, max) = match call {
@@ -180,7 +180,8 @@ impl Driver<'_> {
         self.wire.push(Class::Answer, packet);
     }
 
-    /// Opens the streams of watches that have none, as far as half of the requests in flight: callers have the rest.
+    /// Opens the streams of watches that have none, while at most half of the requests that may be in flight are: the
+    /// rest is for callers.
     pub(super) fn send_watches(&mut self) {
         while self.in_flight.len() + self.outgoing.requests.len() < self.in_flight_max() / 2 + 1
             && !self.closing.is_leaving()
@@ -196,7 +197,7 @@ impl Driver<'_> {
         }
     }
 
-    /// Sends what the handles' drops and the watches asked for. None of it counts as in flight for the server.
+    /// Sends controls, which dropped handles and watches have queued. The server does not count them as in flight.
     pub(super) fn send_controls(&mut self) -> Result<(), End> {
         for control in std::mem::take(&mut self.outgoing.controls) {
             match control {
@@ -231,7 +232,7 @@ impl Driver<'_> {
                 }
             }
             Control::Unwatch { watch } => self.unwatch(&watch),
-            // On a socket that is gone.
+            // It was meant for a socket that is gone.
             Control::Misbehaved { .. } => {}
             Control::EndStream { stream } => self.put_control(
                 &ClientMessage::Unwatch { watch: stream },
@@ -246,12 +247,12 @@ impl Driver<'_> {
         }
     }
 
-    /// The application let a watch go.
+    /// The application dropped a watch.
     fn unwatch(&mut self, watch: &Arc<WatchShared>) {
         watch.set_dropped();
         if let Some(id) = self.watches.live_id(watch)
             && let Some(entry) = self.watches.let_go(id)
-            // One that is not attached yet is ended when `Watching` comes.
+            // A stream that is not attached yet is ended when `Watching` arrives.
             && entry.attached
         {
             self.send_control(Control::EndStream { stream: id });
@@ -264,7 +265,7 @@ impl Driver<'_> {
         self.put(message.encode(Some(id)), expect, None, never, 0, None);
     }
 
-    /// Passes over callers that are gone.
+    /// Gives up requests whose callers are gone.
     fn sweep(&mut self) {
         let gone = |pending: &Pending| pending.is_given_up();
         for id in self.in_flight.ids_where(gone) {
@@ -273,11 +274,11 @@ impl Driver<'_> {
         self.in_flight.forget_given_up();
     }
 
-    /// Nobody waits for this answer any more. The id stays in use until it comes.
+    /// Nobody waits for this answer any more. The id stays in use until it arrives.
     pub(super) fn abandon(&mut self, id: RequestId) -> Option<oneshot::Sender<Result<Answer>>> {
         let pending = self.in_flight.get_mut(id)?;
         let reply = pending.reply.take();
-        // A request that still leaves in parts would come after its cancellation.
+        // While a request is still being sent in parts, its cancellation would overtake its end.
         if pending.expect.can_cancel() && !self.wire.has_bulk(id) {
             let cancel = ClientMessage::Cancel.encode(Some(id));
             self.wire.push(Class::Answer, cancel);

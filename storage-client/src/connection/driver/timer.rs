@@ -1,4 +1,4 @@
-//! The one timer of a socket: it wakes the task for what is due while nothing comes.
+//! The one timer of a socket: it wakes the task for deadlines, pings and the check for silence.
 
 use std::pin::Pin;
 use std::task::Context;
@@ -8,7 +8,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// See the module.
 pub(super) struct Timer {
     sleep: Pin<Box<Sleep>>,
-    /// No request's deadline lies before it, and no watch is to be opened before it.
+    /// No request's deadline and no delayed watch is due before this.
     earliest: Option<Instant>,
 }
 
@@ -25,7 +25,7 @@ impl Timer {
         self.earliest = Some(self.earliest.map_or(at, |time| time.min(at)));
     }
 
-    /// All deadlines that there are have been looked at: this is the first of those to come.
+    /// Sets the earliest deadline, after all of them were checked.
     pub(super) fn set_earliest(&mut self, earliest: Option<Instant>) {
         self.earliest = earliest;
     }
@@ -35,8 +35,8 @@ impl Timer {
         self.earliest.is_some_and(|earliest| now >= earliest)
     }
 
-    /// Wakes the task at `next`, or at the earliest deadline before. Moves the timer only forward: it may fire early, and
-    /// then finds nothing to do. So a busy connection does not touch it.
+    /// Wakes the task at `next`, or at the earliest deadline before it. Moves the timer only to an earlier time: if it
+    /// fires too early there is nothing to do. So a busy connection does not touch it.
     pub(super) fn arm(&mut self, next: Instant) {
         let next = self.earliest.map_or(next, |earliest| earliest.min(next));
         let deadline = self.sleep.deadline();
@@ -45,10 +45,10 @@ impl Timer {
         }
     }
 
-    /// Whether its time has come; else the task is woken then.
+    /// Whether it has fired; else the task is woken when it does.
     pub(super) fn is_due(&mut self, cx: &mut Context<'_>) -> bool {
-        // The clock is looked at as well: a socket that always has more uses up what the runtime lets a task do at a time,
-        // and the timer says nothing then.
+        // The clock is checked as well: with a socket that always has more to read, the task uses up its budget in the
+        // runtime, and then the timer is not polled.
         self.sleep.as_mut().poll(cx).is_ready() || Instant::now() >= self.sleep.deadline()
     }
 }

@@ -1,7 +1,7 @@
-//! The streams of watches that are open on one socket, and the watches that wait for one.
+//! The streams of watches that are open on one socket, and the watches that wait for a stream.
 //!
-//! Invariant: an id is in use from the request for its stream, or its probe, until the stream's end or the probe's answer.
-//! What a watch is beyond its socket is in [`watch`](crate::watch).
+//! Invariant: an id is in use from the request for its stream, or its probe, until the stream's end or the probe's
+//! answer. The state of a watch that outlives its socket is in [`watch`](crate::watch).
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -16,16 +16,16 @@ use crate::order::Broken;
 use crate::requests::Control;
 use crate::watch::WatchShared;
 
-/// How long a watch waits that the server had no room for.
+/// How long a watch waits if the server had no room for it.
 const WATCH_DELAY: Duration = Duration::from_millis(250);
 
 pub(super) struct WatchEntry {
     pub(super) shared: Arc<WatchShared>,
-    /// Not its first stream.
+    /// It is not the watch's first stream.
     resumed: bool,
     /// The server has answered `Watching`.
     pub(super) attached: bool,
-    /// The application has dropped it: its events are passed over, and its id is free after `Done`.
+    /// The application has dropped the watch: its events are ignored, and its id is free after `Done`.
     pub(super) dropped: bool,
 }
 
@@ -33,9 +33,9 @@ pub(super) struct WatchEntry {
 #[derive(Default)]
 pub(super) struct OpenWatches {
     by_id: HashMap<RequestId, WatchEntry>,
-    /// How many of them their applications let go.
+    /// How many of them are `dropped`.
     dropped: usize,
-    /// Probes of watches, each with its watch's stream: their answers come through the watch.
+    /// The ids of probes, each with its watch's stream: they are answered by progress events of the watch.
     marks: HashMap<RequestId, RequestId>,
     /// Watches that are opened a little later, since the server had no room for them.
     delayed: VecDeque<(Instant, Arc<WatchShared>)>,
@@ -56,19 +56,19 @@ impl OpenWatches {
         self.by_id.get(&id)
     }
 
-    /// How many there are without those let go.
+    /// How many streams there are, without those of dropped watches.
     pub(super) fn live_count(&self) -> usize {
         self.by_id.len() - self.dropped
     }
 
-    /// The id of a watch that the server still has. (The id alone does not tell: it may be another's by now.)
+    /// The id of a watch that the server still has. (The id alone is not enough: it may be another watch's by now.)
     pub(super) fn live_id(&self, watch: &Arc<WatchShared>) -> Option<RequestId> {
         let id = watch.id()?;
         let entry = self.by_id.get(&id)?;
         Arc::ptr_eq(&entry.shared, watch).then_some(id)
     }
 
-    /// A stream is asked for under this id.
+    /// A stream is requested under this id.
     pub(super) fn open(&mut self, id: RequestId, shared: Arc<WatchShared>, resumed: bool) {
         shared.set_id(Some(id));
         let entry = WatchEntry {
@@ -80,10 +80,10 @@ impl OpenWatches {
         self.by_id.insert(id, entry);
     }
 
-    /// The server has answered `Watching`. What is to be said on the stream goes to `outgoing`.
+    /// The server has answered `Watching`. Controls for the stream go to `outgoing`.
     ///
     /// # Errors
-    /// The stream does not begin where it was to.
+    /// The stream was to begin elsewhere.
     pub(super) fn attach(
         &mut self,
         id: RequestId,
@@ -117,7 +117,7 @@ impl OpenWatches {
         Ok(())
     }
 
-    /// What still comes on this stream is passed over; the id stays in use.
+    /// Marks a stream as dropped: what still arrives on it is ignored; the id stays in use.
     pub(super) fn let_go(&mut self, id: RequestId) -> Option<&WatchEntry> {
         let entry = self.by_id.get_mut(&id)?;
         self.dropped += usize::from(!entry.dropped);
@@ -125,7 +125,7 @@ impl OpenWatches {
         Some(entry)
     }
 
-    /// The watch's id is free, and so are those of the marks that will not come.
+    /// Frees the watch's id, and those of its probes, which will not be answered any more.
     pub(super) fn forget(&mut self, watch: RequestId) {
         if self.by_id.remove(&watch).is_some_and(|entry| entry.dropped) {
             self.dropped -= 1;
@@ -133,9 +133,9 @@ impl OpenWatches {
         self.marks.retain(|_, asked| *asked != watch);
     }
 
-    // Marks.
+    // Probes.
 
-    /// A probe of this watch goes out under this id.
+    /// A probe of this watch is sent under this id.
     pub(super) fn note_probe(&mut self, id: RequestId, watch: RequestId) {
         self.marks.insert(id, watch);
     }
@@ -145,7 +145,7 @@ impl OpenWatches {
         self.marks.remove(&id)
     }
 
-    /// A mark came under the watch's id: one probe of that watch is answered.
+    /// A requested progress event arrived under the watch's id: one probe of that watch is answered.
     pub(super) fn forget_one_probe(&mut self, watch: RequestId) {
         let asked = self.marks.iter().find(|(_, asked)| **asked == watch);
         if let Some(id) = asked.map(|(id, _)| *id) {
@@ -155,7 +155,7 @@ impl OpenWatches {
 
     // Those that wait.
 
-    /// Has a watch opened again in a while; gives when.
+    /// Delays the opening of a watch; returns until when.
     pub(super) fn delay(&mut self, watch: Arc<WatchShared>) -> Instant {
         let at = Instant::now() + WATCH_DELAY;
         self.delayed.push_back((at, watch));
@@ -167,17 +167,17 @@ impl OpenWatches {
         self.delayed.front().map(|(at, _)| *at)
     }
 
-    /// The next delayed watch whose time has come.
+    /// The next delayed watch that is due.
     pub(super) fn take_delayed(&mut self, now: Instant) -> Option<Arc<WatchShared>> {
         let (_, watch) = self.delayed.pop_front_if(|(at, _)| *at <= now)?;
         Some(watch)
     }
 
-    /// The socket is gone: adds the watches that would go on to those that are to be opened.
+    /// The socket is gone: adds the watches that go on to those that are to be opened.
     pub(super) fn drain_into(&mut self, opening: &mut VecDeque<Arc<WatchShared>>) {
         opening.extend(self.delayed.drain(..).map(|(_, watch)| watch));
         for (_, entry) in self.by_id.drain() {
-            // Its first request is with those that are put back.
+            // (If it waits for its first stream, that request is among those put back.)
             let is_asked_for = entry.attached || entry.resumed;
             if !entry.dropped && is_asked_for {
                 opening.push_back(entry.shared);

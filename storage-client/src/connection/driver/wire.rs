@@ -1,6 +1,5 @@
-//! The socket, with what lies between it and messages: the parts of those that come, the frames of those that go.
-//!
-//! Not here: what messages mean, and which are sent.
+//! The socket, with the layer between it and messages: puts the parts of received messages together, and splits
+//! messages to be sent into frames. It does not know what messages mean.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -18,8 +17,9 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
 use crate::end::{End, close_reason};
 use crate::transport::Socket;
 
-/// Parts of messages that are held at a time, however large a server lets a message be: all turns of a server that lets it
-/// be as large as by default. One whole message and [`PARTS_BESIDE`] are taken in any case.
+/// So many bytes of messages in parts are held at a time, however large the server's limit on messages is: enough for
+/// as many as a server with the default limit sends at a time. One whole message and [`PARTS_BESIDE`] are accepted in
+/// any case.
 const PARTS_BYTES_MAX: usize = 512 << 20;
 
 /// See [`PARTS_BYTES_MAX`].
@@ -29,7 +29,7 @@ const PARTS_BESIDE: usize = 64 << 20;
 pub(super) struct Wire {
     socket: Socket,
     reassembler: Reassembler,
-    /// How large the server lets a message be.
+    /// The server's limit on the size of a message.
     message_bytes_max: usize,
     /// Bounded by the bytes in flight that the server announced, and the controls.
     outbox: Outbox,
@@ -69,7 +69,7 @@ impl Wire {
         self.reassembler.bytes()
     }
 
-    /// Puts a frame to its message, and gives that when it is whole.
+    /// Adds a frame to its message, and returns the message when it is whole.
     pub(super) fn accept(
         &mut self,
         frame: Bytes,
@@ -78,7 +78,8 @@ impl Wire {
         self.reassembler.accept(frame, now.into_std())
     }
 
-    /// Parts are only held for what was asked for: else the server would decide how much memory we take.
+    /// Checks that parts are only held of messages that were asked for: else the server would decide how much memory
+    /// this client takes.
     pub(super) fn check_parts(
         &self,
         held_before: usize,
@@ -115,17 +116,17 @@ impl Wire {
         self.ping_due = true;
     }
 
-    /// Whether all frames were handed to the socket.
+    /// Whether all frames were given to the socket.
     pub(super) fn outbox_is_empty(&self) -> bool {
         self.outbox.is_empty()
     }
 
-    /// Whether this request still leaves in parts.
+    /// Whether this request is still being sent in parts.
     pub(super) fn has_bulk(&self, id: RequestId) -> bool {
         self.outbox.has_bulk(id)
     }
 
-    /// Writes what the socket takes.
+    /// Writes as much as the socket takes.
     pub(super) fn poll_feed(&mut self, cx: &mut Context<'_>) -> Result<(), WsError> {
         let mut socket = Pin::new(&mut self.socket);
         while self.ping_due || !self.outbox.is_empty() {
@@ -149,8 +150,8 @@ impl Wire {
         Ok(())
     }
 
-    /// Sends the close frame and reads up to the server's own, or sends the answer to the server's. Bounded by the
-    /// caller.
+    /// Sends the close frame and reads up to the server's own, or sends the answer to the server's. The caller bounds
+    /// the time.
     pub(super) async fn say_goodbye(&mut self, end: &End, is_last: bool) {
         if let Some(code) = end.close {
             let frame = CloseFrame {
@@ -173,7 +174,7 @@ impl Wire {
     }
 }
 
-/// How much of messages in parts may be held, where one of them may have so many bytes.
+/// How many bytes of messages in parts may be held, if one message may have `message_bytes_max`.
 fn parts_bytes_max(message_bytes_max: usize) -> usize {
     let turns = message_bytes_max.saturating_mul(BULK_TURNS);
     let least = message_bytes_max.saturating_add(PARTS_BESIDE);

@@ -11,11 +11,11 @@ use super::rows::{CHECKSUM_BYTES, Sum};
 
 pub(super) const FACTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("facts");
 
-/// Raised when the bytes in the tables mean something else. Those of an older one are begun anew.
+/// The format of the tables. With a file of an older format the copy begins anew.
 pub(super) const FORMAT: u64 = 2;
 
 pub(super) const POSITION: &str = "position";
-/// What the entries add up to.
+/// The name of the fact that holds the [`Sum`](super::rows::Sum) of the entries.
 pub(super) const SUM: &str = "sum";
 /// CRC-32 of all other facts.
 pub(super) const CHECKSUM: &str = "checksum";

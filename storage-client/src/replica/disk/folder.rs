@@ -1,4 +1,4 @@
-//! The names in the folder: whose it is, its lock, and a new file.
+//! The files in the folder: checks whether it is a replica's, locks it, and creates a new file.
 
 use std::fs::{self, File, TryLockError};
 use std::path::Path;
@@ -12,13 +12,13 @@ use super::rows::Sum;
 
 pub(super) const FILE: &str = "replica.redb";
 
-/// Not whole yet.
+/// A new file, until it is whole.
 const NEW: &str = "replica.redb.new";
 
-/// What was put aside; the next one takes its place.
+/// A damaged file that was put aside; the next one replaces it.
 pub(super) const DAMAGED: &str = "replica.redb.damaged";
 
-/// What redb may cache; the entries are in memory anyway.
+/// How much redb may cache; the entries are in memory anyway.
 const CACHE_BYTES: usize = 4 << 20;
 
 pub(super) fn builder() -> redb::Builder {
@@ -27,7 +27,7 @@ pub(super) fn builder() -> redb::Builder {
     builder
 }
 
-/// A folder that holds something else is left alone.
+/// Creates the folder, or checks that it is a replica's: one that holds something else is refused.
 pub(super) fn make_folder(folder: &Path) -> Result<(), String> {
     let mut make = fs::DirBuilder::new();
     make.recursive(true);
@@ -64,7 +64,7 @@ pub(super) fn take_lock(folder: &Path) -> Result<File, String> {
     }
 }
 
-/// A file without a position: a kill before it has its name leaves what is removed here.
+/// Creates a file without a position. What a kill before the renaming leaves is removed here.
 pub(super) fn make_file(
     folder: &Path,
     file: &Path,
@@ -92,7 +92,7 @@ pub(super) fn make_file(
     transaction.commit()?;
     drop(database);
     fs::rename(&new, file)?;
-    // So that the name survives power loss; where a folder cannot be opened, it is fetched anew at worst.
+    // So that the name survives power loss. If the folder cannot be opened, at worst everything is fetched anew.
     if let Ok(folder) = File::open(folder) {
         folder.sync_all()?;
     }

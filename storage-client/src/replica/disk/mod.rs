@@ -1,15 +1,15 @@
 //! The folder of a replica that outlives its process.
 //!
-//! `replica.redb` holds one table of entries and one of facts: format, keyspace, range, position, and what the entries
-//! add up to. What one call of [`Disk::write`] gets becomes visible in one synced transaction, so that after a kill or
-//! power loss at any moment the file holds a state at some mark, with that mark's position. `lock` is held as long as the
+//! `replica.redb` holds one table of entries and one of facts: format, keyspace, range, position, and the sum of the
+//! entries' checksums. Each call of [`Disk::write`] becomes visible in one synced transaction, so that after a kill or
+//! power loss at any moment the file holds a coherent state with its position. The file `lock` is locked as long as the
 //! folder is in use. A new file gets its name when it is whole.
 //!
-//! Nothing is served that was not verified: when the folder is opened, redb checks all of its pages, and here each entry
-//! is checked against its own checksum and all of them against their sum. So a bit that flipped in a page that redb read,
-//! changed elsewhere and wrote again under a new checksum is noticed too. The facts are written as they were verified or
-//! made, never as they are read again: what was damaged meanwhile would get a checksum that is right. A file that is
-//! damaged is put aside as `replica.redb.damaged`, and the copy begins anew.
+//! Only verified data is served: when the folder is opened, redb checks all of its pages, and this module checks each
+//! entry against its own checksum and all of them against their sum. So a bit is noticed too that flips in memory after
+//! redb read a page, and that redb writes back under a new checksum when it changes the page. The facts are kept in
+//! memory as they were verified or created, and written from there: read again and damaged meanwhile, they would get a
+//! valid checksum. A damaged file is renamed to `replica.redb.damaged`, and the copy begins anew.
 
 mod facts;
 mod folder;
@@ -35,25 +35,25 @@ use rows::{Sum, decode, encode};
 
 const ENTRIES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("entries");
 
-/// A key and what it is now; `None`: not there.
+/// A key and its entry; `None`: not there.
 pub(in crate::replica) type Row = (Key, Option<Entry>);
 
 /// An open folder.
 #[derive(Debug)]
 pub(in crate::replica) struct Disk {
     database: Database,
-    /// As they stand on the disk, if it keeps what it gets.
+    /// The facts as they were last written.
     facts: Mutex<Facts>,
     folder: PathBuf,
     _lock: File,
 }
 
-/// Why a folder does not give its state.
+/// Why the state in a folder cannot be used.
 #[derive(Debug)]
 enum Trouble {
-    /// It is left as it is.
+    /// The folder is refused, and left as it is.
     Refused(String),
-    /// What is there is worth nothing.
+    /// The file is damaged, and is put aside.
     Damaged(String),
 }
 
@@ -78,7 +78,7 @@ impl From<redb::Error> for Trouble {
 type Loaded = (Database, Facts, Option<Held>);
 
 impl Disk {
-    /// Opens or makes the folder, and reads the state it holds, if it holds one. Blocks.
+    /// Opens or creates the folder, and reads the state it holds, if it holds one. Blocks.
     pub(in crate::replica) fn open(
         folder: &Folder,
         range: &KeyRange,
@@ -127,14 +127,14 @@ impl Disk {
         Ok((disk, held))
     }
 
-    /// Writes what changed since the last call, and the position that the state stands at with it. All of it or nothing,
-    /// on the disk when it returns. Blocks.
+    /// Writes what changed since the last call, and the position of the state with these changes. Writes all of it or
+    /// nothing, synced when it returns. Blocks.
     pub(in crate::replica) fn write(
         &self,
         position: Position,
         rows: &[Row],
     ) -> Result<(), ReplicaError> {
-        // One write at a time; what fails leaves them as they were.
+        // One write at a time; a write that fails leaves the facts as they were.
         let mut known = lock(&self.facts);
         let mut facts = known.clone();
         let mut write = || -> Result<(), redb::Error> {
@@ -153,8 +153,8 @@ impl Disk {
                         }
                         None => entries.remove(key.as_ref())?,
                     };
-                    // By what is there, not by what it says of itself: if that was damaged meanwhile, the sum is wrong
-                    // from here on, and the next start notices.
+                    // By the checksum of the row's bytes, not the one stored in it: if the row was damaged meanwhile,
+                    // the sum is wrong from here on, and the next start notices.
                     if let Some(before) = before {
                         sum.subtract(key, before.value());
                     }
@@ -175,9 +175,9 @@ impl Disk {
     }
 }
 
-/// [`load`]; what panics on the way is damage too.
+/// [`load`]; a panic counts as damage too.
 fn load_caught(file: &Path, folder: &Folder, range: &KeyRange) -> Result<Loaded, Trouble> {
-    // What is left of it after a panic is dropped, and the file is put aside.
+    // After a panic nothing that it touched is used: the file is put aside.
     let loaded = catch_unwind(AssertUnwindSafe(|| load(file, folder, range)));
     loaded.unwrap_or_else(|_| Err(Trouble::Damaged(format!("{FILE} cannot be understood"))))
 }

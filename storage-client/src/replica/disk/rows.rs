@@ -1,4 +1,4 @@
-//! The rows of the table of entries, and what they add up to.
+//! The rows of the table of entries, and the sum of their checksums.
 
 use storage_protocol::{Entry, EntryLifetime, Key, Revision, UnixMillis};
 
@@ -8,7 +8,8 @@ const HEAD_BYTES: usize = CHECKSUM_BYTES + 17;
 /// CRC-32 of the key and of what follows.
 pub(super) const CHECKSUM_BYTES: usize = 4;
 
-/// What the entries add up to, in whatever order they come and go: their number, and the sum of their checksums.
+/// The number of the entries and the sum of their checksums, which do not depend on the order in which entries are
+/// added and removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Sum {
     entries: u64,
@@ -39,7 +40,7 @@ impl Sum {
     }
 }
 
-/// Of a row by what it holds, whatever checksum stands in it.
+/// The checksum of a row's bytes, whatever checksum is stored in it.
 fn row_checksum(key: &[u8], row: &[u8]) -> u32 {
     checksum(key, row.get(CHECKSUM_BYTES..).unwrap_or_default())
 }
@@ -52,7 +53,7 @@ fn checksum(key: &[u8], rest: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// Writes a row, in place of what the buffer holds.
+/// Encodes a row into the buffer, in place of what that holds.
 pub(super) fn encode(key: &[u8], entry: &Entry, buffer: &mut Vec<u8>) {
     let (tag, number) = match entry.lifetime {
         EntryLifetime::Forever => (0, 0),
@@ -69,7 +70,7 @@ pub(super) fn encode(key: &[u8], entry: &Entry, buffer: &mut Vec<u8>) {
     buffer.splice(..CHECKSUM_BYTES, checksum);
 }
 
-/// What a row says. `None`: it is not what was written.
+/// The entry in a row. `None`: the row is not what was written.
 pub(super) fn decode(key: &[u8], row: &[u8]) -> Option<Entry> {
     let (head, value) = row.split_at_checked(HEAD_BYTES)?;
     let (written, head) = head.split_first_chunk::<CHECKSUM_BYTES>()?;
