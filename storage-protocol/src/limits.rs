@@ -144,7 +144,7 @@ impl fmt::Display for Limit {
 /// What an engine takes, as [`Storage::limits`](crate::Storage::limits) tells and Welcome announces. Sizes in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Longest key. Default and protocol maximum: 4 KiB.
+    /// Longest key. Default 4 KiB, at most [`Limits::KEY_BYTES_CEILING`].
     pub key_bytes_max: usize,
     /// Longest value. Default 16 MiB.
     pub value_bytes_max: usize,

@@ -1,8 +1,8 @@
 //! Whether the server lives: when it was last heard, when a ping is due, and when it was silent for too long.
 //!
 //! Silence counts from the last byte, so that a slow link is not taken for a dead server. A ping is due some time after
-//! the last whole message, so that pings are sent while a long message is being received. The timer that wakes the task
-//! is in [`timer`](super::timer).
+//! the last whole message received: also in the middle of a long one, so that the server does not take this client for
+//! silent. The timer that wakes the task is in [`timer`](super::timer).
 
 use std::time::Duration;
 

@@ -143,7 +143,7 @@ impl RocksEngine {
         RocksSession::new(&self.shared, state, Handle::engine(), false)
     }
 
-    /// The number of a revision's history: see [`Position`].
+    /// The present position: epoch, and last revision.
     #[must_use]
     pub fn position(&self) -> Position {
         self.shared.store.position()
@@ -276,7 +276,7 @@ fn run_feed(shared: &EngineShared) {
     }
 }
 
-/// What of the ring's bytes is looked for in the log at the start, in numbers: bounds the time it takes.
+/// At the start the ring is refilled from at most this many of the log's last sequence numbers: this bounds the time.
 const REFILL_NUMBERS: u64 = 100_000;
 
 fn refill_ring(shared: &EngineShared) {
@@ -285,13 +285,13 @@ fn refill_ring(shared: &EngineShared) {
     let recent = Revision(last.0.saturating_sub(REFILL_NUMBERS));
     let floor = log::oldest(store).map(|oldest| oldest.max(recent));
     if let Err(error) = floor.and_then(|floor| refill_from(shared, floor)) {
-        // The ring begins empty then; the log says so again to who asks for it.
+        // The ring begins empty then; a watch that reads the log gets the error again.
         tracing::warn!(%error, "recent commits cannot be read from the log");
         shared.feed.restart(last);
     }
 }
 
-/// Page by page, so that no more is held than the ring takes.
+/// Refills the ring page by page, so that no more is held than the ring takes.
 fn refill_from(shared: &EngineShared, floor: Revision) -> Result<()> {
     let keyspaces = shared.store.keyspaces().into_iter();
     let names: HashMap<_, _> = keyspaces

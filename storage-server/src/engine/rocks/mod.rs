@@ -1,7 +1,8 @@
 //! The engine of a single server, on RocksDB.
 //!
 //! A commit's way: [`RocksSession`] validates it and puts it into the committer's queue; [`commit`] evaluates it with
-//! its group, writes the group with one synced write, publishes to the feed (which tells the watches) and answers.
+//! its group, writes the group with one synced write, publishes to the feed (which delivers to the watches) and
+//! answers.
 //!
 //! | module | what is in it |
 //! | --- | --- |
@@ -10,8 +11,8 @@
 //! | [`commit`] | the queue, and the one thread that writes: checks, rows, group commit |
 //! | [`read`] | gets, scans, changes by revision; snapshots and the read pool |
 //! | [`watch`] | watches `Every` and `Latest` |
-//! | [`log`] | RocksDB's write-ahead log, read as the change log; its one reader for all who fell behind |
-//! | [`housekeeping`] | what is done beside requests: expiry, lost sessions, tombstones, the disk |
+//! | [`log`] | RocksDB's write-ahead log, read as the change log; its one reader for all watches that fell behind |
+//! | [`housekeeping`] | what is done beside requests: expiry of entries and of session keys, forgetting, the disk |
 //! | [`open`] | what is checked before a data folder is taken for a store |
 //! | [`layout`] | every row on disk, by table |
 //! | [`store`] | the database, its keyspaces and epochs |

@@ -40,7 +40,8 @@ pub struct RocksSession {
     shared: Arc<EngineShared>,
     state: Arc<SessionState>,
     handle: Handle,
-    /// What is left of it when the handle goes is to be kept: it was resumed, or has numbered commits.
+    /// The session can be resumed (it was resumed before, or has numbered commits): when the handle is dropped, the
+    /// session is detached and not ended.
     outlives: AtomicBool,
     /// A place for each open scan and each watch of the session.
     scans: Arc<Semaphore>,
@@ -265,7 +266,7 @@ fn off_the_worker<T>(work: impl FnOnce() -> T) -> T {
     }
 }
 
-/// A get of more keys goes to the pool: 100 keys are about 200 us (performance notes), which others would wait for.
+/// A get of more keys goes to the pool: 100 keys take about 200 us, for which others would wait.
 const READ_INLINE_KEYS: usize = 100;
 
 #[async_trait]

@@ -121,7 +121,7 @@ enum RequestState {
     Committing,
     /// An open watch; or an Unwatch whose answer waits behind the watch's last message.
     Watching,
-    /// A Probe of a watch, until its progress event comes.
+    /// A Probe of a watch, until its progress event is delivered.
     Probing,
 }
 

@@ -126,7 +126,7 @@ pub(super) fn look_after_sessions(shared: &EngineShared) -> Result<()> {
     Ok(())
 }
 
-/// Removes the keys of these lost sessions, and keys that an earlier call did not come to.
+/// Removes the keys of these lost sessions, and what earlier calls left over.
 ///
 /// # Errors
 /// As a commit's; `StorageFull` where not even a removal has room.

@@ -194,7 +194,7 @@ pub(crate) fn write_durably(
     }
 }
 
-/// The id of this boot of the machine; `unknown` where the system does not tell (then every unclean end of a store
+/// The id of this boot of the machine; `unknown` if the system does not provide it (then every unclean end of a store
 /// with `os` durability counts as a power loss).
 pub(crate) fn boot_id() -> String {
     match fs::read_to_string("/proc/sys/kernel/random/boot_id") {

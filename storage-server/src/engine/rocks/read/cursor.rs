@@ -204,7 +204,7 @@ impl ScanCursor {
         Ok(taken)
     }
 
-    /// Goes on behind a row that was dealt with.
+    /// Moves the cursor past a row that was dealt with.
     fn step_over(&mut self, mut row_key: Vec<u8>) {
         if self.options.reverse {
             self.end = row_key;

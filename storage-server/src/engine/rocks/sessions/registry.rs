@@ -1,4 +1,5 @@
-//! Which sessions there are, and which of them are lost: behind the lock of [`Sessions`](super::Sessions).
+//! The sessions by id, and the lost ones by time and by principal. All of it is behind the one lock of
+//! [`Sessions`](super::Sessions).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::atomic::Ordering;
@@ -76,8 +77,9 @@ impl Registry {
         }
     }
 
-    /// Picks `surplus` sessions to evict, at most `max`: repeatedly the longest lost of the principal with the most. It
-    /// stops at one that was lost after `before`, though others have older ones: nobody pays for another's sessions.
+    /// Picks `surplus` sessions to forget, at most `max`: repeatedly the longest lost of the principal with the most.
+    /// It stops at one that was lost after `before`, even if other principals have older ones: no principal loses
+    /// sessions because another one has too many.
     pub(super) fn surplus(
         &self,
         surplus: usize,

@@ -49,8 +49,8 @@ pub(super) enum Rest {
 }
 
 impl OpenWatch {
-    /// Lets the watch wait for its message in parts. If it was woken meanwhile it is in the line already, and comes
-    /// here again.
+    /// Lets the watch wait until its message in parts has left. If it was woken meanwhile it is in the line already,
+    /// and this is called again at its next turn.
     pub(super) fn wait_behind_large(&self, waiting: &mut Vec<RequestId>) {
         if !self.state.queued.swap(true, Ordering::AcqRel) {
             waiting.push(self.state.id);
