@@ -105,7 +105,9 @@ fn storage_exit_code(error: &StorageError) -> u8 {
         // The store moved on from the position that was asked for. Only a watch gives one.
         (
             Outcome::NotExecuted,
-            StorageError::Compacted { .. } | StorageError::EpochChanged { .. },
+            StorageError::Compacted { .. }
+            | StorageError::EpochChanged { .. }
+            | StorageError::AccessChanged,
         ) => 1,
         (
             Outcome::NotExecuted,

@@ -329,6 +329,12 @@ fn continuity(news: &Continuity) -> (&'static str, String) {
             "resynced",
             "removals are not known so far back; everything was fetched anew".to_owned(),
         ),
+        Continuity::Resynced {
+            why: ResyncReason::AccessChanged,
+        } => (
+            "resynced",
+            "what may be watched has changed; everything was fetched anew".to_owned(),
+        ),
         // A newer library may tell more.
         other => ("resynced", format!("{other:?}")),
     }

@@ -143,6 +143,9 @@ fn show_continuity(continuity: &Continuity, json: bool) -> Option<String> {
             let what = epoch_words(*epoch, *fork);
             format!("resynced: {what}; everything follows anew")
         }
+        Continuity::Resynced {
+            why: ResyncReason::AccessChanged,
+        } => "resynced: what may be watched has changed; everything follows anew".to_owned(),
         Continuity::Resynced { .. } => {
             "resynced: steps are missing; what changed follows".to_owned()
         }

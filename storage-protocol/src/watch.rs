@@ -359,6 +359,8 @@ pub enum ResyncReason {
         /// Up to here what was told still holds; zero: nothing is known to.
         fork: Revision,
     },
+    /// What this watch may be told has changed. The present state of what it may be told now follows, behind a `Reset`.
+    AccessChanged,
 }
 
 /// What a watch is doing.

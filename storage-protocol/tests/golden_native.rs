@@ -147,7 +147,7 @@ fn every_type_byte_and_every_error_code_has_a_golden_message() {
         codes,
         ERROR_CODES.map(|code| code as u8).into_iter().collect()
     );
-    assert_eq!(codes.len(), 17);
+    assert_eq!(codes.len(), 18);
 }
 
 const KINDS: [u8; 25] = [
@@ -806,6 +806,7 @@ fn errors() -> Vec<Case> {
         error("error/internal", StorageError::Internal { message: text(), outcome: Outcome::Unknown }, "16, outcome unknown"),
         error("error/number-reused", StorageError::NumberReused { number: 300 },
             "17, not executed: commit number 300 was used for another commit"),
+        error("error/access-changed", StorageError::AccessChanged, "18, not executed: of a watch that is attached"),
     ]
 }
 
@@ -1032,7 +1033,7 @@ impl Coverage {
 }
 
 /// `StorageError` is open to new variants, its codes on the wire are not.
-const ERROR_CODES: [ErrorCode; 17] = [
+const ERROR_CODES: [ErrorCode; 18] = [
     ErrorCode::CheckFailed,
     ErrorCode::LimitExceeded,
     ErrorCode::InvalidArgument,
@@ -1050,6 +1051,7 @@ const ERROR_CODES: [ErrorCode; 17] = [
     ErrorCode::Unsupported,
     ErrorCode::Internal,
     ErrorCode::NumberReused,
+    ErrorCode::AccessChanged,
 ];
 
 // ---- The files ----

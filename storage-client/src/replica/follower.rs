@@ -102,6 +102,7 @@ impl Follower {
             StorageError::EpochChanged { epoch, fork } => {
                 self.anew = Some(ResyncReason::EpochChanged { epoch, fork });
             }
+            StorageError::AccessChanged => self.anew = Some(ResyncReason::AccessChanged),
             _ => {}
         }
         self.broken |= marked || self.shared.held().position.is_some();

@@ -252,15 +252,14 @@ impl WatchShared {
                 again
             }
             StorageError::EpochChanged { epoch, fork } => {
-                if self.mode == WatchMode::Every {
-                    queue.stage = Stage::Repair;
-                }
                 let (epoch, fork) = (*epoch, *fork);
                 let why = ResyncReason::EpochChanged { epoch, fork };
-                queue.tell(Continuity::Resynced { why });
-                // Which keys the lost history put or removed is not known: everything is fetched anew.
-                queue.received = Position::default();
-                queue.reset_due = true;
+                self.begin_anew(&mut queue, why);
+                again
+            }
+            StorageError::AccessChanged => {
+                let why = ResyncReason::AccessChanged;
+                self.begin_anew(&mut queue, why);
                 again
             }
             // The pass was not read for too long: the watch goes on from its last progress event.
@@ -279,7 +278,17 @@ impl WatchShared {
         repair
     }
 
-    /// Ends the watch: after the queued events the application gets `error`.
+    /// What was told may not hold any more, and nobody can say what of it: everything comes anew.
+    fn begin_anew(&self, queue: &mut Queue, why: ResyncReason) {
+        if self.mode == WatchMode::Every {
+            queue.stage = Stage::Repair;
+        }
+        queue.tell(Continuity::Resynced { why });
+        queue.received = Position::default();
+        queue.reset_due = true;
+    }
+
+    /// Ends the watch: after the queued events comes `error`.
     pub(crate) fn end(&self, error: StorageError) {
         let mut queue = lock(&self.queue);
         queue.end(error);

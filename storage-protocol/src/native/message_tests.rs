@@ -284,6 +284,7 @@ fn error() -> impl Strategy<Value = StorageError> {
             .prop_map(|(message, outcome)| StorageError::PeerMisbehaved { message, outcome }),
         text().prop_map(|what| StorageError::Unsupported { what }),
         number().prop_map(|number| StorageError::NumberReused { number }),
+        Just(StorageError::AccessChanged),
         (text(), outcome())
             .prop_map(|(message, outcome)| StorageError::Internal { message, outcome }),
     ];

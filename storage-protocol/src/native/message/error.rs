@@ -33,6 +33,7 @@ pub enum ErrorCode {
     Unsupported = 15,
     Internal = 16,
     NumberReused = 17,
+    AccessChanged = 18,
 }
 
 // An error: code, outcome (0 not executed, 1 refused, 2 unknown), a text for people, then what the code calls for.
@@ -56,6 +57,7 @@ pub(super) fn put_error(out: &mut BytesMut, error: &StorageError) {
         StorageError::Unsupported { .. } => ErrorCode::Unsupported,
         StorageError::Internal { .. } => ErrorCode::Internal,
         StorageError::NumberReused { .. } => ErrorCode::NumberReused,
+        StorageError::AccessChanged => ErrorCode::AccessChanged,
     };
     out.number(code as u64);
     out.put_u8(match error.outcome() {
@@ -100,6 +102,7 @@ pub(super) fn put_error(out: &mut BytesMut, error: &StorageError) {
         | StorageError::SnapshotExpired
         | StorageError::ReadOnly { .. }
         | StorageError::AccessDenied { .. }
+        | StorageError::AccessChanged
         | StorageError::Cancelled
         | StorageError::DeadlineExceeded { .. }
         | StorageError::Closed { .. }
@@ -127,6 +130,7 @@ pub(super) fn error_text(error: &StorageError) -> String {
         | StorageError::SnapshotExpired
         | StorageError::Overloaded { .. }
         | StorageError::StorageFull { .. }
+        | StorageError::AccessChanged
         | StorageError::Cancelled
         | StorageError::NumberReused { .. }
         | StorageError::DeadlineExceeded { .. } => error.to_string(),
@@ -199,6 +203,7 @@ pub(super) fn read_error(from: &mut Reader) -> Result<StorageError> {
         17 => StorageError::NumberReused {
             number: from.number("the commit's number")?,
         },
+        18 => StorageError::AccessChanged,
         // A newer server's code: its class is what matters, so it is kept, with the text; what else it says is not
         // for us to read.
         code => {
