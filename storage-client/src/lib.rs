@@ -27,6 +27,7 @@
 
 mod connection;
 mod end;
+pub mod http;
 mod options;
 mod order;
 mod remote;

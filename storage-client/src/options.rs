@@ -11,7 +11,7 @@ use std::time::Duration;
 use storage_protocol::{Keyspace, Result, StorageError};
 
 use crate::session::SavedSession;
-use crate::transport::{Credentials, Dialer, Endpoint, Tls, TlsVersion, client_config};
+use crate::transport::{Credentials, Dialer, Endpoint, Login, Tls, TlsVersion, client_config};
 
 /// How to connect. Each setter takes and returns the options, so that calls chain.
 ///
@@ -28,6 +28,7 @@ pub struct ConnectOptions {
     pub(crate) urls: Vec<String>,
     pub(crate) plaintext: bool,
     pub(crate) credentials: Option<Credentials>,
+    pub(crate) login: Option<Login>,
     pub(crate) tls_min_version: TlsVersion,
     pub(crate) connect_timeout: Duration,
     pub(crate) request_timeout: Duration,
@@ -51,6 +52,7 @@ impl ConnectOptions {
             urls: vec![url.into()],
             plaintext: false,
             credentials: None,
+            login: None,
             tls_min_version: TlsVersion::default(),
             connect_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(30),
@@ -112,10 +114,38 @@ impl ConnectOptions {
     }
 
     /// Presents no certificate, and trusts servers that this PEM file vouches for. Only a server whose listener has
-    /// `tls = "server"` takes such a client; others refuse the connection.
+    /// `tls = "server"` takes such a client, which shows a [`token`](Self::token) or a [`password`](Self::password) unless
+    /// the listener lets anybody in; others refuse the connection.
     #[must_use]
     pub fn without_client_certificate(mut self, ca: impl Into<PathBuf>) -> Self {
         self.credentials = Some(Credentials::ServerOnly { ca: ca.into() });
+        self
+    }
+
+    /// Shows this token, which a server has minted, to a listener that takes tokens (its `auth` has `token`). Of this,
+    /// [`token_file`](Self::token_file) and [`password`](Self::password) the last call counts. A certificate, where one is
+    /// presented too, decides before it.
+    #[must_use]
+    pub fn token(mut self, token: impl Into<String>) -> Self {
+        self.login = Some(Login::Token(token.into()));
+        self
+    }
+
+    /// The same with the token that this file has, which is read again for each connection: one that was renewed needs no
+    /// restart.
+    #[must_use]
+    pub fn token_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.login = Some(Login::TokenFile(path.into()));
+        self
+    }
+
+    /// Logs in as this user with this password, at a listener that takes passwords (its `auth` has `password`).
+    #[must_use]
+    pub fn password(mut self, user: impl Into<String>, password: impl Into<String>) -> Self {
+        self.login = Some(Login::Password {
+            user: user.into(),
+            password: password.into(),
+        });
         self
     }
 
@@ -217,7 +247,12 @@ impl ConnectOptions {
         } else {
             None
         };
-        Ok(Dialer::new(endpoints, tls, self.connect_timeout))
+        Ok(Dialer::new(
+            endpoints,
+            tls,
+            self.login.clone(),
+            self.connect_timeout,
+        ))
     }
 
     async fn load_tls(&self) -> std::result::Result<Tls, String> {

@@ -9,7 +9,7 @@ pub mod engine;
 pub mod gateway;
 pub mod logging;
 
-mod auth;
+pub mod auth;
 mod feed;
 mod http;
 mod limits;

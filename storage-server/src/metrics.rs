@@ -52,7 +52,7 @@ labels! {
         Tls = "tls", Timeout = "timeout", Http = "http", Sessions = "sessions_max",
         SessionsPerPrincipal = "sessions_per_principal_max", Draining = "draining", Keyspace = "keyspace",
         Principal = "principal", Connections = "connections_max", Handshakes = "handshakes_max", Unused = "unused",
-        HttpConnections = "http_connections_max",
+        HttpConnections = "http_connections_max", Credentials = "credentials",
     }
 }
 labels! {
@@ -60,7 +60,7 @@ labels! {
     ClosedLabel {
         Protocol = "protocol", Silent = "silent", Slow = "slow", Hello = "hello_timeout", Shutdown = "shutdown",
         Failed = "failed", Fenced = "fenced", Overloaded = "overloaded",
-        Gateway = "gateway",
+        Gateway = "gateway", Access = "access",
     }
 }
 

@@ -10,9 +10,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use storage_certs::CredentialPaths;
-use storage_protocol::{Keyspace, Storage};
+use storage_protocol::{Batch, CommitOptions, Keyspace, Storage};
 use tokio_util::sync::CancellationToken;
 
+use crate::auth::rules::{SECRETS, SYSTEM};
+use crate::auth::system::token_key;
+use crate::auth::{Configured, Secrets};
 use crate::config::{self, EngineConfig, ServerConfig, TlsMode};
 use crate::engine::Engine;
 use crate::engine::rocks::{EngineOptions, KeyspaceRules, OpenError, RocksEngine};
@@ -23,11 +26,8 @@ use crate::net::admission::Handshakes;
 use crate::net::certificate;
 use crate::net::descriptors::{self, Shares};
 use crate::net::tls::{CRL, Tls, TlsError, Validity};
-use crate::shared::{Phase, Shared};
+use crate::shared::Shared;
 use crate::shutdown::{self, Closer, ShutdownReport};
-
-/// The principal of storage that is used from inside.
-const SERVER: &str = "server";
 
 /// Why a server did not start. The texts are complete by themselves.
 #[derive(Debug, thiserror::Error)]
@@ -259,6 +259,10 @@ impl Server {
                 }
             }
         }
+        let configured = Configured {
+            rules: config.rules.clone(),
+            roles: config.roles.clone(),
+        };
         let known = gateway::names(&gateways);
         let addresses = config
             .listeners
@@ -277,9 +281,14 @@ impl Server {
                 gateway.register_metrics(registry);
             }
         };
-        let shared = Shared::new(config, register, engine, certificate);
-        shared.set_phase(Phase::Serving);
-        shared.engine.serving();
+        let verifier = listeners.iter().find_map(Listener::verifier);
+        let shared = Shared::new(config, register, configured, engine, certificate)
+            .map_err(|error| StartError::Failed(error.to_string()))?;
+        shared.access.set_verifier(verifier);
+        follow_access(&shared)
+            .await
+            .map_err(|error| StartError::Failed(error.to_string()))?;
+        shared.serving();
         let configs = shared.config.listeners.iter();
         for (number, (listener, config)) in listeners.into_iter().zip(configs).enumerate() {
             let handshakes = Handshakes::new(handshakes_max, &shared.connections, number);
@@ -309,13 +318,40 @@ impl Server {
     /// at once, with the same watches.
     #[must_use]
     pub fn storage(&self, keyspace: &Keyspace) -> Arc<dyn Storage> {
-        self.shared.engine.open_session(SERVER, keyspace).storage()
+        self.shared.own_session(keyspace).storage()
     }
 
     /// Stops in phases, each with its time-out, and tells what was cut. Acknowledged commits are on the disk then.
     pub async fn shutdown(self) -> ShutdownReport {
         shutdown::run(&self.shared, self.closer).await
     }
+}
+
+/// Begins to follow the access rules; those that are stored are known at the return.
+async fn follow_access(shared: &Arc<Shared>) -> storage_protocol::Result<()> {
+    let secrets = Keyspace::new(SECRETS).expect("the name follows the rule");
+    let secrets = shared.own_session(&secrets).storage();
+    shared.access.set_secrets(Secrets::open(secrets).await?);
+    let system = Keyspace::new(SYSTEM).expect("the name follows the rule");
+    let storage = shared.own_session(&system).storage();
+    let (access, stop) = (shared.access.clone(), shared.cut.clone());
+    let following = async move {
+        let following = access.follow(&*storage);
+        stop.run_until_cancelled(following).await;
+    };
+    // Not among those that a shutdown waits for: rules hold as long as anybody is there.
+    tokio::spawn(following);
+    shared.access.loaded().await;
+    // Tokens that were minted with a certificate which is not good any more.
+    let ended = shared.access.tokens_of_ended_certificates();
+    if !ended.is_empty() {
+        let batch = ended
+            .iter()
+            .fold(Batch::new(), |batch, id| batch.remove(token_key(id)));
+        let storage = shared.own_session(&system).storage();
+        storage.commit(batch, CommitOptions::default()).await?;
+    }
+    Ok(())
 }
 
 /// The names that a listener has, each once, in the order in which the gateways are asked.

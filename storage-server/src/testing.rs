@@ -18,7 +18,7 @@ use storage_protocol::{
     Batch, Change, ChangeKind, CommitOptions, CommitRecord, Entry, EntryLifetime, Epoch, Expected,
     Key, KeyRange, KeyState, Keyspace, Lifetime, Limit, Limits, Operation, Outcome, Position,
     Reading, Result, Revision, Scan, ScanItem, ScanOptions, ScanSource, SessionId, Storage,
-    StorageError, UnixMillis, Watch, WatchEvent, WatchOptions, WatchSource, WatchState,
+    StorageError, UnixMillis, Watch, WatchEvent, WatchMode, WatchOptions, WatchSource, WatchState,
     WatchStatus,
 };
 use tokio::io::DuplexStream;
@@ -28,7 +28,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::Principal;
+use crate::auth::{Configured, Identity};
 use crate::config::ServerConfig;
 use crate::engine::{Engine, Resumed, Room, Session, SessionStorage};
 use crate::shared::Shared;
@@ -164,6 +164,11 @@ impl Engine for MemoryEngine {
         Self::position_of(&self.state.lock().unwrap())
     }
 
+    fn has_keyspace(&self, keyspace: &Keyspace) -> bool {
+        let state = self.state.lock().unwrap();
+        state.entries.keys().any(|(name, _)| name == keyspace)
+    }
+
     // A stub: what is lost stays for ever.
     fn serving(&self) {}
 
@@ -281,6 +286,23 @@ impl MemorySession {
     }
 }
 
+impl MemorySession {
+    fn scan_all(&self, ranges: &[KeyRange]) -> Scan {
+        let state = self.state.lock().unwrap();
+        let found = state.entries.iter().filter(|((keyspace, key), _)| {
+            *keyspace == self.keyspace && ranges.iter().any(|range| range.contains(key))
+        });
+        let items = found.map(|((_, key), (entry, _))| ScanItem {
+            key: key.clone(),
+            state: KeyState::Live(entry.clone()),
+        });
+        Scan::new(
+            MemoryEngine::position_of(&state),
+            Box::new(Pages(items.collect(), self.hold.clone())),
+        )
+    }
+}
+
 #[async_trait]
 impl Storage for MemorySession {
     async fn get(&self, keys: &[Key]) -> Result<Reading<Vec<Option<Entry>>>> {
@@ -298,19 +320,7 @@ impl Storage for MemorySession {
     }
 
     async fn scan(&self, range: KeyRange, _: ScanOptions) -> Result<Scan> {
-        let state = self.state.lock().unwrap();
-        let found = state
-            .entries
-            .iter()
-            .filter(|((keyspace, key), _)| *keyspace == self.keyspace && range.contains(key));
-        let items = found.map(|((_, key), (entry, _))| ScanItem {
-            key: key.clone(),
-            state: KeyState::Live(entry.clone()),
-        });
-        Ok(Scan::new(
-            MemoryEngine::position_of(&state),
-            Box::new(Pages(items.collect(), self.hold.clone())),
-        ))
+        Ok(self.scan_all(&[range]))
     }
 
     async fn commit(&self, batch: Batch, options: CommitOptions) -> Result<Position> {
@@ -320,13 +330,20 @@ impl Storage for MemorySession {
         result
     }
 
-    async fn watch(&self, range: KeyRange, _: WatchOptions) -> Result<Watch> {
-        self.passes(Hold::Watches).await;
+    async fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch> {
+        if self.principal != "server" {
+            self.passes(Hold::Watches).await;
+        }
         let mut state = self.state.lock().unwrap();
+        let first = WatchEvent::Progress {
+            position: MemoryEngine::position_of(&state),
+            token: None,
+        };
+        let is_latest = options.mode != WatchMode::Every;
         let feed = FeedState {
             keyspace: self.keyspace.clone(),
             range,
-            events: VecDeque::new(),
+            events: is_latest.then_some(first).into_iter().collect(),
             waker: None,
         };
         let feed = Arc::new(Mutex::new(feed));
@@ -370,6 +387,10 @@ impl Session for MemorySession {
     // A stub: what is lost stays for ever.
     fn lose(&self) {}
 
+    fn revoke(&self) {
+        self.fence.cancel();
+    }
+
     async fn end(&self) -> Result<()> {
         let mut state = self.state.lock().unwrap();
         state.resumable.remove(&self.id());
@@ -403,11 +424,11 @@ impl SessionStorage for MemorySession {
 
     async fn scan_into(
         &self,
-        range: KeyRange,
-        options: ScanOptions,
+        ranges: Vec<KeyRange>,
+        _: ScanOptions,
         _: Arc<dyn Room>,
     ) -> Result<Scan> {
-        self.scan(range, options).await
+        Ok(self.scan_all(&ranges))
     }
 
     async fn commit_numbered(
@@ -500,7 +521,7 @@ pub(crate) fn start<D: Dialect + 'static>(
     dialect: impl FnOnce(&Arc<Shared>, &Peer) -> D,
 ) -> Running {
     let shared = server(&engine, change);
-    start_in(shared, engine, Principal::anonymous(), dialect)
+    start_in(shared, engine, Identity::anonymous(), dialect)
 }
 
 /// What the sessions of one server share.
@@ -510,24 +531,26 @@ pub(crate) fn server(
 ) -> Arc<Shared> {
     let mut config = ServerConfig::embedded("unused", None, Vec::new());
     change(&mut config);
-    Shared::new(config, |_| {}, engine.clone(), None)
+    Shared::new(config, |_| {}, Configured::default(), engine.clone(), None).unwrap()
 }
 
 /// Starts a session of this principal in a server that may have others.
 pub(crate) fn start_in<D: Dialect + 'static>(
     shared: Arc<Shared>,
     engine: Arc<MemoryEngine>,
-    principal: Principal,
+    identity: Identity,
     dialect: impl FnOnce(&Arc<Shared>, &Peer) -> D,
 ) -> Running {
     let deadline = Instant::now() + shared.config.timeouts.handshake;
     let peer = Peer {
-        slot: shared.slots.take(principal.as_str()).unwrap(),
-        principal,
+        slot: shared.slots.take(identity.principal().as_str()).unwrap(),
+        live: shared
+            .access
+            .connected(identity.clone(), shared.cut.child_token()),
+        identity,
         deadline,
         open: shared.metrics.sessions("test"),
         drain: shared.drain.child_token(),
-        cut: shared.cut.child_token(),
     };
     let (ours, theirs) = tokio::io::duplex(64 * 1024);
     let dialect = dialect(&shared, &peer);

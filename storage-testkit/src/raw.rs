@@ -92,6 +92,32 @@ pub async fn tls(server: &ServerProcess, certificates: &Certificates, client: &s
         .expect("the server knows its clients")
 }
 
+/// A TLS connection without a client certificate.
+///
+/// # Panics
+/// If the handshake fails.
+pub async fn tls_without_certificate(
+    server: &ServerProcess,
+    certificates: &Certificates,
+) -> Encrypted {
+    let mut roots = RootCertStore::empty();
+    let ca = CertificateDer::pem_file_iter(certificates.dir().join("server/ca.pem"));
+    for certificate in ca.expect("an authority lies there") {
+        let certificate = certificate.expect("it is PEM");
+        roots.add(certificate).expect("a trust anchor");
+    }
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("TLS 1.3 is there")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = ServerName::try_from("127.0.0.1").expect("an address is a name");
+    let handshake = TlsConnector::from(Arc::new(config)).connect(name, tcp(server).await);
+    in_time("the TLS handshake", handshake)
+        .await
+        .expect("the server takes clients without a certificate")
+}
+
 fn client_config(folder: &Path) -> ClientConfig {
     let certificates = |file: &str| -> Vec<CertificateDer<'static>> {
         CertificateDer::pem_file_iter(folder.join(file))

@@ -376,7 +376,9 @@ fn what_print_prints_is_a_configuration_that_prints_the_same() {
          [engine]\nlog_age = '2h'\nmwdb_keyspaces = ['mwdb', 'graph']\n\
          [[listener]]\naddress = '127.0.0.1:1'\ntls_min_version = '1.2'\n\
          [[listener]]\naddress = '[::1]:2'\ntls = 'off'\ngateways = ['storage', 'admin']\n\
-         [[listener]]\naddress = '0.0.0.0:3'\ntls = 'off'\ndanger_plaintext = true\n",
+         [[listener]]\naddress = '0.0.0.0:3'\ntls = 'off'\ndanger_plaintext = true\nauth = ['anonymous', 'token']\n\
+         [[rule]]\nprincipal = 'role:ops'\nkeyspace = '*'\nallow = ['read']\n\
+         [[role]]\nname = 'ops'\nmembers = ['cert:*']\n",
     );
     let print = |config: &str| ran(&["config", "print", "--config", config]).expect(0);
     let first = print(&config);

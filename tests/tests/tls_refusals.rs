@@ -506,7 +506,8 @@ async fn the_principal_is_the_uri_else_the_dns_name_else_the_common_name() {
 
 #[tokio::test]
 async fn a_listener_that_asks_for_no_certificate_takes_everybody_as_anonymous() {
-    let mut house = House::with_listener("address = '127.0.0.1:0'\ntls = 'server'").await;
+    let mut house =
+        House::with_listener("address = '127.0.0.1:0'\ntls = 'server'\nauth = ['anonymous']").await;
     // The server still has to be the right one.
     let other = Certificates::issue(&[]);
     let options =
@@ -540,7 +541,7 @@ async fn plain_text_is_for_loopback_unless_it_was_asked_for_by_name() {
 
     for listener in [
         "address = '127.0.0.1:0'\ntls = 'off'",
-        "address = '0.0.0.0:0'\ntls = 'off'\ndanger_plaintext = true",
+        "address = '0.0.0.0:0'\ntls = 'off'\ndanger_plaintext = true\nauth = ['anonymous']",
     ] {
         write(listener);
         let server = ServerProcess::start(&["--config", config.to_str().unwrap()]);

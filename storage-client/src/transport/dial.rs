@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::clock::ServerClock;
 use super::endpoint::Endpoint;
 use super::failure::{DialError, explain_io, within};
+use super::login::Login;
 use super::socket::{Io, Socket};
 use super::tcp::connect_tcp;
 use super::tls::Tls;
@@ -30,6 +31,7 @@ pub(crate) struct Dialer {
     /// The one to try first.
     next: usize,
     tls: Option<Tls>,
+    login: Option<Login>,
     timeout: Duration,
     clock: Arc<ServerClock>,
 }
@@ -44,11 +46,17 @@ impl fmt::Debug for Dialer {
 
 impl Dialer {
     /// For these servers, at least one, of which all have the same keyspace. `tls`: needed where one is encrypted.
-    pub(crate) fn new(endpoints: Vec<Endpoint>, tls: Option<Tls>, timeout: Duration) -> Self {
+    pub(crate) fn new(
+        endpoints: Vec<Endpoint>,
+        tls: Option<Tls>,
+        login: Option<Login>,
+        timeout: Duration,
+    ) -> Self {
         Self {
             endpoints,
             next: 0,
             tls,
+            login,
             timeout,
             clock: Arc::default(),
         }
@@ -119,14 +127,14 @@ impl Dialer {
         }
     }
 
-    async fn open(
+    /// TCP, and TLS where the URL says so.
+    async fn connect(
         &self,
         endpoint: &Endpoint,
-        hello: Hello,
         deadline: Instant,
-    ) -> Result<(Socket, Welcome), DialError> {
+    ) -> Result<Box<dyn Io>, DialError> {
         let tcp = connect_tcp(endpoint, deadline).await?;
-        let io: Box<dyn Io> = match &self.tls {
+        Ok(match &self.tls {
             Some(tls) if endpoint.tls => {
                 let name = ServerName::try_from(endpoint.host.clone())
                     .map_err(|_| "the URL's host is no name and no address".to_owned())?;
@@ -135,8 +143,34 @@ impl Dialer {
                 Box::new(shaken.map_err(|error| explain_io(&error, "the TLS handshake"))?)
             }
             _ => Box::new(tcp),
-        };
-        let upgrade = upgrade(endpoint, io, &self.clock);
+        })
+    }
+
+    /// A connection for HTTP to the first server that can be reached, and what it is called.
+    pub(crate) async fn dial_http(&self) -> Result<(Box<dyn Io>, String)> {
+        let mut failures = Vec::new();
+        for endpoint in &self.endpoints {
+            let deadline = deadline_after(Instant::now(), self.timeout);
+            match self.connect(endpoint, deadline).await {
+                Ok(io) => {
+                    let authority = endpoint.uri.authority().map(ToString::to_string);
+                    return Ok((io, authority.unwrap_or_default()));
+                }
+                Err(error) => failures.push(format!("{}: {}", endpoint.uri, error.message)),
+            }
+        }
+        let message = failures.join("; ");
+        Err(StorageError::ConnectFailed { message })
+    }
+
+    async fn open(
+        &self,
+        endpoint: &Endpoint,
+        hello: Hello,
+        deadline: Instant,
+    ) -> Result<(Socket, Welcome), DialError> {
+        let io = self.connect(endpoint, deadline).await?;
+        let upgrade = upgrade(endpoint, io, self.login.as_ref(), &self.clock);
         let upgraded = within(deadline, "the WebSocket upgrade", upgrade).await?;
         let mut socket = upgraded?;
         let welcome = within(deadline, "Welcome", shake_hands(&mut socket, hello)).await??;

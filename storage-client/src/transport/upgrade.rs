@@ -6,12 +6,13 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::error::{Error as WsError, ProtocolError, SubProtocolError};
 use tokio_tungstenite::tungstenite::handshake::client::Response;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
-use tokio_tungstenite::tungstenite::http::header::{DATE, SEC_WEBSOCKET_PROTOCOL};
+use tokio_tungstenite::tungstenite::http::header::{AUTHORIZATION, DATE, SEC_WEBSOCKET_PROTOCOL};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
 use super::clock::ServerClock;
 use super::endpoint::Endpoint;
 use super::failure::explain_io;
+use super::login::Login;
 use super::socket::{Counted, Io, Socket};
 use crate::server_text::plain;
 
@@ -19,6 +20,7 @@ use crate::server_text::plain;
 pub(super) async fn upgrade(
     endpoint: &Endpoint,
     io: Box<dyn Io>,
+    login: Option<&Login>,
     clock: &ServerClock,
 ) -> Result<Socket, String> {
     let mut request = (&endpoint.uri)
@@ -28,6 +30,10 @@ pub(super) async fn upgrade(
     request
         .headers_mut()
         .insert(SEC_WEBSOCKET_PROTOCOL, protocol);
+    if let Some(login) = login {
+        let header = login.header().await?;
+        request.headers_mut().insert(AUTHORIZATION, header);
+    }
     let config = Some(socket_config());
     let io = Counted::new(io);
     let asked = UnixMillis::now();

@@ -1,5 +1,30 @@
-//! Who a peer is: [`principal`] tells it of a verified certificate.
+//! Who a peer is, and what it may do.
+//!
+//! An [`Identity`] has a [`Principal`] and says by what it was found out. What it may do is told by [`rules`], of which
+//! [`control`] has those that hold now; [`guard`] stands between gateways and engine and lets nothing else through.
 
+mod control;
+mod credentials;
+mod follow;
+mod guard;
+mod identity;
+mod live;
+pub(crate) mod passwords;
+mod pattern;
 mod principal;
+pub mod rules;
+mod secrets;
+pub(crate) mod system;
+mod text;
+pub(crate) mod tokens;
 
+pub(crate) use self::control::{AccessControl, Verifier};
+pub(crate) use self::credentials::{AuthError, Shown, now};
+pub(crate) use self::guard::GuardedSession;
+pub use self::identity::Identity;
+pub(crate) use self::identity::Proof;
+pub(crate) use self::live::LivePeer;
+pub use self::pattern::{Pattern, PatternError};
 pub use self::principal::{IdentityError, Principal};
+pub(crate) use self::secrets::{Secrets, TOKEN_LIFE_MAX};
+pub(crate) use self::system::Configured;

@@ -61,6 +61,11 @@ impl Principal {
         Self::named("user:", name).ok_or(IdentityError::BadUser)
     }
 
+    /// One that was found out before and kept.
+    pub(crate) fn stored(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
     /// As it is in logs and in the history.
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -19,6 +19,8 @@ use serde::{Deserialize, Serialize};
 use storage_protocol::{Keyspace, Limits};
 
 use self::text::{duration, size, size_or_none};
+use crate::auth::Pattern;
+use crate::auth::rules::{Role, RoleName, Rule, RuleError};
 use crate::engine::rocks::EngineOptions;
 
 pub use crate::engine::rocks::Durability;
@@ -88,6 +90,30 @@ pub enum TlsMode {
     Off,
 }
 
+/// By what a listener lets peers in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthMethod {
+    /// A client certificate.
+    Certificate,
+    /// A token that the server minted.
+    Token,
+    /// A user and a password.
+    Password,
+    /// Nothing at all: such peers are `anonymous`.
+    Anonymous,
+}
+
+impl AuthMethod {
+    pub(crate) fn plural(self) -> &'static str {
+        match self {
+            Self::Certificate => "certificates",
+            Self::Token => "tokens",
+            Self::Password => "passwords",
+            Self::Anonymous => "anonymous peers",
+        }
+    }
+}
+
 /// A TLS version, in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TlsVersion {
@@ -106,6 +132,10 @@ pub struct ListenerConfig {
     pub address: SocketAddr,
     /// How it is secured. Default `mutual`.
     pub tls: TlsMode,
+    /// By what it lets peers in, whichever they have. Default: with mutual TLS certificates, which it takes alone; without
+    /// TLS on loopback anybody. In every other case it must be said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auth: Option<Vec<AuthMethod>>,
     /// The gateways that it serves, by their names; at least one. Default `storage`.
     pub gateways: Vec<String>,
     /// The oldest TLS version. Default 1.3.
@@ -133,12 +163,24 @@ impl ListenerConfig {
         Self {
             address,
             tls: TlsMode::Mutual,
+            auth: None,
             gateways: vec!["storage".to_owned()],
             tls_min_version: TlsVersion::Tls13,
             tls_max_version: TlsVersion::Tls13,
             allowed_origins: Vec::new(),
             allowed_hosts: Vec::new(),
             danger_plaintext: false,
+        }
+    }
+
+    /// By what it lets peers in.
+    #[must_use]
+    pub fn auth(&self) -> &[AuthMethod] {
+        match (&self.auth, self.tls) {
+            (Some(methods), _) => methods,
+            (None, TlsMode::Mutual) => &[AuthMethod::Certificate],
+            (None, TlsMode::Off) => &[AuthMethod::Anonymous],
+            (None, TlsMode::Server) => &[],
         }
     }
 
@@ -418,6 +460,39 @@ impl Default for EngineConfig {
     }
 }
 
+/// A role with its name: `[[role]]`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(try_from = "WrittenRole", into = "WrittenRole")]
+pub struct NamedRole {
+    /// What rules call it: `role:NAME`.
+    pub name: RoleName,
+    /// Who has it.
+    pub role: Role,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename = "role", deny_unknown_fields)]
+struct WrittenRole {
+    name: RoleName,
+    members: Vec<Pattern>,
+}
+
+impl TryFrom<WrittenRole> for NamedRole {
+    type Error = RuleError;
+
+    fn try_from(WrittenRole { name, members }: WrittenRole) -> Result<Self, RuleError> {
+        let role = Role::new(members)?;
+        Ok(Self { name, role })
+    }
+}
+
+impl From<NamedRole> for WrittenRole {
+    fn from(NamedRole { name, role }: NamedRole) -> Self {
+        let members = role.members().to_vec();
+        Self { name, members }
+    }
+}
+
 /// All of it.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -440,6 +515,12 @@ pub struct ServerConfig {
     pub timeouts: Timeouts,
     /// What the engine is told.
     pub engine: EngineConfig,
+    /// Access rules, `[[rule]]`, besides those that are stored. Default none: who is let in may do everything.
+    #[serde(rename = "rule", skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<Rule>,
+    /// Roles that rules may name, `[[role]]`.
+    #[serde(rename = "role", skip_serializing_if = "Vec::is_empty")]
+    pub roles: Vec<NamedRole>,
     /// Where it listens; at least one. Default: one on [`DEFAULT_ADDRESS`].
     #[serde(rename = "listener", skip_serializing_if = "Vec::is_empty")]
     pub listeners: Vec<ListenerConfig>,
@@ -457,6 +538,8 @@ impl Default for ServerConfig {
             limits: ServerLimits::default(),
             timeouts: Timeouts::default(),
             engine: EngineConfig::default(),
+            rules: Vec::new(),
+            roles: Vec::new(),
             listeners: vec![ListenerConfig::default()],
         }
     }

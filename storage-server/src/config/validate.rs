@@ -9,8 +9,8 @@ use std::time::Duration;
 use storage_protocol::{Batch, Limits};
 
 use super::{
-    ConfigError, EngineConfig, ListenerConfig, LogConfig, ServerConfig, ServerLimits, Timeouts,
-    TlsMode,
+    AuthMethod, ConfigError, EngineConfig, ListenerConfig, LogConfig, ServerConfig, ServerLimits,
+    Timeouts, TlsMode,
 };
 
 type Result<T = ()> = std::result::Result<T, ConfigError>;
@@ -82,6 +82,7 @@ impl ListenerConfig {
                 "without TLS only loopback addresses are allowed, not {address}, unless danger_plaintext = true"
             )
         })?;
+        self.validate_auth(key)?;
         let in_order = self.tls_min_version <= self.tls_max_version;
         check(
             in_order,
@@ -114,6 +115,48 @@ impl ListenerConfig {
             is_host,
             || "a host name without a port, such as \"storage.internal\", or \"*\"",
         )
+    }
+}
+
+/// How `auth` is written in an error.
+fn shown(methods: Option<&[AuthMethod]>) -> String {
+    let written = methods.and_then(|methods| serde_json::to_string(methods).ok());
+    written.unwrap_or_else(|| "(not set)".to_owned())
+}
+
+impl ListenerConfig {
+    /// That nobody is let in whom nobody has named.
+    fn validate_auth(&self, key: &dyn Fn(&str) -> String) -> Result {
+        let allowed = |is_good: bool, what: &str| {
+            let value = shown(self.auth.as_deref());
+            check(is_good, key("auth"), value, || what.to_owned())
+        };
+        let is_named = self.auth.is_some();
+        let has = |method| self.auth().contains(&method);
+        match self.tls {
+            TlsMode::Mutual => allowed(
+                self.auth() == [AuthMethod::Certificate],
+                "with tls = \"mutual\" certificates are taken and nothing else: leave it out, or set tls = \"server\", \
+                 which takes them too where auth has \"certificate\"",
+            )?,
+            TlsMode::Server => allowed(
+                is_named,
+                "with tls = \"server\" it must be said who is let in: some of \"certificate\", \"token\", \"password\", \
+                 \"anonymous\" (which is anybody)",
+            )?,
+            TlsMode::Off => {
+                allowed(
+                    is_named || self.address.ip().is_loopback(),
+                    "without TLS on an address that others can reach it must be said who is let in: some of \"token\", \
+                     \"password\", \"anonymous\" (which is anybody)",
+                )?;
+                allowed(
+                    !has(AuthMethod::Certificate),
+                    "without TLS there are no certificates",
+                )?;
+            }
+        }
+        allowed(!self.auth().is_empty(), "at least one way to be let in")
     }
 }
 
@@ -391,6 +434,36 @@ mod tests {
                 "danger_plaintext",
             ),
             (
+                "[[listener]]\naddress = '0.0.0.0:1'\ntls = 'off'\ndanger_plaintext = true",
+                "listener[0].auth = (not set)",
+                "who is let in",
+            ),
+            (
+                "certs = 'c'\n[[listener]]\naddress = '127.0.0.1:1'\ntls = 'server'",
+                "listener[0].auth = (not set)",
+                "who is let in",
+            ),
+            (
+                "certs = 'c'\n[[listener]]\naddress = '127.0.0.1:1'\nauth = ['token']",
+                "listener[0].auth",
+                "certificates are taken and nothing else",
+            ),
+            (
+                "[[listener]]\naddress = '127.0.0.1:1'\ntls = 'off'\nauth = ['certificate']",
+                "listener[0].auth",
+                "no certificates",
+            ),
+            (
+                "[[listener]]\naddress = '127.0.0.1:1'\ntls = 'off'\nauth = []",
+                "listener[0].auth",
+                "at least one",
+            ),
+            (
+                "[[listener]]\naddress = '127.0.0.1:1'\ntls = 'off'\nauth = ['key']",
+                "listener[0].auth",
+                "\"password\"",
+            ),
+            (
                 "[[listener]]\naddress = '127.0.0.1:1'\ntls = 'no'",
                 "listener[0].tls = \"no\"",
                 "\"mutual\"",
@@ -462,7 +535,8 @@ mod tests {
 
     #[test]
     fn plaintext_is_for_loopback_unless_asked_for() {
-        let text = "[[listener]]\naddress = '0.0.0.0:1'\ntls = 'off'\ndanger_plaintext = true\ngateways = ['admin']";
+        let text = "[[listener]]\naddress = '0.0.0.0:1'\ntls = 'off'\ndanger_plaintext = true\n\
+            auth = ['anonymous']\ngateways = ['admin']";
         assert_eq!(error(text), "");
         assert_eq!(error("[[listener]]\naddress = '[::1]:1'\ntls = 'off'"), "");
     }

@@ -37,6 +37,18 @@ pub trait Room: fmt::Debug + Send + Sync {
     fn give_back(&self, bytes: usize);
 }
 
+/// The room of a caller that bounds what it reads itself.
+#[derive(Debug)]
+pub(crate) struct Unbounded;
+
+impl Room for Unbounded {
+    fn take(&self, _: usize) -> bool {
+        true
+    }
+
+    fn give_back(&self, _: usize) {}
+}
+
 /// How an attempt to resume a session went.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -71,6 +83,9 @@ pub trait Engine: fmt::Debug + Send + Sync {
 
     /// The present position.
     fn position(&self) -> Position;
+
+    /// Whether there was a commit to this keyspace; then it stays. Does not block.
+    fn has_keyspace(&self, keyspace: &Keyspace) -> bool;
 
     /// Peers can come from now on: what sessions without a socket have left of their time begins now.
     fn serving(&self);
@@ -112,6 +127,10 @@ pub trait Session: fmt::Debug + Send + Sync {
     /// So it is when a handle with numbered commits is dropped. Does not wait.
     fn lose(&self);
 
+    /// No commit of this handle is executed from now on, not even one that is queued, except one that the engine has
+    /// begun: its peer may not do it any more. Does not wait.
+    fn revoke(&self);
+
     /// Ends the session: its keys with session lifetime are removed by a commit. Later commits are refused. Of a handle
     /// that was fenced it does nothing.
     ///
@@ -138,14 +157,14 @@ pub trait SessionStorage: Storage {
         room: Arc<dyn Room>,
     ) -> Result<Reading<Vec<Option<Entry>>>>;
 
-    /// [`Storage::scan`], each page of which is counted in `room` before it is held. A page that found no room can be
-    /// asked for again.
+    /// [`Storage::scan`] over several ranges, which rise and do not overlap, at one revision. Each page is counted in
+    /// `room` before it is held. A page that found no room can be asked for again.
     ///
     /// # Errors
     /// As [`Storage::scan`]; of its pages, see [`Room`].
     async fn scan_into(
         &self,
-        range: KeyRange,
+        ranges: Vec<KeyRange>,
         options: ScanOptions,
         room: Arc<dyn Room>,
     ) -> Result<Scan>;

@@ -56,7 +56,7 @@ fn check_ready(shared: &Shared) -> Result<(), String> {
         Phase::Serving => {}
     }
     shared.certificate.map_or(Ok(()), certificate::check)?;
-    shared.engine.check_writable()
+    shared.check_writable()
 }
 
 async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {

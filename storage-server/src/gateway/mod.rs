@@ -11,6 +11,7 @@
 //! * [`ServerHandle`]: what a gateway may use of the server.
 
 pub(crate) mod admin;
+pub(crate) mod auth;
 pub(crate) mod mwdb;
 pub(crate) mod native;
 
@@ -23,7 +24,7 @@ use crate::config::ListenerConfig;
 use crate::http::Front;
 use crate::shared::Shared;
 
-pub use crate::auth::{IdentityError, Principal};
+pub use crate::auth::{Identity, IdentityError, Principal};
 pub use crate::http::caller::Caller;
 pub use crate::http::protocol::{UpgradeRequest, WebSocketProtocol};
 pub use crate::shared::ServerHandle;
@@ -65,6 +66,7 @@ pub(crate) fn built_in() -> Vec<Arc<dyn Gateway>> {
     vec![
         Arc::new(native::NativeGateway),
         Arc::<mwdb::MwdbGateway>::default(),
+        Arc::new(auth::Auth),
         Arc::new(admin::Admin),
     ]
 }

@@ -8,14 +8,14 @@ use hyper::StatusCode;
 use hyper::http::request::Parts;
 use storage_protocol::{Keyspace, Storage};
 
-use crate::auth::Principal;
+use crate::auth::Identity;
 use crate::shared::ServerHandle;
 
 /// Who sent a request: an extractor for handlers of routes.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    /// By its certificate; `anonymous` where it has none.
-    pub principal: Principal,
+    /// Who it is.
+    pub identity: Identity,
     /// The other end of the TCP connection.
     pub address: SocketAddr,
     pub(crate) server: ServerHandle,
@@ -25,7 +25,7 @@ impl Caller {
     /// A keyspace, as the caller sees it: see [`ServerHandle::storage_as`].
     #[must_use]
     pub fn storage(&self, keyspace: &Keyspace) -> Arc<dyn Storage> {
-        self.server.storage_as(&self.principal, keyspace)
+        self.server.storage_as(&self.identity, keyspace)
     }
 }
 

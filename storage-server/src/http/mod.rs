@@ -15,18 +15,21 @@ mod upgrade;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::IntoResponse;
 use hyper::body::Incoming;
-use hyper::header::{CONNECTION, HeaderValue};
-use hyper::{Request, Response, StatusCode};
+use hyper::header::{AUTHORIZATION, CONNECTION, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::http::request::Parts;
+use hyper::{Request, Response, StatusCode, Uri};
 use storage_protocol::{Limit, StorageError};
 use tower::ServiceExt;
 use tower_http::timeout::TimeoutBody;
 
-use crate::auth::{IdentityError, Principal};
-use crate::config::{ListenerConfig, TlsMode};
+use crate::auth::passwords::LoginError;
+use crate::auth::{AuthError, Identity, IdentityError, LivePeer, Principal, Proof, Shown, tokens};
+use crate::config::{AuthMethod, ListenerConfig, TlsMode};
 use crate::limits::budget::SessionSlot;
 use crate::metrics::{Gauge, RefusedLabel};
 use crate::net::admission::Place;
@@ -45,6 +48,8 @@ pub(crate) struct Refusal {
     status: StatusCode,
     reason: String,
     label: RefusedLabel,
+    /// When the same may be tried again.
+    retry_after: Option<Duration>,
 }
 
 impl Refusal {
@@ -53,6 +58,7 @@ impl Refusal {
             status,
             label,
             reason: reason.into(),
+            retry_after: None,
         }
     }
 
@@ -74,6 +80,7 @@ pub(crate) struct Front {
 /// A WebSocket that was admitted: it begins after the answer to its upgrade request.
 pub(crate) struct Admitted {
     pub(crate) opening: Opening,
+    pub(crate) identity: Identity,
     pub(crate) slot: SessionSlot,
     /// The gauge of open connections of its protocol.
     pub(crate) open: Gauge,
@@ -83,8 +90,10 @@ pub(crate) struct Admitted {
 pub(crate) struct Visit {
     front: Arc<Front>,
     address: SocketAddr,
-    /// A peer whose certificate names nobody is answered, so that it learns why it is not let in.
-    principal: Result<Principal, IdentityError>,
+    /// By its certificate. A peer whose certificate names nobody is answered, so that it learns why it is not let in.
+    certified: Result<Option<Identity>, IdentityError>,
+    /// Closed when who asked last is not let in any more.
+    live: Arc<LivePeer>,
     place: Arc<Place>,
     state: Mutex<VisitState>,
 }
@@ -133,28 +142,41 @@ impl Front {
     pub(crate) fn visit(
         self: &Arc<Self>,
         address: SocketAddr,
-        principal: Result<Principal, IdentityError>,
+        certified: Result<Option<Identity>, IdentityError>,
+        live: &Arc<LivePeer>,
         place: &Arc<Place>,
     ) -> Arc<Visit> {
         Arc::new(Visit {
             front: self.clone(),
             address,
-            principal,
+            certified,
+            live: live.clone(),
             place: place.clone(),
             state: Mutex::default(),
         })
     }
 
-    fn refuse(&self, refusal: Refusal) -> Response<Body> {
+    fn refuse(&self, refusal: Refusal, uri: &Uri) -> Response<Body> {
         self.shared.metrics.refused(refusal.label);
         tracing::info!(
             status = refusal.status.as_u16(),
             reason = refusal.reason,
+            uri = %tokens::redact(&uri.to_string()),
             "refused a request"
         );
         let mut response = (refusal.status, format!("{}\n", refusal.reason)).into_response();
         if refusal.status == StatusCode::UPGRADE_REQUIRED {
             upgrade::demand(&mut response);
+        } else if refusal.status == StatusCode::UNAUTHORIZED {
+            let headers = response.headers_mut();
+            for method in self.listener.auth() {
+                if let Some(challenge) = challenge(*method) {
+                    headers.append(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+                }
+            }
+        } else if let Some(retry_after) = refusal.retry_after {
+            let seconds = HeaderValue::from(retry_after.as_secs().max(1));
+            response.headers_mut().insert(RETRY_AFTER, seconds);
         } else if refusal.label == RefusedLabel::HttpConnections {
             let headers = response.headers_mut();
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -185,7 +207,37 @@ impl Front {
     }
 }
 
-/// The answer of a listener that has no route for a path; distinct from a 404 of a gateway.
+/// How a client without a credential is asked for one.
+fn challenge(method: AuthMethod) -> Option<&'static str> {
+    match method {
+        AuthMethod::Token => Some("Bearer"),
+        AuthMethod::Password => Some("Basic realm=\"storage-sync\", charset=\"UTF-8\""),
+        AuthMethod::Certificate | AuthMethod::Anonymous => None,
+    }
+}
+
+/// The answer to who is not let in for what it has shown.
+fn refused(error: AuthError) -> Refusal {
+    let reason = error.to_string();
+    let (status, retry_after) = match &error {
+        AuthError::Login(LoginError::TooMany { retry_after }) => {
+            (StatusCode::TOO_MANY_REQUESTS, Some(*retry_after))
+        }
+        AuthError::Login(LoginError::Busy) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            Some(Duration::from_secs(1)),
+        ),
+        AuthError::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, None),
+        AuthError::Malformed(_) => (StatusCode::BAD_REQUEST, None),
+        _ => (StatusCode::UNAUTHORIZED, None),
+    };
+    Refusal {
+        retry_after,
+        ..Refusal::new(status, RefusedLabel::Credentials, reason)
+    }
+}
+
+/// The answer of a listener that has no route for a path; told apart from a 404 of a gateway.
 #[derive(Clone, Copy)]
 struct NotFound;
 
@@ -209,26 +261,75 @@ impl Visit {
 
     /// Answers a request.
     pub(crate) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
-        let answered = match self.upgrade(&request) {
-            Ok(Some(response)) => Ok(response),
-            Ok(None) => self.route(request).await,
-            Err(refusal) => Err(refusal),
-        };
-        answered.unwrap_or_else(|refusal| self.front.refuse(refusal))
+        let uri = request.uri().clone();
+        let answered = self.answer_or_refuse(request).await;
+        answered.unwrap_or_else(|refusal| self.front.refuse(refusal, &uri))
     }
 
-    fn principal(&self) -> Result<&Principal, Refusal> {
-        self.principal.as_ref().map_err(|error| {
+    async fn answer_or_refuse(
+        &self,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, Refusal> {
+        browser::check_host_header(&request)
+            .map_err(|reason| Refusal::http(StatusCode::BAD_REQUEST, reason))?;
+        let wanted = self.wanted(&request)?;
+        let (parts, body) = request.into_parts();
+        let protocol = wanted.as_ref().map(|(protocol, _)| *protocol);
+        let identity = self.identify(&parts, protocol).await?;
+        let request = Request::from_parts(parts, body);
+        match wanted {
+            Some((protocol, offer)) => self.admit(&request, protocol, &offer, identity),
+            None => self.route(request, identity).await,
+        }
+    }
+
+    /// Who sent a request. `protocol`: the one that it is for.
+    async fn identify(
+        &self,
+        request: &Parts,
+        protocol: Option<&WebSocketProtocol>,
+    ) -> Result<Identity, Refusal> {
+        let certified = self.certified.as_ref().map_err(|error| {
             let (status, label) = (StatusCode::FORBIDDEN, RefusedLabel::Principal);
             Refusal::new(status, label, error.to_string())
-        })
+        })?;
+        if let Some(identity) = certified {
+            return Ok(identity.clone());
+        }
+        let mut authorization = request.headers.get_all(AUTHORIZATION).iter();
+        let authorization = match (authorization.next(), authorization.next()) {
+            (None, _) => None,
+            // What cannot be read is refused like what is none.
+            (Some(value), None) => Some(value.to_str().unwrap_or_default()),
+            (Some(_), Some(_)) => Some(""),
+        };
+        let offered = upgrade::subprotocols(&request.headers);
+        let in_query = protocol.and_then(|protocol| {
+            let query = request.uri.query()?;
+            tokens::from_query(query, protocol.token_parameters())
+        });
+        let shown = Shown {
+            authorization,
+            token: tokens::from_subprotocols(&offered).or(in_query.as_deref()),
+        };
+        let says_nothing = authorization.is_none() && shown.token.is_none();
+        if says_nothing && protocol.is_some_and(WebSocketProtocol::logs_in) {
+            // It says who it is in the connection.
+            return Ok(Identity::pending());
+        }
+        let (front, address) = (&self.front, self.address.ip());
+        let identified = front
+            .shared
+            .access
+            .identify(front.listener.auth(), shown, address);
+        identified.await.map_err(refused)
     }
 
-    /// The answer to a request for a WebSocket; `None` if it is for something else.
-    fn upgrade<B>(&self, request: &Request<B>) -> Result<Option<Response<Body>>, Refusal> {
-        browser::check_host_header(request)
-            .map_err(|reason| Refusal::http(StatusCode::BAD_REQUEST, reason))?;
-        let principal = self.principal()?;
+    /// The WebSocket protocol that a request is for, if it is for one.
+    fn wanted<B>(
+        &self,
+        request: &Request<B>,
+    ) -> Result<Option<(&WebSocketProtocol, upgrade::Offer)>, Refusal> {
         let front = &self.front;
         let path = request.uri().path();
         let protocols = front.protocols.iter();
@@ -241,21 +342,44 @@ impl Visit {
         };
         let offer = offer.map_err(|flaw| Refusal::http(flaw.status(), flaw.reason()))?;
         let protocol = protocol::choose(&at_path, &offer.subprotocols)?;
+        Ok(Some((protocol, offer)))
+    }
+
+    /// The answer to a request for a WebSocket.
+    fn admit<B>(
+        &self,
+        request: &Request<B>,
+        protocol: &WebSocketProtocol,
+        offer: &upgrade::Offer,
+        identity: Identity,
+    ) -> Result<Response<Body>, Refusal> {
+        let front = &self.front;
         let (uri, headers) = (request.uri().clone(), request.headers().clone());
-        let opening = protocol.open(UpgradeRequest::new(principal.clone(), uri, headers))?;
-        browser::check_origin(request, &front.listener, protocol.origins())
+        let opening = protocol.open(UpgradeRequest::new(identity.clone(), uri, headers))?;
+        // Old clients say origins of their own making; it is their certificate that counts.
+        let origins = match identity.proof() {
+            Proof::Password { .. } => Origins::Own,
+            Proof::Anonymous if front.listener.tls != TlsMode::Off => Origins::Own,
+            _ => protocol.origins(),
+        };
+        browser::check_origin(request, &front.listener, origins)
             .map_err(|reason| Refusal::http(StatusCode::FORBIDDEN, reason))?;
-        let slot = front.slot(principal)?;
+        let slot = front.slot(identity.principal())?;
         self.state().admitted = Some(Admitted {
             opening,
+            identity,
             slot,
             open: front.shared.metrics.sessions(protocol.label()),
         });
-        Ok(Some(offer.accept(protocol.subprotocol())))
+        Ok(offer.accept(protocol.subprotocol()))
     }
 
     /// The answer of the gateway that has a route for it.
-    async fn route(&self, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+    async fn route(
+        &self,
+        request: Request<Incoming>,
+        identity: Identity,
+    ) -> Result<Response<Body>, Refusal> {
         let front = &self.front;
         if front.listener.tls == TlsMode::Off {
             browser::check_host(&request, &front.listener)
@@ -266,14 +390,14 @@ impl Visit {
             browser::check_origin(&request, &front.listener, Origins::Own)
                 .map_err(|reason| Refusal::http(StatusCode::FORBIDDEN, reason))?;
         }
-        let principal = self.principal()?.clone();
-        self.settle(&principal)?;
+        self.settle(identity.principal())?;
+        self.live.set_identity(identity.clone());
         let path = request.uri().path();
         let is_protocol = front.protocols.iter().any(|protocol| protocol.is_at(path));
         let patience = front.shared.config.timeouts.partial_message;
         let mut request = request.map(|body| Body::new(TimeoutBody::new(patience, body)));
         request.extensions_mut().insert(Caller {
-            principal,
+            identity,
             address: self.address,
             server: ServerHandle::new(&front.shared),
         });

@@ -10,7 +10,7 @@ use hyper::{StatusCode, Uri};
 use matchit::Router;
 
 use super::Refusal;
-use crate::auth::Principal;
+use crate::auth::{Identity, tokens};
 use crate::net::stream::Stream;
 use crate::shared::Shared;
 use crate::ws::socket::{self, SocketOptions, WebSocket};
@@ -37,8 +37,8 @@ pub(crate) enum Origins {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct UpgradeRequest {
-    /// By the certificate; `anonymous` where there is none.
-    pub principal: Principal,
+    /// Who asks.
+    pub identity: Identity,
     /// Path and query.
     pub uri: Uri,
     /// The headers.
@@ -48,9 +48,9 @@ pub struct UpgradeRequest {
 }
 
 impl UpgradeRequest {
-    pub(crate) fn new(principal: Principal, uri: Uri, headers: HeaderMap) -> Self {
+    pub(crate) fn new(identity: Identity, uri: Uri, headers: HeaderMap) -> Self {
         Self {
-            principal,
+            identity,
             uri,
             headers,
             parameters: Vec::new(),
@@ -76,6 +76,10 @@ pub struct WebSocketProtocol {
     places: Router<()>,
     subprotocol: Option<&'static str>,
     origins: Origins,
+    /// Whether the peer says in the connection who it is.
+    logs_in: bool,
+    /// Parameters of the query that may have a token.
+    token_parameters: &'static [&'static str],
     open: Box<Open>,
 }
 
@@ -110,7 +114,8 @@ impl WebSocketProtocol {
         F: Future<Output = Result<(), Close>> + Send + 'static,
     {
         let handler = Arc::new(handler);
-        Self::opened_by(label, path, move |request| {
+        let logs_in = options.login;
+        let protocol = Self::opened_by(label, path, move |request| {
             let (handler, options) = (handler.clone(), options.clone());
             let opening: Opening = Box::new(move |shared, peer, stream, early| {
                 let start = |socket| Box::pin(handler(socket, request)) as socket::Handler;
@@ -118,7 +123,11 @@ impl WebSocketProtocol {
                 Box::pin(driver::run(shared, peer, stream, early, dialect))
             });
             Ok(opening)
-        })
+        });
+        Self {
+            logs_in,
+            ..protocol
+        }
     }
 
     /// A protocol that checks each request itself.
@@ -135,6 +144,8 @@ impl WebSocketProtocol {
             places,
             subprotocol: None,
             origins: Origins::Own,
+            logs_in: false,
+            token_parameters: &[],
             open: Box::new(open),
         }
     }
@@ -150,6 +161,21 @@ impl WebSocketProtocol {
     pub fn with_subprotocol(mut self, name: &'static str) -> Self {
         self.subprotocol = Some(name);
         self
+    }
+
+    /// The same for clients that may have a token in the query, under one of these names. It is in no log then.
+    #[must_use]
+    pub fn with_token_parameters(mut self, names: &'static [&'static str]) -> Self {
+        self.token_parameters = names;
+        self
+    }
+
+    pub(crate) fn logs_in(&self) -> bool {
+        self.logs_in
+    }
+
+    pub(crate) fn token_parameters(&self) -> &'static [&'static str] {
+        self.token_parameters
     }
 
     pub(crate) fn with_origins(mut self, origins: Origins) -> Self {
@@ -189,9 +215,12 @@ pub(crate) fn choose<'a>(
     at_path: &[&'a WebSocketProtocol],
     offered: &[String],
 ) -> Result<&'a WebSocketProtocol, Refusal> {
+    // An entry with a token is none of them, and is never chosen: the answer would show it.
+    let names = || offered.iter().filter(|name| !tokens::is_token(name));
+    let is_offered = names().next().is_some();
     let fits = |protocol: &&WebSocketProtocol| match protocol.subprotocol {
-        Some(name) => offered.iter().any(|offered| offered == name),
-        None => offered.is_empty(),
+        Some(name) => names().any(|offered| offered == name),
+        None => !is_offered,
     };
     if let Some(protocol) = at_path.iter().copied().find(fits) {
         return Ok(protocol);

@@ -86,9 +86,7 @@ impl Offer {
         };
         Ok(Self {
             accept: derive_accept_key(key.as_bytes()),
-            subprotocols: tokens(headers, &SEC_WEBSOCKET_PROTOCOL)
-                .map(str::to_owned)
-                .collect(),
+            subprotocols: subprotocols(headers),
         })
     }
 
@@ -117,7 +115,13 @@ pub(super) fn demand(response: &mut Response<Body>) {
     headers.insert(SEC_WEBSOCKET_VERSION, VERSION);
 }
 
-/// The value of a header that is there exactly once.
+/// The subprotocols that are offered.
+pub(super) fn subprotocols(headers: &HeaderMap) -> Vec<String> {
+    let offered = tokens(headers, &SEC_WEBSOCKET_PROTOCOL);
+    offered.map(str::to_owned).collect()
+}
+
+/// The value of a header that stands there once.
 fn one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
     let mut values = headers.get_all(name).iter();
     values.next().filter(|_| values.next().is_none())

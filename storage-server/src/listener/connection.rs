@@ -19,7 +19,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::auth::{IdentityError, Principal};
+use crate::auth::{Identity, IdentityError};
 use crate::http::protocol::Running;
 use crate::http::{Admitted, Front, Patient};
 use crate::metrics::RefusedLabel;
@@ -35,6 +35,9 @@ const UNSENT_BYTES: u32 = 128 * 1024;
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// Time for an orderly end of TLS and TCP.
 const END_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Who the peer is by its certificate; `None`: it has none.
+type Certified = Result<Option<Identity>, IdentityError>;
 
 /// See the module.
 pub(super) struct Connection {
@@ -98,8 +101,8 @@ impl Connection {
                 secured = self.secure(stream, &tls) => secured,
                 () = self.shared.stop.cancelled() => None,
             };
-            let (stream, principal) = secured?;
-            self.http(stream, principal).await
+            let (stream, certified) = secured?;
+            self.http(stream, certified).await
         };
         let arrived = self.place.unless_asked_to_leave(arriving).await;
         if arrived.is_none() {
@@ -116,22 +119,21 @@ impl Connection {
         &self,
         stream: Heard<TcpStream>,
         tls: &Option<Tls>,
-    ) -> Option<(Stream, Result<Principal, IdentityError>)> {
+    ) -> Option<(Stream, Certified)> {
         let Some(tls) = tls else {
-            tracing::Span::current().record("principal", "anonymous");
-            return Some((Stream::Plain(stream), Ok(Principal::anonymous())));
+            return Some((Stream::Plain(stream), Ok(None)));
         };
         let accepted = tokio::time::timeout_at(self.deadline.into(), tls.accept(stream)).await;
         match accepted {
             Ok(Ok(accepted)) => {
-                if let Ok(principal) = &accepted.principal {
-                    tracing::Span::current().record("principal", principal.as_str());
+                if let Ok(Some(identity)) = &accepted.identity {
+                    tracing::Span::current().record("principal", identity.principal().as_str());
                 }
                 if accepted.resumed {
                     self.shared.metrics.resumed.inc();
                 }
                 let stream = Stream::Tls(Box::new(accepted.stream));
-                Some((stream, accepted.principal))
+                Some((stream, accepted.identity))
             }
             Ok(Err(AcceptError::Handshake(error))) if !self.place.seat().was_heard() => {
                 // Health checks of load balancers do this.
@@ -153,14 +155,15 @@ impl Connection {
     }
 
     /// HTTP until an upgrade, whose session is given back, or until its end.
-    async fn http(
-        &self,
-        stream: Stream,
-        principal: Result<Principal, IdentityError>,
-    ) -> Option<Running> {
+    async fn http(&self, stream: Stream, certified: Certified) -> Option<Running> {
+        let known = certified.as_ref().ok().and_then(Option::as_ref);
+        let live = self.shared.access.connected(
+            known.cloned().unwrap_or_else(Identity::anonymous),
+            self.shared.cut.child_token(),
+        );
         let visit = self
             .front
-            .visit(self.address, principal.clone(), &self.place);
+            .visit(self.address, certified, &live, &self.place);
         let visited = visit.clone();
         let service = service_fn(move |request| {
             let visit = visited.clone();
@@ -189,7 +192,7 @@ impl Connection {
         });
         let served = tokio::select! {
             served = serving => served?,
-            () = self.shared.cut.cancelled() => return None,
+            () = live.cut().cancelled() => return None,
             () = self.no_request_in_time() => {
                 self.shared.metrics.refused(RefusedLabel::Timeout);
                 tracing::info!("closed a connection: no upgrade in time");
@@ -202,8 +205,8 @@ impl Connection {
         }
         let parts = connection.into_parts();
         let mut stream = parts.io.into_inner().into_inner();
-        let (Some(admitted), Ok(principal)) = (visit.admitted(), principal) else {
-            // A connection that is closed with a request unread is reset, and the answer might be lost on its way.
+        let Some(admitted) = visit.admitted() else {
+            // Closed with a request unread, it would be reset, and the answer might be lost on its way.
             let ending = async {
                 stream.shutdown().await?;
                 tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
@@ -213,22 +216,25 @@ impl Connection {
         };
         let Admitted {
             opening,
+            identity,
             slot,
             open,
         } = admitted;
-        // A connection that had other requests before has as long from now on.
+        live.set_identity(identity.clone());
+        tracing::Span::current().record("principal", identity.principal().as_str());
+        // Who asked for something else before has as long from now on.
         let deadline = match self.place.is_settled() {
             true => Instant::now() + timeouts.handshake,
             false => self.deadline,
         };
         self.place.settle();
         let peer = Peer {
-            principal,
+            identity,
             deadline,
             slot,
             open,
             drain: self.shared.drain.child_token(),
-            cut: self.shared.cut.child_token(),
+            live,
         };
         Some(opening(self.shared.clone(), peer, stream, parts.read_buf))
     }

@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Instrument;
 
+use crate::auth::Verifier;
 use crate::config::ListenerConfig;
 use crate::http::Front;
 use crate::metrics::RefusedLabel;
@@ -48,6 +49,11 @@ impl Listener {
             tls,
             address,
         })
+    }
+
+    /// What client certificates are verified with, if they are asked for.
+    pub(crate) fn verifier(&self) -> Option<Verifier> {
+        self.tls.as_ref()?.verifier.clone().map(Verifier)
     }
 
     /// Accepts until the server stops; what is served is `front`.

@@ -19,8 +19,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
-use crate::auth::{IdentityError, Principal};
-use crate::config::{ListenerConfig, TlsMode, TlsVersion};
+use crate::auth::{Identity, IdentityError, Principal, Proof};
+use crate::config::{AuthMethod, ListenerConfig, TlsMode, TlsVersion};
 
 /// TLS sessions of a listener that can be resumed; each is about 1 KiB, mostly the client's certificate.
 const SESSIONS_MAX: usize = 16 * 1024;
@@ -74,8 +74,8 @@ pub(crate) enum AcceptError {
 #[derive(Debug)]
 pub(crate) struct Accepted<S> {
     pub(crate) stream: TlsStream<S>,
-    /// Who the peer is; a certificate can be good and name nobody.
-    pub(crate) principal: Result<Principal, IdentityError>,
+    /// Who the peer is by its certificate; `None`: it has none. One can be good and name nobody.
+    pub(crate) identity: Result<Option<Identity>, IdentityError>,
     /// Whether an earlier session was resumed.
     pub(crate) resumed: bool,
 }
@@ -121,7 +121,7 @@ impl StoresServerSessions for Resumable {
 pub(crate) struct Tls {
     acceptor: TlsAcceptor,
     /// `None`: client certificates are not asked for.
-    verifier: Option<Arc<dyn ClientCertVerifier>>,
+    pub(crate) verifier: Option<Arc<dyn ClientCertVerifier>>,
     /// Of the server's own certificate.
     pub(crate) validity: Validity,
 }
@@ -138,11 +138,11 @@ impl Tls {
     /// Loads `DIR/server/{cert,key,ca}.pem` and, if it is there, `DIR/crl.pem`. `None` for [`TlsMode::Off`]. Blocks.
     pub(crate) fn load(dir: &Path, listener: &ListenerConfig) -> Result<Option<Self>, TlsError> {
         let paths = CredentialPaths::in_dir(dir.join("server"));
-        let verify = match listener.tls {
-            TlsMode::Off => return Ok(None),
-            TlsMode::Server => false,
-            TlsMode::Mutual => true,
-        };
+        if listener.tls == TlsMode::Off {
+            return Ok(None);
+        }
+        let verify = listener.auth().contains(&AuthMethod::Certificate);
+        let is_optional = listener.tls == TlsMode::Server;
         let own = Credentials::load_files(&paths)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let unusable = |error: &dyn std::fmt::Display| TlsError::Unusable {
@@ -152,7 +152,7 @@ impl Tls {
         let validity = validity(own.chain.first())
             .ok_or_else(|| unusable(&"the dates of its certificate cannot be read"))?;
         let verifier = if verify {
-            Some(verifier(dir, &paths, &own, &provider)?)
+            Some(verifier(dir, &paths, &own, &provider, is_optional)?)
         } else {
             None
         };
@@ -191,16 +191,17 @@ impl Tls {
         let stream = self.acceptor.accept(stream).await?;
         let connection = stream.get_ref().1;
         let resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
-        let principal = match (&self.verifier, connection.peer_certificates()) {
-            (None, _) => Ok(Principal::anonymous()),
+        let identity = match (&self.verifier, connection.peer_certificates()) {
+            (None, _) => Ok(None),
             (Some(verifier), Some([own, between @ ..])) => {
                 if resumed {
                     verifier
                         .verify_client_cert(own, between, UnixTime::now())
                         .map_err(AcceptError::Resumed)?;
                 }
-                Principal::of_certificate(own)
+                identity_of(own, between).map(Some)
             }
+            (Some(verifier), _) if !verifier.client_auth_mandatory() => Ok(None),
             // The verifier demands a certificate, so this does not happen; if it did, nobody gets in.
             (Some(_), _) => {
                 return Err(AcceptError::Resumed(rustls::Error::NoCertificatesPresented));
@@ -208,13 +209,28 @@ impl Tls {
         };
         Ok(Accepted {
             stream,
-            principal,
+            identity,
             resumed,
         })
     }
 }
 
-/// When the server's own certificate is valid. The others in its chain are not checked: a client need not use them all.
+fn identity_of(
+    own: &CertificateDer<'_>,
+    between: &[CertificateDer<'_>],
+) -> Result<Identity, IdentityError> {
+    let principal = Principal::of_certificate(own)?;
+    let until = validity(Some(own)).ok_or(IdentityError::Unreadable)?.until;
+    let chain = std::iter::once(own).chain(between);
+    let chain = chain.map(|certificate| certificate.clone().into_owned());
+    let chain = chain.collect();
+    Ok(Identity::new(
+        principal,
+        Proof::Certificate { chain, until },
+    ))
+}
+
+/// When the server's own certificate is valid. Those behind it in the chain need not all be used by a client.
 fn validity(own: Option<&CertificateDer<'_>>) -> Option<Validity> {
     let (_, certificate) = X509Certificate::from_der(own?).ok()?;
     let validity = certificate.validity();
@@ -231,6 +247,7 @@ fn verifier(
     paths: &CredentialPaths,
     own: &Credentials,
     provider: &Arc<rustls::crypto::CryptoProvider>,
+    is_optional: bool,
 ) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
     let unusable = |error: &dyn std::fmt::Display| TlsError::Unusable {
         dir: dir.to_owned(),
@@ -244,6 +261,9 @@ fn verifier(
     }
     let mut builder =
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+    if is_optional {
+        builder = builder.allow_unauthenticated();
+    }
     let crl_path = dir.join(CRL);
     if crl_path.exists() {
         let crls = storage_certs::load_crls(&crl_path)?;

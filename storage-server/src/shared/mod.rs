@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use prometheus_client::registry::Registry;
-use storage_protocol::{Keyspace, Limits, Storage};
+use storage_protocol::{Keyspace, Limits, Result, SessionId, Storage};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::auth::Principal;
+use crate::auth::passwords::PasswordError;
+use crate::auth::{AccessControl, Configured, GuardedSession, Identity};
 use crate::config::ServerConfig;
-use crate::engine::Engine;
+use crate::engine::{Engine, Resumed, Session};
 use crate::limits::budget::{Budgets, SessionSlots};
 use crate::metrics::Metrics;
 use crate::net::admission::Connections;
@@ -22,6 +23,9 @@ use crate::net::tls::Validity;
 
 use self::outer::Outer;
 use self::storage::GatewayStorage;
+
+/// The principal of storage that is used from inside.
+const SERVER: &str = "server";
 
 /// How far the server is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +42,9 @@ pub(crate) struct Shared {
     pub(crate) config: ServerConfig,
     /// What of the limits each session is told.
     pub(crate) announced: Limits,
-    pub(crate) engine: Arc<dyn Engine>,
+    /// Reached by the methods below alone, so that nobody comes to it past what they see to.
+    engine: Arc<dyn Engine>,
+    pub(crate) access: Arc<AccessControl>,
     pub(crate) metrics: Arc<Metrics>,
     /// These, and those of the engine and the gateways.
     pub(crate) registry: Registry,
@@ -66,23 +72,27 @@ impl Shared {
     pub(crate) fn new(
         config: ServerConfig,
         register: impl FnOnce(&mut Registry),
+        configured: Configured,
         engine: Arc<dyn Engine>,
         certificate: Option<Validity>,
-    ) -> Arc<Self> {
+    ) -> std::result::Result<Arc<Self>, PasswordError> {
         let limits = &config.limits;
         let budgets = Budgets::new(limits);
         let connections_max = limits.connections_max.unwrap_or(usize::MAX);
         let connections = Connections::new(connections_max, config.listeners.len());
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::new(&mut registry));
+        let access = AccessControl::new(configured)?;
         registry.register_collector(Box::new(Outer {
+            access: access.clone(),
             connections: connections.clone(),
             budgets: budgets.clone(),
             certificate,
         }));
         register(&mut registry);
         engine.register_metrics(&mut registry);
-        Arc::new(Self {
+        Ok(Arc::new(Self {
+            access,
             engine,
             metrics,
             registry,
@@ -102,7 +112,63 @@ impl Shared {
             phase: AtomicU8::new(Phase::Starting as u8),
             announced: limits.announced(),
             config,
+        }))
+    }
+
+    /// A session of this peer in a keyspace: see [`Engine::open_session`].
+    pub(crate) fn open_session(
+        &self,
+        identity: &Identity,
+        keyspace: &Keyspace,
+    ) -> Arc<dyn Session> {
+        let principal = identity.principal().as_str();
+        let session = self.engine.open_session(principal, keyspace);
+        self.guarded(session, identity, keyspace)
+    }
+
+    fn guarded(
+        &self,
+        session: Arc<dyn Session>,
+        identity: &Identity,
+        keyspace: &Keyspace,
+    ) -> Arc<dyn Session> {
+        GuardedSession::new(&self.access, &self.engine, session, identity, keyspace)
+    }
+
+    /// See [`Engine::resume_session`].
+    pub(crate) async fn resume_session(
+        &self,
+        identity: &Identity,
+        keyspace: &Keyspace,
+        id: SessionId,
+        generation: u64,
+    ) -> Result<Resumed> {
+        let principal = identity.principal().as_str();
+        let resumed = self
+            .engine
+            .resume_session(principal, keyspace, id, generation);
+        Ok(match resumed.await? {
+            Resumed::Session(session) => {
+                Resumed::Session(self.guarded(session, identity, keyspace))
+            }
+            other => other,
         })
+    }
+
+    /// A session of the server itself, which may do everything.
+    pub(crate) fn own_session(&self, keyspace: &Keyspace) -> Arc<dyn Session> {
+        self.engine.open_session(SERVER, keyspace)
+    }
+
+    /// See [`Engine::check_writable`].
+    pub(crate) fn check_writable(&self) -> std::result::Result<(), String> {
+        self.engine.check_writable()
+    }
+
+    /// Peers can come from now on.
+    pub(crate) fn serving(&self) {
+        self.set_phase(Phase::Serving);
+        self.engine.serving();
     }
 
     pub(crate) fn set_phase(&self, phase: Phase) {
@@ -137,14 +203,13 @@ impl ServerHandle {
         &self.0
     }
 
-    /// A keyspace, as this principal sees it: what it may not do is refused there, and nowhere else. A session of its own,
+    /// A keyspace, as this peer sees it: what it may not do is refused there, and nowhere else. A session of its own,
     /// which ends when the last clone is dropped: its keys with session lifetime go then, at once. To be held for as long
     /// as something is done with it, not made for each call.
     #[must_use]
-    pub fn storage_as(&self, principal: &Principal, keyspace: &Keyspace) -> Arc<dyn Storage> {
-        let Shared { engine, tasks, .. } = &*self.0;
-        let session = engine.open_session(principal.as_str(), keyspace);
-        Arc::new(GatewayStorage::new(session, tasks))
+    pub fn storage_as(&self, identity: &Identity, keyspace: &Keyspace) -> Arc<dyn Storage> {
+        let session = self.0.open_session(identity, keyspace);
+        Arc::new(GatewayStorage::new(session, &self.0.tasks))
     }
 
     /// What requests to storage may ask.

@@ -7,6 +7,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::family::Family;
 
+use crate::auth::AccessControl;
 use crate::limits::budget::Budgets;
 use crate::logging;
 use crate::metrics::{Gauge, Labels, Look};
@@ -22,6 +23,7 @@ pub(super) struct Outer {
     pub(super) budgets: Arc<Budgets>,
     /// Of the server's certificate; `None` without TLS.
     pub(super) certificate: Option<Validity>,
+    pub(super) access: Arc<AccessControl>,
 }
 
 impl Collector for Outer {
@@ -44,6 +46,28 @@ impl Collector for Outer {
                 validity.until,
             )?;
         }
+        let access = &self.access;
+        look.gauge(
+            "storage_tokens",
+            "Tokens that are good.",
+            access.tokens_len(),
+        )?;
+        look.gauge(
+            "storage_access_rules",
+            "Access rules, of the configuration and stored.",
+            access.rules().rules().count(),
+        )?;
+        let logins = access.logins();
+        look.counter(
+            "storage_login_hashes",
+            "Passwords that were hashed to check a login.",
+            logins.hashes_run(),
+        )?;
+        look.gauge(
+            "storage_login_keys",
+            "Users and addresses that are remembered for the limits of failed logins.",
+            logins.keys(),
+        )?;
         let log = logging::counts();
         look.counter(
             "storage_log_lines_dropped",
@@ -79,6 +103,7 @@ mod tests {
     use storage_protocol::StorageError;
 
     use super::*;
+    use crate::auth::Configured;
     use crate::config::ServerLimits;
     use crate::metrics::{Metrics, RefusedLabel, RequestLabel, encoded};
 
@@ -94,6 +119,7 @@ mod tests {
             connections: Connections::new(1, 1),
             budgets,
             certificate: None,
+            access: AccessControl::new(Configured::default()).unwrap(),
         };
         registry.register_collector(Box::new(outer));
         let out = encoded(&registry);

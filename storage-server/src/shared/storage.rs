@@ -77,7 +77,7 @@ mod tests {
 
     use storage_protocol::{Keyspace, Lifetime, StorageExt};
 
-    use crate::auth::Principal;
+    use crate::auth::{Identity, Principal};
     use crate::shared::ServerHandle;
     use crate::testing::{KEYSPACE, MemoryEngine, server};
 
@@ -87,7 +87,8 @@ mod tests {
     async fn what_lives_as_long_as_its_session_goes_with_the_last_handle() {
         let shared = server(&MemoryEngine::new(), |_| {});
         let server = ServerHandle::new(&shared);
-        let (user, keyspace) = (Principal::user("ann").unwrap(), Keyspace::new(KEYSPACE));
+        let user = Identity::vouched(Principal::user("ann").unwrap());
+        let keyspace = Keyspace::new(KEYSPACE);
         let keyspace = keyspace.unwrap();
         let storage = server.storage_as(&user, &keyspace);
         let batch = Batch::new().put_with("here", "1", Lifetime::Session);

@@ -27,6 +27,7 @@ use super::closing::answer_close;
 use super::metered::Metered;
 use super::unfinished::{PROGRESS_BYTES, Unfinished};
 use super::{Close, Departure, Dialect, Heartbeat, Peer};
+use crate::auth::LivePeer;
 use crate::config::Timeouts;
 use crate::limits::budget::{Permit, SessionSlot};
 use crate::metrics::{ClosedLabel, Gauge};
@@ -84,6 +85,8 @@ struct Driver<'a, S, D> {
     timer: Pin<Box<Sleep>>,
     drain: Pin<Box<WaitForCancellationFutureOwned>>,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Why it is cut.
+    live: Arc<LivePeer>,
     draining: bool,
 }
 
@@ -121,7 +124,7 @@ where
             slot,
             open,
             drain,
-            cut,
+            live,
             ..
         } = peer;
         let open = Open::of(open);
@@ -143,7 +146,8 @@ where
             stuck: None,
             timer: Box::pin(tokio::time::sleep_until(now.into())),
             drain: Box::pin(drain.cancelled_owned()),
-            cut: Box::pin(cut.clone().cancelled_owned()),
+            cut: Box::pin(live.cut().clone().cancelled_owned()),
+            live: live.clone(),
             slot,
             draining: false,
         };
@@ -168,7 +172,7 @@ where
                     answered = answering => if let Err(close) = answered {
                         note(&shared, &close);
                     },
-                    () = cut.cancelled() => {}
+                    () = live.cut().cancelled() => {}
                 }
             }
             End::Broken(error) => tracing::debug!(%error, "the connection broke"),
@@ -254,7 +258,7 @@ where
             self.dialect.drain();
         }
         if self.cut.as_mut().poll(cx).is_ready() {
-            return Err(Close::going_away().into());
+            return Err(self.live.close().into());
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::Principal;
+use crate::auth::{Identity, LivePeer};
 use crate::config::Timeouts;
 use crate::limits::budget::{Budget, SessionSlot};
 use crate::metrics::{ClosedLabel, Gauge};
@@ -32,8 +32,8 @@ const CLOSE_REASON_BYTES_MAX: usize = 123;
 /// A peer whose session begins.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    pub(crate) principal: Principal,
-    /// Until then it must have logged in, or sent Hello.
+    pub(crate) identity: Identity,
+    /// Until then it must have said who it is, or Hello.
     pub(crate) deadline: Instant,
     /// Its slot among the sessions, until the session ends, with the bounds of its principal.
     pub(crate) slot: SessionSlot,
@@ -41,8 +41,8 @@ pub(crate) struct Peer {
     pub(crate) open: Gauge,
     /// Cancelled when the server shuts down.
     pub(crate) drain: CancellationToken,
-    /// Cancelled to close the connection at once.
-    pub(crate) cut: CancellationToken,
+    /// Closes it at once, at a shutdown or when it is not let in any more.
+    pub(crate) live: Arc<LivePeer>,
 }
 
 /// Why the server closes a connection: a code of the WebSocket protocol and a text, of which a close frame carries 123

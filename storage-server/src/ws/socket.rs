@@ -19,7 +19,7 @@ pub use tokio_tungstenite::tungstenite::Utf8Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::{Close, Departure, Dialect, Heartbeat, Peer, close_code};
-use crate::auth::Principal;
+use crate::auth::{Identity, LivePeer};
 use crate::config::Timeouts;
 use crate::limits::budget::{Budget, Permit, SessionSlot};
 use crate::metrics::ClosedLabel;
@@ -133,6 +133,7 @@ pub struct WebSocket {
     server: ServerHandle,
     /// Its permit among all sessions, whoever the peer is.
     place: Arc<Permit>,
+    live: Arc<LivePeer>,
 }
 
 #[derive(Debug)]
@@ -140,7 +141,7 @@ struct Pipe(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
-    principal: Principal,
+    identity: Identity,
     /// Taken by a login, and not yet by the connection.
     slot: Option<SessionSlot>,
     is_logged_in: bool,
@@ -209,28 +210,29 @@ fn wake(waiting: &mut Vec<Waker>) {
 impl WebSocket {
     /// Who the peer is: by its certificate, or by the last [`WebSocket::log_in`].
     #[must_use]
-    pub fn principal(&self) -> Principal {
-        self.pipe.state().principal.clone()
+    pub fn identity(&self) -> Identity {
+        self.pipe.state().identity.clone()
     }
 
     /// A keyspace, as the peer sees it: see [`ServerHandle::storage_as`].
     #[must_use]
     pub fn storage(&self, keyspace: &Keyspace) -> Arc<dyn Storage> {
-        self.server.storage_as(&self.principal(), keyspace)
+        self.server.storage_as(&self.identity(), keyspace)
     }
 
-    /// The peer has proven to be this principal: its connection counts as one of it from now on. Can be called again.
+    /// The peer has proven who it is: its connection counts as one of that principal from now on. Can be called again.
     ///
     /// # Errors
     /// [`LoginError`]: the principal has as many connections as it may have; nothing is changed then.
-    pub fn log_in(&self, principal: Principal) -> Result<(), LoginError> {
+    pub fn log_in(&self, identity: Identity) -> Result<(), LoginError> {
         let mut state = self.pipe.state();
-        if state.principal != principal {
+        if state.identity.principal() != identity.principal() {
             let slots = &self.server.shared().slots;
-            let slot = slots.take_with(principal.as_str(), &self.place);
+            let slot = slots.take_with(identity.principal().as_str(), &self.place);
             state.slot = Some(slot.map_err(LoginError)?);
-            state.principal = principal;
         }
+        self.live.set_identity(identity.clone());
+        state.identity = identity;
         state.is_logged_in = true;
         state.has_moved(None);
         Ok(())
@@ -320,7 +322,7 @@ impl Task {
         let message_bytes_max = limits.message_bytes_max;
         let (outbox, inbox_permit) = budgets_of(&peer.slot, limits.outbox_bytes_max);
         let pipe = Arc::new(Pipe(Mutex::new(State {
-            principal: peer.principal.clone(),
+            identity: peer.identity.clone(),
             slot: None,
             is_logged_in: !options.login,
             inbox: VecDeque::new(),
@@ -340,6 +342,7 @@ impl Task {
             pipe: pipe.clone(),
             server: ServerHandle::new(shared),
             place: peer.slot.place_among_all().clone(),
+            live: peer.live.clone(),
         };
         Self {
             handler: Some(start(socket)),
@@ -354,7 +357,7 @@ impl Task {
             draining: false,
             closing: false,
             drain: shared.config.timeouts.drain,
-            cut: peer.cut.clone(),
+            cut: peer.live.cut().clone(),
             options,
             pipe,
         }

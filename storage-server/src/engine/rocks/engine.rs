@@ -245,6 +245,10 @@ impl Engine for RocksEngine {
         self.position()
     }
 
+    fn has_keyspace(&self, keyspace: &Keyspace) -> bool {
+        self.shared.store.has_keyspace(keyspace)
+    }
+
     fn serving(&self) {
         // All that is lost now was lost before the start, which may have taken longer than the grace.
         let now = self.shared.store.now();

@@ -20,19 +20,7 @@ use crate::engine::rocks::read::{RocksScan, ScanCursor, get, get_in_memory};
 use crate::engine::rocks::sessions::{Handle, SessionState};
 use crate::engine::rocks::watch::{EveryWatch, LatestWatch};
 use crate::engine::rocks::{EngineShared, SERVER, closed};
-use crate::engine::{Room, Session, SessionStorage, fingerprint};
-
-/// The room of a caller that bounds what it reads itself.
-#[derive(Debug)]
-struct Unbounded;
-
-impl Room for Unbounded {
-    fn take(&self, _: usize) -> bool {
-        true
-    }
-
-    fn give_back(&self, _: usize) {}
-}
+use crate::engine::{Room, Session, SessionStorage, Unbounded, fingerprint};
 
 /// A session's handle to one keyspace.
 #[derive(Debug)]
@@ -189,7 +177,8 @@ impl Storage for RocksSession {
     }
 
     async fn scan(&self, range: KeyRange, options: ScanOptions) -> Result<Scan> {
-        self.scan_into(range, options, Arc::new(Unbounded)).await
+        self.scan_into(vec![range], options, Arc::new(Unbounded))
+            .await
     }
 
     async fn commit(&self, batch: Batch, options: CommitOptions) -> Result<Position> {
@@ -305,6 +294,10 @@ impl Session for RocksSession {
         }
     }
 
+    fn revoke(&self) {
+        self.handle.fence.cancel();
+    }
+
     async fn end(&self) -> Result<()> {
         // First no more commits, then what they left: the look at the keys finds everything that was let in.
         let answer = self.queue(Task::End, 64)?;
@@ -355,12 +348,14 @@ impl SessionStorage for RocksSession {
 
     async fn scan_into(
         &self,
-        range: KeyRange,
+        ranges: Vec<KeyRange>,
         options: ScanOptions,
         room: Arc<dyn Room>,
     ) -> Result<Scan> {
         let limits = &self.shared.store.options.limits;
-        range.check_bounds(limits.key_bytes_max)?;
+        for range in &ranges {
+            range.check_bounds(limits.key_bytes_max)?;
+        }
         let place = take_place(&self.scans, Limit::Scans, limits.scans_max)?;
         let newer_than = options
             .newer_than
@@ -377,7 +372,7 @@ impl SessionStorage for RocksSession {
             let Some(id) = keyspace.id() else {
                 return Ok((snapshot, None));
             };
-            let mut cursor = ScanCursor::new(id, &range, options, newer_than);
+            let mut cursor = ScanCursor::new(id, &ranges, options, newer_than);
             snapshot.read(|snapshot| cursor.ask_index(snapshot, id, &shared.scan_rows))?;
             Ok((snapshot, Some(cursor)))
         };

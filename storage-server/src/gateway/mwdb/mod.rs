@@ -213,8 +213,7 @@ impl Mwdb {
         keyspace: &Keyspace,
         common: &Arc<Common>,
     ) -> Self {
-        let principal = peer.principal.as_str();
-        let session = shared.engine.open_session(principal, keyspace);
+        let session = shared.open_session(&peer.identity, keyspace);
         let storage = session.clone().storage();
         let watched = storage.clone();
         let opening: OpeningWatch = Box::pin(async move {
@@ -230,7 +229,7 @@ impl Mwdb {
         };
         let in_flight = Budget::within(&budgets.in_flight, Limit::BytesInFlight, QUEUED_BYTES_MAX);
         Self {
-            prefix: Prefix::new(shared.engine.clone(), principal),
+            prefix: Prefix::new(shared, &peer.identity),
             pushes: Pushes::new(outbox_max, &room.outbox, &budgets.outbox_once),
             opening: Some(opening),
             queue: VecDeque::new(),

@@ -13,8 +13,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use storage_protocol::{Key, Keyspace, StorageExt};
 
-use crate::engine::{Engine, Session, SessionStorage};
+use crate::auth::Identity;
+use crate::engine::{Session, SessionStorage};
 use crate::limits::budget::Permit;
+use crate::shared::Shared;
 
 /// Where the reservations are.
 const KEYSPACE: &str = "mwdb.prefixes";
@@ -40,19 +42,19 @@ pub(super) struct Asked {
 
 /// See the module.
 pub(super) struct Prefix {
-    engine: Arc<dyn Engine>,
-    principal: String,
-    /// The session that holds the reservation.
+    shared: Arc<Shared>,
+    identity: Identity,
+    /// The session that holds the lease.
     session: Option<Arc<dyn Session>>,
     state: State,
     asked: VecDeque<Asked>,
 }
 
 impl Prefix {
-    pub(super) fn new(engine: Arc<dyn Engine>, principal: &str) -> Self {
+    pub(super) fn new(shared: &Arc<Shared>, identity: &Identity) -> Self {
         Self {
-            engine,
-            principal: principal.to_owned(),
+            shared: shared.clone(),
+            identity: identity.clone(),
             session: None,
             state: State::Idle,
             asked: VecDeque::new(),
@@ -67,7 +69,7 @@ impl Prefix {
         });
         if matches!(self.state, State::Idle) {
             let keyspace = Keyspace::new(KEYSPACE).expect("the name follows the rule");
-            let session = self.engine.open_session(&self.principal, &keyspace);
+            let session = self.shared.open_session(&self.identity, &keyspace);
             self.session = Some(session.clone());
             self.state = State::Reserving(Box::pin(reserve(session.storage())));
         }

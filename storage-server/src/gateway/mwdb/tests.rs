@@ -10,7 +10,7 @@ use storage_protocol::{Keyspace, StorageExt};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::{Common, Mwdb, MwdbGateway};
-use crate::auth::Principal;
+use crate::auth::Identity;
 use crate::config::ServerConfig;
 use crate::engine::Engine;
 use crate::gateway::Gateway;
@@ -392,8 +392,8 @@ async fn a_principal_that_queues_all_it_can_leaves_the_others_their_half() {
     let (request, answer) = long_get(90_000);
     let (common, mut sessions) = (Arc::default(), Vec::new());
     for _ in 0..SESSIONS {
-        let principal = Principal::anonymous();
-        let mut running = start_in(shared.clone(), engine.clone(), principal, of(&common));
+        let identity = Identity::anonymous();
+        let mut running = start_in(shared.clone(), engine.clone(), identity, of(&common));
         send_bytes(&mut running.client, request.clone()).await;
         silence_or_close(&mut running.client).await;
         sessions.push(running);
@@ -485,8 +485,8 @@ async fn a_save_that_many_are_to_be_pushed_counts_once() {
     });
     let (common, mut sessions) = (Arc::default(), Vec::new());
     for _ in 0..SESSIONS {
-        let principal = Principal::anonymous();
-        let mut running = start_in(shared.clone(), engine.clone(), principal, of(&common));
+        let identity = Identity::anonymous();
+        let mut running = start_in(shared.clone(), engine.clone(), identity, of(&common));
         send(&mut running.client, "\x06C").await;
         receive(&mut running.client).await;
         sessions.push(running);

@@ -40,12 +40,11 @@ impl Native {
             return Ok(());
         };
         tracing::debug!(agent = ?agent, incarnation = hello.incarnation, "session to be resumed");
-        let engine = self.shared.engine.clone();
-        let (principal, keyspace) = (self.principal.clone(), self.keyspace.clone());
+        let shared = self.shared.clone();
+        let (identity, keyspace) = (self.identity.clone(), self.keyspace.clone());
         let incarnation = hello.incarnation;
         let attempt = Box::pin(async move {
-            let principal = principal.as_str();
-            let resumed = engine.resume_session(principal, &keyspace, id, incarnation);
+            let resumed = shared.resume_session(&identity, &keyspace, id, incarnation);
             resumed.await
         });
         self.handshake.resuming = Some(Resuming { hello, attempt });
@@ -53,8 +52,7 @@ impl Native {
     }
 
     pub(super) fn open_session(&self) -> Arc<dyn Session> {
-        let principal = self.principal.as_str();
-        self.shared.engine.open_session(principal, &self.keyspace)
+        self.shared.open_session(&self.identity, &self.keyspace)
     }
 
     pub(super) fn poll_resuming(
@@ -108,7 +106,7 @@ impl Native {
             session: session.id(),
             executed,
             lapsed,
-            principal: self.principal.to_string(),
+            principal: self.identity.to_string(),
             heartbeat: timeouts.heartbeat,
             silence: timeouts.silence,
             grace: timeouts.session_grace,

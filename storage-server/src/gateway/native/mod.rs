@@ -49,7 +49,7 @@ use self::order::Order;
 use self::reads::{Lane, Read, Reads};
 use self::scans::{Scans, Turn};
 use self::watches::{Terms, Watches};
-use crate::auth::Principal;
+use crate::auth::Identity;
 use crate::engine::{Session, SessionStorage};
 use crate::limits::budget::{Budget, Permit};
 use crate::limits::room::AnswerRoom;
@@ -199,7 +199,7 @@ struct Watching {
 /// One connection, and the session that it is attached to.
 pub(crate) struct Native {
     shared: Arc<Shared>,
-    principal: Principal,
+    identity: Identity,
     keyspace: Keyspace,
     handshake: Handshake,
     attached: Option<Attached>,
@@ -223,7 +223,7 @@ impl Native {
         let budgets = peer.slot.budgets();
         let outbox = Budget::within(&budgets.outbox, Limit::Outbox, all.outbox_bytes_max);
         Self {
-            principal: peer.principal.clone(),
+            identity: peer.identity.clone(),
             keyspace,
             handshake: Handshake {
                 deadline: peer.deadline,

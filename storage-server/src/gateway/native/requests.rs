@@ -271,7 +271,7 @@ impl Request<'_> {
         let storage = self.storage.clone();
         let room = AnswerRoom::new(&self.native.outgoing.budget, lane.reach());
         let first = async move {
-            let scan = storage.scan_into(range, options, room.room()).await?;
+            let scan = storage.scan_into(vec![range], options, room.room()).await?;
             page(RequestLabel::Scan, number, OpenScan { scan, room }).await
         };
         self.start(cx, RequestLabel::Scan, Some(lane), Some(number), first);

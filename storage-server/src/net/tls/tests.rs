@@ -92,7 +92,13 @@ async fn handshake(tls: &Tls, client: &Arc<ClientConfig>) -> Result<(String, boo
             let _ = accepted.stream.write_u8(1).await;
             let _ = accepted.stream.flush().await;
             peer.await.unwrap();
-            Ok((accepted.principal.unwrap().to_string(), accepted.resumed))
+            Ok((
+                accepted
+                    .identity
+                    .unwrap()
+                    .map_or("anonymous".to_owned(), |identity| identity.to_string()),
+                accepted.resumed,
+            ))
         }
         Err(error) => Err(error.to_string()),
     }

@@ -6,6 +6,7 @@ use tokio_tungstenite::tungstenite::Message as Frame;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 
 use super::*;
+use crate::auth::Principal;
 use crate::config::ServerConfig;
 use crate::testing::{MemoryEngine, Running, start};
 
@@ -177,9 +178,9 @@ async fn who_does_not_log_in_is_closed_and_who_does_counts_as_who_it_is() {
 
     let mut running = serve(quick, options, async |socket| {
         while let Some(Message::Text(name)) = socket.receive().await {
-            let principal = Principal::user(&name).unwrap();
-            let answer = match socket.log_in(principal) {
-                Ok(()) => socket.principal().to_string(),
+            let identity = Identity::vouched(Principal::user(&name).unwrap());
+            let answer = match socket.log_in(identity) {
+                Ok(()) => socket.identity().to_string(),
                 Err(error) => error.to_string(),
             };
             socket.send(Message::text(answer)).await.unwrap();
@@ -405,8 +406,8 @@ async fn a_login_needs_no_second_place() {
     let mut running = serve(full, options, async |socket| {
         for _ in 0..2 {
             socket.receive().await.unwrap();
-            let principal = Principal::user("ann").unwrap();
-            let answer = socket.log_in(principal).map_err(|error| error.to_string());
+            let identity = Identity::vouched(Principal::user("ann").unwrap());
+            let answer = socket.log_in(identity).map_err(|error| error.to_string());
             let answer = Message::text(format!("{answer:?}"));
             socket.send(answer).await.unwrap();
         }

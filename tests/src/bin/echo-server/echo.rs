@@ -112,12 +112,13 @@ async fn converse(socket: WebSocket, echoed: Counter) -> Result<(), Close> {
     };
     let name = first.strip_prefix("login ").unwrap_or_default();
     let principal = Principal::user(name).map_err(|error| policy(&error))?;
-    let logged_in = socket.log_in(principal.clone());
+    let identity = Identity::vouched(principal);
+    let logged_in = socket.log_in(identity.clone());
     logged_in.map_err(|error| policy(&error))?;
     let storage = socket.storage(&keyspace());
     let watch = storage.watch(KeyRange::all(), WatchOptions::default());
     let mut watch = watch.await.map_err(failed)?;
-    let mut said = Message::text(principal.to_string());
+    let mut said = Message::text(identity.to_string());
     while socket.send(said).await.is_ok() {
         said = tokio::select! {
             message = socket.receive() => match message {

@@ -21,9 +21,8 @@ const CHANGED_BYTES_MAX: usize = 8 << 20;
 /// What a scan has yet to read, on a snapshot that the caller holds.
 #[derive(Debug)]
 pub(crate) struct ScanCursor {
-    /// Row keys: the next page lies in `start..end`.
-    start: Vec<u8>,
-    end: Vec<u8>,
+    /// What is left of the ranges, as row keys from..to, rising and apart.
+    ranges: VecDeque<(Vec<u8>, Vec<u8>)>,
     options: ScanOptions,
     /// Only entries newer than this, tombstones included.
     newer_than: Option<Revision>,
@@ -39,20 +38,21 @@ pub(crate) struct ScanCursor {
 impl ScanCursor {
     pub(crate) fn new(
         keyspace: KeyspaceId,
-        range: &KeyRange,
+        ranges: &[KeyRange],
         options: ScanOptions,
         newer_than: Option<Revision>,
     ) -> Self {
-        let end = match &range.end {
-            Some(end) => entry_key(keyspace, end),
-            None => keyspace_end(Table::Entries, keyspace),
-        };
-        let start = entry_key(keyspace, &range.start);
-        let end = end.max(start.clone());
+        let rows = ranges.iter().map(|range| {
+            let end = match &range.end {
+                Some(end) => entry_key(keyspace, end),
+                None => keyspace_end(Table::Entries, keyspace),
+            };
+            (entry_key(keyspace, &range.start), end)
+        });
+        let ranges = rows.filter(|(start, end)| start < end).collect();
         let left = options.limit.unwrap_or(u64::MAX);
         Self {
-            start,
-            end,
+            ranges,
             options,
             newer_than,
             changed: None,
@@ -90,7 +90,7 @@ impl ScanCursor {
         while let Some(row_key) = rows.key() {
             let (_, key) = layout::parse_index_key(row_key)?;
             let row = entry_key(keyspace, key);
-            if row >= self.start && row < self.end {
+            if self.is_within(&row) {
                 bytes += row.len() + size_of::<Vec<u8>>();
                 changed.push(row);
             }
@@ -131,7 +131,7 @@ impl ScanCursor {
         if self.changed.is_some() {
             self.fill_from_changed(snapshot, &mut page)?;
         } else {
-            self.fill_from_range(snapshot, &mut page)?;
+            self.fill_from_ranges(snapshot, &mut page)?;
         }
         if page.is_full && page.items.is_empty() {
             return Err(no_room());
@@ -159,10 +159,44 @@ impl ScanCursor {
         Ok(())
     }
 
-    fn fill_from_range(&mut self, snapshot: &StoreSnapshot, page: &mut ScanPage<'_>) -> Result<()> {
+    fn is_within(&self, row: &[u8]) -> bool {
+        let before = self
+            .ranges
+            .partition_point(|(start, _)| start.as_slice() <= row);
+        let range = before.checked_sub(1).and_then(|at| self.ranges.get(at));
+        range.is_some_and(|(_, end)| row < end.as_slice())
+    }
+
+    fn fill_from_ranges(
+        &mut self,
+        snapshot: &StoreSnapshot,
+        page: &mut ScanPage<'_>,
+    ) -> Result<()> {
+        while self.left > 0
+            && !page.is_full
+            && let Some(range) = self.next_range()
+        {
+            self.fill_from_range(snapshot, range, page)?;
+        }
+        Ok(())
+    }
+
+    /// Takes out the range that the scan is in.
+    fn next_range(&mut self) -> Option<(Vec<u8>, Vec<u8>)> {
+        match self.options.reverse {
+            true => self.ranges.pop_back(),
+            false => self.ranges.pop_front(),
+        }
+    }
+
+    fn fill_from_range(
+        &mut self,
+        snapshot: &StoreSnapshot,
+        (start, end): (Vec<u8>, Vec<u8>),
+        page: &mut ScanPage<'_>,
+    ) -> Result<()> {
         let mut seen = None;
-        let mut rows =
-            snapshot.iterate(Table::Entries, &self.start, &self.end, self.options.reverse);
+        let mut rows = snapshot.iterate(Table::Entries, &start, &end, self.options.reverse);
         while self.left > 0
             && let Some((row_key, row)) = rows.item()
             && self.offer(page, row_key, row)?
@@ -177,8 +211,8 @@ impl ScanCursor {
             }
         }
         rows.status().map_err(|error| internal("scan", &error))?;
-        if let Some(seen) = seen {
-            self.step_over(seen);
+        if page.is_full {
+            self.put_back((start, end), seen);
         }
         Ok(())
     }
@@ -204,13 +238,17 @@ impl ScanCursor {
         Ok(taken)
     }
 
-    /// Moves the cursor past a row that was dealt with.
-    fn step_over(&mut self, mut row_key: Vec<u8>) {
+    /// Puts back what is left of a range behind the last row that was dealt with.
+    fn put_back(&mut self, (mut start, mut end): (Vec<u8>, Vec<u8>), seen: Option<Vec<u8>>) {
         if self.options.reverse {
-            self.end = row_key;
+            end = seen.unwrap_or(end);
+            self.ranges.push_back((start, end));
         } else {
-            row_key.push(0);
-            self.start = row_key;
+            if let Some(seen) = seen {
+                start = seen;
+                start.push(0);
+            }
+            self.ranges.push_front((start, end));
         }
     }
 }

@@ -110,6 +110,11 @@ impl SessionState {
         self.attached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the handle that may commit was revoked. (A fence is cancelled before only when another handle attached.)
+    pub(super) fn is_revoked(&self) -> bool {
+        self.attached().fence.is_cancelled()
+    }
+
     pub(super) fn is_attached(&self, handle: u64) -> bool {
         self.attached().number == handle
     }

@@ -28,6 +28,8 @@ impl Group<'_> {
         let is_fenced = !session.is_attached(handle);
         let reason = if is_fenced {
             "fenced: a newer incarnation of the session took over"
+        } else if session.is_revoked() {
+            "its peer is not let in any more"
         } else if session.has_ended() {
             "the session has ended"
         } else {
@@ -35,7 +37,7 @@ impl Group<'_> {
         };
         // If its number was executed, it may be the commit that was. And a commit that was sent on a fenced socket may
         // be retried on the newer one, and be executed there.
-        let may_come_again = is_fenced && repeatable;
+        let may_come_again = (is_fenced || session.is_revoked()) && repeatable;
         let was_executed = number <= session.executed.load(Ordering::Acquire);
         let outcome = if may_come_again || was_executed {
             Outcome::Unknown

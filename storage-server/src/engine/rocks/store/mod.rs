@@ -144,6 +144,16 @@ impl Store {
         })
     }
 
+    /// Whether this keyspace exists.
+    pub(crate) fn has_keyspace(&self, name: &Keyspace) -> bool {
+        let keyspaces = self
+            .keyspaces
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let state = keyspaces.by_name.get(name);
+        state.is_some_and(|state| state.row().is_some())
+    }
+
     /// All keyspaces that exist, and some that are or were named.
     pub(crate) fn keyspaces(&self) -> Vec<Arc<KeyspaceState>> {
         self.keyspaces

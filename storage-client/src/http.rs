@@ -1,0 +1,64 @@
+//! Requests to a server over HTTP, for what is not storage: users, tokens, access rules.
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use storage_protocol::{Outcome, Result, StorageError};
+
+use crate::options::ConnectOptions;
+
+/// The longest answer that is taken, in bytes.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// Sends one request to the server that the options name (the first that can be reached), with their credentials, and
+/// gives the status and the body of its answer. `path` begins with `/`; the keyspace of the URL does not matter. The
+/// whole of it has [`ConnectOptions::request_timeout`].
+///
+/// # Errors
+/// [`StorageError::ConnectFailed`]: no server was reached, nothing was sent. [`StorageError::Closed`] and
+/// [`StorageError::DeadlineExceeded`], with outcome *unknown*: the answer did not arrive.
+pub async fn request(
+    options: &ConnectOptions,
+    method: Method,
+    path: &str,
+    body: Option<Vec<u8>>,
+) -> Result<(StatusCode, Bytes)> {
+    let exchange = async {
+        let (io, host) = options.dialer().await?.dial_http().await?;
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, host);
+        if let Some(login) = &options.login {
+            let header = login.header().await;
+            let header = header.map_err(|message| StorageError::ConnectFailed { message })?;
+            request = request.header(AUTHORIZATION, header);
+        }
+        if body.is_some() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        let request = request.body(Full::new(Bytes::from(body.unwrap_or_default())));
+        let request = request.map_err(|error| StorageError::invalid(error.to_string()))?;
+        let lost = |error: &dyn std::fmt::Display| StorageError::Closed {
+            reason: format!("the server's answer did not arrive: {error}"),
+            outcome: Outcome::Unknown,
+        };
+        let shaken = hyper::client::conn::http1::handshake(TokioIo::new(io)).await;
+        let (mut sender, connection) = shaken.map_err(|error| lost(&error))?;
+        // Ends with the sender.
+        let connection = tokio::spawn(connection);
+        let answer = sender.send_request(request).await;
+        let (parts, body) = answer.map_err(|error| lost(&error))?.into_parts();
+        let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+        let body = body.map_err(|error| lost(&error))?.to_bytes();
+        drop(sender);
+        connection.abort();
+        Ok((parts.status, body))
+    };
+    let outcome = Outcome::Unknown;
+    tokio::time::timeout(options.request_timeout, exchange)
+        .await
+        .map_err(|_| StorageError::DeadlineExceeded { outcome })?
+}

@@ -1,0 +1,309 @@
+//! The rules that hold now, who goes by them, and who is let in.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{
+    Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
+};
+
+use rustls::server::danger::ClientCertVerifier;
+use storage_protocol::{Keyspace, Revision};
+use tokio_util::sync::CancellationToken;
+
+use super::credentials::chain_of;
+use super::follow::SystemRecords;
+use super::guard::Guard;
+use super::live::{Ended, LivePeer};
+use super::passwords::{LoginLimits, Logins, PasswordError};
+use super::rules::{Grants, RuleSet};
+use super::secrets::Secrets;
+use super::system::{Configured, Records, TokenRecord, User};
+use super::tokens::{Claims, TokenError, UnixSeconds};
+use super::{Identity, Proof};
+
+/// The rules that hold now. They are swapped as a whole, never changed: who asks sees those before or those after.
+///
+/// Sessions keep what they were granted, with the version that it is of, and ask again when the version has risen; those
+/// that have watches are woken for that. Invariant: the version rises behind the swap, so grants of a version are never
+/// older than it.
+#[derive(Debug)]
+pub(crate) struct AccessControl {
+    rules: RwLock<Arc<RuleSet>>,
+    version: AtomicU64,
+    /// Where the stored rules and the users come from.
+    system: SystemRecords,
+    /// The tokens that were minted and are good, by their ids.
+    tokens: RwLock<TokenRecords>,
+    /// Signing keys and passwords; not before the store was read.
+    secrets: OnceLock<Secrets>,
+    logins: Logins,
+    /// What client certificates are verified with; `None`: none is taken.
+    verifier: RwLock<Option<Verifier>>,
+    /// Sessions, for their watches.
+    guards: Mutex<Alive<Guard>>,
+    peers: Mutex<Alive<LivePeer>>,
+}
+
+/// Tokens by their ids.
+pub(super) type TokenRecords = HashMap<String, Arc<TokenRecord>>;
+
+/// Dyn-compatible and `Debug`.
+#[derive(Clone, Debug)]
+pub(crate) struct Verifier(pub(crate) Arc<dyn ClientCertVerifier>);
+
+impl std::ops::Deref for Verifier {
+    type Target = dyn ClientCertVerifier;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.0
+    }
+}
+
+/// Those of many that are still there. The others are swept out when there are twice as many as at the last sweep.
+#[derive(Debug)]
+struct Alive<T> {
+    all: Vec<Weak<T>>,
+    sweep_at: usize,
+}
+
+/// So many are kept before the first sweep.
+const SWEEP_MIN: usize = 64;
+
+impl<T> Default for Alive<T> {
+    fn default() -> Self {
+        Self {
+            all: Vec::new(),
+            sweep_at: SWEEP_MIN,
+        }
+    }
+}
+
+impl<T> Alive<T> {
+    fn add(&mut self, one: &Arc<T>) {
+        if self.all.len() >= self.sweep_at {
+            self.all.retain(|one| one.strong_count() > 0);
+            self.sweep_at = (2 * self.all.len()).max(SWEEP_MIN);
+        }
+        self.all.push(Arc::downgrade(one));
+    }
+
+    fn present(&self) -> Vec<Arc<T>> {
+        self.all.iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl AccessControl {
+    /// Until the stored rules are [loaded](AccessControl::loaded), those of the configuration hold alone.
+    ///
+    /// # Errors
+    /// The system has no random bytes.
+    pub(crate) fn new(configured: Configured) -> Result<Arc<Self>, PasswordError> {
+        let rules = Records::default().rule_set(&configured);
+        Ok(Arc::new(Self {
+            rules: RwLock::new(Arc::new(rules)),
+            version: AtomicU64::new(0),
+            system: SystemRecords::new(configured),
+            tokens: RwLock::default(),
+            secrets: OnceLock::new(),
+            logins: Logins::new(&LoginLimits::default())?,
+            verifier: RwLock::default(),
+            guards: Mutex::default(),
+            peers: Mutex::default(),
+        }))
+    }
+
+    pub(super) fn system(&self) -> &SystemRecords {
+        &self.system
+    }
+
+    pub(crate) fn logins(&self) -> &Logins {
+        &self.logins
+    }
+
+    pub(crate) fn rules(&self) -> Arc<RuleSet> {
+        read(&self.rules).clone()
+    }
+
+    /// Rises with each change.
+    pub(super) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// From the return on every call goes by these rules.
+    pub(super) fn swap(&self, rules: RuleSet) {
+        *write(&self.rules) = Arc::new(rules);
+        self.version.fetch_add(1, Ordering::AcqRel);
+        for guard in self.guards() {
+            guard.wake_watches();
+        }
+    }
+
+    /// What a peer may do in a keyspace, by the present rules.
+    pub(crate) fn grants(&self, identity: &Identity, keyspace: &Keyspace) -> Grants {
+        let principal = identity.principal().as_str();
+        let all = self.rules().grants(principal, keyspace);
+        match identity.proof() {
+            Proof::Pending => Grants::none(),
+            Proof::Token(bearer) => bearer.rules.iter().fold(all, |all, rules| {
+                all.intersect(&rules.grants(principal, keyspace))
+            }),
+            _ => all,
+        }
+    }
+
+    pub(super) fn add(&self, guard: &Arc<Guard>) {
+        let mut guards = self.guards.lock().unwrap_or_else(PoisonError::into_inner);
+        guards.add(guard);
+    }
+
+    fn guards(&self) -> Vec<Arc<Guard>> {
+        let guards = self.guards.lock().unwrap_or_else(PoisonError::into_inner);
+        guards.present()
+    }
+
+    /// A connection of this peer, which is closed when it is not let in any more. `cut`: closes it at once.
+    pub(crate) fn connected(&self, identity: Identity, cut: CancellationToken) -> Arc<LivePeer> {
+        let peer = LivePeer::new(identity, cut);
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        peers.add(&peer);
+        drop(peers);
+        peer
+    }
+
+    /// Closes those who would not be let in any more, and refuses what they have queued. Certificates are looked at for
+    /// their time alone.
+    pub(super) fn sweep(&self) {
+        self.end_those(|identity| self.check(identity));
+    }
+
+    fn end_those(&self, check: impl Fn(&Identity) -> Result<(), Ended>) {
+        let peers = {
+            let peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+            peers.present()
+        };
+        // Ordering: the connection first, which then says why; the session is fenced by the second.
+        for peer in peers {
+            if let Err(why) = check(&peer.identity()) {
+                peer.end(why);
+            }
+        }
+        for guard in self.guards() {
+            if check(guard.identity()).is_err() {
+                guard.revoke();
+            }
+        }
+    }
+
+    pub(super) fn verifier(&self) -> Option<Verifier> {
+        read(&self.verifier).clone()
+    }
+
+    /// From now on client certificates are verified so. Those who came with one that is not good any more are closed.
+    pub(crate) fn set_verifier(&self, verifier: Option<Verifier>) {
+        let is_first = {
+            let mut known = write(&self.verifier);
+            std::mem::replace(&mut *known, verifier).is_none()
+        };
+        if !is_first {
+            self.end_those(|identity| match identity.proof() {
+                Proof::Certificate { chain, .. } => self.check_chain(chain),
+                _ => Ok(()),
+            });
+        }
+    }
+
+    /// The tokens that were minted with a certificate which is not good any more.
+    pub(crate) fn tokens_of_ended_certificates(&self) -> Vec<String> {
+        let tokens = read(&self.tokens);
+        let of_certificates = tokens.iter().filter(|(_, record)| {
+            let chain = chain_of(record);
+            !chain.is_empty() && self.check_chain(&chain).is_err()
+        });
+        of_certificates.map(|(id, _)| id.clone()).collect()
+    }
+
+    pub(crate) fn token(&self, id: &str) -> Option<Arc<TokenRecord>> {
+        read(&self.tokens).get(id).cloned()
+    }
+
+    pub(crate) fn tokens_len(&self) -> usize {
+        read(&self.tokens).len()
+    }
+
+    /// All tokens that are good, by their ids.
+    pub(crate) fn all_tokens(&self) -> Vec<(String, Arc<TokenRecord>)> {
+        let tokens = read(&self.tokens);
+        let all = tokens.iter();
+        all.map(|(id, record)| (id.clone(), record.clone()))
+            .collect()
+    }
+
+    /// Takes the record of a token; `None`: it is gone. Into those that are collected, if any are.
+    pub(super) fn set_token(
+        &self,
+        id: &str,
+        json: Option<&[u8]>,
+        collected: Option<&mut TokenRecords>,
+    ) {
+        // One that cannot be read is good for nothing.
+        let record = json.and_then(|json| serde_json::from_slice(json).ok());
+        let put = |tokens: &mut TokenRecords| match record {
+            Some(record) => drop(tokens.insert(id.to_owned(), Arc::new(record))),
+            None => drop(tokens.remove(id)),
+        };
+        match collected {
+            Some(tokens) => put(tokens),
+            None => put(&mut write(&self.tokens)),
+        }
+    }
+
+    pub(super) fn swap_tokens(&self, tokens: TokenRecords) {
+        *write(&self.tokens) = tokens;
+    }
+
+    /// All users, by name.
+    pub(crate) fn users(&self) -> Vec<(String, User)> {
+        self.system.users()
+    }
+
+    /// Waits until what was committed to `system` up to there holds.
+    pub(crate) async fn wait_for(&self, revision: Revision) {
+        self.system.wait_for(revision).await;
+    }
+
+    /// The user of this name, whether it may log in or not.
+    pub(crate) fn user(&self, name: &str) -> Option<User> {
+        self.system.user(name)
+    }
+
+    pub(crate) fn secrets(&self) -> Option<&Secrets> {
+        self.secrets.get()
+    }
+
+    pub(crate) fn set_secrets(&self, secrets: Secrets) {
+        // Once, at the start.
+        let _ = self.secrets.set(secrets);
+    }
+
+    /// What a token says, if it is one of ours and its time is not over.
+    pub(super) fn verify_token(&self, token: &str) -> Result<Claims, TokenError> {
+        let secrets = self.secrets.get().ok_or(TokenError::UnknownKey)?;
+        secrets.verify(token, UnixSeconds(super::credentials::now()))
+    }
+
+    /// The stored hash of a user's password.
+    pub(super) async fn password_of(&self, user: &str) -> Result<Option<(u64, String)>, String> {
+        match self.secrets.get() {
+            Some(secrets) => secrets.password_of(user).await,
+            None => Ok(None),
+        }
+    }
+}

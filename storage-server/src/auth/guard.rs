@@ -1,0 +1,558 @@
+//! What stands between every gateway and the engine: a session's storage, cut to what its peer may do.
+//!
+//! Nobody comes to the engine past it: [`Shared`](crate::shared::Shared) opens sessions behind a [`Guard`] and gives no
+//! other ones away, and the compiler sees to it that no method of [`Storage`] is forgotten.
+//!
+//! | call | needs |
+//! | --- | --- |
+//! | get | `read` of every key; else the call is refused, whether the keys are there or not |
+//! | scan | `read`: cut to the keys that may be read; refused if that is none of the range |
+//! | commit | `write` of every key that is put, removed or signalled, of the prefix of a stamped one; `read` of checked keys, and of all if it asks for previous values; the commit that makes a keyspace, where there are rules, `admin` of it |
+//! | watch | `watch`: cut to the keys that may be watched; refused if that is none of the range |
+//!
+//! Watches and scans go by the grants they began with. When these change for their range they end with
+//! [`StorageError::AccessChanged`]: what was told is not to be trusted any more, and their reader begins anew.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+
+use async_trait::async_trait;
+use futures_util::Stream;
+use storage_protocol::{
+    Batch, CommitOptions, Entry, Key, KeyRange, Keyspace, Limits, Operation, Position, Reading,
+    Result, Scan, ScanItem, ScanOptions, ScanSource, SessionId, Storage, StorageError, Watch,
+    WatchEvent, WatchOptions, WatchSource, WatchStatus,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::Identity;
+use super::control::AccessControl;
+use super::rules::{Cut, Grants, Permission, SYSTEM};
+use super::text::quoted_key;
+use crate::engine::{Engine, Room, Session, SessionStorage, Unbounded};
+
+/// A session of a peer, whose storage is guarded.
+#[derive(Debug)]
+pub(crate) struct GuardedSession {
+    session: Arc<dyn Session>,
+    guard: Arc<Guard>,
+}
+
+/// See the module. One for each session, shared by its watches.
+#[derive(Debug)]
+pub(crate) struct Guard {
+    control: Arc<AccessControl>,
+    engine: Arc<dyn Engine>,
+    session: Arc<dyn Session>,
+    storage: Arc<dyn SessionStorage>,
+    identity: Identity,
+    keyspace: Keyspace,
+    /// Its peer is not let in any more.
+    revoked: AtomicBool,
+    /// Whether it is the keyspace of the rules themselves.
+    is_system: bool,
+    /// Whether the keyspace was seen to be there: it stays.
+    exists: AtomicBool,
+    /// What the peer was granted by the rules of this version.
+    grants: Mutex<(u64, Arc<Grants>)>,
+    watches: Mutex<Watches>,
+}
+
+/// Who is to look again when the rules change.
+#[derive(Debug, Default)]
+struct Watches {
+    next_id: u64,
+    wakers: HashMap<u64, Waker>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl GuardedSession {
+    pub(crate) fn new(
+        control: &Arc<AccessControl>,
+        engine: &Arc<dyn Engine>,
+        session: Arc<dyn Session>,
+        identity: &Identity,
+        keyspace: &Keyspace,
+    ) -> Arc<Self> {
+        // Ordering: the version first, see `AccessControl`.
+        let version = control.version();
+        let grants = Arc::new(control.grants(identity, keyspace));
+        let guard = Arc::new(Guard {
+            control: control.clone(),
+            engine: engine.clone(),
+            storage: session.clone().storage(),
+            session: session.clone(),
+            identity: identity.clone(),
+            keyspace: keyspace.clone(),
+            revoked: AtomicBool::new(false),
+            is_system: keyspace.as_str() == SYSTEM,
+            exists: AtomicBool::new(false),
+            grants: Mutex::new((version, grants)),
+            watches: Mutex::default(),
+        });
+        control.add(&guard);
+        Arc::new(Self { session, guard })
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl Session for GuardedSession {
+    fn id(&self) -> SessionId {
+        self.session.id()
+    }
+
+    fn storage(self: Arc<Self>) -> Arc<dyn SessionStorage> {
+        Arc::new(Guarded(self.guard.clone()))
+    }
+
+    fn executed(&self) -> u64 {
+        self.session.executed()
+    }
+
+    fn keys_expired(&self) -> bool {
+        self.session.keys_expired()
+    }
+
+    fn acknowledge_expiry(&self) {
+        self.session.acknowledge_expiry();
+    }
+
+    fn fenced(&self) -> CancellationToken {
+        self.session.fenced()
+    }
+
+    fn lose(&self) {
+        self.session.lose();
+    }
+
+    fn revoke(&self) {
+        self.session.revoke();
+    }
+
+    async fn end(&self) -> Result<()> {
+        self.session.end().await
+    }
+}
+
+impl Guard {
+    /// What the peer may do now.
+    ///
+    /// # Errors
+    /// Nothing: it is not let in any more.
+    fn grants(&self) -> Result<Arc<Grants>> {
+        self.control.check(&self.identity).map_err(|why| {
+            let message = format!("{} is not let in any more: {why}", self.identity);
+            StorageError::AccessDenied { message }
+        })?;
+        let version = self.control.version();
+        let mut grants = lock(&self.grants);
+        if grants.0 != version {
+            let now = self.control.grants(&self.identity, &self.keyspace);
+            // Those who keep them compare by address first.
+            let now = match now == *grants.1 {
+                true => grants.1.clone(),
+                false => Arc::new(now),
+            };
+            *grants = (version, now);
+        }
+        Ok(grants.1.clone())
+    }
+
+    fn denied(&self, permission: Permission, what: &str) -> StorageError {
+        let message = format!(
+            "{} may not {permission} {what} of the keyspace {}",
+            self.identity, self.keyspace
+        );
+        tracing::debug!(%message, "access denied");
+        StorageError::AccessDenied { message }
+    }
+
+    fn check(&self, grants: &Grants, permission: Permission, key: &[u8]) -> Result<()> {
+        match grants.allows(permission, key) {
+            true => Ok(()),
+            false => {
+                let key = format!("the key {}", quoted_key(key));
+                Err(self.denied(permission, &key))
+            }
+        }
+    }
+
+    fn check_reads(&self, keys: &[Key]) -> Result<()> {
+        let grants = self.grants()?;
+        let mut keys = keys.iter();
+        match grants.read.is_all() {
+            true => Ok(()),
+            false => keys.try_for_each(|key| self.check(&grants, Permission::Read, key)),
+        }
+    }
+
+    /// What may be read of ranges.
+    fn cut_reads(&self, ranges: &[KeyRange]) -> Result<Vec<KeyRange>> {
+        let read = &self.grants()?.read;
+        Ok(match read.is_all() {
+            true => ranges.to_vec(),
+            false => {
+                let cuts = ranges.iter().map(|range| read.cut(range));
+                cuts.flat_map(|cut| cut.parts().to_vec()).collect()
+            }
+        })
+    }
+
+    async fn scan(
+        self: &Arc<Self>,
+        ranges: Vec<KeyRange>,
+        options: ScanOptions,
+        room: Arc<dyn Room>,
+    ) -> Result<Scan> {
+        // Ordering: the version first. A change from here on is seen by the scan.
+        let version = self.control.version();
+        let parts = self.cut_reads(&ranges)?;
+        // A range without keys is refused to nobody.
+        if parts.is_empty() && !ranges.iter().all(KeyRange::is_empty) {
+            return Err(self.denied(Permission::Read, "any key of this range"));
+        }
+        let inner = self.storage.scan_into(parts.clone(), options, room).await?;
+        let guarded = GuardedScan {
+            guard: self.clone(),
+            ranges,
+            parts,
+            version,
+            position: inner.position(),
+            inner,
+        };
+        Ok(Scan::new(guarded.position, Box::new(guarded)))
+    }
+
+    fn check_commit(&self, batch: &Batch, options: &CommitOptions) -> Result<()> {
+        let grants = self.grants()?;
+        if !grants.write.is_all() {
+            for operation in &batch.operations {
+                self.check(&grants, Permission::Write, written(operation))?;
+            }
+        }
+        // Behind the rights to its keys: who has none does not learn whether the keyspace is there.
+        if !grants.admin && self.creates_keyspace() && self.control.rules().has_rules() {
+            let message = format!(
+                "the keyspace {} is not there, and {} may not create it: that needs \"admin\" of it",
+                self.keyspace, self.identity
+            );
+            return Err(StorageError::AccessDenied { message });
+        }
+        if !grants.read.is_all() {
+            for check in &batch.checks {
+                self.check(&grants, Permission::Read, &check.key)?;
+            }
+            if options.with_previous {
+                for operation in &batch.operations {
+                    self.check(&grants, Permission::Read, written(operation))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn creates_keyspace(&self) -> bool {
+        if self.exists.load(Ordering::Relaxed) {
+            return false;
+        }
+        let exists = self.engine.has_keyspace(&self.keyspace);
+        self.exists.store(exists, Ordering::Relaxed);
+        !exists
+    }
+
+    pub(super) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The peer is not let in any more: what it has queued is not executed.
+    pub(super) fn revoke(&self) {
+        if !self.revoked.swap(true, Ordering::AcqRel) {
+            self.session.revoke();
+            self.wake_watches();
+        }
+    }
+
+    fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::Acquire)
+    }
+
+    /// The rules have changed.
+    pub(super) fn wake_watches(&self) {
+        let wakers = std::mem::take(&mut lock(&self.watches).wakers);
+        for (_, waker) in wakers {
+            waker.wake();
+        }
+    }
+
+    async fn watch(self: &Arc<Self>, range: KeyRange, options: WatchOptions) -> Result<Watch> {
+        // Ordering: the version first. A change from here on is seen by the watch.
+        let version = self.control.version();
+        let grants = self.grants()?;
+        let cut = match range.is_empty() {
+            true => Cut::One(range.clone()),
+            false => grants.watch.cut(&range),
+        };
+        let Some(hull) = cut.hull().cloned() else {
+            return Err(self.denied(Permission::Watch, "any key of this range"));
+        };
+        let inner = self.storage.watch(hull, options).await?;
+        let start = inner.start();
+        let id = {
+            let mut watches = lock(&self.watches);
+            watches.next_id += 1;
+            watches.next_id
+        };
+        let guarded = GuardedWatch {
+            inner,
+            guard: self.clone(),
+            id,
+            range,
+            cut,
+            version,
+            changed: false,
+        };
+        Ok(Watch::new(start, Box::new(guarded)))
+    }
+}
+
+/// What has to be writable: of a stamped key, all keys that it can become.
+fn written(operation: &Operation) -> &[u8] {
+    // For a stamped key this is its prefix. A grant's prefix that begins it begins all of them.
+    operation.key()
+}
+
+/// The storage of a session, as its peer may use it.
+#[derive(Debug)]
+struct Guarded(Arc<Guard>);
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl Storage for Guarded {
+    async fn get(&self, keys: &[Key]) -> Result<Reading<Vec<Option<Entry>>>> {
+        self.0.check_reads(keys)?;
+        self.0.storage.get(keys).await
+    }
+
+    async fn scan(&self, range: KeyRange, options: ScanOptions) -> Result<Scan> {
+        self.0.scan(vec![range], options, Arc::new(Unbounded)).await
+    }
+
+    async fn commit(&self, batch: Batch, options: CommitOptions) -> Result<Position> {
+        self.0.check_commit(&batch, &options)?;
+        if !self.0.is_system {
+            return self.0.storage.commit(batch, options).await;
+        }
+        let commit = self.0.storage.commit(batch.clone(), options);
+        self.0
+            .control
+            .system()
+            .checked(&batch, self.0.storage.position(), commit)
+            .await
+    }
+
+    async fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch> {
+        self.0.watch(range, options).await
+    }
+
+    async fn limits(&self) -> Result<Limits> {
+        self.0.storage.limits().await
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl SessionStorage for Guarded {
+    fn position(&self) -> Position {
+        self.0.storage.position()
+    }
+
+    async fn get_into(
+        &self,
+        keys: &[Key],
+        room: Arc<dyn Room>,
+    ) -> Result<Reading<Vec<Option<Entry>>>> {
+        self.0.check_reads(keys)?;
+        self.0.storage.get_into(keys, room).await
+    }
+
+    async fn scan_into(
+        &self,
+        ranges: Vec<KeyRange>,
+        options: ScanOptions,
+        room: Arc<dyn Room>,
+    ) -> Result<Scan> {
+        self.0.scan(ranges, options, room).await
+    }
+
+    async fn commit_numbered(
+        &self,
+        number: u64,
+        batch: Batch,
+        options: CommitOptions,
+    ) -> Result<Position> {
+        // What was executed is answered with what it did, whatever is allowed by now; nothing is executed for it.
+        let is_repeated = number <= self.0.session.executed();
+        if !is_repeated {
+            self.0.check_commit(&batch, &options)?;
+        }
+        if is_repeated || !self.0.is_system {
+            let storage = &self.0.storage;
+            return storage.commit_numbered(number, batch, options).await;
+        }
+        let commit = self
+            .0
+            .storage
+            .commit_numbered(number, batch.clone(), options);
+        self.0
+            .control
+            .system()
+            .checked(&batch, self.0.storage.position(), commit)
+            .await
+    }
+
+    async fn repeat_numbered(&self, number: u64, fingerprint: Option<u64>) -> Result<Position> {
+        self.0.storage.repeat_numbered(number, fingerprint).await
+    }
+}
+
+/// A scan as far as its peer may read.
+struct GuardedScan {
+    inner: Scan,
+    guard: Arc<Guard>,
+    /// What was asked for.
+    ranges: Vec<KeyRange>,
+    /// What is read of it.
+    parts: Vec<KeyRange>,
+    /// Of the rules that the parts are by.
+    version: u64,
+    position: Position,
+}
+
+#[async_trait]
+impl ScanSource for GuardedScan {
+    async fn next_page(&mut self) -> Result<Option<Vec<ScanItem>>> {
+        let version = self.guard.control.version();
+        if version != self.version || self.guard.is_revoked() {
+            if self.guard.cut_reads(&self.ranges)? != self.parts {
+                return Err(StorageError::AccessChanged);
+            }
+            self.version = version;
+        }
+        self.inner.next_page().await
+    }
+
+    fn is_over(&self) -> bool {
+        self.inner.is_over()
+    }
+}
+
+/// A watch as far as its peer may see.
+struct GuardedWatch {
+    inner: Watch,
+    guard: Arc<Guard>,
+    id: u64,
+    /// What was asked for.
+    range: KeyRange,
+    /// What is told of it.
+    cut: Cut,
+    /// Of the rules that the cut is by.
+    version: u64,
+    /// It has ended by a change of the grants.
+    changed: bool,
+}
+
+impl GuardedWatch {
+    /// Whether other keys may be watched than those that it tells.
+    fn has_changed(&mut self) -> bool {
+        if self.guard.is_revoked() {
+            return true;
+        }
+        let version = self.guard.control.version();
+        if version != self.version && !self.changed {
+            self.version = version;
+            let grants = self.guard.grants();
+            let now = grants.map(|grants| grants.watch.cut(&self.range));
+            self.changed = now.as_ref() != Ok(&self.cut) && !self.range.is_empty();
+        }
+        self.changed
+    }
+
+    /// The part of an event that may be seen.
+    fn visible(&self, event: WatchEvent) -> Option<WatchEvent> {
+        if !matches!(self.cut, Cut::Several { .. }) {
+            return Some(event);
+        }
+        match event {
+            WatchEvent::Commit(record) => {
+                let changes = record.changes.iter().enumerate();
+                let inside = changes.filter(|(_, change)| self.cut.contains(&change.key));
+                let places: Vec<_> = inside.map(|(place, _)| place).collect();
+                record.pick(&places).map(WatchEvent::Commit)
+            }
+            WatchEvent::State { key, .. } if !self.cut.contains(&key) => None,
+            event => Some(event),
+        }
+    }
+
+    /// It is woken when the rules change.
+    fn register(&self, waker: &Waker) {
+        let mut watches = lock(&self.guard.watches);
+        match watches.wakers.get_mut(&self.id) {
+            Some(known) => known.clone_from(waker),
+            None => {
+                watches.wakers.insert(self.id, waker.clone());
+            }
+        }
+    }
+}
+
+impl WatchSource for GuardedWatch {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<WatchEvent>>> {
+        loop {
+            if self.has_changed() {
+                return Poll::Ready(Some(Err(StorageError::AccessChanged)));
+            }
+            let polled = std::pin::Pin::new(&mut self.inner).poll_next(cx);
+            if polled.is_pending() {
+                self.register(cx.waker());
+                // Ordering: registered first. A change before that is seen here, one behind it wakes.
+                if !self.has_changed() {
+                    return Poll::Pending;
+                }
+                continue;
+            }
+            match ready!(polled) {
+                Some(Ok(event)) => {
+                    if let Some(event) = self.visible(event) {
+                        return Poll::Ready(Some(Ok(event)));
+                    }
+                }
+                ended => return Poll::Ready(ended),
+            }
+        }
+    }
+
+    fn request_progress(&mut self, token: u64) {
+        self.inner.request_progress(token);
+    }
+
+    fn park(&mut self) {
+        self.inner.park();
+    }
+
+    fn status(&self) -> WatchStatus {
+        self.inner.status()
+    }
+}
+
+impl Drop for GuardedWatch {
+    fn drop(&mut self) {
+        lock(&self.guard.watches).wakers.remove(&self.id);
+    }
+}

@@ -1,0 +1,79 @@
+//! Connections, as far as who they are may end: who is revoked or expires is out within seconds.
+
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use storage_protocol::native::close_code;
+use tokio_util::sync::CancellationToken;
+
+use super::Identity;
+use crate::metrics::ClosedLabel;
+use crate::ws::Close;
+
+/// Why a peer is not let in any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Ended {
+    #[error("certificate expired")]
+    CertificateExpired,
+    #[error("certificate revoked or not trusted any more")]
+    CertificateRevoked,
+    #[error("token expired")]
+    TokenExpired,
+    #[error("token revoked")]
+    TokenRevoked,
+    #[error("user disabled or removed")]
+    UserGone,
+    #[error("password changed")]
+    PasswordChanged,
+}
+
+/// A connection that is open: who its peer is, and how to end it.
+#[derive(Debug)]
+pub(crate) struct LivePeer {
+    identity: Mutex<Identity>,
+    cut: CancellationToken,
+    why: OnceLock<Ended>,
+}
+
+impl LivePeer {
+    /// `cut`: closes the connection at once.
+    pub(super) fn new(identity: Identity, cut: CancellationToken) -> Arc<Self> {
+        Arc::new(Self {
+            identity: Mutex::new(identity),
+            cut,
+            why: OnceLock::new(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Identity> {
+        self.identity.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn identity(&self) -> Identity {
+        self.lock().clone()
+    }
+
+    /// Its peer has said who it is.
+    pub(crate) fn set_identity(&self, identity: Identity) {
+        *self.lock() = identity;
+    }
+
+    /// Cancelled when the connection is to be closed at once.
+    pub(crate) fn cut(&self) -> &CancellationToken {
+        &self.cut
+    }
+
+    pub(super) fn end(&self, why: Ended) {
+        if self.why.set(why).is_ok() {
+            tracing::info!(principal = %self.identity(), "closing a connection: {why}");
+        }
+        self.cut.cancel();
+    }
+
+    /// How the server closes the connection when it is cut.
+    pub(crate) fn close(&self) -> Close {
+        match self.why.get() {
+            Some(why) => Close::new(close_code::POLICY, ClosedLabel::Access, why.to_string()),
+            None => Close::going_away(),
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! What nobody may read: the keyspace `system.secrets`, as the server itself uses it.
+//!
+//! | key | value |
+//! | --- | --- |
+//! | `keys` | the secrets that tokens are signed with |
+//! | `instance` | the random id of this store's tokens |
+//! | `passwords/NAME` | when a user's password was set (as its record in `system` says), and its hash (Argon2id, PHC string) |
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use storage_protocol::{Batch, CommitOptions, Key, Result, Storage, StorageError, StorageExt};
+
+use tokio::sync::Mutex;
+
+use super::credentials::now;
+use super::tokens::{Claims, SigningKeys, TokenError, Tokens, UnixSeconds};
+use crate::engine::SessionStorage;
+
+const KEYS: &str = "keys";
+const INSTANCE: &str = "instance";
+
+/// The longest time that a token is good for.
+pub(crate) const TOKEN_LIFE_MAX: Duration = Duration::from_secs(400 * 24 * 3600);
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Secrets {
+    storage: Arc<dyn SessionStorage>,
+    /// `None`: no token was ever minted.
+    tokens: RwLock<Option<Tokens>>,
+    /// One at a time makes or rotates the keys.
+    changing: Mutex<()>,
+}
+
+fn password_key(user: &str) -> Key {
+    Key::from(format!("passwords/{user}"))
+}
+
+fn failed(error: impl std::fmt::Display) -> StorageError {
+    StorageError::Internal {
+        message: format!("the signing keys of tokens: {error}"),
+        outcome: storage_protocol::Outcome::NotExecuted,
+    }
+}
+
+impl Secrets {
+    /// Reads the signing keys, if there are any. `storage` is the server's own.
+    pub(crate) async fn open(storage: Arc<dyn SessionStorage>) -> Result<Self> {
+        let read = storage.get(&[KEYS.into(), INSTANCE.into()]).await?.value;
+        let tokens = match &read[..] {
+            [Some(keys), Some(instance)] => {
+                let keys = SigningKeys::from_json(&keys.value).map_err(failed)?;
+                let instance = String::from_utf8(instance.value.to_vec()).map_err(failed)?;
+                Some(Tokens::new(keys, instance).map_err(failed)?)
+            }
+            _ => None,
+        };
+        Ok(Self {
+            storage,
+            tokens: RwLock::new(tokens),
+            changing: Mutex::default(),
+        })
+    }
+
+    fn tokens(&self) -> Option<Tokens> {
+        let tokens = self.tokens.read().unwrap_or_else(PoisonError::into_inner);
+        tokens.clone()
+    }
+
+    pub(super) fn verify(&self, token: &str, now: UnixSeconds) -> Result<Claims, TokenError> {
+        let tokens = self.tokens().ok_or(TokenError::UnknownKey)?;
+        tokens.verify(token, now)
+    }
+
+    /// The token with these claims. The first one makes the keys.
+    pub(crate) async fn sign(&self, claims: &Claims) -> Result<String> {
+        let tokens = match self.tokens() {
+            Some(tokens) => tokens,
+            None => self.change(|known| known.is_none()).await?,
+        };
+        tokens.sign(claims).map_err(failed)
+    }
+
+    /// Tokens are signed with a new key from now on; those that are out stay good.
+    pub(crate) async fn rotate(&self) -> Result<()> {
+        self.change(|_| true).await.map(drop)
+    }
+
+    /// Makes a new key if it is still needed, now that nobody else makes one.
+    async fn change(&self, is_needed: impl FnOnce(&Option<Tokens>) -> bool) -> Result<Tokens> {
+        let _one = self.changing.lock().await;
+        let known = self.tokens();
+        let is_needed = is_needed(&known);
+        let (keys, instance) = match known {
+            Some(tokens) if !is_needed => return Ok(tokens),
+            Some(tokens) => {
+                let keys = tokens.keys().rotate(UnixSeconds(now()), TOKEN_LIFE_MAX);
+                (keys.map_err(failed)?, tokens.instance().to_owned())
+            }
+            None => {
+                let keys = SigningKeys::generate(UnixSeconds(now())).map_err(failed)?;
+                (keys, hex::encode(rand::random::<[u8; 16]>()))
+            }
+        };
+        let batch = Batch::new()
+            .put(KEYS, keys.to_json().to_vec())
+            .put(INSTANCE, instance.clone());
+        let options = CommitOptions {
+            label: Some("signing keys".to_owned()),
+            ..CommitOptions::default()
+        };
+        self.storage.commit(batch, options).await?;
+        let tokens = Tokens::new(keys, instance).map_err(failed)?;
+        let mut known = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
+        *known = Some(tokens.clone());
+        Ok(tokens)
+    }
+
+    /// When a user's password was set, as its record says, and its hash.
+    pub(super) async fn password_of(&self, user: &str) -> Result<Option<(u64, String)>, String> {
+        let entry = self.storage.get_one(password_key(user)).await;
+        let entry = entry.map_err(|error| error.to_string())?;
+        let text = entry.and_then(|entry| String::from_utf8(entry.value.to_vec()).ok());
+        Ok(text.and_then(|text| {
+            let (set, hash) = text.split_once(' ')?;
+            Some((set.parse().ok()?, hash.to_owned()))
+        }))
+    }
+
+    pub(crate) async fn set_password(&self, user: &str, set: u64, hash: &str) -> Result<()> {
+        let text = format!("{set} {hash}");
+        self.storage.put(password_key(user), text.into()).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn remove_password(&self, user: &str) -> Result<()> {
+        self.storage.remove(password_key(user)).await?;
+        Ok(())
+    }
+}

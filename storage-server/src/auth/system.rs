@@ -1,0 +1,373 @@
+//! The keyspace `system`: what it may hold, and what follows from it.
+//!
+//! | key | value (JSON) |
+//! | --- | --- |
+//! | `access/NAME` | a [`Rule`] |
+//! | `roles/NAME` | a [`Role`] |
+//! | `users/NAME` | a [`User`]: that there is one, and whether it may log in. Its password is in `system.secrets` |
+//! | `tokens/ID` | a [`TokenRecord`]: what a token that was minted may do. Put by the server alone; removed, it is revoked |
+//!
+//! A commit to it is checked as a whole before it is made: each record must be one, and somebody must be able to change
+//! the rules afterwards. What is there nevertheless and cannot be read (a newer version's) gives nothing to anybody.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use storage_protocol::{Batch, Key, Lifetime, Operation, Result, StorageError};
+
+use super::Principal;
+use super::rules::{Origin, Role, RoleName, Rule, RuleSet};
+use super::text::quoted_key;
+use crate::config::NamedRole;
+
+const ACCESS: &str = "access/";
+const ROLES: &str = "roles/";
+const USERS: &str = "users/";
+const TOKENS: &str = "tokens/";
+/// The longest name of a rule, in bytes.
+const NAME_BYTES_MAX: usize = 256;
+
+/// Rules and roles of the configuration, which no commit changes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Configured {
+    pub(crate) rules: Vec<Rule>,
+    pub(crate) roles: Vec<NamedRole>,
+}
+
+/// A user: who may log in with a password.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct User {
+    /// It may not log in, and what it minted is good for nothing.
+    pub(crate) disabled: bool,
+    /// When its password was set, in ms since 1970; rises each time. What was minted before is good for nothing.
+    pub(crate) password_set: u64,
+}
+
+/// What a token may do, and by whom it was minted.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TokenRecord {
+    /// The principal that minted it, which its bearer is.
+    pub(crate) principal: String,
+    /// What it is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<String>,
+    /// What it may do of what its minter may; empty: all of that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) grants: Vec<Rule>,
+    /// In seconds since 1970.
+    pub(crate) issued: u64,
+    /// In seconds since 1970.
+    pub(crate) expires: u64,
+    /// Where a user minted it, when its password had been set: with another one it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) password_set: Option<u64>,
+    /// The token that it was minted with: it ends with that, and does no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) parent: Option<String>,
+    /// The certificate that it was minted with and those between it and the authority, in base64: it ends with that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) certificates: Vec<String>,
+}
+
+/// What the keyspace holds, but for the tokens, which are many.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Records {
+    /// By their names; an error where the record is none.
+    rules: BTreeMap<String, std::result::Result<Rule, String>>,
+    roles: BTreeMap<String, std::result::Result<(RoleName, Role), String>>,
+    users: BTreeMap<String, User>,
+}
+
+/// What a change of a record can change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Applies {
+    ToRules,
+    ToUsers,
+    ToNothing,
+}
+
+/// What a key of the keyspace names.
+enum Named<'a> {
+    Rule(&'a str),
+    Role(&'a str),
+    User(&'a str),
+    Token(&'a str),
+}
+
+impl<'a> Named<'a> {
+    fn of(key: &'a Key) -> Option<Self> {
+        let text = std::str::from_utf8(key).ok()?;
+        if let Some(name) = text.strip_prefix(ACCESS) {
+            let is_good = !name.is_empty() && name.len() <= NAME_BYTES_MAX;
+            return is_good.then_some(Self::Rule(name));
+        }
+        let (kind, rest): (fn(&'a str) -> Self, _) = if let Some(name) = text.strip_prefix(ROLES) {
+            (Self::Role, name)
+        } else if let Some(name) = text.strip_prefix(USERS) {
+            (Self::User, name)
+        } else {
+            (Self::Token, text.strip_prefix(TOKENS)?)
+        };
+        Some(kind(rest))
+    }
+}
+
+/// The key of a rule's record.
+pub(crate) fn rule_key(name: &str) -> Key {
+    Key::from(format!("{ACCESS}{name}"))
+}
+
+/// The key of a role's record.
+pub(crate) fn role_key(name: &str) -> Key {
+    Key::from(format!("{ROLES}{name}"))
+}
+
+/// The key of a user's record.
+pub(crate) fn user_key(name: &str) -> Key {
+    Key::from(format!("{USERS}{name}"))
+}
+
+/// The key of a token's record.
+pub(crate) fn token_key(id: &str) -> Key {
+    Key::from(format!("{TOKENS}{id}"))
+}
+
+/// The id of the token whose record this key is of.
+pub(crate) fn token_id(key: &Key) -> Option<&str> {
+    match Named::of(key)? {
+        Named::Token(id) => Some(id),
+        _ => None,
+    }
+}
+
+/// A record that cannot be read is of a user who may not log in.
+fn user_of(json: &[u8]) -> std::result::Result<User, String> {
+    serde_json::from_slice(json).map_err(|error| format!("no record of a user: {error}"))
+}
+
+fn role_of(name: &str, json: &[u8]) -> std::result::Result<(RoleName, Role), String> {
+    let name: RoleName = name.parse().map_err(|error| format!("{error}"))?;
+    let role = Role::from_json(json).map_err(|error| format!("{error}"))?;
+    Ok((name, role))
+}
+
+impl Records {
+    /// Takes what a key holds now; `None`: it is gone. What that can change.
+    pub(crate) fn apply(&mut self, key: &Key, value: Option<&[u8]>) -> Applies {
+        match (Named::of(key), value) {
+            (Some(Named::Rule(name)), Some(json)) => {
+                let rule = Rule::from_json(json).map_err(|error| error.to_string());
+                self.rules.insert(name.to_owned(), rule);
+            }
+            (Some(Named::Rule(name)), None) => drop(self.rules.remove(name)),
+            (Some(Named::Role(name)), Some(json)) => {
+                self.roles.insert(name.to_owned(), role_of(name, json));
+            }
+            (Some(Named::Role(name)), None) => drop(self.roles.remove(name)),
+            (Some(Named::User(name)), Some(json)) => {
+                let unreadable = |_| User {
+                    disabled: true,
+                    password_set: 0,
+                };
+                let user = user_of(json).unwrap_or_else(unreadable);
+                self.users.insert(name.to_owned(), user);
+                return Applies::ToUsers;
+            }
+            (Some(Named::User(name)), None) => {
+                self.users.remove(name);
+                return Applies::ToUsers;
+            }
+            (Some(Named::Token(_)) | None, _) => return Applies::ToNothing,
+        }
+        Applies::ToRules
+    }
+
+    /// The user of this name.
+    pub(crate) fn user(&self, name: &str) -> Option<&User> {
+        self.users.get(name)
+    }
+
+    /// All users, by name.
+    pub(crate) fn users(&self) -> impl Iterator<Item = (&String, &User)> {
+        self.users.iter()
+    }
+
+    /// All rules and roles together.
+    pub(crate) fn rule_set(&self, configured: &Configured) -> RuleSet {
+        let mut set = RuleSet::builder();
+        for (place, rule) in configured.rules.iter().enumerate() {
+            set.add_rule(Origin::Config(place), rule.clone());
+        }
+        for (place, NamedRole { name, role }) in configured.roles.iter().enumerate() {
+            set.add_role(Origin::Config(place), name.clone(), role);
+        }
+        for (name, rule) in &self.rules {
+            let origin = Origin::Stored(name.clone());
+            match rule {
+                Ok(rule) => set.add_rule(origin, rule.clone()),
+                Err(reason) => set.add_unreadable_rule(origin, reason),
+            }
+        }
+        for (name, role) in &self.roles {
+            if let Ok((role_name, role)) = role {
+                set.add_role(Origin::Stored(name.clone()), role_name.clone(), role);
+            }
+        }
+        set.build()
+    }
+
+    /// Whether a peer's commit may be made to this state.
+    ///
+    /// # Errors
+    /// [`StorageError::InvalidArgument`], which names the record and what is wrong with it.
+    pub(crate) fn check(&self, batch: &Batch, configured: &Configured) -> Result<()> {
+        let mut after = self.clone();
+        for operation in &batch.operations {
+            check_operation(operation)?;
+            let value = match operation {
+                Operation::Put { value, .. } => Some(value.as_ref()),
+                _ => None,
+            };
+            after.apply(operation.key(), value);
+        }
+        match after.rule_set(configured).has_system_admin() {
+            true => Ok(()),
+            false => Err(StorageError::invalid(
+                "with this commit nobody could change the access rules any more: first let a rule give \"admin\" of the \
+                 keyspace \"system\" to somebody",
+            )),
+        }
+    }
+}
+
+/// Whether one operation leaves a record that is one.
+fn check_operation(operation: &Operation) -> Result<()> {
+    let shown = quoted_key(operation.key());
+    let wrong = |what: String| Err(StorageError::invalid(format!("key {shown}: {what}")));
+    let Some(named) = Named::of(operation.key()) else {
+        return wrong(format!(
+            "the keyspace system has {ACCESS}NAME for rules, {ROLES}NAME for roles, {USERS}NAME for users and {TOKENS}ID \
+             for tokens, and nothing else; a name of a rule has 1 to {NAME_BYTES_MAX} bytes"
+        ));
+    };
+    let (value, lifetime) = match operation {
+        Operation::Put {
+            value, lifetime, ..
+        } => (value, lifetime),
+        Operation::Remove { .. } => return Ok(()),
+        Operation::PutStamped { .. } | Operation::Signal { .. } => {
+            return wrong("records are put and removed, nothing else".to_owned());
+        }
+    };
+    if *lifetime != Lifetime::Forever {
+        return wrong("a record of the keyspace system lives for ever".to_owned());
+    }
+    let read = match named {
+        Named::Rule(_) => Rule::from_json(value).map(drop).map_err(|e| e.to_string()),
+        Named::Role(name) => role_of(name, value).map(drop),
+        Named::User(name) => match Principal::user(name) {
+            Ok(_) => user_of(value).map(drop),
+            Err(error) => Err(error.to_string()),
+        },
+        Named::Token(_) => Err("a token is minted, and can be removed; it is not put".to_owned()),
+    };
+    read.or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(json: &str) -> Batch {
+        Batch::new().put("access/one", json.to_owned())
+    }
+
+    const ADMIN: &str = r#"{"principal":"cert:boss","keyspace":"system","allow":["admin"]}"#;
+    const OTHER: &str = r#"{"principal":"cert:a","keyspace":"model","allow":["read"]}"#;
+
+    fn refused(records: &Records, batch: &Batch) -> String {
+        let error = records.check(batch, &Configured::default()).unwrap_err();
+        assert!(matches!(error, StorageError::InvalidArgument { .. }));
+        error.to_string()
+    }
+
+    fn with(batch: Batch) -> Records {
+        let mut records = Records::default();
+        for operation in batch.operations {
+            records.apply(operation.key(), Some(operation.value()));
+        }
+        records
+    }
+
+    #[test]
+    fn what_is_no_record_is_refused_by_name() {
+        let records = with(rule(ADMIN));
+        let put = |key: &'static str, value: &'static str| Batch::new().put(key, value);
+        for (batch, what) in [
+            (put("access/", ADMIN), "access/NAME"),
+            (put("other", "1"), "access/NAME"),
+            (put("access/x", "{"), "access/x"),
+            (
+                put(
+                    "access/x",
+                    r#"{"principal":"a","keyspace":"b","allow":["reed"]}"#,
+                ),
+                "reed",
+            ),
+            (put("roles/Big", r#"{"members":[]}"#), "roles/Big"),
+            (put("roles/a", r#"{"members":["role:b"]}"#), "role:b"),
+            (Batch::new().signal("access/x", "1"), "put and removed"),
+            (
+                Batch::new().put_stamped("access/x", ADMIN, Lifetime::Forever),
+                "put and removed",
+            ),
+            (
+                Batch::new().put_with("access/x", ADMIN, Lifetime::Session),
+                "lives for ever",
+            ),
+        ] {
+            let text = refused(&records, &batch);
+            assert!(text.contains(what), "{text}");
+        }
+        let name = format!("access/{}", "x".repeat(257));
+        assert!(refused(&records, &Batch::new().put(name, ADMIN)).contains("1 to 256 bytes"));
+        let bytes = Batch::new().put("access/x", vec![0xff, 0xfe]);
+        assert!(refused(&records, &bytes).contains("UTF-8"));
+    }
+
+    #[test]
+    fn nobody_is_locked_out_unless_somebody_is_left_who_can_let_them_in() {
+        let none = Configured::default();
+        let open = Records::default();
+        assert!(refused(&open, &rule(OTHER)).contains("nobody could change"));
+        open.check(&rule(ADMIN), &none).unwrap();
+        let kept = with(rule(ADMIN).put("access/two", OTHER));
+        assert!(refused(&kept, &Batch::new().remove("access/one")).contains("nobody could change"));
+        assert!(refused(&kept, &rule(OTHER)).contains("nobody could change"));
+        // Without any rule everybody may.
+        let all = Batch::new().remove("access/one").remove("access/two");
+        kept.check(&all, &none).unwrap();
+        // One of the configuration stays.
+        let configured = Configured {
+            rules: vec![Rule::from_json(ADMIN.as_bytes()).unwrap()],
+            roles: Vec::new(),
+        };
+        kept.check(&Batch::new().remove("access/one"), &configured)
+            .unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_read_gives_nothing_and_closes_what_was_open() {
+        let mut records = Records::default();
+        assert!(!records.rule_set(&Configured::default()).has_rules());
+        let new = Key::from_static(b"access/new");
+        assert_eq!(records.apply(&new, Some(b"{\"a\":1}")), Applies::ToRules);
+        assert!(records.rule_set(&Configured::default()).has_rules());
+        assert_eq!(records.apply(&new, None), Applies::ToRules);
+        let newer = Key::from_static(b"of a newer version");
+        assert_eq!(records.apply(&newer, Some(b"1")), Applies::ToNothing);
+        assert!(!records.rule_set(&Configured::default()).has_rules());
+    }
+}

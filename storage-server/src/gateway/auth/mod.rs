@@ -1,0 +1,146 @@
+//! Users, tokens and access rules over HTTP: `/-/auth/...`, beside the storage gateway. Bodies are JSON, both ways.
+//!
+//! | request | does |
+//! | --- | --- |
+//! | `GET whoami` | says who asks, and by what that was found out |
+//! | `GET explain?principal=&keyspace=&key=&permission=` | whether that is allowed, and by which rule; of others for administrators |
+//! | `GET rules` | all rules and roles, and what is odd about them; for administrators |
+//! | `PUT`, `DELETE rules/NAME`, `roles/NAME` | one of those that are stored; `?force=true`: also if nobody could change the rules afterwards |
+//! | `GET users`; `PUT`, `DELETE users/NAME` | users; one may set its own password, all else is for administrators |
+//! | `POST tokens` | mints one: of whoever asks, and never wider than that |
+//! | `GET tokens`; `DELETE tokens/ID` | those of whoever asks; all, for administrators |
+//! | `POST keys` | signs with a new key from now on; for administrators |
+//!
+//! An administrator is who has `admin` of the keyspace `system`. Nothing here decides that: records are written by the
+//! storage of whoever asks, which refuses it.
+
+mod answer;
+mod records;
+mod tokens;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Query};
+use axum::routing::{get, post, put};
+use serde::Deserialize;
+use serde_json::json;
+use storage_protocol::Keyspace;
+
+use self::answer::{Answer, Problem, bad, ok};
+use super::{Caller, Gateway, ServerHandle};
+use crate::auth::Proof;
+use crate::auth::rules::{Permission, SYSTEM};
+
+/// The longest body, in bytes.
+const BODY_BYTES_MAX: usize = 64 << 10;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Auth;
+
+impl Gateway for Auth {
+    fn name(&self) -> &'static str {
+        "storage"
+    }
+
+    fn routes(&self, _: &ServerHandle) -> Router {
+        let routes = Router::new()
+            .route("/whoami", get(whoami))
+            .route("/explain", get(explain))
+            .route("/rules", get(records::rules))
+            .route(
+                "/rules/{name}",
+                put(records::put_rule).delete(records::remove_rule),
+            )
+            .route(
+                "/roles/{name}",
+                put(records::put_role).delete(records::remove_role),
+            )
+            .route("/users", get(records::users))
+            .route(
+                "/users/{name}",
+                put(records::put_user).delete(records::remove_user),
+            )
+            .route("/tokens", get(tokens::list).post(tokens::mint))
+            .route("/tokens/{id}", axum::routing::delete(tokens::revoke))
+            .route("/keys", post(tokens::rotate))
+            .layer(DefaultBodyLimit::max(BODY_BYTES_MAX));
+        Router::new().nest("/-/auth", routes)
+    }
+}
+
+fn system() -> Keyspace {
+    Keyspace::new(SYSTEM).expect("the name follows the rule")
+}
+
+/// That whoever asks is still let in: a body may have been long on its way.
+fn check_let_in(caller: &Caller) -> Result<(), Problem> {
+    let access = &caller.server.shared().access;
+    access.check(&caller.identity).map_err(|why| {
+        let who = &caller.identity;
+        Problem::denied(format!("{who} is not let in any more: {why}"))
+    })
+}
+
+/// Whether whoever asks may administer the rules.
+fn is_administrator(caller: &Caller) -> bool {
+    let access = &caller.server.shared().access;
+    access.grants(&caller.identity, &system()).admin
+}
+
+fn check_administrator(caller: &Caller) -> Result<(), Problem> {
+    check_let_in(caller)?;
+    match is_administrator(caller) {
+        true => Ok(()),
+        false => Err(Problem::denied(format!(
+            "{} is no administrator: that needs \"admin\" of the keyspace {SYSTEM}",
+            caller.identity
+        ))),
+    }
+}
+
+async fn whoami(caller: Caller) -> Answer {
+    ok(&json!({
+        "principal": caller.identity.principal().as_str(),
+        "by": caller.identity.proof().name(),
+        "expires": caller.identity.until(),
+        "administrator": is_administrator(&caller),
+    }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Question {
+    principal: Option<String>,
+    keyspace: String,
+    #[serde(default)]
+    key: String,
+    permission: Permission,
+}
+
+async fn explain(
+    caller: Caller,
+    question: Result<Query<Question>, axum::extract::rejection::QueryRejection>,
+) -> Answer {
+    let Query(question) = question.map_err(|error| bad(error.body_text()))?;
+    check_let_in(&caller)?;
+    if let Proof::Token(_) = caller.identity.proof() {
+        // What it may do itself is less than its principal, whose rules are none of its business.
+        return Err(Problem::denied("a token is told of no rules"));
+    }
+    let own = caller.identity.principal().as_str();
+    let principal = question.principal.as_deref().unwrap_or(own);
+    if principal != own {
+        check_administrator(&caller)?;
+    }
+    let keyspace = Keyspace::new(&question.keyspace).map_err(|error| bad(error.to_string()))?;
+    let rules = caller.server.shared().access.rules();
+    let key = question.key.as_bytes();
+    let explained = rules.explain(principal, &keyspace, key, question.permission);
+    let (origin, rule) = explained.rule.unzip();
+    ok(&json!({
+        "allowed": explained.allowed,
+        "origin": origin.map(|origin| origin.to_string()),
+        "rule": rule,
+        "reason": explained.reason,
+    }))
+}

@@ -1,0 +1,223 @@
+//! Rules, roles and users: records of the keyspace `system`, written by the storage of whoever asks.
+
+use axum::extract::{Path, Query};
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use storage_protocol::{Batch, CommitOptions, Key, Storage, StorageExt, UnixMillis};
+use zeroize::Zeroizing;
+
+use super::answer::{Answer, Problem, bad, done, ok, parse};
+use super::{Caller, check_administrator, check_let_in, is_administrator, system};
+use crate::auth::rules::{Origin, Role, RoleName, Rule};
+use crate::auth::system::{User, role_key, rule_key, user_key};
+use crate::auth::{Principal, Secrets};
+
+/// How a record is written.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Force {
+    /// Although nobody could change the rules afterwards.
+    force: bool,
+}
+
+async fn commit(caller: &Caller, batch: Batch, label: &str, force: bool) -> Answer {
+    let options = CommitOptions {
+        label: Some(label.to_owned()),
+        ..CommitOptions::default()
+    };
+    let access = &caller.server.shared().access;
+    if force {
+        check_administrator(caller)?;
+        // The commit is the server's, so its label says whose it is.
+        let who = caller.identity.to_string();
+        let label = format!(
+            "{label} by force, by {}",
+            &who[..who.floor_char_boundary(200)]
+        );
+        let options = CommitOptions {
+            label: Some(label),
+            ..CommitOptions::default()
+        };
+        let own = caller.server.shared().own_session(&system()).storage();
+        let position = own.commit(batch, options).await?;
+        access.wait_for(position.revision).await;
+    } else {
+        caller.storage(&system()).commit(batch, options).await?;
+    }
+    done()
+}
+
+pub(super) async fn put_rule(
+    caller: Caller,
+    Path(name): Path<String>,
+    Query(Force { force }): Query<Force>,
+    body: Bytes,
+) -> Answer {
+    // Read here for a clear answer; the commit reads it once more.
+    let rule = Rule::from_json(&body).map_err(|error| bad(error.to_string()))?;
+    let json = serde_json::to_vec(&rule).map_err(|error| bad(error.to_string()))?;
+    let batch = Batch::new().put(rule_key(&name), json);
+    commit(&caller, batch, "rule put", force).await
+}
+
+pub(super) async fn remove_rule(
+    caller: Caller,
+    Path(name): Path<String>,
+    Query(Force { force }): Query<Force>,
+) -> Answer {
+    remove(&caller, rule_key(&name), "rule removed", force).await
+}
+
+pub(super) async fn put_role(
+    caller: Caller,
+    Path(name): Path<String>,
+    Query(Force { force }): Query<Force>,
+    body: Bytes,
+) -> Answer {
+    let name: RoleName = name.parse().map_err(|error| bad(format!("{error}")))?;
+    let role = Role::from_json(&body).map_err(|error| bad(error.to_string()))?;
+    let json = serde_json::to_vec(&role).map_err(|error| bad(error.to_string()))?;
+    let batch = Batch::new().put(role_key(name.as_str()), json);
+    commit(&caller, batch, "role put", force).await
+}
+
+pub(super) async fn remove_role(
+    caller: Caller,
+    Path(name): Path<String>,
+    Query(Force { force }): Query<Force>,
+) -> Answer {
+    remove(&caller, role_key(&name), "role removed", force).await
+}
+
+async fn remove(caller: &Caller, key: Key, label: &str, force: bool) -> Answer {
+    let storage = caller.storage(&system());
+    if storage.get(std::slice::from_ref(&key)).await?.value == [None] {
+        let message = "there is no such record";
+        return Err(Problem::new(hyper::StatusCode::NOT_FOUND, message));
+    }
+    commit(caller, Batch::new().remove(key), label, force).await
+}
+
+/// All rules and roles, wherever they are from.
+pub(super) async fn rules(caller: Caller) -> Answer {
+    check_administrator(&caller)?;
+    let rules = caller.server.shared().access.rules();
+    let of = |origin: &Origin| match origin {
+        Origin::Config(place) => json!({ "config": place }),
+        Origin::Stored(name) => json!({ "name": name }),
+    };
+    let listed = rules.rules();
+    let listed: Vec<Value> = listed
+        .map(|(origin, rule)| json!({ "from": of(origin), "rule": rule }))
+        .collect();
+    let roles = rules.roles();
+    let roles: Vec<Value> = roles
+        .map(|(name, members)| json!({ "name": name, "members": members }))
+        .collect();
+    let warnings: Vec<String> = rules.warnings().iter().map(ToString::to_string).collect();
+    ok(&json!({ "rules": listed, "roles": roles, "warnings": warnings }))
+}
+
+pub(super) async fn users(caller: Caller) -> Answer {
+    check_administrator(&caller)?;
+    let users = caller.server.shared().access.users();
+    let users: Vec<Value> = users
+        .iter()
+        .map(|(name, user)| {
+            json!({ "name": name, "disabled": user.disabled, "password_set": user.password_set })
+        })
+        .collect();
+    ok(&json!({ "users": users }))
+}
+
+/// What is to be changed of a user, or what a new one is like.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Change {
+    #[serde(default)]
+    password: Option<Zeroizing<String>>,
+    #[serde(default)]
+    disabled: Option<bool>,
+    /// It must not be there yet.
+    #[serde(default)]
+    new: bool,
+}
+
+pub(super) async fn put_user(caller: Caller, Path(name): Path<String>, body: Bytes) -> Answer {
+    check_let_in(&caller)?;
+    let principal = Principal::user(&name).map_err(|error| bad(error.to_string()))?;
+    let change: Change = parse(&body)?;
+    let shared = caller.server.shared();
+    let access = &shared.access;
+    let key = user_key(&name);
+    let own = shared.own_session(&system()).storage();
+    // The record as it is stored: it must still be so when it is written.
+    let stored = own.get_one(key.clone()).await?;
+    let known: Option<User> = match &stored {
+        Some(entry) => Some(parse(&entry.value)?),
+        None => None,
+    };
+    let is_administrator = is_administrator(&caller);
+    let may_alone = change.disabled.is_none() && !change.new && known.is_some();
+    if !is_administrator && !(may_alone && caller.identity.may_change_password_of(&principal)) {
+        check_administrator(&caller)?;
+    }
+    match (&known, change.new) {
+        (Some(_), true) => {
+            let message = format!("there is a user {name} already");
+            return Err(Problem::new(hyper::StatusCode::CONFLICT, message));
+        }
+        (None, _) if change.password.is_none() => {
+            return Err(bad("a new user needs a password"));
+        }
+        _ => {}
+    }
+    let mut user = known.unwrap_or_default();
+    user.disabled = change.disabled.unwrap_or(user.disabled);
+    if let Some(password) = change.password {
+        let hashed = access.logins().hash(password).await;
+        let hashed = hashed.map_err(|error| bad(error.to_string()))?;
+        // It may have taken a while.
+        check_let_in(&caller)?;
+        // Rising, so that what was let in before is told from what comes.
+        user.password_set = UnixMillis::now().0.max(user.password_set + 1);
+        // First the hash: with the record of the one before nobody logs in by either.
+        secrets(&caller)?
+            .set_password(&name, user.password_set, &hashed)
+            .await?;
+    }
+    let json = serde_json::to_vec(&user).map_err(|error| bad(error.to_string()))?;
+    let batch = match stored {
+        Some(entry) => Batch::new().check_revision(key.clone(), entry.revision),
+        None => Batch::new().check_absent(key.clone()),
+    };
+    let batch = batch.put(key, json);
+    // One may set its own password, but not write to `system`: the server does it then.
+    if is_administrator {
+        return commit(&caller, batch, "user put", false).await;
+    }
+    let options = CommitOptions {
+        label: Some("password changed by its user".to_owned()),
+        ..CommitOptions::default()
+    };
+    let position = own.commit(batch, options).await?;
+    access.wait_for(position.revision).await;
+    done()
+}
+
+pub(super) async fn remove_user(caller: Caller, Path(name): Path<String>) -> Answer {
+    check_administrator(&caller)?;
+    let removed = remove(&caller, user_key(&name), "user removed", false).await?;
+    secrets(&caller)?.remove_password(&name).await?;
+    Ok(removed)
+}
+
+fn secrets(caller: &Caller) -> Result<&Secrets, Problem> {
+    let secrets = caller.server.shared().access.secrets();
+    let starting = || {
+        let message = "the server is starting";
+        Problem::new(hyper::StatusCode::SERVICE_UNAVAILABLE, message)
+    };
+    secrets.ok_or_else(starting)
+}

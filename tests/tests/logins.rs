@@ -1,0 +1,545 @@
+//! Peers without a certificate: users with passwords, tokens, and how they are put out again.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use storage_client::http::request;
+use storage_client::{ConnectOptions, RemoteStorage};
+use storage_protocol::{Batch, CommitOptions, Storage, StorageError, StorageExt};
+use storage_testkit::raw::{Raw, http, tcp, tls, upgrade_request};
+use storage_testkit::served::Served;
+
+/// One listener for all.
+const LISTENER: &str = r#"
+[[rule]]
+principal = "cert:boss"
+keyspace = "system"
+allow = ["admin"]
+
+[[rule]]
+principal = "*"
+keyspace = "model"
+prefix = "open/"
+allow = ["read", "write", "watch"]
+
+[[rule]]
+principal = "cert:boss"
+keyspace = "*"
+allow = ["read", "write", "watch", "admin"]
+
+[[listener]]
+address = "127.0.0.1:0"
+tls = "server"
+auth = ["certificate", "token", "password"]
+"#;
+
+struct House(Served);
+
+impl House {
+    async fn new() -> Self {
+        let house = Self(Served::new(&["boss", "ann"], LISTENER));
+        let boss = house.connect(house.certified("boss", "model")).await;
+        let batch = Batch::new().put("open/a", "1").put("closed/a", "secret");
+        boss.unwrap()
+            .commit(batch, CommitOptions::default())
+            .await
+            .unwrap();
+        house
+    }
+
+    fn url(&self, keyspace: &str) -> String {
+        format!("{}/storage/{keyspace}", self.0.server.url("storage"))
+    }
+
+    fn certified(&self, client: &str, keyspace: &str) -> ConnectOptions {
+        let folder = self.0.certificates.dir().join(client);
+        ConnectOptions::new(self.url(keyspace)).credentials_dir(folder)
+    }
+
+    fn bare(&self, keyspace: &str) -> ConnectOptions {
+        let ca = self.0.certificates.dir().join("ann/ca.pem");
+        ConnectOptions::new(self.url(keyspace)).without_client_certificate(ca)
+    }
+
+    async fn connect(&self, options: ConnectOptions) -> Result<RemoteStorage, StorageError> {
+        RemoteStorage::connect(options).await
+    }
+
+    /// Status and body of a request by these credentials.
+    async fn ask(
+        &self,
+        options: &ConnectOptions,
+        method: &str,
+        path: &str,
+        body: Value,
+    ) -> (u16, Value) {
+        let body = (!body.is_null()).then(|| body.to_string().into_bytes());
+        let path = format!("/-/auth/{path}");
+        let (status, body) = request(options, method.parse().unwrap(), &path, body)
+            .await
+            .unwrap();
+        let json = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        (status.as_u16(), json)
+    }
+
+    async fn with_user(&self, name: &str, password: &str) {
+        let boss = self.certified("boss", "model");
+        let user = json!({ "password": password, "new": true });
+        let (status, body) = self.ask(&boss, "PUT", &format!("users/{name}"), user).await;
+        assert_eq!(status, 204, "{body}");
+    }
+
+    async fn token(&self, options: &ConnectOptions, wanted: Value) -> (String, String) {
+        let (status, body) = self.ask(options, "POST", "tokens", wanted).await;
+        assert_eq!(status, 201, "{body}");
+        let text = |name: &str| body[name].as_str().unwrap().to_owned();
+        (text("id"), text("token"))
+    }
+}
+
+fn refused(error: &StorageError, status: &str) {
+    let text = error.to_string();
+    assert!(text.contains(status), "{text}");
+}
+
+#[tokio::test]
+async fn a_user_logs_in_with_its_password_and_nobody_without_one() {
+    let house = House::new().await;
+    house.with_user("eve", "correct horse").await;
+    let eve = house
+        .connect(house.bare("model").password("eve", "correct horse"))
+        .await
+        .unwrap();
+    assert_eq!(eve.welcome().principal, "user:eve");
+    assert!(eve.get_one("open/a".into()).await.unwrap().is_some());
+    let denied = eve.get_one("closed/a".into()).await.unwrap_err();
+    assert!(
+        matches!(denied, StorageError::AccessDenied { .. }),
+        "{denied}"
+    );
+
+    let nobody = house.connect(house.bare("model")).await.unwrap_err();
+    refused(&nobody, "401");
+    assert!(
+        nobody
+            .to_string()
+            .contains("certificates, tokens or passwords"),
+        "{nobody}"
+    );
+    let wrong = house
+        .connect(house.bare("model").password("eve", "wrong"))
+        .await
+        .unwrap_err();
+    let unknown = house
+        .connect(house.bare("model").password("nobody", "wrong"))
+        .await
+        .unwrap_err();
+    refused(&wrong, "401");
+    assert_eq!(wrong, unknown, "which of both is wrong is not said");
+    for password in [String::new(), "x".repeat(1024)] {
+        let error = house
+            .connect(house.bare("model").password("eve", password))
+            .await
+            .unwrap_err();
+        refused(&error, "401");
+    }
+    let long = house.bare("model").password("eve", "x".repeat(10_000));
+    refused(&house.connect(long).await.unwrap_err(), "400");
+    // A certificate goes before.
+    let both = house
+        .certified("ann", "model")
+        .password("eve", "correct horse");
+    assert_eq!(
+        house.connect(both).await.unwrap().welcome().principal,
+        "cert:ann"
+    );
+}
+
+#[tokio::test]
+async fn who_is_disabled_or_removed_or_has_another_password_is_out() {
+    let house = House::new().await;
+    let boss = house.certified("boss", "model");
+    for (change, why) in [
+        (json!({ "disabled": true }), "user disabled or removed"),
+        (json!({ "password": "another" }), "password changed"),
+        (Value::Null, "user disabled or removed"),
+    ] {
+        house.with_user("eve", "correct horse").await;
+        let eve = house.bare("model").password("eve", "correct horse");
+        let (_, token) = house.token(&eve, json!({})).await;
+        let by_password = house
+            .connect(eve.clone().give_up_after(Duration::ZERO))
+            .await
+            .unwrap();
+        let by_token = house
+            .bare("model")
+            .token(token)
+            .give_up_after(Duration::ZERO);
+        let by_token = house.connect(by_token).await.unwrap();
+        let began = Instant::now();
+        let (method, body) = match &change {
+            Value::Null => ("DELETE", Value::Null),
+            change => ("PUT", change.clone()),
+        };
+        let (status, answer) = house.ask(&boss, method, "users/eve", body).await;
+        assert_eq!(status, 204, "{answer}");
+        for session in [&by_password, &by_token] {
+            // Each call that is made from now on fails, and within a moment since the connection is closed.
+            let error = loop {
+                match session.get_one("open/a".into()).await {
+                    Ok(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+                    Err(error) => break error,
+                }
+                assert!(began.elapsed() < Duration::from_secs(5), "still in");
+            };
+            assert!(error.to_string().contains(why), "{error}");
+        }
+        refused(&house.connect(eve).await.unwrap_err(), "401");
+        if change != Value::Null {
+            assert_eq!(
+                house.ask(&boss, "DELETE", "users/eve", Value::Null).await.0,
+                204
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_token_does_what_it_was_minted_for_and_never_more_than_its_minter() {
+    let house = House::new().await;
+    let ann = house.certified("ann", "model");
+    let grants = json!([{ "keyspace": "model", "prefix": "open/", "allow": ["read"] },
+        { "keyspace": "model", "prefix": "closed/", "allow": ["read"] }]);
+    let (id, token) = house
+        .token(
+            &ann,
+            json!({ "grants": grants, "ttl": "1h", "name": "page" }),
+        )
+        .await;
+    let bearer = house.bare("model").token(&token);
+    let page = house
+        .connect(bearer.clone().give_up_after(Duration::ZERO))
+        .await
+        .unwrap();
+    assert_eq!(page.welcome().principal, "cert:ann");
+    assert!(page.get_one("open/a".into()).await.unwrap().is_some());
+    for denied in [
+        page.get_one("closed/a".into()).await.map(drop),
+        page.put("open/a".into(), "2".into()).await.map(drop),
+    ] {
+        assert!(
+            matches!(denied, Err(StorageError::AccessDenied { .. })),
+            "{denied:?}"
+        );
+    }
+    // What it mints is no wider, and ends with it.
+    let (_, inner) = house.token(&bearer, json!({ "ttl": "10h" })).await;
+    let inner = house
+        .bare("model")
+        .token(inner)
+        .give_up_after(Duration::ZERO);
+    let child = house.connect(inner.clone()).await.unwrap();
+    assert!(child.put("open/a".into(), "2".into()).await.is_err());
+
+    let (status, listed) = house.ask(&ann, "GET", "tokens", Value::Null).await;
+    assert_eq!(
+        (status, listed["tokens"].as_array().unwrap().len()),
+        (200, 2)
+    );
+    assert!(
+        !listed.to_string().contains(&token),
+        "a token is shown once"
+    );
+    // Another's is not to be seen, nor revoked.
+    house.with_user("eve", "correct horse").await;
+    let eve = house.bare("model").password("eve", "correct horse");
+    assert_eq!(
+        house
+            .ask(&eve, "DELETE", &format!("tokens/{id}"), Value::Null)
+            .await
+            .0,
+        404
+    );
+    assert_eq!(
+        house
+            .ask(&ann, "DELETE", &format!("tokens/{id}"), Value::Null)
+            .await
+            .0,
+        204
+    );
+    let began = Instant::now();
+    for session in [&page, &child] {
+        while session.get_one("open/a".into()).await.is_ok() {
+            assert!(began.elapsed() < Duration::from_secs(5), "still in");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    for gone in [bearer, inner] {
+        refused(&house.connect(gone).await.unwrap_err(), "401");
+    }
+}
+
+#[tokio::test]
+async fn a_token_ends_when_its_time_is_over() {
+    let house = House::new().await;
+    let ann = house.certified("ann", "model");
+    let (_, token) = house.token(&ann, json!({ "ttl": "2s" })).await;
+    let request = upgrade_request(
+        "/storage/model",
+        &format!("Sec-WebSocket-Protocol: storage-sync.v1, bearer.{token}\r\n"),
+    );
+    // A browser's way: the token among the subprotocols, which the answer does not show.
+    let mut stream = bare_tls(&house).await;
+    let answer = http(&mut stream, &request).await;
+    assert_eq!(answer.status, 101, "{}", answer.text());
+    assert!(!answer.head.contains("bearer"), "{}", answer.head);
+    let session = house
+        .bare("model")
+        .token(&token)
+        .give_up_after(Duration::ZERO);
+    let session = house.connect(session).await.unwrap();
+    let began = Instant::now();
+    let error = loop {
+        match session.get_one("open/a".into()).await {
+            Ok(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            Err(error) => break error,
+        }
+        assert!(began.elapsed() < Duration::from_secs(7), "still in");
+    };
+    assert!(error.to_string().contains("token expired"), "{error}");
+    let error = house
+        .connect(house.bare("model").token(&token))
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("expired"), "{error}");
+}
+
+async fn bare_tls(
+    house: &House,
+) -> impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + use<> {
+    storage_testkit::raw::tls_without_certificate(&house.0.server, &house.0.certificates).await
+}
+
+#[tokio::test]
+async fn tokens_that_are_none_are_refused_and_never_shown() {
+    let house = House::new().await;
+    let other = House::new().await;
+    let (_, foreign) = other
+        .token(&other.certified("ann", "model"), json!({}))
+        .await;
+    let (_, good) = house
+        .token(&house.certified("ann", "model"), json!({}))
+        .await;
+    let parts: Vec<_> = good.split('.').collect();
+    let none = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0";
+    for bad in [
+        "garbage".to_owned(),
+        foreign,
+        format!("{none}.{}.", parts[1]),
+        format!("{none}.{}.{}", parts[1], parts[2]),
+        format!("{}.{}.{}", parts[0], parts[1], "A".repeat(43)),
+        "x".repeat(4096),
+    ] {
+        let error = house
+            .connect(house.bare("model").token(&bad))
+            .await
+            .unwrap_err();
+        refused(&error, "401");
+        assert!(!error.to_string().contains(&bad), "{error}");
+    }
+    // Keys are rotated without anybody being put out.
+    let boss = house.certified("boss", "model");
+    assert_eq!(house.ask(&boss, "POST", "keys", Value::Null).await.0, 204);
+    house
+        .connect(house.bare("model").token(&good))
+        .await
+        .unwrap();
+    let ann = house.certified("ann", "model");
+    assert_eq!(house.ask(&ann, "POST", "keys", Value::Null).await.0, 403);
+}
+
+#[tokio::test]
+async fn what_is_asked_wrongly_is_answered_with_what_is_wrong() {
+    let house = House::new().await;
+    let boss = house.certified("boss", "model");
+    let ann = house.certified("ann", "model");
+    for (options, method, path, body, status, what) in [
+        (
+            &ann,
+            "PUT",
+            "users/x",
+            json!({ "password": "a" }),
+            403,
+            "no administrator",
+        ),
+        (
+            &boss,
+            "PUT",
+            "users/x",
+            json!({ "password": "" }),
+            400,
+            "empty",
+        ),
+        (
+            &boss,
+            "PUT",
+            "users/x",
+            json!({ "password": "x".repeat(10_000) }),
+            400,
+            "1024",
+        ),
+        (&boss, "PUT", "users/x", json!({}), 400, "needs a password"),
+        (
+            &boss,
+            "PUT",
+            "users/x",
+            json!({ "pasword": "a" }),
+            400,
+            "pasword",
+        ),
+        (
+            &boss,
+            "PUT",
+            "users/a%0Ab",
+            json!({ "password": "a" }),
+            400,
+            "control characters",
+        ),
+        (&boss, "DELETE", "users/nobody", Value::Null, 404, "no such"),
+        (
+            &boss,
+            "PUT",
+            "rules/x",
+            json!({ "principal": "a", "keyspace": "b", "allow": ["reed"] }),
+            400,
+            "reed",
+        ),
+        (
+            &ann,
+            "PUT",
+            "rules/x",
+            json!({ "principal": "a", "keyspace": "b", "allow": ["read"] }),
+            403,
+            "may not",
+        ),
+        (&boss, "DELETE", "rules/x", Value::Null, 404, "no such"),
+        (
+            &boss,
+            "PUT",
+            "roles/Big",
+            json!({ "members": [] }),
+            400,
+            "Big",
+        ),
+        (
+            &ann,
+            "POST",
+            "tokens",
+            json!({ "ttl": "soon" }),
+            400,
+            "soon",
+        ),
+        (
+            &ann,
+            "POST",
+            "tokens",
+            json!({ "ttl": "500d" }),
+            400,
+            "400 days",
+        ),
+        (
+            &ann,
+            "POST",
+            "tokens",
+            json!({ "grants": [{ "principal": "x" }] }),
+            400,
+            "principal",
+        ),
+        (
+            &ann,
+            "GET",
+            "explain?keyspace=model&permission=fly",
+            Value::Null,
+            400,
+            "fly",
+        ),
+        (
+            &ann,
+            "GET",
+            "explain?principal=cert:boss&keyspace=model&permission=read",
+            Value::Null,
+            403,
+            "no administrator",
+        ),
+        (&ann, "GET", "rules", Value::Null, 403, "no administrator"),
+    ] {
+        let (answered, body) = house.ask(options, method, path, body).await;
+        assert_eq!(answered, status, "{method} {path}: {body}");
+        let error = body["error"].as_str().unwrap_or_default();
+        assert!(error.contains(what), "{method} {path}: {error}");
+    }
+    let (_, who) = house.ask(&ann, "GET", "whoami", Value::Null).await;
+    assert_eq!(
+        (who["principal"].as_str(), who["by"].as_str()),
+        (Some("cert:ann"), Some("certificate"))
+    );
+    let (_, why) = house
+        .ask(
+            &ann,
+            "GET",
+            "explain?keyspace=model&key=closed/a&permission=read",
+            Value::Null,
+        )
+        .await;
+    assert_eq!(why["allowed"], json!(false), "{why}");
+    let (_, why) = house
+        .ask(
+            &ann,
+            "GET",
+            "explain?keyspace=model&key=open/a&permission=read",
+            Value::Null,
+        )
+        .await;
+    assert_eq!(
+        (why["allowed"].clone(), why["origin"].clone()),
+        (json!(true), json!("rule[1] of the configuration"))
+    );
+}
+
+#[tokio::test]
+async fn one_who_guesses_is_held_up_and_others_are_not() {
+    let house = House::new().await;
+    house.with_user("eve", "correct horse").await;
+    let eve = house.bare("model").password("eve", "correct horse");
+    house.connect(eve.clone()).await.unwrap();
+    let mut seen = Vec::new();
+    for _ in 0..8 {
+        let error = house
+            .connect(house.bare("model").password("bob", "wrong"))
+            .await
+            .unwrap_err();
+        seen.push(error.to_string());
+    }
+    assert!(
+        seen[7].contains("429") && seen[7].contains("try again in"),
+        "{}",
+        seen[7]
+    );
+    // The same address, another user.
+    house.connect(eve).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_listener_takes_what_it_says_and_nothing_else() {
+    let served = Served::new(&["ann"], "");
+    // Mutual TLS: a certificate, whatever else is shown.
+    let mut stream = tls(&served.server, &served.certificates, "ann").await;
+    let request = upgrade_request(
+        "/storage/model",
+        "Authorization: Bearer x\r\nSec-WebSocket-Protocol: storage-sync.v1\r\n",
+    );
+    assert_eq!(http(&mut stream, &request).await.status, 101);
+    let raw = Raw::open(&served.server, &served.certificates, "ann", &request).await;
+    drop(raw.unwrap());
+    drop(tcp(&served.server).await);
+}
