@@ -1,5 +1,7 @@
 //! Access rules over real sockets: what a principal may do, what it learns, and what changes while it is there.
 
+#![expect(clippy::unwrap_used, reason = "a test: what fails is the finding")]
+
 use std::time::Duration;
 
 use storage_client::RemoteStorage;

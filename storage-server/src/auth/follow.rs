@@ -148,8 +148,8 @@ impl AccessControl {
                         Some(id) => self.set_token(id, value, tokens.as_mut()),
                         None => {
                             let what = records.apply(&key, value);
-                            changed |= what == Applies::ToRules;
-                            ended |= what == Applies::ToUsers;
+                            changed |= what == Applies::Rules;
+                            ended |= what == Applies::Users;
                         }
                     }
                     ended |= value.is_none();

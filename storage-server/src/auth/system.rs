@@ -83,9 +83,9 @@ pub(crate) struct Records {
 /// What a change of a record can change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Applies {
-    ToRules,
-    ToUsers,
-    ToNothing,
+    Rules,
+    Users,
+    Nothing,
 }
 
 /// What a key of the keyspace names.
@@ -173,15 +173,15 @@ impl Records {
                 };
                 let user = user_of(json).unwrap_or_else(unreadable);
                 self.users.insert(name.to_owned(), user);
-                return Applies::ToUsers;
+                return Applies::Users;
             }
             (Some(Named::User(name)), None) => {
                 self.users.remove(name);
-                return Applies::ToUsers;
+                return Applies::Users;
             }
-            (Some(Named::Token(_)) | None, _) => return Applies::ToNothing,
+            (Some(Named::Token(_)) | None, _) => return Applies::Nothing,
         }
-        Applies::ToRules
+        Applies::Rules
     }
 
     /// The user of this name.
@@ -363,11 +363,11 @@ mod tests {
         let mut records = Records::default();
         assert!(!records.rule_set(&Configured::default()).has_rules());
         let new = Key::from_static(b"access/new");
-        assert_eq!(records.apply(&new, Some(b"{\"a\":1}")), Applies::ToRules);
+        assert_eq!(records.apply(&new, Some(b"{\"a\":1}")), Applies::Rules);
         assert!(records.rule_set(&Configured::default()).has_rules());
-        assert_eq!(records.apply(&new, None), Applies::ToRules);
+        assert_eq!(records.apply(&new, None), Applies::Rules);
         let newer = Key::from_static(b"of a newer version");
-        assert_eq!(records.apply(&newer, Some(b"1")), Applies::ToNothing);
+        assert_eq!(records.apply(&newer, Some(b"1")), Applies::Nothing);
         assert!(!records.rule_set(&Configured::default()).has_rules());
     }
 }

@@ -160,7 +160,8 @@ pub(super) async fn put_user(caller: Caller, Path(name): Path<String>, body: Byt
     };
     let is_administrator = is_administrator(&caller);
     let may_alone = change.disabled.is_none() && !change.new && known.is_some();
-    if !is_administrator && !(may_alone && caller.identity.may_change_password_of(&principal)) {
+    let may_alone = may_alone && caller.identity.may_change_password_of(&principal);
+    if !is_administrator && !may_alone {
         check_administrator(&caller)?;
     }
     match (&known, change.new) {

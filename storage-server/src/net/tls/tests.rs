@@ -96,7 +96,7 @@ async fn handshake(tls: &Tls, client: &Arc<ClientConfig>) -> Result<(String, boo
                 accepted
                     .identity
                     .unwrap()
-                    .map_or("anonymous".to_owned(), |identity| identity.to_string()),
+                    .map_or_else(|| "anonymous".to_owned(), |identity| identity.to_string()),
                 accepted.resumed,
             ))
         }
