@@ -14,6 +14,7 @@ mod escape;
 mod export;
 mod failure;
 mod get;
+mod globals;
 mod import;
 mod journal;
 mod json;
@@ -39,8 +40,9 @@ use std::time::Duration;
 use anyhow::anyhow;
 use clap::{Parser, Subcommand};
 
-use app::{App, Globals};
+use app::App;
 use failure::{Exit, Interrupted};
+use globals::Globals;
 use output::Output;
 
 const EXAMPLES: &str = "\
