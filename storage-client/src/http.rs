@@ -2,12 +2,16 @@
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::Request;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
-use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use storage_protocol::{Outcome, Result, StorageError};
 
 use crate::options::ConnectOptions;
+use crate::transport::refusal;
+
+/// What [`request`] takes and gives.
+pub use hyper::{Method, StatusCode};
 
 /// The longest answer that is taken, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
@@ -17,8 +21,8 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// whole of it has [`ConnectOptions::request_timeout`].
 ///
 /// # Errors
-/// [`StorageError::ConnectFailed`]: no server was reached, nothing was sent. [`StorageError::Closed`] and
-/// [`StorageError::DeadlineExceeded`], with outcome *unknown*: the answer did not arrive.
+/// [`StorageError::ConnectFailed`]: no server was reached, or it did not let us in; nothing was executed.
+/// [`StorageError::Closed`] and [`StorageError::DeadlineExceeded`], with outcome *unknown*: the answer did not arrive.
 pub async fn request(
     options: &ConnectOptions,
     method: Method,
@@ -41,18 +45,32 @@ pub async fn request(
         }
         let request = request.body(Full::new(Bytes::from(body.unwrap_or_default())));
         let request = request.map_err(|error| StorageError::invalid(error.to_string()))?;
-        let lost = |error: &dyn std::fmt::Display| StorageError::Closed {
-            reason: format!("the server's answer did not arrive: {error}"),
-            outcome: Outcome::Unknown,
+        let refused = |message| StorageError::ConnectFailed {
+            message: format!("{}: {message}", options.urls.join(", ")),
+        };
+        let lost = |error: &(dyn std::error::Error + 'static)| match refusal(error) {
+            Some(message) => refused(message),
+            None => StorageError::Closed {
+                reason: format!("the server's answer did not arrive: {error}"),
+                outcome: Outcome::Unknown,
+            },
         };
         let shaken = hyper::client::conn::http1::handshake(TokioIo::new(io)).await;
         let (mut sender, connection) = shaken.map_err(|error| lost(&error))?;
         // Ends with the sender.
         let connection = tokio::spawn(connection);
-        let answer = sender.send_request(request).await;
-        let (parts, body) = answer.map_err(|error| lost(&error))?.into_parts();
+        let (parts, body) = match sender.send_request(request).await {
+            Ok(answer) => answer.into_parts(),
+            Err(error) => {
+                drop(sender);
+                // Where the connection broke before the request was taken up, it alone knows why.
+                let why = connection.await.ok().and_then(Result::err);
+                let why = why.and_then(|why| refusal(&why));
+                return Err(why.map_or_else(|| lost(&error), refused));
+            }
+        };
         let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
-        let body = body.map_err(|error| lost(&error))?.to_bytes();
+        let body = body.map_err(|error| lost(&*error))?.to_bytes();
         drop(sender);
         connection.abort();
         Ok((parts.status, body))

@@ -18,4 +18,4 @@ pub(crate) use failure::DialError;
 pub(crate) use login::Login;
 pub(crate) use socket::Socket;
 pub use tls::TlsVersion;
-pub(crate) use tls::{Credentials, Tls, client_config};
+pub(crate) use tls::{Credentials, Tls, client_config, refusal};

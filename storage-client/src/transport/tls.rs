@@ -152,6 +152,17 @@ pub(super) fn explain(error: &io::Error) -> Option<String> {
     })
 }
 
+/// Why the server ended TLS, if that is what failed: it did not let us in, so it has done nothing. With TLS 1.3 that
+/// shows only when the answer is read.
+pub(crate) fn refusal(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    let tls = causes.find_map(|error| error.downcast_ref::<io::Error>()?.get_ref());
+    match tls?.downcast_ref::<rustls::Error>()? {
+        rustls::Error::AlertReceived(alert) => Some(explain_alert(*alert)),
+        _ => None,
+    }
+}
+
 fn explain_certificate(error: &CertificateError) -> String {
     let what = match error {
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => "is expired",
