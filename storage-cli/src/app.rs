@@ -13,9 +13,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::escape;
 use crate::failure::Interrupted;
-use crate::globals::Globals;
+use crate::globals::{Globals, LoginOption};
+use crate::secret;
 use crate::text::Form;
-use storage_client::{ConnectionState, RemoteStorage, SavedSession};
+use storage_client::{ConnectOptions, ConnectionState, RemoteStorage, SavedSession};
 
 /// How long an ordinary end waits for what is on its way, behind a signal and for the server's goodbye.
 pub(crate) const END_TIMEOUT: Duration = Duration::from_secs(2);
@@ -88,8 +89,38 @@ impl App {
             options = options.resume_session(saved);
         }
         self.listen_to_signals();
+        let options = self.log_in(options).await?;
         let storage = RemoteStorage::connect(options).await?;
         Ok(self.storage.get_or_init(|| storage).clone())
+    }
+
+    /// What requests over HTTP need; called once per run. Signals are as with [`App::connect`].
+    pub(crate) async fn http_options(&self) -> anyhow::Result<ConnectOptions> {
+        let options = self.globals.http_options()?;
+        self.listen_to_signals();
+        self.log_in(options).await
+    }
+
+    /// Adds what a certificate is not to do for; asks for it where that was not said.
+    async fn log_in(&self, options: ConnectOptions) -> anyhow::Result<ConnectOptions> {
+        Ok(match self.globals.login()? {
+            None => options,
+            Some(LoginOption::TokenFile(file)) => {
+                let token = secret::token(file)?;
+                match file.is_file() {
+                    true => options.token_file(file),
+                    // A pipe gives it once.
+                    false => options.token(token),
+                }
+            }
+            Some(LoginOption::User {
+                name,
+                password_file,
+            }) => {
+                let password = secret::password(name, password_file);
+                options.password(name, self.unless_interrupted(password).await?)
+            }
+        })
     }
 
     /// The keyspace that the URL names.
@@ -109,8 +140,9 @@ impl App {
         self.writes.store(false, Ordering::Relaxed);
     }
 
-    /// Says whether commits of an import are on their way. What became of them it tells by itself, by rows.
-    pub(crate) fn importing(&self, in_flight: bool) {
+    /// Says whether changes are on their way that are no commits of this connection: those of an import, which tells by
+    /// itself, by rows, what became of them; or requests over HTTP.
+    pub(crate) fn changing(&self, in_flight: bool) {
         self.writes.store(in_flight, Ordering::Relaxed);
     }
 

@@ -14,6 +14,7 @@ use crate::failure::{Exit, usage};
 use crate::json::{self, Item};
 use crate::output::Output;
 use crate::put;
+use crate::stdin;
 
 const EXAMPLES: &str = "\
 Lines:
@@ -41,7 +42,11 @@ impl Commit {
     pub(crate) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
         let name = self.file.display().to_string();
         let mut text = String::new();
-        let read = match self.file == Path::new("-") {
+        let is_stdin = self.file == Path::new("-");
+        if is_stdin {
+            stdin::take("--file")?;
+        }
+        let read = match is_stdin {
             true => std::io::stdin().lock().read_to_string(&mut text),
             false => File::open(&self.file).and_then(|mut file| file.read_to_string(&mut text)),
         };

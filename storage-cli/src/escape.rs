@@ -69,7 +69,12 @@ pub(crate) fn message(text: &str) -> Cow<'_, str> {
 
 /// A JSON string, its quotes included. What does not show is escaped in JSON's own way, which every parser undoes.
 pub(crate) fn json(text: &str) -> String {
-    let quoted = serde_json::Value::from(text).to_string();
+    json_value(&serde_json::Value::from(text))
+}
+
+/// The same of any JSON, on one line: only in strings is there anything to escape.
+pub(crate) fn json_value(value: &serde_json::Value) -> String {
+    let quoted = value.to_string();
     if quoted.chars().all(|c| shows(c, false)) {
         return quoted;
     }

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use storage_protocol::{Epoch, Outcome, Revision, StorageError};
 
+use crate::api::Refused;
 use crate::{escape, tell};
 
 /// How a command ended that did what it could.
@@ -89,6 +90,9 @@ impl std::error::Error for Interrupted {}
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     if find::<StdoutClosed>(error).is_some() {
         return 0;
+    }
+    if let Some(refused) = find::<Refused>(error) {
+        return refused.exit_code();
     }
     match (find::<Interrupted>(error), find::<StorageError>(error)) {
         (Some(interrupted), _) => interrupted.exit_code(),
@@ -192,6 +196,7 @@ fn may_come_again(error: &anyhow::Error) -> bool {
 
 fn outcome(error: &anyhow::Error) -> Option<Outcome> {
     let interrupted = find::<Interrupted>(error).map(|interrupted| interrupted.outcome);
+    let interrupted = interrupted.or_else(|| find(error).map(Refused::outcome));
     interrupted.or_else(|| find::<StorageError>(error).map(StorageError::outcome))
 }
 

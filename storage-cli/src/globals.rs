@@ -29,9 +29,18 @@ pub(crate) struct Globals {
     /// Whose certificate to present [default: the only one in the folder besides "server"]
     #[arg(long, value_name = "NAME", env = "STORAGE_IDENTITY", global = true)]
     identity: Option<String>,
-    /// Present no certificate, and trust servers that FILE vouches for (for listeners with tls = "server")
+    /// Present no certificate, and trust servers that FILE vouches for (for listeners with tls = "server"); needed to log in
     #[arg(long, value_name = "FILE", global = true)]
     ca: Option<PathBuf>,
+    /// Log in with the token in FILE, which is read again for each connection
+    #[arg(long, value_name = "FILE", env = "STORAGE_TOKEN_FILE", global = true)]
+    token_file: Option<OsString>,
+    /// Log in as this user; the password is asked for, or is stdin where that is no terminal
+    #[arg(long, value_name = "NAME", global = true)]
+    user: Option<String>,
+    /// Password of --user
+    #[arg(long, value_name = "FILE", global = true)]
+    password_file: Option<PathBuf>,
     /// Allow ws:// URLs: nothing is encrypted, and nobody knows who the other side is
     #[arg(long, global = true)]
     danger_plaintext: bool,
@@ -48,6 +57,27 @@ pub(crate) struct Globals {
     /// Keys and values on the command line and in text output are hexadecimal
     #[arg(long, action = ArgAction::SetTrue, global = true)]
     hex: bool,
+}
+
+/// How to log in, besides a certificate.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum LoginOption<'a> {
+    TokenFile(&'a Path),
+    /// `password_file` as [`secret::password`](crate::secret::password) takes it.
+    User {
+        name: &'a str,
+        password_file: Option<&'a Path>,
+    },
+}
+
+impl LoginOption<'_> {
+    /// The option that asks for it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::TokenFile(_) => "--token-file (or STORAGE_TOKEN_FILE)",
+            Self::User { .. } => "--user",
+        }
+    }
 }
 
 impl Globals {
@@ -77,15 +107,30 @@ impl Globals {
         for url in urls {
             options = self.check_options(options.also(url), url)?;
         }
+        let login = self.login()?;
         if !url.split(',').any(|url| url.starts_with("wss://")) {
             return Ok(options);
         }
-        let options = self.with_credentials(options)?;
+        let options = match login {
+            Some(login) => self.with_ca_alone(options, login)?,
+            None => self.with_credentials(options)?,
+        };
         options.check_credentials().map_err(|error| {
             let what = what_failed(error);
             usage(format!("the certificates: {what}{}", self.others()))
         })?;
         Ok(options)
+    }
+
+    /// The same for requests over HTTP, each of which makes a connection of its own. That one cannot be made is to be known
+    /// before the answer is waited for no longer.
+    pub(crate) fn http_options(&self) -> anyhow::Result<ConnectOptions> {
+        let options = self.connect_options()?;
+        let urls = self.url.iter().flat_map(|url| url.split(',')).count();
+        let connect = self.timeout.unwrap_or(Duration::from_secs(10));
+        let connect = connect.saturating_mul(u32::try_from(urls).unwrap_or(u32::MAX));
+        let answer = self.timeout.unwrap_or(Duration::from_secs(30));
+        Ok(options.request_timeout(connect.saturating_add(answer)))
     }
 
     /// Checks the last URL of these options; those before it were good.
@@ -116,6 +161,50 @@ impl Globals {
             options = options.give_up_after(duration);
         }
         options
+    }
+
+    /// How to log in, if a certificate is not to do.
+    pub(crate) fn login(&self) -> anyhow::Result<Option<LoginOption<'_>>> {
+        let token_file = given(self.token_file.as_ref()).map(Path::new);
+        let password_file = given(self.password_file.as_ref()).map(Path::new);
+        match (token_file, given(self.user.as_ref()), password_file) {
+            (Some(_), Some(name), _) => Err(usage(format!(
+                "--token-file (or STORAGE_TOKEN_FILE) and --user {name}: which of the two?"
+            ))),
+            (None, None, None) if self.user.is_some() => Err(usage("--user is empty")),
+            (_, None, Some(_)) => Err(usage(
+                "--password-file needs --user NAME, whose password it is",
+            )),
+            (None, None, None) => Ok(None),
+            (Some(file), None, None) => Ok(Some(LoginOption::TokenFile(file))),
+            (None, Some(name), _) if name.contains(':') => Err(usage(format!(
+                "--user {name}: a name with a colon cannot log in; without \"user:\" in front it is the user's name"
+            ))),
+            (None, Some(name), password_file) => Ok(Some(LoginOption::User {
+                name,
+                password_file,
+            })),
+        }
+    }
+
+    /// Who logs in presents no certificate: that would decide, and what is shown besides would not count.
+    fn with_ca_alone(
+        &self,
+        options: ConnectOptions,
+        login: LoginOption<'_>,
+    ) -> anyhow::Result<ConnectOptions> {
+        let by = login.name();
+        if let Some(name) = given(self.identity.as_ref()) {
+            return Err(usage(format!(
+                "{by} is for no certificate at all, and --identity (or STORAGE_IDENTITY) is {name:?}: which of the two?"
+            )));
+        }
+        let ca = given(self.ca.as_ref()).ok_or_else(|| {
+            usage(format!(
+                "which servers are to be trusted? With {by} give --ca FILE, the certificate of the servers' authority"
+            ))
+        })?;
+        Ok(options.without_client_certificate(ca))
     }
 
     fn with_credentials(&self, options: ConnectOptions) -> anyhow::Result<ConnectOptions> {

@@ -473,7 +473,7 @@ async fn send_all(
     let mut writable = true;
     let mut patience = pin!(sleep(Duration::ZERO));
     loop {
-        app.importing(!in_flight.is_empty());
+        app.changing(!in_flight.is_empty());
         let more = stopped.is_none() && tally.failures.is_empty();
         if !more && in_flight.is_empty() {
             return stopped.unwrap_or(Stopped::End);

@@ -5,6 +5,8 @@
 //!
 //! Invariant: results go to stdout, everything else to stderr, and the exit code is `failure::exit_code`'s.
 
+mod access;
+mod api;
 mod app;
 mod batches;
 mod commit;
@@ -24,14 +26,20 @@ mod put;
 mod quotes;
 mod replica;
 mod rm;
+mod role;
 mod rows;
 mod scan;
+mod secret;
+mod stdin;
 mod tally;
 mod target;
 mod template;
 mod text;
+mod token;
 mod unpack;
+mod user;
 mod watch;
+mod whoami;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -58,13 +66,16 @@ Examples:
   storage watch --prefix weather/ --json
   storage replica --prefix weather/ --dir weather.copy
   storage --url ws://localhost:7000/storage/models --danger-plaintext ping
+  storage access grant user:ann models read,write
+  storage --user ann --ca certs/dev/alice/ca.pem get greeting
 
 Exit codes:
   0    done
-  1    refused: a check failed, a key in `get` is missing, a position in `watch` is no longer served
+  1    refused: a check failed, a key in `get` is missing, a position in `watch` is no longer served, `access explain` says
+       denied, a user, role, rule or token is not there (or is, for `user add`)
   2    wrong usage or configuration, or a local file that cannot be read or written
-  3    not reachable, not authenticated, or not served now; nothing was executed
-  4    outcome unknown: a commit was sent, and no answer came
+  3    not reachable, not authenticated, not allowed, or not served now; nothing was executed
+  4    outcome unknown: a commit or another change was sent, and no answer came
   130  interrupted (Ctrl-C, SIGTERM) before it was done; a watch and a replica end with 0";
 
 /// How long the runtime may take to end; what hangs beyond that (a read of stdin) is left behind.
@@ -93,6 +104,11 @@ enum Command {
     Replica(replica::ReplicaCommand),
     Digest(digest::Digest),
     Ping(ping::Ping),
+    Whoami(whoami::Whoami),
+    Access(access::Access),
+    Role(role::Role),
+    User(user::User),
+    Token(token::Token),
     Completions(completions::Completions),
 }
 
@@ -156,6 +172,11 @@ async fn dispatch(command: Command, app: &App, out: &mut Output) -> anyhow::Resu
             Command::Replica(replica) => replica.run(app, out).await,
             Command::Digest(digest) => digest.run(app, out).await,
             Command::Ping(ping) => ping.run(app, out).await,
+            Command::Whoami(whoami) => whoami.run(app, out).await,
+            Command::Access(access) => access.run(app, out).await,
+            Command::Role(role) => role.run(app, out).await,
+            Command::User(user) => user.run(app, out).await,
+            Command::Token(token) => token.run(app, out).await,
             Command::Completions(completions) => completions.run(out),
         }
     };

@@ -36,6 +36,15 @@ pub(crate) enum Target {
 impl Target {
     /// Opens it; what was there is untouched. Opening a FIFO waits for its reader.
     pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
+        Self::open_for(path, Readers::Usual)
+    }
+
+    /// The same for what its owner alone may read: the file has mode 0600, also where one was there before.
+    pub(crate) fn open_private(path: &Path) -> anyhow::Result<Self> {
+        Self::open_for(path, Readers::Owner)
+    }
+
+    fn open_for(path: &Path, readers: Readers) -> anyhow::Result<Self> {
         let name = path.display();
         let failed = |error: io::Error| usage(format!("{name} cannot be written: {error}"));
         let path = follow(path).map_err(failed)?;
@@ -50,11 +59,11 @@ impl Target {
             Ok(metadata) if metadata.is_file() => {
                 // Who may not write to it may not replace it either.
                 OpenOptions::new().write(true).open(&path).map_err(failed)?;
-                Self::whole(path, Some(&metadata)).map_err(failed)
+                Self::whole(path, Some(&metadata), readers).map_err(failed)
             }
             Ok(_) => Self::direct(&path).map_err(failed),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Self::whole(path, None).map_err(failed)
+                Self::whole(path, None, readers).map_err(failed)
             }
             Err(error) => Err(failed(error)),
         }
@@ -65,7 +74,7 @@ impl Target {
         Ok(Self::Direct(Output::file(file, path.display().to_string())))
     }
 
-    fn whole(path: PathBuf, was: Option<&Metadata>) -> io::Result<Self> {
+    fn whole(path: PathBuf, was: Option<&Metadata>, readers: Readers) -> io::Result<Self> {
         let name = path
             .file_name()
             .ok_or_else(|| io::Error::other("it names no file"))?;
@@ -75,9 +84,9 @@ impl Target {
         prefix.push(".");
         let mut builder = tempfile::Builder::new();
         builder.prefix(&prefix).suffix(".part");
-        let temporary = in_usual_mode(&mut builder).tempfile_in(folder)?;
+        let temporary = readers.set(&mut builder).tempfile_in(folder)?;
         if let Some(was) = was {
-            take_over(temporary.as_file(), was)?;
+            take_over(temporary.as_file(), was, readers)?;
         }
         let file = temporary.as_file().try_clone()?;
         Ok(Self::Whole {
@@ -160,25 +169,41 @@ fn follow(path: &Path) -> io::Result<PathBuf> {
     Err(io::Error::other("too many symbolic links"))
 }
 
-/// As the shell's `>` makes it: what the umask leaves of 0666.
-#[cfg(unix)]
-fn in_usual_mode<'a, 'b, 'c>(
-    builder: &'a mut tempfile::Builder<'b, 'c>,
-) -> &'a mut tempfile::Builder<'b, 'c> {
-    use std::os::unix::fs::PermissionsExt;
-    builder.permissions(std::fs::Permissions::from_mode(0o666))
+/// Who may read the file. From its beginning: who has opened it once reads what comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Readers {
+    /// As the shell's `>` makes it: what the umask leaves of 0666; or as it was.
+    Usual,
+    /// Its owner alone.
+    Owner,
 }
 
-#[cfg(not(unix))]
-fn in_usual_mode<'a, 'b, 'c>(
-    builder: &'a mut tempfile::Builder<'b, 'c>,
-) -> &'a mut tempfile::Builder<'b, 'c> {
-    builder
+impl Readers {
+    #[cfg(unix)]
+    fn set<'a, 'b, 'c>(
+        self,
+        builder: &'a mut tempfile::Builder<'b, 'c>,
+    ) -> &'a mut tempfile::Builder<'b, 'c> {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = match self {
+            Self::Usual => 0o666,
+            Self::Owner => 0o600,
+        };
+        builder.permissions(std::fs::Permissions::from_mode(mode))
+    }
+
+    #[cfg(not(unix))]
+    fn set<'a, 'b, 'c>(
+        self,
+        builder: &'a mut tempfile::Builder<'b, 'c>,
+    ) -> &'a mut tempfile::Builder<'b, 'c> {
+        builder
+    }
 }
 
-/// Owner, group and mode of the file that is to be replaced.
+/// Owner, group and mode of the file that is to be replaced; not the mode where others are not to read it.
 #[cfg(unix)]
-fn take_over(file: &File, was: &Metadata) -> io::Result<()> {
+fn take_over(file: &File, was: &Metadata, readers: Readers) -> io::Result<()> {
     use std::os::unix::fs::{MetadataExt, fchown};
     let is = file.metadata()?;
     if (is.uid(), is.gid()) != (was.uid(), was.gid()) {
@@ -191,10 +216,13 @@ fn take_over(file: &File, was: &Metadata) -> io::Result<()> {
         })?;
     }
     // Ordering: the owner first, since a change of it takes bits of the mode away.
-    file.set_permissions(was.permissions())
+    match readers {
+        Readers::Usual => file.set_permissions(was.permissions()),
+        Readers::Owner => Ok(()),
+    }
 }
 
 #[cfg(not(unix))]
-fn take_over(_: &File, _: &Metadata) -> io::Result<()> {
+fn take_over(_: &File, _: &Metadata, _: Readers) -> io::Result<()> {
     Ok(())
 }

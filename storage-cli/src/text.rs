@@ -13,6 +13,7 @@ use storage_protocol::KeyRange;
 
 use crate::escape;
 use crate::failure::usage;
+use crate::stdin;
 
 /// How keys and values are written.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +71,7 @@ impl Arguments {
             if std::mem::replace(&mut self.stdin_taken, true) {
                 return Err(usage(format!("{name}: - (stdin) can stand only once")));
             }
+            stdin::take(name)?;
             let mut bytes = Vec::new();
             let read = std::io::stdin().lock().read_to_end(&mut bytes);
             read.map_err(|error| usage(format!("{name}: stdin cannot be read: {error}")))?;

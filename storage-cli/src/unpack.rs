@@ -11,6 +11,7 @@ use flate2::bufread::GzDecoder;
 use indicatif::ProgressBar;
 
 use crate::failure::usage;
+use crate::stdin;
 
 const BUFFER_BYTES: usize = 64 * 1024;
 
@@ -26,6 +27,7 @@ type Source = Box<dyn BufRead + Send>;
 pub(crate) fn open(file: &Path, bar: &ProgressBar) -> anyhow::Result<Source> {
     let unreadable = |error| unreadable(file, &error);
     let raw: Box<dyn Read + Send> = if file == Path::new("-") {
+        stdin::take("FILE")?;
         Box::new(io::stdin())
     } else {
         let opened = File::open(file).map_err(unreadable)?;

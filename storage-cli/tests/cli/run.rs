@@ -39,6 +39,7 @@ pub(crate) fn command(arguments: &[&str]) -> Command {
         .env_remove("STORAGE_URL")
         .env_remove("STORAGE_CERTS")
         .env_remove("STORAGE_IDENTITY")
+        .env_remove("STORAGE_TOKEN_FILE")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());

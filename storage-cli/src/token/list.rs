@@ -1,0 +1,70 @@
+//! `token list`: the tokens that are good; all of them for administrators, one's own for others.
+
+use clap::Args;
+use serde::Deserialize;
+
+use crate::access::Rule;
+use crate::api::{self, Api};
+use crate::app::App;
+use crate::escape;
+use crate::failure::Exit;
+use crate::output::Output;
+
+const EXAMPLES: &str = "\
+Examples:
+  storage token list
+  storage --json token list
+
+Prints ID<TAB>PRINCIPAL<TAB>NAME<TAB>ISSUED<TAB>EXPIRES<TAB>GRANTS lines; the tokens themselves are kept nowhere. Without grants a
+token has \"all\" that its principal has.";
+
+/// Prints the tokens that are good
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct List {}
+
+#[derive(Deserialize)]
+struct Listed {
+    id: String,
+    principal: String,
+    name: Option<String>,
+    #[serde(default)]
+    grants: Vec<Rule>,
+    issued: u64,
+    expires: u64,
+}
+
+impl List {
+    pub(super) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
+        let answer = Api::open(app).await?.ask(&api::path(&["tokens"])).await?;
+        for token in api::list(&answer, "tokens")? {
+            match app.json() {
+                true => out.line(&escape::json_value(token))?,
+                false => out.line(&api::read::<Listed>(token)?.line())?,
+            }
+        }
+        Ok(Exit::Done)
+    }
+}
+
+impl Listed {
+    fn line(&self) -> String {
+        let grants: Vec<String> = self.grants.iter().map(Rule::as_grant).collect();
+        let grants = grants
+            .iter()
+            .map(|grant| escape::field(grant.as_bytes(), false));
+        let grants: Vec<_> = grants.collect();
+        let columns = [
+            escape::text(self.id.as_bytes()),
+            escape::text(self.principal.as_bytes()),
+            escape::text(self.name.as_deref().unwrap_or_default().as_bytes()),
+            api::date(self.issued).into(),
+            api::date(self.expires).into(),
+            match grants.is_empty() {
+                true => "all".into(),
+                false => grants.join(" ").into(),
+            },
+        ];
+        columns.join("\t")
+    }
+}

@@ -1,0 +1,157 @@
+//! `user`: who may log in with a password. One file per sub-command that has something to it; here: the others, and what
+//! they share.
+
+mod add;
+mod list;
+mod passwd;
+
+use clap::{Args, Subcommand};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use storage_client::http::{Method, StatusCode};
+
+use crate::api::{self, Api, Refused};
+use crate::app::App;
+use crate::escape;
+use crate::failure::{Exit, usage};
+use crate::output::Output;
+use crate::tell;
+
+const EXAMPLES: &str = "\
+Examples:
+  storage user add ann --role operators
+  storage user passwd ann
+  storage --user ann --ca ca.pem whoami
+
+A user may nothing until a rule says so: `storage access grant user:ann ...`. All but a change of one's own password is for
+administrators.";
+
+/// Shows and changes who may log in with a password
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct User {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Add(add::Add),
+    Passwd(passwd::Passwd),
+    /// Lets a user log in no more; its connections and tokens end, its password stays
+    Disable {
+        /// User
+        name: String,
+    },
+    /// Lets a user log in again
+    Enable {
+        /// User
+        name: String,
+    },
+    /// Removes a user; its connections and tokens end, rules and roles that name it stay
+    Rm {
+        /// User
+        name: String,
+    },
+    List(list::List),
+}
+
+impl User {
+    pub(crate) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
+        match self.command {
+            Command::Add(add) => add.run(app).await,
+            Command::Passwd(passwd) => passwd.run(app).await,
+            Command::Disable { name } => disable(app, &name, true).await,
+            Command::Enable { name } => disable(app, &name, false).await,
+            Command::Rm { name } => {
+                check_name(&name)?;
+                let api = Api::open(app).await?;
+                api.change(Method::DELETE, &api::path(&["users", &name]), None)
+                    .await?;
+                Ok(Exit::Done)
+            }
+            Command::List(list) => list.run(app, out).await,
+        }
+    }
+}
+
+/// A user as the server lists it.
+#[derive(Deserialize)]
+struct Listed {
+    name: String,
+    disabled: bool,
+    /// In ms since 1970.
+    password_set: u64,
+}
+
+/// Who logs in over HTTP has no colon in the name.
+fn check_name(name: &str) -> anyhow::Result<()> {
+    match name.strip_prefix("user:") {
+        Some(plain) => Err(usage(format!(
+            "the user's name is {plain:?}, without \"user:\""
+        ))),
+        None if name.is_empty() => Err(usage("a user's name is not empty")),
+        None if name.contains(':') => Err(usage(format!("{name:?}: a user's name has no colon"))),
+        None => Ok(()),
+    }
+}
+
+async fn put(api: &Api, name: &str, body: &Value) -> anyhow::Result<()> {
+    api.change(Method::PUT, &api::path(&["users", name]), Some(body))
+        .await?;
+    Ok(())
+}
+
+async fn disable(app: &App, name: &str, disabled: bool) -> anyhow::Result<Exit> {
+    check_name(name)?;
+    let api = Api::open(app).await?;
+    if is_missing(&api, name).await? {
+        return Ok(Exit::Refused);
+    }
+    put(&api, name, &json!({ "disabled": disabled })).await?;
+    Ok(Exit::Done)
+}
+
+/// Whether there is no such user, which is told then. The server would make one. Who may not see the users is told no: it
+/// may change no other's.
+async fn is_missing(api: &Api, name: &str) -> anyhow::Result<bool> {
+    let answer = match api.ask(&api::path(&["users"])).await {
+        Err(error) if is_forbidden(&error) => return Ok(false),
+        answer => answer?,
+    };
+    for user in api::list(&answer, "users")? {
+        if api::read::<Listed>(user)?.name == name {
+            return Ok(false);
+        }
+    }
+    tell(format_args!(
+        "there is no user {}",
+        escape::text(name.as_bytes())
+    ));
+    Ok(true)
+}
+
+fn is_forbidden(error: &anyhow::Error) -> bool {
+    let refused = error.downcast_ref::<Refused>();
+    refused.is_some_and(|refused| refused.status() == StatusCode::FORBIDDEN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_users_have_no_colon() {
+        for good in ["ann", "Zoë M.", "a/b", "a@b"] {
+            check_name(good).unwrap();
+        }
+        for (bad, why) in [
+            ("", "empty"),
+            ("user:ann", "is \"ann\""),
+            ("a:b", "no colon"),
+        ] {
+            let error = check_name(bad).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+}

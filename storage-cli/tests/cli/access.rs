@@ -1,0 +1,309 @@
+//! `access` and `role`: what is asked of the server, and what is printed.
+
+use serde_json::json;
+
+use crate::fake_http::HttpServer;
+use crate::run::storage;
+
+const RULES: &str = r#"{
+    "rules": [
+        {"from": {"config": 0}, "rule": {"principal": "cert:boss", "keyspace": "system", "allow": ["admin"]}},
+        {"from": {"name": "ann"}, "rule": {"principal": "user:ann", "keyspace": "models", "prefix": "a:b/", "allow": ["read"]}},
+        {"from": {"name": "rule[0] of the configuration"},
+            "rule": {"principal": "x\u001b[2J", "keyspace": "k", "prefix": "\t\u202e", "allow": ["read", "later"]}}
+    ],
+    "roles": [
+        {"name": "ops", "members": ["cert:ops-*", "user:ann"]},
+        {"name": "strange", "members": ["user:a b", "user:\u001b"]}
+    ],
+    "warnings": ["stored rule \"x\": it gives\u001b nothing"]
+}"#;
+
+fn server() -> HttpServer {
+    HttpServer::with(&[("GET /-/auth/rules", 200, RULES)])
+}
+
+#[test]
+fn rules_are_listed_with_what_is_odd_about_them() {
+    let server = server();
+    let ran = server.run(&["access", "list"]);
+    assert_eq!(
+        ran.lines(),
+        [
+            "rule[0] of the configuration\tcert:boss\tsystem\tadmin",
+            "ann\tuser:ann\tmodels:a:b/\tread",
+            "\"rule[0] of the configuration\"\tx\\x1b[2J\tk:\\t\\u{202e}\tread,later",
+        ]
+    );
+    assert_eq!(
+        ran.err,
+        "warning: stored rule \"x\": it gives\\x1b nothing\n"
+    );
+    let ran = server.run(&["access", "list", "--json"]);
+    let lines = ran.lines();
+    assert_eq!(lines.len(), 3);
+    let second: serde_json::Value = serde_json::from_str(lines[1]).unwrap();
+    assert_eq!(second["from"]["name"], "ann");
+    assert!(
+        lines[2].contains(r#""principal":"x\u001b[2J""#),
+        "{lines:?}"
+    );
+    assert!(lines[2].contains(r#""prefix":"\t\u202e""#), "{lines:?}");
+}
+
+#[test]
+fn a_grant_has_a_name_of_its_own_that_is_always_the_same() {
+    let server = server();
+    let name = "cert-robot-any-models-robots-b81b00dd";
+    let put = format!("PUT /-/auth/rules/{name}");
+    server.answer(&put, 204, "");
+    let grant = [
+        "access",
+        "grant",
+        "cert:robot-*",
+        "models:robots/",
+        "write,read",
+    ];
+    let rule = json!({
+        "principal": "cert:robot-*", "keyspace": "models", "prefix": "robots/", "allow": ["read", "write"],
+    });
+    let ran = server.run(&grant);
+    let line = format!("{name}\tcert:robot-*\tmodels:robots/\tread,write");
+    assert_eq!(ran.lines(), [line.as_str()]);
+    assert_eq!(server.changes(), [(put.clone(), rule.clone())]);
+    let ran = server.run(&[&grant[..], &["--json"]].concat());
+    let printed: serde_json::Value = serde_json::from_str(ran.lines()[0]).unwrap();
+    assert_eq!(printed, json!({ "from": { "name": name }, "rule": rule }));
+    server.asked();
+    server.answer("PUT /-/auth/rules/a%2Fb?force=true", 204, "");
+    let ran = server.run(&[&grant[..], &["--name", "a/b", "--force"]].concat());
+    assert_eq!(ran.lines()[0].split('\t').next(), Some("a/b"));
+}
+
+#[test]
+fn granted_again_it_is_replaced_and_under_another_name_it_is_added() {
+    let server = server();
+    server.answer("PUT /-/auth/rules/ann", 204, "");
+    // Its own name.
+    let grant = ["access", "grant", "user:ann", "models:a:b/", "write"];
+    let ran = server.run(&[&grant[..], &["--name", "ann"]].concat());
+    assert_eq!(ran.lines(), ["ann\tuser:ann\tmodels:a:b/\twrite"]);
+    assert_eq!(ran.err, "it was read before\n");
+    // The default name, or one that somebody thinks of.
+    for options in [&[][..], &["--name", "new"]] {
+        let ran = server.run(&[&grant[..], options].concat());
+        assert_eq!(ran.lines(), ["ann\tuser:ann\tmodels:a:b/\tread,write"]);
+        assert_eq!(ran.err, "it was read before\n");
+    }
+    let last = server.changes().pop().unwrap();
+    assert_eq!(last.1["allow"], json!(["read", "write"]));
+    // A rule of the configuration is no stored one.
+    let ran = server.run(&["access", "grant", "cert:boss", "system", "admin"]);
+    assert_eq!(ran.code, 3, "{ran:?}");
+    assert!(
+        server.changes()[0]
+            .0
+            .starts_with("PUT /-/auth/rules/cert-boss-system-")
+    );
+    // What is there under the name stays.
+    let ran = server.run(&[
+        "access", "grant", "user:bob", "models", "read", "--name", "ann",
+    ]);
+    assert_eq!((ran.code, ran.out.as_str()), (1, ""), "{ran:?}");
+    assert!(
+        ran.err
+            .contains("a rule ann for something else: user:ann models:a:b/ read"),
+        "{ran:?}"
+    );
+    assert_eq!(server.changes(), []);
+}
+
+#[test]
+fn what_would_lock_out_is_refused_by_the_server_and_told() {
+    let server = server();
+    let refused = r#"{"error":"with this commit nobody could change the access rules any more"}"#;
+    server.answer("DELETE /-/auth/rules/ann", 400, refused);
+    server.answer("DELETE /-/auth/rules/ann?force=true", 204, "");
+    let ran = server.run(&["access", "revoke", "ann"]);
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(ran.err.contains("nobody could change"), "{ran:?}");
+    assert_eq!(server.run(&["access", "revoke", "ann", "--force"]).code, 0);
+}
+
+#[test]
+fn a_rule_is_revoked_by_its_name_or_by_what_it_says() {
+    let server = server();
+    server.answer("DELETE /-/auth/rules/ann", 204, "");
+    let ran = server.run(&["access", "revoke", "user:ann", "models:a:b/"]);
+    assert_eq!(
+        (ran.code, ran.out.as_str(), ran.err.as_str()),
+        (0, "", "removed ann\n")
+    );
+    assert_eq!(
+        server.changes(),
+        [("DELETE /-/auth/rules/ann".to_owned(), json!(null))]
+    );
+    for (arguments, why) in [
+        (
+            ["user:ann", "models"],
+            "there is no rule for user:ann and models\n",
+        ),
+        (
+            ["cert:boss", "system"],
+            "to be removed by hand: rule[0] of the configuration cert:boss system admin\n",
+        ),
+    ] {
+        let ran = server.run(&[&["access", "revoke"], &arguments[..]].concat());
+        assert_eq!((ran.code, ran.out.as_str()), (1, ""), "{ran:?}");
+        assert!(ran.err.contains(why), "{ran:?}");
+    }
+    server.answer(
+        "DELETE /-/auth/rules/gone",
+        404,
+        r#"{"error":"there is no such record"}"#,
+    );
+    let ran = server.run(&["access", "revoke", "gone"]);
+    assert_eq!(
+        (ran.code, ran.err.as_str()),
+        (1, "error: there is no such record\n")
+    );
+}
+
+#[test]
+fn an_explanation_exits_with_what_it_says() {
+    let server = HttpServer::with(&[
+        (
+            "GET /-/auth/explain?principal=user%3Aann&keyspace=models&key=a%26b&permission=read",
+            200,
+            r#"{"allowed": true, "origin": "stored rule \"r\"", "reason": "since\u001b so",
+                "rule": {"principal": "user:ann", "keyspace": "m*", "allow": ["read"]}}"#,
+        ),
+        (
+            "GET /-/auth/explain?principal=user%3Aann&keyspace=models&key=&permission=admin",
+            200,
+            r#"{"allowed": false, "origin": null, "reason": "no rule allows it", "rule": null}"#,
+        ),
+    ]);
+    let ran = server.run(&["access", "explain", "user:ann", "models", "a&b", "read"]);
+    assert_eq!(
+        ran.lines(),
+        [
+            "allowed",
+            "reason: since\\x1b so",
+            "rule: stored rule \"r\"\tuser:ann\tm*\tread"
+        ]
+    );
+    let denied = ["access", "explain", "user:ann", "models", "", "admin"];
+    let ran = server.run(&denied);
+    assert_eq!(
+        (ran.code, ran.out.as_str()),
+        (1, "denied\nreason: no rule allows it\n")
+    );
+    let ran = server.run(&[&denied[..], &["--json"]].concat());
+    assert_eq!(ran.code, 1);
+    assert!(ran.out.starts_with("{\"allowed\":false,"), "{ran:?}");
+    let ran = server.run(&["--hex", "access", "explain", "a", "models", "ff", "read"]);
+    assert_eq!(ran.code, 2);
+    assert!(ran.err.contains("no UTF-8"), "{ran:?}");
+}
+
+#[test]
+fn members_are_added_to_roles_and_removed() {
+    let server = server();
+    let ran = server.run(&["role", "list"]);
+    assert_eq!(
+        ran.lines(),
+        [
+            "ops\tcert:ops-* user:ann",
+            "strange\tuser:\\x1b \"user:a b\""
+        ]
+    );
+    let ran = server.run(&["role", "list", "--json"]);
+    assert_eq!(
+        ran.lines()[0],
+        r#"{"members":["cert:ops-*","user:ann"],"name":"ops"}"#
+    );
+    for put in ["ops", "new"] {
+        server.answer(&format!("PUT /-/auth/roles/{put}"), 204, "");
+    }
+    server.asked();
+    let ran = server.run(&["role", "add", "ops", "user:bob", "user:ann"]);
+    assert_eq!(ran.lines(), ["ops\tcert:ops-* user:ann user:bob"]);
+    let ran = server.run(&["role", "add", "new"]);
+    assert_eq!(ran.lines(), ["new\t"]);
+    // It is there already.
+    assert_eq!(server.run(&["role", "add", "ops", "user:ann"]).code, 0);
+    assert_eq!(server.run(&["role", "rm", "ops", "user:ann"]).code, 0);
+    assert_eq!(
+        server.changes(),
+        [
+            (
+                "PUT /-/auth/roles/ops".to_owned(),
+                json!({ "members": ["cert:ops-*", "user:ann", "user:bob"] })
+            ),
+            ("PUT /-/auth/roles/new".to_owned(), json!({ "members": [] })),
+            (
+                "PUT /-/auth/roles/ops".to_owned(),
+                json!({ "members": ["cert:ops-*"] })
+            ),
+        ]
+    );
+    let ran = server.run(&["role", "rm", "ops", "user:bob"]);
+    assert_eq!(
+        (ran.code, ran.err.as_str()),
+        (1, "user:bob is no member of ops\n")
+    );
+    let ran = server.run(&["role", "rm", "none", "user:bob"]);
+    assert_eq!((ran.code, ran.err.as_str()), (1, "there is no role none\n"));
+    assert_eq!(server.changes(), []);
+    server.answer("DELETE /-/auth/roles/ops?force=true", 204, "");
+    assert_eq!(server.run(&["role", "rm", "ops", "--force"]).code, 0);
+}
+
+#[test]
+fn arguments_that_are_none_are_refused_before_anything_is_sent() {
+    for (arguments, why) in [
+        (
+            &["access", "grant", "user:ann", "models", "reed"][..],
+            "\"reed\" is no permission",
+        ),
+        (
+            &["access", "grant", "user:ann", ":a", "read"],
+            "no keyspace is named",
+        ),
+        (&["access", "grant", "user:ann", "models"], "PERMISSIONS"),
+        (
+            &["access", "explain", "user:ann", "models", "a", "reed"],
+            "reed",
+        ),
+        (&["access", "revoke", ""], "Its name is empty"),
+        (&["role", "add", "role:ops"], "no name of a role"),
+        (&["role", "rm", "Ops"], "no name of a role"),
+        (&["user", "add", "user:ann"], "the user's name is \"ann\""),
+        (&["user", "rm", "a:b"], "no colon"),
+        (
+            &["user", "add", "ann", "--role", "Ops"],
+            "no name of a role",
+        ),
+        (
+            &["user", "add", "a*", "--role", "ops"],
+            "* would stand for any characters",
+        ),
+        (
+            &["token", "mint", "--grant", "models"],
+            "expected KEYSPACE:PERMISSIONS",
+        ),
+        (
+            &["token", "mint", "--grant", "models:a/"],
+            "is no permission",
+        ),
+        (&["token", "mint", "--ttl", "soon"], "--ttl"),
+        (&["token", "revoke", ""], "Its id is empty"),
+        (&["access"], "Usage"),
+        (&["token"], "Usage"),
+    ] {
+        let ran = storage(&[arguments, &["--url", "wss://127.0.0.1:1/storage/models"]].concat());
+        assert_eq!((ran.code, ran.out.as_str()), (2, ""), "{ran:?}");
+        assert!(ran.err.contains(why), "{why}: {ran:?}");
+    }
+}
