@@ -573,7 +573,13 @@ async fn the_first_lines_tell_each_listener_and_nothing_else_is_printed() {
     let folder = Folder::new();
     let certificates = Certificates::issue(&["caller"]);
     let listener = |tls: &str, gateways: &str| {
-        format!("[[listener]]\naddress = '127.0.0.1:0'\ntls = '{tls}'\ngateways = [{gateways}]\n")
+        let auth = if tls == "server" {
+            "auth = ['anonymous']\n"
+        } else {
+            ""
+        };
+        let what = format!("tls = '{tls}'\n{auth}gateways = [{gateways}]\n");
+        format!("[[listener]]\naddress = '127.0.0.1:0'\n{what}")
     };
     let config = folder.config(&format!(
         "certs = {:?}\n{}{}{}{}",
