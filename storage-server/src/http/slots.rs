@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::auth::Principal;
-use crate::net::admission::Address;
+use crate::limits::address::Address;
 
 /// The slots of one listener.
 #[derive(Debug)]

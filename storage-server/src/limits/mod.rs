@@ -1,6 +1,7 @@
 //! The bounds on what peers may take, as permits: [`budget`] counts it, [`room`] counts answers while they are read,
-//! and [`once`] counts once what many sessions hold.
+//! [`once`] counts once what many sessions hold, and [`address`] says what is one peer.
 
+pub(crate) mod address;
 pub(crate) mod budget;
 pub(crate) mod once;
 pub(crate) mod room;

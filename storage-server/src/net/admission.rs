@@ -7,9 +7,8 @@
 //! 64 bits. [`Connections`] bounds all connections of the server, sessions too, by the descriptors there are.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,6 +17,8 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
+
+use crate::limits::address::Address;
 
 /// A connection whose peer has sent nothing at all for so long can be closed for a newcomer. An honest client's first
 /// bytes arrive one round trip after its connection.
@@ -87,28 +88,6 @@ impl Drop for Connected {
         if let Some(mine) = open.get_mut(self.listener) {
             *mine -= 1;
         }
-    }
-}
-
-/// What counts as one peer before it has proven a name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Address(IpAddr);
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl From<IpAddr> for Address {
-    fn from(address: IpAddr) -> Self {
-        Self(match address.to_canonical() {
-            IpAddr::V6(address) => {
-                let [a, b, c, d, ..] = address.segments();
-                IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-            }
-            address @ IpAddr::V4(_) => address,
-        })
     }
 }
 

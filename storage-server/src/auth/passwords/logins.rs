@@ -9,9 +9,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use zeroize::Zeroizing;
 
 pub(super) use super::failures::Allowance;
-use super::failures::{Address, Failures, User};
+use super::failures::{Failures, User};
 use super::recent::{Mark, Marks, Recent};
 use super::{PASSWORD_BYTES_MAX, PasswordError, Stored};
+use crate::limits::address::Address;
 
 /// The longest name of a user that is looked at, in bytes.
 const USER_BYTES_MAX: usize = 256;
