@@ -34,7 +34,7 @@ pub(crate) enum Origins {
 }
 
 /// A request for an upgrade, as a protocol sees it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct UpgradeRequest {
     /// Who asks.
@@ -45,6 +45,16 @@ pub struct UpgradeRequest {
     pub headers: HeaderMap,
     /// The values of the parameters in the path, by name.
     parameters: Vec<(String, String)>,
+}
+
+impl fmt::Debug for UpgradeRequest {
+    /// Without query and headers, which may have a token or a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UpgradeRequest")
+            .field("identity", &self.identity)
+            .field("path", &self.uri.path())
+            .finish_non_exhaustive()
+    }
 }
 
 impl UpgradeRequest {
