@@ -65,7 +65,7 @@ pub enum StartError {
         /// Those that there are.
         known: Vec<&'static str>,
     },
-    /// The task that opened the store failed.
+    /// The store, or what it says of who may do what, could not be read.
     #[error("cannot open the store: {0}")]
     Failed(String),
     /// It was stopped before it served anybody; the store is closed.
@@ -282,12 +282,24 @@ impl Server {
             }
         };
         let verifier = listeners.iter().find_map(Listener::verifier);
-        let shared = Shared::new(config, register, configured, engine, certificate)
-            .map_err(|error| StartError::Failed(error.to_string()))?;
-        shared.access.set_verifier(verifier);
-        follow_access(&shared)
-            .await
-            .map_err(|error| StartError::Failed(error.to_string()))?;
+        let shared = async {
+            let shared = Shared::new(config, register, configured, engine, certificate)
+                .map_err(|error| error.to_string())?;
+            shared.access.set_verifier(verifier);
+            let followed = follow_access(&shared).await;
+            followed.map_err(|error| {
+                shared.cut.cancel();
+                format!("the access rules cannot be read: {error}")
+            })?;
+            Ok(shared)
+        };
+        let shared = match shared.await {
+            Ok(shared) => shared,
+            Err(reason) => {
+                let _ = tokio::task::spawn_blocking(closer).await;
+                return Err(StartError::Failed(reason));
+            }
+        };
         shared.serving();
         let configs = shared.config.listeners.iter();
         for (number, (listener, config)) in listeners.into_iter().zip(configs).enumerate() {
