@@ -16,6 +16,7 @@ mod limits;
 mod listener;
 mod metrics;
 mod net;
+mod reload;
 mod server;
 mod shared;
 mod shutdown;
@@ -24,5 +25,6 @@ mod testing;
 mod ws;
 
 pub use net::tls::TlsError;
+pub use reload::{ReloadError, Reloaded};
 pub use server::{ListenerAddress, Server, ServerBuilder, StartError};
 pub use shutdown::{PhaseReport, ShutdownReport};

@@ -64,6 +64,11 @@ labels! {
     }
 }
 
+labels! {
+    /// Label `what` of what is read anew while the server runs.
+    ReloadLabel { Certificates = "certificates", Rules = "rules" }
+}
+
 impl OutcomeLabel {
     pub(crate) fn of<T>(result: &Result<T, StorageError>) -> Self {
         match result.as_ref().map_err(StorageError::outcome) {
@@ -83,6 +88,10 @@ pub(crate) struct Metrics {
     requests: [[Counter; OutcomeLabel::COUNT]; RequestLabel::COUNT],
     refused: [Counter; RefusedLabel::COUNT],
     closed: [Counter; ClosedLabel::COUNT],
+    /// By what, and whether it failed.
+    reloads: [[Counter; 2]; ReloadLabel::COUNT],
+    /// 1 while the last attempt failed.
+    reload_failing: [Gauge; ReloadLabel::COUNT],
     /// Accepted TCP connections.
     pub(crate) accepted: Counter,
     /// TLS handshakes that resumed an earlier session.
@@ -108,7 +117,27 @@ impl Metrics {
                 ("outcome", OutcomeLabel::TEXTS[outcome]),
             ])
         };
+        let reloads: Family<Labels<2>, Counter> = registered(
+            registry,
+            "storage_reloads",
+            "Certificates, or rules of the configuration, read anew",
+        );
+        let reload = |what: usize, failed: usize| {
+            reloads.get_or_create_owned(&[
+                ("what", ReloadLabel::TEXTS[what]),
+                ("outcome", ["ok", "failed"][failed]),
+            ])
+        };
+        let failing: Family<Labels<1>, Gauge> = registered(
+            registry,
+            "storage_reload_failing",
+            "1 while what was to be read anew is not good, and what was before holds on",
+        );
         Self {
+            reloads: from_fn(|what| from_fn(|failed| reload(what, failed))),
+            reload_failing: from_fn(|what| {
+                failing.get_or_create_owned(&[("what", ReloadLabel::TEXTS[what])])
+            }),
             sessions: registered(registry, "storage_sessions", "Open sessions"),
             requests: from_fn(|kind| from_fn(|outcome| request(kind, outcome))),
             refused: by_reason(
@@ -159,6 +188,11 @@ impl Metrics {
 
     pub(crate) fn refused(&self, reason: RefusedLabel) {
         self.refused[reason as usize].inc();
+    }
+
+    pub(crate) fn reload(&self, what: ReloadLabel, is_ok: bool) {
+        self.reloads[what as usize][usize::from(!is_ok)].inc();
+        self.reload_failing[what as usize].set(u64::from(!is_ok));
     }
 
     pub(crate) fn closed(&self, reason: ClosedLabel) {

@@ -6,17 +6,16 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use storage_certs::CredentialPaths;
-use storage_protocol::{Batch, CommitOptions, Keyspace, Storage};
+use storage_protocol::{Keyspace, Storage};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::rules::{SECRETS, SYSTEM};
-use crate::auth::system::token_key;
-use crate::auth::{Configured, Secrets};
-use crate::config::{self, EngineConfig, ServerConfig, TlsMode};
+use crate::auth::{Configured, Secrets, Verifier};
+use crate::config::{ConfigError, EngineConfig, ListenerConfig, ServerConfig, TlsMode};
 use crate::engine::Engine;
 use crate::engine::rocks::{EngineOptions, KeyspaceRules, OpenError, RocksEngine};
 use crate::gateway::{self, Gateway};
@@ -25,7 +24,8 @@ use crate::logging::warn_if_open_to_others;
 use crate::net::admission::Handshakes;
 use crate::net::certificate;
 use crate::net::descriptors::{self, Shares};
-use crate::net::tls::{CRL, Tls, TlsError, Validity};
+use crate::net::tls::{CRL, Dates, LiveTls, Tls, TlsError, TlsFiles};
+use crate::reload::{self, ConfigSource, Looks, Reloaded, Reloader};
 use crate::shared::Shared;
 use crate::shutdown::{self, Closer, ShutdownReport};
 
@@ -103,6 +103,7 @@ impl std::fmt::Display for ListenerAddress {
 pub struct Server {
     shared: Arc<Shared>,
     addresses: Vec<ListenerAddress>,
+    reloader: Arc<Reloader>,
     closer: Closer,
 }
 
@@ -120,6 +121,7 @@ pub struct ServerBuilder {
     config: ServerConfig,
     gateways: Vec<Arc<dyn Gateway>>,
     engine: Option<Arc<dyn Engine>>,
+    source: Option<ConfigSource>,
     stop: CancellationToken,
 }
 
@@ -136,6 +138,20 @@ impl ServerBuilder {
     #[must_use]
     pub fn engine(mut self, engine: Arc<dyn Engine>) -> Self {
         self.engine = Some(engine);
+        self
+    }
+
+    /// Where the configuration is read anew while the server runs: for its access rules and roles; what else has changed
+    /// there holds from the next start on. It is read when `file` changes, and for [`Server::reload`]; `read` may block.
+    /// Default: nowhere.
+    #[must_use]
+    pub fn config_source(
+        mut self,
+        file: Option<PathBuf>,
+        read: impl Fn() -> Result<ServerConfig, ConfigError> + Send + Sync + 'static,
+    ) -> Self {
+        let read = Arc::new(read);
+        self.source = Some(ConfigSource { file, read });
         self
     }
 
@@ -156,11 +172,13 @@ impl ServerBuilder {
             mut config,
             gateways,
             engine,
+            source,
             stop,
         } = self;
         check_gateways(&config, &gateways)?;
+        let fixed = reload::fixed(&config);
         let shares = share_descriptors(&mut config)?;
-        let tls = load_tls(&config).await?;
+        let (tls, looks) = load_tls(&config, source.clone()).await?;
         let (engine, closer) = match engine {
             Some(engine) => (engine, Box::new(|| ()) as Closer),
             None => open_store(&config, shares).await?,
@@ -169,7 +187,8 @@ impl ServerBuilder {
             let _ = tokio::task::spawn_blocking(closer).await;
             return Err(StartError::Stopped);
         }
-        Server::serve(config, tls, gateways, engine, closer).await
+        let reload = |shared: &_, listeners| Reloader::new(shared, listeners, source, fixed, looks);
+        Server::serve(config, tls, gateways, engine, closer, reload).await
     }
 }
 
@@ -217,6 +236,7 @@ impl Server {
             config,
             gateways: gateway::built_in(),
             engine: None,
+            source: None,
             stop: CancellationToken::new(),
         }
     }
@@ -239,14 +259,23 @@ impl Server {
 
     async fn serve(
         config: ServerConfig,
-        tls: Vec<Option<Tls>>,
+        tls: LoadedTls,
         gateways: Vec<Arc<dyn Gateway>>,
         engine: Arc<dyn Engine>,
         closer: Closer,
+        reloader: impl FnOnce(&Arc<Shared>, Vec<(ListenerConfig, Arc<LiveTls>)>) -> Arc<Reloader>,
     ) -> Result<Self, StartError> {
-        let certificate = tls.iter().flatten().map(|tls| tls.validity).next();
-        let mut listeners = Vec::with_capacity(tls.len());
-        for (listener, tls) in config.listeners.iter().zip(tls) {
+        let LoadedTls { dates, listeners } = tls;
+        let verifier = listeners
+            .iter()
+            .flatten()
+            .find_map(|tls| tls.now().verifier.clone());
+        let with_tls = config.listeners.iter().zip(&listeners);
+        let with_tls = with_tls.filter_map(|(config, tls)| Some((config.clone(), tls.clone()?)));
+        let with_tls: Vec<_> = with_tls.collect();
+        let loaded = listeners;
+        let mut listeners = Vec::with_capacity(loaded.len());
+        for (listener, tls) in config.listeners.iter().zip(loaded) {
             match Listener::bind(listener, tls).await {
                 Ok(bound) => listeners.push(bound),
                 Err(source) => {
@@ -274,18 +303,20 @@ impl Server {
                 gateways: in_order(&known, &config.gateways),
             });
         let addresses: Vec<_> = addresses.collect();
-        tell_start(&config, &addresses, engine.as_ref(), certificate);
+        tell_start(&config, &addresses, engine.as_ref(), dates);
         let handshakes_max = config.limits.handshakes_max;
         let register = |registry: &mut _| {
             for gateway in &gateways {
                 gateway.register_metrics(registry);
             }
         };
-        let verifier = listeners.iter().find_map(Listener::verifier);
         let shared = async {
-            let shared = Shared::new(config, register, configured, engine, certificate)
+            let shared = Shared::new(config, register, configured, engine)
                 .map_err(|error| error.to_string())?;
-            shared.access.set_verifier(verifier);
+            dates
+                .into_iter()
+                .for_each(|dates| shared.certificates.set(dates));
+            shared.access.set_verifier(verifier.map(Verifier));
             let followed = follow_access(&shared).await;
             followed.map_err(|error| {
                 shared.cut.cancel();
@@ -308,14 +339,14 @@ impl Server {
             let serving = listener.run(shared.clone(), front, handshakes);
             shared.tasks.spawn(serving);
         }
-        if let Some(validity) = certificate {
-            shared
-                .tasks
-                .spawn(certificate::remind(validity, shared.stop.clone()));
-        }
+        let (certificates, stop) = (shared.certificates.clone(), shared.stop.clone());
+        shared.tasks.spawn(certificate::remind(certificates, stop));
+        let reloader = reloader(&shared, with_tls);
+        shared.tasks.spawn(reloader.clone().run());
         Ok(Self {
             shared,
             addresses,
+            reloader,
             closer,
         })
     }
@@ -331,6 +362,16 @@ impl Server {
     #[must_use]
     pub fn storage(&self, keyspace: &Keyspace) -> Arc<dyn Storage> {
         self.shared.own_session(keyspace).storage()
+    }
+
+    /// Reads certificates, revocation lists and the access rules of the configuration anew, now; by itself the server does so
+    /// within two seconds after their files have changed. From the return on, whose certificate is not good any more is not
+    /// let in, and is about to be closed. What cannot be read, or is not good, leaves everything as it was; the other part is
+    /// read all the same.
+    ///
+    /// Not cancel-safe: dropped, it may be carried out or not.
+    pub async fn reload(&self) -> Reloaded {
+        self.reloader.reload().await
     }
 
     /// Stops in phases, each with its time-out, and tells what was cut. Acknowledged commits are on the disk then.
@@ -354,16 +395,7 @@ async fn follow_access(shared: &Arc<Shared>) -> storage_protocol::Result<()> {
     // Not among those that a shutdown waits for: rules hold as long as anybody is there.
     tokio::spawn(following);
     shared.access.loaded().await;
-    // Tokens that were minted with a certificate which is not good any more.
-    let ended = shared.access.tokens_of_ended_certificates();
-    if !ended.is_empty() {
-        let batch = ended
-            .iter()
-            .fold(Batch::new(), |batch, id| batch.remove(token_key(id)));
-        let storage = shared.own_session(&system).storage();
-        storage.commit(batch, CommitOptions::default()).await?;
-    }
-    Ok(())
+    shared.end_tokens_of_ended_certificates().await
 }
 
 /// The names that a listener has, each once, in the order in which the gateways are asked.
@@ -381,7 +413,7 @@ fn tell_start(
     config: &ServerConfig,
     addresses: &[ListenerAddress],
     engine: &dyn Engine,
-    certificate: Option<Validity>,
+    dates: Option<Dates>,
 ) {
     let position = engine.position();
     let listeners: Vec<_> = addresses.iter().map(ToString::to_string).collect();
@@ -391,7 +423,7 @@ fn tell_start(
         durability = ?config.durability,
         epoch = %position.epoch,
         revision = position.revision.0,
-        certificate_expires = certificate.map(|validity| certificate::date(validity.until)),
+        certificate_expires = dates.map(|dates| certificate::date(dates.own.until)),
         connections_max = config.limits.connections_max,
         listeners = listeners.join(", "),
         "serving"
@@ -411,30 +443,60 @@ fn share_descriptors(config: &mut ServerConfig) -> Result<Shares, StartError> {
     Ok(shares)
 }
 
+/// TLS of all listeners.
+struct LoadedTls {
+    /// `None`: no listener has TLS.
+    dates: Option<Dates>,
+    /// In the order of the configuration; `None`: without TLS.
+    listeners: Vec<Option<Arc<LiveTls>>>,
+}
+
 /// Files may be where it takes long to read them, so not on the runtime.
-async fn load_tls(config: &ServerConfig) -> Result<Vec<Option<Tls>>, StartError> {
+async fn load_tls(
+    config: &ServerConfig,
+    source: Option<ConfigSource>,
+) -> Result<(LoadedTls, Looks), StartError> {
     let config = config.clone();
-    let loading = tokio::task::spawn_blocking(move || read_tls(&config)).await;
-    let loaded = loading.map_err(|error| StartError::Failed(error.to_string()))?;
+    let loading = tokio::task::spawn_blocking(move || {
+        let looks = Looks::new(&config, source.as_ref());
+        read_tls(&config).map(|tls| (tls, looks))
+    });
+    let loaded = loading.await;
+    let loaded = loaded.map_err(|error| StartError::Failed(error.to_string()))?;
     Ok(loaded?)
 }
 
-fn read_tls(config: &ServerConfig) -> Result<Vec<Option<Tls>>, TlsError> {
-    let load = |listener: &config::ListenerConfig| match &config.certs {
-        Some(dir) => Tls::load(dir, listener),
-        None if listener.tls == TlsMode::Off => Ok(None),
-        None => Err(TlsError::NoCertificates {
-            address: listener.address,
-        }),
+fn read_tls(config: &ServerConfig) -> Result<LoadedTls, TlsError> {
+    let mut with_tls = config
+        .listeners
+        .iter()
+        .filter(|listener| listener.tls != TlsMode::Off);
+    let files = match (&config.certs, with_tls.next()) {
+        (_, None) => None,
+        (Some(dir), Some(_)) => Some(TlsFiles::read(dir)?),
+        (None, Some(listener)) => {
+            return Err(TlsError::NoCertificates {
+                address: listener.address,
+            });
+        }
     };
-    let loaded = config.listeners.iter().map(load).collect();
+    let load = |listener: &ListenerConfig| match (&files, listener.tls) {
+        (None, _) | (_, TlsMode::Off) => Ok(None),
+        (Some(files), _) => Tls::new(files, listener).map(|tls| Some(LiveTls::new(tls))),
+    };
+    let listeners = config
+        .listeners
+        .iter()
+        .map(load)
+        .collect::<Result<_, _>>()?;
+    let dates = files.map(|files| files.dates()).transpose()?;
     if let Some(dir) = &config.certs {
         tell_about_files(dir, &config.listeners);
     }
-    loaded
+    Ok(LoadedTls { dates, listeners })
 }
 
-fn tell_about_files(dir: &Path, listeners: &[config::ListenerConfig]) {
+fn tell_about_files(dir: &Path, listeners: &[ListenerConfig]) {
     let has = |mode: fn(TlsMode) -> bool| listeners.iter().any(|listener| mode(listener.tls));
     if has(|mode| mode != TlsMode::Off) {
         let key = CredentialPaths::in_dir(dir.join("server")).key;

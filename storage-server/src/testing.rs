@@ -531,7 +531,7 @@ pub(crate) fn server(
 ) -> Arc<Shared> {
     let mut config = ServerConfig::embedded("unused", None, Vec::new());
     change(&mut config);
-    Shared::new(config, |_| {}, Configured::default(), engine.clone(), None).unwrap()
+    Shared::new(config, |_| {}, Configured::default(), engine.clone()).unwrap()
 }
 
 /// Starts a session of this principal in a server that may have others.
@@ -544,9 +544,11 @@ pub(crate) fn start_in<D: Dialect + 'static>(
     let deadline = Instant::now() + shared.config.timeouts.handshake;
     let peer = Peer {
         slot: shared.slots.take(identity.principal().as_str()).unwrap(),
-        live: shared
-            .access
-            .connected(identity.clone(), shared.cut.child_token()),
+        live: shared.access.connected(
+            identity.clone(),
+            shared.access.verifier_version(),
+            shared.cut.child_token(),
+        ),
         identity,
         deadline,
         open: shared.metrics.sessions("test"),

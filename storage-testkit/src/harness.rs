@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use storage_certs::{AuthorityDir, InitOptions, IssueOptions, Request, server_name};
+use storage_certs::{AuthorityDir, InitOptions, IssueOptions, Request, Revoked, server_name};
 use storage_client::{ConnectOptions, RemoteStorage};
 use storage_protocol::Result;
 use tempfile::TempDir;
@@ -72,6 +72,16 @@ impl Certificates {
         authority
             .issue(request, &IssueOptions::default())
             .expect("credentials are issued");
+    }
+
+    /// Revokes a client's certificate: the list is another one at the return.
+    ///
+    /// # Panics
+    /// If it was revoked before, or revoking fails.
+    pub fn revoke(&self, client: &str) {
+        let authority = AuthorityDir::open(self.dir()).expect("the CA opens");
+        let revoked = authority.revoke(&client.parse().expect("a good name"));
+        assert!(matches!(revoked, Ok(Revoked::Now { .. })), "{revoked:?}");
     }
 
     /// The folder as `--certs` takes it.

@@ -12,6 +12,8 @@ use crate::raw::{Raw, in_time, metric};
 pub const ADMIN: &str =
     "[[listener]]\naddress = \"127.0.0.1:0\"\ntls = \"off\"\ngateways = [\"admin\"]\n";
 
+const CONFIG: &str = "server.toml";
+
 /// The server, and credentials for its clients; all of it goes when this is dropped.
 #[derive(Debug)]
 pub struct Served {
@@ -19,7 +21,7 @@ pub struct Served {
     pub server: ServerProcess,
     /// Its authority, with the clients' credentials.
     pub certificates: Certificates,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Served {
@@ -31,14 +33,14 @@ impl Served {
     pub fn new(clients: &[&str], config: &str) -> Self {
         let certificates = Certificates::issue(clients);
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let file = folder.path().join("server.toml");
+        let file = folder.path().join(CONFIG);
         std::fs::write(&file, format!("{config}\n{ADMIN}")).expect("a file");
         let (file, data) = (file.display().to_string(), folder.path().join("data"));
         let server = ServerProcess::mutual(&certificates, &data, &["--config", &file]);
         Self {
             server,
             certificates,
-            _folder: folder,
+            folder,
         }
     }
 
@@ -55,8 +57,18 @@ impl Served {
         Self {
             server,
             certificates,
-            _folder: folder,
+            folder,
         }
+    }
+
+    /// Gives a server that was started by [`Served::new`] another configuration, which it reads by itself.
+    ///
+    /// # Panics
+    /// If it cannot be written.
+    pub fn configure(&self, config: &str) {
+        let next = self.folder.path().join("next.toml");
+        std::fs::write(&next, format!("{config}\n{ADMIN}")).expect("a file");
+        std::fs::rename(next, self.folder.path().join(CONFIG)).expect("in its place");
     }
 
     /// A session of the client library.

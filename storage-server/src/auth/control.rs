@@ -39,10 +39,20 @@ pub(crate) struct AccessControl {
     logins: Logins,
     /// What client certificates are verified with; `None`: none is taken.
     verifier: RwLock<Option<Verifier>>,
+    /// Rises behind each change of it, before those who are connected are looked at.
+    verifier_version: AtomicU64,
     /// Sessions, for their watches.
     guards: Mutex<Alive<Guard>>,
     peers: Mutex<Alive<LivePeer>>,
 }
+
+/// Access rules with which nobody could change the access rules any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "with these access rules nobody could change them any more: let one give \"admin\" of the keyspace \"system\" to \
+     somebody"
+)]
+pub struct LockedOut;
 
 /// Tokens by their ids.
 pub(super) type TokenRecords = HashMap<String, Arc<TokenRecord>>;
@@ -115,6 +125,7 @@ impl AccessControl {
             secrets: OnceLock::new(),
             logins: Logins::new(&LoginLimits::default())?,
             verifier: RwLock::default(),
+            verifier_version: AtomicU64::new(0),
             guards: Mutex::default(),
             peers: Mutex::default(),
         }))
@@ -169,13 +180,30 @@ impl AccessControl {
         guards.present()
     }
 
-    /// A connection of this peer, which is closed when it is not let in any more. `cut`: closes it at once.
-    pub(crate) fn connected(&self, identity: Identity, cut: CancellationToken) -> Arc<LivePeer> {
+    /// A connection of this peer, which is closed when it is not let in any more. `cut`: closes it at once. `verified`: the
+    /// [version](AccessControl::verifier_version) from before its handshake.
+    pub(crate) fn connected(
+        &self,
+        identity: Identity,
+        verified: u64,
+        cut: CancellationToken,
+    ) -> Arc<LivePeer> {
         let peer = LivePeer::new(identity, cut);
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         peers.add(&peer);
         drop(peers);
+        // Ordering: it is among the peers first. A change before that is seen here, one behind it finds the peer.
+        if self.verifier_version() != verified
+            && let Err(why) = self.check_certificate(&peer.identity())
+        {
+            peer.end(why);
+        }
         peer
+    }
+
+    /// Rises when certificates are verified with something else.
+    pub(crate) fn verifier_version(&self) -> u64 {
+        self.verifier_version.load(Ordering::Acquire)
     }
 
     /// Closes those who would not be let in any more, and refuses what they have queued. Certificates are looked at for
@@ -206,17 +234,56 @@ impl AccessControl {
         read(&self.verifier).clone()
     }
 
-    /// From now on client certificates are verified so. Those who came with one that is not good any more are closed.
+    /// From now on client certificates are verified so. Those who came with one that is not good any more are closed. Takes
+    /// as long as it takes to verify each that is connected: 0.1 ms or so.
     pub(crate) fn set_verifier(&self, verifier: Option<Verifier>) {
-        let is_first = {
-            let mut known = write(&self.verifier);
-            std::mem::replace(&mut *known, verifier).is_none()
+        *write(&self.verifier) = verifier;
+        self.verifier_version.fetch_add(1, Ordering::AcqRel);
+        self.end_those(|identity| self.check_certificate(identity));
+    }
+
+    fn check_certificate(&self, identity: &Identity) -> Result<(), Ended> {
+        match identity.proof() {
+            Proof::Certificate { chain, .. } => self.check_chain(chain),
+            _ => Ok(()),
+        }
+    }
+
+    /// When the first certificate of those who are connected ends, in seconds since 1970.
+    pub(crate) fn first_certificate_ends(&self) -> Option<u64> {
+        let peers = {
+            let peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+            peers.present()
         };
-        if !is_first {
-            self.end_those(|identity| match identity.proof() {
-                Proof::Certificate { chain, .. } => self.check_chain(chain),
-                _ => Ok(()),
+        let ends = peers
+            .iter()
+            .filter_map(|peer| match peer.identity().proof() {
+                Proof::Certificate { until, .. } => Some(*until),
+                _ => None,
             });
+        ends.min()
+    }
+
+    /// Rules and roles of the configuration are these from the return on.
+    ///
+    /// # Errors
+    /// With them nobody could change the access rules any more; those before hold on.
+    pub(crate) fn set_configured(&self, configured: Configured) -> Result<(), LockedOut> {
+        self.system
+            .reconfigure(configured, |rules| match rules.has_system_admin() {
+                true => {
+                    self.swap(rules);
+                    Ok(())
+                }
+                false => Err(LockedOut),
+            })?;
+        self.warn();
+        Ok(())
+    }
+
+    pub(super) fn warn(&self) {
+        for warning in self.rules().warnings() {
+            tracing::warn!("access rules: {warning}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! Keeps the rules in step with the keyspace `system`: at the start, and by a watch from then on.
 
 use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use storage_protocol::{
@@ -11,6 +12,7 @@ use tokio::sync::{Mutex, Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::control::AccessControl;
+use super::rules::RuleSet;
 use super::system::{Applies, Configured, Records, User, token_id};
 
 /// Between two attempts to watch, where the store fails.
@@ -23,7 +25,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The records of `system`, and who waits for them.
 #[derive(Debug, Default)]
 pub(super) struct SystemRecords {
-    configured: Configured,
+    configured: RwLock<Arc<Configured>>,
+    /// Those of the configuration and those that are stored become one set of rules: one at a time, or one of two changes
+    /// would be lost.
+    joining: std::sync::Mutex<()>,
     /// What holds, up to which revision.
     applied: watch::Sender<Applied>,
     /// Somebody waits.
@@ -43,13 +48,31 @@ struct Applied {
 impl SystemRecords {
     pub(super) fn new(configured: Configured) -> Self {
         Self {
-            configured,
+            configured: RwLock::new(Arc::new(configured)),
             ..Self::default()
         }
     }
 
-    pub(super) fn configured(&self) -> &Configured {
-        &self.configured
+    pub(super) fn configured(&self) -> Arc<Configured> {
+        let configured = self.configured.read();
+        configured.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes what the configuration has now, if `swap` takes the rules that follow.
+    pub(super) fn reconfigure<E>(
+        &self,
+        configured: Configured,
+        swap: impl FnOnce(RuleSet) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let _one = self.joining.lock().unwrap_or_else(PoisonError::into_inner);
+        let rules = self.applied.borrow().records.rule_set(&configured);
+        swap(rules)?;
+        let mut known = self
+            .configured
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        *known = Arc::new(configured);
+        Ok(())
     }
 
     /// Makes a peer's commit, if the keyspace may hold what it leaves. When it is answered, its rules hold.
@@ -66,7 +89,7 @@ impl SystemRecords {
         // A commit whose sender went away is made all the same: this one is checked against what it left.
         self.wait_for(present.revision).await;
         let known = self.applied.borrow().records.clone();
-        known.check(batch, &self.configured)?;
+        known.check(batch, &self.configured())?;
         let position = commit.await?;
         self.wait_for(position.revision).await;
         Ok(position)
@@ -164,14 +187,7 @@ impl AccessControl {
                         self.swap_tokens(tokens);
                     }
                     let rules_changed = std::mem::take(&mut changed);
-                    if rules_changed {
-                        self.swap(records.rule_set(self.system().configured()));
-                    }
-                    self.system().applied.send_replace(Applied {
-                        records: records.clone(),
-                        upto: position.revision,
-                        loaded: true,
-                    });
+                    self.apply(&records, position.revision, rules_changed);
                     if std::mem::take(&mut ended) {
                         self.sweep();
                     }
@@ -184,9 +200,20 @@ impl AccessControl {
         }
     }
 
-    fn warn(&self) {
-        for warning in self.rules().warnings() {
-            tracing::warn!("access rules: {warning}");
+    /// From now on this holds, which is stored up to that revision.
+    fn apply(&self, records: &Records, upto: Revision, rules_changed: bool) {
+        let system = self.system();
+        let _one = system
+            .joining
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if rules_changed {
+            self.swap(records.rule_set(&system.configured()));
         }
+        system.applied.send_replace(Applied {
+            records: records.clone(),
+            upto,
+            loaded: true,
+        });
     }
 }

@@ -18,6 +18,7 @@ pub(crate) mod system;
 mod text;
 pub(crate) mod tokens;
 
+pub use self::control::LockedOut;
 pub(crate) use self::control::{AccessControl, Verifier};
 pub(crate) use self::credentials::{AuthError, Shown, now};
 pub(crate) use self::guard::GuardedSession;

@@ -38,7 +38,17 @@ pub fn main(gateways: Vec<Arc<dyn Gateway>>) -> ExitCode {
         resolved.map_or_else(|error| fail(USAGE, &error), run)
     };
     match &cli.command {
-        Command::Serve(settings) => configured(settings, &|config| serve(config, &gateways)),
+        Command::Serve(settings) => configured(settings, &|config| {
+            let builder = gateways
+                .iter()
+                .fold(Server::builder(config.clone()), |builder, gateway| {
+                    builder.gateway(gateway.clone())
+                });
+            let (settings, known) = (settings.clone(), known.clone());
+            let file = settings.config.clone();
+            let builder = builder.config_source(file, move || settings.resolve(&known));
+            serve(&config, builder)
+        }),
         Command::Config(ConfigCommand::Check(settings)) => configured(settings, &check),
         Command::Config(ConfigCommand::Print(settings)) => {
             configured(settings, &|config| match config.to_toml() {
@@ -72,7 +82,7 @@ fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn serve(config: ServerConfig, gateways: &[Arc<dyn Gateway>]) -> ExitCode {
+fn serve(config: &ServerConfig, builder: ServerBuilder) -> ExitCode {
     // What the server makes, its log and its store, is for nobody else to read.
     umask(Mode::RWXG | Mode::RWXO);
     let guard = match logging::start(&config.log) {
@@ -88,11 +98,6 @@ fn serve(config: ServerConfig, gateways: &[Arc<dyn Gateway>]) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(FAILED, &format!("cannot start the runtime: {error}")),
     };
-    let builder = gateways
-        .iter()
-        .fold(Server::builder(config), |builder, gateway| {
-            builder.gateway(gateway.clone())
-        });
     let code = runtime.block_on(run(builder));
     runtime.shutdown_timeout(RUNTIME_PATIENCE);
     drop(guard);
@@ -108,13 +113,13 @@ async fn run(builder: ServerBuilder) -> ExitCode {
     let mut starting = Box::pin(builder.stop(stop.clone()).start());
     let started = tokio::select! {
         started = &mut starting => started,
-        () = signals.next() => {
+        () = signals.end() => {
             // A store that is being recovered is recovered and closed, or the next start would have to do it again.
             tracing::info!("stopping as soon as the start is through; a second signal ends at once");
             stop.cancel();
             tokio::select! {
                 started = &mut starting => started,
-                () = signals.next() => end_at_once(),
+                () = signals.end() => end_at_once(),
             }
         }
     };
@@ -134,12 +139,19 @@ async fn run(builder: ServerBuilder) -> ExitCode {
             .collect();
         // Whoever does not read them does not hold up the server.
         tokio::task::spawn_blocking(move || logging::print(&lines));
-        signals.next().await;
+        while let Asked::Reload = signals.next().await {
+            tracing::info!("SIGHUP: reading certificates and access rules anew");
+            // What came of it is in the log.
+            tokio::select! {
+                _ = server.reload() => {}
+                () = signals.end() => break,
+            }
+        }
         tracing::info!("shutting down; a second signal ends at once");
     }
     tokio::select! {
         report = server.shutdown() => code_of(&report),
-        () = signals.next() => end_at_once(),
+        () = signals.end() => end_at_once(),
     }
 }
 
@@ -164,8 +176,14 @@ fn end_at_once() -> ! {
     std::process::exit(i32::from(FAILED))
 }
 
-/// SIGTERM and Ctrl-C, from the first moment on; and SIGHUP, which is for reading certificates and configuration anew
-/// once that can be done.
+/// What a signal asks for.
+enum Asked {
+    End,
+    /// To read certificates and access rules anew.
+    Reload,
+}
+
+/// SIGTERM and Ctrl-C, from the first moment on, and SIGHUP.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -181,16 +199,18 @@ impl Signals {
         })
     }
 
-    /// The next one that asks for the end.
-    async fn next(&mut self) {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return,
-                _ = self.interrupt.recv() => return,
-                _ = self.hang_up.recv() => tracing::warn!(
-                    "SIGHUP: nothing is read anew; certificates and configuration are read at the start only"
-                ),
-            }
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.terminate.recv() => Asked::End,
+            _ = self.interrupt.recv() => Asked::End,
+            _ = self.hang_up.recv() => Asked::Reload,
+        }
+    }
+
+    /// The next one that asks for the end: while the server starts or ends, nothing is read anew.
+    async fn end(&mut self) {
+        while let Asked::Reload = self.next().await {
+            tracing::info!("SIGHUP: nothing is read anew while the server starts or ends");
         }
     }
 }

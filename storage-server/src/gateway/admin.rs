@@ -14,7 +14,6 @@ use hyper::header::CONTENT_TYPE;
 
 use super::{Gateway, ServerHandle};
 use crate::metrics::encoded;
-use crate::net::certificate;
 use crate::shared::{Phase, Shared};
 
 /// The content type of what [`encoded`] returns.
@@ -55,7 +54,7 @@ fn check_ready(shared: &Shared) -> Result<(), String> {
         Phase::Draining => return Err("the server shuts down".to_owned()),
         Phase::Serving => {}
     }
-    shared.certificate.map_or(Ok(()), certificate::check)?;
+    shared.certificates.check()?;
     shared.check_writable()
 }
 

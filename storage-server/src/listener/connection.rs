@@ -25,7 +25,7 @@ use crate::http::{Admitted, Front, Patient};
 use crate::metrics::RefusedLabel;
 use crate::net::admission::{Heard, Place};
 use crate::net::stream::Stream;
-use crate::net::tls::{AcceptError, Tls};
+use crate::net::tls::{AcceptError, LiveTls};
 use crate::shared::Shared;
 use crate::ws::Peer;
 
@@ -78,7 +78,7 @@ impl Connection {
         )
     }
 
-    pub(super) async fn run(self, stream: TcpStream, tls: Arc<Option<Tls>>) {
+    pub(super) async fn run(self, stream: TcpStream, tls: Option<Arc<LiveTls>>) {
         // Boxed, as the session is: of thousands of idle sessions none keeps the memory of its handshake.
         let arriving = Box::pin(self.arrive(stream, tls));
         if let Some(session) = arriving.await {
@@ -87,7 +87,7 @@ impl Connection {
     }
 
     /// The session that the peer asked for; `None` if it is over.
-    async fn arrive(&self, stream: TcpStream, tls: Arc<Option<Tls>>) -> Option<Running> {
+    async fn arrive(&self, stream: TcpStream, tls: Option<Arc<LiveTls>>) -> Option<Running> {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
@@ -97,12 +97,14 @@ impl Connection {
         }
         let stream = Heard::new(stream, self.place.seat());
         let arriving = async {
+            // Ordering: before the TLS that it goes with, so it is never newer than that.
+            let verified = self.shared.access.verifier_version();
             let secured = tokio::select! {
-                secured = self.secure(stream, &tls) => secured,
+                secured = self.secure(stream, tls) => secured,
                 () = self.shared.stop.cancelled() => None,
             };
             let (stream, certified) = secured?;
-            self.http(stream, certified).await
+            self.http(stream, certified, verified).await
         };
         let arrived = self.place.unless_asked_to_leave(arriving).await;
         if arrived.is_none() {
@@ -118,9 +120,9 @@ impl Connection {
     async fn secure(
         &self,
         stream: Heard<TcpStream>,
-        tls: &Option<Tls>,
+        tls: Option<Arc<LiveTls>>,
     ) -> Option<(Stream, Certified)> {
-        let Some(tls) = tls else {
+        let Some(tls) = tls.map(|tls| tls.now()) else {
             return Some((Stream::Plain(stream), Ok(None)));
         };
         let accepted = tokio::time::timeout_at(self.deadline.into(), tls.accept(stream)).await;
@@ -154,13 +156,18 @@ impl Connection {
         }
     }
 
-    /// HTTP until an upgrade, whose session is given back, or until its end.
-    async fn http(&self, stream: Stream, certified: Certified) -> Option<Running> {
+    /// HTTP until an upgrade, whose session is given back, or until its end. `verified`: by which version of the verifier the
+    /// peer's certificate was.
+    async fn http(&self, stream: Stream, certified: Certified, verified: u64) -> Option<Running> {
         let known = certified.as_ref().ok().and_then(Option::as_ref);
         let live = self.shared.access.connected(
             known.cloned().unwrap_or_else(Identity::anonymous),
+            verified,
             self.shared.cut.child_token(),
         );
+        if live.cut().is_cancelled() {
+            return None;
+        }
         let visit = self
             .front
             .visit(self.address, certified, &live, &self.place);

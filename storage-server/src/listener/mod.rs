@@ -13,13 +13,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Instrument;
 
-use crate::auth::Verifier;
 use crate::config::ListenerConfig;
 use crate::http::Front;
 use crate::metrics::RefusedLabel;
 use crate::net::admission::Handshakes;
 use crate::net::descriptors::REFUSALS_MAX;
-use crate::net::tls::Tls;
+use crate::net::tls::LiveTls;
 use crate::shared::Shared;
 
 use self::connection::Connection;
@@ -36,12 +35,15 @@ const NO_CONNECTION: &[u8] =
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: TcpListener,
-    tls: Option<Tls>,
+    tls: Option<Arc<LiveTls>>,
     pub(crate) address: SocketAddr,
 }
 
 impl Listener {
-    pub(crate) async fn bind(config: &ListenerConfig, tls: Option<Tls>) -> io::Result<Self> {
+    pub(crate) async fn bind(
+        config: &ListenerConfig,
+        tls: Option<Arc<LiveTls>>,
+    ) -> io::Result<Self> {
         let socket = TcpListener::bind(config.address).await?;
         let address = socket.local_addr()?;
         Ok(Self {
@@ -51,11 +53,6 @@ impl Listener {
         })
     }
 
-    /// What client certificates are verified with, if they are asked for.
-    pub(crate) fn verifier(&self) -> Option<Verifier> {
-        self.tls.as_ref()?.verifier.clone().map(Verifier)
-    }
-
     /// Accepts until the server stops; what is served is `front`.
     pub(crate) async fn run(
         self,
@@ -63,7 +60,7 @@ impl Listener {
         front: Arc<Front>,
         handshakes: Arc<Handshakes>,
     ) {
-        let tls = Arc::new(self.tls);
+        let tls = self.tls;
         let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
         loop {
             // Cancel-safe: a connection is either accepted or stays in the backlog.

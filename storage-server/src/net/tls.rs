@@ -4,10 +4,13 @@
 //! earlier session without verifying it again. So [`Tls::accept`] keeps this invariant: *every* handshake ends with a
 //! chain that was verified now, by dates and revocation lists. The sessions are kept in the server and not in tickets
 //! that the client keeps: rustls would send tickets in TLS 1.2 too, and clients of mwDB's age stall on them.
+//!
+//! The files can change while the server runs: [`LiveTls`] of a listener is replaced as a whole, with its sessions that could
+//! be resumed, and connections that are there keep what they were accepted with.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ServerSessionMemoryCache, StoresServerSessions, WebPkiClientVerifier};
@@ -17,8 +20,9 @@ use storage_certs::{CredentialPaths, Credentials};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
+use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate, X509Error};
 
+use super::certificate;
 use crate::auth::{Identity, IdentityError, Principal, Proof};
 use crate::config::{AuthMethod, ListenerConfig, TlsMode, TlsVersion};
 
@@ -50,6 +54,14 @@ pub enum TlsError {
     NoCertificates {
         /// Which listener.
         address: SocketAddr,
+    },
+    /// The certificates do not fit together, or are not good at this time.
+    #[error("{}: {reason}", path.display())]
+    Chain {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
     },
     /// The TLS library does not accept the files.
     #[error("cannot set up TLS with {}: {reason}", dir.display())]
@@ -117,13 +129,179 @@ impl StoresServerSessions for Resumable {
     }
 }
 
+/// The files of a folder of certificates, as they were at one time: `DIR/server/{cert,key,ca}.pem` and, if it is there,
+/// `DIR/crl.pem`.
+pub(crate) struct TlsFiles {
+    dir: PathBuf,
+    paths: CredentialPaths,
+    own: Credentials,
+    lists: Option<Vec<CertificateRevocationListDer<'static>>>,
+}
+
+impl std::fmt::Debug for TlsFiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TlsFiles")
+            .field("dir", &self.dir)
+            .finish_non_exhaustive()
+    }
+}
+
+impl TlsFiles {
+    /// Where the files are.
+    pub(crate) fn paths(dir: &Path) -> [PathBuf; 4] {
+        let CredentialPaths { ca, cert, key } = CredentialPaths::in_dir(dir.join("server"));
+        [cert, key, ca, dir.join(CRL)]
+    }
+
+    /// Reads them, and checks that they fit together. Blocks.
+    pub(crate) fn read(dir: &Path) -> Result<Self, TlsError> {
+        let paths = CredentialPaths::in_dir(dir.join("server"));
+        let own = Credentials::load_files(&paths)?;
+        check_chain(&own.chain).map_err(|reason| TlsError::Chain {
+            path: paths.cert.clone(),
+            reason,
+        })?;
+        let lists = dir.join(CRL);
+        let lists = match lists.exists() {
+            true => Some(storage_certs::load_crls(&lists)?),
+            false => None,
+        };
+        Ok(Self {
+            dir: dir.to_owned(),
+            paths,
+            own,
+            lists,
+        })
+    }
+
+    /// When what is in them is valid.
+    pub(crate) fn dates(&self) -> Result<Dates, TlsError> {
+        let of = |certificates: &[CertificateDer<'_>]| {
+            let until = certificates.iter().map(|one| validity(Some(one)));
+            until.flatten().map(|validity| validity.until).min()
+        };
+        let own = validity(self.own.chain.first());
+        let own =
+            own.ok_or_else(|| self.unusable("the dates of its certificate cannot be read"))?;
+        let lists = self.lists.iter().flatten().filter_map(next_update);
+        Ok(Dates {
+            own,
+            between: of(self.own.chain.get(1..).unwrap_or_default()),
+            authority: of(&self.own.ca),
+            lists: lists.min(),
+        })
+    }
+
+    /// Whether the server's certificate can be used at this time.
+    pub(crate) fn check_dates(&self) -> Result<(), TlsError> {
+        let dates = self.dates()?;
+        certificate::check(dates.own).map_err(|reason| TlsError::Chain {
+            path: self.paths.cert.clone(),
+            reason,
+        })
+    }
+
+    fn unusable(&self, error: impl std::fmt::Display) -> TlsError {
+        TlsError::Unusable {
+            dir: self.dir.clone(),
+            reason: error.to_string(),
+        }
+    }
+
+    fn verifier(
+        &self,
+        provider: &Arc<rustls::crypto::CryptoProvider>,
+        is_optional: bool,
+    ) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+        let mut roots = RootCertStore::empty();
+        for certificate in &self.own.ca {
+            roots
+                .add(certificate.clone())
+                .map_err(|error| self.unusable(error))?;
+        }
+        let mut builder =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+        if is_optional {
+            builder = builder.allow_unauthenticated();
+        }
+        if let Some(lists) = &self.lists {
+            let lists_path = self.dir.join(CRL);
+            let covered =
+                authorities_covered(&self.own.ca, lists).ok_or_else(|| TlsError::ForeignCrl {
+                    crl: lists_path.clone(),
+                    ca: self.paths.ca.clone(),
+                })?;
+            builder = builder
+                .with_crls(lists.iter().cloned())
+                .only_check_end_entity_revocation();
+            if covered < self.own.ca.len() {
+                // An authority without a list (a self-signed certificate of a peer, say) revokes nobody.
+                tracing::info!(
+                    authorities = self.own.ca.len(),
+                    with_a_list = covered,
+                    "of the authorities in {} some have no revocation list in {}: they revoke nobody",
+                    self.paths.ca.display(),
+                    lists_path.display()
+                );
+                builder = builder.allow_unknown_revocation_status();
+            }
+        }
+        builder.build().map_err(|error| self.unusable(error))
+    }
+}
+
+/// When what TLS of the server stands on is valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Dates {
+    /// The server's own certificate.
+    pub(crate) own: Validity,
+    /// The first end of those between it and its authority; seconds since 1970, as below.
+    pub(crate) between: Option<u64>,
+    /// The first end of the authorities of clients.
+    pub(crate) authority: Option<u64>,
+    /// When the first of the revocation lists should have been replaced.
+    pub(crate) lists: Option<u64>,
+}
+
+/// Where there are others, one of them must have signed the first: with the chain of the certificate before, clients could
+/// not verify a renewed one.
+fn check_chain(chain: &[CertificateDer<'_>]) -> Result<(), String> {
+    let parsed: Result<Vec<_>, _> = chain
+        .iter()
+        .map(|der| X509Certificate::from_der(der).map(|(_, certificate)| certificate))
+        .collect();
+    let parsed = parsed.map_err(|_| "it has something that is no certificate".to_owned())?;
+    let [own, others @ ..] = &parsed[..] else {
+        return Ok(());
+    };
+    let has_signed = |other: &X509Certificate<'_>| {
+        let is_named = other.subject().as_raw() == own.issuer().as_raw();
+        // TLS knows algorithms that the parser does not.
+        is_named
+            && !matches!(
+                own.verify_signature(Some(other.public_key())),
+                Err(X509Error::SignatureVerificationError)
+            )
+    };
+    match others.is_empty() || others.iter().any(has_signed) {
+        true => Ok(()),
+        false => Err(
+            "the first certificate in it is signed by none of the others: they are of another chain".to_owned(),
+        ),
+    }
+}
+
+/// When a revocation list should be replaced, in seconds since 1970; `None`: it does not say.
+fn next_update(list: &CertificateRevocationListDer<'_>) -> Option<u64> {
+    let (_, list) = CertificateRevocationList::from_der(list).ok()?;
+    u64::try_from(list.next_update()?.timestamp()).ok()
+}
+
 /// TLS of one listener.
 pub(crate) struct Tls {
     acceptor: TlsAcceptor,
     /// `None`: client certificates are not asked for.
     pub(crate) verifier: Option<Arc<dyn ClientCertVerifier>>,
-    /// Of the server's own certificate.
-    pub(crate) validity: Validity,
 }
 
 impl std::fmt::Debug for Tls {
@@ -134,27 +312,36 @@ impl std::fmt::Debug for Tls {
     }
 }
 
+/// TLS of a listener, which is replaced as a whole while connections come in.
+#[derive(Debug)]
+pub(crate) struct LiveTls(RwLock<Arc<Tls>>);
+
+impl LiveTls {
+    pub(crate) fn new(tls: Tls) -> Arc<Self> {
+        Arc::new(Self(RwLock::new(Arc::new(tls))))
+    }
+
+    /// That for a connection that comes now.
+    pub(crate) fn now(&self) -> Arc<Tls> {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// For connections from now on; no earlier session can be resumed.
+    pub(crate) fn replace(&self, tls: Tls) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(tls);
+    }
+}
+
 impl Tls {
-    /// Loads `DIR/server/{cert,key,ca}.pem` and, if it is there, `DIR/crl.pem`. `None` for [`TlsMode::Off`]. Blocks.
-    pub(crate) fn load(dir: &Path, listener: &ListenerConfig) -> Result<Option<Self>, TlsError> {
-        let paths = CredentialPaths::in_dir(dir.join("server"));
-        if listener.tls == TlsMode::Off {
-            return Ok(None);
-        }
-        let verify = listener.auth().contains(&AuthMethod::Certificate);
-        let is_optional = listener.tls == TlsMode::Server;
-        let own = Credentials::load_files(&paths)?;
+    /// For a listener that has TLS.
+    pub(crate) fn new(files: &TlsFiles, listener: &ListenerConfig) -> Result<Self, TlsError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let unusable = |error: &dyn std::fmt::Display| TlsError::Unusable {
-            dir: dir.to_owned(),
-            reason: error.to_string(),
-        };
-        let validity = validity(own.chain.first())
-            .ok_or_else(|| unusable(&"the dates of its certificate cannot be read"))?;
-        let verifier = if verify {
-            Some(verifier(dir, &paths, &own, &provider, is_optional)?)
-        } else {
-            None
+        let verifier = match listener.auth().contains(&AuthMethod::Certificate) {
+            true => Some(files.verifier(&provider, listener.tls == TlsMode::Server)?),
+            false => None,
         };
         let versions: &[_] = match (listener.tls_min_version, listener.tls_max_version) {
             (TlsVersion::Tls12, TlsVersion::Tls13) => {
@@ -165,22 +352,22 @@ impl Tls {
         };
         let builder = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)
-            .map_err(|error| unusable(&error))?;
+            .map_err(|error| files.unusable(error))?;
         let builder = match &verifier {
             Some(verifier) => builder.with_client_cert_verifier(verifier.clone()),
             None => builder.with_no_client_auth(),
         };
+        let own = files.own.clone();
         let mut config = builder
             .with_single_cert(own.chain, own.key)
-            .map_err(|error| unusable(&error))?;
+            .map_err(|error| files.unusable(error))?;
         config.session_storage = Resumable::new();
         config.send_tls13_tickets = 1;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Some(Self {
+        Ok(Self {
             acceptor: TlsAcceptor::from(Arc::new(config)),
             verifier,
-            validity,
-        }))
+        })
     }
 
     /// Does the handshake, and finds out who the peer is.
@@ -240,52 +427,6 @@ fn validity(own: Option<&CertificateDer<'_>>) -> Option<Validity> {
         from: seconds(validity.not_before),
         until: seconds(validity.not_after),
     })
-}
-
-fn verifier(
-    dir: &Path,
-    paths: &CredentialPaths,
-    own: &Credentials,
-    provider: &Arc<rustls::crypto::CryptoProvider>,
-    is_optional: bool,
-) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
-    let unusable = |error: &dyn std::fmt::Display| TlsError::Unusable {
-        dir: dir.to_owned(),
-        reason: error.to_string(),
-    };
-    let mut roots = RootCertStore::empty();
-    for certificate in &own.ca {
-        roots
-            .add(certificate.clone())
-            .map_err(|error| unusable(&error))?;
-    }
-    let mut builder =
-        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
-    if is_optional {
-        builder = builder.allow_unauthenticated();
-    }
-    let crl_path = dir.join(CRL);
-    if crl_path.exists() {
-        let crls = storage_certs::load_crls(&crl_path)?;
-        let covered = authorities_covered(&own.ca, &crls).ok_or_else(|| TlsError::ForeignCrl {
-            crl: crl_path.clone(),
-            ca: paths.ca.clone(),
-        })?;
-        builder = builder.with_crls(crls).only_check_end_entity_revocation();
-        if covered < own.ca.len() {
-            // An authority without a list (a self-signed certificate of a peer, say) revokes nobody.
-            tracing::info!(
-                authorities = own.ca.len(),
-                with_a_list = covered,
-                "of the authorities in {} some have no revocation list in {}: they revoke nobody",
-                paths.ca.display(),
-                crl_path.display()
-            );
-            builder = builder.allow_unknown_revocation_status();
-        }
-    }
-    let verifier = builder.build().map_err(|error| unusable(&error))?;
-    Ok(verifier)
 }
 
 /// How many authorities have a list; `None` if a list is by none of them.

@@ -8,18 +8,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use prometheus_client::registry::Registry;
-use storage_protocol::{Keyspace, Limits, Result, SessionId, Storage};
+use storage_protocol::{Batch, CommitOptions, Keyspace, Limits, Result, SessionId, Storage};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::passwords::PasswordError;
+use crate::auth::rules::SYSTEM;
+use crate::auth::system::token_key;
 use crate::auth::{AccessControl, Configured, GuardedSession, Identity};
 use crate::config::ServerConfig;
 use crate::engine::{Engine, Resumed, Session};
 use crate::limits::budget::{Budgets, SessionSlots};
 use crate::metrics::Metrics;
 use crate::net::admission::Connections;
-use crate::net::tls::Validity;
+use crate::net::certificate::Certificates;
 
 use self::outer::Outer;
 use self::storage::GatewayStorage;
@@ -51,8 +53,7 @@ pub(crate) struct Shared {
     pub(crate) slots: Arc<SessionSlots>,
     /// Connections of all kinds.
     pub(crate) connections: Arc<Connections>,
-    /// Of the server's certificate; `None` without TLS.
-    pub(crate) certificate: Option<Validity>,
+    pub(crate) certificates: Arc<Certificates>,
     /// The bounds of all sessions together. The server itself has them by way of `slots`.
     #[cfg(test)]
     pub(crate) budgets: Arc<Budgets>,
@@ -74,7 +75,6 @@ impl Shared {
         register: impl FnOnce(&mut Registry),
         configured: Configured,
         engine: Arc<dyn Engine>,
-        certificate: Option<Validity>,
     ) -> std::result::Result<Arc<Self>, PasswordError> {
         let limits = &config.limits;
         let budgets = Budgets::new(limits);
@@ -83,11 +83,12 @@ impl Shared {
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::new(&mut registry));
         let access = AccessControl::new(configured)?;
+        let certificates = Arc::new(Certificates::default());
         registry.register_collector(Box::new(Outer {
             access: access.clone(),
             connections: connections.clone(),
             budgets: budgets.clone(),
-            certificate,
+            certificates: certificates.clone(),
         }));
         register(&mut registry);
         engine.register_metrics(&mut registry);
@@ -97,7 +98,7 @@ impl Shared {
             metrics,
             registry,
             connections,
-            certificate,
+            certificates,
             slots: SessionSlots::new(
                 limits.sessions_max,
                 limits.sessions_per_principal_max,
@@ -158,6 +159,21 @@ impl Shared {
     /// A session of the server itself, which may do everything.
     pub(crate) fn own_session(&self, keyspace: &Keyspace) -> Arc<dyn Session> {
         self.engine.open_session(SERVER, keyspace)
+    }
+
+    /// Removes the tokens that were minted with a certificate which is not good any more.
+    pub(crate) async fn end_tokens_of_ended_certificates(&self) -> Result<()> {
+        let ended = self.access.tokens_of_ended_certificates();
+        if ended.is_empty() {
+            return Ok(());
+        }
+        let batch = ended
+            .iter()
+            .fold(Batch::new(), |batch, id| batch.remove(token_key(id)));
+        let system = Keyspace::new(SYSTEM).expect("the name follows the rule");
+        let storage = self.own_session(&system).storage();
+        storage.commit(batch, CommitOptions::default()).await?;
+        Ok(())
     }
 
     /// See [`Engine::check_writable`].

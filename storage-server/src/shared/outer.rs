@@ -12,7 +12,7 @@ use crate::limits::budget::Budgets;
 use crate::logging;
 use crate::metrics::{Gauge, Labels, Look};
 use crate::net::admission::Connections;
-use crate::net::tls::Validity;
+use crate::net::certificate::Certificates;
 
 /// See the module.
 #[derive(Debug)]
@@ -21,9 +21,39 @@ pub(super) struct Outer {
     pub(super) connections: Arc<Connections>,
     /// What all sessions share.
     pub(super) budgets: Arc<Budgets>,
-    /// Of the server's certificate; `None` without TLS.
-    pub(super) certificate: Option<Validity>,
+    pub(super) certificates: Arc<Certificates>,
     pub(super) access: Arc<AccessControl>,
+}
+
+impl Outer {
+    fn encode_certificates(&self, look: &mut Look<'_>) -> fmt::Result {
+        let expires = Family::<Labels<1>, Gauge>::default();
+        let dates = self.certificates.dates();
+        for (name, until) in [
+            ("server", dates.map(|dates| dates.own.until)),
+            ("server_chain", dates.and_then(|dates| dates.between)),
+            ("authority", dates.and_then(|dates| dates.authority)),
+            ("client", self.access.first_certificate_ends()),
+        ] {
+            if let Some(until) = until {
+                let gauge = expires.get_or_create_owned(&[("certificate", name)]);
+                gauge.set(until);
+            }
+        }
+        look.metric(
+            "storage_certificate_expires_seconds",
+            "When a certificate in use ends, in seconds since 1970: of several the first.",
+            &expires,
+        )?;
+        if let Some(due) = dates.and_then(|dates| dates.lists) {
+            look.gauge(
+                "storage_revocation_list_due_seconds",
+                "When the first of the revocation lists should be replaced, in seconds since 1970.",
+                due,
+            )?;
+        }
+        Ok(())
+    }
 }
 
 impl Collector for Outer {
@@ -39,13 +69,7 @@ impl Collector for Outer {
             "As many there can be.",
             self.connections.max(),
         )?;
-        if let Some(validity) = self.certificate {
-            look.gauge(
-                "storage_certificate_expires_seconds",
-                "When the certificate of the server ends, in seconds since 1970.",
-                validity.until,
-            )?;
-        }
+        self.encode_certificates(&mut look)?;
         let access = &self.access;
         look.gauge(
             "storage_tokens",
@@ -118,7 +142,7 @@ mod tests {
         let outer = Outer {
             connections: Connections::new(1, 1),
             budgets,
-            certificate: None,
+            certificates: Arc::default(),
             access: AccessControl::new(Configured::default()).unwrap(),
         };
         registry.register_collector(Box::new(outer));

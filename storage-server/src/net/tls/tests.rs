@@ -36,9 +36,8 @@ impl Folder {
     }
 
     fn tls(&self, mode: TlsMode, oldest: TlsVersion) -> Tls {
-        Tls::load(&self.path(), &listener(mode, oldest))
-            .unwrap()
-            .unwrap()
+        let files = TlsFiles::read(&self.path()).unwrap();
+        Tls::new(&files, &listener(mode, oldest)).unwrap()
     }
 
     fn mutual(&self) -> Tls {
@@ -177,7 +176,7 @@ async fn a_newest_version_is_held_to() {
     let folder = Folder::new();
     let mut listener = listener(TlsMode::Mutual, TlsVersion::Tls12);
     listener.tls_max_version = TlsVersion::Tls12;
-    let tls = Tls::load(&folder.path(), &listener).unwrap().unwrap();
+    let tls = Tls::new(&TlsFiles::read(&folder.path()).unwrap(), &listener).unwrap();
     let new = Some(folder.issue("new"));
     assert!(
         handshake(&tls, &client(&folder, new, TlsVersion::Tls13))
@@ -214,8 +213,8 @@ fn a_list_of_another_authority_is_refused_at_start() {
     let (folder, other) = (Folder::new(), Folder::new());
     // The two have the same name, so only the signature tells them apart.
     std::fs::copy(other.path().join("crl.pem"), folder.path().join("crl.pem")).unwrap();
-    let loaded = Tls::load(
-        &folder.path(),
+    let loaded = Tls::new(
+        &TlsFiles::read(&folder.path()).unwrap(),
         &listener(TlsMode::Mutual, TlsVersion::Tls13),
     );
     assert!(
