@@ -1,6 +1,6 @@
 //! Measures what the operations guide states: rates and latencies over mutual TLS, the cost of the index by revision,
-//! memory per idle connection, how small reads fare beside big ones, what ten thousand watches cost, and what a
-//! replica costs and gives.
+//! memory per idle connection, how small reads fare beside big ones, what ten thousand watches cost, what a replica costs
+//! and gives, and what access rules, handshakes and logins cost.
 //!
 //! Server and client share this machine, so rates are for comparing cells of one run, not for quoting. Run it by
 //! `scripts/bench`, which builds the shipped profile first.
@@ -11,6 +11,7 @@
 )]
 #![expect(clippy::cast_precision_loss, reason = "figures for people")]
 
+mod access;
 mod watches;
 
 use std::sync::Arc;
@@ -25,7 +26,7 @@ use storage_server::engine::rocks::{Durability, EngineOptions, RocksEngine};
 use storage_testkit::harness::{Certificates, ServerProcess, connect};
 
 const HELP: &str =
-    "usage: storage-bench [rates|index|idle|fairness|watches|replica]...   (default: all)";
+    "usage: storage-bench [rates|index|idle|fairness|watches|replica|access]...   (default: all)";
 
 /// How long each cell is measured.
 const CELL: Duration = Duration::from_secs(4);
@@ -35,7 +36,9 @@ const KEYS: u64 = 100_000;
 
 fn main() {
     let parts: Vec<String> = std::env::args().skip(1).collect();
-    let known = ["rates", "index", "idle", "fairness", "watches", "replica"];
+    let known = [
+        "rates", "index", "idle", "fairness", "watches", "replica", "access",
+    ];
     if parts.iter().any(|part| !known.contains(&part.as_str())) {
         println!("{HELP}");
         return;
@@ -63,6 +66,9 @@ fn main() {
     }
     if wants("replica") {
         runtime.block_on(replica());
+    }
+    if wants("access") {
+        runtime.block_on(access::access());
     }
 }
 
