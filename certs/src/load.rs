@@ -70,20 +70,20 @@ impl Credentials {
         Self::load_files(&CredentialPaths::in_dir(dir))
     }
 
-    /// Loads the three files and checks that the key belongs to the first certificate.
+    /// Loads the three files, with the key that belongs to the first certificate.
+    ///
+    /// A file of keys may hold several: while `storage-certs` renews a pair, it has the key before
+    /// and the new one, so that a crash then leaves a pair that loads.
     ///
     /// # Errors
     /// [`Error::Malformed`] if a file is missing, empty, holds nothing of the kind, is broken, has
     /// a DSA or encrypted key, or if key and certificate do not match; [`Error::Io`] if the system
     /// refuses to read it. The text names the file.
     pub fn load_files(paths: &CredentialPaths) -> Result<Self> {
-        let credentials = Self {
-            ca: load_certificates(&paths.ca)?,
-            chain: load_certificates(&paths.cert)?,
-            key: load_private_key(&paths.key)?,
-        };
-        check_pair(&credentials.chain, &credentials.key, paths)?;
-        Ok(credentials)
+        let ca = load_certificates(&paths.ca)?;
+        let chain = load_certificates(&paths.cert)?;
+        let key = load_key_of(&chain, paths)?;
+        Ok(Self { ca, chain, key })
     }
 
     /// When the own certificate expires.
@@ -152,6 +152,14 @@ pub fn load_certificates(path: impl AsRef<Path>) -> Result<Vec<CertificateDer<'s
 /// As [`Credentials::load_files`].
 pub fn load_private_key(path: impl AsRef<Path>) -> Result<PrivateKeyDer<'static>> {
     let path = path.as_ref();
+    let keys = load_private_keys(path)?;
+    keys.into_iter()
+        .next()
+        .ok_or_else(|| Error::malformed(path, "there is no private key in it"))
+}
+
+/// Loads all private keys of a PEM file, at least one.
+pub(crate) fn load_private_keys(path: &Path) -> Result<Vec<PrivateKeyDer<'static>>> {
     let text = read(path)?;
     if contains(&text, b"BEGIN ENCRYPTED PRIVATE KEY") || contains(&text, b"Proc-Type: 4,ENCRYPTED")
     {
@@ -160,10 +168,25 @@ pub fn load_private_key(path: impl AsRef<Path>) -> Result<PrivateKeyDer<'static>
             "the private key is encrypted; store it unencrypted with mode 0600",
         ));
     }
-    let keys = sections::<PrivateKeyDer<'static>>(path, &text, "private key")?;
-    keys.into_iter()
-        .next()
-        .ok_or_else(|| Error::malformed(path, "there is no private key in it"))
+    sections::<PrivateKeyDer<'static>>(path, &text, "private key")
+}
+
+/// Loads the private key of a file that belongs to a certificate.
+///
+/// # Errors
+/// As [`Credentials::load_files`]; if no key belongs to it, that of the first.
+pub(crate) fn load_key_of(
+    chain: &[CertificateDer<'static>],
+    paths: &CredentialPaths,
+) -> Result<PrivateKeyDer<'static>> {
+    let mut refusal = None;
+    for key in load_private_keys(&paths.key)? {
+        match check_pair(chain, &key, paths) {
+            Ok(()) => return Ok(key),
+            Err(error) => refusal = refusal.or(Some(error)),
+        }
+    }
+    Err(refusal.unwrap_or_else(|| Error::malformed(&paths.key, "there is no private key in it")))
 }
 
 /// Loads all certificate revocation lists of a PEM file, at least one.
@@ -191,9 +214,8 @@ pub(crate) fn check_pair(
     key: &PrivateKeyDer<'static>,
     paths: &CredentialPaths,
 ) -> Result<()> {
-    let provider = rustls::crypto::ring::default_provider();
-    match CertifiedKey::from_der(chain.to_vec(), key.clone_key(), &provider) {
-        Ok(_) => Ok(()),
+    match pair(chain, key) {
+        Ok(()) => Ok(()),
         Err(rustls::Error::InconsistentKeys(_)) => Err(Error::malformed(
             &paths.key,
             format!(
@@ -210,6 +232,14 @@ pub(crate) fn check_pair(
             format!("the key cannot be used for TLS ({other})"),
         )),
     }
+}
+
+fn pair(
+    chain: &[CertificateDer<'static>],
+    key: &PrivateKeyDer<'static>,
+) -> std::result::Result<(), rustls::Error> {
+    let provider = rustls::crypto::ring::default_provider();
+    CertifiedKey::from_der(chain.to_vec(), key.clone_key(), &provider).map(|_| ())
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

@@ -84,6 +84,26 @@ fn a_key_that_cannot_be_used_is_named() {
 }
 
 #[test]
+fn of_several_keys_in_a_file_the_certificates_is_taken() {
+    let dir = folder();
+    let path = dir.path().join("laptop/key.pem");
+    let own = fs::read_to_string(&path).unwrap();
+    let before = Credentials::load(dir.path().join("laptop")).unwrap();
+    let foreign = fs::read_to_string(dir.path().join("server/key.pem")).unwrap();
+    for both in [format!("{own}\n{foreign}"), format!("{foreign}\n{own}")] {
+        fs::write(&path, both).unwrap();
+        let after = Credentials::load(dir.path().join("laptop")).unwrap();
+        assert_eq!(after.key, before.key);
+    }
+    fs::write(&path, format!("{foreign}\n{foreign}")).unwrap();
+    let text = refusal(&dir.path().join("laptop"));
+    assert!(
+        text.contains("does not belong to the certificate"),
+        "{text}"
+    );
+}
+
+#[test]
 fn a_crl_that_is_none_is_named() {
     let dir = folder();
     let path = dir.path().join("crl.pem");
