@@ -6,12 +6,11 @@
 //! no client can pose as the server.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::time::SystemTime;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
-    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams,
+    DistinguishedName, DnType, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PublicKeyData,
     SerialNumber,
 };
 use rustls_pki_types::pem::PemObject;
@@ -21,6 +20,7 @@ use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 use crate::load::{self, Credentials};
 use crate::names::{Name, SanUri};
 use crate::revocations::{Revocations, Serial};
+use crate::template::Template;
 use crate::validity::{DAYS_DEFAULT, DAYS_MAX, Validity};
 use crate::{Error, Result};
 
@@ -91,27 +91,8 @@ impl Request {
         &self.role
     }
 
-    fn alternative_names(&self) -> Result<Vec<SanType>> {
-        let text = |text: &str| text.try_into().map_err(Error::crypto("encode a name"));
-        let mut names = match &self.role {
-            Role::Client => match self.name.as_host_name() {
-                Some(host) => vec![SanType::DnsName(text(host)?)],
-                None => vec![],
-            },
-            Role::Server(names) => names
-                .iter()
-                .map(|name| match name {
-                    ServerName::IpAddress(address) => {
-                        Ok(SanType::IpAddress(IpAddr::from(*address)))
-                    }
-                    other => Ok(SanType::DnsName(text(&other.to_str())?)),
-                })
-                .collect::<Result<_>>()?,
-        };
-        if let Some(uri) = &self.uri {
-            names.push(SanType::URI(text(uri.as_str())?));
-        }
-        Ok(names)
+    pub(crate) fn san_uri(&self) -> Option<&SanUri> {
+        self.uri.as_ref()
     }
 }
 
@@ -163,7 +144,7 @@ impl Authority {
     pub fn generate_for(validity: Validity) -> Result<Self> {
         let action = "make the CA";
         let key = KeyPair::generate().map_err(Error::crypto(action))?;
-        let mut params = params(CA_COMMON_NAME, validity)?;
+        let mut params = params(Some(CA_COMMON_NAME), validity)?;
         // No CA below this one: a stolen client key must not be able to sign.
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -231,18 +212,7 @@ impl Authority {
         validity.not_after = validity.not_after.min(self.not_after);
 
         let key = KeyPair::generate().map_err(Error::crypto(action))?;
-        let mut params = params(request.name.as_str(), validity)?;
-        params.subject_alt_names = request.alternative_names()?;
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![match request.role {
-            Role::Client => ExtendedKeyUsagePurpose::ClientAuth,
-            Role::Server(_) => ExtendedKeyUsagePurpose::ServerAuth,
-        }];
-        params.use_authority_key_identifier_extension = true;
-        let certificate = params
-            .signed_by(&key, &self.issuer)
-            .map_err(Error::crypto(action))?;
+        let certificate = self.sign(&Template::of_request(request)?, validity, &key)?;
 
         Ok(Issued {
             serial: Serial::of(certificate.der())?,
@@ -255,6 +225,26 @@ impl Authority {
                 key: PrivateKeyDer::Pkcs8(key.serialize_der().into()),
             },
         })
+    }
+
+    /// Signs a certificate for this key, valid exactly as long as asked.
+    pub(crate) fn sign(
+        &self,
+        template: &Template,
+        validity: Validity,
+        key: &impl PublicKeyData,
+    ) -> Result<Certificate> {
+        let mut params = params(template.common_name.as_deref(), validity)?;
+        params
+            .subject_alt_names
+            .clone_from(&template.alternative_names);
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages.clone_from(&template.usages);
+        params.use_authority_key_identifier_extension = true;
+        params
+            .signed_by(key, &self.issuer)
+            .map_err(Error::crypto("issue the certificate"))
     }
 
     /// Signs a CRL as PEM, numbered one above the one `revocations` was read from.
@@ -311,7 +301,7 @@ impl fmt::Debug for Authority {
 }
 
 /// What all certificates have in common.
-fn params(common_name: &str, validity: Validity) -> Result<CertificateParams> {
+fn params(common_name: Option<&str>, validity: Validity) -> Result<CertificateParams> {
     let mut serial = [0; 16];
     getrandom::fill(&mut serial).map_err(Error::crypto("make a serial number"))?;
     let mut params = CertificateParams::default();
@@ -319,8 +309,8 @@ fn params(common_name: &str, validity: Validity) -> Result<CertificateParams> {
     params.not_after = validity.not_after.into();
     params.serial_number = Some(SerialNumber::from_slice(&serial));
     params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, common_name);
+    if let Some(name) = common_name {
+        params.distinguished_name.push(DnType::CommonName, name);
+    }
     Ok(params)
 }

@@ -2,13 +2,18 @@
 //!
 //! Others script against it: names, files and exit codes change only with a word in the changelog.
 
+mod show;
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use rustls_pki_types::ServerName;
 
-use crate::folder::{AuthorityDir, InitOptions, IssueOptions, IssuedFolder, Replace, Revoked};
+use crate::folder::{
+    AuthorityDir, InitOptions, IssueOptions, IssuedFolder, KeyChoice, Older, RenewOptions, Replace,
+    Revoked,
+};
 use crate::validity::date;
 use crate::{Error, Name, Password, Request, Result, Role, SanUri, Validity, server_name};
 
@@ -20,14 +25,17 @@ Examples:
     storage-certs issue laptop --dir certs --days 90
   A second server:
     storage-certs issue db2 --dir certs --server --server-name db2.example.com
-  Renew before it expires:
-    storage-certs issue laptop --dir certs --force
+  Who there is, until when, revoked or not:
+    storage-certs show certs
+  Renew before it expires, with the same names:
+    storage-certs renew laptop --dir certs
   Lock a client out; then give the new certs/crl.pem to the servers:
     storage-certs revoke laptop --dir certs
 
-Exit codes: 0 done, 1 refused (exists, unknown name) or failed, 2 usage or bad input.";
+Exit codes: 0 done, 1 refused (exists, unknown name) or failed, 2 usage or bad input.
+Of show: 0 all can be used, 1 something is expired or cannot be used, 2 usage or bad input.";
 
-/// Makes a certificate authority, issues and revokes credentials for mutual TLS.
+/// Makes a certificate authority; issues, renews, shows and revokes credentials for mutual TLS.
 #[derive(Debug, Parser)]
 #[command(name = "storage-certs", version, after_help = EXAMPLES)]
 pub struct Cli {
@@ -47,6 +55,26 @@ enum Command {
     /// The folder is all that the peer needs: ca.pem, cert.pem, key.pem, and keystore.p12 and
     /// truststore.p12 for Java.
     Issue(Issue),
+    /// Issue a new certificate for NAME, with the names of the one it has
+    ///
+    /// Names, principal and use stay; serial number, dates and key are new. cert.pem, key.pem and
+    /// keystore.p12, if it is there, are replaced in DIR/NAME; ca.pem and truststore.p12 are not
+    /// touched. A server that runs takes the new files within seconds. A client's folder has to be
+    /// handed over, as with issue.
+    ///
+    /// A crash at any moment leaves a pair that works. The old certificate stays valid until its
+    /// end, unless --revoke-old is given. A revoked or unknown NAME is refused, and so is a
+    /// certificate that would outlive the CA.
+    Renew(Renew),
+    /// Show who has a certificate, until when, and whether it is revoked
+    ///
+    /// Of a folder of certificates (the CA, servers and clients), of the folder of one credential,
+    /// or of a PEM file. Needs no CA key, changes nothing, and never prints a key.
+    ///
+    /// Warns from 30 days before the end on. Exit code 1 if something is expired, not yet valid, or
+    /// cannot be used: a key of another certificate, a file that cannot be read, a crl.pem that is
+    /// damaged or by another CA. What is revoked counts only if it was asked for by itself.
+    Show(show::Show),
     /// Add NAME's certificates to DIR/crl.pem
     ///
     /// Servers refuse them once they have loaded the new crl.pem.
@@ -89,6 +117,30 @@ struct Issue {
 }
 
 #[derive(Debug, Args)]
+struct Renew {
+    /// Name of the peer
+    name: Name,
+    /// Folder of the CA
+    #[arg(long)]
+    dir: PathBuf,
+    /// Days the new certificate is good for; default: as many as the one before
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(crate::DAYS_MAX)))]
+    days: Option<u32>,
+    /// Keep the key, for peers that pin it or have it elsewhere; default: a new key, so that a copy
+    /// of the old one is of no use for long
+    #[arg(long)]
+    reuse_key: bool,
+    /// Add the older certificates of NAME to DIR/crl.pem once the new one is written; until it has
+    /// its new folder, the peer is locked out by servers that have the new crl.pem
+    #[arg(long)]
+    revoke_old: bool,
+    /// File whose first line is the password that keystore.p12 has and keeps; default: the one in
+    /// the file keystore-password beside it
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
 struct Common {
     /// Days the certificate is good for
     #[arg(long, default_value_t = crate::DAYS_DEFAULT,
@@ -118,16 +170,28 @@ struct Revoke {
     dir: PathBuf,
 }
 
-/// Runs a command; the report is for standard output.
+/// What a command ended with.
+#[derive(Debug)]
+pub struct Report {
+    /// For standard output.
+    pub text: String,
+    /// 0, or what `show` has to say of what it found.
+    pub exit_code: u8,
+}
+
+/// Runs a command.
 ///
 /// # Errors
 /// Those of [`AuthorityDir`] and [`Password::from_file`].
-pub fn run(cli: Cli) -> Result<String> {
-    match cli.command {
-        Command::Init(args) => init(args),
-        Command::Issue(args) => issue(args),
-        Command::Revoke(args) => revoke(&args),
-    }
+pub fn run(cli: Cli) -> Result<Report> {
+    let text = match cli.command {
+        Command::Init(args) => init(args)?,
+        Command::Issue(args) => issue(args)?,
+        Command::Renew(args) => renew(args)?,
+        Command::Revoke(args) => revoke(&args)?,
+        Command::Show(args) => return show::show(&args),
+    };
+    Ok(Report { text, exit_code: 0 })
 }
 
 /// 2 for bad input, 1 for a refusal or a failure; clap itself uses 2.
@@ -137,6 +201,9 @@ pub fn exit_code(error: &Error) -> u8 {
         Error::Exists { .. }
         | Error::UnknownName { .. }
         | Error::NoAuthority { .. }
+        | Error::NoAuthorityKey { .. }
+        | Error::Revoked { .. }
+        | Error::AuthorityEndsFirst { .. }
         | Error::AuthorityExpired { .. }
         | Error::Io { .. }
         | Error::Crypto { .. } => 1,
@@ -209,6 +276,73 @@ fn issue(args: Issue) -> Result<String> {
             ),
         );
     }
+    Ok(report)
+}
+
+fn renew(args: Renew) -> Result<String> {
+    let options = RenewOptions {
+        days: args.days,
+        key: if args.reuse_key {
+            KeyChoice::Reuse
+        } else {
+            KeyChoice::New
+        },
+        older: if args.revoke_old {
+            Older::Revoke
+        } else {
+            Older::Keep
+        },
+        password: args
+            .password_file
+            .as_ref()
+            .map(Password::from_file)
+            .transpose()?,
+    };
+    let done = AuthorityDir::open(&args.dir)?.renew(&args.name, &options)?;
+    let mut report = String::new();
+    let kind = if done.is_server { "server" } else { "client" };
+    let key = if args.reuse_key { "the same" } else { "a new" };
+    let mut what = format!("renewed {kind} {} with {key} key", args.name);
+    if !done.names.is_empty() {
+        what += &format!(", for {}", done.names.join(", "));
+    }
+    issued(&mut report, &what, &done.folder);
+    for serial in &done.folder.still_valid {
+        line(
+            &mut report,
+            &format!(
+                "an older certificate stays valid until it expires, serial {serial}; \
+                 --revoke-old would have revoked it"
+            ),
+        );
+    }
+    if let Some(Revoked::Now {
+        crl,
+        number,
+        serials,
+    }) = &done.revoked
+    {
+        for serial in serials {
+            line(
+                &mut report,
+                &format!("revoked the older certificate, serial {serial}"),
+            );
+        }
+        paths(&mut report, std::slice::from_ref(crl));
+        line(
+            &mut report,
+            &format!("this is CRL number {number}; give it to every server"),
+        );
+    }
+    let folder = done.folder.path.display();
+    line(
+        &mut report,
+        &if done.is_server {
+            format!("a server that runs with {folder} takes the new files within seconds")
+        } else {
+            format!("hand {folder} over to the peer")
+        },
+    );
     Ok(report)
 }
 

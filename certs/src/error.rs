@@ -34,6 +34,44 @@ pub enum Error {
         /// The file that was looked for.
         path: PathBuf,
     },
+    /// The folder holds a CA without its key, as on a server.
+    #[error(
+        "the CA's key {} is not here: nothing can be issued, renewed or revoked without it; \
+         do it where the key is kept, or bring the key here",
+        path.display()
+    )]
+    NoAuthorityKey {
+        /// The file that was looked for.
+        path: PathBuf,
+    },
+    /// The certificate that was to be renewed is revoked. Nothing was written.
+    #[error(
+        "{name} is revoked (serial {serial}) and is not renewed; \
+         to let it in again, `issue {name} --force` makes a new key and certificate"
+    )]
+    Revoked {
+        /// The name asked for.
+        name: Name,
+        /// Serial number of its certificate, in hexadecimal.
+        serial: String,
+    },
+    /// The new certificate would outlive the CA, so nobody would take it to its end. Nothing was
+    /// written.
+    #[error(
+        "the CA in {} ends on {on}, before the new certificate would ({wanted}); {}",
+        path.display(),
+        shorter(*days)
+    )]
+    AuthorityEndsFirst {
+        /// The CA certificate.
+        path: PathBuf,
+        /// The day the CA ends, as year-month-day.
+        on: String,
+        /// The day the new certificate would end.
+        wanted: String,
+        /// Whole days until the CA ends.
+        days: u32,
+    },
     /// The CA certificate itself has expired: nothing it signs would be accepted.
     #[error("the CA in {} expired on {on}; make a new one in another folder", path.display())]
     AuthorityExpired {
@@ -78,6 +116,14 @@ pub enum Error {
         /// The library's error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+fn shorter(days: u32) -> String {
+    let new_ca = "make a new CA in another folder";
+    match days {
+        0 => new_ca.to_owned(),
+        days => format!("take --days {days} at most, or {new_ca}"),
+    }
 }
 
 impl Error {

@@ -5,7 +5,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 
 use crate::{Error, Result};
@@ -24,6 +24,14 @@ impl Access {
         match self {
             Self::Owner => 0o600,
             Self::Everyone => 0o644,
+        }
+    }
+
+    /// What stays allowed when a file is replaced, whatever the umask says.
+    fn kept(self) -> u32 {
+        match self {
+            Self::Owner => 0o040,
+            Self::Everyone => 0o044,
         }
     }
 }
@@ -48,6 +56,9 @@ pub(crate) fn create(path: &Path, bytes: &[u8], access: Access) -> Result<()> {
 }
 
 /// Puts new content in place of a file, or makes the file: readers see the old or the new whole.
+///
+/// Whoever could read the file before can read it then, but for others and secrets: files are often
+/// written by an administrator and read by a service.
 pub(crate) fn replace(path: &Path, bytes: &[u8], access: Access) -> Result<()> {
     let folder = parent(path);
     let mut file = tempfile::Builder::new()
@@ -55,12 +66,36 @@ pub(crate) fn replace(path: &Path, bytes: &[u8], access: Access) -> Result<()> {
         .permissions(fs::Permissions::from_mode(access.mode()))
         .tempfile_in(folder)
         .map_err(Error::io("create a file in", folder))?;
+    match (access, keep_readers(file.as_file(), path, access)) {
+        // Revoking must not fail because the list is somebody else's: everyone may read it.
+        (_, Ok(())) | (Access::Everyone, Err(_)) => {}
+        (Access::Owner, Err(error)) => return Err(Error::io("keep the owner of", path)(error)),
+    }
     file.write_all(bytes)
         .and_then(|()| file.as_file().sync_all())
         .map_err(Error::io("write", path))?;
     file.persist(path)
         .map_err(|error| Error::io("replace", path)(error.error))?;
     sync_dir(folder)
+}
+
+fn keep_readers(file: &File, path: &Path, access: Access) -> io::Result<()> {
+    // A link is replaced, not its target: whose that is does not matter.
+    let before = fs::symlink_metadata(path).ok();
+    let Some(before) = before.filter(fs::Metadata::is_file) else {
+        return Ok(());
+    };
+    let now = file.metadata()?;
+    if (before.uid(), before.gid()) != (now.uid(), now.gid()) {
+        fchown(file, Some(before.uid()), Some(before.gid()))?;
+    }
+    // Ordering: after the change of the group, so that no other one can read it.
+    let mode = now.mode() & 0o777;
+    let kept = mode | (before.mode() & access.kept());
+    if kept != mode {
+        file.set_permissions(fs::Permissions::from_mode(kept))?;
+    }
+    Ok(())
 }
 
 /// Creates a folder for its owner only (mode 0700), and its parents as the umask has it.

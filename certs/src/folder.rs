@@ -4,11 +4,13 @@
 //! DIR/ca.pem  DIR/ca-key.pem  DIR/crl.pem
 //! DIR/NAME/   ca.pem cert.pem key.pem keystore.p12 truststore.p12
 //!             keystore-password   unless the caller brought a password
-//!             superseded.pem      after a re-issue: the older certificates
+//!             superseded.pem      after a renewal or re-issue: the older certificates
 //! ```
 //! Invariants: one process at a time changes a folder (a lock on ca-key.pem); the CA is never
 //! replaced; the CRL only grows; a certificate that was replaced stays known until it expires, so
 //! that revoking a name refuses every certificate the name ever had.
+
+mod renew;
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
@@ -26,12 +28,16 @@ use crate::revocations::{Revocations, Serial};
 use crate::validity::{DAYS_DEFAULT, Validity, date};
 use crate::{Error, Result};
 
-const CA_KEY_FILE: &str = "ca-key.pem";
-const CRL_FILE: &str = "crl.pem";
-const KEYSTORE_FILE: &str = "keystore.p12";
+use renew::Write;
+
+pub use renew::{KeyChoice, Older, RenewOptions, Renewed};
+
+pub(crate) const CA_KEY_FILE: &str = "ca-key.pem";
+pub(crate) const CRL_FILE: &str = "crl.pem";
+pub(crate) const KEYSTORE_FILE: &str = "keystore.p12";
 const TRUSTSTORE_FILE: &str = "truststore.p12";
-const PASSWORD_FILE: &str = "keystore-password";
-const SUPERSEDED_FILE: &str = "superseded.pem";
+pub(crate) const PASSWORD_FILE: &str = "keystore-password";
+pub(crate) const SUPERSEDED_FILE: &str = "superseded.pem";
 /// Name of the server that `init` issues.
 const SERVER_NAME: &str = "server";
 
@@ -188,8 +194,8 @@ impl AuthorityDir {
     /// Opens a folder that [`AuthorityDir::init`] made. Waits while another process works on it.
     ///
     /// # Errors
-    /// [`Error::NoAuthority`] if `ca.pem` or `ca-key.pem` is missing, [`Error::Malformed`] if they
-    /// are no CA.
+    /// [`Error::NoAuthority`] if `ca.pem` is missing, [`Error::NoAuthorityKey`] if `ca-key.pem` is,
+    /// [`Error::Malformed`] if they are no CA.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         let paths = CredentialPaths {
@@ -197,10 +203,11 @@ impl AuthorityDir {
             cert: dir.join(CA_FILE),
             key: dir.join(CA_KEY_FILE),
         };
-        for path in [&paths.cert, &paths.key] {
-            if !files::exists(path) {
-                return Err(Error::NoAuthority { path: path.clone() });
-            }
+        if !files::exists(&paths.cert) {
+            return Err(Error::NoAuthority { path: paths.cert });
+        }
+        if !files::exists(&paths.key) {
+            return Err(Error::NoAuthorityKey { path: paths.key });
         }
         let lock = lock(&paths.key)?;
         let chain = load::load_certificates(&paths.cert)?;
@@ -224,19 +231,14 @@ impl AuthorityDir {
 
     /// Issues credentials into the folder of the request's name.
     ///
-    /// A new folder appears whole or not at all. A re-issue replaces file by file, key first:
-    /// a crash in between leaves a pair that loaders refuse and a repeated re-issue repairs.
+    /// A new folder appears whole or not at all. A re-issue replaces file by file, as
+    /// [`AuthorityDir::renew`] does: a crash in between leaves a pair that works.
     ///
     /// # Errors
     /// [`Error::Exists`] if something of that name is there, unless it is a peer's folder and
     /// `options` say to re-issue; [`Error::AuthorityExpired`].
     pub fn issue(&self, request: &Request, options: &IssueOptions) -> Result<IssuedFolder> {
-        if self.authority.not_after() <= SystemTime::now() {
-            return Err(Error::AuthorityExpired {
-                path: self.dir.join(CA_FILE),
-                on: date(self.authority.not_after()),
-            });
-        }
+        self.check_not_expired()?;
         let folder = self.folder(request.name());
         let password = options.password.as_ref();
         if !files::exists(&folder) {
@@ -273,26 +275,7 @@ impl AuthorityDir {
                 path,
             });
         }
-        let crl = self.dir.join(CRL_FILE);
-        let mut revocations = self.revocations()?;
-        let now = SystemTime::now();
-        let mut serials = vec![];
-        for certificate in self.certificates_of(name)? {
-            let serial = Serial::of(&certificate)?;
-            if revocations.revoke(serial.clone(), now) {
-                serials.push(serial);
-            }
-        }
-        if serials.is_empty() {
-            return Ok(Revoked::Already);
-        }
-        let pem = self.authority.sign_crl(&revocations)?;
-        files::replace(&crl, pem.as_bytes(), Access::Everyone)?;
-        Ok(Revoked::Now {
-            crl,
-            number: revocations.number() + 1,
-            serials,
-        })
+        self.revoke_all(&self.certificates_of(name)?)
     }
 
     /// What `crl.pem` holds now. A list that this CA did not sign is refused, not extended.
@@ -312,6 +295,56 @@ impl AuthorityDir {
             ));
         }
         Revocations::from_der(crl).map_err(|reason| Error::malformed(&path, reason))
+    }
+
+    fn check_not_expired(&self) -> Result<()> {
+        if self.authority.not_after() > SystemTime::now() {
+            return Ok(());
+        }
+        Err(Error::AuthorityExpired {
+            path: self.dir.join(CA_FILE),
+            on: date(self.authority.not_after()),
+        })
+    }
+
+    fn revoke_all(&self, certificates: &[CertificateDer<'_>]) -> Result<Revoked> {
+        let crl = self.dir.join(CRL_FILE);
+        let mut revocations = self.revocations()?;
+        let now = SystemTime::now();
+        let mut serials = vec![];
+        for certificate in certificates {
+            let serial = Serial::of(certificate)?;
+            if revocations.revoke(serial.clone(), now) {
+                serials.push(serial);
+            }
+        }
+        if serials.is_empty() {
+            return Ok(Revoked::Already);
+        }
+        let pem = self.authority.sign_crl(&revocations)?;
+        files::replace(&crl, pem.as_bytes(), Access::Everyone)?;
+        Ok(Revoked::Now {
+            crl,
+            number: revocations.number() + 1,
+            serials,
+        })
+    }
+
+    /// Serial numbers of those that are neither expired nor revoked.
+    fn still_valid(
+        &self,
+        certificates: &[CertificateDer<'_>],
+        revocations: &Revocations,
+    ) -> Result<Vec<Serial>> {
+        let mut still_valid = vec![];
+        for certificate in certificates {
+            let serial = Serial::of(certificate)?;
+            let expired = load::expires_at(certificate)? < SystemTime::now();
+            if !expired && !revocations.contains(&serial) && !still_valid.contains(&serial) {
+                still_valid.push(serial);
+            }
+        }
+        Ok(still_valid)
     }
 
     fn folder(&self, name: &Name) -> PathBuf {
@@ -335,7 +368,10 @@ impl AuthorityDir {
                         format!("it was not issued by {}", self.dir.join(CA_FILE).display()),
                     ));
                 }
-                certificates.push(certificate);
+                // Some software wants the CA behind the own certificate. It is not the peer's.
+                if certificate != *self.authority.certificate() {
+                    certificates.push(certificate);
+                }
             }
         }
         Ok(certificates)
@@ -383,30 +419,22 @@ impl AuthorityDir {
         password: Option<&Password>,
     ) -> Result<IssuedFolder> {
         let folder = self.folder(request.name());
-        let superseded = folder.join(SUPERSEDED_FILE);
-        let revocations = self.revocations()?;
-        let mut still_valid = vec![];
-        for certificate in self.certificates_of(request.name())? {
-            let serial = Serial::of(&certificate)?;
-            let expired = load::expires_at(&certificate)? < SystemTime::now();
-            if !expired && !revocations.contains(&serial) && !still_valid.contains(&serial) {
-                still_valid.push(serial);
-            }
-        }
-        let mut contents = self.contents(request.name(), issued, password)?;
+        let older = self.certificates_of(request.name())?;
+        let still_valid = self.still_valid(&older, &self.revocations()?)?;
+        let contents = self.contents(request.name(), issued, password)?;
         // Ordering: the older certificates are safe before one of them is replaced, or a later
-        // revocation could not find them. The key goes before the certificate: see `issue`.
-        let mut older = files::read(&folder.join(CERT_FILE))?;
-        if files::exists(&superseded) {
-            older.extend(files::read(&superseded)?);
-        }
-        contents.insert(0, (SUPERSEDED_FILE, older, Access::Everyone));
-        let mut written = vec![];
-        for (name, bytes, access) in &contents {
-            let path = folder.join(name);
-            files::replace(&path, bytes, *access)?;
-            written.push(path);
-        }
+        // revocation could not find them.
+        let mut writes = vec![(SUPERSEDED_FILE, superseded(&folder)?, Access::Everyone)];
+        let paths = CredentialPaths::in_dir(&folder);
+        let (key_pem, cert_pem) = (&issued.key_pem, &issued.certificate_pem);
+        writes.extend(renew::pair_writes(&paths, Some(key_pem), cert_pem)?);
+        let pair = [KEY_FILE, CERT_FILE];
+        writes.extend(
+            contents
+                .into_iter()
+                .filter(|(name, ..)| !pair.contains(name)),
+        );
+        let written = renew::replace_all(&folder, &writes)?;
         let stale = folder.join(PASSWORD_FILE);
         if password.is_some() && files::exists(&stale) {
             fs::remove_file(&stale).map_err(Error::io("remove", &stale))?;
@@ -425,7 +453,7 @@ impl AuthorityDir {
         name: &Name,
         issued: &Issued,
         password: Option<&Password>,
-    ) -> Result<Vec<(&'static str, Vec<u8>, Access)>> {
+    ) -> Result<Vec<Write>> {
         let generated = match password {
             Some(_) => None,
             None => Some(Password::generate()?),
@@ -452,6 +480,16 @@ impl AuthorityDir {
         }
         Ok(contents)
     }
+}
+
+/// What `superseded.pem` is to hold once the certificate in the folder is replaced.
+fn superseded(folder: &Path) -> Result<Vec<u8>> {
+    let path = folder.join(SUPERSEDED_FILE);
+    let mut older = files::read(&folder.join(CERT_FILE))?;
+    if files::exists(&path) {
+        older.extend(files::read(&path)?);
+    }
+    Ok(older)
 }
 
 /// Files to remove again unless kept: a CA is made whole or not at all.

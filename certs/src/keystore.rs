@@ -102,6 +102,28 @@ pub(crate) fn truststore(own: &Credentials, password: &Password) -> Result<Vec<u
     encode(CA_ALIAS, KeyStoreEntry::Certificate(ca), password).map_err(Error::crypto(action))
 }
 
+/// Whether a keystore can be written anew with this password: it opens it, and nothing would be
+/// lost.
+///
+/// # Errors
+/// A text that says what is wrong, for the caller to put beside the file's name.
+pub(crate) fn check_renewable(
+    store: &[u8],
+    password: &Password,
+) -> std::result::Result<(), &'static str> {
+    let store = KeyStore::from_pkcs12(store, password.expose()).map_err(|_| {
+        "the password does not open it, or it is damaged; \
+         give the right one with --password-file, or remove the keystore to renew without it"
+    })?;
+    let mut entries = store.entries();
+    match (entries.next(), entries.next()) {
+        (Some((_, KeyStoreEntry::PrivateKeyChain(_))), None) => Ok(()),
+        _ => Err(
+            "it holds something else than one key with its certificate, which a renewal would lose",
+        ),
+    }
+}
+
 fn encode(alias: &str, entry: KeyStoreEntry, password: &Password) -> p12_keystore::Result<Vec<u8>> {
     let mut store = KeyStore::new();
     store.add_entry(alias, entry);

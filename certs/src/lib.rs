@@ -1,4 +1,5 @@
-//! Certificates of storage-sync: issuing, revoking and loading what mutual TLS needs.
+//! Certificates of storage-sync: issuing, renewing, revoking, showing and loading what mutual TLS
+//! needs.
 //!
 //! Two audiences. Servers and clients call [`Credentials::load`] and [`load_crls`] on files they
 //! were given. Operators (through the binary) and tests call [`AuthorityDir`], or [`Authority`]
@@ -6,24 +7,29 @@
 //!
 //! Not here: verification of a peer (expiry, revocation, names), which belongs to the TLS stack,
 //! and the principal's name, which the server decides.
-//! Invariant: a private key or a keystore is never readable by others, not for an instant, and
-//! nothing existing is replaced unless the caller asked for exactly that.
+//! Invariant: a private key or a keystore is never readable by others, not for an instant (one that
+//! is replaced stays readable by its group, if somebody made it so), and nothing existing is
+//! replaced unless the caller asked for exactly that.
 
 mod authority;
 pub mod cli;
 mod error;
 mod files;
 mod folder;
+mod inspect;
 mod keystore;
 mod load;
 mod names;
+mod peer;
 mod revocations;
+mod template;
 mod validity;
 
 pub use authority::{Authority, Issued, Request, Role};
 pub use error::Error;
 pub use folder::{
-    AuthorityDir, InitOptions, Initialised, IssueOptions, IssuedFolder, Replace, Revoked,
+    AuthorityDir, InitOptions, Initialised, IssueOptions, IssuedFolder, KeyChoice, Older,
+    RenewOptions, Renewed, Replace, Revoked,
 };
 pub use keystore::Password;
 pub use load::{

@@ -234,6 +234,14 @@ pub(crate) fn check_pair(
     }
 }
 
+/// Whether it is a good key, but not the first certificate's.
+pub(crate) fn is_of_another(
+    chain: &[CertificateDer<'static>],
+    key: &PrivateKeyDer<'static>,
+) -> bool {
+    matches!(pair(chain, key), Err(rustls::Error::InconsistentKeys(_)))
+}
+
 fn pair(
     chain: &[CertificateDer<'static>],
     key: &PrivateKeyDer<'static>,

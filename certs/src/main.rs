@@ -12,8 +12,8 @@ fn main() -> ExitCode {
     match cli::run(Cli::parse()) {
         Ok(report) => {
             // A closed pipe must not turn finished work into a failure.
-            let _ = std::io::stdout().write_all(report.as_bytes());
-            ExitCode::SUCCESS
+            let _ = std::io::stdout().write_all(report.text.as_bytes());
+            ExitCode::from(report.exit_code)
         }
         Err(error) => {
             eprintln!("error: {error}");

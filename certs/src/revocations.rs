@@ -112,6 +112,13 @@ impl Revocations {
         self.entries.iter().any(|entry| entry.serial == *serial)
     }
 
+    /// Since when a serial number is revoked.
+    pub(crate) fn revoked_at(&self, serial: &Serial) -> Option<OffsetDateTime> {
+        let mut entries = self.entries.iter();
+        let entry = entries.find(|entry| entry.serial == *serial)?;
+        Some(entry.at)
+    }
+
     /// Number of the CRL this was read from; 0 if there was none.
     pub fn number(&self) -> u64 {
         self.number

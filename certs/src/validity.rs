@@ -2,6 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
+use rustls_pki_types::CertificateDer;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
 use crate::{Error, Result};
 
 /// Days an issued certificate is good for unless asked otherwise.
@@ -40,6 +43,28 @@ impl Validity {
             not_before: now - CLOCK_SKEW,
             not_after: now + DAY * days,
         })
+    }
+
+    /// From five minutes ago for as many whole days as a certificate was good for.
+    ///
+    /// # Errors
+    /// [`Error::Crypto`] if it is no X.509 certificate.
+    pub(crate) fn as_long_as(certificate: &CertificateDer<'_>) -> Result<Self> {
+        let (_, parsed) = X509Certificate::from_der(certificate)
+            .map_err(Error::crypto("read the certificate"))?;
+        let dates = parsed.validity();
+        let seconds = dates.not_after.timestamp() - dates.not_before.timestamp();
+        let period = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+        // The skew before its beginning is no part of the days, and is less than the half day.
+        let days = (period + DAY / 2).as_secs() / DAY.as_secs();
+        let days = u32::try_from(days).unwrap_or(DAYS_MAX);
+        Self::days(days.clamp(1, DAYS_MAX))
+    }
+
+    /// Whole days from now until then, none if it is past.
+    pub(crate) fn days_until(then: SystemTime) -> u32 {
+        let left = then.duration_since(SystemTime::now()).unwrap_or_default();
+        u32::try_from(left.as_secs() / DAY.as_secs()).unwrap_or(u32::MAX)
     }
 
     /// Exactly this period, checked against nothing: tests issue expired certificates with it.
