@@ -365,8 +365,8 @@ fn revoke(args: &Revoke) -> Result<String> {
             line(
                 &mut report,
                 &format!(
-                    "this is CRL number {number}; give it to every server and restart the server: \
-                     until then {} is let in, and what it has open stays open",
+                    "this is CRL number {number}; give it to every server, which closes what {} has open \
+                     within seconds: until then it is let in",
                     args.name
                 ),
             );
