@@ -160,6 +160,7 @@ impl Connection {
     /// peer's certificate was.
     async fn http(&self, stream: Stream, certified: Certified, verified: u64) -> Option<Running> {
         let known = certified.as_ref().ok().and_then(Option::as_ref);
+        let is_named = known.is_some();
         let live = self.shared.access.connected(
             known.cloned().unwrap_or_else(Identity::anonymous),
             verified,
@@ -228,7 +229,10 @@ impl Connection {
             open,
         } = admitted;
         live.set_identity(identity.clone());
-        tracing::Span::current().record("principal", identity.principal().as_str());
+        // A name that is recorded twice is shown twice.
+        if !is_named {
+            tracing::Span::current().record("principal", identity.principal().as_str());
+        }
         // Who asked for something else before has as long from now on.
         let deadline = match self.place.is_settled() {
             true => Instant::now() + timeouts.handshake,
