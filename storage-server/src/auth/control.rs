@@ -279,8 +279,11 @@ impl AccessControl {
     }
 
     /// Waits until what was committed to `system` up to there holds.
-    pub(crate) async fn wait_for(&self, revision: Revision) {
-        self.system.wait_for(revision).await;
+    ///
+    /// # Errors
+    /// `Internal` with outcome *unknown*: it was committed, and does not hold yet.
+    pub(crate) async fn wait_for(&self, revision: Revision) -> storage_protocol::Result<()> {
+        self.system.wait_for(revision).await
     }
 
     /// The user of this name, whether it may log in or not.

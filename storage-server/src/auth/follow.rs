@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use storage_protocol::{
-    Batch, KeyRange, KeyState, Position, Result, Revision, Storage, WatchEvent, WatchOptions,
-    WatchStart,
+    Batch, KeyRange, KeyState, Outcome, Position, Result, Revision, Storage, StorageError,
+    WatchEvent, WatchOptions, WatchStart,
 };
 use tokio::sync::{Mutex, Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -21,9 +21,11 @@ const LOOK: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The records of `system`, and who waits for them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct SystemRecords {
     configured: Configured,
+    /// [`PATIENCE`], but in tests.
+    patience: Duration,
     /// What holds, up to which revision.
     applied: watch::Sender<Applied>,
     /// Somebody waits.
@@ -44,7 +46,10 @@ impl SystemRecords {
     pub(super) fn new(configured: Configured) -> Self {
         Self {
             configured,
-            ..Self::default()
+            patience: PATIENCE,
+            applied: watch::Sender::default(),
+            asked: Notify::new(),
+            committing: Mutex::default(),
         }
     }
 
@@ -52,10 +57,12 @@ impl SystemRecords {
         &self.configured
     }
 
-    /// Makes a peer's commit, if the keyspace may hold what it leaves. When it is answered, its rules hold.
+    /// Makes a peer's commit, if the keyspace may hold what it leaves. When it is answered without an error, its rules
+    /// hold.
     ///
     /// # Errors
-    /// Those of `commit`; `InvalidArgument` for what may not be.
+    /// Those of `commit`; `InvalidArgument` for what may not be; `Internal`: *not executed* where what holds before it is
+    /// not known, *unknown* where it was made and its rules do not hold yet, see [`SystemRecords::wait_for`].
     pub(super) async fn checked(
         &self,
         batch: &Batch,
@@ -64,11 +71,18 @@ impl SystemRecords {
     ) -> Result<Position> {
         let _one = self.committing.lock().await;
         // A commit whose sender went away is made all the same: this one is checked against what it left.
-        self.wait_for(present.revision).await;
+        if !self.holds(present.revision).await {
+            return Err(StorageError::Internal {
+                message: "the access rules are not followed, so what this commit would leave cannot be checked; see the \
+                          server's log"
+                    .to_owned(),
+                outcome: Outcome::NotExecuted,
+            });
+        }
         let known = self.applied.borrow().records.clone();
         known.check(batch, &self.configured)?;
         let position = commit.await?;
-        self.wait_for(position.revision).await;
+        self.wait_for(position.revision).await?;
         Ok(position)
     }
 
@@ -86,13 +100,34 @@ impl SystemRecords {
     }
 
     /// Waits until what was committed up to there holds.
-    pub(super) async fn wait_for(&self, revision: Revision) {
+    ///
+    /// # Errors
+    /// `Internal` with outcome *unknown*: it was committed, but after [`PATIENCE`] it does not hold on this server yet. It
+    /// must not be taken for done: who was revoked by it may still be in.
+    pub(super) async fn wait_for(&self, revision: Revision) -> Result<()> {
+        match self.holds(revision).await {
+            true => Ok(()),
+            false => Err(StorageError::Internal {
+                message: format!(
+                    "committed at revision {revision}, but not in force on this server after {} s: it still goes by the \
+                     access rules, users and tokens of before; see its log",
+                    self.patience.as_secs()
+                ),
+                outcome: Outcome::Unknown,
+            }),
+        }
+    }
+
+    /// Whether what was committed up to there holds, now or soon.
+    async fn holds(&self, revision: Revision) -> bool {
         let mut applied = self.applied.subscribe();
         self.asked.notify_one();
         let holds = applied.wait_for(|applied| applied.upto >= revision);
-        if tokio::time::timeout(PATIENCE, holds).await.is_err() {
+        let in_time = tokio::time::timeout(self.patience, holds).await.is_ok();
+        if !in_time {
             tracing::error!(revision = revision.0, "the access rules are not followed");
         }
+        in_time
     }
 }
 
@@ -188,5 +223,47 @@ impl AccessControl {
         for warning in self.rules().warnings() {
             tracing::warn!("access rules: {warning}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use storage_protocol::Epoch;
+
+    use super::*;
+
+    fn at(revision: u64) -> Position {
+        Position {
+            epoch: Epoch(1),
+            revision: Revision(revision),
+        }
+    }
+
+    fn not_followed() -> SystemRecords {
+        SystemRecords {
+            patience: Duration::from_millis(20),
+            ..SystemRecords::new(Configured::default())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_commit_whose_rules_do_not_hold_in_time_is_not_answered_with_success() {
+        let records = not_followed();
+        let batch = Batch::new().remove("users/eve");
+        let made = records.checked(&batch, at(0), async { Ok(at(5)) }).await;
+        let error = made.unwrap_err();
+        assert_eq!(error.outcome(), Outcome::Unknown);
+        let text = error.to_string();
+        assert!(text.contains("committed at revision 5"), "{text}");
+        assert!(text.contains("not in force"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_commit_that_cannot_be_checked_is_not_made() {
+        let records = not_followed();
+        let batch = Batch::new().remove("users/eve");
+        let commit = async { panic!("it is made") };
+        let error = records.checked(&batch, at(5), commit).await.unwrap_err();
+        assert_eq!(error.outcome(), Outcome::NotExecuted);
     }
 }

@@ -266,6 +266,14 @@ impl Guard {
         !exists
     }
 
+    /// The answer to a commit that was made before: of one to `system`, when its rules hold, as at the first time.
+    async fn in_force(&self, position: Position) -> Result<Position> {
+        if self.is_system {
+            self.control.wait_for(position.revision).await?;
+        }
+        Ok(position)
+    }
+
     pub(super) fn identity(&self) -> &Identity {
         &self.identity
     }
@@ -403,7 +411,8 @@ impl SessionStorage for Guarded {
         }
         if is_repeated || !self.0.is_system {
             let storage = &self.0.storage;
-            return storage.commit_numbered(number, batch, options).await;
+            let position = storage.commit_numbered(number, batch, options).await?;
+            return self.0.in_force(position).await;
         }
         let commit = self
             .0
@@ -417,7 +426,8 @@ impl SessionStorage for Guarded {
     }
 
     async fn repeat_numbered(&self, number: u64, fingerprint: Option<u64>) -> Result<Position> {
-        self.0.storage.repeat_numbered(number, fingerprint).await
+        let position = self.0.storage.repeat_numbered(number, fingerprint).await?;
+        self.0.in_force(position).await
     }
 }
 

@@ -41,7 +41,7 @@ async fn commit(caller: &Caller, batch: Batch, label: &str, force: bool) -> Answ
         };
         let own = caller.server.shared().own_session(&system()).storage();
         let position = own.commit(batch, options).await?;
-        access.wait_for(position.revision).await;
+        access.wait_for(position.revision).await?;
     } else {
         caller.storage(&system()).commit(batch, options).await?;
     }
@@ -203,7 +203,7 @@ pub(super) async fn put_user(caller: Caller, Path(name): Path<String>, body: Byt
         ..CommitOptions::default()
     };
     let position = own.commit(batch, options).await?;
-    access.wait_for(position.revision).await;
+    access.wait_for(position.revision).await?;
     done()
 }
 

@@ -155,7 +155,7 @@ pub(super) async fn mint(caller: Caller, body: Bytes) -> Answer {
         .storage()
         .commit(batch, options)
         .await?;
-    access.wait_for(position.revision).await;
+    access.wait_for(position.revision).await?;
     let minted =
         json!({ "id": id, "token": token, "principal": principal, "expires": record.expires });
     Ok(answer(StatusCode::CREATED, &minted))
@@ -222,7 +222,7 @@ pub(super) async fn revoke(caller: Caller, Path(id): Path<String>) -> Answer {
     let batch = Batch::new().remove(token_key(&id));
     let storage = shared.own_session(&system()).storage();
     let position = storage.commit(batch, options).await?;
-    shared.access.wait_for(position.revision).await;
+    shared.access.wait_for(position.revision).await?;
     done()
 }
 
