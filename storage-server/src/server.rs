@@ -346,13 +346,7 @@ async fn follow_access(shared: &Arc<Shared>) -> storage_protocol::Result<()> {
     shared.access.set_secrets(Secrets::open(secrets).await?);
     let system = Keyspace::new(SYSTEM).expect("the name follows the rule");
     let storage = shared.own_session(&system).storage();
-    let (access, stop) = (shared.access.clone(), shared.cut.clone());
-    let following = async move {
-        let following = access.follow(&*storage);
-        stop.run_until_cancelled(following).await;
-    };
-    // Not among those that a shutdown waits for: rules hold as long as anybody is there.
-    tokio::spawn(following);
+    shared.access.start(&storage, &shared.cut);
     shared.access.loaded().await;
     // Tokens that were minted with a certificate which is not good any more.
     let ended = shared.access.tokens_of_ended_certificates();

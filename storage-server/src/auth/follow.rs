@@ -1,6 +1,11 @@
 //! Keeps the rules in step with the keyspace `system`: at the start, and by a watch from then on.
+//!
+//! Two tasks do it, one that follows the keyspace and one that puts those out whose time is over. Neither may end before
+//! the server does: one that panics is started again, and as long as the keyspace is not followed the server is not ready.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use storage_protocol::{
@@ -9,11 +14,13 @@ use storage_protocol::{
 };
 use tokio::sync::{Mutex, Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
 
 use super::control::AccessControl;
 use super::system::{Applies, Configured, Records, User, token_id};
+use crate::engine::SessionStorage;
 
-/// Between two attempts to watch, where the store fails.
+/// Between two attempts to watch, where the store fails; and before a task that failed is started again.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Who has expired is looked for so often.
 const LOOK: Duration = Duration::from_secs(1);
@@ -32,6 +39,8 @@ pub(super) struct SystemRecords {
     asked: Notify,
     /// Commits of peers are made one after another, so that each is checked against what the one before left.
     committing: Mutex<()>,
+    /// Whether there is a watch that tells of changes.
+    followed: AtomicBool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -50,6 +59,7 @@ impl SystemRecords {
             applied: watch::Sender::default(),
             asked: Notify::new(),
             committing: Mutex::default(),
+            followed: AtomicBool::new(false),
         }
     }
 
@@ -131,7 +141,76 @@ impl SystemRecords {
     }
 }
 
+/// Says that the keyspace is followed, until it is dropped.
+struct Followed<'a>(&'a AtomicBool);
+
+impl Drop for Followed<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Runs a task until `stop`. One that ends before, be it by a panic, is started again.
+async fn supervise<F>(what: &'static str, stop: CancellationToken, mut task: impl FnMut() -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    while !stop.is_cancelled() {
+        let running = tokio::spawn(stop.clone().run_until_cancelled_owned(task()));
+        // A panic was logged with its place already, but not what it means.
+        if let Err(error) = running.await {
+            tracing::error!(%error, "the task that is to {what} failed, and is started again");
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(PAUSE) => {}
+        }
+    }
+}
+
 impl AccessControl {
+    /// Follows the keyspace and puts those out whose time is over, until `stop`. `storage` is the server's own.
+    pub(crate) fn start(
+        self: &Arc<Self>,
+        storage: &Arc<dyn SessionStorage>,
+        stop: &CancellationToken,
+    ) {
+        let (access, storage) = (self.clone(), storage.clone());
+        let follow = move || {
+            let (access, storage) = (access.clone(), storage.clone());
+            async move { access.follow(&*storage).await }
+        };
+        let access = self.clone();
+        let look = move || {
+            let access = access.clone();
+            async move { access.look().await }
+        };
+        // Not among those that a shutdown waits for: rules hold as long as anybody is there.
+        tokio::spawn(supervise("follow the access rules", stop.clone(), follow));
+        tokio::spawn(supervise("put out whose time is over", stop.clone(), look));
+    }
+
+    /// Whether changes of the stored rules come to hold here.
+    ///
+    /// # Errors
+    /// What to tell an operator.
+    pub(crate) fn check_followed(&self) -> std::result::Result<(), String> {
+        match self.system().followed.load(Ordering::Relaxed) {
+            true => Ok(()),
+            false => Err("changes of access rules, users and tokens are not followed".to_owned()),
+        }
+    }
+
+    /// Puts those out whose time is over, for as long as it is polled.
+    async fn look(&self) {
+        let mut tick = tokio::time::interval_at(Instant::now() + LOOK, LOOK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            self.sweep();
+        }
+    }
+
     /// Waits until the stored rules are known. Before that nobody must be let in.
     pub(crate) async fn loaded(&self) {
         let mut applied = self.system().applied.subscribe();
@@ -140,7 +219,7 @@ impl AccessControl {
     }
 
     /// Follows the keyspace for as long as it is polled; `storage` is the server's own.
-    pub(crate) async fn follow(&self, storage: &dyn Storage) {
+    async fn follow(&self, storage: &dyn Storage) {
         loop {
             if let Err(error) = self.follow_one_watch(storage).await {
                 // What was known holds on: to forget rules would let everybody in.
@@ -158,17 +237,12 @@ impl AccessControl {
         // The tokens likewise; until then those that were known hold on.
         let mut tokens = Some(HashMap::new());
         let (mut changed, mut ended) = (true, true);
-        let mut tick = tokio::time::interval_at(Instant::now() + LOOK, LOOK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let followed = Followed(&self.system().followed);
         loop {
             let event = tokio::select! {
                 event = watch.next() => event?,
                 () = self.system().asked.notified() => {
                     watch.request_progress(0);
-                    continue;
-                }
-                _ = tick.tick() => {
-                    self.sweep();
                     continue;
                 }
             };
@@ -202,6 +276,8 @@ impl AccessControl {
                     if rules_changed {
                         self.swap(records.rule_set(self.system().configured()));
                     }
+                    // Before anybody learns that they are known.
+                    followed.0.store(true, Ordering::Relaxed);
                     self.system().applied.send_replace(Applied {
                         records: records.clone(),
                         upto: position.revision,
@@ -228,9 +304,49 @@ impl AccessControl {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use storage_protocol::Epoch;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_does_not_follow_the_rules_any_more_is_not_ready() {
+        let shared = crate::testing::server(&crate::testing::MemoryEngine::new(), |_| {});
+        let (access, stop) = (&shared.access, CancellationToken::new());
+        let system = storage_protocol::Keyspace::new(crate::auth::rules::SYSTEM).unwrap();
+        assert!(access.check_followed().is_err());
+        access.start(&shared.own_session(&system).storage(), &stop);
+        access.loaded().await;
+        access.check_followed().unwrap();
+        stop.cancel();
+        let ended = async {
+            while access.check_followed().is_ok() {
+                tokio::task::yield_now().await;
+            }
+        };
+        let patience = Duration::from_secs(30);
+        tokio::time::timeout(patience, ended).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_task_that_panics_is_started_again_until_the_end() {
+        let (stop, runs) = (CancellationToken::new(), Arc::new(AtomicUsize::new(0)));
+        let (task_stop, task_runs) = (stop.clone(), runs.clone());
+        let task = move || {
+            let run = task_runs.fetch_add(1, Ordering::Relaxed);
+            let stop = task_stop.clone();
+            async move {
+                assert!(run > 0, "the first one panics");
+                stop.cancel();
+                std::future::pending::<()>().await;
+            }
+        };
+        let supervised = supervise("be started twice", stop, task);
+        let patience = Duration::from_secs(30);
+        tokio::time::timeout(patience, supervised).await.unwrap();
+        assert_eq!(runs.load(Ordering::Relaxed), 2);
+    }
 
     fn at(revision: u64) -> Position {
         Position {
