@@ -8,6 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use storage_certs::CredentialPaths;
 use storage_protocol::{Batch, CommitOptions, Keyspace, Storage};
@@ -28,6 +29,9 @@ use crate::net::descriptors::{self, Shares};
 use crate::net::tls::{CRL, Tls, TlsError, Validity};
 use crate::shared::Shared;
 use crate::shutdown::{self, Closer, ShutdownReport};
+
+/// How long a start waits for the access rules that are stored.
+const RULES_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why a server did not start. The texts are complete by themselves.
 #[derive(Debug, thiserror::Error)]
@@ -65,9 +69,12 @@ pub enum StartError {
         /// Those that there are.
         known: Vec<&'static str>,
     },
-    /// The store, or what it says of who may do what, could not be read.
+    /// The store could not be read, or the system lacks something.
     #[error("cannot open the store: {0}")]
     Failed(String),
+    /// What the store says of who may do what could not be read, or not within a minute.
+    #[error("the access rules cannot be read: {0}")]
+    AccessRules(String),
     /// It was stopped before it served anybody; the store is closed.
     #[error("stopped while starting")]
     Stopped,
@@ -169,7 +176,7 @@ impl ServerBuilder {
             let _ = tokio::task::spawn_blocking(closer).await;
             return Err(StartError::Stopped);
         }
-        Server::serve(config, tls, gateways, engine, closer).await
+        Server::serve(config, tls, gateways, engine, closer, stop).await
     }
 }
 
@@ -243,6 +250,7 @@ impl Server {
         gateways: Vec<Arc<dyn Gateway>>,
         engine: Arc<dyn Engine>,
         closer: Closer,
+        stop: CancellationToken,
     ) -> Result<Self, StartError> {
         let certificate = tls.iter().flatten().map(|tls| tls.validity).next();
         let mut listeners = Vec::with_capacity(tls.len());
@@ -284,20 +292,17 @@ impl Server {
         let verifier = listeners.iter().find_map(Listener::verifier);
         let shared = async {
             let shared = Shared::new(config, register, configured, engine, certificate)
-                .map_err(|error| error.to_string())?;
+                .map_err(|error| StartError::Failed(error.to_string()))?;
             shared.access.set_verifier(verifier);
-            let followed = follow_access(&shared).await;
-            followed.map_err(|error| {
-                shared.cut.cancel();
-                format!("the access rules cannot be read: {error}")
-            })?;
+            let followed = follow_access_in_time(&shared, &stop, RULES_PATIENCE).await;
+            followed.inspect_err(|_| shared.cut.cancel())?;
             Ok(shared)
         };
         let shared = match shared.await {
             Ok(shared) => shared,
-            Err(reason) => {
+            Err(error) => {
                 let _ = tokio::task::spawn_blocking(closer).await;
-                return Err(StartError::Failed(reason));
+                return Err(error);
             }
         };
         shared.serving();
@@ -336,6 +341,23 @@ impl Server {
     /// Stops in phases, each with its time-out, and tells what was cut. Acknowledged commits are on the disk then.
     pub async fn shutdown(self) -> ShutdownReport {
         shutdown::run(&self.shared, self.closer).await
+    }
+}
+
+/// [`follow_access`], unless the server is to stop before, or it takes too long.
+async fn follow_access_in_time(
+    shared: &Arc<Shared>,
+    stop: &CancellationToken,
+    patience: Duration,
+) -> Result<(), StartError> {
+    let following = tokio::time::timeout(patience, follow_access(shared));
+    match stop.run_until_cancelled(following).await {
+        None => Err(StartError::Stopped),
+        Some(Ok(followed)) => followed.map_err(|error| StartError::AccessRules(error.to_string())),
+        Some(Err(_)) => Err(StartError::AccessRules(format!(
+            "the keyspace {SYSTEM} tells nothing within {}; see the log",
+            humantime::format_duration(patience)
+        ))),
     }
 }
 
@@ -470,5 +492,52 @@ fn engine_options(config: &ServerConfig) -> EngineOptions {
         tombstones_max: engine.tombstones_max,
         keyspaces: rules_of_keyspaces(engine),
         ..EngineOptions::new(&config.data)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{self, Hold, MemoryEngine};
+
+    /// For what is to happen at all; nothing is measured.
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    #[tokio::test]
+    async fn a_start_that_waits_for_the_access_rules_is_stopped() {
+        let engine = MemoryEngine::new();
+        engine.hold(Hold::OwnWatches);
+        let stop = CancellationToken::new();
+        let config = ServerConfig::embedded("unused", None, Vec::new());
+        let builder = Server::builder(config).engine(engine);
+        let started = tokio::spawn(builder.stop(stop.clone()).start());
+        // However far it came.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!started.is_finished());
+        stop.cancel();
+        let started = tokio::time::timeout(PATIENCE, started)
+            .await
+            .expect("in time");
+        assert!(matches!(started.unwrap(), Err(StartError::Stopped)));
+    }
+
+    #[tokio::test]
+    async fn a_start_waits_for_the_access_rules_for_so_long_and_says_so() {
+        let engine = MemoryEngine::new();
+        engine.hold(Hold::OwnWatches);
+        let shared = testing::server(&engine, |_| {});
+        let (stop, patience) = (CancellationToken::new(), Duration::from_millis(20));
+        let error = follow_access_in_time(&shared, &stop, patience)
+            .await
+            .unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("the access rules cannot be read") && text.contains("within 20ms"),
+            "{text}"
+        );
+        engine.hold(Hold::Nothing);
+        follow_access_in_time(&shared, &stop, PATIENCE)
+            .await
+            .unwrap();
     }
 }
