@@ -20,6 +20,7 @@ use super::secrets::Secrets;
 use super::system::{Configured, Records, TokenRecord, User};
 use super::tokens::{Claims, TokenError, UnixSeconds};
 use super::{Identity, Proof};
+use crate::ws::Close;
 
 /// The rules that hold now. They are swapped as a whole, never changed: who asks sees those before or those after.
 ///
@@ -189,17 +190,27 @@ impl AccessControl {
             let peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
             peers.present()
         };
-        // Ordering: the connection first, which then says why; the session is fenced by the second.
+        // Ordering: who is to be fenced is found first, then connections are told why, then sessions are fenced. So a
+        // fence is never seen before the reason, also if a time is over between the looks.
+        let guards = self.guards().into_iter();
+        let fenced = guards.filter(|guard| check(guard.identity()).is_err());
+        let fenced: Vec<_> = fenced.collect();
         for peer in peers {
             if let Err(why) = check(&peer.identity()) {
                 peer.end(why);
             }
         }
-        for guard in self.guards() {
-            if check(guard.identity()).is_err() {
-                guard.revoke();
-            }
+        for guard in fenced {
+            guard.revoke();
         }
+    }
+
+    /// How the connection of a peer that is not let in any more is closed, whoever saw that first; `None`: it still is.
+    pub(crate) fn why_ended(&self, peer: &LivePeer) -> Option<Close> {
+        if let Err(why) = self.check(&peer.identity()) {
+            peer.end(why);
+        }
+        peer.ended()
     }
 
     pub(super) fn verifier(&self) -> Option<Verifier> {
