@@ -10,13 +10,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::json;
 use storage_certs::CredentialPaths;
-use storage_protocol::{Batch, CommitOptions, Keyspace, Storage};
+use storage_protocol::{Batch, CommitOptions, Keyspace, Storage, StorageError, StorageExt};
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::rules::{SECRETS, SYSTEM};
-use crate::auth::system::token_key;
-use crate::auth::{Configured, Secrets};
+use crate::auth::rules::{Rule, SECRETS, SYSTEM};
+use crate::auth::system::{rule_key, token_key};
+use crate::auth::{Configured, Principal, Secrets};
 use crate::config::{self, EngineConfig, ServerConfig, TlsMode};
 use crate::engine::Engine;
 use crate::engine::rocks::{EngineOptions, KeyspaceRules, OpenError, RocksEngine};
@@ -29,6 +30,9 @@ use crate::net::descriptors::{self, Shares};
 use crate::net::tls::{CRL, Tls, TlsError, Validity};
 use crate::shared::Shared;
 use crate::shutdown::{self, Closer, ShutdownReport};
+
+/// The stored rule of [`ServerBuilder::grant_admin`].
+const GRANT_ADMIN: &str = "grant-admin";
 
 /// How long a start waits for the access rules that are stored.
 const RULES_PATIENCE: Duration = Duration::from_secs(60);
@@ -127,7 +131,14 @@ pub struct ServerBuilder {
     config: ServerConfig,
     gateways: Vec<Arc<dyn Gateway>>,
     engine: Option<Arc<dyn Engine>>,
+    start: HowToStart,
+}
+
+/// What counts for the start alone.
+#[derive(Debug, Default)]
+struct HowToStart {
     stop: CancellationToken,
+    grant_admin: Option<Principal>,
 }
 
 impl ServerBuilder {
@@ -150,7 +161,16 @@ impl ServerBuilder {
     /// closed in order, and the end is [`StartError::Stopped`].
     #[must_use]
     pub fn stop(mut self, stop: CancellationToken) -> Self {
-        self.stop = stop;
+        self.start.stop = stop;
+        self
+    }
+
+    /// Makes a principal an administrator at the start, whatever the access rules say: by a stored rule, `grant-admin`,
+    /// that gives it `admin` of the keyspace `system`. One that is an administrator already changes nothing, so without
+    /// any rule nobody does.
+    #[must_use]
+    pub fn grant_admin(mut self, principal: Principal) -> Self {
+        self.start.grant_admin = Some(principal);
         self
     }
 
@@ -163,7 +183,7 @@ impl ServerBuilder {
             mut config,
             gateways,
             engine,
-            stop,
+            start,
         } = self;
         check_gateways(&config, &gateways)?;
         let shares = share_descriptors(&mut config)?;
@@ -172,11 +192,11 @@ impl ServerBuilder {
             Some(engine) => (engine, Box::new(|| ()) as Closer),
             None => open_store(&config, shares).await?,
         };
-        if stop.is_cancelled() {
+        if start.stop.is_cancelled() {
             let _ = tokio::task::spawn_blocking(closer).await;
             return Err(StartError::Stopped);
         }
-        Server::serve(config, tls, gateways, engine, closer, stop).await
+        Server::serve(config, tls, gateways, engine, closer, start).await
     }
 }
 
@@ -224,7 +244,7 @@ impl Server {
             config,
             gateways: gateway::built_in(),
             engine: None,
-            stop: CancellationToken::new(),
+            start: HowToStart::default(),
         }
     }
 
@@ -250,7 +270,7 @@ impl Server {
         gateways: Vec<Arc<dyn Gateway>>,
         engine: Arc<dyn Engine>,
         closer: Closer,
-        stop: CancellationToken,
+        start: HowToStart,
     ) -> Result<Self, StartError> {
         let certificate = tls.iter().flatten().map(|tls| tls.validity).next();
         let mut listeners = Vec::with_capacity(tls.len());
@@ -294,7 +314,7 @@ impl Server {
             let shared = Shared::new(config, register, configured, engine, certificate)
                 .map_err(|error| StartError::Failed(error.to_string()))?;
             shared.access.set_verifier(verifier);
-            let followed = follow_access_in_time(&shared, &stop, RULES_PATIENCE).await;
+            let followed = follow_access_in_time(&shared, &start, RULES_PATIENCE).await;
             followed.inspect_err(|_| shared.cut.cancel())?;
             Ok(shared)
         };
@@ -347,11 +367,18 @@ impl Server {
 /// [`follow_access`], unless the server is to stop before, or it takes too long.
 async fn follow_access_in_time(
     shared: &Arc<Shared>,
-    stop: &CancellationToken,
+    start: &HowToStart,
     patience: Duration,
 ) -> Result<(), StartError> {
-    let following = tokio::time::timeout(patience, follow_access(shared));
-    match stop.run_until_cancelled(following).await {
+    let following = async {
+        follow_access(shared).await?;
+        match &start.grant_admin {
+            Some(principal) => grant_admin(shared, principal).await,
+            None => Ok(()),
+        }
+    };
+    let following = tokio::time::timeout(patience, following);
+    match start.stop.run_until_cancelled(following).await {
         None => Err(StartError::Stopped),
         Some(Ok(followed)) => followed.map_err(|error| StartError::AccessRules(error.to_string())),
         Some(Err(_)) => Err(StartError::AccessRules(format!(
@@ -378,6 +405,43 @@ async fn follow_access(shared: &Arc<Shared>) -> storage_protocol::Result<()> {
             .fold(Batch::new(), |batch, id| batch.remove(token_key(id)));
         let storage = shared.own_session(&system).storage();
         storage.commit(batch, CommitOptions::default()).await?;
+    }
+    Ok(())
+}
+
+/// Makes a principal an administrator, unless it is one.
+async fn grant_admin(shared: &Arc<Shared>, principal: &Principal) -> storage_protocol::Result<()> {
+    let access = &shared.access;
+    let system = Keyspace::new(SYSTEM).expect("the name follows the rule");
+    if access.rules().grants(principal.as_str(), &system).admin {
+        tracing::warn!(%principal, "--grant-admin: it is an administrator already, nothing was changed");
+        return Ok(());
+    }
+    let rule = json!({ "principal": principal.as_str(), "keyspace": SYSTEM, "allow": ["admin"] });
+    let rule = rule.to_string();
+    Rule::from_json(rule.as_bytes()).map_err(|error| StorageError::invalid(error.to_string()))?;
+    let key = rule_key(GRANT_ADMIN);
+    let storage = shared.own_session(&system).storage();
+    let before = storage.get_one(key.clone()).await?;
+    let batch = Batch::new().put(key, rule);
+    let options = CommitOptions {
+        label: Some("--grant-admin".to_owned()),
+        ..CommitOptions::default()
+    };
+    let position = storage.commit(batch, options).await?;
+    access.wait_for(position.revision).await?;
+    tracing::warn!(
+        %principal,
+        revision = position.revision.0,
+        replaced = before.map(|entry| String::from_utf8_lossy(&entry.value).into_owned()),
+        "--grant-admin: it is an administrator from now on, by the stored rule {GRANT_ADMIN:?}; leave the flag out at the \
+         next start, and revoke the rule once there is another administrator"
+    );
+    let user = principal.as_str().strip_prefix("user:");
+    if let Some(name) = user
+        && access.user(name).is_none_or(|user| user.disabled)
+    {
+        tracing::warn!(%principal, "--grant-admin: there is no such user that may log in");
     }
     Ok(())
 }
@@ -526,8 +590,8 @@ mod tests {
         let engine = MemoryEngine::new();
         engine.hold(Hold::OwnWatches);
         let shared = testing::server(&engine, |_| {});
-        let (stop, patience) = (CancellationToken::new(), Duration::from_millis(20));
-        let error = follow_access_in_time(&shared, &stop, patience)
+        let (start, patience) = (HowToStart::default(), Duration::from_millis(20));
+        let error = follow_access_in_time(&shared, &start, patience)
             .await
             .unwrap_err();
         let text = error.to_string();
@@ -536,7 +600,7 @@ mod tests {
             "{text}"
         );
         engine.hold(Hold::Nothing);
-        follow_access_in_time(&shared, &stop, PATIENCE)
+        follow_access_in_time(&shared, &start, PATIENCE)
             .await
             .unwrap();
     }

@@ -16,6 +16,8 @@ mod processes;
 
 #[path = "server_process/front_door.rs"]
 mod front_door;
+#[path = "server_process/locked_out.rs"]
+mod locked_out;
 #[path = "server_process/log.rs"]
 mod log;
 #[path = "server_process/start_and_signals.rs"]

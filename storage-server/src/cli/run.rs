@@ -9,7 +9,8 @@ use rustix::process::umask;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{Cli, Command, ConfigCommand, Settings};
+use super::{Cli, Command, ConfigCommand, Serve, Settings};
+use crate::auth::Principal;
 use crate::config::{ConfigError, ServerConfig};
 use crate::gateway::{self, Gateway};
 use crate::net::descriptors::raise_limit;
@@ -38,7 +39,12 @@ pub fn main(gateways: Vec<Arc<dyn Gateway>>) -> ExitCode {
         resolved.map_or_else(|error| fail(USAGE, &error), run)
     };
     match &cli.command {
-        Command::Serve(settings) => configured(settings, &|config| serve(config, &gateways)),
+        Command::Serve(Serve {
+            settings,
+            grant_admin,
+        }) => configured(settings, &|config| {
+            serve(config, grant_admin.as_ref(), &gateways)
+        }),
         Command::Config(ConfigCommand::Check(settings)) => configured(settings, &check),
         Command::Config(ConfigCommand::Print(settings)) => {
             configured(settings, &|config| match config.to_toml() {
@@ -72,7 +78,11 @@ fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn serve(config: ServerConfig, gateways: &[Arc<dyn Gateway>]) -> ExitCode {
+fn serve(
+    config: ServerConfig,
+    grant_admin: Option<&Principal>,
+    gateways: &[Arc<dyn Gateway>],
+) -> ExitCode {
     // What the server makes, its log and its store, is for nobody else to read.
     umask(Mode::RWXG | Mode::RWXO);
     let guard = match logging::start(&config.log) {
@@ -93,6 +103,10 @@ fn serve(config: ServerConfig, gateways: &[Arc<dyn Gateway>]) -> ExitCode {
         .fold(Server::builder(config), |builder, gateway| {
             builder.gateway(gateway.clone())
         });
+    let builder = match grant_admin {
+        Some(principal) => builder.grant_admin(principal.clone()),
+        None => builder,
+    };
     let code = runtime.block_on(run(builder));
     runtime.shutdown_timeout(RUNTIME_PATIENCE);
     drop(guard);
