@@ -509,6 +509,33 @@ async fn what_is_asked_wrongly_is_answered_with_what_is_wrong() {
 }
 
 #[tokio::test]
+async fn a_change_that_locks_all_out_is_made_by_force_alone_and_force_does_nothing_else() {
+    let house = House(Served::new(&["boss", "ann"], ""));
+    let boss = house.certified("boss", "model");
+    let admin = json!({ "principal": "cert:boss", "keyspace": "system", "allow": ["admin"] });
+    let ann = json!({ "principal": "cert:ann", "keyspace": "model", "allow": ["read"] });
+    assert_eq!(house.ask(&boss, "PUT", "rules/boss", admin).await.0, 204);
+    let put = house.ask(&boss, "PUT", "rules/ann", ann.clone()).await;
+    assert_eq!(put.0, 204, "{}", put.1);
+    let (status, why) = house.ask(&boss, "DELETE", "rules/boss", Value::Null).await;
+    assert_eq!(status, 400);
+    assert!(why.to_string().contains("nobody could change"), "{why}");
+    // Who may not change rules does not by force, and what is no rule's name is none.
+    let certified = house.certified("ann", "model");
+    let path = "rules/boss?force=true";
+    assert_eq!(
+        house.ask(&certified, "DELETE", path, Value::Null).await.0,
+        403
+    );
+    let long = format!("rules/{}?force=true", "x".repeat(257));
+    let (status, why) = house.ask(&boss, "PUT", &long, ann).await;
+    assert_eq!(status, 400, "{why}");
+    assert!(why.to_string().contains("1 to 256 bytes"), "{why}");
+    assert_eq!(house.ask(&boss, "DELETE", path, Value::Null).await.0, 204);
+    assert_eq!(house.ask(&boss, "GET", "rules", Value::Null).await.0, 403);
+}
+
+#[tokio::test]
 async fn one_who_guesses_is_held_up_and_others_are_not() {
     let house = House::new().await;
     house.with_user("eve", "correct horse").await;

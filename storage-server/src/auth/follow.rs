@@ -9,15 +9,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use storage_protocol::{
-    Batch, KeyRange, KeyState, Outcome, Position, Result, Revision, Storage, StorageError,
-    WatchEvent, WatchOptions, WatchStart,
+    Batch, CommitOptions, KeyRange, KeyState, Outcome, Position, Result, Revision, Storage,
+    StorageError, WatchEvent, WatchOptions, WatchStart,
 };
 use tokio::sync::{Mutex, Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::control::AccessControl;
-use super::system::{Applies, Configured, Records, User, token_id};
+use super::system::{Applies, Configured, Lockout, Records, User, token_id};
 use crate::engine::SessionStorage;
 
 /// Between two attempts to watch, where the store fails; and before a task that failed is started again.
@@ -76,6 +76,7 @@ impl SystemRecords {
     pub(super) async fn checked(
         &self,
         batch: &Batch,
+        lockout: Lockout,
         present: Position,
         commit: impl Future<Output = Result<Position>>,
     ) -> Result<Position> {
@@ -90,7 +91,7 @@ impl SystemRecords {
             });
         }
         let known = self.applied.borrow().records.clone();
-        known.check(batch, &self.configured)?;
+        known.check(batch, &self.configured, lockout)?;
         let position = commit.await?;
         self.wait_for(position.revision).await?;
         Ok(position)
@@ -188,6 +189,22 @@ impl AccessControl {
         // Not among those that a shutdown waits for: rules hold as long as anybody is there.
         tokio::spawn(supervise("follow the access rules", stop.clone(), follow));
         tokio::spawn(supervise("put out whose time is over", stop.clone(), look));
+    }
+
+    /// A commit to `system` although nobody could change the rules afterwards; all else is checked as of any commit.
+    /// `storage` is the server's own.
+    ///
+    /// # Errors
+    /// As of [`SystemRecords::checked`].
+    pub(crate) async fn commit_by_force(
+        &self,
+        storage: &dyn SessionStorage,
+        batch: Batch,
+        options: CommitOptions,
+    ) -> Result<Position> {
+        let commit = storage.commit(batch.clone(), options);
+        let (forced, present) = (Lockout::Forced, storage.position());
+        self.system().checked(&batch, forced, present, commit).await
     }
 
     /// Whether changes of the stored rules come to hold here.
@@ -366,7 +383,9 @@ mod tests {
     async fn a_commit_whose_rules_do_not_hold_in_time_is_not_answered_with_success() {
         let records = not_followed();
         let batch = Batch::new().remove("users/eve");
-        let made = records.checked(&batch, at(0), async { Ok(at(5)) }).await;
+        let made = records
+            .checked(&batch, Lockout::Refused, at(0), async { Ok(at(5)) })
+            .await;
         let error = made.unwrap_err();
         assert_eq!(error.outcome(), Outcome::Unknown);
         let text = error.to_string();
@@ -379,7 +398,10 @@ mod tests {
         let records = not_followed();
         let batch = Batch::new().remove("users/eve");
         let commit = async { panic!("it is made") };
-        let error = records.checked(&batch, at(5), commit).await.unwrap_err();
+        let error = records
+            .checked(&batch, Lockout::Refused, at(5), commit)
+            .await
+            .unwrap_err();
         assert_eq!(error.outcome(), Outcome::NotExecuted);
     }
 }

@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use super::Identity;
 use super::control::AccessControl;
 use super::rules::{Cut, Grants, Permission, SYSTEM};
+use super::system::Lockout;
 use super::text::quoted_key;
 use crate::engine::{Engine, Room, Session, SessionStorage, Unbounded};
 
@@ -360,7 +361,7 @@ impl Storage for Guarded {
         self.0
             .control
             .system()
-            .checked(&batch, self.0.storage.position(), commit)
+            .checked(&batch, Lockout::Refused, self.0.storage.position(), commit)
             .await
     }
 
@@ -421,7 +422,7 @@ impl SessionStorage for Guarded {
         self.0
             .control
             .system()
-            .checked(&batch, self.0.storage.position(), commit)
+            .checked(&batch, Lockout::Refused, self.0.storage.position(), commit)
             .await
     }
 

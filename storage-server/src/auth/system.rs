@@ -88,6 +88,14 @@ pub(crate) enum Applies {
     Nothing,
 }
 
+/// Whether a commit is made although nobody could change the rules afterwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lockout {
+    Refused,
+    /// Asked for: nothing else is let through by it.
+    Forced,
+}
+
 /// What a key of the keyspace names.
 enum Named<'a> {
     Rule(&'a str),
@@ -222,7 +230,12 @@ impl Records {
     ///
     /// # Errors
     /// [`StorageError::InvalidArgument`], which names the record and what is wrong with it.
-    pub(crate) fn check(&self, batch: &Batch, configured: &Configured) -> Result<()> {
+    pub(crate) fn check(
+        &self,
+        batch: &Batch,
+        configured: &Configured,
+        lockout: Lockout,
+    ) -> Result<()> {
         let mut after = self.clone();
         for operation in &batch.operations {
             check_operation(operation)?;
@@ -232,13 +245,13 @@ impl Records {
             };
             after.apply(operation.key(), value);
         }
-        match after.rule_set(configured).has_system_admin() {
-            true => Ok(()),
-            false => Err(StorageError::invalid(
-                "with this commit nobody could change the access rules any more: first let a rule give \"admin\" of the \
-                 keyspace \"system\" to somebody",
-            )),
+        if lockout == Lockout::Forced || after.rule_set(configured).has_system_admin() {
+            return Ok(());
         }
+        Err(StorageError::invalid(
+            "with this commit nobody could change the access rules any more: first let a rule give \"admin\" of the \
+             keyspace \"system\" to somebody",
+        ))
     }
 }
 
@@ -288,7 +301,8 @@ mod tests {
     const OTHER: &str = r#"{"principal":"cert:a","keyspace":"model","allow":["read"]}"#;
 
     fn refused(records: &Records, batch: &Batch) -> String {
-        let error = records.check(batch, &Configured::default()).unwrap_err();
+        let checked = records.check(batch, &Configured::default(), Lockout::Refused);
+        let error = checked.unwrap_err();
         assert!(matches!(error, StorageError::InvalidArgument { .. }));
         error.to_string()
     }
@@ -342,20 +356,24 @@ mod tests {
         let none = Configured::default();
         let open = Records::default();
         assert!(refused(&open, &rule(OTHER)).contains("nobody could change"));
-        open.check(&rule(ADMIN), &none).unwrap();
+        open.check(&rule(ADMIN), &none, Lockout::Refused).unwrap();
         let kept = with(rule(ADMIN).put("access/two", OTHER));
         assert!(refused(&kept, &Batch::new().remove("access/one")).contains("nobody could change"));
         assert!(refused(&kept, &rule(OTHER)).contains("nobody could change"));
         // Without any rule everybody may.
         let all = Batch::new().remove("access/one").remove("access/two");
-        kept.check(&all, &none).unwrap();
+        kept.check(&all, &none, Lockout::Refused).unwrap();
         // One of the configuration stays.
         let configured = Configured {
             rules: vec![Rule::from_json(ADMIN.as_bytes()).unwrap()],
             roles: Vec::new(),
         };
-        kept.check(&Batch::new().remove("access/one"), &configured)
-            .unwrap();
+        let last = Batch::new().remove("access/one");
+        kept.check(&last, &configured, Lockout::Refused).unwrap();
+        // By force; what is no record is refused all the same.
+        kept.check(&last, &none, Lockout::Forced).unwrap();
+        let wrong = Batch::new().put(format!("access/{}", "x".repeat(257)), OTHER);
+        kept.check(&wrong, &none, Lockout::Forced).unwrap_err();
     }
 
     #[test]

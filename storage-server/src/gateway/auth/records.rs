@@ -40,8 +40,7 @@ async fn commit(caller: &Caller, batch: Batch, label: &str, force: bool) -> Answ
             ..CommitOptions::default()
         };
         let own = caller.server.shared().own_session(&system()).storage();
-        let position = own.commit(batch, options).await?;
-        access.wait_for(position.revision).await?;
+        access.commit_by_force(&*own, batch, options).await?;
     } else {
         caller.storage(&system()).commit(batch, options).await?;
     }
