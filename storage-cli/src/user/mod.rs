@@ -112,8 +112,8 @@ async fn disable(app: &App, name: &str, disabled: bool) -> anyhow::Result<Exit> 
     Ok(Exit::Done)
 }
 
-/// Whether there is no such user, which is told then. The server would make one. Who may not see the users is told no: it
-/// may change no other's.
+/// Whether there is no such user, which is told then, before a password is asked for; the server refuses it too. Who may
+/// not see the users is told no: it may change no other's.
 async fn is_missing(api: &Api, name: &str) -> anyhow::Result<bool> {
     let answer = match api.ask(&api::path(&["users"])).await {
         Err(error) if is_forbidden(&error) => return Ok(false),

@@ -6,7 +6,7 @@
 //! | `GET explain?principal=&keyspace=&key=&permission=` | whether that is allowed, and by which rule; of others for administrators |
 //! | `GET rules` | all rules and roles, and what is odd about them; for administrators |
 //! | `PUT`, `DELETE rules/NAME`, `roles/NAME` | one of those that are stored; `?force=true`: also if nobody could change the rules afterwards |
-//! | `GET users`; `PUT`, `DELETE users/NAME` | users; one may set its own password, all else is for administrators |
+//! | `GET users`; `PUT`, `DELETE users/NAME` | users; `"new": true` adds one, and without it there must be one; one may set its own password, all else is for administrators |
 //! | `POST tokens` | mints one: of whoever asks, and never wider than that |
 //! | `GET tokens`; `DELETE tokens/ID` | those of whoever asks; all, for administrators |
 //! | `POST keys` | signs with a new key from now on; for administrators |

@@ -138,7 +138,7 @@ struct Change {
     password: Option<Zeroizing<String>>,
     #[serde(default)]
     disabled: Option<bool>,
-    /// It must not be there yet.
+    /// It must not be there yet; otherwise it must.
     #[serde(default)]
     new: bool,
 }
@@ -168,7 +168,11 @@ pub(super) async fn put_user(caller: Caller, Path(name): Path<String>, body: Byt
             let message = format!("there is a user {name} already");
             return Err(Problem::new(hyper::StatusCode::CONFLICT, message));
         }
-        (None, _) if change.password.is_none() => {
+        (None, false) => {
+            let message = format!("there is no user {name}: one is added with \"new\": true");
+            return Err(Problem::new(hyper::StatusCode::NOT_FOUND, message));
+        }
+        (None, true) if change.password.is_none() => {
             return Err(bad("a new user needs a password"));
         }
         _ => {}
