@@ -559,6 +559,33 @@ async fn a_change_that_locks_all_out_is_made_by_force_alone_and_force_does_nothi
 }
 
 #[tokio::test]
+async fn a_name_with_which_nobody_could_log_in_is_refused_when_the_user_is_added() {
+    let house = House::new().await;
+    let boss = house.certified("boss", "model");
+    let long = "x".repeat(300);
+    for (name, why) in [
+        ("a%3Ab", "colon"),
+        ("a%2Fb", "\"/\""),
+        ("a%0Ab", "control characters"),
+        ("a%E2%80%AEb", "do not show"),
+        (long.as_str(), "longer than 256 bytes"),
+    ] {
+        let user = json!({ "password": "a", "new": true });
+        let (status, body) = house
+            .ask(&boss, "PUT", &format!("users/{name}"), user)
+            .await;
+        assert_eq!(status, 400, "{name}: {body}");
+        let error = body["error"].as_str().unwrap();
+        assert!(error.contains(why), "{name}: {error}");
+    }
+    // Names that look odd and are none of these.
+    house.with_user("Zo%C3%AB%20M.@x", "a").await;
+    let user = house.bare("model").password("Zoë M.@x", "a");
+    let connected = house.connect(user).await.unwrap();
+    assert_eq!(connected.welcome().principal, "user:Zoë M.@x");
+}
+
+#[tokio::test]
 async fn one_who_guesses_is_held_up_and_others_are_not() {
     let house = House::new().await;
     house.with_user("eve", "correct horse").await;

@@ -141,8 +141,8 @@ fn users_that_are_not_there_are_not_made_by_mistake() {
             [("PUT /-/auth/users/ann".to_owned(), body)]
         );
     }
-    server.answer("DELETE /-/auth/users/a%2Fb", 204, "");
-    assert_eq!(server.run(&["user", "rm", "a/b"]).code, 0);
+    server.answer("DELETE /-/auth/users/a%20b%3F", 204, "");
+    assert_eq!(server.run(&["user", "rm", "a b?"]).code, 0);
 }
 
 #[test]

@@ -150,6 +150,22 @@ pub(crate) fn token_id(key: &Key) -> Option<&str> {
     }
 }
 
+/// Whether a user may have this name.
+///
+/// # Errors
+/// What is wrong with it, for whoever chose it.
+pub(crate) fn check_user_name(name: &str) -> std::result::Result<(), String> {
+    Principal::user(name).map_err(|error| error.to_string())?;
+    match name.chars().find(|c| [':', '/'].contains(c)) {
+        None => Ok(()),
+        // RFC 7617: the password begins behind the first colon.
+        Some(':') => Err(
+            "the user's name has a colon, and with one nobody can log in by HTTP's Basic authentication".to_owned(),
+        ),
+        Some(_) => Err("the user's name has a \"/\", which keys and paths are divided by".to_owned()),
+    }
+}
+
 /// A record that cannot be read is of a user who may not log in.
 fn user_of(json: &[u8]) -> std::result::Result<User, String> {
     serde_json::from_slice(json).map_err(|error| format!("no record of a user: {error}"))
@@ -280,10 +296,7 @@ fn check_operation(operation: &Operation) -> Result<()> {
     let read = match named {
         Named::Rule(_) => Rule::from_json(value).map(drop).map_err(|e| e.to_string()),
         Named::Role(name) => role_of(name, value).map(drop),
-        Named::User(name) => match Principal::user(name) {
-            Ok(_) => user_of(value).map(drop),
-            Err(error) => Err(error.to_string()),
-        },
+        Named::User(name) => check_user_name(name).and_then(|()| user_of(value).map(drop)),
         Named::Token(_) => Err("a token is minted, and can be removed; it is not put".to_owned()),
     };
     read.or_else(wrong)
@@ -347,6 +360,17 @@ mod tests {
         }
         let name = format!("access/{}", "x".repeat(257));
         assert!(refused(&records, &Batch::new().put(name, ADMIN)).contains("1 to 256 bytes"));
+        for (name, what) in [
+            ("", "empty"),
+            ("a:b", "colon"),
+            ("a/b", "\"/\""),
+            ("a\nb", "control characters"),
+            ("a\u{202e}b", "do not show"),
+            (&"x".repeat(300), "longer than 256 bytes"),
+        ] {
+            let text = refused(&records, &Batch::new().put(format!("users/{name}"), "{}"));
+            assert!(text.contains(what), "{text}");
+        }
         let bytes = Batch::new().put("access/x", vec![0xff, 0xfe]);
         assert!(refused(&records, &bytes).contains("UTF-8"));
     }

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 use super::answer::{Answer, Problem, bad, done, ok, parse};
 use super::{Caller, check_administrator, check_let_in, is_administrator, system};
 use crate::auth::rules::{Origin, Role, RoleName, Rule};
-use crate::auth::system::{User, role_key, rule_key, user_key};
+use crate::auth::system::{User, check_user_name, role_key, rule_key, user_key};
 use crate::auth::{Principal, Secrets};
 
 /// How a record is written.
@@ -145,6 +145,7 @@ struct Change {
 
 pub(super) async fn put_user(caller: Caller, Path(name): Path<String>, body: Bytes) -> Answer {
     check_let_in(&caller)?;
+    check_user_name(&name).map_err(bad)?;
     let principal = Principal::user(&name).map_err(|error| bad(error.to_string()))?;
     let change: Change = parse(&body)?;
     let shared = caller.server.shared();
