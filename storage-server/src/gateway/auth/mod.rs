@@ -27,8 +27,8 @@ use storage_protocol::Keyspace;
 
 use self::answer::{Answer, Problem, bad, ok};
 use super::{Caller, Gateway, ServerHandle};
-use crate::auth::Proof;
 use crate::auth::rules::{Permission, SYSTEM};
+use crate::auth::{Proof, Secrets};
 
 /// The longest body, in bytes.
 const BODY_BYTES_MAX: usize = 64 << 10;
@@ -70,6 +70,12 @@ impl Gateway for Auth {
 
 fn system() -> Keyspace {
     Keyspace::new(SYSTEM).expect("the name follows the rule")
+}
+
+/// Signing keys and passwords. They are there before a listener is.
+fn secrets(caller: &Caller) -> Result<&Secrets, Problem> {
+    let secrets = caller.server.shared().access.secrets();
+    secrets.ok_or_else(|| Problem::for_now("the server is starting"))
 }
 
 /// That whoever asks is still let in: a body may have been long on its way.
@@ -143,4 +149,31 @@ async fn explain(
         "rule": rule,
         "reason": explained.reason,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::response::IntoResponse;
+    use hyper::StatusCode;
+    use hyper::header::RETRY_AFTER;
+
+    use super::*;
+    use crate::auth::Identity;
+    use crate::testing::{MemoryEngine, server};
+
+    /// Whoever asks a server that has not read its secrets yet.
+    fn early() -> Caller {
+        Caller {
+            identity: Identity::anonymous(),
+            address: ([127, 0, 0, 1], 1).into(),
+            server: ServerHandle::new(&server(&MemoryEngine::new(), |_| {})),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_starting_says_when_to_come_again() {
+        let answered = secrets(&early()).map(drop).unwrap_err().into_response();
+        assert_eq!(answered.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(answered.headers()[RETRY_AFTER], "1");
+    }
 }

@@ -8,10 +8,10 @@ use storage_protocol::{Batch, CommitOptions, Key, Storage, StorageExt, UnixMilli
 use zeroize::Zeroizing;
 
 use super::answer::{Answer, Problem, bad, done, ok, parse};
-use super::{Caller, check_administrator, check_let_in, is_administrator, system};
+use super::{Caller, check_administrator, check_let_in, is_administrator, secrets, system};
+use crate::auth::Principal;
 use crate::auth::rules::{Origin, Role, RoleName, Rule};
 use crate::auth::system::{User, check_user_name, role_key, rule_key, user_key};
-use crate::auth::{Principal, Secrets};
 
 /// How a record is written.
 #[derive(Default, Deserialize)]
@@ -216,13 +216,4 @@ pub(super) async fn remove_user(caller: Caller, Path(name): Path<String>) -> Ans
     let removed = remove(&caller, user_key(&name), "user removed", false).await?;
     secrets(&caller)?.remove_password(&name).await?;
     Ok(removed)
-}
-
-fn secrets(caller: &Caller) -> Result<&Secrets, Problem> {
-    let secrets = caller.server.shared().access.secrets();
-    let starting = || {
-        let message = "the server is starting";
-        Problem::new(hyper::StatusCode::SERVICE_UNAVAILABLE, message)
-    };
-    secrets.ok_or_else(starting)
 }

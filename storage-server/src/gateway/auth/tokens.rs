@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use storage_protocol::{Batch, CommitOptions, Lifetime};
 
 use super::answer::{Answer, Problem, answer, bad, done, ok, parse};
-use super::{Caller, check_administrator, check_let_in, is_administrator, system};
+use super::{Caller, check_administrator, check_let_in, is_administrator, secrets, system};
 use crate::auth::rules::Rule;
 use crate::auth::system::{TokenRecord, token_key};
 use crate::auth::tokens::{Claims, UnixSeconds};
@@ -122,16 +122,13 @@ pub(super) async fn mint(caller: Caller, body: Bytes) -> Answer {
         .filter(|(_, record)| record.principal == principal);
     if own.count() >= TOKENS_MAX {
         let message = format!("{principal} has {TOKENS_MAX} tokens already: revoke some");
-        return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, message));
+        return Err(Problem::new(StatusCode::CONFLICT, message));
     }
     until = until.min(now() + ttl.as_secs());
     let life = Duration::from_secs(until.saturating_sub(now()));
     let failed = |error: crate::auth::tokens::TokenError| bad(error.to_string());
     let claims = Claims::new(principal, UnixSeconds(now()), life).map_err(failed)?;
-    let secrets = access
-        .secrets()
-        .ok_or_else(|| bad("the server is starting"))?;
-    let token = secrets.sign(&claims).await?;
+    let token = secrets(&caller)?.sign(&claims).await?;
     let record = TokenRecord {
         principal: principal.to_owned(),
         name,
@@ -228,8 +225,6 @@ pub(super) async fn revoke(caller: Caller, Path(id): Path<String>) -> Answer {
 
 pub(super) async fn rotate(caller: Caller) -> Answer {
     check_administrator(&caller)?;
-    let secrets = caller.server.shared().access.secrets();
-    let secrets = secrets.ok_or_else(|| bad("the server is starting"))?;
-    secrets.rotate().await?;
+    secrets(&caller)?.rotate().await?;
     done()
 }
