@@ -264,6 +264,15 @@ impl Server {
         read_tls(config).map(|_| ())
     }
 
+    /// What is odd about the access rules and roles of the configuration, a sentence each: rules that can never match, or
+    /// give nothing beyond others, and roles without members. Those that are stored are not known here.
+    #[must_use]
+    pub fn warnings(config: &ServerConfig) -> Vec<String> {
+        let rules = configured(config).rule_set();
+        let warnings = rules.warnings().into_iter();
+        warnings.map(|warning| warning.to_string()).collect()
+    }
+
     async fn serve(
         config: ServerConfig,
         tls: Vec<Option<Tls>>,
@@ -287,10 +296,7 @@ impl Server {
                 }
             }
         }
-        let configured = Configured {
-            rules: config.rules.clone(),
-            roles: config.roles.clone(),
-        };
+        let configured = configured(&config);
         let known = gateway::names(&gateways);
         let addresses = config
             .listeners
@@ -454,6 +460,14 @@ fn in_order(known: &[&str], names: &[String]) -> Vec<String> {
         .filter(is_named)
         .map(ToString::to_string)
         .collect()
+}
+
+/// The access rules of a configuration.
+fn configured(config: &ServerConfig) -> Configured {
+    Configured {
+        rules: config.rules.clone(),
+        roles: config.roles.clone(),
+    }
 }
 
 /// One line with what an operator looks for first.

@@ -17,7 +17,7 @@ use super::live::{Ended, LivePeer};
 use super::passwords::{LoginLimits, Logins, PasswordError};
 use super::rules::{Grants, RuleSet};
 use super::secrets::Secrets;
-use super::system::{Configured, Records, TokenRecord, User};
+use super::system::{Configured, TokenRecord, User};
 use super::tokens::{Claims, TokenError, UnixSeconds};
 use super::{Identity, Proof};
 use crate::ws::Close;
@@ -107,7 +107,7 @@ impl AccessControl {
     /// # Errors
     /// The system has no random bytes.
     pub(crate) fn new(configured: Configured) -> Result<Arc<Self>, PasswordError> {
-        let rules = Records::default().rule_set(&configured);
+        let rules = configured.rule_set();
         Ok(Arc::new(Self {
             rules: RwLock::new(Arc::new(rules)),
             version: AtomicU64::new(0),

@@ -34,6 +34,13 @@ pub(crate) struct Configured {
     pub(crate) roles: Vec<NamedRole>,
 }
 
+impl Configured {
+    /// They alone.
+    pub(crate) fn rule_set(&self) -> RuleSet {
+        Records::default().rule_set(self)
+    }
+}
+
 /// A user: who may log in with a password.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]

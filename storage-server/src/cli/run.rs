@@ -58,8 +58,21 @@ pub fn main(gateways: Vec<Arc<dyn Gateway>>) -> ExitCode {
 /// The certificates are looked at too: a configuration that names none is of no use.
 fn check(config: ServerConfig) -> ExitCode {
     match Server::check(&config) {
-        Ok(()) => print("the configuration is good\n"),
+        Ok(()) => {
+            warn(&Server::warnings(&config));
+            print("the configuration is good\n")
+        }
         Err(error) => fail(USAGE, &error),
+    }
+}
+
+/// What is allowed and can hardly be meant. A role that a rule lacks may be a stored one.
+fn warn(warnings: &[String]) {
+    for warning in warnings {
+        logging::say(&format!("storage-server: warning: {warning}\n"));
+    }
+    if !warnings.is_empty() {
+        logging::say("storage-server: rules and roles that are stored are not looked at\n");
     }
 }
 
