@@ -482,6 +482,14 @@ async fn what_is_asked_wrongly_is_answered_with_what_is_wrong() {
         ),
         (
             &ann,
+            "POST",
+            "tokens",
+            json!({ "grants": vec![json!({ "keyspace": "m", "prefix": "x".repeat(4000), "allow": ["read"] }); 5] }),
+            400,
+            "allowed are 16384",
+        ),
+        (
+            &ann,
             "GET",
             "explain?keyspace=model&permission=fly",
             Value::Null,

@@ -1,6 +1,5 @@
 //! The rules that hold now, who goes by them, and who is let in.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{
     Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
@@ -18,6 +17,7 @@ use super::passwords::{LoginLimits, Logins, PasswordError};
 use super::rules::{Grants, RuleSet};
 use super::secrets::Secrets;
 use super::system::{Configured, TokenRecord, User};
+use super::token_records::{TokenRecords, TokenUsage};
 use super::tokens::{Claims, TokenError, UnixSeconds};
 use super::{Identity, Proof};
 use crate::ws::Close;
@@ -44,9 +44,6 @@ pub(crate) struct AccessControl {
     guards: Mutex<Alive<Guard>>,
     peers: Mutex<Alive<LivePeer>>,
 }
-
-/// Tokens by their ids.
-pub(super) type TokenRecords = HashMap<String, Arc<TokenRecord>>;
 
 /// What client certificates are verified with.
 #[derive(Clone, Debug)]
@@ -250,14 +247,22 @@ impl AccessControl {
     }
 
     pub(crate) fn tokens_len(&self) -> usize {
-        read(&self.tokens).len()
+        read(&self.tokens).all().tokens
     }
 
-    /// All tokens that are good, by their ids.
-    pub(crate) fn all_tokens(&self) -> Vec<(String, Arc<TokenRecord>)> {
+    /// How many tokens there are: of this principal, and in all.
+    pub(crate) fn token_usage(&self, principal: &str) -> (TokenUsage, TokenUsage) {
         let tokens = read(&self.tokens);
-        let all = tokens.iter();
-        all.map(|(id, record)| (id.clone(), record.clone()))
+        (tokens.of(principal), tokens.all())
+    }
+
+    /// The tokens of a principal, or all, by their ids.
+    pub(crate) fn tokens(&self, principal: Option<&str>) -> Vec<(String, Arc<TokenRecord>)> {
+        let tokens = read(&self.tokens);
+        let is_of = |record: &TokenRecord| principal.is_none_or(|name| record.principal == name);
+        let found = tokens.iter().filter(|(_, record)| is_of(record));
+        found
+            .map(|(id, record)| (id.clone(), record.clone()))
             .collect()
     }
 
@@ -268,16 +273,16 @@ impl AccessControl {
         json: Option<&[u8]>,
         collected: Option<&mut TokenRecords>,
     ) {
-        // One that cannot be read is good for nothing.
-        let record = json.and_then(|json| serde_json::from_slice(json).ok());
-        let put = |tokens: &mut TokenRecords| match record {
-            Some(record) => drop(tokens.insert(id.to_owned(), Arc::new(record))),
-            None => drop(tokens.remove(id)),
-        };
         match collected {
-            Some(tokens) => put(tokens),
-            None => put(&mut write(&self.tokens)),
+            Some(tokens) => tokens.set(id, json),
+            None => write(&self.tokens).set(id, json),
         }
+    }
+
+    /// [`AccessControl::set_token`], for tests of others.
+    #[cfg(test)]
+    pub(crate) fn keep_token(&self, id: &str, json: &[u8]) {
+        self.set_token(id, Some(json), None);
     }
 
     pub(super) fn swap_tokens(&self, tokens: TokenRecords) {

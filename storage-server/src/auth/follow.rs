@@ -3,7 +3,6 @@
 //! Two tasks do it, one that follows the keyspace and one that puts those out whose time is over. Neither may end before
 //! the server does: one that panics is started again, and as long as the keyspace is not followed the server is not ready.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -18,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::control::AccessControl;
 use super::system::{Applies, Configured, Lockout, Records, User, token_id};
+use super::token_records::TokenRecords;
 use crate::engine::SessionStorage;
 
 /// Between two attempts to watch, where the store fails; and before a task that failed is started again.
@@ -252,7 +252,7 @@ impl AccessControl {
         // From the beginning, everything comes before the first mark.
         let mut records = Records::default();
         // The tokens likewise; until then those that were known hold on.
-        let mut tokens = Some(HashMap::new());
+        let mut tokens = Some(TokenRecords::default());
         let (mut changed, mut ended) = (true, true);
         let followed = Followed(&self.system().followed);
         loop {
@@ -282,7 +282,7 @@ impl AccessControl {
                 }
                 Some(WatchEvent::Reset) => {
                     records = Records::default();
-                    tokens = Some(HashMap::new());
+                    tokens = Some(TokenRecords::default());
                     (changed, ended) = (true, true);
                 }
                 Some(WatchEvent::Progress { position, .. }) => {
