@@ -11,6 +11,7 @@
 //! the rules afterwards. What is there nevertheless and cannot be read (a newer version's) gives nothing to anybody.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use storage_protocol::{Batch, Key, Lifetime, Operation, Result, StorageError};
@@ -78,13 +79,16 @@ pub(crate) struct TokenRecord {
     pub(crate) certificates: Vec<String>,
 }
 
-/// What the keyspace holds, but for the tokens, which are many.
+/// Records of a kind by their names; an error where a record is none.
+type ByName<T> = Arc<BTreeMap<String, std::result::Result<T, String>>>;
+
+/// What the keyspace holds, but for the tokens, which are many. Clones share what they hold until one of them changes it,
+/// each kind by itself.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Records {
-    /// By their names; an error where the record is none.
-    rules: BTreeMap<String, std::result::Result<Rule, String>>,
-    roles: BTreeMap<String, std::result::Result<(RoleName, Role), String>>,
-    users: BTreeMap<String, User>,
+    rules: ByName<Rule>,
+    roles: ByName<(RoleName, Role)>,
+    users: Arc<BTreeMap<String, User>>,
 }
 
 /// What a change of a record can change.
@@ -190,24 +194,29 @@ impl Records {
         match (Named::of(key), value) {
             (Some(Named::Rule(name)), Some(json)) => {
                 let rule = Rule::from_json(json).map_err(|error| error.to_string());
-                self.rules.insert(name.to_owned(), rule);
+                Arc::make_mut(&mut self.rules).insert(name.to_owned(), rule);
             }
-            (Some(Named::Rule(name)), None) => drop(self.rules.remove(name)),
+            (Some(Named::Rule(name)), None) => {
+                Arc::make_mut(&mut self.rules).remove(name);
+            }
             (Some(Named::Role(name)), Some(json)) => {
-                self.roles.insert(name.to_owned(), role_of(name, json));
+                let role = role_of(name, json);
+                Arc::make_mut(&mut self.roles).insert(name.to_owned(), role);
             }
-            (Some(Named::Role(name)), None) => drop(self.roles.remove(name)),
+            (Some(Named::Role(name)), None) => {
+                Arc::make_mut(&mut self.roles).remove(name);
+            }
             (Some(Named::User(name)), Some(json)) => {
                 let unreadable = |_| User {
                     disabled: true,
                     password_set: 0,
                 };
                 let user = user_of(json).unwrap_or_else(unreadable);
-                self.users.insert(name.to_owned(), user);
+                Arc::make_mut(&mut self.users).insert(name.to_owned(), user);
                 return Applies::Users;
             }
             (Some(Named::User(name)), None) => {
-                self.users.remove(name);
+                Arc::make_mut(&mut self.users).remove(name);
                 return Applies::Users;
             }
             (Some(Named::Token(_)) | None, _) => return Applies::Nothing,
@@ -234,14 +243,14 @@ impl Records {
         for (place, NamedRole { name, role }) in configured.roles.iter().enumerate() {
             set.add_role(Origin::Config(place), name.clone(), role);
         }
-        for (name, rule) in &self.rules {
+        for (name, rule) in self.rules.iter() {
             let origin = Origin::Stored(name.clone());
             match rule {
                 Ok(rule) => set.add_rule(origin, rule.clone()),
                 Err(reason) => set.add_unreadable_rule(origin, reason),
             }
         }
-        for (name, role) in &self.roles {
+        for (name, role) in self.roles.iter() {
             if let Ok((role_name, role)) = role {
                 set.add_role(Origin::Stored(name.clone()), role_name.clone(), role);
             }
@@ -260,15 +269,24 @@ impl Records {
         lockout: Lockout,
     ) -> Result<()> {
         let mut after = self.clone();
+        let mut changes_rules = false;
         for operation in &batch.operations {
             check_operation(operation)?;
             let value = match operation {
                 Operation::Put { value, .. } => Some(value.as_ref()),
                 _ => None,
             };
-            after.apply(operation.key(), value);
+            // Who may change the rules does not depend on users and tokens, which are many.
+            if matches!(
+                Named::of(operation.key()),
+                Some(Named::Rule(_) | Named::Role(_))
+            ) {
+                after.apply(operation.key(), value);
+                changes_rules = true;
+            }
         }
-        if lockout == Lockout::Forced || after.rule_set(configured).has_system_admin() {
+        let is_fine = !changes_rules || lockout == Lockout::Forced;
+        if is_fine || after.rule_set(configured).has_system_admin() {
             return Ok(());
         }
         Err(StorageError::invalid(
@@ -405,6 +423,26 @@ mod tests {
         kept.check(&last, &none, Lockout::Forced).unwrap();
         let wrong = Batch::new().put(format!("access/{}", "x".repeat(257)), OTHER);
         kept.check(&wrong, &none, Lockout::Forced).unwrap_err();
+    }
+
+    #[test]
+    fn a_change_copies_nothing_of_the_other_kinds() {
+        let mut records = with(rule(ADMIN).put("users/ann", "{}").put("users/bob", "{}"));
+        let held = records.clone();
+        let user = Batch::new().put("users/eve", "{}");
+        records
+            .check(&user, &Configured::default(), Lockout::Refused)
+            .unwrap();
+        assert!(Arc::ptr_eq(&records.users, &held.users));
+        records.apply(&"access/two".into(), Some(OTHER.as_bytes()));
+        assert!(Arc::ptr_eq(&records.users, &held.users));
+        assert!(!Arc::ptr_eq(&records.rules, &held.rules));
+        // Nobody else has the rules now: they are changed where they are.
+        let place = Arc::as_ptr(&records.rules);
+        records.apply(&"access/two".into(), None);
+        assert_eq!(Arc::as_ptr(&records.rules), place);
+        records.apply(&"users/eve".into(), Some(b"{}"));
+        assert_eq!((records.users().count(), held.users().count()), (3, 2));
     }
 
     #[test]
