@@ -16,7 +16,7 @@ use storage_protocol::{Batch, CommitOptions, Keyspace, Storage, StorageError, St
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::rules::{Rule, SECRETS, SYSTEM};
-use crate::auth::system::{rule_key, token_key};
+use crate::auth::system::rule_key;
 use crate::auth::{Configured, Principal, Secrets};
 use crate::config::{self, EngineConfig, ServerConfig, TlsMode};
 use crate::engine::Engine;
@@ -405,14 +405,8 @@ async fn follow_access(shared: &Arc<Shared>) -> storage_protocol::Result<()> {
     shared.access.loaded().await;
     // Tokens that were minted with a certificate which is not good any more.
     let ended = shared.access.tokens_of_ended_certificates();
-    if !ended.is_empty() {
-        let batch = ended
-            .iter()
-            .fold(Batch::new(), |batch, id| batch.remove(token_key(id)));
-        let storage = shared.own_session(&system).storage();
-        storage.commit(batch, CommitOptions::default()).await?;
-    }
-    Ok(())
+    let label = "tokens of certificates that are not good any more";
+    shared.access.remove_tokens(&*storage, &ended, label).await
 }
 
 /// Makes a principal an administrator, unless it is one.

@@ -594,6 +594,51 @@ async fn a_name_with_which_nobody_could_log_in_is_refused_when_the_user_is_added
 }
 
 #[tokio::test]
+async fn all_tokens_of_everybody_end_at_once_when_an_administrator_says_so() {
+    let house = House::new().await;
+    house.with_user("eve", "correct horse").await;
+    let (ann, eve) = (
+        house.certified("ann", "model"),
+        house.bare("model").password("eve", "correct horse"),
+    );
+    let (_, of_ann) = house.token(&ann, json!({})).await;
+    let (_, of_eve) = house.token(&eve, json!({})).await;
+    let session = house.bare("model").token(&of_ann);
+    let session = house
+        .connect(session.give_up_after(Duration::ZERO))
+        .await
+        .unwrap();
+    for not_an_administrator in [&ann, &eve] {
+        let asked = house.ask(not_an_administrator, "DELETE", "tokens", Value::Null);
+        assert_eq!(asked.await.0, 403);
+    }
+    let boss = house.certified("boss", "model");
+    let (status, body) = house.ask(&boss, "DELETE", "tokens", Value::Null).await;
+    assert_eq!((status, body), (200, json!({ "revoked": 2 })));
+    let began = Instant::now();
+    while session.get_one("open/a".into()).await.is_ok() {
+        assert!(began.elapsed() < Duration::from_secs(5), "still in");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for gone in [of_ann, of_eve] {
+        let error = house
+            .connect(house.bare("model").token(gone))
+            .await
+            .unwrap_err();
+        // Not by its record alone: its key is gone too, so a forged one is refused as well.
+        assert!(
+            error.to_string().contains("signing key is unknown"),
+            "{error}"
+        );
+    }
+    let (_, again) = house.token(&ann, json!({})).await;
+    house
+        .connect(house.bare("model").token(again))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
 async fn one_who_guesses_is_held_up_and_others_are_not() {
     let house = House::new().await;
     house.with_user("eve", "correct horse").await;

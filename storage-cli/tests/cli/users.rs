@@ -415,6 +415,19 @@ fn tokens_are_listed_and_revoked() {
         let ran = server.run(arguments);
         assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (0, "", ""));
     }
+    server.answer("DELETE /-/auth/tokens", 200, r#"{"revoked":3}"#);
+    let ran = server.run(&["token", "revoke", "--all"]);
+    assert_eq!((ran.code, ran.err.as_str()), (0, "revoked 3 tokens\n"));
+    let ran = server.run(&["token", "revoke", "--all", "--json"]);
+    assert_eq!(ran.lines(), [r#"{"revoked":3}"#]);
+    server.asked();
+    for wrong in [
+        &["token", "revoke"][..],
+        &["token", "revoke", "--all", "1a2b"],
+    ] {
+        assert_eq!(server.run(wrong).code, 2, "{wrong:?}");
+    }
+    assert_eq!(server.changes(), []);
     let ran = server.run(&["token", "revoke", "other"]);
     assert_eq!(
         (ran.code, ran.err.as_str()),

@@ -16,7 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::control::AccessControl;
-use super::system::{Applies, Configured, Lockout, Records, User, token_id};
+use super::system::{Applies, Configured, Lockout, Records, User, token_id, token_key};
 use super::token_records::TokenRecords;
 use crate::engine::SessionStorage;
 
@@ -205,6 +205,31 @@ impl AccessControl {
         let commit = storage.commit(batch.clone(), options);
         let (forced, present) = (Lockout::Forced, storage.position());
         self.system().checked(&batch, forced, present, commit).await
+    }
+
+    /// Removes the records of tokens, in as many commits as it takes, and returns when that holds. `storage` is the
+    /// server's own.
+    ///
+    /// # Errors
+    /// Those of a commit; some may be removed then.
+    pub(crate) async fn remove_tokens(
+        &self,
+        storage: &dyn SessionStorage,
+        ids: &[String],
+        label: &str,
+    ) -> Result<()> {
+        let most = storage.limits().await?.operations_per_commit_max.max(1);
+        for ids in ids.chunks(most) {
+            let remove = |batch: Batch, id: &String| batch.remove(token_key(id));
+            let options = CommitOptions {
+                label: Some(label.to_owned()),
+                ..CommitOptions::default()
+            };
+            let batch = ids.iter().fold(Batch::new(), remove);
+            let position = storage.commit(batch, options).await?;
+            self.wait_for(position.revision).await?;
+        }
+        Ok(())
     }
 
     /// Whether changes of the stored rules come to hold here.

@@ -33,6 +33,17 @@ pub(crate) struct Secrets {
     changing: Mutex<()>,
 }
 
+/// Why a signing key is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    /// There is none yet.
+    First,
+    /// It takes the place of the one before, which still verifies.
+    Next,
+    /// No other is good any more.
+    Only,
+}
+
 fn password_key(user: &str) -> Key {
     Key::from(format!("passwords/{user}"))
 }
@@ -77,28 +88,35 @@ impl Secrets {
     pub(crate) async fn sign(&self, claims: &Claims) -> Result<String> {
         let tokens = match self.tokens() {
             Some(tokens) => tokens,
-            None => self.change(|known| known.is_none()).await?,
+            None => self.change(Change::First).await?,
         };
         tokens.sign(claims).map_err(failed)
     }
 
     /// Tokens are signed with a new key from now on; those that are out stay good.
     pub(crate) async fn rotate(&self) -> Result<()> {
-        self.change(|_| true).await.map(drop)
+        self.change(Change::Next).await.map(drop)
+    }
+
+    /// Tokens are signed with a new key, and those that are out are good for nothing from now on.
+    pub(crate) async fn replace(&self) -> Result<()> {
+        self.change(Change::Only).await.map(drop)
     }
 
     /// Makes a new key if it is still needed, now that nobody else makes one.
-    async fn change(&self, is_needed: impl FnOnce(&Option<Tokens>) -> bool) -> Result<Tokens> {
+    async fn change(&self, change: Change) -> Result<Tokens> {
         let _one = self.changing.lock().await;
-        let known = self.tokens();
-        let is_needed = is_needed(&known);
-        let (keys, instance) = match known {
-            Some(tokens) if !is_needed => return Ok(tokens),
-            Some(tokens) => {
+        let (keys, instance) = match (self.tokens(), change) {
+            (Some(tokens), Change::First) => return Ok(tokens),
+            (Some(tokens), Change::Only) => {
+                let keys = SigningKeys::generate(UnixSeconds(now())).map_err(failed)?;
+                (keys, tokens.instance().to_owned())
+            }
+            (Some(tokens), Change::Next) => {
                 let keys = tokens.keys().rotate(UnixSeconds(now()), TOKEN_LIFE_MAX);
                 (keys.map_err(failed)?, tokens.instance().to_owned())
             }
-            None => {
+            (None, _) => {
                 let keys = SigningKeys::generate(UnixSeconds(now())).map_err(failed)?;
                 (keys, hex::encode(rand::random::<[u8; 16]>()))
             }

@@ -9,6 +9,7 @@
 //! | `GET users`; `PUT`, `DELETE users/NAME` | users; `"new": true` adds one, and without it there must be one; one may set its own password, all else is for administrators |
 //! | `POST tokens` | mints one: of whoever asks, and never wider than that |
 //! | `GET tokens`; `DELETE tokens/ID` | those of whoever asks; all, for administrators |
+//! | `DELETE tokens` | ends all of everybody, with their signing keys; for administrators |
 //! | `POST keys` | signs with a new key from now on; for administrators |
 //!
 //! An administrator is who has `admin` of the keyspace `system`. Nothing here decides that: records are written by the
@@ -60,7 +61,12 @@ impl Gateway for Auth {
                 "/users/{name}",
                 put(records::put_user).delete(records::remove_user),
             )
-            .route("/tokens", get(tokens::list).post(tokens::mint))
+            .route(
+                "/tokens",
+                get(tokens::list)
+                    .post(tokens::mint)
+                    .delete(tokens::revoke_all),
+            )
             .route("/tokens/{id}", axum::routing::delete(tokens::revoke))
             .route("/keys", post(tokens::rotate))
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX));

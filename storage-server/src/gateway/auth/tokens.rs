@@ -257,6 +257,27 @@ pub(super) async fn revoke(caller: Caller, Path(id): Path<String>) -> Answer {
     done()
 }
 
+/// Ends all tokens of everybody: after a backup was restored, which has those again that were revoked since, or when
+/// signing keys may have been read.
+pub(super) async fn revoke_all(caller: Caller) -> Answer {
+    check_administrator(&caller)?;
+    let shared = caller.server.shared();
+    let access = &shared.access;
+    // First the keys: what is minted or forged meanwhile with those of before lets nobody in, whatever records are left.
+    secrets(&caller)?.replace().await?;
+    let all = access.tokens(None);
+    let ids: Vec<String> = all.into_iter().map(|(id, _)| id).collect();
+    let storage = shared.own_session(&system()).storage();
+    let who = caller.identity.to_string();
+    let label = format!(
+        "all tokens revoked, by {}",
+        &who[..who.floor_char_boundary(200)]
+    );
+    access.remove_tokens(&*storage, &ids, &label).await?;
+    tracing::warn!(principal = %caller.identity, tokens = ids.len(), "all tokens were revoked");
+    ok(&json!({ "revoked": ids.len() }))
+}
+
 pub(super) async fn rotate(caller: Caller) -> Answer {
     check_administrator(&caller)?;
     secrets(&caller)?.rotate().await?;
