@@ -639,6 +639,47 @@ async fn all_tokens_of_everybody_end_at_once_when_an_administrator_says_so() {
 }
 
 #[tokio::test]
+async fn a_web_page_of_another_site_changes_nothing_with_the_login_that_its_browser_keeps() {
+    let house = House::new().await;
+    house.with_user("eve", "correct horse").await;
+    // eve:correct horse
+    let login = "Authorization: Basic ZXZlOmNvcnJlY3QgaG9yc2U=";
+    let host = house.0.server.url("storage").replace("wss://", "");
+    let own = format!("https://{host}");
+    let json = "application/json";
+    for (origin, content_type, status) in [
+        (Some("https://evil.example"), json, 403),
+        (Some("null"), json, 403),
+        (Some("https://evil.example"), "text/plain", 403),
+        (None, "text/plain", 415),
+        (None, "application/x-www-form-urlencoded", 415),
+        (None, "", 415),
+        (Some(own.as_str()), json, 201),
+        (None, "application/JSON; charset=utf-8", 201),
+    ] {
+        let origin = origin.map_or_else(String::new, |origin| format!("Origin: {origin}\r\n"));
+        let content_type = match content_type {
+            "" => String::new(),
+            kind => format!("Content-Type: {kind}\r\n"),
+        };
+        let request = format!(
+            "POST /-/auth/tokens HTTP/1.1\r\nHost: {host}\r\n{login}\r\n{origin}{content_type}Content-Length: 2\r\n\r\n{{}}"
+        );
+        let answer = http(&mut bare_tls(&house).await, &request).await;
+        assert_eq!(answer.status, status, "{request}\n{}", answer.text());
+    }
+    let (_, listed) = house
+        .ask(
+            &house.certified("boss", "model"),
+            "GET",
+            "tokens",
+            Value::Null,
+        )
+        .await;
+    assert_eq!(listed["tokens"].as_array().unwrap().len(), 2, "{listed}");
+}
+
+#[tokio::test]
 async fn one_who_guesses_is_held_up_and_others_are_not() {
     let house = House::new().await;
     house.with_user("eve", "correct horse").await;

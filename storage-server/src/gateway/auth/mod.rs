@@ -12,6 +12,8 @@
 //! | `DELETE tokens` | ends all of everybody, with their signing keys; for administrators |
 //! | `POST keys` | signs with a new key from now on; for administrators |
 //!
+//! A body is sent as `application/json`, so that no form of a web page is one.
+//!
 //! An administrator is who has `admin` of the keyspace `system`. Nothing here decides that: records are written by the
 //! storage of whoever asks, which refuses it.
 
@@ -20,8 +22,12 @@ mod records;
 mod tokens;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Query};
+use axum::extract::{DefaultBodyLimit, Query, Request};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
+use hyper::StatusCode;
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, TRANSFER_ENCODING};
 use serde::Deserialize;
 use serde_json::json;
 use storage_protocol::Keyspace;
@@ -69,9 +75,35 @@ impl Gateway for Auth {
             )
             .route("/tokens/{id}", axum::routing::delete(tokens::revoke))
             .route("/keys", post(tokens::rotate))
-            .layer(DefaultBodyLimit::max(BODY_BYTES_MAX));
+            .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+            .layer(middleware::from_fn(check_content_type));
         Router::new().nest("/-/auth", routes)
     }
+}
+
+/// A page of another site can have a browser send texts and forms without asking, with the login that the browser keeps
+/// for this server; JSON it cannot. That its `Origin` is refused too does not depend on this.
+async fn check_content_type(request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    let is_empty = match headers.get(CONTENT_LENGTH) {
+        Some(length) => length == "0",
+        None => !headers.contains_key(TRANSFER_ENCODING),
+    };
+    if request.method().is_safe() || is_empty || is_json(headers) {
+        return next.run(request).await;
+    }
+    let message =
+        "the body is JSON, and a request with it has the header Content-Type: application/json";
+    Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message).into_response()
+}
+
+/// Without regard to parameters such as `charset`.
+fn is_json(headers: &HeaderMap) -> bool {
+    let value = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    let kind = value.and_then(|value| value.split(';').next());
+    kind.is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
 }
 
 fn system() -> Keyspace {
@@ -159,8 +191,6 @@ async fn explain(
 
 #[cfg(test)]
 mod tests {
-    use axum::response::IntoResponse;
-    use hyper::StatusCode;
     use hyper::header::RETRY_AFTER;
 
     use super::*;
