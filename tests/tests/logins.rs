@@ -680,6 +680,49 @@ async fn a_web_page_of_another_site_changes_nothing_with_the_login_that_its_brow
 }
 
 #[tokio::test]
+async fn what_is_of_the_configuration_is_told_from_what_is_stored_and_is_not_removed() {
+    let role = "[[role]]\nname = \"ops\"\nmembers = [\"cert:a\"]\n\
+        [[role]]\nname = \"fixed\"\nmembers = [\"cert:b\"]\n";
+    let house = House(Served::new(&["boss", "ann"], &format!("{LISTENER}{role}")));
+    let boss = house.certified("boss", "model");
+    let stored = json!({ "members": ["user:eve"] });
+    assert_eq!(house.ask(&boss, "PUT", "roles/ops", stored).await.0, 204);
+    let rule = json!({ "principal": "role:ops", "keyspace": "model", "allow": ["read"] });
+    assert_eq!(house.ask(&boss, "PUT", "rules/ops", rule).await.0, 204);
+    let (_, listed) = house.ask(&boss, "GET", "rules", Value::Null).await;
+    assert_eq!(
+        listed["roles"],
+        json!([
+            { "from": { "config": 0 }, "name": "ops", "members": ["cert:a"] },
+            { "from": { "config": 1 }, "name": "fixed", "members": ["cert:b"] },
+            { "from": { "name": "ops" }, "name": "ops", "members": ["user:eve"] },
+        ])
+    );
+    let from = listed["rules"].as_array().unwrap().iter();
+    let from: Vec<_> = from.map(|rule| rule["from"].clone()).collect();
+    assert_eq!(
+        from,
+        [
+            json!({ "config": 0 }),
+            json!({ "config": 1 }),
+            json!({ "config": 2 }),
+            json!({ "name": "ops" })
+        ]
+    );
+    for (path, status, why) in [
+        ("roles/ops", 204, ""),
+        ("roles/ops", 409, "one of the configuration"),
+        ("roles/fixed", 409, "one of the configuration"),
+        ("roles/none", 404, "no such role"),
+        ("rules/rule%5B0%5D", 404, "changed there"),
+    ] {
+        let (answered, body) = house.ask(&boss, "DELETE", path, Value::Null).await;
+        assert_eq!(answered, status, "{path}: {body}");
+        assert!(body.to_string().contains(why), "{path}: {body}");
+    }
+}
+
+#[tokio::test]
 async fn one_who_guesses_is_held_up_and_others_are_not() {
     let house = House::new().await;
     house.with_user("eve", "correct horse").await;

@@ -7,7 +7,7 @@ mod revoke;
 mod scope;
 
 use clap::{Args, Subcommand};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::api::{self, Api};
@@ -53,10 +53,10 @@ impl Access {
     }
 }
 
-/// Where a rule comes from.
-#[derive(Debug, Deserialize)]
+/// Where a rule or a role comes from.
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Origin {
+pub(crate) enum Origin {
     /// The configuration, of which it is this one.
     Config(u64),
     /// The store, under this name.

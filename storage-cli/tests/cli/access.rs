@@ -13,8 +13,10 @@ const RULES: &str = r#"{
             "rule": {"principal": "x\u001b[2J", "keyspace": "k", "prefix": "\t\u202e", "allow": ["read", "later"]}}
     ],
     "roles": [
-        {"name": "ops", "members": ["cert:ops-*", "user:ann"]},
-        {"name": "strange", "members": ["user:a b", "user:\u001b"]}
+        {"from": {"config": 0}, "name": "ops", "members": ["cert:root"]},
+        {"from": {"config": 1}, "name": "fixed", "members": ["cert:a"]},
+        {"from": {"name": "ops"}, "name": "ops", "members": ["cert:ops-*", "user:ann"]},
+        {"from": {"name": "strange"}, "name": "strange", "members": ["user:a b", "user:\u001b"]}
     ],
     "warnings": ["stored rule \"x\": it gives\u001b nothing"]
 }"#;
@@ -214,25 +216,36 @@ fn members_are_added_to_roles_and_removed() {
     assert_eq!(
         ran.lines(),
         [
-            "ops\tcert:ops-* user:ann",
-            "strange\tuser:\\x1b \"user:a b\""
+            "ops\tcert:root\tconfiguration",
+            "fixed\tcert:a\tconfiguration",
+            "ops\tcert:ops-* user:ann\tstored",
+            "strange\tuser:\\x1b \"user:a b\"\tstored"
         ]
     );
     let ran = server.run(&["role", "list", "--json"]);
     assert_eq!(
-        ran.lines()[0],
-        r#"{"members":["cert:ops-*","user:ann"],"name":"ops"}"#
+        [ran.lines()[0], ran.lines()[2]],
+        [
+            r#"{"from":{"config":0},"members":["cert:root"],"name":"ops"}"#,
+            r#"{"from":{"name":"ops"},"members":["cert:ops-*","user:ann"],"name":"ops"}"#
+        ]
     );
     for put in ["ops", "new"] {
         server.answer(&format!("PUT /-/auth/roles/{put}"), 204, "");
     }
     server.asked();
     let ran = server.run(&["role", "add", "ops", "user:bob", "user:ann"]);
-    assert_eq!(ran.lines(), ["ops\tcert:ops-* user:ann user:bob"]);
+    assert_eq!(ran.lines(), ["ops\tcert:ops-* user:ann user:bob\tstored"]);
     let ran = server.run(&["role", "add", "new"]);
-    assert_eq!(ran.lines(), ["new\t"]);
-    // It is there already.
-    assert_eq!(server.run(&["role", "add", "ops", "user:ann"]).code, 0);
+    assert_eq!(ran.lines(), ["new\t\tstored"]);
+    // They are there already, one by the configuration: that is not stored as well.
+    for (role, member) in [
+        ("ops", "user:ann"),
+        ("ops", "cert:root"),
+        ("fixed", "cert:a"),
+    ] {
+        assert_eq!(server.run(&["role", "add", role, member]).code, 0);
+    }
     assert_eq!(server.run(&["role", "rm", "ops", "user:ann"]).code, 0);
     assert_eq!(
         server.changes(),
@@ -253,6 +266,12 @@ fn members_are_added_to_roles_and_removed() {
         (ran.code, ran.err.as_str()),
         (1, "user:bob is no member of ops\n")
     );
+    for (role, member) in [("ops", "cert:root"), ("fixed", "cert:a")] {
+        let ran = server.run(&["role", "rm", role, member]);
+        assert_eq!(ran.code, 1, "{ran:?}");
+        assert!(ran.err.contains("a member of"), "{ran:?}");
+        assert!(ran.err.contains("by the configuration"), "{ran:?}");
+    }
     let ran = server.run(&["role", "rm", "none", "user:bob"]);
     assert_eq!((ran.code, ran.err.as_str()), (1, "there is no role none\n"));
     assert_eq!(server.changes(), []);

@@ -14,7 +14,7 @@ use super::follow::SystemRecords;
 use super::guard::Guard;
 use super::live::{Ended, LivePeer};
 use super::passwords::{LoginLimits, Logins, PasswordError};
-use super::rules::{Grants, RuleSet};
+use super::rules::{Grants, Origin, Role, RoleName, RuleSet};
 use super::secrets::Secrets;
 use super::system::{Configured, TokenRecord, User};
 use super::token_records::{TokenRecords, TokenUsage};
@@ -287,6 +287,11 @@ impl AccessControl {
 
     pub(super) fn swap_tokens(&self, tokens: TokenRecords) {
         *write(&self.tokens) = tokens;
+    }
+
+    /// All roles with where they are from, each entry by itself.
+    pub(crate) fn roles(&self) -> Vec<(Origin, RoleName, Role)> {
+        self.system.roles()
     }
 
     /// All users, by name.

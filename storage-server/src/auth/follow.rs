@@ -16,8 +16,10 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::control::AccessControl;
+use super::rules::{Origin, Role, RoleName};
 use super::system::{Applies, Configured, Lockout, Records, User, token_id, token_key};
 use super::token_records::TokenRecords;
+use crate::config::NamedRole;
 use crate::engine::SessionStorage;
 
 /// Between two attempts to watch, where the store fails; and before a task that failed is started again.
@@ -99,6 +101,21 @@ impl SystemRecords {
 
     pub(super) fn user(&self, name: &str) -> Option<User> {
         self.applied.borrow().records.user(name).cloned()
+    }
+
+    /// All roles with where they are from, those of the configuration first. Where both have one of a name its members are
+    /// those of both.
+    pub(super) fn roles(&self) -> Vec<(Origin, RoleName, Role)> {
+        let configured = self.configured.roles.iter().enumerate();
+        let configured = configured.map(|(place, NamedRole { name, role })| {
+            (Origin::Config(place), name.clone(), role.clone())
+        });
+        let applied = self.applied.borrow();
+        let stored = applied.records.roles().map(|(name, role)| {
+            let origin = Origin::Stored(name.to_string());
+            (origin, name.clone(), role.clone())
+        });
+        configured.chain(stored).collect()
     }
 
     /// All users, by name.

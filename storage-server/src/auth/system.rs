@@ -229,6 +229,11 @@ impl Records {
         self.users.get(name)
     }
 
+    /// The roles that can be read, by name.
+    pub(crate) fn roles(&self) -> impl Iterator<Item = &(RoleName, Role)> {
+        self.roles.values().filter_map(|role| role.as_ref().ok())
+    }
+
     /// All users, by name.
     pub(crate) fn users(&self) -> impl Iterator<Item = (&String, &User)> {
         self.users.iter()

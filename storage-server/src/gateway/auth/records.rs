@@ -2,6 +2,7 @@
 
 use axum::extract::{Path, Query};
 use bytes::Bytes;
+use hyper::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use storage_protocol::{Batch, CommitOptions, Key, Storage, StorageExt, UnixMillis};
@@ -65,7 +66,9 @@ pub(super) async fn remove_rule(
     Path(name): Path<String>,
     Query(Force { force }): Query<Force>,
 ) -> Answer {
-    remove(&caller, rule_key(&name), "rule removed", force).await
+    let missing = "there is no such stored rule; those of the configuration have no name and are changed there";
+    let missing = Problem::new(StatusCode::NOT_FOUND, missing);
+    remove(&caller, rule_key(&name), "rule removed", force, missing).await
 }
 
 pub(super) async fn put_role(
@@ -86,19 +89,31 @@ pub(super) async fn remove_role(
     Path(name): Path<String>,
     Query(Force { force }): Query<Force>,
 ) -> Answer {
-    remove(&caller, role_key(&name), "role removed", force).await
+    let roles = caller.server.shared().access.roles();
+    let is_configured = roles
+        .iter()
+        .any(|(origin, known, _)| matches!(origin, Origin::Config(_)) && known.as_str() == name);
+    let missing = match is_configured {
+        true => {
+            let message =
+                format!("the role {name} is one of the configuration and is changed there");
+            Problem::new(StatusCode::CONFLICT, message)
+        }
+        false => Problem::new(StatusCode::NOT_FOUND, "there is no such role"),
+    };
+    remove(&caller, role_key(&name), "role removed", force, missing).await
 }
 
-async fn remove(caller: &Caller, key: Key, label: &str, force: bool) -> Answer {
+/// `missing`: the answer where there is none.
+async fn remove(caller: &Caller, key: Key, label: &str, force: bool, missing: Problem) -> Answer {
     let storage = caller.storage(&system());
     if storage.get(std::slice::from_ref(&key)).await?.value == [None] {
-        let message = "there is no such record";
-        return Err(Problem::new(hyper::StatusCode::NOT_FOUND, message));
+        return Err(missing);
     }
     commit(caller, Batch::new().remove(key), label, force).await
 }
 
-/// All rules and roles, wherever they are from.
+/// All rules and roles, each with where it is from: `{"config": PLACE}`, from 0, or `{"name": NAME}` of what is stored.
 pub(super) async fn rules(caller: Caller) -> Answer {
     check_administrator(&caller)?;
     let rules = caller.server.shared().access.rules();
@@ -110,9 +125,12 @@ pub(super) async fn rules(caller: Caller) -> Answer {
     let listed: Vec<Value> = listed
         .map(|(origin, rule)| json!({ "from": of(origin), "rule": rule }))
         .collect();
-    let roles = rules.roles();
+    let roles = caller.server.shared().access.roles();
     let roles: Vec<Value> = roles
-        .map(|(name, members)| json!({ "name": name, "members": members }))
+        .iter()
+        .map(|(origin, name, role)| {
+            json!({ "from": of(origin), "name": name, "members": role.members() })
+        })
         .collect();
     let warnings: Vec<String> = rules.warnings().iter().map(ToString::to_string).collect();
     ok(&json!({ "rules": listed, "roles": roles, "warnings": warnings }))
@@ -167,11 +185,11 @@ pub(super) async fn put_user(caller: Caller, Path(name): Path<String>, body: Byt
     match (&known, change.new) {
         (Some(_), true) => {
             let message = format!("there is a user {name} already");
-            return Err(Problem::new(hyper::StatusCode::CONFLICT, message));
+            return Err(Problem::new(StatusCode::CONFLICT, message));
         }
         (None, false) => {
             let message = format!("there is no user {name}: one is added with \"new\": true");
-            return Err(Problem::new(hyper::StatusCode::NOT_FOUND, message));
+            return Err(Problem::new(StatusCode::NOT_FOUND, message));
         }
         (None, true) if change.password.is_none() => {
             return Err(bad("a new user needs a password"));
@@ -213,7 +231,8 @@ pub(super) async fn put_user(caller: Caller, Path(name): Path<String>, body: Byt
 
 pub(super) async fn remove_user(caller: Caller, Path(name): Path<String>) -> Answer {
     check_administrator(&caller)?;
-    let removed = remove(&caller, user_key(&name), "user removed", false).await?;
+    let missing = Problem::new(StatusCode::NOT_FOUND, "there is no such user");
+    let removed = remove(&caller, user_key(&name), "user removed", false, missing).await?;
     secrets(&caller)?.remove_password(&name).await?;
     Ok(removed)
 }
