@@ -6,7 +6,7 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use storage_client::ConnectOptions;
@@ -129,10 +129,10 @@ pub(crate) fn path(parts: &[&str]) -> String {
     parts.fold("/-/auth".to_owned(), |path, part| format!("{path}/{part}"))
 }
 
-/// A path with a query.
-pub(crate) fn with_query(path: &str, query: &[(&str, &str)]) -> String {
+/// A path with a query, whose values may have any bytes.
+pub(crate) fn with_query(path: &str, query: &[(&str, &[u8])]) -> String {
     let escaped =
-        |(name, value): &(&str, &str)| format!("{name}={}", utf8_percent_encode(value, ESCAPED));
+        |(name, value): &(&str, &[u8])| format!("{name}={}", percent_encode(value, ESCAPED));
     let query: Vec<String> = query.iter().map(escaped).collect();
     format!("{path}?{}", query.join("&"))
 }
@@ -140,7 +140,7 @@ pub(crate) fn with_query(path: &str, query: &[(&str, &str)]) -> String {
 /// The same path for a change that is made although nobody could change the rules afterwards.
 pub(crate) fn forced(path: String, force: bool) -> String {
     match force {
-        true => with_query(&path, &[("force", "true")]),
+        true => with_query(&path, &[("force", b"true")]),
         false => path,
     }
 }
@@ -301,8 +301,8 @@ mod tests {
             path(&["rules", "a/b ?#%ü"]),
             "/-/auth/rules/a%2Fb%20%3F%23%25%C3%BC"
         );
-        let query = with_query("/p", &[("a", "x&y=+"), ("b", "~")]);
-        assert_eq!(query, "/p?a=x%26y%3D%2B&b=~");
+        let query = with_query("/p", &[("a", b"x&y=+"), ("b", b"~\xff")]);
+        assert_eq!(query, "/p?a=x%26y%3D%2B&b=~%FF");
     }
 
     #[test]

@@ -525,6 +525,12 @@ async fn what_is_asked_wrongly_is_answered_with_what_is_wrong() {
         )
         .await;
     assert_eq!(why["allowed"], json!(false), "{why}");
+    // A key that is no text.
+    for (key, allowed) in [("open/%00%ff", true), ("%ffopen/", false)] {
+        let path = format!("explain?keyspace=model&key={key}&permission=read");
+        let (status, why) = house.ask(&ann, "GET", &path, Value::Null).await;
+        assert_eq!((status, &why["allowed"]), (200, &json!(allowed)), "{why}");
+    }
     let (_, why) = house
         .ask(
             &ann,

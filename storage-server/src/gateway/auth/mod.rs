@@ -3,7 +3,7 @@
 //! | request | does |
 //! | --- | --- |
 //! | `GET whoami` | says who asks, and by what that was found out |
-//! | `GET explain?principal=&keyspace=&key=&permission=` | whether that is allowed, and by which rule; of others for administrators |
+//! | `GET explain?principal=&keyspace=&key=&permission=` | whether that is allowed, and by which rule; of others for administrators. The key may have any bytes, as `%ff` |
 //! | `GET rules` | all rules and roles, and what is odd about them; for administrators |
 //! | `PUT`, `DELETE rules/NAME`, `roles/NAME` | one of those that are stored; `?force=true`: also if nobody could change the rules afterwards |
 //! | `GET users`; `PUT`, `DELETE users/NAME` | users; `"new": true` adds one, and without it there must be one; one may set its own password, all else is for administrators |
@@ -22,13 +22,15 @@ mod records;
 mod tokens;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Query, Request};
+use axum::extract::{DefaultBodyLimit, Query, RawQuery, Request};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use hyper::StatusCode;
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, TRANSFER_ENCODING};
+use percent_encoding::percent_decode_str;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::json;
 use storage_protocol::Keyspace;
 
@@ -156,13 +158,23 @@ async fn whoami(caller: Caller) -> Answer {
 struct Question {
     principal: Option<String>,
     keyspace: String,
-    #[serde(default)]
-    key: String,
+    /// Any bytes: see [`key_of`].
+    #[serde(default, rename = "key")]
+    _key: IgnoredAny,
     permission: Permission,
+}
+
+/// The key of a question: the bytes that its escapes (`%ff`) stand for, which need not be UTF-8.
+fn key_of(query: &str) -> Vec<u8> {
+    let mut fields = query.split('&').filter_map(|field| field.split_once('='));
+    let key = fields.find(|(name, _)| *name == "key");
+    let key = key.map_or("", |(_, value)| value).replace('+', " ");
+    percent_decode_str(&key).collect()
 }
 
 async fn explain(
     caller: Caller,
+    RawQuery(query): RawQuery,
     question: Result<Query<Question>, axum::extract::rejection::QueryRejection>,
 ) -> Answer {
     let Query(question) = question.map_err(|error| bad(error.body_text()))?;
@@ -178,8 +190,8 @@ async fn explain(
     }
     let keyspace = Keyspace::new(&question.keyspace).map_err(|error| bad(error.to_string()))?;
     let rules = caller.server.shared().access.rules();
-    let key = question.key.as_bytes();
-    let explained = rules.explain(principal, &keyspace, key, question.permission);
+    let key = key_of(&query.unwrap_or_default());
+    let explained = rules.explain(principal, &keyspace, &key, question.permission);
     let (origin, rule) = explained.rule.unzip();
     ok(&json!({
         "allowed": explained.allowed,
@@ -203,6 +215,19 @@ mod tests {
             identity: Identity::anonymous(),
             address: ([127, 0, 0, 1], 1).into(),
             server: ServerHandle::new(&server(&MemoryEngine::new(), |_| {})),
+        }
+    }
+
+    #[test]
+    fn the_key_of_a_question_may_have_any_bytes() {
+        for (query, key) in [
+            ("keyspace=a&key=a%2Fb&permission=read", &b"a/b"[..]),
+            ("key=%00%ff%C3%28", b"\0\xff\xc3("),
+            ("key=a+b%2Bc%26", b"a b+c&"),
+            ("keyspace=a", b""),
+            ("key=", b""),
+        ] {
+            assert_eq!(key_of(query), key, "{query}");
         }
     }
 
