@@ -403,6 +403,11 @@ async fn follow_access(shared: &Arc<Shared>) -> storage_protocol::Result<()> {
     let storage = shared.own_session(&system).storage();
     shared.access.start(&storage, &shared.cut);
     shared.access.loaded().await;
+    // Before anybody is there who adds users.
+    if let Some(secrets) = shared.access.secrets() {
+        let is_user = |name: &str| shared.access.user(name).is_some();
+        secrets.remove_orphans(is_user).await?;
+    }
     // Tokens that were minted with a certificate which is not good any more.
     let ended = shared.access.tokens_of_ended_certificates();
     let label = "tokens of certificates that are not good any more";

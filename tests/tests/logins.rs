@@ -729,6 +729,39 @@ async fn what_is_of_the_configuration_is_told_from_what_is_stored_and_is_not_rem
 }
 
 #[tokio::test]
+async fn of_two_who_set_a_password_at_once_one_is_told_and_the_others_holds() {
+    let house = House::new().await;
+    house.with_user("eve", "old").await;
+    let boss = house.certified("boss", "model");
+    for round in 0..4 {
+        let passwords = [format!("one {round}"), format!("two {round}")];
+        let set = |n: usize| {
+            house.ask(
+                &boss,
+                "PUT",
+                "users/eve",
+                json!({ "password": passwords[n] }),
+            )
+        };
+        let (first, second) = tokio::join!(set(0), set(1));
+        let statuses = [first.0, second.0];
+        let holds = match statuses {
+            [204, 409] => vec![0],
+            [409, 204] => vec![1],
+            // One after the other: the later one holds, which is not told here.
+            [204, 204] => vec![0, 1],
+            statuses => panic!("{statuses:?}"),
+        };
+        let mut lets_in = 0;
+        for n in holds {
+            let eve = house.bare("model").password("eve", &passwords[n]);
+            lets_in += usize::from(house.connect(eve).await.is_ok());
+        }
+        assert_eq!(lets_in, 1, "round {round}: {statuses:?}");
+    }
+}
+
+#[tokio::test]
 async fn one_who_guesses_is_held_up_and_others_are_not() {
     let house = House::new().await;
     house.with_user("eve", "correct horse").await;

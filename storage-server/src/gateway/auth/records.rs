@@ -198,16 +198,26 @@ pub(super) async fn put_user(caller: Caller, Path(name): Path<String>, body: Byt
     }
     let mut user = known.unwrap_or_default();
     user.disabled = change.disabled.unwrap_or(user.disabled);
+    let mut hash = None;
     if let Some(password) = change.password {
         let hashed = access.logins().hash(password).await;
-        let hashed = hashed.map_err(|error| bad(error.to_string()))?;
+        hash = Some(hashed.map_err(|error| bad(error.to_string()))?);
         // It may have taken a while.
         check_let_in(&caller)?;
         // Rising, so that what was let in before is told from what comes.
         user.password_set = UnixMillis::now().0.max(user.password_set + 1);
+    }
+    // Of two at once the second would leave its hash beside the record of the first, and nobody could log in.
+    let secrets = secrets(&caller)?;
+    let _one = secrets.change_users().await;
+    if own.get_one(key.clone()).await? != stored {
+        let message = format!("the user {name} was changed meanwhile");
+        return Err(Problem::new(StatusCode::CONFLICT, message));
+    }
+    if let Some(hash) = hash {
         // First the hash: with the record of the one before nobody logs in by either.
-        secrets(&caller)?
-            .set_password(&name, user.password_set, &hashed)
+        secrets
+            .set_password(&name, user.password_set, &hash)
             .await?;
     }
     let json = serde_json::to_vec(&user).map_err(|error| bad(error.to_string()))?;
@@ -231,8 +241,14 @@ pub(super) async fn put_user(caller: Caller, Path(name): Path<String>, body: Byt
 
 pub(super) async fn remove_user(caller: Caller, Path(name): Path<String>) -> Answer {
     check_administrator(&caller)?;
+    let secrets = secrets(&caller)?;
+    let _one = secrets.change_users().await;
     let missing = Problem::new(StatusCode::NOT_FOUND, "there is no such user");
-    let removed = remove(&caller, user_key(&name), "user removed", false, missing).await?;
-    secrets(&caller)?.remove_password(&name).await?;
-    Ok(removed)
+    let removed = remove(&caller, user_key(&name), "user removed", false, missing).await;
+    // Its hash goes with it, and one that is left of a removal which failed half-way: at this repetition of it, or at the
+    // next start.
+    if caller.server.shared().access.user(&name).is_none() {
+        secrets.remove_password(&name).await?;
+    }
+    removed
 }
