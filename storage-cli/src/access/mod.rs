@@ -146,11 +146,11 @@ async fn rules(api: &Api) -> anyhow::Result<Vec<Listed>> {
 }
 
 /// A rule as the server takes it.
-fn record(principal: &str, scope: &Scope, allow: &Permissions) -> Value {
+fn record(principal: &str, scope: &Scope, allow: &[&str]) -> Value {
     json!({
         "principal": principal,
         "keyspace": scope.keyspace,
         "prefix": scope.prefix,
-        "allow": allow.words(),
+        "allow": allow,
     })
 }

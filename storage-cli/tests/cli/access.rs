@@ -83,22 +83,24 @@ fn a_grant_has_a_name_of_its_own_that_is_always_the_same() {
 }
 
 #[test]
-fn granted_again_it_is_replaced_and_under_another_name_it_is_added() {
+fn granted_again_it_is_added_to_what_is_there() {
     let server = server();
     server.answer("PUT /-/auth/rules/ann", 204, "");
-    // Its own name.
+    // Under its own name, the default one, or one that somebody thinks of.
     let grant = ["access", "grant", "user:ann", "models:a:b/", "write"];
-    let ran = server.run(&[&grant[..], &["--name", "ann"]].concat());
-    assert_eq!(ran.lines(), ["ann\tuser:ann\tmodels:a:b/\twrite"]);
-    assert_eq!(ran.err, "it was read before\n");
-    // The default name, or one that somebody thinks of.
-    for options in [&[][..], &["--name", "new"]] {
+    for options in [&["--name", "ann"][..], &[], &["--name", "new"]] {
         let ran = server.run(&[&grant[..], options].concat());
         assert_eq!(ran.lines(), ["ann\tuser:ann\tmodels:a:b/\tread,write"]);
         assert_eq!(ran.err, "it was read before\n");
+        let last = server.changes().pop().unwrap();
+        assert_eq!(last.1["allow"], json!(["read", "write"]));
     }
-    let last = server.changes().pop().unwrap();
-    assert_eq!(last.1["allow"], json!(["read", "write"]));
+    // What is there already is not written again.
+    let again = ["access", "grant", "user:ann", "models:a:b/", "read"];
+    let ran = server.run(&again);
+    assert_eq!(ran.lines(), ["ann\tuser:ann\tmodels:a:b/\tread"]);
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""));
+    assert_eq!(server.changes(), []);
     // A rule of the configuration is no stored one.
     let ran = server.run(&["access", "grant", "cert:boss", "system", "admin"]);
     assert_eq!(ran.code, 3, "{ran:?}");
@@ -169,6 +171,46 @@ fn a_rule_is_revoked_by_its_name_or_by_what_it_says() {
         (ran.code, ran.err.as_str()),
         (1, "error: there is no such record\n")
     );
+}
+
+#[test]
+fn some_permissions_of_a_rule_are_revoked_and_the_others_stay() {
+    let rules = r#"{"roles": [], "warnings": [], "rules": [
+        {"from": {"name": "one"}, "rule": {"principal": "user:ann", "keyspace": "m", "allow": ["read", "write", "later"]}},
+        {"from": {"name": "two"}, "rule": {"principal": "user:ann", "keyspace": "m", "allow": ["write"]}},
+        {"from": {"config": 0}, "rule": {"principal": "user:ann", "keyspace": "m", "allow": ["watch"]}}
+    ]}"#;
+    let server = HttpServer::with(&[
+        ("GET /-/auth/rules", 200, rules),
+        ("PUT /-/auth/rules/one", 204, ""),
+        ("DELETE /-/auth/rules/two", 204, ""),
+    ]);
+    let ran = server.run(&["access", "revoke", "user:ann", "m", "write,admin"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(ran.err, "one gives read,later now\nremoved two\n");
+    let rule = json!({
+        "principal": "user:ann", "keyspace": "m", "prefix": "", "allow": ["read", "later"],
+    });
+    assert_eq!(
+        server.changes(),
+        [
+            ("PUT /-/auth/rules/one".to_owned(), rule),
+            ("DELETE /-/auth/rules/two".to_owned(), json!(null))
+        ]
+    );
+    // Given by nobody, and by the configuration alone.
+    let ran = server.run(&["access", "revoke", "user:ann", "m", "admin"]);
+    assert_eq!(
+        (ran.code, ran.err.as_str()),
+        (1, "no stored rule gave it\n")
+    );
+    let ran = server.run(&["access", "revoke", "user:ann", "m", "watch"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(
+        ran.err.contains("to be removed by hand: rule[0]"),
+        "{ran:?}"
+    );
+    assert_eq!(server.changes(), []);
 }
 
 #[test]
