@@ -762,6 +762,54 @@ async fn of_two_who_set_a_password_at_once_one_is_told_and_the_others_holds() {
 }
 
 #[tokio::test]
+async fn tokens_that_are_good_for_nothing_are_marked_or_removed() {
+    let house = House::new().await;
+    house.with_user("eve", "correct horse").await;
+    let boss = house.certified("boss", "model");
+    let eve = house.bare("model").password("eve", "correct horse");
+    let (id, token) = house.token(&eve, json!({})).await;
+    let (child, _) = house
+        .token(&house.bare("model").token(&token), json!({}))
+        .await;
+    let (of_ann, by_ann) = house
+        .token(&house.certified("ann", "model"), json!({}))
+        .await;
+    house
+        .token(&house.bare("model").token(&by_ann), json!({}))
+        .await;
+    let listed = async || {
+        let (_, body) = house.ask(&boss, "GET", "tokens", Value::Null).await;
+        let tokens = body["tokens"].as_array().unwrap().iter();
+        let text = |token: &Value, name: &str| token[name].as_str().map(str::to_owned);
+        let tokens = tokens.map(|token| (text(token, "id").unwrap(), text(token, "ended")));
+        tokens.collect::<Vec<_>>()
+    };
+    assert!(listed().await.iter().all(|(_, ended)| ended.is_none()));
+    // They would be good again.
+    for (disabled, ended) in [(true, Some("user disabled or removed")), (false, None)] {
+        let change = json!({ "disabled": disabled });
+        assert_eq!(house.ask(&boss, "PUT", "users/eve", change).await.0, 204);
+        let tokens = listed().await;
+        assert_eq!(tokens.len(), 4, "{tokens:?}");
+        for (name, why) in tokens {
+            let ended = ended.filter(|_| name == id || name == child);
+            assert_eq!(why.as_deref(), ended, "{name}");
+        }
+    }
+    // With a token those go that were minted with it; with another password all of its user's.
+    let path = format!("tokens/{of_ann}");
+    assert_eq!(house.ask(&boss, "DELETE", &path, Value::Null).await.0, 204);
+    assert_eq!(listed().await.len(), 2);
+    let change = json!({ "password": "another" });
+    assert_eq!(house.ask(&boss, "PUT", "users/eve", change).await.0, 204);
+    let began = Instant::now();
+    while !listed().await.is_empty() {
+        assert!(began.elapsed() < Duration::from_secs(10), "still there");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
 async fn one_who_guesses_is_held_up_and_others_are_not() {
     let house = House::new().await;
     house.with_user("eve", "correct horse").await;

@@ -383,10 +383,10 @@ fn a_token_that_cannot_be_told_can_be_revoked() {
 #[test]
 fn tokens_are_listed_and_revoked() {
     let tokens = r#"{"tokens": [
-        {"id": "1a2b", "principal": "user:ann", "name": "c\ti", "issued": 0, "expires": 1900000000, "parent": null,
+        {"id": "1a2b", "principal": "user:ann", "name": "c\ti", "issued": 0, "expires": 1900000000, "parent": null, "ended": "user disabled\u001b",
          "grants": [{"principal": "*", "keyspace": "m", "prefix": "a b", "allow": ["read", "watch"]},
                     {"principal": "*", "keyspace": "n", "allow": ["admin"]}]},
-        {"id": "3c", "principal": "cert:me\u202e", "name": null, "issued": 1, "expires": 99999999999999, "grants": []}
+        {"id": "3c", "principal": "cert:me\u202e", "name": null, "issued": 1, "expires": 99999999999999, "grants": [], "ended": null}
     ]}"#;
     let server = HttpServer::with(&[
         ("GET /-/auth/tokens", 200, tokens),
@@ -402,8 +402,8 @@ fn tokens_are_listed_and_revoked() {
     assert_eq!(
         ran.lines(),
         [
-            "1a2b\tuser:ann\tc\\ti\t1970-01-01T00:00:00Z\t2030-03-17T17:46:40Z\t\"m:a b:read,watch\" n:admin",
-            "3c\tcert:me\\u{202e}\t\t1970-01-01T00:00:01Z\tnever\tall",
+            "1a2b\tuser:ann\tc\\ti\t1970-01-01T00:00:00Z\t2030-03-17T17:46:40Z\t\"m:a b:read,watch\" n:admin\tuser disabled\\x1b",
+            "3c\tcert:me\\u{202e}\t\t1970-01-01T00:00:01Z\tnever\tall\tgood",
         ]
     );
     let ran = server.run(&["token", "list", "--json"]);

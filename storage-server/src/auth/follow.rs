@@ -1,6 +1,6 @@
 //! Keeps the rules in step with the keyspace `system`: at the start, and by a watch from then on.
 //!
-//! Two tasks do it, one that follows the keyspace and one that puts those out whose time is over. Neither may end before
+//! Three tasks do it: one follows the keyspace, one puts those out whose time is over, one removes dead tokens. None may end before
 //! the server does: one that panics is started again, and as long as the keyspace is not followed the server is not ready.
 
 use std::sync::Arc;
@@ -43,6 +43,8 @@ pub(super) struct SystemRecords {
     committing: Mutex<()>,
     /// Whether there is a watch that tells of changes.
     followed: AtomicBool,
+    /// All tokens that were good for nothing when users last changed: their records are to be removed.
+    dead_tokens: watch::Sender<Vec<String>>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -62,6 +64,7 @@ impl SystemRecords {
             asked: Notify::new(),
             committing: Mutex::default(),
             followed: AtomicBool::new(false),
+            dead_tokens: watch::Sender::default(),
         }
     }
 
@@ -193,10 +196,15 @@ impl AccessControl {
         storage: &Arc<dyn SessionStorage>,
         stop: &CancellationToken,
     ) {
-        let (access, storage) = (self.clone(), storage.clone());
+        let (access, own) = (self.clone(), storage.clone());
         let follow = move || {
-            let (access, storage) = (access.clone(), storage.clone());
+            let (access, storage) = (access.clone(), own.clone());
             async move { access.follow(&*storage).await }
+        };
+        let (access, own) = (self.clone(), storage.clone());
+        let tidy = move || {
+            let (access, storage) = (access.clone(), own.clone());
+            async move { access.tidy(&*storage).await }
         };
         let access = self.clone();
         let look = move || {
@@ -205,6 +213,7 @@ impl AccessControl {
         };
         // Not among those that a shutdown waits for: rules hold as long as anybody is there.
         tokio::spawn(supervise("follow the access rules", stop.clone(), follow));
+        tokio::spawn(supervise("remove dead tokens", stop.clone(), tidy));
         tokio::spawn(supervise("put out whose time is over", stop.clone(), look));
     }
 
@@ -260,6 +269,22 @@ impl AccessControl {
         }
     }
 
+    /// Removes the records of tokens that are good for nothing, which would count for those who minted them until their
+    /// time is over; for as long as it is polled.
+    async fn tidy(&self, storage: &dyn SessionStorage) {
+        let mut found = self.system().dead_tokens.subscribe();
+        // Those that were found before it was started again, too.
+        found.mark_changed();
+        while found.changed().await.is_ok() {
+            let dead = found.borrow_and_update().clone();
+            let removed = self.remove_tokens(storage, &dead, "dead tokens").await;
+            if let Err(error) = removed {
+                // They are found again when users change, and at the next start.
+                tracing::warn!(%error, tokens = dead.len(), "cannot remove dead tokens");
+            }
+        }
+    }
+
     /// Puts those out whose time is over, for as long as it is polled.
     async fn look(&self) {
         let mut tick = tokio::time::interval_at(Instant::now() + LOOK, LOOK);
@@ -295,7 +320,7 @@ impl AccessControl {
         let mut records = Records::default();
         // The tokens likewise; until then those that were known hold on.
         let mut tokens = Some(TokenRecords::default());
-        let (mut changed, mut ended) = (true, true);
+        let (mut changed, mut ended, mut users) = (true, true, true);
         let followed = Followed(&self.system().followed);
         loop {
             let event = tokio::select! {
@@ -317,7 +342,7 @@ impl AccessControl {
                         None => {
                             let what = records.apply(&key, value);
                             changed |= what == Applies::Rules;
-                            ended |= what == Applies::Users;
+                            users |= what == Applies::Users;
                         }
                     }
                     ended |= value.is_none();
@@ -325,7 +350,7 @@ impl AccessControl {
                 Some(WatchEvent::Reset) => {
                     records = Records::default();
                     tokens = Some(TokenRecords::default());
-                    (changed, ended) = (true, true);
+                    (changed, ended, users) = (true, true, true);
                 }
                 Some(WatchEvent::Progress { position, .. }) => {
                     if let Some(tokens) = tokens.take() {
@@ -342,8 +367,16 @@ impl AccessControl {
                         upto: position.revision,
                         loaded: true,
                     });
-                    if std::mem::take(&mut ended) {
+                    let users_changed = std::mem::take(&mut users);
+                    if std::mem::take(&mut ended) || users_changed {
                         self.sweep();
+                    }
+                    if users_changed {
+                        // Here, where users and tokens are those of one revision.
+                        let dead = self.dead_tokens();
+                        if !dead.is_empty() {
+                            self.system().dead_tokens.send_replace(dead);
+                        }
                     }
                     if rules_changed {
                         self.warn();

@@ -1,5 +1,6 @@
 //! Tokens: minted, listed, revoked.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::Path;
@@ -231,6 +232,8 @@ pub(super) async fn list(caller: Caller) -> Answer {
                 "issued": record.issued,
                 "expires": record.expires,
                 "parent": record.parent,
+                // Of a user who is disabled, say: it is good again once that is over.
+                "ended": access.check_token(record).err().map(|why| why.to_string()),
             })
         })
         .collect();
@@ -241,19 +244,22 @@ pub(super) async fn revoke(caller: Caller, Path(id): Path<String>) -> Answer {
     let shared = caller.server.shared();
     check_let_in(&caller)?;
     let found = shared.access.token(&id);
-    if !found.is_some_and(|record| may_manage(&caller, &id, &record)) {
+    let is_managed = |record: &Arc<TokenRecord>| may_manage(&caller, &id, record);
+    if !found.as_ref().is_some_and(is_managed) {
         // The same whether there is none or it is another's.
         let message = "there is no such token of yours";
         return Err(Problem::new(StatusCode::NOT_FOUND, message));
     }
-    let options = CommitOptions {
-        label: Some("token revoked".to_owned()),
-        ..CommitOptions::default()
-    };
-    let batch = Batch::new().remove(token_key(&id));
+    // Those that were minted with it are good for nothing then.
+    let access = &shared.access;
+    let all = access.tokens(found.as_ref().map(|record| record.principal.as_str()));
+    let minted = all.into_iter().map(|(other, _)| other);
+    let minted = minted.filter(|other| *other != id && access.is_of(other, &id));
+    let ids: Vec<String> = [id.clone()].into_iter().chain(minted).collect();
     let storage = shared.own_session(&system()).storage();
-    let position = storage.commit(batch, options).await?;
-    shared.access.wait_for(position.revision).await?;
+    access
+        .remove_tokens(&*storage, &ids, "token revoked")
+        .await?;
     done()
 }
 
