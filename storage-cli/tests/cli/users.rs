@@ -100,6 +100,32 @@ fn a_new_user_has_a_password_from_stdin_or_a_file_and_roles() {
 }
 
 #[test]
+fn a_password_that_no_server_takes_is_refused_with_the_bound_before_anything_is_sent() {
+    let server = server();
+    for (password, why) in [
+        (String::new(), "the new password is empty"),
+        ("\n".to_owned(), "the new password is empty"),
+        ("x".repeat(1025), "longer than 1024 bytes"),
+        ("x".repeat(10_000), "longer than 1024 bytes"),
+        // Cut within a character where it is read.
+        (format!("x{}", "ä".repeat(5_000)), "longer than 1024 bytes"),
+    ] {
+        let command = server.command(&["user", "add", "bob"]);
+        let ran = with_stdin(command, password.as_bytes());
+        assert_eq!(ran.code, 2, "{ran:?}");
+        assert!(ran.err.contains(why), "{why}: {ran:?}");
+    }
+    assert_eq!(server.changes(), []);
+    let longest = "x".repeat(1024);
+    let command = server.command(&["user", "add", "bob"]);
+    assert_eq!(
+        with_stdin(command, format!("{longest}\n").as_bytes()).code,
+        0
+    );
+    assert_eq!(server.changes()[0].1["password"], longest);
+}
+
+#[test]
 fn a_user_that_gets_no_role_is_told_to_be_there() {
     let server = server();
     server.answer("PUT /-/auth/roles/ops", 400, r#"{"error":"no"}"#);
