@@ -6,7 +6,7 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use storage_client::ConnectOptions;
@@ -73,15 +73,15 @@ impl Api {
     ) -> anyhow::Result<Value> {
         let changes = !method.is_safe();
         let body = body.map(|body| body.to_string().into_bytes());
-        let sent = http::request(&self.options, method, path, body).await;
-        let (status, answer) = sent?;
-        if !status.is_success() {
-            return Err(Refused::new(status, &answer, changes).into());
+        let answer = http::exchange(&self.options, method, path, body).await?;
+        if !answer.status.is_success() {
+            let refused = Refused::new(answer.status, &answer.body, changes);
+            return Err(refused.retry_after(answer.retry_after).into());
         }
-        if answer.is_empty() {
+        if answer.body.is_empty() {
             return Ok(Value::Null);
         }
-        let read = serde_json::from_slice(&answer);
+        let read = serde_json::from_slice(&answer.body);
         Ok(read.map_err(|error| misbehaved(&error, Outcome::Unknown))?)
     }
 }
@@ -129,10 +129,10 @@ pub(crate) fn path(parts: &[&str]) -> String {
     parts.fold("/-/auth".to_owned(), |path, part| format!("{path}/{part}"))
 }
 
-/// A path with a query.
-pub(crate) fn with_query(path: &str, query: &[(&str, &str)]) -> String {
+/// A path with a query, whose values may have any bytes.
+pub(crate) fn with_query(path: &str, query: &[(&str, &[u8])]) -> String {
     let escaped =
-        |(name, value): &(&str, &str)| format!("{name}={}", utf8_percent_encode(value, ESCAPED));
+        |(name, value): &(&str, &[u8])| format!("{name}={}", percent_encode(value, ESCAPED));
     let query: Vec<String> = query.iter().map(escaped).collect();
     format!("{path}?{}", query.join("&"))
 }
@@ -140,7 +140,7 @@ pub(crate) fn with_query(path: &str, query: &[(&str, &str)]) -> String {
 /// The same path for a change that is made although nobody could change the rules afterwards.
 pub(crate) fn forced(path: String, force: bool) -> String {
     match force {
-        true => with_query(&path, &[("force", "true")]),
+        true => with_query(&path, &[("force", b"true")]),
         false => path,
     }
 }
@@ -163,6 +163,8 @@ pub(crate) struct Refused {
     /// Whether it says so in this API's form; otherwise the path was nothing to it, or somebody between spoke.
     in_form: bool,
     changes: bool,
+    /// When the server says that the same may be tried again.
+    retry_after: Option<Duration>,
 }
 
 impl Refused {
@@ -181,6 +183,14 @@ impl Refused {
             text: escape::text(text.as_bytes()).into_owned(),
             in_form: error.is_some(),
             changes,
+            retry_after: None,
+        }
+    }
+
+    fn retry_after(self, retry_after: Option<Duration>) -> Self {
+        Self {
+            retry_after,
+            ..self
         }
     }
 
@@ -230,14 +240,15 @@ impl fmt::Display for Refused {
             StatusCode::NOT_FOUND | StatusCode::CONFLICT | StatusCode::BAD_REQUEST => {
                 f.write_str(text)
             }
-            // The server says when where it knows.
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
-                if !text.contains("try again") && !self.in_form =>
-            {
-                write!(f, "not served now: {text}; try again in some seconds")
-            }
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-                write!(f, "not served now: {text}")
+                write!(f, "not served now: {text}")?;
+                match self.retry_after {
+                    // Where the server says it in words, it is not said again.
+                    _ if text.contains("try again") => Ok(()),
+                    Some(after) => write!(f, "; try again in {} s", after.as_secs()),
+                    None if !self.in_form => f.write_str("; try again in some seconds"),
+                    None => Ok(()),
+                }
             }
             status => write!(f, "the server answered {status}: {text}"),
         }
@@ -288,6 +299,22 @@ mod tests {
     }
 
     #[test]
+    fn it_is_told_when_to_try_again_as_far_as_that_is_known() {
+        let json = r#"{"error":"no"}"#;
+        let after = Some(Duration::from_secs(7));
+        for (status, answer, retry_after, told) in [
+            (429, "slow down", after, "slow down; try again in 7 s"),
+            (503, json, after, "no; try again in 7 s"),
+            (429, "no, try again in 9 s", after, "no, try again in 9 s"),
+            (503, "no", None, "no; try again in some seconds"),
+            (503, json, None, "no"),
+        ] {
+            let refused = refused(status, answer, true).retry_after(retry_after);
+            assert_eq!(refused.to_string(), format!("not served now: {told}"));
+        }
+    }
+
+    #[test]
     fn what_the_server_says_is_escaped_and_bounded() {
         let text = refused(409, r#"{"error":"\u001b[2J\\"}"#, true).to_string();
         assert_eq!(text, "\\x1b[2J\\\\");
@@ -301,8 +328,8 @@ mod tests {
             path(&["rules", "a/b ?#%ü"]),
             "/-/auth/rules/a%2Fb%20%3F%23%25%C3%BC"
         );
-        let query = with_query("/p", &[("a", "x&y=+"), ("b", "~")]);
-        assert_eq!(query, "/p?a=x%26y%3D%2B&b=~");
+        let query = with_query("/p", &[("a", b"x&y=+"), ("b", b"~\xff")]);
+        assert_eq!(query, "/p?a=x%26y%3D%2B&b=~%FF");
     }
 
     #[test]

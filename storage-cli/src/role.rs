@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::json;
 use storage_client::http::Method;
 
+use crate::access::Origin;
 use crate::api::{self, Api};
 use crate::app::App;
 use crate::escape;
@@ -53,15 +54,32 @@ enum Command {
         #[arg(long)]
         force: bool,
     },
-    /// Prints NAME<TAB>MEMBER MEMBER... lines
+    /// Prints NAME<TAB>MEMBER MEMBER...<TAB>ORIGIN lines; a role of the configuration and one that is stored have their
+    /// members together
     List,
 }
 
-/// A role with all members that it has anywhere, the configuration included.
+/// A role as the configuration or the store has it; both may have one of a name.
 #[derive(Debug, Deserialize)]
 struct Listed {
+    from: Origin,
     name: String,
     members: BTreeSet<String>,
+}
+
+impl Listed {
+    fn is_stored(&self) -> bool {
+        matches!(self.from, Origin::Name(_))
+    }
+
+    /// A role that is to be stored.
+    fn new(name: &str) -> Self {
+        Self {
+            from: Origin::Name(name.to_owned()),
+            name: name.to_owned(),
+            members: BTreeSet::new(),
+        }
+    }
 }
 
 impl Role {
@@ -109,7 +127,7 @@ pub(crate) fn check_name(name: &str) -> anyhow::Result<()> {
 
 fn show(app: &App, out: &mut Output, role: &Listed) -> anyhow::Result<()> {
     if app.json() {
-        let role = json!({ "name": role.name, "members": role.members });
+        let role = json!({ "from": role.from, "name": role.name, "members": role.members });
         return out.line(&escape::json_value(&role));
     }
     let members = role.members.iter();
@@ -117,7 +135,11 @@ fn show(app: &App, out: &mut Output, role: &Listed) -> anyhow::Result<()> {
         .map(|member| escape::field(member.as_bytes(), false))
         .collect();
     let name = escape::text(role.name.as_bytes());
-    out.line(&format!("{name}\t{}", members.join(" ")))
+    let origin = match role.is_stored() {
+        true => "stored",
+        false => "configuration",
+    };
+    out.line(&format!("{name}\t{}\t{origin}", members.join(" ")))
 }
 
 async fn roles(api: &Api) -> anyhow::Result<Vec<Listed>> {
@@ -126,8 +148,16 @@ async fn roles(api: &Api) -> anyhow::Result<Vec<Listed>> {
     Ok(listed.collect::<Result<_, _>>()?)
 }
 
-async fn role(api: &Api, name: &str) -> anyhow::Result<Option<Listed>> {
-    Ok(roles(api).await?.into_iter().find(|role| role.name == name))
+/// The one that is stored under this name, and the members that the configuration gives it; `None`: it has none.
+async fn role(api: &Api, name: &str) -> anyhow::Result<(Option<Listed>, Option<BTreeSet<String>>)> {
+    let (stored, configured): (Vec<_>, Vec<_>) = roles(api)
+        .await?
+        .into_iter()
+        .filter(|role| role.name == name)
+        .partition(Listed::is_stored);
+    let configured = configured.into_iter().map(|role| role.members);
+    let configured = configured.reduce(|all, members| all.into_iter().chain(members).collect());
+    Ok((stored.into_iter().next(), configured))
 }
 
 async fn put(api: &Api, role: &Listed, force: bool) -> anyhow::Result<()> {
@@ -143,14 +173,15 @@ pub(crate) async fn add_member(api: &Api, name: &str, member: &str) -> anyhow::R
 }
 
 async fn add(api: &Api, name: &str, members: &[String]) -> anyhow::Result<Listed> {
-    let known = role(api, name).await?;
-    let is_new = known.is_none();
-    let mut role = known.unwrap_or_else(|| Listed {
-        name: name.to_owned(),
-        members: BTreeSet::new(),
-    });
+    let (stored, configured) = role(api, name).await?;
+    let is_new = stored.is_none() && configured.is_none();
+    let configured = configured.unwrap_or_default();
+    let mut role = stored.unwrap_or_else(|| Listed::new(name));
     let before = role.members.len();
-    role.members.extend(members.iter().cloned());
+    let others = members
+        .iter()
+        .filter(|member| !configured.contains(*member));
+    role.members.extend(others.cloned());
     if is_new || role.members.len() > before {
         put(api, &role, false).await?;
     }
@@ -163,16 +194,25 @@ async fn remove(api: &Api, name: &str, members: &[String], force: bool) -> anyho
         api.change(Method::DELETE, &path, None).await?;
         return Ok(Exit::Done);
     }
-    let Some(mut role) = role(api, name).await? else {
+    let (stored, configured) = role(api, name).await?;
+    if stored.is_none() && configured.is_none() {
         tell(format_args!("there is no role {name}"));
         return Ok(Exit::Refused);
-    };
+    }
+    let configured = configured.unwrap_or_default();
+    let mut role = stored.unwrap_or_else(|| Listed::new(name));
     let mut exit = Exit::Done;
     let before = role.members.len();
     for member in members {
-        if !role.members.remove(member) {
-            let member = escape::text(member.as_bytes());
-            tell(format_args!("{member} is no member of {name}"));
+        let was_stored = role.members.remove(member);
+        let shown = escape::text(member.as_bytes());
+        if configured.contains(member) {
+            tell(format_args!(
+                "still there, to be removed by hand: {shown} is a member of {name} by the configuration"
+            ));
+            exit = Exit::Refused;
+        } else if !was_stored {
+            tell(format_args!("{shown} is no member of {name}"));
             exit = Exit::Refused;
         }
     }

@@ -12,13 +12,17 @@ use crate::escape;
 use crate::failure::usage;
 use crate::stdin;
 
-/// The longest one that is read, in bytes: more than any server takes.
-const SECRET_BYTES_MAX: u64 = 4096;
+/// The longest password that a server takes, in bytes.
+const PASSWORD_BYTES_MAX: usize = 1024;
+/// The longest token that a server takes, in bytes.
+const TOKEN_BYTES_MAX: usize = 4096;
+/// So much is read: more than any of them has, with a newline.
+const READ_BYTES_MAX: u64 = 8192;
 
 /// The password of a user who logs in.
 pub(crate) async fn password(user: &str, file: Option<&Path>) -> anyhow::Result<String> {
     match file {
-        Some(file) => from_file(file, "the password"),
+        Some(file) => from_file(file, "the password", PASSWORD_BYTES_MAX),
         None if io::stdin().is_terminal() => ask(&format!("Password of {user}: ")).await,
         None => from_stdin("the password of --user", "--password-file").await,
     }
@@ -27,7 +31,7 @@ pub(crate) async fn password(user: &str, file: Option<&Path>) -> anyhow::Result<
 /// A password that is to be set; on a terminal it is typed twice.
 pub(crate) async fn new_password(user: &str, file: Option<&Path>) -> anyhow::Result<String> {
     if let Some(file) = file {
-        return from_file(file, "the new password");
+        return from_file(file, "the new password", PASSWORD_BYTES_MAX);
     }
     if !io::stdin().is_terminal() {
         return from_stdin("the new password", "--new-password-file").await;
@@ -41,48 +45,49 @@ pub(crate) async fn new_password(user: &str, file: Option<&Path>) -> anyhow::Res
 
 /// The token in a file.
 pub(crate) fn token(file: &Path) -> anyhow::Result<String> {
-    let token = from_file(file, "the token")?;
+    let token = from_file(file, "the token", TOKEN_BYTES_MAX)?;
     match token.trim() {
         "" => Err(usage(format!("{}: the token is empty", file.display()))),
         token => Ok(token.to_owned()),
     }
 }
 
-fn from_file(file: &Path, what: &str) -> anyhow::Result<String> {
+fn from_file(file: &Path, what: &str, bytes_max: usize) -> anyhow::Result<String> {
     let name = file.display();
     let unreadable = |error| usage(format!("{name} cannot be read: {error}"));
     let file = File::open(file).map_err(unreadable)?;
     let bytes = bounded(file).map_err(unreadable)?;
-    checked(bytes, what).map_err(|why| usage(format!("{name}: {why}")))
+    checked(bytes, what, bytes_max).map_err(|why| usage(format!("{name}: {why}")))
 }
 
 async fn from_stdin(what: &'static str, otherwise: &str) -> anyhow::Result<String> {
     stdin::take(what).map_err(|error| usage(format!("{error}; give {otherwise} FILE")))?;
     let read = tokio::task::spawn_blocking(|| bounded(io::stdin())).await?;
     let bytes = read.map_err(|error| usage(format!("{what}: stdin cannot be read: {error}")))?;
-    checked(bytes, what)
+    checked(bytes, what, PASSWORD_BYTES_MAX)
         .map_err(|why| usage(format!("stdin: {why}; {otherwise} FILE is another way")))
 }
 
 fn bounded(from: impl Read) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    from.take(SECRET_BYTES_MAX + 3).read_to_end(&mut bytes)?;
+    from.take(READ_BYTES_MAX).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
 /// Without the newline at its end.
-fn checked(mut bytes: Vec<u8>, what: &str) -> Result<String, String> {
+fn checked(mut bytes: Vec<u8>, what: &str, bytes_max: usize) -> Result<String, String> {
     if bytes.last() == Some(&b'\n') {
         bytes.pop();
         if bytes.last() == Some(&b'\r') {
             bytes.pop();
         }
     }
+    // Before it is looked at: a long one may be cut within a character.
+    if bytes.len() > bytes_max {
+        return Err(format!("{what} is longer than {bytes_max} bytes"));
+    }
     match String::from_utf8(bytes) {
         Ok(secret) if secret.is_empty() => Err(format!("{what} is empty")),
-        Ok(secret) if secret.len() as u64 > SECRET_BYTES_MAX => {
-            Err(format!("{what} is longer than {SECRET_BYTES_MAX} bytes"))
-        }
         Ok(secret) => Ok(secret),
         Err(_) => Err(format!("{what} is no UTF-8 text")),
     }
@@ -106,7 +111,7 @@ async fn ask(question: &str) -> anyhow::Result<String> {
     drop(hidden);
     // The newline that was typed did not show either.
     let _ = writeln!(stderr);
-    checked(line.map_err(failed)?, "the password").map_err(usage)
+    checked(line.map_err(failed)?, "the password", PASSWORD_BYTES_MAX).map_err(usage)
 }
 
 /// While it is there, stdin's terminal does not show what is typed.
@@ -154,7 +159,7 @@ mod tests {
 
     #[test]
     fn one_newline_at_the_end_is_cut_and_nothing_else() {
-        let cut = |bytes: &[u8]| checked(bytes.to_vec(), "it");
+        let cut = |bytes: &[u8]| checked(bytes.to_vec(), "it", TOKEN_BYTES_MAX);
         for (bytes, secret) in [
             (&b"a"[..], "a"),
             (b"a\n", "a"),

@@ -1,34 +1,68 @@
 //! Requests to a server over HTTP, for what is not storage: users, tokens, access rules.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::Request;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, RETRY_AFTER};
 use hyper_util::rt::TokioIo;
 use storage_protocol::{Outcome, Result, StorageError};
 
 use crate::options::ConnectOptions;
 use crate::transport::refusal;
 
-/// What [`request`] takes and gives.
+/// What [`exchange`] takes and gives.
 pub use hyper::{Method, StatusCode};
 
 /// The longest answer that is taken, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
-/// Sends one request to the server that the options name (the first that can be reached), with their credentials, and
-/// gives the status and the body of its answer. `path` begins with `/`; the keyspace of the URL does not matter. The
-/// whole of it has [`ConnectOptions::request_timeout`].
+/// An answer to [`exchange`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Answer {
+    /// How the request went.
+    pub status: StatusCode,
+    /// What was answered.
+    pub body: Bytes,
+    /// When the same may be tried again, where the server says so (`Retry-After`, in seconds).
+    pub retry_after: Option<Duration>,
+}
+
+/// What `Retry-After` says, if it does so in seconds; servers of ours do.
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?;
+    value.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// [`exchange`], of which only status and body matter.
 ///
 /// # Errors
-/// [`StorageError::ConnectFailed`]: no server was reached, or it did not let us in; nothing was executed.
-/// [`StorageError::Closed`] and [`StorageError::DeadlineExceeded`], with outcome *unknown*: the answer did not arrive.
+/// As of [`exchange`].
 pub async fn request(
     options: &ConnectOptions,
     method: Method,
     path: &str,
     body: Option<Vec<u8>>,
 ) -> Result<(StatusCode, Bytes)> {
+    let answer = exchange(options, method, path, body).await?;
+    Ok((answer.status, answer.body))
+}
+
+/// Sends one request to the server that the options name (the first that can be reached), with their credentials, and
+/// gives its answer. `path` begins with `/`; the keyspace of the URL does not matter. The
+/// whole of it has [`ConnectOptions::request_timeout`].
+///
+/// # Errors
+/// [`StorageError::ConnectFailed`]: no server was reached, or it did not let us in; nothing was executed.
+/// [`StorageError::Closed`] and [`StorageError::DeadlineExceeded`], with outcome *unknown*: the answer did not arrive.
+pub async fn exchange(
+    options: &ConnectOptions,
+    method: Method,
+    path: &str,
+    body: Option<Vec<u8>>,
+) -> Result<Answer> {
     let exchange = async {
         let (io, host) = options.dialer().await?.dial_http().await?;
         let mut request = Request::builder()
@@ -73,7 +107,11 @@ pub async fn request(
         let body = body.map_err(|error| lost(&*error))?.to_bytes();
         drop(sender);
         connection.abort();
-        Ok((parts.status, body))
+        Ok(Answer {
+            status: parts.status,
+            body,
+            retry_after: retry_after(&parts.headers),
+        })
     };
     let outcome = Outcome::Unknown;
     tokio::time::timeout(options.request_timeout, exchange)

@@ -302,10 +302,8 @@ impl Reloader {
             );
         }
         let rules = config.rules.len();
-        self.shared.access.set_configured(Configured {
-            rules: config.rules,
-            roles: config.roles,
-        })?;
+        let configured = Configured::of(&config);
+        self.shared.access.set_configured(configured)?;
         tracing::info!(
             rules,
             "the access rules of the configuration were read anew"

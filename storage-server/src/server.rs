@@ -8,13 +8,16 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use serde_json::json;
 use storage_certs::CredentialPaths;
-use storage_protocol::{Keyspace, Storage};
+use storage_protocol::{Batch, CommitOptions, Keyspace, Storage, StorageError, StorageExt};
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::rules::{SECRETS, SYSTEM};
-use crate::auth::{Configured, Secrets, Verifier};
+use crate::auth::rules::{Rule, SECRETS, SYSTEM};
+use crate::auth::system::rule_key;
+use crate::auth::{Configured, Principal, Secrets, Verifier};
 use crate::config::{ConfigError, EngineConfig, ListenerConfig, ServerConfig, TlsMode};
 use crate::engine::Engine;
 use crate::engine::rocks::{EngineOptions, KeyspaceRules, OpenError, RocksEngine};
@@ -28,6 +31,12 @@ use crate::net::tls::{CRL, Dates, LiveTls, Tls, TlsError, TlsFiles};
 use crate::reload::{self, ConfigSource, Looks, Reloaded, Reloader};
 use crate::shared::Shared;
 use crate::shutdown::{self, Closer, ShutdownReport};
+
+/// The stored rule of [`ServerBuilder::grant_admin`].
+const GRANT_ADMIN: &str = "grant-admin";
+
+/// How long a start waits for the access rules that are stored.
+const RULES_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why a server did not start. The texts are complete by themselves.
 #[derive(Debug, thiserror::Error)]
@@ -65,9 +74,12 @@ pub enum StartError {
         /// Those that there are.
         known: Vec<&'static str>,
     },
-    /// The store, or what it says of who may do what, could not be read.
+    /// The store could not be read, or the system lacks something.
     #[error("cannot open the store: {0}")]
     Failed(String),
+    /// What the store says of who may do what could not be read, or not within a minute.
+    #[error("the access rules cannot be read: {0}")]
+    AccessRules(String),
     /// It was stopped before it served anybody; the store is closed.
     #[error("stopped while starting")]
     Stopped,
@@ -122,7 +134,14 @@ pub struct ServerBuilder {
     gateways: Vec<Arc<dyn Gateway>>,
     engine: Option<Arc<dyn Engine>>,
     source: Option<ConfigSource>,
+    start: HowToStart,
+}
+
+/// What counts for the start alone.
+#[derive(Debug, Default)]
+struct HowToStart {
     stop: CancellationToken,
+    grant_admin: Option<Principal>,
 }
 
 impl ServerBuilder {
@@ -159,7 +178,16 @@ impl ServerBuilder {
     /// closed in order, and the end is [`StartError::Stopped`].
     #[must_use]
     pub fn stop(mut self, stop: CancellationToken) -> Self {
-        self.stop = stop;
+        self.start.stop = stop;
+        self
+    }
+
+    /// Makes a principal an administrator at the start, whatever the access rules say: by a stored rule, `grant-admin`,
+    /// that gives it `admin` of the keyspace `system`. One that is an administrator already changes nothing, so without
+    /// any rule nobody does.
+    #[must_use]
+    pub fn grant_admin(mut self, principal: Principal) -> Self {
+        self.start.grant_admin = Some(principal);
         self
     }
 
@@ -173,7 +201,7 @@ impl ServerBuilder {
             gateways,
             engine,
             source,
-            stop,
+            start,
         } = self;
         check_gateways(&config, &gateways)?;
         let fixed = reload::fixed(&config);
@@ -183,12 +211,12 @@ impl ServerBuilder {
             Some(engine) => (engine, Box::new(|| ()) as Closer),
             None => open_store(&config, shares).await?,
         };
-        if stop.is_cancelled() {
+        if start.stop.is_cancelled() {
             let _ = tokio::task::spawn_blocking(closer).await;
             return Err(StartError::Stopped);
         }
         let reload = |shared: &_, listeners| Reloader::new(shared, listeners, source, fixed, looks);
-        Server::serve(config, tls, gateways, engine, closer, reload).await
+        Server::serve(config, tls, gateways, engine, closer, start, reload).await
     }
 }
 
@@ -237,7 +265,7 @@ impl Server {
             gateways: gateway::built_in(),
             engine: None,
             source: None,
-            stop: CancellationToken::new(),
+            start: HowToStart::default(),
         }
     }
 
@@ -257,12 +285,22 @@ impl Server {
         read_tls(config).map(|_| ())
     }
 
+    /// What is odd about the access rules and roles of the configuration, a sentence each: rules that can never match, or
+    /// give nothing beyond others, and roles without members. Those that are stored are not known here.
+    #[must_use]
+    pub fn warnings(config: &ServerConfig) -> Vec<String> {
+        let rules = Configured::of(config).rule_set();
+        let warnings = rules.warnings().into_iter();
+        warnings.map(|warning| warning.to_string()).collect()
+    }
+
     async fn serve(
         config: ServerConfig,
         tls: LoadedTls,
         gateways: Vec<Arc<dyn Gateway>>,
         engine: Arc<dyn Engine>,
         closer: Closer,
+        start: HowToStart,
         reloader: impl FnOnce(&Arc<Shared>, Vec<(ListenerConfig, Arc<LiveTls>)>) -> Arc<Reloader>,
     ) -> Result<Self, StartError> {
         let LoadedTls { dates, listeners } = tls;
@@ -288,10 +326,7 @@ impl Server {
                 }
             }
         }
-        let configured = Configured {
-            rules: config.rules.clone(),
-            roles: config.roles.clone(),
-        };
+        let configured = Configured::of(&config);
         let known = gateway::names(&gateways);
         let addresses = config
             .listeners
@@ -312,23 +347,20 @@ impl Server {
         };
         let shared = async {
             let shared = Shared::new(config, register, configured, engine)
-                .map_err(|error| error.to_string())?;
+                .map_err(|error| StartError::Failed(error.to_string()))?;
             dates
                 .into_iter()
                 .for_each(|dates| shared.certificates.set(dates));
             shared.access.set_verifier(verifier.map(Verifier));
-            let followed = follow_access(&shared).await;
-            followed.map_err(|error| {
-                shared.cut.cancel();
-                format!("the access rules cannot be read: {error}")
-            })?;
+            let followed = follow_access_in_time(&shared, &start, RULES_PATIENCE).await;
+            followed.inspect_err(|_| shared.cut.cancel())?;
             Ok(shared)
         };
         let shared = match shared.await {
             Ok(shared) => shared,
-            Err(reason) => {
+            Err(error) => {
                 let _ = tokio::task::spawn_blocking(closer).await;
-                return Err(StartError::Failed(reason));
+                return Err(error);
             }
         };
         shared.serving();
@@ -380,6 +412,30 @@ impl Server {
     }
 }
 
+/// [`follow_access`], unless the server is to stop before, or it takes too long.
+async fn follow_access_in_time(
+    shared: &Arc<Shared>,
+    start: &HowToStart,
+    patience: Duration,
+) -> Result<(), StartError> {
+    let following = async {
+        follow_access(shared).await?;
+        match &start.grant_admin {
+            Some(principal) => grant_admin(shared, principal).await,
+            None => Ok(()),
+        }
+    };
+    let following = tokio::time::timeout(patience, following);
+    match start.stop.run_until_cancelled(following).await {
+        None => Err(StartError::Stopped),
+        Some(Ok(followed)) => followed.map_err(|error| StartError::AccessRules(error.to_string())),
+        Some(Err(_)) => Err(StartError::AccessRules(format!(
+            "the keyspace {SYSTEM} tells nothing within {}; see the log",
+            humantime::format_duration(patience)
+        ))),
+    }
+}
+
 /// Begins to follow the access rules; those that are stored are known at the return.
 async fn follow_access(shared: &Arc<Shared>) -> storage_protocol::Result<()> {
     let secrets = Keyspace::new(SECRETS).expect("the name follows the rule");
@@ -387,15 +443,51 @@ async fn follow_access(shared: &Arc<Shared>) -> storage_protocol::Result<()> {
     shared.access.set_secrets(Secrets::open(secrets).await?);
     let system = Keyspace::new(SYSTEM).expect("the name follows the rule");
     let storage = shared.own_session(&system).storage();
-    let (access, stop) = (shared.access.clone(), shared.cut.clone());
-    let following = async move {
-        let following = access.follow(&*storage);
-        stop.run_until_cancelled(following).await;
-    };
-    // Not among those that a shutdown waits for: rules hold as long as anybody is there.
-    tokio::spawn(following);
+    shared.access.start(&storage, &shared.cut);
     shared.access.loaded().await;
+    // Before anybody is there who adds users.
+    if let Some(secrets) = shared.access.secrets() {
+        let is_user = |name: &str| shared.access.user(name).is_some();
+        secrets.remove_orphans(is_user).await?;
+    }
     shared.end_tokens_of_ended_certificates().await
+}
+
+/// Makes a principal an administrator, unless it is one.
+async fn grant_admin(shared: &Arc<Shared>, principal: &Principal) -> storage_protocol::Result<()> {
+    let access = &shared.access;
+    let system = Keyspace::new(SYSTEM).expect("the name follows the rule");
+    if access.rules().grants(principal.as_str(), &system).admin {
+        tracing::warn!(%principal, "--grant-admin: it is an administrator already, nothing was changed");
+        return Ok(());
+    }
+    let rule = json!({ "principal": principal.as_str(), "keyspace": SYSTEM, "allow": ["admin"] });
+    let rule = rule.to_string();
+    Rule::from_json(rule.as_bytes()).map_err(|error| StorageError::invalid(error.to_string()))?;
+    let key = rule_key(GRANT_ADMIN);
+    let storage = shared.own_session(&system).storage();
+    let before = storage.get_one(key.clone()).await?;
+    let batch = Batch::new().put(key, rule);
+    let options = CommitOptions {
+        label: Some("--grant-admin".to_owned()),
+        ..CommitOptions::default()
+    };
+    let position = storage.commit(batch, options).await?;
+    access.wait_for(position.revision).await?;
+    tracing::warn!(
+        %principal,
+        revision = position.revision.0,
+        replaced = before.map(|entry| String::from_utf8_lossy(&entry.value).into_owned()),
+        "--grant-admin: it is an administrator from now on, by the stored rule {GRANT_ADMIN:?}; leave the flag out at the \
+         next start, and revoke the rule once there is another administrator"
+    );
+    let user = principal.as_str().strip_prefix("user:");
+    if let Some(name) = user
+        && access.user(name).is_none_or(|user| user.disabled)
+    {
+        tracing::warn!(%principal, "--grant-admin: there is no such user that may log in");
+    }
+    Ok(())
 }
 
 /// The names that a listener has, each once, in the order in which the gateways are asked.
@@ -408,6 +500,7 @@ fn in_order(known: &[&str], names: &[String]) -> Vec<String> {
         .collect()
 }
 
+/// The access rules of a configuration.
 /// One line with what an operator looks for first.
 fn tell_start(
     config: &ServerConfig,
@@ -538,5 +631,52 @@ fn engine_options(config: &ServerConfig) -> EngineOptions {
         tombstones_max: engine.tombstones_max,
         keyspaces: rules_of_keyspaces(engine),
         ..EngineOptions::new(&config.data)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{self, Hold, MemoryEngine};
+
+    /// For what is to happen at all; nothing is measured.
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    #[tokio::test]
+    async fn a_start_that_waits_for_the_access_rules_is_stopped() {
+        let engine = MemoryEngine::new();
+        engine.hold(Hold::OwnWatches);
+        let stop = CancellationToken::new();
+        let config = ServerConfig::embedded("unused", None, Vec::new());
+        let builder = Server::builder(config).engine(engine);
+        let started = tokio::spawn(builder.stop(stop.clone()).start());
+        // However far it came.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!started.is_finished());
+        stop.cancel();
+        let started = tokio::time::timeout(PATIENCE, started)
+            .await
+            .expect("in time");
+        assert!(matches!(started.unwrap(), Err(StartError::Stopped)));
+    }
+
+    #[tokio::test]
+    async fn a_start_waits_for_the_access_rules_for_so_long_and_says_so() {
+        let engine = MemoryEngine::new();
+        engine.hold(Hold::OwnWatches);
+        let shared = testing::server(&engine, |_| {});
+        let (start, patience) = (HowToStart::default(), Duration::from_millis(20));
+        let error = follow_access_in_time(&shared, &start, patience)
+            .await
+            .unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("the access rules cannot be read") && text.contains("within 20ms"),
+            "{text}"
+        );
+        engine.hold(Hold::Nothing);
+        follow_access_in_time(&shared, &start, PATIENCE)
+            .await
+            .unwrap();
     }
 }

@@ -59,6 +59,8 @@ pub(crate) enum Hold {
     Commits,
     /// Watches are not opened.
     Watches,
+    /// Nor are the server's own.
+    OwnWatches,
     /// Commits happen and are told to watches, but not acknowledged.
     Answers,
     Reads,
@@ -334,6 +336,8 @@ impl Storage for MemorySession {
         if self.principal != "server" {
             self.passes(Hold::Watches).await;
         }
+        let mut hold = self.hold.clone();
+        let _ = hold.wait_for(|hold| *hold != Hold::OwnWatches).await;
         let mut state = self.state.lock().unwrap();
         let first = WatchEvent::Progress {
             position: MemoryEngine::position_of(&state),

@@ -378,7 +378,7 @@ async fn what_is_asked_wrongly_is_answered_with_what_is_wrong() {
             &boss,
             "PUT",
             "users/x",
-            json!({ "password": "" }),
+            json!({ "password": "", "new": true }),
             400,
             "empty",
         ),
@@ -386,11 +386,34 @@ async fn what_is_asked_wrongly_is_answered_with_what_is_wrong() {
             &boss,
             "PUT",
             "users/x",
-            json!({ "password": "x".repeat(10_000) }),
+            json!({ "password": "x".repeat(10_000), "new": true }),
             400,
             "1024",
         ),
-        (&boss, "PUT", "users/x", json!({}), 400, "needs a password"),
+        (
+            &boss,
+            "PUT",
+            "users/x",
+            json!({ "new": true }),
+            400,
+            "needs a password",
+        ),
+        (
+            &boss,
+            "PUT",
+            "users/evee",
+            json!({ "password": "a" }),
+            404,
+            "there is no user evee",
+        ),
+        (
+            &boss,
+            "PUT",
+            "users/evee",
+            json!({ "disabled": true }),
+            404,
+            "there is no user evee",
+        ),
         (
             &boss,
             "PUT",
@@ -459,6 +482,14 @@ async fn what_is_asked_wrongly_is_answered_with_what_is_wrong() {
         ),
         (
             &ann,
+            "POST",
+            "tokens",
+            json!({ "grants": vec![json!({ "keyspace": "m", "prefix": "x".repeat(4000), "allow": ["read"] }); 5] }),
+            400,
+            "allowed are 16384",
+        ),
+        (
+            &ann,
             "GET",
             "explain?keyspace=model&permission=fly",
             Value::Null,
@@ -494,6 +525,12 @@ async fn what_is_asked_wrongly_is_answered_with_what_is_wrong() {
         )
         .await;
     assert_eq!(why["allowed"], json!(false), "{why}");
+    // A key that is no text.
+    for (key, allowed) in [("open/%00%ff", true), ("%ffopen/", false)] {
+        let path = format!("explain?keyspace=model&key={key}&permission=read");
+        let (status, why) = house.ask(&ann, "GET", &path, Value::Null).await;
+        assert_eq!((status, &why["allowed"]), (200, &json!(allowed)), "{why}");
+    }
     let (_, why) = house
         .ask(
             &ann,
@@ -506,6 +543,270 @@ async fn what_is_asked_wrongly_is_answered_with_what_is_wrong() {
         (why["allowed"].clone(), why["origin"].clone()),
         (json!(true), json!("rule[1] of the configuration"))
     );
+}
+
+#[tokio::test]
+async fn a_change_that_locks_all_out_is_made_by_force_alone_and_force_does_nothing_else() {
+    let house = House(Served::new(&["boss", "ann"], ""));
+    let boss = house.certified("boss", "model");
+    let admin = json!({ "principal": "cert:boss", "keyspace": "system", "allow": ["admin"] });
+    let ann = json!({ "principal": "cert:ann", "keyspace": "model", "allow": ["read"] });
+    assert_eq!(house.ask(&boss, "PUT", "rules/boss", admin).await.0, 204);
+    let put = house.ask(&boss, "PUT", "rules/ann", ann.clone()).await;
+    assert_eq!(put.0, 204, "{}", put.1);
+    let (status, why) = house.ask(&boss, "DELETE", "rules/boss", Value::Null).await;
+    assert_eq!(status, 400);
+    assert!(why.to_string().contains("nobody could change"), "{why}");
+    // Who may not change rules does not by force, and what is no rule's name is none.
+    let certified = house.certified("ann", "model");
+    let path = "rules/boss?force=true";
+    assert_eq!(
+        house.ask(&certified, "DELETE", path, Value::Null).await.0,
+        403
+    );
+    let long = format!("rules/{}?force=true", "x".repeat(257));
+    let (status, why) = house.ask(&boss, "PUT", &long, ann).await;
+    assert_eq!(status, 400, "{why}");
+    assert!(why.to_string().contains("1 to 256 bytes"), "{why}");
+    assert_eq!(house.ask(&boss, "DELETE", path, Value::Null).await.0, 204);
+    assert_eq!(house.ask(&boss, "GET", "rules", Value::Null).await.0, 403);
+}
+
+#[tokio::test]
+async fn a_name_with_which_nobody_could_log_in_is_refused_when_the_user_is_added() {
+    let house = House::new().await;
+    let boss = house.certified("boss", "model");
+    let long = "x".repeat(300);
+    for (name, why) in [
+        ("a%3Ab", "colon"),
+        ("a%2Fb", "\"/\""),
+        ("a%0Ab", "control characters"),
+        ("a%E2%80%AEb", "do not show"),
+        (long.as_str(), "longer than 256 bytes"),
+    ] {
+        let user = json!({ "password": "a", "new": true });
+        let (status, body) = house
+            .ask(&boss, "PUT", &format!("users/{name}"), user)
+            .await;
+        assert_eq!(status, 400, "{name}: {body}");
+        let error = body["error"].as_str().unwrap();
+        assert!(error.contains(why), "{name}: {error}");
+    }
+    // Names that look odd and are none of these.
+    house.with_user("Zo%C3%AB%20M.@x", "a").await;
+    let user = house.bare("model").password("Zoë M.@x", "a");
+    let connected = house.connect(user).await.unwrap();
+    assert_eq!(connected.welcome().principal, "user:Zoë M.@x");
+}
+
+#[tokio::test]
+async fn all_tokens_of_everybody_end_at_once_when_an_administrator_says_so() {
+    let house = House::new().await;
+    house.with_user("eve", "correct horse").await;
+    let (ann, eve) = (
+        house.certified("ann", "model"),
+        house.bare("model").password("eve", "correct horse"),
+    );
+    let (_, of_ann) = house.token(&ann, json!({})).await;
+    let (_, of_eve) = house.token(&eve, json!({})).await;
+    let session = house.bare("model").token(&of_ann);
+    let session = house
+        .connect(session.give_up_after(Duration::ZERO))
+        .await
+        .unwrap();
+    for not_an_administrator in [&ann, &eve] {
+        let asked = house.ask(not_an_administrator, "DELETE", "tokens", Value::Null);
+        assert_eq!(asked.await.0, 403);
+    }
+    let boss = house.certified("boss", "model");
+    let (status, body) = house.ask(&boss, "DELETE", "tokens", Value::Null).await;
+    assert_eq!((status, body), (200, json!({ "revoked": 2 })));
+    let began = Instant::now();
+    while session.get_one("open/a".into()).await.is_ok() {
+        assert!(began.elapsed() < Duration::from_secs(5), "still in");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for gone in [of_ann, of_eve] {
+        let error = house
+            .connect(house.bare("model").token(gone))
+            .await
+            .unwrap_err();
+        // Not by its record alone: its key is gone too, so a forged one is refused as well.
+        assert!(
+            error.to_string().contains("signing key is unknown"),
+            "{error}"
+        );
+    }
+    let (_, again) = house.token(&ann, json!({})).await;
+    house
+        .connect(house.bare("model").token(again))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_web_page_of_another_site_changes_nothing_with_the_login_that_its_browser_keeps() {
+    let house = House::new().await;
+    house.with_user("eve", "correct horse").await;
+    // eve:correct horse
+    let login = "Authorization: Basic ZXZlOmNvcnJlY3QgaG9yc2U=";
+    let host = house.0.server.url("storage").replace("wss://", "");
+    let own = format!("https://{host}");
+    let json = "application/json";
+    for (origin, content_type, status) in [
+        (Some("https://evil.example"), json, 403),
+        (Some("null"), json, 403),
+        (Some("https://evil.example"), "text/plain", 403),
+        (None, "text/plain", 415),
+        (None, "application/x-www-form-urlencoded", 415),
+        (None, "", 415),
+        (Some(own.as_str()), json, 201),
+        (None, "application/JSON; charset=utf-8", 201),
+    ] {
+        let origin = origin.map_or_else(String::new, |origin| format!("Origin: {origin}\r\n"));
+        let content_type = match content_type {
+            "" => String::new(),
+            kind => format!("Content-Type: {kind}\r\n"),
+        };
+        let request = format!(
+            "POST /-/auth/tokens HTTP/1.1\r\nHost: {host}\r\n{login}\r\n{origin}{content_type}Content-Length: 2\r\n\r\n{{}}"
+        );
+        let answer = http(&mut bare_tls(&house).await, &request).await;
+        assert_eq!(answer.status, status, "{request}\n{}", answer.text());
+    }
+    let (_, listed) = house
+        .ask(
+            &house.certified("boss", "model"),
+            "GET",
+            "tokens",
+            Value::Null,
+        )
+        .await;
+    assert_eq!(listed["tokens"].as_array().unwrap().len(), 2, "{listed}");
+}
+
+#[tokio::test]
+async fn what_is_of_the_configuration_is_told_from_what_is_stored_and_is_not_removed() {
+    let role = "[[role]]\nname = \"ops\"\nmembers = [\"cert:a\"]\n\
+        [[role]]\nname = \"fixed\"\nmembers = [\"cert:b\"]\n";
+    let house = House(Served::new(&["boss", "ann"], &format!("{LISTENER}{role}")));
+    let boss = house.certified("boss", "model");
+    let stored = json!({ "members": ["user:eve"] });
+    assert_eq!(house.ask(&boss, "PUT", "roles/ops", stored).await.0, 204);
+    let rule = json!({ "principal": "role:ops", "keyspace": "model", "allow": ["read"] });
+    assert_eq!(house.ask(&boss, "PUT", "rules/ops", rule).await.0, 204);
+    let (_, listed) = house.ask(&boss, "GET", "rules", Value::Null).await;
+    assert_eq!(
+        listed["roles"],
+        json!([
+            { "from": { "config": 0 }, "name": "ops", "members": ["cert:a"] },
+            { "from": { "config": 1 }, "name": "fixed", "members": ["cert:b"] },
+            { "from": { "name": "ops" }, "name": "ops", "members": ["user:eve"] },
+        ])
+    );
+    let from = listed["rules"].as_array().unwrap().iter();
+    let from: Vec<_> = from.map(|rule| rule["from"].clone()).collect();
+    assert_eq!(
+        from,
+        [
+            json!({ "config": 0 }),
+            json!({ "config": 1 }),
+            json!({ "config": 2 }),
+            json!({ "name": "ops" })
+        ]
+    );
+    for (path, status, why) in [
+        ("roles/ops", 204, ""),
+        ("roles/ops", 409, "one of the configuration"),
+        ("roles/fixed", 409, "one of the configuration"),
+        ("roles/none", 404, "no such role"),
+        ("rules/rule%5B0%5D", 404, "changed there"),
+    ] {
+        let (answered, body) = house.ask(&boss, "DELETE", path, Value::Null).await;
+        assert_eq!(answered, status, "{path}: {body}");
+        assert!(body.to_string().contains(why), "{path}: {body}");
+    }
+}
+
+#[tokio::test]
+async fn of_two_who_set_a_password_at_once_one_is_told_and_the_others_holds() {
+    let house = House::new().await;
+    house.with_user("eve", "old").await;
+    let boss = house.certified("boss", "model");
+    for round in 0..4 {
+        let passwords = [format!("one {round}"), format!("two {round}")];
+        let set = |n: usize| {
+            house.ask(
+                &boss,
+                "PUT",
+                "users/eve",
+                json!({ "password": passwords[n] }),
+            )
+        };
+        let (first, second) = tokio::join!(set(0), set(1));
+        let statuses = [first.0, second.0];
+        let holds = match statuses {
+            [204, 409] => vec![0],
+            [409, 204] => vec![1],
+            // One after the other: the later one holds, which is not told here.
+            [204, 204] => vec![0, 1],
+            statuses => panic!("{statuses:?}"),
+        };
+        let mut lets_in = 0;
+        for n in holds {
+            let eve = house.bare("model").password("eve", &passwords[n]);
+            lets_in += usize::from(house.connect(eve).await.is_ok());
+        }
+        assert_eq!(lets_in, 1, "round {round}: {statuses:?}");
+    }
+}
+
+#[tokio::test]
+async fn tokens_that_are_good_for_nothing_are_marked_or_removed() {
+    let house = House::new().await;
+    house.with_user("eve", "correct horse").await;
+    let boss = house.certified("boss", "model");
+    let eve = house.bare("model").password("eve", "correct horse");
+    let (id, token) = house.token(&eve, json!({})).await;
+    let (child, _) = house
+        .token(&house.bare("model").token(&token), json!({}))
+        .await;
+    let (of_ann, by_ann) = house
+        .token(&house.certified("ann", "model"), json!({}))
+        .await;
+    house
+        .token(&house.bare("model").token(&by_ann), json!({}))
+        .await;
+    let listed = async || {
+        let (_, body) = house.ask(&boss, "GET", "tokens", Value::Null).await;
+        let tokens = body["tokens"].as_array().unwrap().iter();
+        let text = |token: &Value, name: &str| token[name].as_str().map(str::to_owned);
+        let tokens = tokens.map(|token| (text(token, "id").unwrap(), text(token, "ended")));
+        tokens.collect::<Vec<_>>()
+    };
+    assert!(listed().await.iter().all(|(_, ended)| ended.is_none()));
+    // They would be good again.
+    for (disabled, ended) in [(true, Some("user disabled or removed")), (false, None)] {
+        let change = json!({ "disabled": disabled });
+        assert_eq!(house.ask(&boss, "PUT", "users/eve", change).await.0, 204);
+        let tokens = listed().await;
+        assert_eq!(tokens.len(), 4, "{tokens:?}");
+        for (name, why) in tokens {
+            let ended = ended.filter(|_| name == id || name == child);
+            assert_eq!(why.as_deref(), ended, "{name}");
+        }
+    }
+    // With a token those go that were minted with it; with another password all of its user's.
+    let path = format!("tokens/{of_ann}");
+    assert_eq!(house.ask(&boss, "DELETE", &path, Value::Null).await.0, 204);
+    assert_eq!(listed().await.len(), 2);
+    let change = json!({ "password": "another" });
+    assert_eq!(house.ask(&boss, "PUT", "users/eve", change).await.0, 204);
+    let began = Instant::now();
+    while !listed().await.is_empty() {
+        assert!(began.elapsed() < Duration::from_secs(10), "still there");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 #[tokio::test]

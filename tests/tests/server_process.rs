@@ -16,6 +16,8 @@ mod processes;
 
 #[path = "server_process/front_door.rs"]
 mod front_door;
+#[path = "server_process/locked_out.rs"]
+mod locked_out;
 #[path = "server_process/log.rs"]
 mod log;
 #[path = "server_process/start_and_signals.rs"]
@@ -364,6 +366,34 @@ fn a_value_that_is_not_allowed_is_refused_by_the_name_of_its_key() {
         .says(&["/no/such.toml"]);
     ran(&["serve", "--colour"]).expect(2).says(&["--colour"]);
     ran(&[]).expect(2);
+}
+
+#[test]
+fn a_check_warns_of_rules_that_give_nothing_and_is_good_all_the_same() {
+    let folder = Folder::new();
+    let config = folder.config(&format!(
+        "{PLAIN}\
+         [[rule]]\nprincipal = 'boss'\nkeyspace = '*'\nallow = ['read']\n\
+         [[rule]]\nprincipal = 'cert:*'\nkeyspace = 'Model'\nallow = ['read']\n\
+         [[rule]]\nprincipal = 'role:ops'\nkeyspace = 'a'\nallow = ['read']\n\
+         [[rule]]\nprincipal = 'cert:*'\nkeyspace = 'b'\nallow = ['read', 'write']\n\
+         [[rule]]\nprincipal = 'cert:*'\nkeyspace = 'b'\nprefix = 'k/'\nallow = ['read']\n\
+         [[role]]\nname = 'ops'\nmembers = []\n"
+    ));
+    let checked = ran(&["config", "check", "--config", &config]).expect(0);
+    assert_eq!(checked.text(), "the configuration is good\n");
+    checked.says(&[
+        "warning: rule[0] of the configuration: principal \"boss\" matches nobody",
+        "warning: rule[1] of the configuration: keyspace \"Model\" matches none",
+        "warning: rule[2] of the configuration: nobody has role \"ops\"",
+        "warning: rule[4] of the configuration: it gives nothing beyond rule[3]",
+        "warning: role \"ops\" of the configuration: it has no members",
+        "stored are not looked at",
+    ]);
+    let good = "[[rule]]\nprincipal = 'cert:x'\nkeyspace = 'b'\nallow = ['read']\n";
+    let config = folder.config(&format!("{PLAIN}{good}"));
+    let checked = ran(&["config", "check", "--config", &config]).expect(0);
+    assert!(!format!("{checked:?}").contains("warning"), "{checked:?}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::{Permission, Rule};
 use crate::api::{self, Api};
 use crate::app::App;
 use crate::escape;
-use crate::failure::{Exit, usage};
+use crate::failure::Exit;
 use crate::output::Output;
 
 const EXAMPLES: &str = "\
@@ -29,7 +29,7 @@ pub(super) struct Explain {
     principal: String,
     /// Where
     keyspace: String,
-    /// Which key (text, @FILE or -); for admin it does not matter
+    /// Which key (text, @FILE or -; with --hex any bytes); for admin it does not matter
     #[arg(allow_negative_numbers = true)]
     key: OsString,
     /// What
@@ -48,16 +48,11 @@ struct Answer {
 impl Explain {
     pub(super) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
         let key = app.form().arguments().bytes("KEY", &self.key)?;
-        let key = std::str::from_utf8(&key).map_err(|_| {
-            usage(
-                "KEY: it is no UTF-8 text; prefixes of rules are, so ask for the part before that",
-            )
-        })?;
         let query = [
-            ("principal", self.principal.as_str()),
-            ("keyspace", self.keyspace.as_str()),
-            ("key", key),
-            ("permission", self.permission.word()),
+            ("principal", self.principal.as_bytes()),
+            ("keyspace", self.keyspace.as_bytes()),
+            ("key", &key),
+            ("permission", self.permission.word().as_bytes()),
         ];
         let api = Api::open(app).await?;
         let answer = api

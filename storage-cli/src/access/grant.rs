@@ -20,8 +20,8 @@ Examples:
   storage access grant role:operators 'model*' read --name operators-read
   storage access grant cert:boss system admin            # an administrator of users, tokens and rules
 
-Granted again for the same principal, keyspace and prefix, the permissions take the place of those before; where such a rule is
-stored under another name, they are added to it. Prints the rule as `access list` does.";
+Where a rule is stored for the same principal, keyspace and prefix, the permissions are added to it, under its name; `access
+revoke` takes some away. Prints the rule as `access list` does.";
 
 /// The longest readable part of a name that is made from a rule, in bytes.
 const SLUG_BYTES_MAX: usize = 48;
@@ -59,9 +59,15 @@ impl Grant {
         let Some(plan) = self.plan(&api).await? else {
             return Ok(Exit::Refused);
         };
-        let rule = record(&self.principal, &self.scope, &plan.allow);
-        let path = api::forced(api::path(&["rules", &plan.name]), self.force);
-        api.change(Method::PUT, &path, Some(&rule)).await?;
+        let rule = record(&self.principal, &self.scope, &plan.allow.words());
+        let is_there = plan
+            .before
+            .as_ref()
+            .is_some_and(|before| *before == plan.allow.words());
+        if !is_there {
+            let path = api::forced(api::path(&["rules", &plan.name]), self.force);
+            api.change(Method::PUT, &path, Some(&rule)).await?;
+        }
         if let Some(before) = plan.before.filter(|before| *before != plan.allow.words()) {
             let before = before.join(",");
             tell(format_args!("it was {before} before"));
@@ -91,11 +97,10 @@ impl Grant {
         let allow = self.permissions.clone();
         match stored.clone().find(|(stored, _)| *stored == name) {
             Some((_, rule)) if is_same(rule) => {
-                let before = Some(rule.allow.clone());
                 return Ok(Some(Plan {
                     name,
-                    allow,
-                    before,
+                    allow: allow.and(&rule.allow),
+                    before: Some(rule.allow.clone()),
                 }));
             }
             Some((_, rule)) => {

@@ -7,7 +7,7 @@ mod revoke;
 mod scope;
 
 use clap::{Args, Subcommand};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::api::{self, Api};
@@ -53,10 +53,10 @@ impl Access {
     }
 }
 
-/// Where a rule comes from.
-#[derive(Debug, Deserialize)]
+/// Where a rule or a role comes from.
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Origin {
+pub(crate) enum Origin {
     /// The configuration, of which it is this one.
     Config(u64),
     /// The store, under this name.
@@ -146,11 +146,11 @@ async fn rules(api: &Api) -> anyhow::Result<Vec<Listed>> {
 }
 
 /// A rule as the server takes it.
-fn record(principal: &str, scope: &Scope, allow: &Permissions) -> Value {
+fn record(principal: &str, scope: &Scope, allow: &[&str]) -> Value {
     json!({
         "principal": principal,
         "keyspace": scope.keyspace,
         "prefix": scope.prefix,
-        "allow": allow.words(),
+        "allow": allow,
     })
 }

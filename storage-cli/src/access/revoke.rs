@@ -1,9 +1,9 @@
-//! `access revoke`: removes rules that are stored.
+//! `access revoke`: removes rules that are stored, or takes permissions away from them.
 
 use clap::Args;
 use storage_client::http::Method;
 
-use super::{Scope, rules};
+use super::{Listed, Permissions, Scope, record, rules};
 use crate::api::{self, Api};
 use crate::app::App;
 use crate::escape;
@@ -15,8 +15,9 @@ Examples:
   storage access revoke user-ann-models-cfc3b7d8
   storage access revoke user:ann models
   storage access revoke 'cert:robot-*' models:robots/
+  storage access revoke user:ann models write           # what else it may there stays
 
-By its name, or all that are stored for exactly this principal, keyspace and prefix. Connections that are open go by the rules
+By its name, or all that are stored for exactly this principal, keyspace and prefix; of these some permissions, or all. Connections that are open go by the rules
 that are left from then on.";
 
 /// Removes a rule
@@ -29,6 +30,8 @@ pub(super) struct Revoke {
     /// Keyspace and prefix of the rule
     #[arg(value_name = "KEYSPACE[:PREFIX]")]
     scope: Option<Scope>,
+    /// Take only these away: read,write,watch,admin or some of them [default: all]
+    permissions: Option<Permissions>,
     /// Also if nobody could change the rules afterwards
     #[arg(long)]
     force: bool,
@@ -50,22 +53,52 @@ impl Revoke {
             .filter(|listed| listed.rule.is_for(&self.rule, scope));
         let (stored, configured): (Vec<_>, Vec<_>) =
             same.partition(|listed| listed.stored().is_some());
-        for name in stored.iter().filter_map(|listed| listed.stored()) {
-            self.remove(&api, name).await?;
-            tell(format_args!(
-                "removed {}",
-                escape::field(name.as_bytes(), false)
-            ));
+        let (mut done, mut left) = (0, 0);
+        for listed in &stored {
+            let Some(name) = listed.stored() else {
+                continue;
+            };
+            let allow = &listed.rule.allow;
+            let stays = match &self.permissions {
+                Some(taken) => taken.taken_from(allow),
+                None => Vec::new(),
+            };
+            let shown = escape::field(name.as_bytes(), false);
+            if stays.len() == allow.len() {
+                left += 1;
+                continue;
+            }
+            if stays.is_empty() {
+                self.remove(&api, name).await?;
+                tell(format_args!("removed {shown}"));
+            } else {
+                let rule = record(&self.rule, scope, &stays);
+                let path = api::forced(api::path(&["rules", name]), self.force);
+                api.change(Method::PUT, &path, Some(&rule)).await?;
+                let stays = escape::text(stays.join(",").as_bytes()).into_owned();
+                tell(format_args!("{shown} gives {stays} now"));
+            }
+            done += 1;
         }
+        let gives_it = |listed: &&Listed| {
+            let taken = self.permissions.as_ref();
+            taken.is_none_or(|taken| {
+                taken.taken_from(&listed.rule.allow).len() < listed.rule.allow.len()
+            })
+        };
+        let configured: Vec<_> = configured.into_iter().filter(gives_it).collect();
         for listed in &configured {
             let line = listed.line().replace('\t', " ");
             tell(format_args!("still there, to be removed by hand: {line}"));
+        }
+        if done == 0 && left > 0 {
+            tell(format_args!("no stored rule gave it"));
         }
         if stored.is_empty() && configured.is_empty() {
             let shown = escape::text(self.rule.as_bytes());
             tell(format_args!("there is no rule for {shown} and {scope}"));
         }
-        Ok(match stored.is_empty() || !configured.is_empty() {
+        Ok(match done == 0 || !configured.is_empty() {
             true => Exit::Refused,
             false => Exit::Done,
         })

@@ -36,6 +36,12 @@ impl Permissions {
         self.0.iter().map(|permission| permission.word()).collect()
     }
 
+    /// Those that these words name, without these; words that are none stay.
+    pub(crate) fn taken_from<'a>(&self, words: &'a [String]) -> Vec<&'a str> {
+        let stays = |word: &&String| !self.0.iter().any(|taken| taken.word() == word.as_str());
+        words.iter().filter(stays).map(String::as_str).collect()
+    }
+
     /// With those that these words name as well.
     pub(crate) fn and(&self, words: &[String]) -> Self {
         let is_named = |permission: &Permission| words.iter().any(|word| word == permission.word());
@@ -126,6 +132,8 @@ mod tests {
         assert_eq!(permissions.words(), ["read", "watch"]);
         let more = permissions.and(&["admin".to_owned(), "future".to_owned()]);
         assert_eq!(more.words(), ["read", "watch", "admin"]);
+        let words = ["read", "write", "future"].map(str::to_owned);
+        assert_eq!(permissions.taken_from(&words), ["write", "future"]);
         for bad in ["", "reed", "read,", "Read", "read write", "read\u{1b}"] {
             let error = bad.parse::<Permissions>().unwrap_err();
             assert!(

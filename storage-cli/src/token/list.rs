@@ -1,4 +1,4 @@
-//! `token list`: the tokens that are good; all of them for administrators, one's own for others.
+//! `token list`: the tokens that there are, and whether they are good; all of them for administrators, one's own for others.
 
 use clap::Args;
 use serde::Deserialize;
@@ -15,10 +15,10 @@ Examples:
   storage token list
   storage --json token list
 
-Prints ID<TAB>PRINCIPAL<TAB>NAME<TAB>ISSUED<TAB>EXPIRES<TAB>GRANTS lines; the tokens themselves are kept nowhere. Without grants a
-token has \"all\" that its principal has.";
+Prints ID<TAB>PRINCIPAL<TAB>NAME<TAB>ISSUED<TAB>EXPIRES<TAB>GRANTS<TAB>STATE lines; the tokens themselves are kept nowhere. Without
+grants a token has \"all\" that its principal has. The state is \"good\", or why it is not: the user is disabled, say.";
 
-/// Prints the tokens that are good
+/// Prints the tokens, and whether they are good
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct List {}
@@ -32,6 +32,8 @@ struct Listed {
     grants: Vec<Rule>,
     issued: u64,
     expires: u64,
+    /// Why it is good for nothing, or not for now.
+    ended: Option<String>,
 }
 
 impl List {
@@ -64,6 +66,7 @@ impl Listed {
                 true => "all".into(),
                 false => grants.join(" ").into(),
             },
+            escape::text(self.ended.as_deref().unwrap_or("good").as_bytes()),
         ];
         columns.join("\t")
     }

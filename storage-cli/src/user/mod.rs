@@ -84,7 +84,7 @@ struct Listed {
     password_set: u64,
 }
 
-/// Who logs in over HTTP has no colon in the name.
+/// What the server takes as a name, as far as it is easily mistaken.
 fn check_name(name: &str) -> anyhow::Result<()> {
     match name.strip_prefix("user:") {
         Some(plain) => Err(usage(format!(
@@ -92,6 +92,7 @@ fn check_name(name: &str) -> anyhow::Result<()> {
         ))),
         None if name.is_empty() => Err(usage("a user's name is not empty")),
         None if name.contains(':') => Err(usage(format!("{name:?}: a user's name has no colon"))),
+        None if name.contains('/') => Err(usage(format!("{name:?}: a user's name has no \"/\""))),
         None => Ok(()),
     }
 }
@@ -112,8 +113,8 @@ async fn disable(app: &App, name: &str, disabled: bool) -> anyhow::Result<Exit> 
     Ok(Exit::Done)
 }
 
-/// Whether there is no such user, which is told then. The server would make one. Who may not see the users is told no: it
-/// may change no other's.
+/// Whether there is no such user, which is told then, before a password is asked for; the server refuses it too. Who may
+/// not see the users is told no: it may change no other's.
 async fn is_missing(api: &Api, name: &str) -> anyhow::Result<bool> {
     let answer = match api.ask(&api::path(&["users"])).await {
         Err(error) if is_forbidden(&error) => return Ok(false),
@@ -141,14 +142,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_users_have_no_colon() {
-        for good in ["ann", "Zoë M.", "a/b", "a@b"] {
+    fn names_of_users_have_no_colon_and_no_slash() {
+        for good in ["ann", "Zoë M.", "a@b"] {
             check_name(good).unwrap();
         }
         for (bad, why) in [
             ("", "empty"),
             ("user:ann", "is \"ann\""),
             ("a:b", "no colon"),
+            ("a/b", "no \"/\""),
         ] {
             let error = check_name(bad).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");

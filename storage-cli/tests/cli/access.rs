@@ -13,8 +13,10 @@ const RULES: &str = r#"{
             "rule": {"principal": "x\u001b[2J", "keyspace": "k", "prefix": "\t\u202e", "allow": ["read", "later"]}}
     ],
     "roles": [
-        {"name": "ops", "members": ["cert:ops-*", "user:ann"]},
-        {"name": "strange", "members": ["user:a b", "user:\u001b"]}
+        {"from": {"config": 0}, "name": "ops", "members": ["cert:root"]},
+        {"from": {"config": 1}, "name": "fixed", "members": ["cert:a"]},
+        {"from": {"name": "ops"}, "name": "ops", "members": ["cert:ops-*", "user:ann"]},
+        {"from": {"name": "strange"}, "name": "strange", "members": ["user:a b", "user:\u001b"]}
     ],
     "warnings": ["stored rule \"x\": it gives\u001b nothing"]
 }"#;
@@ -81,22 +83,24 @@ fn a_grant_has_a_name_of_its_own_that_is_always_the_same() {
 }
 
 #[test]
-fn granted_again_it_is_replaced_and_under_another_name_it_is_added() {
+fn granted_again_it_is_added_to_what_is_there() {
     let server = server();
     server.answer("PUT /-/auth/rules/ann", 204, "");
-    // Its own name.
+    // Under its own name, the default one, or one that somebody thinks of.
     let grant = ["access", "grant", "user:ann", "models:a:b/", "write"];
-    let ran = server.run(&[&grant[..], &["--name", "ann"]].concat());
-    assert_eq!(ran.lines(), ["ann\tuser:ann\tmodels:a:b/\twrite"]);
-    assert_eq!(ran.err, "it was read before\n");
-    // The default name, or one that somebody thinks of.
-    for options in [&[][..], &["--name", "new"]] {
+    for options in [&["--name", "ann"][..], &[], &["--name", "new"]] {
         let ran = server.run(&[&grant[..], options].concat());
         assert_eq!(ran.lines(), ["ann\tuser:ann\tmodels:a:b/\tread,write"]);
         assert_eq!(ran.err, "it was read before\n");
+        let last = server.changes().pop().unwrap();
+        assert_eq!(last.1["allow"], json!(["read", "write"]));
     }
-    let last = server.changes().pop().unwrap();
-    assert_eq!(last.1["allow"], json!(["read", "write"]));
+    // What is there already is not written again.
+    let again = ["access", "grant", "user:ann", "models:a:b/", "read"];
+    let ran = server.run(&again);
+    assert_eq!(ran.lines(), ["ann\tuser:ann\tmodels:a:b/\tread"]);
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""));
+    assert_eq!(server.changes(), []);
     // A rule of the configuration is no stored one.
     let ran = server.run(&["access", "grant", "cert:boss", "system", "admin"]);
     assert_eq!(ran.code, 3, "{ran:?}");
@@ -170,6 +174,46 @@ fn a_rule_is_revoked_by_its_name_or_by_what_it_says() {
 }
 
 #[test]
+fn some_permissions_of_a_rule_are_revoked_and_the_others_stay() {
+    let rules = r#"{"roles": [], "warnings": [], "rules": [
+        {"from": {"name": "one"}, "rule": {"principal": "user:ann", "keyspace": "m", "allow": ["read", "write", "later"]}},
+        {"from": {"name": "two"}, "rule": {"principal": "user:ann", "keyspace": "m", "allow": ["write"]}},
+        {"from": {"config": 0}, "rule": {"principal": "user:ann", "keyspace": "m", "allow": ["watch"]}}
+    ]}"#;
+    let server = HttpServer::with(&[
+        ("GET /-/auth/rules", 200, rules),
+        ("PUT /-/auth/rules/one", 204, ""),
+        ("DELETE /-/auth/rules/two", 204, ""),
+    ]);
+    let ran = server.run(&["access", "revoke", "user:ann", "m", "write,admin"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(ran.err, "one gives read,later now\nremoved two\n");
+    let rule = json!({
+        "principal": "user:ann", "keyspace": "m", "prefix": "", "allow": ["read", "later"],
+    });
+    assert_eq!(
+        server.changes(),
+        [
+            ("PUT /-/auth/rules/one".to_owned(), rule),
+            ("DELETE /-/auth/rules/two".to_owned(), json!(null))
+        ]
+    );
+    // Given by nobody, and by the configuration alone.
+    let ran = server.run(&["access", "revoke", "user:ann", "m", "admin"]);
+    assert_eq!(
+        (ran.code, ran.err.as_str()),
+        (1, "no stored rule gave it\n")
+    );
+    let ran = server.run(&["access", "revoke", "user:ann", "m", "watch"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(
+        ran.err.contains("to be removed by hand: rule[0]"),
+        "{ran:?}"
+    );
+    assert_eq!(server.changes(), []);
+}
+
+#[test]
 fn an_explanation_exits_with_what_it_says() {
     let server = HttpServer::with(&[
         (
@@ -202,9 +246,12 @@ fn an_explanation_exits_with_what_it_says() {
     let ran = server.run(&[&denied[..], &["--json"]].concat());
     assert_eq!(ran.code, 1);
     assert!(ran.out.starts_with("{\"allowed\":false,"), "{ran:?}");
-    let ran = server.run(&["--hex", "access", "explain", "a", "models", "ff", "read"]);
-    assert_eq!(ran.code, 2);
-    assert!(ran.err.contains("no UTF-8"), "{ran:?}");
+    // A key that is no text.
+    let path = "GET /-/auth/explain?principal=a&keyspace=models&key=%00%FF&permission=read";
+    let allowed = r#"{"allowed": true, "origin": null, "reason": "so", "rule": null}"#;
+    server.answer(path, 200, allowed);
+    let ran = server.run(&["--hex", "access", "explain", "a", "models", "00ff", "read"]);
+    assert_eq!(ran.lines(), ["allowed", "reason: so"], "{ran:?}");
 }
 
 #[test]
@@ -214,25 +261,36 @@ fn members_are_added_to_roles_and_removed() {
     assert_eq!(
         ran.lines(),
         [
-            "ops\tcert:ops-* user:ann",
-            "strange\tuser:\\x1b \"user:a b\""
+            "ops\tcert:root\tconfiguration",
+            "fixed\tcert:a\tconfiguration",
+            "ops\tcert:ops-* user:ann\tstored",
+            "strange\tuser:\\x1b \"user:a b\"\tstored"
         ]
     );
     let ran = server.run(&["role", "list", "--json"]);
     assert_eq!(
-        ran.lines()[0],
-        r#"{"members":["cert:ops-*","user:ann"],"name":"ops"}"#
+        [ran.lines()[0], ran.lines()[2]],
+        [
+            r#"{"from":{"config":0},"members":["cert:root"],"name":"ops"}"#,
+            r#"{"from":{"name":"ops"},"members":["cert:ops-*","user:ann"],"name":"ops"}"#
+        ]
     );
     for put in ["ops", "new"] {
         server.answer(&format!("PUT /-/auth/roles/{put}"), 204, "");
     }
     server.asked();
     let ran = server.run(&["role", "add", "ops", "user:bob", "user:ann"]);
-    assert_eq!(ran.lines(), ["ops\tcert:ops-* user:ann user:bob"]);
+    assert_eq!(ran.lines(), ["ops\tcert:ops-* user:ann user:bob\tstored"]);
     let ran = server.run(&["role", "add", "new"]);
-    assert_eq!(ran.lines(), ["new\t"]);
-    // It is there already.
-    assert_eq!(server.run(&["role", "add", "ops", "user:ann"]).code, 0);
+    assert_eq!(ran.lines(), ["new\t\tstored"]);
+    // They are there already, one by the configuration: that is not stored as well.
+    for (role, member) in [
+        ("ops", "user:ann"),
+        ("ops", "cert:root"),
+        ("fixed", "cert:a"),
+    ] {
+        assert_eq!(server.run(&["role", "add", role, member]).code, 0);
+    }
     assert_eq!(server.run(&["role", "rm", "ops", "user:ann"]).code, 0);
     assert_eq!(
         server.changes(),
@@ -253,6 +311,12 @@ fn members_are_added_to_roles_and_removed() {
         (ran.code, ran.err.as_str()),
         (1, "user:bob is no member of ops\n")
     );
+    for (role, member) in [("ops", "cert:root"), ("fixed", "cert:a")] {
+        let ran = server.run(&["role", "rm", role, member]);
+        assert_eq!(ran.code, 1, "{ran:?}");
+        assert!(ran.err.contains("a member of"), "{ran:?}");
+        assert!(ran.err.contains("by the configuration"), "{ran:?}");
+    }
     let ran = server.run(&["role", "rm", "none", "user:bob"]);
     assert_eq!((ran.code, ran.err.as_str()), (1, "there is no role none\n"));
     assert_eq!(server.changes(), []);

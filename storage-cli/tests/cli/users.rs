@@ -100,6 +100,32 @@ fn a_new_user_has_a_password_from_stdin_or_a_file_and_roles() {
 }
 
 #[test]
+fn a_password_that_no_server_takes_is_refused_with_the_bound_before_anything_is_sent() {
+    let server = server();
+    for (password, why) in [
+        (String::new(), "the new password is empty"),
+        ("\n".to_owned(), "the new password is empty"),
+        ("x".repeat(1025), "longer than 1024 bytes"),
+        ("x".repeat(10_000), "longer than 1024 bytes"),
+        // Cut within a character where it is read.
+        (format!("x{}", "ä".repeat(5_000)), "longer than 1024 bytes"),
+    ] {
+        let command = server.command(&["user", "add", "bob"]);
+        let ran = with_stdin(command, password.as_bytes());
+        assert_eq!(ran.code, 2, "{ran:?}");
+        assert!(ran.err.contains(why), "{why}: {ran:?}");
+    }
+    assert_eq!(server.changes(), []);
+    let longest = "x".repeat(1024);
+    let command = server.command(&["user", "add", "bob"]);
+    assert_eq!(
+        with_stdin(command, format!("{longest}\n").as_bytes()).code,
+        0
+    );
+    assert_eq!(server.changes()[0].1["password"], longest);
+}
+
+#[test]
 fn a_user_that_gets_no_role_is_told_to_be_there() {
     let server = server();
     server.answer("PUT /-/auth/roles/ops", 400, r#"{"error":"no"}"#);
@@ -141,8 +167,8 @@ fn users_that_are_not_there_are_not_made_by_mistake() {
             [("PUT /-/auth/users/ann".to_owned(), body)]
         );
     }
-    server.answer("DELETE /-/auth/users/a%2Fb", 204, "");
-    assert_eq!(server.run(&["user", "rm", "a/b"]).code, 0);
+    server.answer("DELETE /-/auth/users/a%20b%3F", 204, "");
+    assert_eq!(server.run(&["user", "rm", "a b?"]).code, 0);
 }
 
 #[test]
@@ -383,10 +409,10 @@ fn a_token_that_cannot_be_told_can_be_revoked() {
 #[test]
 fn tokens_are_listed_and_revoked() {
     let tokens = r#"{"tokens": [
-        {"id": "1a2b", "principal": "user:ann", "name": "c\ti", "issued": 0, "expires": 1900000000, "parent": null,
+        {"id": "1a2b", "principal": "user:ann", "name": "c\ti", "issued": 0, "expires": 1900000000, "parent": null, "ended": "user disabled\u001b",
          "grants": [{"principal": "*", "keyspace": "m", "prefix": "a b", "allow": ["read", "watch"]},
                     {"principal": "*", "keyspace": "n", "allow": ["admin"]}]},
-        {"id": "3c", "principal": "cert:me\u202e", "name": null, "issued": 1, "expires": 99999999999999, "grants": []}
+        {"id": "3c", "principal": "cert:me\u202e", "name": null, "issued": 1, "expires": 99999999999999, "grants": [], "ended": null}
     ]}"#;
     let server = HttpServer::with(&[
         ("GET /-/auth/tokens", 200, tokens),
@@ -402,8 +428,8 @@ fn tokens_are_listed_and_revoked() {
     assert_eq!(
         ran.lines(),
         [
-            "1a2b\tuser:ann\tc\\ti\t1970-01-01T00:00:00Z\t2030-03-17T17:46:40Z\t\"m:a b:read,watch\" n:admin",
-            "3c\tcert:me\\u{202e}\t\t1970-01-01T00:00:01Z\tnever\tall",
+            "1a2b\tuser:ann\tc\\ti\t1970-01-01T00:00:00Z\t2030-03-17T17:46:40Z\t\"m:a b:read,watch\" n:admin\tuser disabled\\x1b",
+            "3c\tcert:me\\u{202e}\t\t1970-01-01T00:00:01Z\tnever\tall\tgood",
         ]
     );
     let ran = server.run(&["token", "list", "--json"]);
@@ -415,6 +441,19 @@ fn tokens_are_listed_and_revoked() {
         let ran = server.run(arguments);
         assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (0, "", ""));
     }
+    server.answer("DELETE /-/auth/tokens", 200, r#"{"revoked":3}"#);
+    let ran = server.run(&["token", "revoke", "--all"]);
+    assert_eq!((ran.code, ran.err.as_str()), (0, "revoked 3 tokens\n"));
+    let ran = server.run(&["token", "revoke", "--all", "--json"]);
+    assert_eq!(ran.lines(), [r#"{"revoked":3}"#]);
+    server.asked();
+    for wrong in [
+        &["token", "revoke"][..],
+        &["token", "revoke", "--all", "1a2b"],
+    ] {
+        assert_eq!(server.run(wrong).code, 2, "{wrong:?}");
+    }
+    assert_eq!(server.changes(), []);
     let ran = server.run(&["token", "revoke", "other"]);
     assert_eq!(
         (ran.code, ran.err.as_str()),

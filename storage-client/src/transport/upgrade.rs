@@ -14,6 +14,7 @@ use super::endpoint::Endpoint;
 use super::failure::explain_io;
 use super::login::Login;
 use super::socket::{Counted, Io, Socket};
+use crate::http::retry_after;
 use crate::server_text::plain;
 
 /// Asks for the WebSocket, and notes what the server says of its time.
@@ -84,10 +85,52 @@ fn explain_upgrade(error: WsError) -> String {
 /// The status, and what came of the body with the headers: enough for a sentence, bounded for a page.
 fn explain_refusal(response: Response) -> String {
     let status = response.status();
+    let retry_after = retry_after(response.headers());
     let body = response.into_body().unwrap_or_default();
     let text = plain(&String::from_utf8_lossy(&body));
+    // A server of ours says it in words, what is between need not.
+    let again = match retry_after {
+        Some(after) if !text.contains("try again") => {
+            format!("; try again in {} s", after.as_secs())
+        }
+        _ => String::new(),
+    };
     match text.trim() {
-        "" => format!("the server refused with HTTP status {status}"),
-        text => format!("the server refused with HTTP status {status}: {text}"),
+        "" => format!("the server refused with HTTP status {status}{again}"),
+        text => format!("the server refused with HTTP status {status}: {text}{again}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(retry_after: &str, body: &str) -> String {
+        let mut response = Response::new(Some(body.as_bytes().to_vec()));
+        *response.status_mut() = hyper::StatusCode::TOO_MANY_REQUESTS;
+        let headers = response.headers_mut();
+        headers.insert(hyper::header::RETRY_AFTER, retry_after.parse().unwrap());
+        explain_refusal(response)
+    }
+
+    #[test]
+    fn a_refusal_says_when_to_try_again_where_the_server_does() {
+        for (retry_after, body, end) in [
+            ("7", "", "Too Many Requests; try again in 7 s"),
+            ("7", "slow down\n", "slow down; try again in 7 s"),
+            (
+                "7",
+                "too many, try again in 7 s\n",
+                "too many, try again in 7 s",
+            ),
+            (
+                "Fri, 31 Dec 1999 23:59:59 GMT",
+                "no",
+                "Too Many Requests: no",
+            ),
+        ] {
+            let text = refusal(retry_after, body);
+            assert!(text.ends_with(end), "{text}");
+        }
     }
 }

@@ -1,6 +1,5 @@
 //! The rules that hold now, who goes by them, and who is let in.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{
     Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
@@ -15,11 +14,13 @@ use super::follow::SystemRecords;
 use super::guard::Guard;
 use super::live::{Ended, LivePeer};
 use super::passwords::{LoginLimits, Logins, PasswordError};
-use super::rules::{Grants, RuleSet};
+use super::rules::{Grants, Origin, Role, RoleName, RuleSet};
 use super::secrets::Secrets;
-use super::system::{Configured, Records, TokenRecord, User};
+use super::system::{Configured, TokenRecord, User};
+use super::token_records::{TokenRecords, TokenUsage};
 use super::tokens::{Claims, TokenError, UnixSeconds};
 use super::{Identity, Proof};
+use crate::ws::Close;
 
 /// The rules that hold now. They are swapped as a whole, never changed: who asks sees those before or those after.
 ///
@@ -53,9 +54,6 @@ pub(crate) struct AccessControl {
      somebody"
 )]
 pub struct LockedOut;
-
-/// Tokens by their ids.
-pub(super) type TokenRecords = HashMap<String, Arc<TokenRecord>>;
 
 /// What client certificates are verified with.
 #[derive(Clone, Debug)]
@@ -116,7 +114,7 @@ impl AccessControl {
     /// # Errors
     /// The system has no random bytes.
     pub(crate) fn new(configured: Configured) -> Result<Arc<Self>, PasswordError> {
-        let rules = Records::default().rule_set(&configured);
+        let rules = configured.rule_set();
         Ok(Arc::new(Self {
             rules: RwLock::new(Arc::new(rules)),
             version: AtomicU64::new(0),
@@ -217,17 +215,27 @@ impl AccessControl {
             let peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
             peers.present()
         };
-        // Ordering: the connection first, which then says why; the session is fenced by the second.
+        // Ordering: who is to be fenced is found first, then connections are told why, then sessions are fenced. So a
+        // fence is never seen before the reason, also if a time is over between the looks.
+        let guards = self.guards().into_iter();
+        let fenced = guards.filter(|guard| check(guard.identity()).is_err());
+        let fenced: Vec<_> = fenced.collect();
         for peer in peers {
             if let Err(why) = check(&peer.identity()) {
                 peer.end(why);
             }
         }
-        for guard in self.guards() {
-            if check(guard.identity()).is_err() {
-                guard.revoke();
-            }
+        for guard in fenced {
+            guard.revoke();
         }
+    }
+
+    /// How the connection of a peer that is not let in any more is closed, whoever saw that first; `None`: it still is.
+    pub(crate) fn why_ended(&self, peer: &LivePeer) -> Option<Close> {
+        if let Err(why) = self.check(&peer.identity()) {
+            peer.end(why);
+        }
+        peer.ended()
     }
 
     pub(super) fn verifier(&self) -> Option<Verifier> {
@@ -306,14 +314,22 @@ impl AccessControl {
     }
 
     pub(crate) fn tokens_len(&self) -> usize {
-        read(&self.tokens).len()
+        read(&self.tokens).all().tokens
     }
 
-    /// All tokens that are good, by their ids.
-    pub(crate) fn all_tokens(&self) -> Vec<(String, Arc<TokenRecord>)> {
+    /// How many tokens there are: of this principal, and in all.
+    pub(crate) fn token_usage(&self, principal: &str) -> (TokenUsage, TokenUsage) {
         let tokens = read(&self.tokens);
-        let all = tokens.iter();
-        all.map(|(id, record)| (id.clone(), record.clone()))
+        (tokens.of(principal), tokens.all())
+    }
+
+    /// The tokens of a principal, or all, by their ids.
+    pub(crate) fn tokens(&self, principal: Option<&str>) -> Vec<(String, Arc<TokenRecord>)> {
+        let tokens = read(&self.tokens);
+        let is_of = |record: &TokenRecord| principal.is_none_or(|name| record.principal == name);
+        let found = tokens.iter().filter(|(_, record)| is_of(record));
+        found
+            .map(|(id, record)| (id.clone(), record.clone()))
             .collect()
     }
 
@@ -324,20 +340,25 @@ impl AccessControl {
         json: Option<&[u8]>,
         collected: Option<&mut TokenRecords>,
     ) {
-        // One that cannot be read is good for nothing.
-        let record = json.and_then(|json| serde_json::from_slice(json).ok());
-        let put = |tokens: &mut TokenRecords| match record {
-            Some(record) => drop(tokens.insert(id.to_owned(), Arc::new(record))),
-            None => drop(tokens.remove(id)),
-        };
         match collected {
-            Some(tokens) => put(tokens),
-            None => put(&mut write(&self.tokens)),
+            Some(tokens) => tokens.set(id, json),
+            None => write(&self.tokens).set(id, json),
         }
+    }
+
+    /// [`AccessControl::set_token`], for tests of others.
+    #[cfg(test)]
+    pub(crate) fn keep_token(&self, id: &str, json: &[u8]) {
+        self.set_token(id, Some(json), None);
     }
 
     pub(super) fn swap_tokens(&self, tokens: TokenRecords) {
         *write(&self.tokens) = tokens;
+    }
+
+    /// All roles with where they are from, each entry by itself.
+    pub(crate) fn roles(&self) -> Vec<(Origin, RoleName, Role)> {
+        self.system.roles()
     }
 
     /// All users, by name.
@@ -346,8 +367,11 @@ impl AccessControl {
     }
 
     /// Waits until what was committed to `system` up to there holds.
-    pub(crate) async fn wait_for(&self, revision: Revision) {
-        self.system.wait_for(revision).await;
+    ///
+    /// # Errors
+    /// `Internal` with outcome *unknown*: it was committed, and does not hold yet.
+    pub(crate) async fn wait_for(&self, revision: Revision) -> storage_protocol::Result<()> {
+        self.system.wait_for(revision).await
     }
 
     /// The user of this name, whether it may log in or not.

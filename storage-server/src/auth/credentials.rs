@@ -171,6 +171,32 @@ impl AccessControl {
         }
     }
 
+    /// Whether the bearer of a token would be let in, as far as its record tells. A certificate that it was minted with is
+    /// not looked at.
+    pub(crate) fn check_token(&self, record: &TokenRecord) -> Result<(), Ended> {
+        match now() >= record.expires {
+            true => Err(Ended::TokenExpired),
+            false => self.check_minter(record),
+        }
+    }
+
+    /// The tokens that are good for nothing for good, before their time is over: their user was removed or has another
+    /// password, or a token before them is gone. (Those of a user who is disabled may be good again.) To be asked where
+    /// users and tokens are known of the same moment.
+    pub(super) fn dead_tokens(&self) -> Vec<String> {
+        let is_dead = |record: &TokenRecord| match self.check_minter(record) {
+            Ok(()) => false,
+            Err(Ended::UserGone) => {
+                let name = record.principal.strip_prefix("user:");
+                !name.is_some_and(|name| self.user(name).is_some_and(|user| user.disabled))
+            }
+            Err(_) => true,
+        };
+        let tokens = self.tokens(None).into_iter();
+        let dead = tokens.filter(|(_, record)| is_dead(record));
+        dead.map(|(id, _)| id).collect()
+    }
+
     /// Whether those that a token depends on would still be let in.
     fn check_minter(&self, record: &TokenRecord) -> Result<(), Ended> {
         if let Some(name) = record.principal.strip_prefix("user:") {
@@ -240,4 +266,28 @@ pub(super) fn chain_of(record: &TokenRecord) -> Vec<CertificateDer<'static>> {
     let decoded = record.certificates.iter();
     let decoded = decoded.filter_map(|text| STANDARD.decode(text).ok());
     decoded.map(CertificateDer::from).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::Configured;
+
+    #[test]
+    fn tokens_are_dead_whose_user_is_gone_or_that_lack_one_they_were_minted_with() {
+        let access = AccessControl::new(Configured::default()).unwrap();
+        let keep = |id: &str, principal: &str, more: &str| {
+            let json =
+                format!(r#"{{"principal":"{principal}","issued":1,"expires":99999999999{more}}}"#);
+            access.keep_token(id, json.as_bytes());
+        };
+        keep("good", "cert:a", "");
+        keep("child", "cert:a", r#","parent":"good""#);
+        keep("orphan", "cert:a", r#","parent":"gone""#);
+        keep("grandchild", "cert:a", r#","parent":"orphan""#);
+        keep("of nobody", "user:eve", r#","password_set":1"#);
+        let mut dead = access.dead_tokens();
+        dead.sort();
+        assert_eq!(dead, ["grandchild", "of nobody", "orphan"]);
+    }
 }

@@ -1,21 +1,28 @@
 //! Keeps the rules in step with the keyspace `system`: at the start, and by a watch from then on.
+//!
+//! Three tasks do it: one follows the keyspace, one puts those out whose time is over, one removes dead tokens. None may end before
+//! the server does: one that panics is started again, and as long as the keyspace is not followed the server is not ready.
 
-use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use storage_protocol::{
-    Batch, KeyRange, KeyState, Position, Result, Revision, Storage, WatchEvent, WatchOptions,
-    WatchStart,
+    Batch, CommitOptions, KeyRange, KeyState, Outcome, Position, Result, Revision, Storage,
+    StorageError, WatchEvent, WatchOptions, WatchStart,
 };
 use tokio::sync::{Mutex, Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
 
 use super::control::AccessControl;
-use super::rules::RuleSet;
-use super::system::{Applies, Configured, Records, User, token_id};
+use super::rules::{Origin, Role, RoleName, RuleSet};
+use super::system::{Applies, Configured, Lockout, Records, User, token_id, token_key};
+use super::token_records::TokenRecords;
+use crate::config::NamedRole;
+use crate::engine::SessionStorage;
 
-/// Between two attempts to watch, where the store fails.
+/// Between two attempts to watch, where the store fails; and before a task that failed is started again.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Who has expired is looked for so often.
 const LOOK: Duration = Duration::from_secs(1);
@@ -23,18 +30,24 @@ const LOOK: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The records of `system`, and who waits for them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct SystemRecords {
     configured: RwLock<Arc<Configured>>,
     /// Those of the configuration and those that are stored become one set of rules: one at a time, or one of two changes
     /// would be lost.
     joining: std::sync::Mutex<()>,
+    /// [`PATIENCE`], but in tests.
+    patience: Duration,
     /// What holds, up to which revision.
     applied: watch::Sender<Applied>,
     /// Somebody waits.
     asked: Notify,
     /// Commits of peers are made one after another, so that each is checked against what the one before left.
     committing: Mutex<()>,
+    /// Whether there is a watch that tells of changes.
+    followed: AtomicBool,
+    /// All tokens that were good for nothing when users last changed: their records are to be removed.
+    dead_tokens: watch::Sender<Vec<String>>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -49,7 +62,13 @@ impl SystemRecords {
     pub(super) fn new(configured: Configured) -> Self {
         Self {
             configured: RwLock::new(Arc::new(configured)),
-            ..Self::default()
+            joining: std::sync::Mutex::default(),
+            patience: PATIENCE,
+            applied: watch::Sender::default(),
+            asked: Notify::new(),
+            committing: Mutex::default(),
+            followed: AtomicBool::new(false),
+            dead_tokens: watch::Sender::default(),
         }
     }
 
@@ -75,28 +94,54 @@ impl SystemRecords {
         Ok(())
     }
 
-    /// Makes a peer's commit, if the keyspace may hold what it leaves. When it is answered, its rules hold.
+    /// Makes a peer's commit, if the keyspace may hold what it leaves. When it is answered without an error, its rules
+    /// hold.
     ///
     /// # Errors
-    /// Those of `commit`; `InvalidArgument` for what may not be.
+    /// Those of `commit`; `InvalidArgument` for what may not be; `Internal`: *not executed* where what holds before it is
+    /// not known, *unknown* where it was made and its rules do not hold yet, see [`SystemRecords::wait_for`].
     pub(super) async fn checked(
         &self,
         batch: &Batch,
+        lockout: Lockout,
         present: Position,
         commit: impl Future<Output = Result<Position>>,
     ) -> Result<Position> {
         let _one = self.committing.lock().await;
         // A commit whose sender went away is made all the same: this one is checked against what it left.
-        self.wait_for(present.revision).await;
+        if !self.holds(present.revision).await {
+            return Err(StorageError::Internal {
+                message: "the access rules are not followed, so what this commit would leave cannot be checked; see the \
+                          server's log"
+                    .to_owned(),
+                outcome: Outcome::NotExecuted,
+            });
+        }
         let known = self.applied.borrow().records.clone();
-        known.check(batch, &self.configured())?;
+        known.check(batch, &self.configured(), lockout)?;
         let position = commit.await?;
-        self.wait_for(position.revision).await;
+        self.wait_for(position.revision).await?;
         Ok(position)
     }
 
     pub(super) fn user(&self, name: &str) -> Option<User> {
         self.applied.borrow().records.user(name).cloned()
+    }
+
+    /// All roles with where they are from, those of the configuration first. Where both have one of a name its members are
+    /// those of both.
+    pub(super) fn roles(&self) -> Vec<(Origin, RoleName, Role)> {
+        let configured = self.configured();
+        let configured = configured.roles.iter().enumerate();
+        let configured = configured.map(|(place, NamedRole { name, role })| {
+            (Origin::Config(place), name.clone(), role.clone())
+        });
+        let applied = self.applied.borrow();
+        let stored = applied.records.roles().map(|(name, role)| {
+            let origin = Origin::Stored(name.to_string());
+            (origin, name.clone(), role.clone())
+        });
+        configured.chain(stored).collect()
     }
 
     /// All users, by name.
@@ -109,17 +154,170 @@ impl SystemRecords {
     }
 
     /// Waits until what was committed up to there holds.
-    pub(super) async fn wait_for(&self, revision: Revision) {
+    ///
+    /// # Errors
+    /// `Internal` with outcome *unknown*: it was committed, but after [`PATIENCE`] it does not hold on this server yet. It
+    /// must not be taken for done: who was revoked by it may still be in.
+    pub(super) async fn wait_for(&self, revision: Revision) -> Result<()> {
+        match self.holds(revision).await {
+            true => Ok(()),
+            false => Err(StorageError::Internal {
+                message: format!(
+                    "committed at revision {revision}, but not in force on this server after {} s: it still goes by the \
+                     access rules, users and tokens of before; see its log",
+                    self.patience.as_secs()
+                ),
+                outcome: Outcome::Unknown,
+            }),
+        }
+    }
+
+    /// Whether what was committed up to there holds, now or soon.
+    async fn holds(&self, revision: Revision) -> bool {
         let mut applied = self.applied.subscribe();
         self.asked.notify_one();
         let holds = applied.wait_for(|applied| applied.upto >= revision);
-        if tokio::time::timeout(PATIENCE, holds).await.is_err() {
+        let in_time = tokio::time::timeout(self.patience, holds).await.is_ok();
+        if !in_time {
             tracing::error!(revision = revision.0, "the access rules are not followed");
+        }
+        in_time
+    }
+}
+
+/// Says that the keyspace is followed, until it is dropped.
+struct Followed<'a>(&'a AtomicBool);
+
+impl Drop for Followed<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Runs a task until `stop`. One that ends before, be it by a panic, is started again.
+async fn supervise<F>(what: &'static str, stop: CancellationToken, mut task: impl FnMut() -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    while !stop.is_cancelled() {
+        let running = tokio::spawn(stop.clone().run_until_cancelled_owned(task()));
+        // A panic was logged with its place already, but not what it means.
+        if let Err(error) = running.await {
+            tracing::error!(%error, "the task that is to {what} failed, and is started again");
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(PAUSE) => {}
         }
     }
 }
 
 impl AccessControl {
+    /// Follows the keyspace and puts those out whose time is over, until `stop`. `storage` is the server's own.
+    pub(crate) fn start(
+        self: &Arc<Self>,
+        storage: &Arc<dyn SessionStorage>,
+        stop: &CancellationToken,
+    ) {
+        let (access, own) = (self.clone(), storage.clone());
+        let follow = move || {
+            let (access, storage) = (access.clone(), own.clone());
+            async move { access.follow(&*storage).await }
+        };
+        let (access, own) = (self.clone(), storage.clone());
+        let tidy = move || {
+            let (access, storage) = (access.clone(), own.clone());
+            async move { access.tidy(&*storage).await }
+        };
+        let access = self.clone();
+        let look = move || {
+            let access = access.clone();
+            async move { access.look().await }
+        };
+        // Not among those that a shutdown waits for: rules hold as long as anybody is there.
+        tokio::spawn(supervise("follow the access rules", stop.clone(), follow));
+        tokio::spawn(supervise("remove dead tokens", stop.clone(), tidy));
+        tokio::spawn(supervise("put out whose time is over", stop.clone(), look));
+    }
+
+    /// A commit to `system` although nobody could change the rules afterwards; all else is checked as of any commit.
+    /// `storage` is the server's own.
+    ///
+    /// # Errors
+    /// As of [`SystemRecords::checked`].
+    pub(crate) async fn commit_by_force(
+        &self,
+        storage: &dyn SessionStorage,
+        batch: Batch,
+        options: CommitOptions,
+    ) -> Result<Position> {
+        let commit = storage.commit(batch.clone(), options);
+        let (forced, present) = (Lockout::Forced, storage.position());
+        self.system().checked(&batch, forced, present, commit).await
+    }
+
+    /// Removes the records of tokens, in as many commits as it takes, and returns when that holds. `storage` is the
+    /// server's own.
+    ///
+    /// # Errors
+    /// Those of a commit; some may be removed then.
+    pub(crate) async fn remove_tokens(
+        &self,
+        storage: &dyn SessionStorage,
+        ids: &[String],
+        label: &str,
+    ) -> Result<()> {
+        let most = storage.limits().await?.operations_per_commit_max.max(1);
+        for ids in ids.chunks(most) {
+            let remove = |batch: Batch, id: &String| batch.remove(token_key(id));
+            let options = CommitOptions {
+                label: Some(label.to_owned()),
+                ..CommitOptions::default()
+            };
+            let batch = ids.iter().fold(Batch::new(), remove);
+            let position = storage.commit(batch, options).await?;
+            self.wait_for(position.revision).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether changes of the stored rules come to hold here.
+    ///
+    /// # Errors
+    /// What to tell an operator.
+    pub(crate) fn check_followed(&self) -> std::result::Result<(), String> {
+        match self.system().followed.load(Ordering::Relaxed) {
+            true => Ok(()),
+            false => Err("changes of access rules, users and tokens are not followed".to_owned()),
+        }
+    }
+
+    /// Removes the records of tokens that are good for nothing, which would count for those who minted them until their
+    /// time is over; for as long as it is polled.
+    async fn tidy(&self, storage: &dyn SessionStorage) {
+        let mut found = self.system().dead_tokens.subscribe();
+        // Those that were found before it was started again, too.
+        found.mark_changed();
+        while found.changed().await.is_ok() {
+            let dead = found.borrow_and_update().clone();
+            let removed = self.remove_tokens(storage, &dead, "dead tokens").await;
+            if let Err(error) = removed {
+                // They are found again when users change, and at the next start.
+                tracing::warn!(%error, tokens = dead.len(), "cannot remove dead tokens");
+            }
+        }
+    }
+
+    /// Puts those out whose time is over, for as long as it is polled.
+    async fn look(&self) {
+        let mut tick = tokio::time::interval_at(Instant::now() + LOOK, LOOK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            self.sweep();
+        }
+    }
+
     /// Waits until the stored rules are known. Before that nobody must be let in.
     pub(crate) async fn loaded(&self) {
         let mut applied = self.system().applied.subscribe();
@@ -128,7 +326,7 @@ impl AccessControl {
     }
 
     /// Follows the keyspace for as long as it is polled; `storage` is the server's own.
-    pub(crate) async fn follow(&self, storage: &dyn Storage) {
+    async fn follow(&self, storage: &dyn Storage) {
         loop {
             if let Err(error) = self.follow_one_watch(storage).await {
                 // What was known holds on: to forget rules would let everybody in.
@@ -144,19 +342,14 @@ impl AccessControl {
         // From the beginning, everything comes before the first mark.
         let mut records = Records::default();
         // The tokens likewise; until then those that were known hold on.
-        let mut tokens = Some(HashMap::new());
-        let (mut changed, mut ended) = (true, true);
-        let mut tick = tokio::time::interval_at(Instant::now() + LOOK, LOOK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut tokens = Some(TokenRecords::default());
+        let (mut changed, mut ended, mut users) = (true, true, true);
+        let followed = Followed(&self.system().followed);
         loop {
             let event = tokio::select! {
                 event = watch.next() => event?,
                 () = self.system().asked.notified() => {
                     watch.request_progress(0);
-                    continue;
-                }
-                _ = tick.tick() => {
-                    self.sweep();
                     continue;
                 }
             };
@@ -172,24 +365,34 @@ impl AccessControl {
                         None => {
                             let what = records.apply(&key, value);
                             changed |= what == Applies::Rules;
-                            ended |= what == Applies::Users;
+                            users |= what == Applies::Users;
                         }
                     }
                     ended |= value.is_none();
                 }
                 Some(WatchEvent::Reset) => {
                     records = Records::default();
-                    tokens = Some(HashMap::new());
-                    (changed, ended) = (true, true);
+                    tokens = Some(TokenRecords::default());
+                    (changed, ended, users) = (true, true, true);
                 }
                 Some(WatchEvent::Progress { position, .. }) => {
                     if let Some(tokens) = tokens.take() {
                         self.swap_tokens(tokens);
                     }
                     let rules_changed = std::mem::take(&mut changed);
+                    // Before anybody learns that they are known.
+                    followed.0.store(true, Ordering::Relaxed);
                     self.apply(&records, position.revision, rules_changed);
-                    if std::mem::take(&mut ended) {
+                    let users_changed = std::mem::take(&mut users);
+                    if std::mem::take(&mut ended) || users_changed {
                         self.sweep();
+                    }
+                    if users_changed {
+                        // Here, where users and tokens are those of one revision.
+                        let dead = self.dead_tokens();
+                        if !dead.is_empty() {
+                            self.system().dead_tokens.send_replace(dead);
+                        }
                     }
                     if rules_changed {
                         self.warn();
@@ -215,5 +418,92 @@ impl AccessControl {
             upto,
             loaded: true,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use storage_protocol::Epoch;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_does_not_follow_the_rules_any_more_is_not_ready() {
+        let shared = crate::testing::server(&crate::testing::MemoryEngine::new(), |_| {});
+        let (access, stop) = (&shared.access, CancellationToken::new());
+        let system = storage_protocol::Keyspace::new(crate::auth::rules::SYSTEM).unwrap();
+        assert!(access.check_followed().is_err());
+        access.start(&shared.own_session(&system).storage(), &stop);
+        access.loaded().await;
+        access.check_followed().unwrap();
+        stop.cancel();
+        let ended = async {
+            while access.check_followed().is_ok() {
+                tokio::task::yield_now().await;
+            }
+        };
+        let patience = Duration::from_secs(30);
+        tokio::time::timeout(patience, ended).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_task_that_panics_is_started_again_until_the_end() {
+        let (stop, runs) = (CancellationToken::new(), Arc::new(AtomicUsize::new(0)));
+        let (task_stop, task_runs) = (stop.clone(), runs.clone());
+        let task = move || {
+            let run = task_runs.fetch_add(1, Ordering::Relaxed);
+            let stop = task_stop.clone();
+            async move {
+                assert!(run > 0, "the first one panics");
+                stop.cancel();
+                std::future::pending::<()>().await;
+            }
+        };
+        let supervised = supervise("be started twice", stop, task);
+        let patience = Duration::from_secs(30);
+        tokio::time::timeout(patience, supervised).await.unwrap();
+        assert_eq!(runs.load(Ordering::Relaxed), 2);
+    }
+
+    fn at(revision: u64) -> Position {
+        Position {
+            epoch: Epoch(1),
+            revision: Revision(revision),
+        }
+    }
+
+    fn not_followed() -> SystemRecords {
+        SystemRecords {
+            patience: Duration::from_millis(20),
+            ..SystemRecords::new(Configured::default())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_commit_whose_rules_do_not_hold_in_time_is_not_answered_with_success() {
+        let records = not_followed();
+        let batch = Batch::new().remove("users/eve");
+        let made = records
+            .checked(&batch, Lockout::Refused, at(0), async { Ok(at(5)) })
+            .await;
+        let error = made.unwrap_err();
+        assert_eq!(error.outcome(), Outcome::Unknown);
+        let text = error.to_string();
+        assert!(text.contains("committed at revision 5"), "{text}");
+        assert!(text.contains("not in force"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_commit_that_cannot_be_checked_is_not_made() {
+        let records = not_followed();
+        let batch = Batch::new().remove("users/eve");
+        let commit = async { panic!("it is made") };
+        let error = records
+            .checked(&batch, Lockout::Refused, at(5), commit)
+            .await
+            .unwrap_err();
+        assert_eq!(error.outcome(), Outcome::NotExecuted);
     }
 }

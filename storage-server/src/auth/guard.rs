@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use super::Identity;
 use super::control::AccessControl;
 use super::rules::{Cut, Grants, Permission, SYSTEM};
+use super::system::Lockout;
 use super::text::quoted_key;
 use crate::engine::{Engine, Room, Session, SessionStorage, Unbounded};
 
@@ -266,6 +267,14 @@ impl Guard {
         !exists
     }
 
+    /// The answer to a commit that was made before: of one to `system`, when its rules hold, as at the first time.
+    async fn in_force(&self, position: Position) -> Result<Position> {
+        if self.is_system {
+            self.control.wait_for(position.revision).await?;
+        }
+        Ok(position)
+    }
+
     pub(super) fn identity(&self) -> &Identity {
         &self.identity
     }
@@ -352,7 +361,7 @@ impl Storage for Guarded {
         self.0
             .control
             .system()
-            .checked(&batch, self.0.storage.position(), commit)
+            .checked(&batch, Lockout::Refused, self.0.storage.position(), commit)
             .await
     }
 
@@ -403,7 +412,8 @@ impl SessionStorage for Guarded {
         }
         if is_repeated || !self.0.is_system {
             let storage = &self.0.storage;
-            return storage.commit_numbered(number, batch, options).await;
+            let position = storage.commit_numbered(number, batch, options).await?;
+            return self.0.in_force(position).await;
         }
         let commit = self
             .0
@@ -412,12 +422,13 @@ impl SessionStorage for Guarded {
         self.0
             .control
             .system()
-            .checked(&batch, self.0.storage.position(), commit)
+            .checked(&batch, Lockout::Refused, self.0.storage.position(), commit)
             .await
     }
 
     async fn repeat_numbered(&self, number: u64, fingerprint: Option<u64>) -> Result<Position> {
-        self.0.storage.repeat_numbered(number, fingerprint).await
+        let position = self.0.storage.repeat_numbered(number, fingerprint).await?;
+        self.0.in_force(position).await
     }
 }
 

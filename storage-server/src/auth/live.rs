@@ -71,9 +71,14 @@ impl LivePeer {
 
     /// How the server closes the connection when it is cut.
     pub(crate) fn close(&self) -> Close {
-        match self.why.get() {
-            Some(why) => Close::new(close_code::POLICY, ClosedLabel::Access, why.to_string()),
-            None => Close::going_away(),
-        }
+        self.ended().unwrap_or_else(Close::going_away)
+    }
+
+    /// How the server closes the connection of a peer that is not let in any more; `None`: it is. It goes before any other
+    /// reason, which is only what follows from it, such as a fenced session.
+    pub(crate) fn ended(&self) -> Option<Close> {
+        let why = self.why.get()?;
+        let (code, label) = (close_code::POLICY, ClosedLabel::Access);
+        Some(Close::new(code, label, why.to_string()))
     }
 }

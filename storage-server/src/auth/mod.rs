@@ -16,6 +16,7 @@ pub mod rules;
 mod secrets;
 pub(crate) mod system;
 mod text;
+mod token_records;
 pub(crate) mod tokens;
 
 pub use self::control::LockedOut;

@@ -61,6 +61,17 @@ impl Principal {
         Self::named("user:", name).ok_or(IdentityError::BadUser)
     }
 
+    /// One that somebody names: `cert:NAME`, `user:NAME` or `anonymous`. `None`: it is none.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        match text.split_once(':') {
+            None if text == ANONYMOUS => Some(Self::anonymous()),
+            Some(("cert", name)) => Self::named("cert:", name),
+            Some(("user", name)) => Self::named("user:", name),
+            _ => None,
+        }
+    }
+
     /// One that was found out before and kept.
     pub(crate) fn stored(text: &str) -> Self {
         Self(text.to_owned())

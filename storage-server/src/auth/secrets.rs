@@ -9,9 +9,11 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use storage_protocol::{Batch, CommitOptions, Key, Result, Storage, StorageError, StorageExt};
+use storage_protocol::{
+    Batch, CommitOptions, Key, KeyRange, Result, ScanOptions, Storage, StorageError, StorageExt,
+};
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 
 use super::credentials::now;
 use super::tokens::{Claims, SigningKeys, TokenError, Tokens, UnixSeconds};
@@ -31,10 +33,25 @@ pub(crate) struct Secrets {
     tokens: RwLock<Option<Tokens>>,
     /// One at a time makes or rotates the keys.
     changing: Mutex<()>,
+    /// One at a time changes a user, whose record and hash are in two keyspaces.
+    users: Mutex<()>,
 }
 
+/// Why a signing key is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    /// There is none yet.
+    First,
+    /// It takes the place of the one before, which still verifies.
+    Next,
+    /// No other is good any more.
+    Only,
+}
+
+const PASSWORDS: &str = "passwords/";
+
 fn password_key(user: &str) -> Key {
-    Key::from(format!("passwords/{user}"))
+    Key::from(format!("{PASSWORDS}{user}"))
 }
 
 fn failed(error: impl std::fmt::Display) -> StorageError {
@@ -60,6 +77,7 @@ impl Secrets {
             storage,
             tokens: RwLock::new(tokens),
             changing: Mutex::default(),
+            users: Mutex::default(),
         })
     }
 
@@ -77,28 +95,35 @@ impl Secrets {
     pub(crate) async fn sign(&self, claims: &Claims) -> Result<String> {
         let tokens = match self.tokens() {
             Some(tokens) => tokens,
-            None => self.change(|known| known.is_none()).await?,
+            None => self.change(Change::First).await?,
         };
         tokens.sign(claims).map_err(failed)
     }
 
     /// Tokens are signed with a new key from now on; those that are out stay good.
     pub(crate) async fn rotate(&self) -> Result<()> {
-        self.change(|_| true).await.map(drop)
+        self.change(Change::Next).await.map(drop)
+    }
+
+    /// Tokens are signed with a new key, and those that are out are good for nothing from now on.
+    pub(crate) async fn replace(&self) -> Result<()> {
+        self.change(Change::Only).await.map(drop)
     }
 
     /// Makes a new key if it is still needed, now that nobody else makes one.
-    async fn change(&self, is_needed: impl FnOnce(&Option<Tokens>) -> bool) -> Result<Tokens> {
+    async fn change(&self, change: Change) -> Result<Tokens> {
         let _one = self.changing.lock().await;
-        let known = self.tokens();
-        let is_needed = is_needed(&known);
-        let (keys, instance) = match known {
-            Some(tokens) if !is_needed => return Ok(tokens),
-            Some(tokens) => {
+        let (keys, instance) = match (self.tokens(), change) {
+            (Some(tokens), Change::First) => return Ok(tokens),
+            (Some(tokens), Change::Only) => {
+                let keys = SigningKeys::generate(UnixSeconds(now())).map_err(failed)?;
+                (keys, tokens.instance().to_owned())
+            }
+            (Some(tokens), Change::Next) => {
                 let keys = tokens.keys().rotate(UnixSeconds(now()), TOKEN_LIFE_MAX);
                 (keys.map_err(failed)?, tokens.instance().to_owned())
             }
-            None => {
+            (None, _) => {
                 let keys = SigningKeys::generate(UnixSeconds(now())).map_err(failed)?;
                 (keys, hex::encode(rand::random::<[u8; 16]>()))
             }
@@ -115,6 +140,11 @@ impl Secrets {
         let mut known = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
         *known = Some(tokens.clone());
         Ok(tokens)
+    }
+
+    /// Held by whoever changes a user's record and its hash together.
+    pub(crate) async fn change_users(&self) -> MutexGuard<'_, ()> {
+        self.users.lock().await
     }
 
     /// When a user's password was set, as its record says, and its hash.
@@ -134,8 +164,56 @@ impl Secrets {
         Ok(())
     }
 
+    /// Removes the hashes of users that there are not, which a removal or an addition left that failed half-way. To be
+    /// called while nobody adds users.
+    pub(crate) async fn remove_orphans(&self, is_user: impl Fn(&str) -> bool) -> Result<()> {
+        let passwords = KeyRange::prefix(PASSWORDS);
+        let mut scan = self.storage.scan(passwords, ScanOptions::default()).await?;
+        while let Some(page) = scan.next_page().await? {
+            for item in page {
+                let user = item.key.get(PASSWORDS.len()..).unwrap_or_default();
+                if !std::str::from_utf8(user).is_ok_and(&is_user) {
+                    tracing::info!("removing the password of a user that there is not");
+                    self.storage.remove(item.key).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) async fn remove_password(&self, user: &str) -> Result<()> {
         self.storage.remove(password_key(user)).await?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use storage_protocol::Keyspace;
+
+    use super::*;
+    use crate::auth::rules::SECRETS;
+    use crate::testing::{MemoryEngine, server};
+
+    #[tokio::test]
+    async fn hashes_without_a_user_are_removed_and_no_others() {
+        let shared = server(&MemoryEngine::new(), |_| {});
+        let storage = shared
+            .own_session(&Keyspace::new(SECRETS).unwrap())
+            .storage();
+        let secrets = Secrets::open(storage.clone()).await.unwrap();
+        for user in ["ann", "bob"] {
+            secrets.set_password(user, 1, "hash").await.unwrap();
+        }
+        storage
+            .put(vec![b'p', 0xff].into(), "x".into())
+            .await
+            .unwrap();
+        storage.put(KEYS.into(), "x".into()).await.unwrap();
+        secrets.remove_orphans(|user| user == "ann").await.unwrap();
+        let hash = |user| secrets.password_of(user);
+        assert!(hash("ann").await.unwrap().is_some());
+        assert!(hash("bob").await.unwrap().is_none());
+        assert!(storage.get_one(KEYS.into()).await.unwrap().is_some());
     }
 }

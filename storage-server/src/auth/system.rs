@@ -11,6 +11,7 @@
 //! the rules afterwards. What is there nevertheless and cannot be read (a newer version's) gives nothing to anybody.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use storage_protocol::{Batch, Key, Lifetime, Operation, Result, StorageError};
@@ -18,7 +19,7 @@ use storage_protocol::{Batch, Key, Lifetime, Operation, Result, StorageError};
 use super::Principal;
 use super::rules::{Origin, Role, RoleName, Rule, RuleSet};
 use super::text::quoted_key;
-use crate::config::NamedRole;
+use crate::config::{NamedRole, ServerConfig};
 
 const ACCESS: &str = "access/";
 const ROLES: &str = "roles/";
@@ -32,6 +33,21 @@ const NAME_BYTES_MAX: usize = 256;
 pub(crate) struct Configured {
     pub(crate) rules: Vec<Rule>,
     pub(crate) roles: Vec<NamedRole>,
+}
+
+impl Configured {
+    /// What a configuration says of it.
+    pub(crate) fn of(config: &ServerConfig) -> Self {
+        Self {
+            rules: config.rules.clone(),
+            roles: config.roles.clone(),
+        }
+    }
+
+    /// They alone.
+    pub(crate) fn rule_set(&self) -> RuleSet {
+        Records::default().rule_set(self)
+    }
 }
 
 /// A user: who may log in with a password.
@@ -71,13 +87,16 @@ pub(crate) struct TokenRecord {
     pub(crate) certificates: Vec<String>,
 }
 
-/// What the keyspace holds, but for the tokens, which are many.
+/// Records of a kind by their names; an error where a record is none.
+type ByName<T> = Arc<BTreeMap<String, std::result::Result<T, String>>>;
+
+/// What the keyspace holds, but for the tokens, which are many. Clones share what they hold until one of them changes it,
+/// each kind by itself.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Records {
-    /// By their names; an error where the record is none.
-    rules: BTreeMap<String, std::result::Result<Rule, String>>,
-    roles: BTreeMap<String, std::result::Result<(RoleName, Role), String>>,
-    users: BTreeMap<String, User>,
+    rules: ByName<Rule>,
+    roles: ByName<(RoleName, Role)>,
+    users: Arc<BTreeMap<String, User>>,
 }
 
 /// What a change of a record can change.
@@ -86,6 +105,14 @@ pub(crate) enum Applies {
     Rules,
     Users,
     Nothing,
+}
+
+/// Whether a commit is made although nobody could change the rules afterwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lockout {
+    Refused,
+    /// Asked for: nothing else is let through by it.
+    Forced,
 }
 
 /// What a key of the keyspace names.
@@ -142,6 +169,22 @@ pub(crate) fn token_id(key: &Key) -> Option<&str> {
     }
 }
 
+/// Whether a user may have this name.
+///
+/// # Errors
+/// What is wrong with it, for whoever chose it.
+pub(crate) fn check_user_name(name: &str) -> std::result::Result<(), String> {
+    Principal::user(name).map_err(|error| error.to_string())?;
+    match name.chars().find(|c| [':', '/'].contains(c)) {
+        None => Ok(()),
+        // RFC 7617: the password begins behind the first colon.
+        Some(':') => Err(
+            "the user's name has a colon, and with one nobody can log in by HTTP's Basic authentication".to_owned(),
+        ),
+        Some(_) => Err("the user's name has a \"/\", which keys and paths are divided by".to_owned()),
+    }
+}
+
 /// A record that cannot be read is of a user who may not log in.
 fn user_of(json: &[u8]) -> std::result::Result<User, String> {
     serde_json::from_slice(json).map_err(|error| format!("no record of a user: {error}"))
@@ -159,24 +202,29 @@ impl Records {
         match (Named::of(key), value) {
             (Some(Named::Rule(name)), Some(json)) => {
                 let rule = Rule::from_json(json).map_err(|error| error.to_string());
-                self.rules.insert(name.to_owned(), rule);
+                Arc::make_mut(&mut self.rules).insert(name.to_owned(), rule);
             }
-            (Some(Named::Rule(name)), None) => drop(self.rules.remove(name)),
+            (Some(Named::Rule(name)), None) => {
+                Arc::make_mut(&mut self.rules).remove(name);
+            }
             (Some(Named::Role(name)), Some(json)) => {
-                self.roles.insert(name.to_owned(), role_of(name, json));
+                let role = role_of(name, json);
+                Arc::make_mut(&mut self.roles).insert(name.to_owned(), role);
             }
-            (Some(Named::Role(name)), None) => drop(self.roles.remove(name)),
+            (Some(Named::Role(name)), None) => {
+                Arc::make_mut(&mut self.roles).remove(name);
+            }
             (Some(Named::User(name)), Some(json)) => {
                 let unreadable = |_| User {
                     disabled: true,
                     password_set: 0,
                 };
                 let user = user_of(json).unwrap_or_else(unreadable);
-                self.users.insert(name.to_owned(), user);
+                Arc::make_mut(&mut self.users).insert(name.to_owned(), user);
                 return Applies::Users;
             }
             (Some(Named::User(name)), None) => {
-                self.users.remove(name);
+                Arc::make_mut(&mut self.users).remove(name);
                 return Applies::Users;
             }
             (Some(Named::Token(_)) | None, _) => return Applies::Nothing,
@@ -187,6 +235,11 @@ impl Records {
     /// The user of this name.
     pub(crate) fn user(&self, name: &str) -> Option<&User> {
         self.users.get(name)
+    }
+
+    /// The roles that can be read, by name.
+    pub(crate) fn roles(&self) -> impl Iterator<Item = &(RoleName, Role)> {
+        self.roles.values().filter_map(|role| role.as_ref().ok())
     }
 
     /// All users, by name.
@@ -203,14 +256,14 @@ impl Records {
         for (place, NamedRole { name, role }) in configured.roles.iter().enumerate() {
             set.add_role(Origin::Config(place), name.clone(), role);
         }
-        for (name, rule) in &self.rules {
+        for (name, rule) in self.rules.iter() {
             let origin = Origin::Stored(name.clone());
             match rule {
                 Ok(rule) => set.add_rule(origin, rule.clone()),
                 Err(reason) => set.add_unreadable_rule(origin, reason),
             }
         }
-        for (name, role) in &self.roles {
+        for (name, role) in self.roles.iter() {
             if let Ok((role_name, role)) = role {
                 set.add_role(Origin::Stored(name.clone()), role_name.clone(), role);
             }
@@ -222,23 +275,37 @@ impl Records {
     ///
     /// # Errors
     /// [`StorageError::InvalidArgument`], which names the record and what is wrong with it.
-    pub(crate) fn check(&self, batch: &Batch, configured: &Configured) -> Result<()> {
+    pub(crate) fn check(
+        &self,
+        batch: &Batch,
+        configured: &Configured,
+        lockout: Lockout,
+    ) -> Result<()> {
         let mut after = self.clone();
+        let mut changes_rules = false;
         for operation in &batch.operations {
             check_operation(operation)?;
             let value = match operation {
                 Operation::Put { value, .. } => Some(value.as_ref()),
                 _ => None,
             };
-            after.apply(operation.key(), value);
+            // Who may change the rules does not depend on users and tokens, which are many.
+            if matches!(
+                Named::of(operation.key()),
+                Some(Named::Rule(_) | Named::Role(_))
+            ) {
+                after.apply(operation.key(), value);
+                changes_rules = true;
+            }
         }
-        match after.rule_set(configured).has_system_admin() {
-            true => Ok(()),
-            false => Err(StorageError::invalid(
-                "with this commit nobody could change the access rules any more: first let a rule give \"admin\" of the \
-                 keyspace \"system\" to somebody",
-            )),
+        let is_fine = !changes_rules || lockout == Lockout::Forced;
+        if is_fine || after.rule_set(configured).has_system_admin() {
+            return Ok(());
         }
+        Err(StorageError::invalid(
+            "with this commit nobody could change the access rules any more: first let a rule give \"admin\" of the \
+             keyspace \"system\" to somebody",
+        ))
     }
 }
 
@@ -267,10 +334,7 @@ fn check_operation(operation: &Operation) -> Result<()> {
     let read = match named {
         Named::Rule(_) => Rule::from_json(value).map(drop).map_err(|e| e.to_string()),
         Named::Role(name) => role_of(name, value).map(drop),
-        Named::User(name) => match Principal::user(name) {
-            Ok(_) => user_of(value).map(drop),
-            Err(error) => Err(error.to_string()),
-        },
+        Named::User(name) => check_user_name(name).and_then(|()| user_of(value).map(drop)),
         Named::Token(_) => Err("a token is minted, and can be removed; it is not put".to_owned()),
     };
     read.or_else(wrong)
@@ -288,7 +352,8 @@ mod tests {
     const OTHER: &str = r#"{"principal":"cert:a","keyspace":"model","allow":["read"]}"#;
 
     fn refused(records: &Records, batch: &Batch) -> String {
-        let error = records.check(batch, &Configured::default()).unwrap_err();
+        let checked = records.check(batch, &Configured::default(), Lockout::Refused);
+        let error = checked.unwrap_err();
         assert!(matches!(error, StorageError::InvalidArgument { .. }));
         error.to_string()
     }
@@ -333,6 +398,17 @@ mod tests {
         }
         let name = format!("access/{}", "x".repeat(257));
         assert!(refused(&records, &Batch::new().put(name, ADMIN)).contains("1 to 256 bytes"));
+        for (name, what) in [
+            ("", "empty"),
+            ("a:b", "colon"),
+            ("a/b", "\"/\""),
+            ("a\nb", "control characters"),
+            ("a\u{202e}b", "do not show"),
+            (&"x".repeat(300), "longer than 256 bytes"),
+        ] {
+            let text = refused(&records, &Batch::new().put(format!("users/{name}"), "{}"));
+            assert!(text.contains(what), "{text}");
+        }
         let bytes = Batch::new().put("access/x", vec![0xff, 0xfe]);
         assert!(refused(&records, &bytes).contains("UTF-8"));
     }
@@ -342,20 +418,44 @@ mod tests {
         let none = Configured::default();
         let open = Records::default();
         assert!(refused(&open, &rule(OTHER)).contains("nobody could change"));
-        open.check(&rule(ADMIN), &none).unwrap();
+        open.check(&rule(ADMIN), &none, Lockout::Refused).unwrap();
         let kept = with(rule(ADMIN).put("access/two", OTHER));
         assert!(refused(&kept, &Batch::new().remove("access/one")).contains("nobody could change"));
         assert!(refused(&kept, &rule(OTHER)).contains("nobody could change"));
         // Without any rule everybody may.
         let all = Batch::new().remove("access/one").remove("access/two");
-        kept.check(&all, &none).unwrap();
+        kept.check(&all, &none, Lockout::Refused).unwrap();
         // One of the configuration stays.
         let configured = Configured {
             rules: vec![Rule::from_json(ADMIN.as_bytes()).unwrap()],
             roles: Vec::new(),
         };
-        kept.check(&Batch::new().remove("access/one"), &configured)
+        let last = Batch::new().remove("access/one");
+        kept.check(&last, &configured, Lockout::Refused).unwrap();
+        // By force; what is no record is refused all the same.
+        kept.check(&last, &none, Lockout::Forced).unwrap();
+        let wrong = Batch::new().put(format!("access/{}", "x".repeat(257)), OTHER);
+        kept.check(&wrong, &none, Lockout::Forced).unwrap_err();
+    }
+
+    #[test]
+    fn a_change_copies_nothing_of_the_other_kinds() {
+        let mut records = with(rule(ADMIN).put("users/ann", "{}").put("users/bob", "{}"));
+        let held = records.clone();
+        let user = Batch::new().put("users/eve", "{}");
+        records
+            .check(&user, &Configured::default(), Lockout::Refused)
             .unwrap();
+        assert!(Arc::ptr_eq(&records.users, &held.users));
+        records.apply(&"access/two".into(), Some(OTHER.as_bytes()));
+        assert!(Arc::ptr_eq(&records.users, &held.users));
+        assert!(!Arc::ptr_eq(&records.rules, &held.rules));
+        // Nobody else has the rules now: they are changed where they are.
+        let place = Arc::as_ptr(&records.rules);
+        records.apply(&"access/two".into(), None);
+        assert_eq!(Arc::as_ptr(&records.rules), place);
+        records.apply(&"users/eve".into(), Some(b"{}"));
+        assert_eq!((records.users().count(), held.users().count()), (3, 2));
     }
 
     #[test]

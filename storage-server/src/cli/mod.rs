@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Command as ClapCommand, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::auth::Principal;
 use crate::config::{self, ConfigError, Document, ServerConfig, check_address};
 
 pub use self::run::main;
@@ -16,6 +17,7 @@ const EXAMPLES: &str = "Examples:
   storage-server serve --certs certs/dev --data /var/lib/storage
   storage-server serve --config /etc/storage-server.toml --listen 0.0.0.0:7443
   STORAGE_SERVER_DURABILITY=os storage-server serve --certs certs/dev
+  storage-server serve --config /etc/storage-server.toml --grant-admin cert:boss
   storage-server config check --config /etc/storage-server.toml
   storage-server config print --certs certs/dev > storage-server.toml
 
@@ -35,10 +37,31 @@ pub struct Cli {
 pub enum Command {
     /// Serve until SIGTERM or Ctrl-C. Prints one line per listener when it is ready.
     #[command(after_help = EXAMPLES)]
-    Serve(Settings),
+    Serve(Serve),
     /// Look at the configuration without serving.
     #[command(subcommand)]
     Config(ConfigCommand),
+}
+
+/// How to serve.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// What is served.
+    #[command(flatten)]
+    pub settings: Settings,
+    /// Makes this principal an administrator, for who is locked out by the access rules: stores the rule `grant-admin` at
+    /// this start, which gives it `admin` of the keyspace `system` until the rule is revoked. It is `cert:NAME`,
+    /// `user:NAME` or `anonymous`; one that is an administrator already changes nothing.
+    #[arg(long, value_name = "PRINCIPAL", value_parser = parse_principal)]
+    pub grant_admin: Option<Principal>,
+}
+
+/// A principal, and no pattern of several.
+fn parse_principal(text: &str) -> Result<Principal, String> {
+    let principal = Principal::parse(text).filter(|_| !text.contains('*'));
+    principal.ok_or_else(|| {
+        "allowed is one principal: cert:NAME, user:NAME or anonymous, without * and characters that do not show".to_owned()
+    })
 }
 
 /// What to do with the configuration.
@@ -216,6 +239,27 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_administrator_is_granted_to_one_principal() {
+        for good in ["cert:boss", "user:ann", "anonymous", "cert:spiffe://a/b"] {
+            assert_eq!(parse_principal(good).unwrap().as_str(), good);
+        }
+        let long = format!("cert:{}", "x".repeat(256));
+        for bad in [
+            "",
+            "boss",
+            "cert:",
+            "cert:*",
+            "role:ops",
+            "user:a\nb",
+            "server",
+            &long,
+        ] {
+            let error = parse_principal(bad).unwrap_err();
+            assert!(error.contains("cert:NAME"), "{bad}: {error}");
+        }
     }
 
     #[test]

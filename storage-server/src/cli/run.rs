@@ -9,7 +9,7 @@ use rustix::process::umask;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{Cli, Command, ConfigCommand, Settings};
+use super::{Cli, Command, ConfigCommand, Serve, Settings};
 use crate::config::{ConfigError, ServerConfig};
 use crate::gateway::{self, Gateway};
 use crate::net::descriptors::raise_limit;
@@ -38,12 +38,18 @@ pub fn main(gateways: Vec<Arc<dyn Gateway>>) -> ExitCode {
         resolved.map_or_else(|error| fail(USAGE, &error), run)
     };
     match &cli.command {
-        Command::Serve(settings) => configured(settings, &|config| {
-            let builder = gateways
+        Command::Serve(Serve {
+            settings,
+            grant_admin,
+        }) => configured(settings, &|config| {
+            let mut builder = gateways
                 .iter()
                 .fold(Server::builder(config.clone()), |builder, gateway| {
                     builder.gateway(gateway.clone())
                 });
+            if let Some(principal) = grant_admin {
+                builder = builder.grant_admin(principal.clone());
+            }
             let (settings, known) = (settings.clone(), known.clone());
             let file = settings.config.clone();
             let builder = builder.config_source(file, move || settings.resolve(&known));
@@ -62,8 +68,21 @@ pub fn main(gateways: Vec<Arc<dyn Gateway>>) -> ExitCode {
 /// The certificates are looked at too: a configuration that names none is of no use.
 fn check(config: ServerConfig) -> ExitCode {
     match Server::check(&config) {
-        Ok(()) => print("the configuration is good\n"),
+        Ok(()) => {
+            warn(&Server::warnings(&config));
+            print("the configuration is good\n")
+        }
         Err(error) => fail(USAGE, &error),
+    }
+}
+
+/// What is allowed and can hardly be meant. A role that a rule lacks may be a stored one.
+fn warn(warnings: &[String]) {
+    for warning in warnings {
+        logging::say(&format!("storage-server: warning: {warning}\n"));
+    }
+    if !warnings.is_empty() {
+        logging::say("storage-server: rules and roles that are stored are not looked at\n");
     }
 }
 

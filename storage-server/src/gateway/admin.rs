@@ -55,7 +55,8 @@ fn check_ready(shared: &Shared) -> Result<(), String> {
         Phase::Serving => {}
     }
     shared.certificates.check()?;
-    shared.check_writable()
+    shared.check_writable()?;
+    shared.access.check_followed()
 }
 
 async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {

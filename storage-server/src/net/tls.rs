@@ -402,12 +402,20 @@ impl Tls {
     }
 }
 
+/// A session lasts no longer than what let it in: its certificate, and those between that and the authority.
 fn identity_of(
     own: &CertificateDer<'_>,
     between: &[CertificateDer<'_>],
 ) -> Result<Identity, IdentityError> {
     let principal = Principal::of_certificate(own)?;
-    let until = validity(Some(own)).ok_or(IdentityError::Unreadable)?.until;
+    let own_until = validity(Some(own)).ok_or(IdentityError::Unreadable)?.until;
+    // The chain was verified just now: one that is over by now, or cannot be read, was shown and was no part of it.
+    let now = UnixTime::now().as_secs();
+    let others = between.iter().filter_map(|one| validity(Some(one)));
+    let others = others.map(|validity| validity.until);
+    let until = others
+        .filter(|until| *until >= now)
+        .fold(own_until, u64::min);
     let chain = std::iter::once(own).chain(between);
     let chain = chain.map(|certificate| certificate.clone().into_owned());
     let chain = chain.collect();

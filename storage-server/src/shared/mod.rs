@@ -8,13 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use prometheus_client::registry::Registry;
-use storage_protocol::{Batch, CommitOptions, Keyspace, Limits, Result, SessionId, Storage};
+use storage_protocol::{Keyspace, Limits, Result, SessionId, Storage};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::passwords::PasswordError;
 use crate::auth::rules::SYSTEM;
-use crate::auth::system::token_key;
 use crate::auth::{AccessControl, Configured, GuardedSession, Identity};
 use crate::config::ServerConfig;
 use crate::engine::{Engine, Resumed, Session};
@@ -167,13 +166,10 @@ impl Shared {
         if ended.is_empty() {
             return Ok(());
         }
-        let batch = ended
-            .iter()
-            .fold(Batch::new(), |batch, id| batch.remove(token_key(id)));
         let system = Keyspace::new(SYSTEM).expect("the name follows the rule");
         let storage = self.own_session(&system).storage();
-        storage.commit(batch, CommitOptions::default()).await?;
-        Ok(())
+        let label = "tokens of certificates that are not good any more";
+        self.access.remove_tokens(&*storage, &ended, label).await
     }
 
     /// See [`Engine::check_writable`].

@@ -177,6 +177,8 @@ where
             }
             End::Broken(error) => tracing::debug!(%error, "the connection broke"),
             End::Close(close) => {
+                // A task may see what follows from the end of its peer's rights before it sees that.
+                let close = shared.access.why_ended(&live).unwrap_or(close);
                 note(&shared, &close);
                 Box::pin(bounded(CLOSE_PATIENCE, say_close(&mut socket, close))).await;
             }

@@ -4,11 +4,14 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use hyper::StatusCode;
-use hyper::header::CONTENT_TYPE;
+use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use storage_protocol::StorageError;
+
+/// Of what passes by itself.
+const RETRY_AFTER_SECONDS: u32 = 1;
 
 pub(super) type Answer = Result<Response<Body>, Problem>;
 
@@ -17,12 +20,25 @@ pub(super) type Answer = Result<Response<Body>, Problem>;
 pub(super) struct Problem {
     status: StatusCode,
     message: String,
+    /// In how many seconds the same may be tried again.
+    retry_after: Option<u32>,
 }
 
 impl Problem {
     pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        let message = message.into();
-        Self { status, message }
+        Self {
+            status,
+            message: message.into(),
+            retry_after: None,
+        }
+    }
+
+    /// What passes by itself, soon.
+    pub(super) fn for_now(message: impl Into<String>) -> Self {
+        Self {
+            retry_after: Some(RETRY_AFTER_SECONDS),
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
+        }
     }
 
     pub(super) fn denied(message: impl Into<String>) -> Self {
@@ -42,9 +58,11 @@ impl From<StorageError> for Problem {
                 StatusCode::BAD_REQUEST
             }
             StorageError::CheckFailed { .. } => StatusCode::CONFLICT,
-            StorageError::Overloaded { .. }
-            | StorageError::StorageFull { .. }
-            | StorageError::ReadOnly { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            StorageError::Overloaded { .. } => return Self::for_now(error.to_string()),
+            // These do not pass before somebody does something.
+            StorageError::StorageFull { .. } | StorageError::ReadOnly { .. } => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, error.to_string())
@@ -53,7 +71,12 @@ impl From<StorageError> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response<Body> {
-        answer(self.status, &json!({ "error": self.message }))
+        let mut response = answer(self.status, &json!({ "error": self.message }));
+        if let Some(seconds) = self.retry_after {
+            let headers = response.headers_mut();
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
     }
 }
 

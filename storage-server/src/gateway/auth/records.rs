@@ -2,16 +2,17 @@
 
 use axum::extract::{Path, Query};
 use bytes::Bytes;
+use hyper::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use storage_protocol::{Batch, CommitOptions, Key, Storage, StorageExt, UnixMillis};
 use zeroize::Zeroizing;
 
 use super::answer::{Answer, Problem, bad, done, ok, parse};
-use super::{Caller, check_administrator, check_let_in, is_administrator, system};
+use super::{Caller, check_administrator, check_let_in, is_administrator, secrets, system};
+use crate::auth::Principal;
 use crate::auth::rules::{Origin, Role, RoleName, Rule};
-use crate::auth::system::{User, role_key, rule_key, user_key};
-use crate::auth::{Principal, Secrets};
+use crate::auth::system::{User, check_user_name, role_key, rule_key, user_key};
 
 /// How a record is written.
 #[derive(Default, Deserialize)]
@@ -40,8 +41,7 @@ async fn commit(caller: &Caller, batch: Batch, label: &str, force: bool) -> Answ
             ..CommitOptions::default()
         };
         let own = caller.server.shared().own_session(&system()).storage();
-        let position = own.commit(batch, options).await?;
-        access.wait_for(position.revision).await;
+        access.commit_by_force(&*own, batch, options).await?;
     } else {
         caller.storage(&system()).commit(batch, options).await?;
     }
@@ -66,7 +66,9 @@ pub(super) async fn remove_rule(
     Path(name): Path<String>,
     Query(Force { force }): Query<Force>,
 ) -> Answer {
-    remove(&caller, rule_key(&name), "rule removed", force).await
+    let missing = "there is no such stored rule; those of the configuration have no name and are changed there";
+    let missing = Problem::new(StatusCode::NOT_FOUND, missing);
+    remove(&caller, rule_key(&name), "rule removed", force, missing).await
 }
 
 pub(super) async fn put_role(
@@ -87,19 +89,31 @@ pub(super) async fn remove_role(
     Path(name): Path<String>,
     Query(Force { force }): Query<Force>,
 ) -> Answer {
-    remove(&caller, role_key(&name), "role removed", force).await
+    let roles = caller.server.shared().access.roles();
+    let is_configured = roles
+        .iter()
+        .any(|(origin, known, _)| matches!(origin, Origin::Config(_)) && known.as_str() == name);
+    let missing = match is_configured {
+        true => {
+            let message =
+                format!("the role {name} is one of the configuration and is changed there");
+            Problem::new(StatusCode::CONFLICT, message)
+        }
+        false => Problem::new(StatusCode::NOT_FOUND, "there is no such role"),
+    };
+    remove(&caller, role_key(&name), "role removed", force, missing).await
 }
 
-async fn remove(caller: &Caller, key: Key, label: &str, force: bool) -> Answer {
+/// `missing`: the answer where there is none.
+async fn remove(caller: &Caller, key: Key, label: &str, force: bool, missing: Problem) -> Answer {
     let storage = caller.storage(&system());
     if storage.get(std::slice::from_ref(&key)).await?.value == [None] {
-        let message = "there is no such record";
-        return Err(Problem::new(hyper::StatusCode::NOT_FOUND, message));
+        return Err(missing);
     }
     commit(caller, Batch::new().remove(key), label, force).await
 }
 
-/// All rules and roles, wherever they are from.
+/// All rules and roles, each with where it is from: `{"config": PLACE}`, from 0, or `{"name": NAME}` of what is stored.
 pub(super) async fn rules(caller: Caller) -> Answer {
     check_administrator(&caller)?;
     let rules = caller.server.shared().access.rules();
@@ -111,9 +125,12 @@ pub(super) async fn rules(caller: Caller) -> Answer {
     let listed: Vec<Value> = listed
         .map(|(origin, rule)| json!({ "from": of(origin), "rule": rule }))
         .collect();
-    let roles = rules.roles();
+    let roles = caller.server.shared().access.roles();
     let roles: Vec<Value> = roles
-        .map(|(name, members)| json!({ "name": name, "members": members }))
+        .iter()
+        .map(|(origin, name, role)| {
+            json!({ "from": of(origin), "name": name, "members": role.members() })
+        })
         .collect();
     let warnings: Vec<String> = rules.warnings().iter().map(ToString::to_string).collect();
     ok(&json!({ "rules": listed, "roles": roles, "warnings": warnings }))
@@ -139,13 +156,14 @@ struct Change {
     password: Option<Zeroizing<String>>,
     #[serde(default)]
     disabled: Option<bool>,
-    /// It must not be there yet.
+    /// It must not be there yet; otherwise it must.
     #[serde(default)]
     new: bool,
 }
 
 pub(super) async fn put_user(caller: Caller, Path(name): Path<String>, body: Bytes) -> Answer {
     check_let_in(&caller)?;
+    check_user_name(&name).map_err(bad)?;
     let principal = Principal::user(&name).map_err(|error| bad(error.to_string()))?;
     let change: Change = parse(&body)?;
     let shared = caller.server.shared();
@@ -167,25 +185,39 @@ pub(super) async fn put_user(caller: Caller, Path(name): Path<String>, body: Byt
     match (&known, change.new) {
         (Some(_), true) => {
             let message = format!("there is a user {name} already");
-            return Err(Problem::new(hyper::StatusCode::CONFLICT, message));
+            return Err(Problem::new(StatusCode::CONFLICT, message));
         }
-        (None, _) if change.password.is_none() => {
+        (None, false) => {
+            let message = format!("there is no user {name}: one is added with \"new\": true");
+            return Err(Problem::new(StatusCode::NOT_FOUND, message));
+        }
+        (None, true) if change.password.is_none() => {
             return Err(bad("a new user needs a password"));
         }
         _ => {}
     }
     let mut user = known.unwrap_or_default();
     user.disabled = change.disabled.unwrap_or(user.disabled);
+    let mut hash = None;
     if let Some(password) = change.password {
         let hashed = access.logins().hash(password).await;
-        let hashed = hashed.map_err(|error| bad(error.to_string()))?;
+        hash = Some(hashed.map_err(|error| bad(error.to_string()))?);
         // It may have taken a while.
         check_let_in(&caller)?;
         // Rising, so that what was let in before is told from what comes.
         user.password_set = UnixMillis::now().0.max(user.password_set + 1);
+    }
+    // Of two at once the second would leave its hash beside the record of the first, and nobody could log in.
+    let secrets = secrets(&caller)?;
+    let _one = secrets.change_users().await;
+    if own.get_one(key.clone()).await? != stored {
+        let message = format!("the user {name} was changed meanwhile");
+        return Err(Problem::new(StatusCode::CONFLICT, message));
+    }
+    if let Some(hash) = hash {
         // First the hash: with the record of the one before nobody logs in by either.
-        secrets(&caller)?
-            .set_password(&name, user.password_set, &hashed)
+        secrets
+            .set_password(&name, user.password_set, &hash)
             .await?;
     }
     let json = serde_json::to_vec(&user).map_err(|error| bad(error.to_string()))?;
@@ -203,22 +235,20 @@ pub(super) async fn put_user(caller: Caller, Path(name): Path<String>, body: Byt
         ..CommitOptions::default()
     };
     let position = own.commit(batch, options).await?;
-    access.wait_for(position.revision).await;
+    access.wait_for(position.revision).await?;
     done()
 }
 
 pub(super) async fn remove_user(caller: Caller, Path(name): Path<String>) -> Answer {
     check_administrator(&caller)?;
-    let removed = remove(&caller, user_key(&name), "user removed", false).await?;
-    secrets(&caller)?.remove_password(&name).await?;
-    Ok(removed)
-}
-
-fn secrets(caller: &Caller) -> Result<&Secrets, Problem> {
-    let secrets = caller.server.shared().access.secrets();
-    let starting = || {
-        let message = "the server is starting";
-        Problem::new(hyper::StatusCode::SERVICE_UNAVAILABLE, message)
-    };
-    secrets.ok_or_else(starting)
+    let secrets = secrets(&caller)?;
+    let _one = secrets.change_users().await;
+    let missing = Problem::new(StatusCode::NOT_FOUND, "there is no such user");
+    let removed = remove(&caller, user_key(&name), "user removed", false, missing).await;
+    // Its hash goes with it, and one that is left of a removal which failed half-way: at this repetition of it, or at the
+    // next start.
+    if caller.server.shared().access.user(&name).is_none() {
+        secrets.remove_password(&name).await?;
+    }
+    removed
 }

@@ -1,5 +1,6 @@
 //! Tokens: minted, listed, revoked.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::Path;
@@ -12,11 +13,11 @@ use serde_json::{Value, json};
 use storage_protocol::{Batch, CommitOptions, Lifetime};
 
 use super::answer::{Answer, Problem, answer, bad, done, ok, parse};
-use super::{Caller, check_administrator, check_let_in, is_administrator, system};
+use super::{Caller, check_administrator, check_let_in, is_administrator, secrets, system};
 use crate::auth::rules::Rule;
 use crate::auth::system::{TokenRecord, token_key};
 use crate::auth::tokens::{Claims, UnixSeconds};
-use crate::auth::{Proof, TOKEN_LIFE_MAX, now};
+use crate::auth::{AccessControl, Proof, TOKEN_LIFE_MAX, now};
 
 /// Of a token that says nothing else.
 const TOKEN_LIFE: Duration = Duration::from_secs(3600);
@@ -26,8 +27,14 @@ const NAME_BYTES_MAX: usize = 256;
 const GENERATIONS_MAX: usize = 8;
 /// The most rules of a token.
 const GRANTS_MAX: usize = 100;
-/// The most tokens of one principal that are good at a time.
+/// The longest record of a token, in bytes of JSON: its name, its grants, and the certificates that it was minted with.
+const RECORD_BYTES_MAX: usize = 16 << 10;
+/// The most tokens of one principal at a time.
 const TOKENS_MAX: usize = 1000;
+/// The most bytes of the records of one principal: 1,000 tokens with a certificate and some grants each.
+const OWN_BYTES_MAX: usize = 4 << 20;
+/// The most bytes of all records. They are kept in memory, where they take about twice that.
+const ALL_BYTES_MAX: usize = 64 << 20;
 
 /// What is asked for.
 #[derive(Deserialize)]
@@ -115,23 +122,11 @@ pub(super) async fn mint(caller: Caller, body: Bytes) -> Answer {
     let grants = grants.collect::<Result<Vec<_>, _>>()?;
     let shared = caller.server.shared();
     let access = &shared.access;
-    let own = access.all_tokens();
     let principal = identity.principal().as_str();
-    let own = own
-        .iter()
-        .filter(|(_, record)| record.principal == principal);
-    if own.count() >= TOKENS_MAX {
-        let message = format!("{principal} has {TOKENS_MAX} tokens already: revoke some");
-        return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, message));
-    }
     until = until.min(now() + ttl.as_secs());
     let life = Duration::from_secs(until.saturating_sub(now()));
     let failed = |error: crate::auth::tokens::TokenError| bad(error.to_string());
     let claims = Claims::new(principal, UnixSeconds(now()), life).map_err(failed)?;
-    let secrets = access
-        .secrets()
-        .ok_or_else(|| bad("the server is starting"))?;
-    let token = secrets.sign(&claims).await?;
     let record = TokenRecord {
         principal: principal.to_owned(),
         name,
@@ -143,6 +138,8 @@ pub(super) async fn mint(caller: Caller, body: Bytes) -> Answer {
         certificates,
     };
     let json = serde_json::to_vec(&record).map_err(|error| bad(error.to_string()))?;
+    check_room(access, principal, json.len())?;
+    let token = secrets(&caller)?.sign(&claims).await?;
     let id = claims.jti.as_str();
     let lifetime = Lifetime::TimeToLive(life);
     let batch = Batch::new().put_with(token_key(id), json, lifetime);
@@ -155,10 +152,41 @@ pub(super) async fn mint(caller: Caller, body: Bytes) -> Answer {
         .storage()
         .commit(batch, options)
         .await?;
-    access.wait_for(position.revision).await;
+    access.wait_for(position.revision).await?;
     let minted =
         json!({ "id": id, "token": token, "principal": principal, "expires": record.expires });
     Ok(answer(StatusCode::CREATED, &minted))
+}
+
+/// Whether there is room for a token with a record of this length. Those that are minted at the same time may go beyond
+/// by what they are.
+fn check_room(access: &AccessControl, principal: &str, bytes: usize) -> Result<(), Problem> {
+    if bytes > RECORD_BYTES_MAX {
+        return Err(bad(format!(
+            "the token's record, with its name, its grants and the certificates that it is minted with, has {bytes} bytes; \
+             allowed are {RECORD_BYTES_MAX}: ask for fewer grants, or for shorter prefixes"
+        )));
+    }
+    let full = |message: String| Err(Problem::new(StatusCode::CONFLICT, message));
+    let (own, all) = access.token_usage(principal);
+    if own.tokens >= TOKENS_MAX {
+        return full(format!(
+            "{principal} has {TOKENS_MAX} tokens already: revoke some"
+        ));
+    }
+    if own.bytes + bytes > OWN_BYTES_MAX {
+        return full(format!(
+            "the records of the tokens of {principal} have {} bytes already, of {OWN_BYTES_MAX}: revoke some",
+            own.bytes
+        ));
+    }
+    if all.bytes + bytes > ALL_BYTES_MAX {
+        return full(format!(
+            "the records of all tokens have {} bytes already, of {ALL_BYTES_MAX}: an administrator has to revoke some",
+            all.bytes
+        ));
+    }
+    Ok(())
 }
 
 /// The password by which, in the end, a user is here: of what was shown, not of what is stored by now.
@@ -183,7 +211,11 @@ fn may_manage(caller: &Caller, id: &str, record: &TokenRecord) -> bool {
 
 pub(super) async fn list(caller: Caller) -> Answer {
     check_let_in(&caller)?;
-    let tokens = caller.server.shared().access.all_tokens();
+    let all = is_administrator(&caller);
+    let own = caller.identity.principal().as_str();
+    let access = &caller.server.shared().access;
+    // A token is of the principal that it was minted with a token of, so these are all that may be seen.
+    let tokens = access.tokens((!all).then_some(own));
     let mut shown: Vec<_> = tokens
         .iter()
         .filter(|(id, record)| may_manage(&caller, id, record))
@@ -200,6 +232,8 @@ pub(super) async fn list(caller: Caller) -> Answer {
                 "issued": record.issued,
                 "expires": record.expires,
                 "parent": record.parent,
+                // Of a user who is disabled, say: it is good again once that is over.
+                "ended": access.check_token(record).err().map(|why| why.to_string()),
             })
         })
         .collect();
@@ -210,26 +244,98 @@ pub(super) async fn revoke(caller: Caller, Path(id): Path<String>) -> Answer {
     let shared = caller.server.shared();
     check_let_in(&caller)?;
     let found = shared.access.token(&id);
-    if !found.is_some_and(|record| may_manage(&caller, &id, &record)) {
+    let is_managed = |record: &Arc<TokenRecord>| may_manage(&caller, &id, record);
+    if !found.as_ref().is_some_and(is_managed) {
         // The same whether there is none or it is another's.
         let message = "there is no such token of yours";
         return Err(Problem::new(StatusCode::NOT_FOUND, message));
     }
-    let options = CommitOptions {
-        label: Some("token revoked".to_owned()),
-        ..CommitOptions::default()
-    };
-    let batch = Batch::new().remove(token_key(&id));
+    // Those that were minted with it are good for nothing then.
+    let access = &shared.access;
+    let all = access.tokens(found.as_ref().map(|record| record.principal.as_str()));
+    let minted = all.into_iter().map(|(other, _)| other);
+    let minted = minted.filter(|other| *other != id && access.is_of(other, &id));
+    let ids: Vec<String> = [id.clone()].into_iter().chain(minted).collect();
     let storage = shared.own_session(&system()).storage();
-    let position = storage.commit(batch, options).await?;
-    shared.access.wait_for(position.revision).await;
+    access
+        .remove_tokens(&*storage, &ids, "token revoked")
+        .await?;
     done()
+}
+
+/// Ends all tokens of everybody: after a backup was restored, which has those again that were revoked since, or when
+/// signing keys may have been read.
+pub(super) async fn revoke_all(caller: Caller) -> Answer {
+    check_administrator(&caller)?;
+    let shared = caller.server.shared();
+    let access = &shared.access;
+    // First the keys: what is minted or forged meanwhile with those of before lets nobody in, whatever records are left.
+    secrets(&caller)?.replace().await?;
+    let all = access.tokens(None);
+    let ids: Vec<String> = all.into_iter().map(|(id, _)| id).collect();
+    let storage = shared.own_session(&system()).storage();
+    let who = caller.identity.to_string();
+    let label = format!(
+        "all tokens revoked, by {}",
+        &who[..who.floor_char_boundary(200)]
+    );
+    access.remove_tokens(&*storage, &ids, &label).await?;
+    tracing::warn!(principal = %caller.identity, tokens = ids.len(), "all tokens were revoked");
+    ok(&json!({ "revoked": ids.len() }))
 }
 
 pub(super) async fn rotate(caller: Caller) -> Answer {
     check_administrator(&caller)?;
-    let secrets = caller.server.shared().access.secrets();
-    let secrets = secrets.ok_or_else(|| bad("the server is starting"))?;
-    secrets.rotate().await?;
+    secrets(&caller)?.rotate().await?;
     done()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::response::IntoResponse;
+
+    use super::*;
+    use crate::auth::Configured;
+
+    fn refused(access: &AccessControl, principal: &str, bytes: usize) -> StatusCode {
+        let problem = check_room(access, principal, bytes).unwrap_err();
+        problem.into_response().status()
+    }
+
+    /// Tokens of this principal with records of about this length.
+    fn minted(access: &AccessControl, principal: &str, tokens: usize, bytes: usize) {
+        let name = "x".repeat(bytes);
+        for n in 0..tokens {
+            let json = json!({ "principal": principal, "name": name, "issued": 1, "expires": 2 });
+            let (id, json) = (format!("{principal}/{n}"), json.to_string());
+            access.keep_token(&id, json.as_bytes());
+        }
+    }
+
+    #[test]
+    fn tokens_are_bounded_each_of_one_principal_and_in_all() {
+        let access = AccessControl::new(Configured::default()).unwrap();
+        check_room(&access, "cert:a", RECORD_BYTES_MAX).unwrap();
+        assert_eq!(
+            refused(&access, "cert:a", RECORD_BYTES_MAX + 1),
+            StatusCode::BAD_REQUEST
+        );
+        minted(&access, "cert:many", TOKENS_MAX - 1, 1);
+        check_room(&access, "cert:many", 100).unwrap();
+        minted(&access, "cert:many", TOKENS_MAX, 1);
+        assert_eq!(refused(&access, "cert:many", 100), StatusCode::CONFLICT);
+        minted(&access, "cert:long", OWN_BYTES_MAX / 10_000, 10_000);
+        assert_eq!(refused(&access, "cert:long", 10_000), StatusCode::CONFLICT);
+        // The others are not concerned, until all together have too much.
+        check_room(&access, "cert:a", 10_000).unwrap();
+        for n in 0..ALL_BYTES_MAX / OWN_BYTES_MAX {
+            minted(
+                &access,
+                &format!("user:{n}"),
+                OWN_BYTES_MAX / 10_000,
+                10_000,
+            );
+        }
+        assert_eq!(refused(&access, "cert:a", 10_000), StatusCode::CONFLICT);
+    }
 }

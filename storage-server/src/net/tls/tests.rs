@@ -103,6 +103,32 @@ async fn handshake(tls: &Tls, client: &Arc<ClientConfig>) -> Result<(String, boo
     }
 }
 
+/// A certificate whose end is the first day of this year.
+fn ending(name: &str, year: i32) -> CertificateDer<'static> {
+    let mut params = rcgen::CertificateParams::default();
+    params
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, name);
+    params.not_before = rcgen::date_time_ymd(2000, 1, 1);
+    params.not_after = rcgen::date_time_ymd(year, 1, 1);
+    let key = rcgen::KeyPair::generate().unwrap();
+    params.self_signed(&key).unwrap().der().clone()
+}
+
+#[test]
+fn a_peer_is_let_in_until_the_first_certificate_of_its_chain_ends() {
+    let until = |own: i32, between: &[i32]| {
+        let between = between.iter().map(|year| ending("between", *year));
+        let between: Vec<_> = between.collect();
+        identity_of(&ending("own", own), &between).unwrap().until()
+    };
+    let alone = |year: i32| until(year, &[]).unwrap();
+    assert_eq!(until(2090, &[2095, 2080]), Some(alone(2080)));
+    assert_eq!(until(2080, &[2095, 2090]), Some(alone(2080)));
+    // One that was over before the chain was verified is no part of it.
+    assert_eq!(until(2090, &[2010, 2095]), Some(alone(2090)));
+}
+
 #[tokio::test]
 async fn a_client_without_certificate_or_of_another_authority_is_refused() {
     let (folder, other) = (Folder::new(), Folder::new());

@@ -1,6 +1,8 @@
 //! From Hello to the close: resuming, fencing, ending, shutdown.
 
 use super::*;
+use crate::auth::{Identity, Principal, Proof};
+use crate::testing::{server, start_in};
 
 #[tokio::test]
 async fn no_hello_in_time_closes() {
@@ -82,6 +84,35 @@ async fn a_session_is_resumed_beside_the_heartbeat_and_fences_its_old_socket() {
     say_resume(&mut late.client, 1, 0, &[]).await;
     let (code, reason) = closed(&mut late.client).await;
     assert!(code == 4003 && reason.contains("incarnation 1"), "{reason}");
+}
+
+/// A user that there is not (any more), in a server that knows no users.
+fn removed_user() -> Identity {
+    let proof = Proof::Password {
+        user: "eve".to_owned(),
+        password_set: 1,
+    };
+    Identity::new(Principal::user("eve").unwrap(), proof)
+}
+
+#[tokio::test]
+async fn who_is_not_let_in_any_more_is_told_that_and_not_what_follows_from_it() {
+    let engine = MemoryEngine::new();
+    let connected = |identity: Identity| {
+        let shared = server(&engine, |_| {});
+        start_in(shared, engine.clone(), identity, |shared, peer| {
+            Native::new(shared, peer, Keyspace::new(KEYSPACE).unwrap())
+        })
+    };
+    let mut old = connected(removed_user());
+    send(&mut old.client, None, hello(VERSION)).await;
+    welcomed(&mut old.client).await;
+    // Its session is fenced, and nobody has looked yet for who is to be put out.
+    let mut new = connected(removed_user());
+    say_resume(&mut new.client, 1, 0, &[]).await;
+    welcomed(&mut new.client).await;
+    let (code, reason) = closed(&mut old.client).await;
+    assert_eq!((code, reason.as_str()), (1008, "user disabled or removed"));
 }
 
 #[tokio::test]
