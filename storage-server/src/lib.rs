@@ -9,6 +9,7 @@ pub mod engine;
 pub mod gateway;
 pub mod logging;
 
+mod audit;
 pub mod auth;
 mod feed;
 mod http;

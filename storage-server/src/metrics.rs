@@ -31,6 +31,12 @@ macro_rules! labels {
         impl $name {
             const TEXTS: &[&str] = &[$($text),*];
             const COUNT: usize = Self::TEXTS.len();
+
+            /// As metrics have it.
+            #[allow(dead_code, reason = "not all of them are named elsewhere")]
+            pub(crate) fn text(self) -> &'static str {
+                match self { $(Self::$variant => $text),* }
+            }
         }
     };
 }

@@ -207,18 +207,24 @@ impl Reloader {
         // A folder on a network may answer late, so not on the runtime.
         let looking = tokio::task::spawn_blocking(move || {
             let mut looks = this.lock();
-            if looks.certificates.look() {
-                // What is not good is reported, and that is all.
-                let read = this.read_certificates(&mut looks);
-                let _ = this.report(ReloadLabel::Certificates, read);
-            }
-            if looks.config.look() {
-                let read = this.read_rules(&mut looks);
-                let _ = this.report(ReloadLabel::Rules, read);
-            }
+            let certificates = looks.certificates.look();
+            let certificates = certificates.then(|| this.read_certificates(&mut looks));
+            let config = looks.config.look();
+            (certificates, config.then(|| this.read_rules(&mut looks)))
         });
-        if let Err(error) = looking.await {
-            tracing::error!(%error, "cannot look for changes of certificates and configuration");
+        match looking.await {
+            Ok((certificates, rules)) => {
+                // What is not good is reported, and that is all.
+                if let Some(read) = certificates {
+                    let _ = self.report(ReloadLabel::Certificates, read).await;
+                }
+                if let Some(read) = rules {
+                    let _ = self.report(ReloadLabel::Rules, read).await;
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot look for changes of certificates and configuration");
+            }
         }
         self.end_tokens().await;
     }
@@ -228,19 +234,17 @@ impl Reloader {
         let this = self.clone();
         let reading = tokio::task::spawn_blocking(move || {
             let mut looks = this.lock();
-            Reloaded {
-                certificates: this.report(
-                    ReloadLabel::Certificates,
-                    this.read_certificates(&mut looks),
-                ),
-                rules: this.report(ReloadLabel::Rules, this.read_rules(&mut looks)),
-            }
+            let certificates = this.read_certificates(&mut looks);
+            (certificates, this.read_rules(&mut looks))
         });
         let failed = |error: &dyn fmt::Display| Err(ReloadError::Failed(error.to_string()));
-        let reloaded = reading.await.unwrap_or_else(|error| Reloaded {
-            certificates: failed(&error),
-            rules: failed(&error),
-        });
+        let (certificates, rules) = reading
+            .await
+            .unwrap_or_else(|error| (failed(&error), failed(&error)));
+        let reloaded = Reloaded {
+            certificates: self.report(ReloadLabel::Certificates, certificates).await,
+            rules: self.report(ReloadLabel::Rules, rules).await,
+        };
         self.end_tokens().await;
         reloaded
     }
@@ -249,15 +253,18 @@ impl Reloader {
         self.looks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn report(
+    async fn report(
         &self,
         what: ReloadLabel,
         result: Result<(), ReloadError>,
     ) -> Result<(), ReloadError> {
         self.shared.metrics.reload(what, result.is_ok());
-        if let Err(error) = &result {
+        let text = result.as_ref().map_err(ToString::to_string);
+        if let Err(error) = &text {
             tracing::error!("what was there before holds on: {error}");
         }
+        let text = text.as_ref().map(|_| ()).map_err(String::as_str);
+        self.shared.audit.reloaded(what.text(), text).await;
         result
     }
 

@@ -15,6 +15,7 @@ use storage_certs::CredentialPaths;
 use storage_protocol::{Batch, CommitOptions, Keyspace, Storage, StorageError, StorageExt};
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::{self, Audit, Event, Outcome, Record};
 use crate::auth::rules::{Rule, SECRETS, SYSTEM};
 use crate::auth::system::rule_key;
 use crate::auth::{Configured, Principal, Secrets, Verifier};
@@ -73,6 +74,17 @@ pub enum StartError {
         name: String,
         /// Those that there are.
         known: Vec<&'static str>,
+    },
+    /// The folder of the audit log cannot be used.
+    #[error(
+        "cannot write the audit log in {}: {source}; audit.folder is another one, audit.events = [] does without",
+        folder.display()
+    )]
+    Audit {
+        /// Which folder.
+        folder: PathBuf,
+        /// The system's error.
+        source: io::Error,
     },
     /// The store could not be read, or the system lacks something.
     #[error("cannot open the store: {0}")]
@@ -207,6 +219,7 @@ impl ServerBuilder {
         let fixed = reload::fixed(&config);
         let shares = share_descriptors(&mut config)?;
         let (tls, looks) = load_tls(&config, source.clone()).await?;
+        let has_folder = engine.is_none();
         let (engine, closer) = match engine {
             Some(engine) => (engine, Box::new(|| ()) as Closer),
             None => open_store(&config, shares).await?,
@@ -215,8 +228,16 @@ impl ServerBuilder {
             let _ = tokio::task::spawn_blocking(closer).await;
             return Err(StartError::Stopped);
         }
+        // Behind the store: its folder must be empty where it is made.
+        let audit = match start_audit(&config, has_folder).await {
+            Ok(audit) => audit,
+            Err(error) => {
+                let _ = tokio::task::spawn_blocking(closer).await;
+                return Err(error);
+            }
+        };
         let reload = |shared: &_, listeners| Reloader::new(shared, listeners, source, fixed, looks);
-        Server::serve(config, tls, gateways, engine, closer, start, reload).await
+        Server::serve(config, tls, gateways, engine, closer, audit, start, reload).await
     }
 }
 
@@ -254,6 +275,19 @@ async fn open_store(
     let engine = opened.map_err(|error| StartError::Failed(error.to_string()))??;
     let closing = engine.clone();
     Ok((engine, Box::new(move || closing.close())))
+}
+
+/// `has_folder`: the data folder is the server's own. Without one, and where none is named, there is no audit log.
+async fn start_audit(config: &ServerConfig, has_folder: bool) -> Result<Arc<Audit>, StartError> {
+    if !has_folder && config.audit.folder.is_none() {
+        return Ok(Audit::off());
+    }
+    let folder = Audit::folder(&config.audit, &config.data);
+    let (config, data) = (config.audit.clone(), config.data.clone());
+    let starting = tokio::task::spawn_blocking(move || Audit::start(&config, &data));
+    let started = starting.await;
+    let started = started.map_err(|error| StartError::Failed(error.to_string()))?;
+    started.map_err(|source| StartError::Audit { folder, source })
 }
 
 impl Server {
@@ -300,6 +334,7 @@ impl Server {
         gateways: Vec<Arc<dyn Gateway>>,
         engine: Arc<dyn Engine>,
         closer: Closer,
+        audit: Arc<Audit>,
         start: HowToStart,
         reloader: impl FnOnce(&Arc<Shared>, Vec<(ListenerConfig, Arc<LiveTls>)>) -> Arc<Reloader>,
     ) -> Result<Self, StartError> {
@@ -346,7 +381,7 @@ impl Server {
             }
         };
         let shared = async {
-            let shared = Shared::new(config, register, configured, engine)
+            let shared = Shared::new(config, register, configured, engine, audit)
                 .map_err(|error| StartError::Failed(error.to_string()))?;
             dates
                 .into_iter()
@@ -472,7 +507,13 @@ async fn grant_admin(shared: &Arc<Shared>, principal: &Principal) -> storage_pro
         label: Some("--grant-admin".to_owned()),
         ..CommitOptions::default()
     };
-    let position = storage.commit(batch, options).await?;
+    let noted = shared.audit.begin(Event::Admin, || {
+        let record = Record::new(Event::Admin, "grant admin", Outcome::Allowed);
+        record.by_server().keyspace(&system).changes(&batch)
+    });
+    let committed = storage.commit(batch, options).await;
+    audit::committed(noted, &committed).await;
+    let position = committed?;
     access.wait_for(position.revision).await?;
     tracing::warn!(
         %principal,

@@ -1,7 +1,7 @@
 //! The end of a server in named phases, each with its time-out, so that a hang has a name.
 //!
-//! Stop accepting; tell peers and let what is in flight finish; close what is left; flush and close the engine. The
-//! report says how long each took and what was cut.
+//! Stop accepting; tell peers and let what is in flight finish; close what is left; flush and close the engine; write
+//! the rest of the audit log. The report says how long each took and what was cut.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -13,6 +13,8 @@ pub(crate) type Closer = Box<dyn FnOnce() + Send>;
 
 /// How long the engine may take to close, before that is reported as a failure.
 const ENGINE_CLOSE_PATIENCE: Duration = Duration::from_secs(60);
+/// How long the audit log may take to be written.
+const AUDIT_CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 /// For closing handshakes, once sessions are told to close at once.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -106,6 +108,14 @@ pub(crate) async fn run(shared: &Shared, closer: Closer) -> ShutdownReport {
         Ok(Ok(()))
     );
     record("close the engine", start, engine_closed);
+
+    let start = Instant::now();
+    let audit = shared.audit.clone();
+    let closing = tokio::task::spawn_blocking(move || audit.close());
+    let closed = tokio::time::timeout(AUDIT_CLOSE_PATIENCE, closing)
+        .await
+        .is_ok();
+    record("close the audit log", start, closed);
 
     ShutdownReport {
         phases,

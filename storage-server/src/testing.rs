@@ -28,6 +28,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::Audit;
 use crate::auth::{Configured, Identity};
 use crate::config::ServerConfig;
 use crate::engine::{Engine, Resumed, Room, Session, SessionStorage};
@@ -535,7 +536,8 @@ pub(crate) fn server(
 ) -> Arc<Shared> {
     let mut config = ServerConfig::embedded("unused", None, Vec::new());
     change(&mut config);
-    Shared::new(config, |_| {}, Configured::default(), engine.clone()).unwrap()
+    let (configured, audit) = (Configured::default(), Audit::off());
+    Shared::new(config, |_| {}, configured, engine.clone(), audit).unwrap()
 }
 
 /// Starts a session of this principal in a server that may have others.

@@ -1,5 +1,6 @@
 //! A server of a test's own, over mutual TLS, with a listener for its metrics.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use storage_client::RemoteStorage;
@@ -69,6 +70,12 @@ impl Served {
         let next = self.folder.path().join("next.toml");
         std::fs::write(&next, format!("{config}\n{ADMIN}")).expect("a file");
         std::fs::rename(next, self.folder.path().join(CONFIG)).expect("in its place");
+    }
+
+    /// The server's data folder.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
     }
 
     /// A session of the client library.

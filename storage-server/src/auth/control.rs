@@ -20,6 +20,7 @@ use super::system::{Configured, TokenRecord, User};
 use super::token_records::{TokenRecords, TokenUsage};
 use super::tokens::{Claims, TokenError, UnixSeconds};
 use super::{Identity, Proof};
+use crate::audit::Audit;
 use crate::ws::Close;
 
 /// The rules that hold now. They are swapped as a whole, never changed: who asks sees those before or those after.
@@ -45,6 +46,7 @@ pub(crate) struct AccessControl {
     /// Sessions, for their watches.
     guards: Mutex<Alive<Guard>>,
     peers: Mutex<Alive<LivePeer>>,
+    audit: Arc<Audit>,
 }
 
 /// Access rules with which nobody could change the access rules any more.
@@ -113,7 +115,10 @@ impl AccessControl {
     ///
     /// # Errors
     /// The system has no random bytes.
-    pub(crate) fn new(configured: Configured) -> Result<Arc<Self>, PasswordError> {
+    pub(crate) fn new(
+        configured: Configured,
+        audit: Arc<Audit>,
+    ) -> Result<Arc<Self>, PasswordError> {
         let rules = configured.rule_set();
         Ok(Arc::new(Self {
             rules: RwLock::new(Arc::new(rules)),
@@ -126,7 +131,12 @@ impl AccessControl {
             verifier_version: AtomicU64::new(0),
             guards: Mutex::default(),
             peers: Mutex::default(),
+            audit,
         }))
+    }
+
+    pub(crate) fn audit(&self) -> &Arc<Audit> {
+        &self.audit
     }
 
     pub(super) fn system(&self) -> &SystemRecords {
@@ -186,7 +196,7 @@ impl AccessControl {
         verified: u64,
         cut: CancellationToken,
     ) -> Arc<LivePeer> {
-        let peer = LivePeer::new(identity, cut);
+        let peer = LivePeer::new(identity, cut, &self.audit);
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         peers.add(&peer);
         drop(peers);

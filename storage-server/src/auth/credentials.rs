@@ -45,7 +45,10 @@ pub(crate) enum AuthError {
     #[error(transparent)]
     Token(#[from] TokenError),
     #[error("the token was revoked")]
-    Revoked,
+    Revoked {
+        /// Of the token; it is no secret.
+        id: String,
+    },
     #[error(transparent)]
     Login(#[from] LoginError),
     #[error("users and tokens cannot be looked up: {0}")]
@@ -97,11 +100,26 @@ impl AccessControl {
         }
     }
 
+    /// What is shown, and who is said to be by that, if there is such a user: for the audit log. A name that nobody has
+    /// is not given back, since it may be a password in the wrong field.
+    pub(crate) fn claim(&self, shown: Shown<'_>) -> (&'static str, Option<String>) {
+        match (shown.authorization.map(from_authorization), shown.token) {
+            (Some(Ok(Credential::Basic { user, .. })), _) => {
+                let claimed = self.user(&user).map(|_| format!("user:{user}"));
+                ("password", claimed)
+            }
+            (Some(Ok(Credential::Bearer(_))), _) | (None, Some(_)) => ("token", None),
+            (Some(Err(_)), _) => ("authorization", None),
+            (None, None) => ("nothing", None),
+        }
+    }
+
     /// Who has this token.
     pub(crate) fn bearer(&self, token: &str) -> Result<Identity, AuthError> {
         let claims = self.verify_token(token)?;
         let id = claims.jti.as_str();
-        let record = self.token(id).ok_or(AuthError::Revoked)?;
+        let revoked = || AuthError::Revoked { id: id.to_owned() };
+        let record = self.token(id).ok_or_else(revoked)?;
         let principal = Principal::stored(&record.principal);
         let bearer = Bearer {
             id: id.to_owned(),
@@ -114,7 +132,7 @@ impl AccessControl {
             Err(Ended::TokenExpired) => Err(AuthError::Token(TokenError::Expired {
                 at: UnixSeconds(record.expires),
             })),
-            Err(_) => Err(AuthError::Revoked),
+            Err(_) => Err(revoked()),
         }
     }
 
@@ -271,11 +289,12 @@ pub(super) fn chain_of(record: &TokenRecord) -> Vec<CertificateDer<'static>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::audit::Audit;
     use crate::auth::Configured;
 
     #[test]
     fn tokens_are_dead_whose_user_is_gone_or_that_lack_one_they_were_minted_with() {
-        let access = AccessControl::new(Configured::default()).unwrap();
+        let access = AccessControl::new(Configured::default(), Audit::off()).unwrap();
         let keep = |id: &str, principal: &str, more: &str| {
             let json =
                 format!(r#"{{"principal":"{principal}","issued":1,"expires":99999999999{more}}}"#);

@@ -12,6 +12,10 @@
 //!
 //! Watches and scans go by the grants they began with. When these change for their range they end with
 //! [`StorageError::AccessChanged`]: what was told is not to be trusted any more, and their reader begins anew.
+//!
+//! What is refused, and if it is asked for what is done, is told to the audit log ([`audited`]).
+
+mod audited;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,6 +36,7 @@ use super::control::AccessControl;
 use super::rules::{Cut, Grants, Permission, SYSTEM};
 use super::system::Lockout;
 use super::text::quoted_key;
+use crate::audit::{self, Audit, SessionHash};
 use crate::engine::{Engine, Room, Session, SessionStorage, Unbounded};
 
 /// A session of a peer, whose storage is guarded.
@@ -50,6 +55,9 @@ pub(crate) struct Guard {
     storage: Arc<dyn SessionStorage>,
     identity: Identity,
     keyspace: Keyspace,
+    audit: Arc<Audit>,
+    /// The session, as the audit log has it.
+    session_hash: SessionHash,
     /// Its peer is not let in any more.
     revoked: AtomicBool,
     /// Whether it is the keyspace of the rules themselves.
@@ -90,6 +98,8 @@ impl GuardedSession {
             session: session.clone(),
             identity: identity.clone(),
             keyspace: keyspace.clone(),
+            audit: control.audit().clone(),
+            session_hash: SessionHash::of(session.id()),
             revoked: AtomicBool::new(false),
             is_system: keyspace.as_str() == SYSTEM,
             exists: AtomicBool::new(false),
@@ -129,6 +139,7 @@ impl Session for GuardedSession {
     }
 
     fn lose(&self) {
+        self.guard.tell_session("lose", &Ok(()));
         self.session.lose();
     }
 
@@ -137,7 +148,9 @@ impl Session for GuardedSession {
     }
 
     async fn end(&self) -> Result<()> {
-        self.session.end().await
+        let ended = self.session.end().await;
+        self.guard.tell_session("end", &ended);
+        ended
     }
 }
 
@@ -193,6 +206,11 @@ impl Guard {
         }
     }
 
+    fn check_get(&self, keys: &[Key]) -> Result<()> {
+        let checked = self.check_reads(keys);
+        checked.inspect_err(|error| self.tell_denied_get(keys, error))
+    }
+
     /// What may be read of ranges.
     fn cut_reads(&self, ranges: &[KeyRange]) -> Result<Vec<KeyRange>> {
         let read = &self.grants()?.read;
@@ -213,12 +231,17 @@ impl Guard {
     ) -> Result<Scan> {
         // Ordering: the version first. A change from here on is seen by the scan.
         let version = self.control.version();
-        let parts = self.cut_reads(&ranges)?;
+        let parts = self.cut_reads(&ranges);
+        let parts = parts.inspect_err(|error| self.tell_denied_scan(&ranges, error))?;
         // A range without keys is refused to nobody.
         if parts.is_empty() && !ranges.iter().all(KeyRange::is_empty) {
-            return Err(self.denied(Permission::Read, "any key of this range"));
+            let error = self.denied(Permission::Read, "any key of this range");
+            self.tell_denied_scan(&ranges, &error);
+            return Err(error);
         }
-        let inner = self.storage.scan_into(parts.clone(), options, room).await?;
+        let inner = self.storage.scan_into(parts.clone(), options, room).await;
+        self.tell_scan(&ranges, &inner);
+        let inner = inner?;
         let guarded = GuardedScan {
             guard: self.clone(),
             ranges,
@@ -231,6 +254,11 @@ impl Guard {
     }
 
     fn check_commit(&self, batch: &Batch, options: &CommitOptions) -> Result<()> {
+        let checked = self.check_commit_untold(batch, options);
+        checked.inspect_err(|error| self.tell_denied_commit(batch, error))
+    }
+
+    fn check_commit_untold(&self, batch: &Batch, options: &CommitOptions) -> Result<()> {
         let grants = self.grants()?;
         if !grants.write.is_all() {
             for operation in &batch.operations {
@@ -302,15 +330,20 @@ impl Guard {
     async fn watch(self: &Arc<Self>, range: KeyRange, options: WatchOptions) -> Result<Watch> {
         // Ordering: the version first. A change from here on is seen by the watch.
         let version = self.control.version();
-        let grants = self.grants()?;
+        let grants = self.grants();
+        let grants = grants.inspect_err(|error| self.tell_denied_watch(&range, error))?;
         let cut = match range.is_empty() {
             true => Cut::One(range.clone()),
             false => grants.watch.cut(&range),
         };
         let Some(hull) = cut.hull().cloned() else {
-            return Err(self.denied(Permission::Watch, "any key of this range"));
+            let error = self.denied(Permission::Watch, "any key of this range");
+            self.tell_denied_watch(&range, &error);
+            return Err(error);
         };
-        let inner = self.storage.watch(hull, options).await?;
+        let inner = self.storage.watch(hull, options).await;
+        self.tell_watch(&range, &inner);
+        let inner = inner?;
         let start = inner.start();
         let id = {
             let mut watches = lock(&self.watches);
@@ -344,8 +377,10 @@ struct Guarded(Arc<Guard>);
 #[deny(clippy::missing_trait_methods)]
 impl Storage for Guarded {
     async fn get(&self, keys: &[Key]) -> Result<Reading<Vec<Option<Entry>>>> {
-        self.0.check_reads(keys)?;
-        self.0.storage.get(keys).await
+        self.0.check_get(keys)?;
+        let read = self.0.storage.get(keys).await;
+        self.0.tell_get(keys, &read);
+        read
     }
 
     async fn scan(&self, range: KeyRange, options: ScanOptions) -> Result<Scan> {
@@ -354,15 +389,20 @@ impl Storage for Guarded {
 
     async fn commit(&self, batch: Batch, options: CommitOptions) -> Result<Position> {
         self.0.check_commit(&batch, &options)?;
-        if !self.0.is_system {
-            return self.0.storage.commit(batch, options).await;
-        }
-        let commit = self.0.storage.commit(batch.clone(), options);
-        self.0
-            .control
-            .system()
-            .checked(&batch, Lockout::Refused, self.0.storage.position(), commit)
-            .await
+        let noted = self.0.begin_commit(&batch);
+        let storage = &self.0.storage;
+        let committed = match self.0.is_system {
+            false => storage.commit(batch, options).await,
+            true => {
+                let commit = storage.commit(batch.clone(), options);
+                let system = self.0.control.system();
+                system
+                    .checked(&batch, Lockout::Refused, storage.position(), commit)
+                    .await
+            }
+        };
+        audit::committed(noted, &committed).await;
+        committed
     }
 
     async fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch> {
@@ -386,8 +426,10 @@ impl SessionStorage for Guarded {
         keys: &[Key],
         room: Arc<dyn Room>,
     ) -> Result<Reading<Vec<Option<Entry>>>> {
-        self.0.check_reads(keys)?;
-        self.0.storage.get_into(keys, room).await
+        self.0.check_get(keys)?;
+        let read = self.0.storage.get_into(keys, room).await;
+        self.0.tell_get(keys, &read);
+        read
     }
 
     async fn scan_into(
@@ -407,23 +449,25 @@ impl SessionStorage for Guarded {
     ) -> Result<Position> {
         // What was executed is answered with what it did, whatever is allowed by now; nothing is executed for it.
         let is_repeated = number <= self.0.session.executed();
-        if !is_repeated {
-            self.0.check_commit(&batch, &options)?;
-        }
-        if is_repeated || !self.0.is_system {
-            let storage = &self.0.storage;
+        let storage = &self.0.storage;
+        if is_repeated {
             let position = storage.commit_numbered(number, batch, options).await?;
             return self.0.in_force(position).await;
         }
-        let commit = self
-            .0
-            .storage
-            .commit_numbered(number, batch.clone(), options);
-        self.0
-            .control
-            .system()
-            .checked(&batch, Lockout::Refused, self.0.storage.position(), commit)
-            .await
+        self.0.check_commit(&batch, &options)?;
+        let noted = self.0.begin_commit(&batch);
+        let committed = match self.0.is_system {
+            false => storage.commit_numbered(number, batch, options).await,
+            true => {
+                let commit = storage.commit_numbered(number, batch.clone(), options);
+                let system = self.0.control.system();
+                system
+                    .checked(&batch, Lockout::Refused, storage.position(), commit)
+                    .await
+            }
+        };
+        audit::committed(noted, &committed).await;
+        committed
     }
 
     async fn repeat_numbered(&self, number: u64, fingerprint: Option<u64>) -> Result<Position> {

@@ -1,6 +1,7 @@
 //! Who a peer is and by what it was found out: what its session, its access and its audit go by.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rustls_pki_types::CertificateDer;
@@ -11,7 +12,11 @@ use super::rules::RuleSet;
 /// Who a peer is, and by what. Decided once for a connection (for each request of HTTP, which carries its credential with
 /// it) and passed on from there; cheap to clone.
 #[derive(Clone)]
-pub struct Identity(Arc<Inner>);
+pub struct Identity {
+    inner: Arc<Inner>,
+    /// Where it came from, for the audit log; nothing is decided by it.
+    address: Option<SocketAddr>,
+}
 
 struct Inner {
     principal: Principal,
@@ -69,21 +74,34 @@ impl fmt::Debug for Identity {
     /// Never with what would let another one in.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identity")
-            .field("principal", &self.0.principal.as_str())
-            .field("by", &self.0.proof.name())
+            .field("principal", &self.inner.principal.as_str())
+            .field("by", &self.inner.proof.name())
             .finish()
     }
 }
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.principal.fmt(f)
+        self.inner.principal.fmt(f)
     }
 }
 
 impl Identity {
     pub(crate) fn new(principal: Principal, proof: Proof) -> Self {
-        Self(Arc::new(Inner { principal, proof }))
+        Self {
+            inner: Arc::new(Inner { principal, proof }),
+            address: None,
+        }
+    }
+
+    /// The same one, who came from there.
+    pub(crate) fn at(self, address: Option<SocketAddr>) -> Self {
+        Self { address, ..self }
+    }
+
+    /// Where it came from; `None` if that is not known.
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
+        self.address
     }
 
     /// A peer that proved nothing.
@@ -106,11 +124,11 @@ impl Identity {
     /// Who it is.
     #[must_use]
     pub fn principal(&self) -> &Principal {
-        &self.0.principal
+        &self.inner.principal
     }
 
     pub(crate) fn proof(&self) -> &Proof {
-        &self.0.proof
+        &self.inner.proof
     }
 
     /// From when on it is good for nothing, in seconds since 1970.

@@ -6,6 +6,7 @@ use storage_protocol::native::close_code;
 use tokio_util::sync::CancellationToken;
 
 use super::Identity;
+use crate::audit::{Audit, Event, Outcome, Record};
 use crate::metrics::ClosedLabel;
 use crate::ws::Close;
 
@@ -32,15 +33,17 @@ pub(crate) struct LivePeer {
     identity: Mutex<Identity>,
     cut: CancellationToken,
     why: OnceLock<Ended>,
+    audit: Arc<Audit>,
 }
 
 impl LivePeer {
     /// `cut`: closes the connection at once.
-    pub(super) fn new(identity: Identity, cut: CancellationToken) -> Arc<Self> {
+    pub(super) fn new(identity: Identity, cut: CancellationToken, audit: &Arc<Audit>) -> Arc<Self> {
         Arc::new(Self {
             identity: Mutex::new(identity),
             cut,
             why: OnceLock::new(),
+            audit: audit.clone(),
         })
     }
 
@@ -64,7 +67,10 @@ impl LivePeer {
 
     pub(super) fn end(&self, why: Ended) {
         if self.why.set(why).is_ok() {
-            tracing::info!(principal = %self.identity(), "closing a connection: {why}");
+            let identity = self.identity();
+            tracing::info!(principal = %identity, "closing a connection: {why}");
+            let record = Record::new(Event::Denied, "close", Outcome::Denied).by(&identity);
+            self.audit.put(record.reason(&why.to_string()));
         }
         self.cut.cancel();
     }

@@ -15,7 +15,7 @@ mod principal;
 pub mod rules;
 mod secrets;
 pub(crate) mod system;
-mod text;
+pub(crate) mod text;
 mod token_records;
 pub(crate) mod tokens;
 

@@ -27,6 +27,17 @@ pub(crate) fn quoted_key(key: &[u8]) -> String {
     }
 }
 
+/// A key without quotes, what is not ASCII as `\xff`, so that the sign of what is left out stands in no key; of at most
+/// `bytes_max` bytes, and if it is longer with its length.
+pub(crate) fn shown_key(key: &[u8], bytes_max: usize) -> String {
+    match key.get(..bytes_max) {
+        Some(shown) if key.len() > bytes_max => {
+            format!("{}… ({} bytes)", shown.escape_ascii(), key.len())
+        }
+        _ => key.escape_ascii().to_string(),
+    }
+}
+
 /// A message that may have texts of others in it, without quotes around it: escaped where it does not show, and of at
 /// most `chars_max` characters.
 pub(crate) fn escaped(message: &str, chars_max: usize) -> String {

@@ -230,6 +230,50 @@ impl Default for LogConfig {
     }
 }
 
+/// A kind of records of the audit log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuditEvent {
+    /// Who was not let in, and what was not allowed.
+    Denied,
+    /// Changes of who may do what: rules, roles, users, passwords, tokens, keys.
+    Admin,
+    /// Who was let in; sessions that begin and end.
+    Session,
+    /// Commits.
+    Write,
+    /// Gets and scans.
+    Read,
+    /// Watches that begin.
+    Watch,
+}
+
+/// What is audited: `[audit]`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AuditConfig {
+    /// What is written; nothing: there is no audit log. Default `denied` and `admin`.
+    pub events: Vec<AuditEvent>,
+    /// Daily files here. Default: `audit` in the data folder.
+    pub folder: Option<PathBuf>,
+    /// Days that are kept, today included. Default 30.
+    #[serde(deserialize_with = "size")]
+    pub days: usize,
+    /// Bytes of a day. Default 256 MiB.
+    #[serde(deserialize_with = "size")]
+    pub day_bytes_max: u64,
+}
+
+impl Default for AuditConfig {
+    fn default() -> Self {
+        Self {
+            events: vec![AuditEvent::Denied, AuditEvent::Admin],
+            folder: None,
+            days: 30,
+            day_bytes_max: 256 << 20,
+        }
+    }
+}
+
 /// Limits of the whole server: `[limits]`. Sizes in bytes.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -509,6 +553,8 @@ pub struct ServerConfig {
     pub new_epoch: bool,
     /// Where the log goes.
     pub log: LogConfig,
+    /// What is audited.
+    pub audit: AuditConfig,
     /// What peers may ask for.
     pub limits: ServerLimits,
     /// How long peers are waited for.
@@ -535,6 +581,7 @@ impl Default for ServerConfig {
             accept_data_loss: false,
             new_epoch: false,
             log: LogConfig::default(),
+            audit: AuditConfig::default(),
             limits: ServerLimits::default(),
             timeouts: Timeouts::default(),
             engine: EngineConfig::default(),

@@ -11,7 +11,7 @@ use serde::de::{Error, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use storage_protocol::Keyspace;
 
-use super::{AuthMethod, ConfigError, LogFormat, TlsMode, TlsVersion};
+use super::{AuditEvent, AuthMethod, ConfigError, LogFormat, TlsMode, TlsVersion};
 use crate::engine::rocks::Durability;
 
 /// Stands in the message of an error between a value and what is allowed. No text of TOML has it.
@@ -54,6 +54,7 @@ words!(Durability: "sync" = Sync, "os" = Os);
 words!(LogFormat: "text" = Text, "json" = Json);
 words!(TlsMode: "mutual" = Mutual, "server" = Server, "off" = Off);
 words!(AuthMethod: "certificate" = Certificate, "token" = Token, "password" = Password, "anonymous" = Anonymous);
+words!(AuditEvent: "denied" = Denied, "admin" = Admin, "session" = Session, "write" = Write, "read" = Read, "watch" = Watch);
 words!(TlsVersion: "1.3" = Tls13, "1.2" = Tls12);
 
 /// A count or a size in bytes.

@@ -9,8 +9,8 @@ use std::time::Duration;
 use storage_protocol::{Batch, Limits};
 
 use super::{
-    AuthMethod, ConfigError, EngineConfig, ListenerConfig, LogConfig, ServerConfig, ServerLimits,
-    Timeouts, TlsMode,
+    AuditConfig, AuthMethod, ConfigError, EngineConfig, ListenerConfig, LogConfig, ServerConfig,
+    ServerLimits, Timeouts, TlsMode,
 };
 
 type Result<T = ()> = std::result::Result<T, ConfigError>;
@@ -66,6 +66,7 @@ impl ServerConfig {
             })?;
         }
         self.log.validate()?;
+        self.audit.validate()?;
         self.limits.validate()?;
         self.timeouts.validate()?;
         self.engine.validate()
@@ -194,6 +195,23 @@ impl LogConfig {
         }
         check_ranges!("log" of self; keep: 1..=10_000);
         Ok(())
+    }
+}
+
+impl AuditConfig {
+    fn validate(&self) -> Result {
+        let is_empty = self
+            .folder
+            .as_ref()
+            .is_some_and(|folder| folder.as_os_str().is_empty());
+        check(!is_empty, "audit.folder", "\"\"", || "a folder")?;
+        check_ranges!("audit" of self; days: 1..=10_000);
+        let least = MIB as u64;
+        let bytes = self.day_bytes_max;
+        let is_good = (least..=u64::MAX / 2).contains(&bytes);
+        check(is_good, "audit.day_bytes_max", bytes, || {
+            format!("at least {least}")
+        })
     }
 }
 
@@ -499,6 +517,26 @@ mod tests {
                 "without a port",
             ),
             ("certs = 'c'\n[log]\nkeep = 0", "log.keep = 0", "1 to 10000"),
+            (
+                "certs = 'c'\n[audit]\ndays = 0",
+                "audit.days = 0",
+                "1 to 10000",
+            ),
+            (
+                "certs = 'c'\n[audit]\nday_bytes_max = '1 KiB'",
+                "audit.day_bytes_max = 1024",
+                "at least 1048576",
+            ),
+            (
+                "certs = 'c'\n[audit]\nevents = ['denied', 'reed']",
+                "audit.events[1] = \"reed\"",
+                "\"session\", \"write\", \"read\"",
+            ),
+            (
+                "certs = 'c'\n[audit]\nfolder = ''",
+                "audit.folder = \"\"",
+                "a folder",
+            ),
         ] {
             let error = error(text);
             assert!(

@@ -27,6 +27,7 @@ use storage_protocol::{Limit, StorageError};
 use tower::ServiceExt;
 use tower_http::timeout::TimeoutBody;
 
+use crate::audit::{Event, Outcome, Record};
 use crate::auth::passwords::LoginError;
 use crate::auth::{AuthError, Identity, IdentityError, LivePeer, Principal, Proof, Shown, tokens};
 use crate::config::{AuthMethod, ListenerConfig, TlsMode};
@@ -276,6 +277,7 @@ impl Visit {
         let (parts, body) = request.into_parts();
         let protocol = wanted.as_ref().map(|(protocol, _)| *protocol);
         let identity = self.identify(&parts, protocol).await?;
+        let identity = identity.at(Some(self.address));
         let request = Request::from_parts(parts, body);
         match wanted {
             Some((protocol, offer)) => self.admit(&request, protocol, &offer, identity),
@@ -291,6 +293,7 @@ impl Visit {
     ) -> Result<Identity, Refusal> {
         let certified = self.certified.as_ref().map_err(|error| {
             let (status, label) = (StatusCode::FORBIDDEN, RefusedLabel::Principal);
+            self.tell_denied(None, &error.to_string());
             Refusal::new(status, label, error.to_string())
         })?;
         if let Some(identity) = certified {
@@ -322,7 +325,62 @@ impl Visit {
             .shared
             .access
             .identify(front.listener.auth(), shown, address);
-        identified.await.map_err(refused)
+        let identified = identified.await;
+        self.tell_login(shown, &identified);
+        identified.map_err(refused)
+    }
+
+    /// Tells the audit log who was let in by a token or a password, and who was not.
+    fn tell_login(&self, shown: Shown<'_>, identified: &Result<Identity, AuthError>) {
+        let shared = &self.front.shared;
+        match identified {
+            Ok(identity) if shared.audit.wants.session && !identity.principal().is_anonymous() => {
+                let record = Record::new(Event::Session, "log_in", Outcome::Allowed);
+                let identity = identity.clone().at(Some(self.address));
+                shared.audit.put(record.by(&identity));
+            }
+            Err(error) if shared.audit.wants.denied => {
+                let (by, claimed) = shared.access.claim(shown);
+                let outcome = match error {
+                    AuthError::Store(_) => Outcome::Failed,
+                    _ => Outcome::Denied,
+                };
+                let record = Record::new(Event::Denied, "log_in", outcome);
+                let record = record.from_address(self.address).claiming(by, claimed);
+                let record = match error {
+                    AuthError::Revoked { id } => record.token(id),
+                    _ => record,
+                };
+                shared.audit.put(record.reason(&error.to_string()));
+            }
+            _ => {}
+        }
+    }
+
+    /// Tells the audit log of a page, or a certificate, that is not let in.
+    fn tell_denied(&self, identity: Option<&Identity>, reason: &str) {
+        let record = Record::new(Event::Denied, "log_in", Outcome::Denied);
+        let record = match identity {
+            Some(identity) => record.by(identity),
+            None => record
+                .from_address(self.address)
+                .claiming("certificate", None),
+        };
+        self.front.shared.audit.put(record.reason(reason));
+    }
+
+    /// That a request with an `Origin` comes from a page that may send it.
+    fn check_origin<B>(
+        &self,
+        request: &Request<B>,
+        origins: Origins,
+        identity: &Identity,
+    ) -> Result<(), Refusal> {
+        let checked = browser::check_origin(request, &self.front.listener, origins);
+        checked.map_err(|reason| {
+            self.tell_denied(Some(identity), &reason);
+            Refusal::http(StatusCode::FORBIDDEN, reason)
+        })
     }
 
     /// The WebSocket protocol that a request is for, if it is for one.
@@ -362,8 +420,7 @@ impl Visit {
             Proof::Anonymous if front.listener.tls != TlsMode::Off => Origins::Own,
             _ => protocol.origins(),
         };
-        browser::check_origin(request, &front.listener, origins)
-            .map_err(|reason| Refusal::http(StatusCode::FORBIDDEN, reason))?;
+        self.check_origin(request, origins, &identity)?;
         let slot = front.slot(identity.principal())?;
         self.state().admitted = Some(Admitted {
             opening,
@@ -387,8 +444,7 @@ impl Visit {
         }
         // A page of another site can send these with the user's certificate, although it cannot read the answer.
         if !request.method().is_safe() {
-            browser::check_origin(&request, &front.listener, Origins::Own)
-                .map_err(|reason| Refusal::http(StatusCode::FORBIDDEN, reason))?;
+            self.check_origin(&request, Origins::Own, &identity)?;
         }
         self.settle(identity.principal())?;
         self.live.set_identity(identity.clone());

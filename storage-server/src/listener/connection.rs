@@ -19,6 +19,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
+use crate::audit::{Event, Outcome, Record};
 use crate::auth::{Identity, IdentityError};
 use crate::http::protocol::Running;
 use crate::http::{Admitted, Front, Patient};
@@ -128,14 +129,19 @@ impl Connection {
         let accepted = tokio::time::timeout_at(self.deadline.into(), tls.accept(stream)).await;
         match accepted {
             Ok(Ok(accepted)) => {
-                if let Ok(Some(identity)) = &accepted.identity {
+                let address = Some(self.address);
+                let certified = accepted.identity;
+                let certified = certified.map(|known| known.map(|known| known.at(address)));
+                if let Ok(Some(identity)) = &certified {
                     tracing::Span::current().record("principal", identity.principal().as_str());
+                    let record = Record::new(Event::Session, "log_in", Outcome::Allowed);
+                    self.shared.audit.put(record.by(identity));
                 }
                 if accepted.resumed {
                     self.shared.metrics.resumed.inc();
                 }
                 let stream = Stream::Tls(Box::new(accepted.stream));
-                Some((stream, accepted.identity))
+                Some((stream, certified))
             }
             Ok(Err(AcceptError::Handshake(error))) if !self.place.seat().was_heard() => {
                 // Health checks of load balancers do this.
@@ -146,6 +152,13 @@ impl Connection {
             Ok(Err(error)) => {
                 self.shared.metrics.refused(RefusedLabel::Tls);
                 tracing::info!(%error, "refused a connection");
+                // A peer that broke off is nobody who was refused.
+                if error.is_refusal() {
+                    let record = Record::new(Event::Denied, "log_in", Outcome::Denied);
+                    let record = record.from_address(self.address);
+                    let record = record.claiming("certificate", None);
+                    self.shared.audit.put(record.reason(&error.to_string()));
+                }
                 None
             }
             Err(_) => {

@@ -82,6 +82,16 @@ pub(crate) enum AcceptError {
     Resumed(rustls::Error),
 }
 
+impl AcceptError {
+    /// Whether the handshake was refused, rather than broken off.
+    pub(crate) fn is_refusal(&self) -> bool {
+        match self {
+            Self::Handshake(error) => error.get_ref().is_some_and(|why| why.is::<rustls::Error>()),
+            Self::Resumed(_) => true,
+        }
+    }
+}
+
 /// A handshake that succeeded.
 #[derive(Debug)]
 pub(crate) struct Accepted<S> {

@@ -12,8 +12,10 @@ use storage_protocol::{Keyspace, Limits, Result, SessionId, Storage};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::audit::{self, Audit, Event, Outcome, Record, SessionHash};
 use crate::auth::passwords::PasswordError;
 use crate::auth::rules::SYSTEM;
+use crate::auth::system::token_key;
 use crate::auth::{AccessControl, Configured, GuardedSession, Identity};
 use crate::config::ServerConfig;
 use crate::engine::{Engine, Resumed, Session};
@@ -46,6 +48,7 @@ pub(crate) struct Shared {
     /// Reached by the methods below alone, so that nobody comes to it past what they see to.
     engine: Arc<dyn Engine>,
     pub(crate) access: Arc<AccessControl>,
+    pub(crate) audit: Arc<Audit>,
     pub(crate) metrics: Arc<Metrics>,
     /// These, and those of the engine and the gateways.
     pub(crate) registry: Registry,
@@ -74,6 +77,7 @@ impl Shared {
         register: impl FnOnce(&mut Registry),
         configured: Configured,
         engine: Arc<dyn Engine>,
+        audit: Arc<Audit>,
     ) -> std::result::Result<Arc<Self>, PasswordError> {
         let limits = &config.limits;
         let budgets = Budgets::new(limits);
@@ -81,7 +85,7 @@ impl Shared {
         let connections = Connections::new(connections_max, config.listeners.len());
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::new(&mut registry));
-        let access = AccessControl::new(configured)?;
+        let access = AccessControl::new(configured, audit.clone())?;
         let certificates = Arc::new(Certificates::default());
         registry.register_collector(Box::new(Outer {
             access: access.clone(),
@@ -89,10 +93,12 @@ impl Shared {
             budgets: budgets.clone(),
             certificates: certificates.clone(),
         }));
+        audit.register(&mut registry);
         register(&mut registry);
         engine.register_metrics(&mut registry);
         Ok(Arc::new(Self {
             access,
+            audit,
             engine,
             metrics,
             registry,
@@ -123,7 +129,22 @@ impl Shared {
     ) -> Arc<dyn Session> {
         let principal = identity.principal().as_str();
         let session = self.engine.open_session(principal, keyspace);
+        self.tell_session("open", session.id(), identity, keyspace);
         self.guarded(session, identity, keyspace)
+    }
+
+    fn tell_session(
+        &self,
+        operation: &'static str,
+        id: SessionId,
+        identity: &Identity,
+        keyspace: &Keyspace,
+    ) {
+        if self.audit.wants.session {
+            let record = Record::new(Event::Session, operation, Outcome::Allowed).by(identity);
+            let record = record.session(SessionHash::of(id)).keyspace(keyspace);
+            self.audit.put(record);
+        }
     }
 
     fn guarded(
@@ -149,6 +170,7 @@ impl Shared {
             .resume_session(principal, keyspace, id, generation);
         Ok(match resumed.await? {
             Resumed::Session(session) => {
+                self.tell_session("resume", session.id(), identity, keyspace);
                 Resumed::Session(self.guarded(session, identity, keyspace))
             }
             other => other,
@@ -169,7 +191,16 @@ impl Shared {
         let system = Keyspace::new(SYSTEM).expect("the name follows the rule");
         let storage = self.own_session(&system).storage();
         let label = "tokens of certificates that are not good any more";
-        self.access.remove_tokens(&*storage, &ended, label).await
+        let noted = self.audit.begin(Event::Admin, || {
+            let keys: Vec<_> = ended.iter().map(|id| token_key(id)).collect();
+            let record = Record::new(Event::Admin, "revoke tokens", Outcome::Allowed);
+            let record = record.by_server().keyspace(&system).keys(keys.iter());
+            record
+                .reason("the certificates that these tokens were minted with are not good any more")
+        });
+        let removed = self.access.remove_tokens(&*storage, &ended, label).await;
+        audit::done(noted, &removed).await;
+        removed
     }
 
     /// See [`Engine::check_writable`].

@@ -127,6 +127,7 @@ mod tests {
     use storage_protocol::StorageError;
 
     use super::*;
+    use crate::audit::Audit;
     use crate::auth::Configured;
     use crate::config::ServerLimits;
     use crate::metrics::{Metrics, RefusedLabel, RequestLabel, encoded};
@@ -143,7 +144,7 @@ mod tests {
             connections: Connections::new(1, 1),
             budgets,
             certificates: Arc::default(),
-            access: AccessControl::new(Configured::default()).unwrap(),
+            access: AccessControl::new(Configured::default(), Audit::off()).unwrap(),
         };
         registry.register_collector(Box::new(outer));
         let out = encoded(&registry);

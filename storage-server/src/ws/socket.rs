@@ -19,6 +19,7 @@ pub use tokio_tungstenite::tungstenite::Utf8Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::{Close, Departure, Dialect, Heartbeat, Peer, close_code};
+use crate::audit::{Event, Outcome, Record};
 use crate::auth::{Identity, LivePeer};
 use crate::config::Timeouts;
 use crate::limits::budget::{Budget, Permit, SessionSlot};
@@ -231,6 +232,11 @@ impl WebSocket {
             let slot = slots.take_with(identity.principal().as_str(), &self.place);
             state.slot = Some(slot.map_err(LoginError)?);
         }
+        // A gateway finds out who it is, not from where it came.
+        let address = identity.address().or(state.identity.address());
+        let identity = identity.at(address);
+        let record = Record::new(Event::Session, "log_in", Outcome::Allowed);
+        self.server.shared().audit.put(record.by(&identity));
         self.live.set_identity(identity.clone());
         state.identity = identity;
         state.is_logged_in = true;

@@ -10,6 +10,8 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use storage_protocol::StorageError;
 
+use super::audited::DeniedBecause;
+
 /// Of what passes by itself.
 const RETRY_AFTER_SECONDS: u32 = 1;
 
@@ -22,6 +24,8 @@ pub(super) struct Problem {
     message: String,
     /// In how many seconds the same may be tried again.
     retry_after: Option<u32>,
+    /// It was refused here. What a guard refuses is told to the audit log there.
+    denied: bool,
 }
 
 impl Problem {
@@ -30,6 +34,7 @@ impl Problem {
             status,
             message: message.into(),
             retry_after: None,
+            denied: false,
         }
     }
 
@@ -42,7 +47,15 @@ impl Problem {
     }
 
     pub(super) fn denied(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::FORBIDDEN, message)
+        Self::denied_as(StatusCode::FORBIDDEN, message)
+    }
+
+    /// One that is refused and not told so.
+    pub(super) fn denied_as(status: StatusCode, message: impl Into<String>) -> Self {
+        Self {
+            denied: true,
+            ..Self::new(status, message)
+        }
     }
 }
 
@@ -75,6 +88,10 @@ impl IntoResponse for Problem {
         if let Some(seconds) = self.retry_after {
             let headers = response.headers_mut();
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.denied {
+            let why = DeniedBecause(self.message);
+            response.extensions_mut().insert(why);
         }
         response
     }

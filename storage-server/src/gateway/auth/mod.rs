@@ -18,12 +18,13 @@
 //! storage of whoever asks, which refuses it.
 
 mod answer;
+mod audited;
 mod records;
 mod tokens;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Query, RawQuery, Request};
-use axum::middleware::{self, Next};
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use hyper::StatusCode;
@@ -78,7 +79,8 @@ impl Gateway for Auth {
             .route("/tokens/{id}", axum::routing::delete(tokens::revoke))
             .route("/keys", post(tokens::rotate))
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-            .layer(middleware::from_fn(check_content_type));
+            .layer(from_fn(check_content_type))
+            .route_layer(from_fn(audited::tell));
         Router::new().nest("/-/auth", routes)
     }
 }

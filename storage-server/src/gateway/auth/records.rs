@@ -9,7 +9,9 @@ use storage_protocol::{Batch, CommitOptions, Key, Storage, StorageExt, UnixMilli
 use zeroize::Zeroizing;
 
 use super::answer::{Answer, Problem, bad, done, ok, parse};
+use super::audited::{begin, begin_commit};
 use super::{Caller, check_administrator, check_let_in, is_administrator, secrets, system};
+use crate::audit;
 use crate::auth::Principal;
 use crate::auth::rules::{Origin, Role, RoleName, Rule};
 use crate::auth::system::{User, check_user_name, role_key, rule_key, user_key};
@@ -41,7 +43,10 @@ async fn commit(caller: &Caller, batch: Batch, label: &str, force: bool) -> Answ
             ..CommitOptions::default()
         };
         let own = caller.server.shared().own_session(&system()).storage();
-        access.commit_by_force(&*own, batch, options).await?;
+        let noted = begin_commit(caller, "commit by force", &batch);
+        let committed = access.commit_by_force(&*own, batch, options).await;
+        audit::committed(noted, &committed).await;
+        committed?;
     } else {
         caller.storage(&system()).commit(batch, options).await?;
     }
@@ -215,10 +220,11 @@ pub(super) async fn put_user(caller: Caller, Path(name): Path<String>, body: Byt
         return Err(Problem::new(StatusCode::CONFLICT, message));
     }
     if let Some(hash) = hash {
+        let noted = begin(&caller, "set password", &key);
         // First the hash: with the record of the one before nobody logs in by either.
-        secrets
-            .set_password(&name, user.password_set, &hash)
-            .await?;
+        let set = secrets.set_password(&name, user.password_set, &hash).await;
+        audit::done(noted, &set).await;
+        set?;
     }
     let json = serde_json::to_vec(&user).map_err(|error| bad(error.to_string()))?;
     let batch = match stored {
@@ -234,8 +240,10 @@ pub(super) async fn put_user(caller: Caller, Path(name): Path<String>, body: Byt
         label: Some("password changed by its user".to_owned()),
         ..CommitOptions::default()
     };
-    let position = own.commit(batch, options).await?;
-    access.wait_for(position.revision).await?;
+    let noted = begin_commit(&caller, "commit", &batch);
+    let committed = own.commit(batch, options).await;
+    audit::committed(noted, &committed).await;
+    access.wait_for(committed?.revision).await?;
     done()
 }
 

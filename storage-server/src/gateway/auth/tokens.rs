@@ -10,10 +10,12 @@ use bytes::Bytes;
 use hyper::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use storage_protocol::{Batch, CommitOptions, Lifetime};
+use storage_protocol::{Batch, CommitOptions, Key, Lifetime};
 
 use super::answer::{Answer, Problem, answer, bad, done, ok, parse};
+use super::audited::begin;
 use super::{Caller, check_administrator, check_let_in, is_administrator, secrets, system};
+use crate::audit;
 use crate::auth::rules::Rule;
 use crate::auth::system::{TokenRecord, token_key};
 use crate::auth::tokens::{Claims, UnixSeconds};
@@ -147,12 +149,11 @@ pub(super) async fn mint(caller: Caller, body: Bytes) -> Answer {
         label: Some("token minted".to_owned()),
         ..CommitOptions::default()
     };
-    let position = shared
-        .own_session(&system())
-        .storage()
-        .commit(batch, options)
-        .await?;
-    access.wait_for(position.revision).await?;
+    let noted = begin(&caller, "mint token", &token_key(id));
+    let own = shared.own_session(&system()).storage();
+    let committed = own.commit(batch, options).await;
+    audit::committed(noted, &committed).await;
+    access.wait_for(committed?.revision).await?;
     let minted =
         json!({ "id": id, "token": token, "principal": principal, "expires": record.expires });
     Ok(answer(StatusCode::CREATED, &minted))
@@ -248,7 +249,7 @@ pub(super) async fn revoke(caller: Caller, Path(id): Path<String>) -> Answer {
     if !found.as_ref().is_some_and(is_managed) {
         // The same whether there is none or it is another's.
         let message = "there is no such token of yours";
-        return Err(Problem::new(StatusCode::NOT_FOUND, message));
+        return Err(Problem::denied_as(StatusCode::NOT_FOUND, message));
     }
     // Those that were minted with it are good for nothing then.
     let access = &shared.access;
@@ -257,9 +258,11 @@ pub(super) async fn revoke(caller: Caller, Path(id): Path<String>) -> Answer {
     let minted = minted.filter(|other| *other != id && access.is_of(other, &id));
     let ids: Vec<String> = [id.clone()].into_iter().chain(minted).collect();
     let storage = shared.own_session(&system()).storage();
-    access
-        .remove_tokens(&*storage, &ids, "token revoked")
-        .await?;
+    // It is the id of one that there is.
+    let noted = begin(&caller, "revoke token", &token_key(&id));
+    let removed = access.remove_tokens(&*storage, &ids, "token revoked").await;
+    audit::done(noted, &removed).await;
+    removed?;
     done()
 }
 
@@ -270,7 +273,11 @@ pub(super) async fn revoke_all(caller: Caller) -> Answer {
     let shared = caller.server.shared();
     let access = &shared.access;
     // First the keys: what is minted or forged meanwhile with those of before lets nobody in, whatever records are left.
-    secrets(&caller)?.replace().await?;
+    let secrets = secrets(&caller)?;
+    let noted = begin(&caller, "revoke all tokens", &Key::from_static(b"keys"));
+    let replaced = secrets.replace().await;
+    audit::done(noted, &replaced).await;
+    replaced?;
     let all = access.tokens(None);
     let ids: Vec<String> = all.into_iter().map(|(id, _)| id).collect();
     let storage = shared.own_session(&system()).storage();
@@ -286,7 +293,11 @@ pub(super) async fn revoke_all(caller: Caller) -> Answer {
 
 pub(super) async fn rotate(caller: Caller) -> Answer {
     check_administrator(&caller)?;
-    secrets(&caller)?.rotate().await?;
+    let secrets = secrets(&caller)?;
+    let noted = begin(&caller, "rotate keys", &Key::from_static(b"keys"));
+    let rotated = secrets.rotate().await;
+    audit::done(noted, &rotated).await;
+    rotated?;
     done()
 }
 
@@ -295,6 +306,7 @@ mod tests {
     use axum::response::IntoResponse;
 
     use super::*;
+    use crate::audit::Audit;
     use crate::auth::Configured;
 
     fn refused(access: &AccessControl, principal: &str, bytes: usize) -> StatusCode {
@@ -314,7 +326,7 @@ mod tests {
 
     #[test]
     fn tokens_are_bounded_each_of_one_principal_and_in_all() {
-        let access = AccessControl::new(Configured::default()).unwrap();
+        let access = AccessControl::new(Configured::default(), Audit::off()).unwrap();
         check_room(&access, "cert:a", RECORD_BYTES_MAX).unwrap();
         assert_eq!(
             refused(&access, "cert:a", RECORD_BYTES_MAX + 1),
