@@ -251,6 +251,7 @@ mod tests {
             ),
             (StorageError::SnapshotExpired, 3),
             (StorageError::Overloaded { limit, max }, 3),
+            (StorageError::QuotaExceeded { limit, max }, 1),
             (
                 StorageError::StorageFull {
                     available: 1,

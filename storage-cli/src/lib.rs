@@ -23,6 +23,7 @@ mod json;
 mod output;
 mod ping;
 mod put;
+mod quota;
 mod quotes;
 mod replica;
 mod rm;
@@ -30,6 +31,7 @@ mod role;
 mod rows;
 mod scan;
 mod secret;
+mod size;
 mod stdin;
 mod tally;
 mod target;
@@ -67,12 +69,13 @@ Examples:
   storage replica --prefix weather/ --dir weather.copy
   storage --url ws://localhost:7000/storage/models --danger-plaintext ping
   storage access grant user:ann models read,write
+  storage quota set ann --principal user:ann --commits-per-second 100
   storage --user ann --ca certs/dev/alice/ca.pem get greeting
 
 Exit codes:
   0    done
   1    refused: a check failed, a key in `get` is missing, a position in `watch` is no longer served, `access explain` says
-       denied, a user, role, rule or token is not there (or is, for `user add`)
+       denied, a user, role, rule, quota or token is not there (or is, for `user add`); a quota of stored data is used up
   2    wrong usage or configuration, or a local file that cannot be read or written
   3    not reachable, not authenticated, not allowed, or not served now; nothing was executed
   4    outcome unknown: a commit or another change was sent, and no answer came
@@ -107,6 +110,7 @@ enum Command {
     Whoami(whoami::Whoami),
     Access(access::Access),
     Role(role::Role),
+    Quota(quota::Quota),
     User(user::User),
     Token(token::Token),
     Completions(completions::Completions),
@@ -175,6 +179,7 @@ async fn dispatch(command: Command, app: &App, out: &mut Output) -> anyhow::Resu
             Command::Whoami(whoami) => whoami.run(app, out).await,
             Command::Access(access) => access.run(app, out).await,
             Command::Role(role) => role.run(app, out).await,
+            Command::Quota(quota) => quota.run(app, out).await,
             Command::User(user) => user.run(app, out).await,
             Command::Token(token) => token.run(app, out).await,
             Command::Completions(completions) => completions.run(out),

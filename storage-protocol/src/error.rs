@@ -76,6 +76,15 @@ pub enum StorageError {
         /// Its value.
         max: u64,
     },
+    /// The commit would raise what is stored above a quota. Repeating it gives the same until something is removed or the
+    /// quota is raised. Commits that raise nothing are taken all the same.
+    #[error("quota exceeded: {limit} is {max}")]
+    QuotaExceeded {
+        /// Which quota.
+        limit: Limit,
+        /// What it allows.
+        max: u64,
+    },
     /// The server's disk is at its reserve; commits that put anything are refused until there is room. Reads go on, and
     /// commits that only remove keys, down to a quarter of the reserve.
     #[error("storage full: {available} bytes are free, {reserve} are held in reserve")]
@@ -178,7 +187,7 @@ impl StorageError {
     #[must_use]
     pub fn outcome(&self) -> Outcome {
         match self {
-            Self::CheckFailed { .. } => Outcome::Refused,
+            Self::CheckFailed { .. } | Self::QuotaExceeded { .. } => Outcome::Refused,
             Self::DeadlineExceeded { outcome }
             | Self::Closed { outcome, .. }
             | Self::PeerMisbehaved { outcome, .. }

@@ -57,11 +57,23 @@ pub enum Limit {
     WatchBytes = 22,
     /// Memory of the watches of all sessions.
     WatchBytesTotal = 23,
+    /// Quota: bytes of the keys and values that a keyspace holds.
+    KeyspaceBytes = 24,
+    /// Quota: entries that a keyspace holds.
+    KeyspaceEntries = 25,
+    /// Quota: commits per second, of a principal or into a keyspace.
+    CommitRate = 26,
+    /// Quota: bytes of commits per second, of a principal or into a keyspace.
+    CommitByteRate = 27,
+    /// Quota: sessions, of a principal or in a keyspace.
+    QuotaSessions = 28,
+    /// Quota: watches, of a principal or in a keyspace.
+    QuotaWatches = 29,
 }
 
 impl Limit {
     /// All of them, in the order of their wire numbers.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 30] = [
         Self::Other,
         Self::Key,
         Self::Value,
@@ -86,6 +98,12 @@ impl Limit {
         Self::Memory,
         Self::WatchBytes,
         Self::WatchBytesTotal,
+        Self::KeyspaceBytes,
+        Self::KeyspaceEntries,
+        Self::CommitRate,
+        Self::CommitByteRate,
+        Self::QuotaSessions,
+        Self::QuotaWatches,
     ];
 
     /// Its name in errors, configuration and documentation.
@@ -116,6 +134,12 @@ impl Limit {
             Self::Memory => "memory_bytes_max",
             Self::WatchBytes => "watch_bytes_max",
             Self::WatchBytesTotal => "watch_bytes_total_max",
+            Self::KeyspaceBytes => "quota_keyspace_bytes_max",
+            Self::KeyspaceEntries => "quota_keyspace_entries_max",
+            Self::CommitRate => "quota_commits_per_second_max",
+            Self::CommitByteRate => "quota_commit_bytes_per_second_max",
+            Self::QuotaSessions => "quota_sessions_max",
+            Self::QuotaWatches => "quota_watches_max",
         }
     }
 

@@ -50,9 +50,9 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// through one handle are applied in that order.
     ///
     /// # Errors
-    /// `CheckFailed` (nothing written) names the key and its actual revision; `LimitExceeded` and `InvalidArgument` as
-    /// [`Batch::validate`]; `Overloaded`, `StorageFull`, `ReadOnly`: not executed; any error whose
-    /// [`outcome`](StorageError::outcome) is `Unknown`: it may have happened.
+    /// `CheckFailed` (nothing written) names the key and its actual revision; `QuotaExceeded` (nothing written) the quota
+    /// that it would exceed; `LimitExceeded` and `InvalidArgument` as [`Batch::validate`]; `Overloaded`, `StorageFull`,
+    /// `ReadOnly`: not executed; any error whose [`outcome`](StorageError::outcome) is `Unknown`: it may have happened.
     async fn commit(&self, batch: Batch, options: CommitOptions) -> Result<Position>;
 
     /// Subscribes to the changes of a range; see [`WatchMode`](crate::WatchMode) for the two modes.

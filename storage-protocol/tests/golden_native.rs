@@ -807,6 +807,8 @@ fn errors() -> Vec<Case> {
         error("error/number-reused", StorageError::NumberReused { number: 300 },
             "17, not executed: commit number 300 was used for another commit"),
         error("error/access-changed", StorageError::AccessChanged, "18, not executed: of a watch that is attached"),
+        error("error/quota-exceeded", StorageError::QuotaExceeded { limit: Limit::KeyspaceEntries, max: 1000 },
+            "19, refused: limit 25 (quota_keyspace_entries_max) is 1000"),
     ]
 }
 
@@ -1033,7 +1035,7 @@ impl Coverage {
 }
 
 /// `StorageError` is open to new variants, its codes on the wire are not.
-const ERROR_CODES: [ErrorCode; 18] = [
+const ERROR_CODES: [ErrorCode; 19] = [
     ErrorCode::CheckFailed,
     ErrorCode::LimitExceeded,
     ErrorCode::InvalidArgument,
@@ -1052,6 +1054,7 @@ const ERROR_CODES: [ErrorCode; 18] = [
     ErrorCode::Internal,
     ErrorCode::NumberReused,
     ErrorCode::AccessChanged,
+    ErrorCode::QuotaExceeded,
 ];
 
 // ---- The files ----

@@ -14,7 +14,7 @@ use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Metric, Registry};
-use storage_protocol::{Outcome, StorageError};
+use storage_protocol::{Limit, Outcome, StorageError};
 
 /// A number that goes up and down.
 pub(crate) type Gauge = prometheus_client::metrics::gauge::Gauge<u64, AtomicU64>;
@@ -58,6 +58,7 @@ labels! {
         Tls = "tls", Timeout = "timeout", Http = "http", Sessions = "sessions_max",
         SessionsPerPrincipal = "sessions_per_principal_max", Draining = "draining", Keyspace = "keyspace",
         Principal = "principal", Connections = "connections_max", Handshakes = "handshakes_max", Unused = "unused",
+        SessionsQuota = "quota_sessions_max",
         HttpConnections = "http_connections_max", Credentials = "credentials",
     }
 }
@@ -73,6 +74,29 @@ labels! {
 labels! {
     /// Label `what` of what is read anew while the server runs.
     ReloadLabel { Certificates = "certificates", Rules = "rules" }
+}
+labels! {
+    /// Label `quota` of what a quota refused.
+    QuotaLabel {
+        KeyspaceBytes = "keyspace_bytes", KeyspaceEntries = "keyspace_entries",
+        CommitRate = "commits_per_second", CommitByteRate = "commit_bytes_per_second",
+        Sessions = "sessions", Watches = "watches",
+    }
+}
+
+impl QuotaLabel {
+    /// `None` for limits that are no quotas.
+    fn of(limit: Limit) -> Option<Self> {
+        Some(match limit {
+            Limit::KeyspaceBytes => Self::KeyspaceBytes,
+            Limit::KeyspaceEntries => Self::KeyspaceEntries,
+            Limit::CommitRate => Self::CommitRate,
+            Limit::CommitByteRate => Self::CommitByteRate,
+            Limit::QuotaSessions => Self::Sessions,
+            Limit::QuotaWatches => Self::Watches,
+            _ => return None,
+        })
+    }
 }
 
 impl OutcomeLabel {
@@ -98,6 +122,7 @@ pub(crate) struct Metrics {
     reloads: [[Counter; 2]; ReloadLabel::COUNT],
     /// 1 while the last attempt failed.
     reload_failing: [Gauge; ReloadLabel::COUNT],
+    quota_refused: [Counter; QuotaLabel::COUNT],
     /// Accepted TCP connections.
     pub(crate) accepted: Counter,
     /// TLS handshakes that resumed an earlier session.
@@ -146,17 +171,26 @@ impl Metrics {
             }),
             sessions: registered(registry, "storage_sessions", "Open sessions"),
             requests: from_fn(|kind| from_fn(|outcome| request(kind, outcome))),
-            refused: by_reason(
+            refused: by_label(
                 registry,
                 "storage_connections_refused",
                 "Connections refused before a session began",
+                "reason",
                 RefusedLabel::TEXTS,
             ),
-            closed: by_reason(
+            closed: by_label(
                 registry,
                 "storage_sessions_closed",
                 "Sessions closed by the server",
+                "reason",
                 ClosedLabel::TEXTS,
+            ),
+            quota_refused: by_label(
+                registry,
+                "storage_quota_refused",
+                "Refusals by quotas",
+                "quota",
+                QuotaLabel::TEXTS,
             ),
             accepted: registered(
                 registry,
@@ -184,7 +218,11 @@ impl Metrics {
         self.sessions.get_or_create_owned(&[("gateway", protocol)])
     }
 
+    /// Counts the request, and if a quota refused it, that.
     pub(crate) fn request<T>(&self, kind: RequestLabel, result: &Result<T, StorageError>) {
+        if let Err(error) = result {
+            self.quota_refused(error);
+        }
         self.request_outcome(kind, OutcomeLabel::of(result));
     }
 
@@ -201,6 +239,18 @@ impl Metrics {
         self.reload_failing[what as usize].set(u64::from(!is_ok));
     }
 
+    /// A refusal, if it is a quota's. [`Metrics::request`] counts those of requests.
+    pub(crate) fn quota_refused(&self, error: &StorageError) {
+        let (StorageError::QuotaExceeded { limit, .. } | StorageError::Overloaded { limit, .. }) =
+            error
+        else {
+            return;
+        };
+        if let Some(quota) = QuotaLabel::of(*limit) {
+            self.quota_refused[quota as usize].inc();
+        }
+    }
+
     pub(crate) fn closed(&self, reason: ClosedLabel) {
         self.closed[reason as usize].inc();
     }
@@ -213,14 +263,15 @@ fn registered<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, 
     metric
 }
 
-fn by_reason<const N: usize>(
+fn by_label<const N: usize>(
     registry: &mut Registry,
     name: &str,
     help: &str,
-    reasons: &[&'static str],
+    label: &'static str,
+    texts: &[&'static str],
 ) -> [Counter; N] {
     let family: Family<Labels<1>, Counter> = registered(registry, name, help);
-    from_fn(|reason| family.get_or_create_owned(&[("reason", reasons[reason])]))
+    from_fn(|place| family.get_or_create_owned(&[(label, texts[place])]))
 }
 
 /// Encodes metrics whose values are computed at a look.

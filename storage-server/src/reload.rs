@@ -168,6 +168,7 @@ pub(crate) fn fixed(config: &ServerConfig) -> String {
     let mut config = config.clone();
     config.rules.clear();
     config.roles.clear();
+    config.quotas.clear();
     config.to_toml().unwrap_or_default()
 }
 
@@ -310,7 +311,7 @@ impl Reloader {
         }
         let rules = config.rules.len();
         let configured = Configured::of(&config);
-        self.shared.access.set_configured(configured)?;
+        self.shared.set_configured(configured)?;
         tracing::info!(
             rules,
             "the access rules of the configuration were read anew"

@@ -478,7 +478,7 @@ async fn follow_access(shared: &Arc<Shared>) -> storage_protocol::Result<()> {
     shared.access.set_secrets(Secrets::open(secrets).await?);
     let system = Keyspace::new(SYSTEM).expect("the name follows the rule");
     let storage = shared.own_session(&system).storage();
-    shared.access.start(&storage, &shared.cut);
+    shared.start_following(&storage);
     shared.access.loaded().await;
     // Before anybody is there who adds users.
     if let Some(secrets) = shared.access.secrets() {

@@ -1,6 +1,6 @@
 //! A small engine in memory for the tests of sessions: commits, gets, scans and live `Every` watches of one map.
 //!
-//! It keeps no history and checks no limits. Commits of peers wait while [`MemoryEngine::hold`] says so, before or
+//! It keeps no history and checks no limits but quotas. Commits of peers wait while [`MemoryEngine::hold`] says so, before or
 //! after they are applied, so that tests can see what a session does meanwhile; those of `server` never wait.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -31,7 +31,9 @@ use tokio_util::sync::CancellationToken;
 use crate::audit::Audit;
 use crate::auth::{Configured, Identity};
 use crate::config::ServerConfig;
-use crate::engine::{Engine, Resumed, Room, Session, SessionStorage};
+use crate::engine::{
+    Engine, Resumed, Room, Session, SessionStorage, StoredLimits, StoredMax, Usage,
+};
 use crate::shared::Shared;
 use crate::ws::{Dialect, Peer, driver};
 
@@ -43,6 +45,57 @@ struct State {
     sessions: u64,
     /// Of each session that did not end: whose it is, its incarnation, and how that is told that it was fenced.
     resumable: HashMap<SessionId, (String, u64, CancellationToken)>,
+    limits: Option<Arc<dyn StoredLimits>>,
+}
+
+impl State {
+    fn usage(&self, keyspace: &Keyspace) -> Usage {
+        let mut usage = Usage::default();
+        for ((name, key), (entry, _)) in &self.entries {
+            if name == keyspace {
+                usage.entries += 1;
+                usage.bytes += (key.len() + entry.value.len()) as u64;
+            }
+        }
+        usage
+    }
+
+    /// Refuses a batch that would raise what the keyspace holds above its quotas.
+    fn check_quotas(&self, keyspace: &Keyspace, batch: &Batch) -> Result<()> {
+        let Some(limits) = &self.limits else {
+            return Ok(());
+        };
+        let before = self.usage(keyspace);
+        let mut after = before;
+        for operation in &batch.operations {
+            let key = operation.key();
+            if let Some((old, _)) = self.entries.get(&(keyspace.clone(), key.clone())) {
+                after.entries -= 1;
+                after.bytes -= (key.len() + old.value.len()) as u64;
+            }
+            if let Operation::Put { value, .. } = operation {
+                after.entries += 1;
+                after.bytes += (key.len() + value.len()) as u64;
+            }
+        }
+        let StoredMax { entries, bytes } = limits.stored_max(keyspace);
+        for (limit, before, after, max) in [
+            (
+                Limit::KeyspaceEntries,
+                before.entries,
+                after.entries,
+                entries,
+            ),
+            (Limit::KeyspaceBytes, before.bytes, after.bytes, bytes),
+        ] {
+            if let Some(max) = max
+                && after > before.max(max)
+            {
+                return Err(StorageError::QuotaExceeded { limit, max });
+            }
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug)]
@@ -172,6 +225,14 @@ impl Engine for MemoryEngine {
         state.entries.keys().any(|(name, _)| name == keyspace)
     }
 
+    fn usage(&self, keyspace: &Keyspace) -> Result<Usage> {
+        Ok(self.state.lock().unwrap().usage(keyspace))
+    }
+
+    fn set_stored_limits(&self, limits: Arc<dyn StoredLimits>) {
+        self.state.lock().unwrap().limits = Some(limits);
+    }
+
     // A stub: what is lost stays for ever.
     fn serving(&self) {}
 
@@ -210,7 +271,7 @@ impl MemorySession {
     fn apply(&self, batch: Batch, options: CommitOptions) -> Result<Position> {
         let mut state = self.state.lock().unwrap();
         let at = |key: &Key| (self.keyspace.clone(), key.clone());
-        for check in batch.checks {
+        for check in &batch.checks {
             let actual = state
                 .entries
                 .get(&at(&check.key))
@@ -221,10 +282,14 @@ impl MemorySession {
             };
             if actual != expected {
                 return Err(StorageError::CheckFailed {
-                    key: check.key,
+                    key: check.key.clone(),
                     actual,
                 });
             }
+        }
+        let of_server = self.principal == "server" || self.keyspace.as_str() == "system";
+        if !of_server {
+            state.check_quotas(&self.keyspace, &batch)?;
         }
         state.revision += 1;
         let revision = Revision(state.revision);

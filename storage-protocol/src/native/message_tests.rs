@@ -285,6 +285,7 @@ fn error() -> impl Strategy<Value = StorageError> {
         text().prop_map(|what| StorageError::Unsupported { what }),
         number().prop_map(|number| StorageError::NumberReused { number }),
         Just(StorageError::AccessChanged),
+        (limit(), number()).prop_map(|(limit, max)| StorageError::QuotaExceeded { limit, max }),
         (text(), outcome())
             .prop_map(|(message, outcome)| StorageError::Internal { message, outcome }),
     ];

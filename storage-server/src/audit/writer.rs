@@ -118,14 +118,16 @@ impl Writer {
             })
             .collect();
         let dropped = self.core.dropped_unseen();
-        if dropped > self.told_dropped {
+        let missing = dropped - self.told_dropped;
+        // Not where nothing can be written: that record would be lost too, for ever.
+        let tells = missing > 0 && !self.is_failing;
+        if tells {
             let reason = "records were lost: they came faster than they could be written, or the disk failed";
             let record = Record::new(Event::Audit, "lost", Outcome::Failed)
                 .reason(reason)
-                .repeated(dropped - self.told_dropped)
+                .repeated(missing)
                 .at(now);
-            tracing::warn!(records = dropped - self.told_dropped, "audit: {reason}");
-            self.told_dropped = dropped;
+            tracing::warn!(records = missing, "audit: {reason}");
             items.push_back(Item {
                 level: Level::Admin,
                 line: record.line(),
@@ -133,6 +135,9 @@ impl Writer {
             });
         }
         self.write(items);
+        if tells && !self.is_failing {
+            self.told_dropped = dropped;
+        }
         if let Err(error) = self.files.sync() {
             self.failed(&error, 0);
         }

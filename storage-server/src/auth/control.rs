@@ -1,4 +1,4 @@
-//! The rules that hold now, who goes by them, and who is let in.
+//! The rules and quotas that hold now, who goes by them, and who is let in.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{
@@ -14,24 +14,31 @@ use super::follow::SystemRecords;
 use super::guard::Guard;
 use super::live::{Ended, LivePeer};
 use super::passwords::{LoginLimits, Logins, PasswordError};
+use super::quotas::{Meters, QuotaSet, SessionLimits};
 use super::rules::{Grants, Origin, Role, RoleName, RuleSet};
 use super::secrets::Secrets;
-use super::system::{Configured, TokenRecord, User};
+use super::system::{Configured, Records, TokenRecord, User};
 use super::token_records::{TokenRecords, TokenUsage};
 use super::tokens::{Claims, TokenError, UnixSeconds};
 use super::{Identity, Proof};
 use crate::audit::Audit;
+use crate::engine::Engine;
 use crate::ws::Close;
 
-/// The rules that hold now. They are swapped as a whole, never changed: who asks sees those before or those after.
+/// The rules and quotas that hold now. They are swapped as a whole, never changed: who asks sees those before or those
+/// after.
 ///
-/// Sessions keep what they were granted, with the version that it is of, and ask again when the version has risen; those
+/// Sessions keep what they were granted and what it is limited to, with the version that it is of, and ask again when the version has risen; those
 /// that have watches are woken for that. Invariant: the version rises behind the swap, so grants of a version are never
 /// older than it.
 #[derive(Debug)]
 pub(crate) struct AccessControl {
     rules: RwLock<Arc<RuleSet>>,
+    /// Swapped with the rules.
+    quotas: RwLock<Arc<QuotaSet>>,
     version: AtomicU64,
+    /// What is used of what has quotas.
+    meters: Meters,
     /// Where the stored rules and the users come from.
     system: SystemRecords,
     /// The tokens that were minted and are good, by their ids.
@@ -119,9 +126,13 @@ impl AccessControl {
         configured: Configured,
         audit: Arc<Audit>,
     ) -> Result<Arc<Self>, PasswordError> {
-        let rules = configured.rule_set();
+        let records = Records::default();
+        let rules = records.rule_set(&configured);
+        let quotas = records.quota_set(&configured, &rules);
         Ok(Arc::new(Self {
             rules: RwLock::new(Arc::new(rules)),
+            quotas: RwLock::new(Arc::new(quotas)),
+            meters: Meters::default(),
             version: AtomicU64::new(0),
             system: SystemRecords::new(configured),
             tokens: RwLock::default(),
@@ -156,9 +167,29 @@ impl AccessControl {
         self.version.load(Ordering::Acquire)
     }
 
-    /// From the return on every call goes by these rules.
-    pub(super) fn swap(&self, rules: RuleSet) {
+    pub(crate) fn quotas(&self) -> Arc<QuotaSet> {
+        read(&self.quotas).clone()
+    }
+
+    pub(crate) fn meters(&self) -> &Meters {
+        &self.meters
+    }
+
+    /// What a session of this peer in this keyspace may have, by the present quotas.
+    pub(crate) fn limits(&self, identity: &Identity, keyspace: &Keyspace) -> SessionLimits {
+        let quotas = self.quotas();
+        SessionLimits {
+            principal: quotas.of_principal(identity.principal().as_str()),
+            keyspace: quotas.of_keyspace(keyspace),
+        }
+    }
+
+    /// From the return on every call goes by these rules and quotas.
+    pub(super) fn swap(&self, rules: RuleSet, quotas: QuotaSet, engine: &dyn Engine) {
+        let quotas = Arc::new(quotas);
         *write(&self.rules) = Arc::new(rules);
+        *write(&self.quotas) = quotas.clone();
+        engine.set_stored_limits(quotas);
         self.version.fetch_add(1, Ordering::AcqRel);
         for guard in self.guards() {
             guard.wake_watches();
@@ -282,19 +313,22 @@ impl AccessControl {
         ends.min()
     }
 
-    /// Rules and roles of the configuration are these from the return on.
+    /// Rules, roles and quotas of the configuration are these from the return on; the engine is told what keyspaces may hold.
     ///
     /// # Errors
     /// With them nobody could change the access rules any more; those before hold on.
-    pub(crate) fn set_configured(&self, configured: Configured) -> Result<(), LockedOut> {
-        self.system
-            .reconfigure(configured, |rules| match rules.has_system_admin() {
-                true => {
-                    self.swap(rules);
-                    Ok(())
-                }
-                false => Err(LockedOut),
-            })?;
+    pub(crate) fn set_configured(
+        &self,
+        configured: Configured,
+        engine: &dyn Engine,
+    ) -> Result<(), LockedOut> {
+        self.system.reconfigure(configured, |rules, quotas| {
+            if !rules.has_system_admin() {
+                return Err(LockedOut);
+            }
+            self.swap(rules, quotas, engine);
+            Ok(())
+        })?;
         self.warn();
         Ok(())
     }
@@ -302,6 +336,9 @@ impl AccessControl {
     pub(super) fn warn(&self) {
         for warning in self.rules().warnings() {
             tracing::warn!("access rules: {warning}");
+        }
+        for warning in self.quotas().warnings() {
+            tracing::warn!("quotas: {warning}");
         }
     }
 

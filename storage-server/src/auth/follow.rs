@@ -16,11 +16,12 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::control::AccessControl;
+use super::quotas::QuotaSet;
 use super::rules::{Origin, Role, RoleName, RuleSet};
 use super::system::{Applies, Configured, Lockout, Records, User, token_id, token_key};
 use super::token_records::TokenRecords;
 use crate::config::NamedRole;
-use crate::engine::SessionStorage;
+use crate::engine::{Engine, SessionStorage};
 
 /// Between two attempts to watch, where the store fails; and before a task that failed is started again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -81,11 +82,13 @@ impl SystemRecords {
     pub(super) fn reconfigure<E>(
         &self,
         configured: Configured,
-        swap: impl FnOnce(RuleSet) -> Result<(), E>,
+        swap: impl FnOnce(RuleSet, QuotaSet) -> Result<(), E>,
     ) -> Result<(), E> {
         let _one = self.joining.lock().unwrap_or_else(PoisonError::into_inner);
-        let rules = self.applied.borrow().records.rule_set(&configured);
-        swap(rules)?;
+        let records = self.applied.borrow().records.clone();
+        let rules = records.rule_set(&configured);
+        let quotas = records.quota_set(&configured, &rules);
+        swap(rules, quotas)?;
         let mut known = self
             .configured
             .write()
@@ -217,12 +220,13 @@ impl AccessControl {
     pub(crate) fn start(
         self: &Arc<Self>,
         storage: &Arc<dyn SessionStorage>,
+        engine: &Arc<dyn Engine>,
         stop: &CancellationToken,
     ) {
-        let (access, own) = (self.clone(), storage.clone());
+        let (access, own, engine) = (self.clone(), storage.clone(), engine.clone());
         let follow = move || {
-            let (access, storage) = (access.clone(), own.clone());
-            async move { access.follow(&*storage).await }
+            let (access, storage, engine) = (access.clone(), own.clone(), engine.clone());
+            async move { access.follow(&*storage, &*engine).await }
         };
         let (access, own) = (self.clone(), storage.clone());
         let tidy = move || {
@@ -325,10 +329,11 @@ impl AccessControl {
         let _ = applied.wait_for(|applied| applied.loaded).await;
     }
 
-    /// Follows the keyspace for as long as it is polled; `storage` is the server's own.
-    async fn follow(&self, storage: &dyn Storage) {
+    /// Follows the keyspace for as long as it is polled; `storage` is the server's own. The engine is told what keyspaces may
+    /// hold.
+    async fn follow(&self, storage: &dyn Storage, engine: &dyn Engine) {
         loop {
-            if let Err(error) = self.follow_one_watch(storage).await {
+            if let Err(error) = self.follow_one_watch(storage, engine).await {
                 // What was known holds on: to forget rules would let everybody in.
                 tracing::error!(%error, "cannot follow the access rules; trying again");
             }
@@ -336,7 +341,7 @@ impl AccessControl {
         }
     }
 
-    async fn follow_one_watch(&self, storage: &dyn Storage) -> Result<()> {
+    async fn follow_one_watch(&self, storage: &dyn Storage, engine: &dyn Engine) -> Result<()> {
         let options = WatchOptions::latest(WatchStart::Beginning);
         let mut watch = storage.watch(KeyRange::all(), options).await?;
         // From the beginning, everything comes before the first mark.
@@ -382,7 +387,7 @@ impl AccessControl {
                     let rules_changed = std::mem::take(&mut changed);
                     // Before anybody learns that they are known.
                     followed.0.store(true, Ordering::Relaxed);
-                    self.apply(&records, position.revision, rules_changed);
+                    self.apply(&records, position.revision, rules_changed, engine);
                     let users_changed = std::mem::take(&mut users);
                     if std::mem::take(&mut ended) || users_changed {
                         self.sweep();
@@ -404,14 +409,17 @@ impl AccessControl {
     }
 
     /// From now on this holds, which is stored up to that revision.
-    fn apply(&self, records: &Records, upto: Revision, rules_changed: bool) {
+    fn apply(&self, records: &Records, upto: Revision, rules_changed: bool, engine: &dyn Engine) {
         let system = self.system();
         let _one = system
             .joining
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         if rules_changed {
-            self.swap(records.rule_set(&system.configured()));
+            let configured = system.configured();
+            let rules = records.rule_set(&configured);
+            let quotas = records.quota_set(&configured, &rules);
+            self.swap(rules, quotas, engine);
         }
         system.applied.send_replace(Applied {
             records: records.clone(),
@@ -435,7 +443,8 @@ mod tests {
         let (access, stop) = (&shared.access, CancellationToken::new());
         let system = storage_protocol::Keyspace::new(crate::auth::rules::SYSTEM).unwrap();
         assert!(access.check_followed().is_err());
-        access.start(&shared.own_session(&system).storage(), &stop);
+        let engine: Arc<dyn Engine> = crate::testing::MemoryEngine::new();
+        access.start(&shared.own_session(&system).storage(), &engine, &stop);
         access.loaded().await;
         access.check_followed().unwrap();
         stop.cancel();

@@ -10,6 +10,9 @@
 //! | commit | `write` of every key that is put, removed or signalled, of the prefix of a stamped one; `read` of checked keys, and of all if it asks for previous values; the commit that makes a keyspace, where there are rules, `admin` of it |
 //! | watch | `watch`: cut to the keys that may be watched; refused if that is none of the range |
 //!
+//! What is allowed is then counted against the quotas, where there are any: commits by their number and bytes, watches while
+//! they are open. A commit that comes again and was executed is not counted again.
+//!
 //! Watches and scans go by the grants they began with. When these change for their range they end with
 //! [`StorageError::AccessChanged`]: what was told is not to be trusted any more, and their reader begins anew.
 //!
@@ -33,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Identity;
 use super::control::AccessControl;
+use super::quotas::{Permit, SessionLimits, SessionMeters};
 use super::rules::{Cut, Grants, Permission, SYSTEM};
 use super::system::Lockout;
 use super::text::quoted_key;
@@ -64,9 +68,19 @@ pub(crate) struct Guard {
     is_system: bool,
     /// Whether the keyspace was seen to be there: it stays.
     exists: AtomicBool,
-    /// What the peer was granted by the rules of this version.
-    grants: Mutex<(u64, Arc<Grants>)>,
+    known: Mutex<Known>,
+    /// Where its commits and watches count.
+    meters: SessionMeters,
     watches: Mutex<Watches>,
+}
+
+/// What the peer may do, and how much of it, by the rules and quotas of one version.
+#[derive(Clone, Debug)]
+struct Known {
+    version: u64,
+    grants: Arc<Grants>,
+    /// `None`: nothing of it is limited.
+    limits: Option<Arc<SessionLimits>>,
 }
 
 /// Who is to look again when the rules change.
@@ -88,9 +102,11 @@ impl GuardedSession {
         identity: &Identity,
         keyspace: &Keyspace,
     ) -> Arc<Self> {
-        // Ordering: the version first, see `AccessControl`.
-        let version = control.version();
-        let grants = Arc::new(control.grants(identity, keyspace));
+        let known = Known::now(control, identity, keyspace);
+        let meters = SessionMeters {
+            principal: control.meters().of_principal(identity.principal().as_str()),
+            keyspace: control.meters().of_keyspace(keyspace),
+        };
         let guard = Arc::new(Guard {
             control: control.clone(),
             engine: engine.clone(),
@@ -103,7 +119,8 @@ impl GuardedSession {
             revoked: AtomicBool::new(false),
             is_system: keyspace.as_str() == SYSTEM,
             exists: AtomicBool::new(false),
-            grants: Mutex::new((version, grants)),
+            known: Mutex::new(known),
+            meters,
             watches: Mutex::default(),
         });
         control.add(&guard);
@@ -154,28 +171,43 @@ impl Session for GuardedSession {
     }
 }
 
+impl Known {
+    fn now(control: &AccessControl, identity: &Identity, keyspace: &Keyspace) -> Self {
+        // Ordering: the version first, see `AccessControl`.
+        let version = control.version();
+        let limits = control.limits(identity, keyspace);
+        Self {
+            version,
+            grants: Arc::new(control.grants(identity, keyspace)),
+            limits: (!limits.is_empty()).then(|| Arc::new(limits)),
+        }
+    }
+}
+
 impl Guard {
     /// What the peer may do now.
     ///
     /// # Errors
     /// Nothing: it is not let in any more.
     fn grants(&self) -> Result<Arc<Grants>> {
+        Ok(self.known()?.grants)
+    }
+
+    fn known(&self) -> Result<Known> {
         self.control.check(&self.identity).map_err(|why| {
             let message = format!("{} is not let in any more: {why}", self.identity);
             StorageError::AccessDenied { message }
         })?;
-        let version = self.control.version();
-        let mut grants = lock(&self.grants);
-        if grants.0 != version {
-            let now = self.control.grants(&self.identity, &self.keyspace);
+        let mut known = lock(&self.known);
+        if known.version != self.control.version() {
+            let mut now = Known::now(&self.control, &self.identity, &self.keyspace);
             // Those who keep them compare by address first.
-            let now = match now == *grants.1 {
-                true => grants.1.clone(),
-                false => Arc::new(now),
-            };
-            *grants = (version, now);
+            if now.grants == known.grants {
+                now.grants = known.grants.clone();
+            }
+            *known = now;
         }
-        Ok(grants.1.clone())
+        Ok(known.clone())
     }
 
     fn denied(&self, permission: Permission, what: &str) -> StorageError {
@@ -253,13 +285,14 @@ impl Guard {
         Ok(Scan::new(guarded.position, Box::new(guarded)))
     }
 
+    /// Whether the commit is allowed, and within the quotas of rates, from which it is taken then.
     fn check_commit(&self, batch: &Batch, options: &CommitOptions) -> Result<()> {
         let checked = self.check_commit_untold(batch, options);
         checked.inspect_err(|error| self.tell_denied_commit(batch, error))
     }
 
     fn check_commit_untold(&self, batch: &Batch, options: &CommitOptions) -> Result<()> {
-        let grants = self.grants()?;
+        let Known { grants, limits, .. } = self.known()?;
         if !grants.write.is_all() {
             for operation in &batch.operations {
                 self.check(&grants, Permission::Write, written(operation))?;
@@ -283,7 +316,10 @@ impl Guard {
                 }
             }
         }
-        Ok(())
+        match limits {
+            None => Ok(()),
+            Some(limits) => self.meters.take_commit(&limits, content_bytes(batch)),
+        }
     }
 
     fn creates_keyspace(&self) -> bool {
@@ -330,8 +366,9 @@ impl Guard {
     async fn watch(self: &Arc<Self>, range: KeyRange, options: WatchOptions) -> Result<Watch> {
         // Ordering: the version first. A change from here on is seen by the watch.
         let version = self.control.version();
-        let grants = self.grants();
-        let grants = grants.inspect_err(|error| self.tell_denied_watch(&range, error))?;
+        let known = self.known();
+        let Known { grants, limits, .. } =
+            known.inspect_err(|error| self.tell_denied_watch(&range, error))?;
         let cut = match range.is_empty() {
             true => Cut::One(range.clone()),
             false => grants.watch.cut(&range),
@@ -341,6 +378,9 @@ impl Guard {
             self.tell_denied_watch(&range, &error);
             return Err(error);
         };
+        let places = self
+            .meters
+            .take_watch(&limits.as_deref().copied().unwrap_or_default())?;
         let inner = self.storage.watch(hull, options).await;
         self.tell_watch(&range, &inner);
         let inner = inner?;
@@ -358,6 +398,7 @@ impl Guard {
             cut,
             version,
             changed: false,
+            _places: places,
         };
         Ok(Watch::new(start, Box::new(guarded)))
     }
@@ -367,6 +408,14 @@ impl Guard {
 fn written(operation: &Operation) -> &[u8] {
     // For a stamped key this is its prefix. A grant's prefix that begins it begins all of them.
     operation.key()
+}
+
+/// What counts for a quota on bytes: what the peer sends to be read or kept, without what a message adds.
+fn content_bytes(batch: &Batch) -> usize {
+    let checks = batch.checks.iter().map(|check| check.key.len());
+    let operations = batch.operations.iter();
+    let operations = operations.map(|operation| operation.key().len() + operation.value().len());
+    checks.chain(operations).sum()
 }
 
 /// The storage of a session, as its peer may use it.
@@ -520,6 +569,8 @@ struct GuardedWatch {
     version: u64,
     /// It has ended by a change of the grants.
     changed: bool,
+    /// It counts for its principal and its keyspace.
+    _places: [Permit; 2],
 }
 
 impl GuardedWatch {
@@ -609,5 +660,64 @@ impl WatchSource for GuardedWatch {
 impl Drop for GuardedWatch {
     fn drop(&mut self) {
         lock(&self.guard.watches).wakers.remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use storage_protocol::{Limit, StorageExt};
+
+    use super::super::quotas::Quota;
+    use super::super::system::Configured;
+    use super::*;
+    use crate::config::ServerConfig;
+    use crate::engine::Resumed;
+    use crate::shared::Shared;
+    use crate::testing::{KEYSPACE, MemoryEngine};
+
+    fn limited(engine: &Arc<MemoryEngine>, quota: &str) -> Arc<Shared> {
+        let configured = Configured {
+            quotas: vec![Quota::from_json(quota.as_bytes()).unwrap()],
+            ..Configured::default()
+        };
+        let config = ServerConfig::embedded("unused", None, Vec::new());
+        Shared::new(config, |_| {}, configured, engine.clone(), Audit::off()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_commit_that_comes_again_is_counted_once_and_the_servers_own_are_not() {
+        let engine = MemoryEngine::new();
+        let quota = r#"{"principal":"anonymous","commits_per_second":1}"#;
+        let shared = limited(&engine, quota);
+        let (peer, keyspace) = (Identity::anonymous(), Keyspace::new(KEYSPACE).unwrap());
+        let id = shared.open_session(&peer, &keyspace).id();
+        engine.executed.store(5, Ordering::Relaxed);
+        let resumed = shared.resume_session(&peer, &keyspace, id, 1).await;
+        let Ok(Resumed::Session(session)) = resumed else {
+            panic!("{resumed:?}");
+        };
+        let storage = session.storage();
+        let commit = |number| {
+            let batch = Batch::new().put("k", "v");
+            storage.commit_numbered(number, batch, CommitOptions::default())
+        };
+        let refused = StorageError::Overloaded {
+            limit: Limit::CommitRate,
+            max: 1,
+        };
+        commit(6).await.unwrap();
+        assert_eq!(commit(7).await, Err(refused.clone()));
+        // These were executed before.
+        for number in 1..=5 {
+            assert_ne!(commit(number).await, Err(refused.clone()));
+        }
+        let own = shared.own_session(&keyspace).storage();
+        for n in 0..10 {
+            own.put(format!("own/{n}").into(), "v".into())
+                .await
+                .unwrap();
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! Who a peer is, and what it may do.
 //!
-//! An [`Identity`] has a [`Principal`] and says by what it was found out. What it may do is told by [`rules`], of which
-//! [`control`] has those that hold now; [`guard`] stands between gateways and engine and lets nothing else through.
+//! An [`Identity`] has a [`Principal`] and says by what it was found out. What it may do is told by [`rules`], how much of
+//! it by [`quotas`]; [`control`] has those that hold now. [`guard`] stands between gateways and engine and lets nothing
+//! else through.
 
 mod control;
 mod credentials;
@@ -12,6 +13,7 @@ mod live;
 pub(crate) mod passwords;
 mod pattern;
 mod principal;
+pub mod quotas;
 pub mod rules;
 mod secrets;
 pub(crate) mod system;

@@ -5,10 +5,12 @@
 //! | `access/NAME` | a [`Rule`] |
 //! | `roles/NAME` | a [`Role`] |
 //! | `users/NAME` | a [`User`]: that there is one, and whether it may log in. Its password is in `system.secrets` |
+//! | `quotas/NAME` | a [`Quota`] |
 //! | `tokens/ID` | a [`TokenRecord`]: what a token that was minted may do. Put by the server alone; removed, it is revoked |
 //!
 //! A commit to it is checked as a whole before it is made: each record must be one, and somebody must be able to change
-//! the rules afterwards. What is there nevertheless and cannot be read (a newer version's) gives nothing to anybody.
+//! the rules afterwards. What is there nevertheless and cannot be read (a newer version's) gives nothing to anybody, and a
+//! quota limits nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use storage_protocol::{Batch, Key, Lifetime, Operation, Result, StorageError};
 
 use super::Principal;
+use super::quotas::{Quota, QuotaSet};
 use super::rules::{Origin, Role, RoleName, Rule, RuleSet};
 use super::text::quoted_key;
 use crate::config::{NamedRole, ServerConfig};
@@ -24,15 +27,17 @@ use crate::config::{NamedRole, ServerConfig};
 const ACCESS: &str = "access/";
 const ROLES: &str = "roles/";
 const USERS: &str = "users/";
+const QUOTAS: &str = "quotas/";
 const TOKENS: &str = "tokens/";
-/// The longest name of a rule, in bytes.
+/// The longest name of a rule and of a quota, in bytes.
 const NAME_BYTES_MAX: usize = 256;
 
-/// Rules and roles of the configuration, which no commit changes.
+/// Rules, roles and quotas of the configuration, which no commit changes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Configured {
     pub(crate) rules: Vec<Rule>,
     pub(crate) roles: Vec<NamedRole>,
+    pub(crate) quotas: Vec<Quota>,
 }
 
 impl Configured {
@@ -41,6 +46,7 @@ impl Configured {
         Self {
             rules: config.rules.clone(),
             roles: config.roles.clone(),
+            quotas: config.quotas.clone(),
         }
     }
 
@@ -97,11 +103,13 @@ pub(crate) struct Records {
     rules: ByName<Rule>,
     roles: ByName<(RoleName, Role)>,
     users: Arc<BTreeMap<String, User>>,
+    quotas: ByName<Quota>,
 }
 
 /// What a change of a record can change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Applies {
+    /// Rules, roles and quotas.
     Rules,
     Users,
     Nothing,
@@ -120,15 +128,19 @@ enum Named<'a> {
     Rule(&'a str),
     Role(&'a str),
     User(&'a str),
+    Quota(&'a str),
     Token(&'a str),
 }
 
 impl<'a> Named<'a> {
     fn of(key: &'a Key) -> Option<Self> {
         let text = std::str::from_utf8(key).ok()?;
+        let is_good = |name: &str| !name.is_empty() && name.len() <= NAME_BYTES_MAX;
         if let Some(name) = text.strip_prefix(ACCESS) {
-            let is_good = !name.is_empty() && name.len() <= NAME_BYTES_MAX;
-            return is_good.then_some(Self::Rule(name));
+            return is_good(name).then_some(Self::Rule(name));
+        }
+        if let Some(name) = text.strip_prefix(QUOTAS) {
+            return is_good(name).then_some(Self::Quota(name));
         }
         let (kind, rest): (fn(&'a str) -> Self, _) = if let Some(name) = text.strip_prefix(ROLES) {
             (Self::Role, name)
@@ -154,6 +166,11 @@ pub(crate) fn role_key(name: &str) -> Key {
 /// The key of a user's record.
 pub(crate) fn user_key(name: &str) -> Key {
     Key::from(format!("{USERS}{name}"))
+}
+
+/// The key of a quota's record.
+pub(crate) fn quota_key(name: &str) -> Key {
+    Key::from(format!("{QUOTAS}{name}"))
 }
 
 /// The key of a token's record.
@@ -214,6 +231,13 @@ impl Records {
             (Some(Named::Role(name)), None) => {
                 Arc::make_mut(&mut self.roles).remove(name);
             }
+            (Some(Named::Quota(name)), Some(json)) => {
+                let quota = Quota::from_json(json).map_err(|error| error.to_string());
+                Arc::make_mut(&mut self.quotas).insert(name.to_owned(), quota);
+            }
+            (Some(Named::Quota(name)), None) => {
+                Arc::make_mut(&mut self.quotas).remove(name);
+            }
             (Some(Named::User(name)), Some(json)) => {
                 let unreadable = |_| User {
                     disabled: true,
@@ -271,6 +295,16 @@ impl Records {
         set.build()
     }
 
+    /// All quotas together, by the roles of these rules.
+    pub(crate) fn quota_set(&self, configured: &Configured, rules: &RuleSet) -> QuotaSet {
+        let configured = configured.quotas.iter().enumerate();
+        let configured =
+            configured.map(|(place, quota)| (Origin::Config(place), Ok(quota.clone())));
+        let stored = self.quotas.iter();
+        let stored = stored.map(|(name, quota)| (Origin::Stored(name.clone()), quota.clone()));
+        QuotaSet::new(configured.chain(stored), rules)
+    }
+
     /// Whether a peer's commit may be made to this state.
     ///
     /// # Errors
@@ -315,8 +349,8 @@ fn check_operation(operation: &Operation) -> Result<()> {
     let wrong = |what: String| Err(StorageError::invalid(format!("key {shown}: {what}")));
     let Some(named) = Named::of(operation.key()) else {
         return wrong(format!(
-            "the keyspace system has {ACCESS}NAME for rules, {ROLES}NAME for roles, {USERS}NAME for users and {TOKENS}ID \
-             for tokens, and nothing else; a name of a rule has 1 to {NAME_BYTES_MAX} bytes"
+            "the keyspace system has {ACCESS}NAME for rules, {ROLES}NAME for roles, {USERS}NAME for users, {QUOTAS}NAME for \
+             quotas and {TOKENS}ID for tokens, and nothing else; a name of a rule or a quota has 1 to {NAME_BYTES_MAX} bytes"
         ));
     };
     let (value, lifetime) = match operation {
@@ -335,6 +369,7 @@ fn check_operation(operation: &Operation) -> Result<()> {
         Named::Rule(_) => Rule::from_json(value).map(drop).map_err(|e| e.to_string()),
         Named::Role(name) => role_of(name, value).map(drop),
         Named::User(name) => check_user_name(name).and_then(|()| user_of(value).map(drop)),
+        Named::Quota(_) => Quota::from_json(value).map(drop).map_err(|e| e.to_string()),
         Named::Token(_) => Err("a token is minted, and can be removed; it is not put".to_owned()),
     };
     read.or_else(wrong)
@@ -381,6 +416,9 @@ mod tests {
                 ),
                 "reed",
             ),
+            (put("quotas/", "{}"), "quotas/NAME"),
+            (put("quotas/x", ADMIN), "quotas/x"),
+            (put("quotas/x", r#"{"principal":"a"}"#), "at least one of"),
             (put("roles/Big", r#"{"members":[]}"#), "roles/Big"),
             (put("roles/a", r#"{"members":["role:b"]}"#), "role:b"),
             (Batch::new().signal("access/x", "1"), "put and removed"),
@@ -428,7 +466,7 @@ mod tests {
         // One of the configuration stays.
         let configured = Configured {
             rules: vec![Rule::from_json(ADMIN.as_bytes()).unwrap()],
-            roles: Vec::new(),
+            ..Configured::default()
         };
         let last = Batch::new().remove("access/one");
         kept.check(&last, &configured, Lockout::Refused).unwrap();
@@ -466,6 +504,21 @@ mod tests {
         assert_eq!(records.apply(&new, Some(b"{\"a\":1}")), Applies::Rules);
         assert!(records.rule_set(&Configured::default()).has_rules());
         assert_eq!(records.apply(&new, None), Applies::Rules);
+        // One that limits nothing is none.
+        let quota = Key::from_static(b"quotas/new");
+        let limits = |records: &Records| {
+            let rules = RuleSet::default();
+            let set = records.quota_set(&Configured::default(), &rules);
+            (set.of_principal("cert:a").is_empty(), set.warnings().len())
+        };
+        let known = br#"{"principal":"*","sessions":1}"#;
+        assert_eq!(records.apply(&quota, Some(known)), Applies::Rules);
+        assert_eq!(limits(&records), (false, 0));
+        let unknown = br#"{"principal":"*","sessions":1,"of_a_newer_version":2}"#;
+        assert_eq!(records.apply(&quota, Some(unknown)), Applies::Rules);
+        assert_eq!(limits(&records), (true, 1));
+        assert_eq!(records.apply(&quota, None), Applies::Rules);
+        assert_eq!(limits(&records), (true, 0));
         let newer = Key::from_static(b"of a newer version");
         assert_eq!(records.apply(&newer, Some(b"1")), Applies::Nothing);
         assert!(!records.rule_set(&Configured::default()).has_rules());

@@ -18,14 +18,15 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use storage_protocol::{Keyspace, Limits};
 
-use self::text::{duration, size, size_or_none};
+use self::text::{duration, size_or_none};
 use crate::auth::Pattern;
+use crate::auth::quotas::Quota;
 use crate::auth::rules::{Role, RoleName, Rule, RuleError};
 use crate::engine::rocks::EngineOptions;
 
 pub use crate::engine::rocks::Durability;
 pub(crate) use load::{Document, read};
-pub(crate) use text::check_address;
+pub(crate) use text::{check_address, size};
 
 /// Where the server listens if nothing says otherwise.
 pub const DEFAULT_ADDRESS: SocketAddr =
@@ -567,6 +568,9 @@ pub struct ServerConfig {
     /// Roles that rules may name, `[[role]]`.
     #[serde(rename = "role", skip_serializing_if = "Vec::is_empty")]
     pub roles: Vec<NamedRole>,
+    /// Quotas, `[[quota]]`, besides those that are stored. Default none.
+    #[serde(rename = "quota", skip_serializing_if = "Vec::is_empty")]
+    pub quotas: Vec<Quota>,
     /// Where it listens; at least one. Default: one on [`DEFAULT_ADDRESS`].
     #[serde(rename = "listener", skip_serializing_if = "Vec::is_empty")]
     pub listeners: Vec<ListenerConfig>,
@@ -587,6 +591,7 @@ impl Default for ServerConfig {
             engine: EngineConfig::default(),
             rules: Vec::new(),
             roles: Vec::new(),
+            quotas: Vec::new(),
             listeners: vec![ListenerConfig::default()],
         }
     }

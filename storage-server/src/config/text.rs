@@ -58,7 +58,7 @@ words!(AuditEvent: "denied" = Denied, "admin" = Admin, "session" = Session, "wri
 words!(TlsVersion: "1.3" = Tls13, "1.2" = Tls12);
 
 /// A count or a size in bytes.
-pub(super) fn size<'de, D, N>(deserializer: D) -> Result<N, D::Error>
+pub(crate) fn size<'de, D, N>(deserializer: D) -> Result<N, D::Error>
 where
     D: Deserializer<'de>,
     N: TryFrom<u64>,

@@ -49,6 +49,30 @@ impl Room for Unbounded {
     fn give_back(&self, _: usize) {}
 }
 
+/// What a keyspace holds: the entries that are there, without removed ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// How many.
+    pub entries: u64,
+    /// Bytes of their keys and values.
+    pub bytes: u64,
+}
+
+/// What a keyspace may hold. `None`: as much as there is room for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoredMax {
+    /// At most so many entries.
+    pub entries: Option<u64>,
+    /// At most so many bytes of keys and values.
+    pub bytes: Option<u64>,
+}
+
+/// The quotas of stored data, as the engine asks for them.
+pub trait StoredLimits: fmt::Debug + Send + Sync {
+    /// What this keyspace may hold. Asked for by the committer, so it must not wait for anything.
+    fn stored_max(&self, keyspace: &Keyspace) -> StoredMax;
+}
+
 /// How an attempt to resume a session went.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -86,6 +110,19 @@ pub trait Engine: fmt::Debug + Send + Sync {
 
     /// Whether there was a commit to this keyspace; then it stays. Does not block.
     fn has_keyspace(&self, keyspace: &Keyspace) -> bool;
+
+    /// What this keyspace holds; nothing, if there is none of this name. True at the position that any answer told so
+    /// far. Does not block.
+    ///
+    /// # Errors
+    /// It is not known.
+    fn usage(&self, keyspace: &Keyspace) -> Result<Usage>;
+
+    /// From now on, commits that would raise what a keyspace holds above these limits are refused with
+    /// [`StorageError::QuotaExceeded`](storage_protocol::StorageError::QuotaExceeded). Those that do not raise it, those
+    /// of the server itself and those to the keyspaces `system` and `system.*` never are. May be called at any time;
+    /// commits that wait are judged by the old limits or the new ones. At the start there are none.
+    fn set_stored_limits(&self, limits: Arc<dyn StoredLimits>);
 
     /// Peers can come from now on: what sessions without a socket have left of their time begins now.
     fn serving(&self);

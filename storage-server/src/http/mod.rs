@@ -63,6 +63,22 @@ impl Refusal {
         }
     }
 
+    /// There are as many sessions as there may be.
+    pub(crate) fn no_session(error: &StorageError) -> Self {
+        let label = match error {
+            StorageError::Overloaded {
+                limit: Limit::Sessions,
+                ..
+            } => RefusedLabel::Sessions,
+            StorageError::Overloaded {
+                limit: Limit::QuotaSessions,
+                ..
+            } => RefusedLabel::SessionsQuota,
+            _ => RefusedLabel::SessionsPerPrincipal,
+        };
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, label, error.to_string())
+    }
+
     pub(crate) fn http(status: StatusCode, reason: impl Into<String>) -> Self {
         Self::new(status, RefusedLabel::Http, reason)
     }
@@ -187,24 +203,15 @@ impl Front {
 
     /// A slot for a WebSocket's session.
     fn slot(&self, principal: &Principal) -> Result<SessionSlot, Refusal> {
-        let unavailable =
-            |label, reason| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, label, reason);
         if self.shared.phase() != Phase::Serving {
-            return Err(unavailable(
+            return Err(Refusal::new(
+                StatusCode::SERVICE_UNAVAILABLE,
                 RefusedLabel::Draining,
-                "the server is starting or shuts down".to_owned(),
+                "the server is starting or shuts down",
             ));
         }
-        self.shared.slots.take(principal.as_str()).map_err(|error| {
-            let label = match error {
-                StorageError::Overloaded {
-                    limit: Limit::Sessions,
-                    ..
-                } => RefusedLabel::Sessions,
-                _ => RefusedLabel::SessionsPerPrincipal,
-            };
-            unavailable(label, error.to_string())
-        })
+        let slot = self.shared.take_slot(principal);
+        slot.map_err(|error| Refusal::no_session(&error))
     }
 }
 

@@ -333,34 +333,49 @@ impl SessionSlots {
         })
     }
 
-    /// A slot for a session of `principal`; else the error says which limit is reached.
-    pub(crate) fn take(self: &Arc<Self>, principal: &str) -> Result<SessionSlot, StorageError> {
+    /// A slot for a session of `principal`, which may have so many by its `quota`; else the error says which limit is
+    /// reached.
+    pub(crate) fn take_within(
+        self: &Arc<Self>,
+        principal: &str,
+        quota: Option<u64>,
+    ) -> Result<SessionSlot, StorageError> {
         let all = Arc::new(self.all.take(1)?);
-        self.take_with(principal, &all)
+        self.take_with(principal, quota, &all)
+    }
+
+    /// The same without a quota.
+    #[cfg(test)]
+    pub(crate) fn take(self: &Arc<Self>, principal: &str) -> Result<SessionSlot, StorageError> {
+        self.take_within(principal, None)
     }
 
     /// A slot for a session that counts among all sessions already: its peer turned out to be `principal`.
     pub(crate) fn take_with(
         self: &Arc<Self>,
         principal: &str,
+        quota: Option<u64>,
         all: &Arc<Permit>,
     ) -> Result<SessionSlot, StorageError> {
         let mut principals = self
             .principals
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
+        let own = principals.get(principal);
+        let own = own.map_or(0, |present| present.sessions);
+        let per_principal_max = (Limit::SessionsPerPrincipal, self.per_principal_max as u64);
+        let quota = quota.map(|max| (Limit::QuotaSessions, max));
+        for (limit, max) in quota.into_iter().chain([per_principal_max]) {
+            if own as u64 >= max {
+                return Err(StorageError::Overloaded { limit, max });
+            }
+        }
         let present = principals
             .entry(principal.to_owned())
             .or_insert_with(|| Present {
                 sessions: 0,
                 budgets: self.budgets.of_principal(),
             });
-        if present.sessions >= self.per_principal_max {
-            return Err(StorageError::Overloaded {
-                limit: Limit::SessionsPerPrincipal,
-                max: self.per_principal_max as u64,
-            });
-        }
         present.sessions += 1;
         let budgets = present.budgets.clone();
         drop(principals);
@@ -485,5 +500,24 @@ mod tests {
         );
         drop(b);
         slots.take("a").unwrap();
+    }
+
+    #[test]
+    fn a_quota_on_sessions_names_itself_and_one_that_is_lowered_closes_nobody() {
+        let slots = SessionSlots::new(9, 9, &Budgets::new(&ServerLimits::default()));
+        let refused = |quota| {
+            let error = slots.take_within("a", Some(quota)).unwrap_err();
+            let (limit, max) = (Limit::QuotaSessions, quota);
+            assert_eq!(error, StorageError::Overloaded { limit, max });
+        };
+        let first = slots.take_within("a", None).unwrap();
+        let _second = slots.take_within("a", Some(2)).unwrap();
+        refused(2);
+        refused(1);
+        let _other = slots.take_within("b", Some(1)).unwrap();
+        drop(first);
+        refused(1);
+        slots.take_within("a", Some(2)).unwrap();
+        assert_eq!(slots.all.used(), 2);
     }
 }

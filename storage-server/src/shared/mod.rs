@@ -14,21 +14,25 @@ use tokio_util::task::TaskTracker;
 
 use crate::audit::{self, Audit, Event, Outcome, Record, SessionHash};
 use crate::auth::passwords::PasswordError;
+use crate::auth::quotas::{self, QuotaKind};
 use crate::auth::rules::SYSTEM;
 use crate::auth::system::token_key;
-use crate::auth::{AccessControl, Configured, GuardedSession, Identity};
+use crate::auth::{AccessControl, Configured, GuardedSession, Identity, LockedOut, Principal};
 use crate::config::ServerConfig;
-use crate::engine::{Engine, Resumed, Session};
-use crate::limits::budget::{Budgets, SessionSlots};
+use crate::engine::{Engine, Resumed, Session, SessionStorage, Usage};
+use crate::limits::budget::{Budgets, Permit, SessionSlot, SessionSlots};
 use crate::metrics::Metrics;
 use crate::net::admission::Connections;
 use crate::net::certificate::Certificates;
 
 use self::outer::Outer;
-use self::storage::GatewayStorage;
+use self::storage::{GatewayStorage, Refused};
 
 /// The principal of storage that is used from inside.
 const SERVER: &str = "server";
+
+/// A session counts in its keyspace until this is dropped.
+pub(crate) type KeyspacePlace = quotas::Permit;
 
 /// How far the server is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +123,55 @@ impl Shared {
             announced: limits.announced(),
             config,
         }))
+    }
+
+    /// Begins to keep rules and quotas in step with the keyspace `system`, of which this is the server's own storage.
+    pub(crate) fn start_following(&self, system: &Arc<dyn SessionStorage>) {
+        self.access.start(system, &self.engine, &self.cut);
+    }
+
+    /// See [`AccessControl::set_configured`].
+    pub(crate) fn set_configured(
+        &self,
+        configured: Configured,
+    ) -> std::result::Result<(), LockedOut> {
+        self.access.set_configured(configured, &*self.engine)
+    }
+
+    /// What a keyspace holds: see [`Engine::usage`].
+    pub(crate) fn usage(&self, keyspace: &Keyspace) -> Result<Usage> {
+        self.engine.usage(keyspace)
+    }
+
+    /// A slot for a connection of this principal; else the error says which limit, or which quota, is reached.
+    pub(crate) fn take_slot(&self, principal: &Principal) -> Result<SessionSlot> {
+        let quota = self.sessions_quota(principal);
+        let slot = self.slots.take_within(principal.as_str(), quota);
+        slot.inspect_err(|error| self.metrics.quota_refused(error))
+    }
+
+    /// The same for one that has a place among all already: its peer turned out to be this principal.
+    pub(crate) fn move_slot(
+        &self,
+        principal: &Principal,
+        all: &Arc<Permit>,
+    ) -> Result<SessionSlot> {
+        let quota = self.sessions_quota(principal);
+        let slot = self.slots.take_with(principal.as_str(), quota, all);
+        slot.inspect_err(|error| self.metrics.quota_refused(error))
+    }
+
+    fn sessions_quota(&self, principal: &Principal) -> Option<u64> {
+        let limits = self.access.quotas().of_principal(principal.as_str());
+        limits.get(QuotaKind::Sessions)
+    }
+
+    /// A place for a session in this keyspace, to be held as long as that; else the error says which quota is reached.
+    pub(crate) fn enter(&self, keyspace: &Keyspace) -> Result<KeyspacePlace> {
+        let limits = self.access.quotas().of_keyspace(keyspace);
+        let meter = self.access.meters().of_keyspace(keyspace);
+        let place = meter.take(QuotaKind::Sessions, &limits);
+        place.inspect_err(|error| self.metrics.quota_refused(error))
     }
 
     /// A session of this peer in a keyspace: see [`Engine::open_session`].
@@ -248,11 +301,16 @@ impl ServerHandle {
 
     /// A keyspace, as this peer sees it: what it may not do is refused there, and nowhere else. A session of its own,
     /// which ends when the last clone is dropped: its keys with session lifetime go then, at once. To be held for as long
-    /// as something is done with it, not made for each call.
+    /// as something is done with it, not made for each call. Where a quota allows no more sessions in the keyspace, every
+    /// call to it is refused.
     #[must_use]
     pub fn storage_as(&self, identity: &Identity, keyspace: &Keyspace) -> Arc<dyn Storage> {
+        let place = match self.0.enter(keyspace) {
+            Ok(place) => place,
+            Err(error) => return Arc::new(Refused(error)),
+        };
         let session = self.0.open_session(identity, keyspace);
-        Arc::new(GatewayStorage::new(session, &self.0.tasks))
+        Arc::new(GatewayStorage::new(session, place, &self.0))
     }
 
     /// What requests to storage may ask.

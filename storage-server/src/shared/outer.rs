@@ -124,7 +124,7 @@ impl Collector for Outer {
 #[cfg(test)]
 mod tests {
     use prometheus_client::registry::Registry;
-    use storage_protocol::StorageError;
+    use storage_protocol::{Limit, StorageError};
 
     use super::*;
     use crate::audit::Audit;
@@ -138,6 +138,12 @@ mod tests {
         let metrics = Metrics::new(&mut registry);
         metrics.request::<()>(RequestLabel::Commit, &Err(StorageError::Cancelled));
         metrics.refused(RefusedLabel::Tls);
+        for (limit, max) in [(Limit::KeyspaceBytes, 9), (Limit::CommitQueue, 9)] {
+            let refused = StorageError::QuotaExceeded { limit, max };
+            metrics.request::<()>(RequestLabel::Watch, &Err(refused));
+            let refused = StorageError::Overloaded { limit, max };
+            metrics.request::<()>(RequestLabel::Watch, &Err(refused));
+        }
         let budgets = Budgets::new(&ServerLimits::default());
         let _seven = budgets.outbox.take(7).unwrap();
         let outer = Outer {
@@ -152,6 +158,8 @@ mod tests {
             out.contains("storage_requests_total{kind=\"commit\",outcome=\"not_executed\"} 1\n")
         );
         assert!(out.contains("storage_connections_refused_total{reason=\"tls\"} 1\n"));
+        assert!(out.contains("storage_quota_refused_total{quota=\"keyspace_bytes\"} 2\n"));
+        assert!(out.contains("storage_quota_refused_total{quota=\"watches\"} 0\n"));
         assert!(out.contains("storage_budget_used_bytes{budget=\"outbox\"} 7\n"));
         for line in out.lines() {
             let sample = line

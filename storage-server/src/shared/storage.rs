@@ -5,30 +5,70 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use storage_protocol::{
     Batch, CommitOptions, Entry, Key, KeyRange, Limits, Position, Reading, Result, Scan,
-    ScanOptions, Storage, Watch, WatchOptions,
+    ScanOptions, Storage, StorageError, Watch, WatchOptions,
 };
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
+use super::{KeyspacePlace, Shared};
 use crate::engine::{Session, SessionStorage};
+use crate::metrics::Metrics;
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct GatewayStorage {
     session: Arc<dyn Session>,
     storage: Arc<dyn SessionStorage>,
+    /// Given back when the session has ended.
+    place: Option<KeyspacePlace>,
+    metrics: Arc<Metrics>,
     /// Of the server: a shutdown waits for the end of the session.
     tasks: TaskTracker,
 }
 
 impl GatewayStorage {
-    pub(super) fn new(session: Arc<dyn Session>, tasks: &TaskTracker) -> Self {
+    pub(super) fn new(session: Arc<dyn Session>, place: KeyspacePlace, shared: &Shared) -> Self {
         let storage = session.clone().storage();
         Self {
             session,
             storage,
-            tasks: tasks.clone(),
+            place: Some(place),
+            metrics: shared.metrics.clone(),
+            tasks: shared.tasks.clone(),
         }
+    }
+
+    /// Counts what a quota refused.
+    fn counted<T>(&self, result: Result<T>) -> Result<T> {
+        result.inspect_err(|error| self.metrics.quota_refused(error))
+    }
+}
+
+/// What a gateway holds where no session may be opened: each call fails by this.
+#[derive(Debug)]
+pub(super) struct Refused(pub(super) StorageError);
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl Storage for Refused {
+    async fn get(&self, _: &[Key]) -> Result<Reading<Vec<Option<Entry>>>> {
+        Err(self.0.clone())
+    }
+
+    async fn scan(&self, _: KeyRange, _: ScanOptions) -> Result<Scan> {
+        Err(self.0.clone())
+    }
+
+    async fn commit(&self, _: Batch, _: CommitOptions) -> Result<Position> {
+        Err(self.0.clone())
+    }
+
+    async fn watch(&self, _: KeyRange, _: WatchOptions) -> Result<Watch> {
+        Err(self.0.clone())
+    }
+
+    async fn limits(&self) -> Result<Limits> {
+        Err(self.0.clone())
     }
 }
 
@@ -44,11 +84,11 @@ impl Storage for GatewayStorage {
     }
 
     async fn commit(&self, batch: Batch, options: CommitOptions) -> Result<Position> {
-        self.storage.commit(batch, options).await
+        self.counted(self.storage.commit(batch, options).await)
     }
 
     async fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch> {
-        self.storage.watch(range, options).await
+        self.counted(self.storage.watch(range, options).await)
     }
 
     async fn limits(&self) -> Result<Limits> {
@@ -58,8 +98,9 @@ impl Storage for GatewayStorage {
 
 impl Drop for GatewayStorage {
     fn drop(&mut self) {
-        let session = self.session.clone();
+        let (session, place) = (self.session.clone(), self.place.take());
         let ending = async move {
+            let _place = place;
             if let Err(error) = session.end().await {
                 tracing::warn!(%error, "cannot end the session of a gateway");
             }

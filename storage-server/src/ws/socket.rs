@@ -228,8 +228,8 @@ impl WebSocket {
     pub fn log_in(&self, identity: Identity) -> Result<(), LoginError> {
         let mut state = self.pipe.state();
         if state.identity.principal() != identity.principal() {
-            let slots = &self.server.shared().slots;
-            let slot = slots.take_with(identity.principal().as_str(), &self.place);
+            let shared = self.server.shared();
+            let slot = shared.move_slot(identity.principal(), &self.place);
             state.slot = Some(slot.map_err(LoginError)?);
         }
         // A gateway finds out who it is, not from where it came.

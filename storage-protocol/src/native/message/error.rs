@@ -34,6 +34,7 @@ pub enum ErrorCode {
     Internal = 16,
     NumberReused = 17,
     AccessChanged = 18,
+    QuotaExceeded = 19,
 }
 
 // An error: code, outcome (0 not executed, 1 refused, 2 unknown), a text for people, then what the code calls for.
@@ -58,6 +59,7 @@ pub(super) fn put_error(out: &mut BytesMut, error: &StorageError) {
         StorageError::Internal { .. } => ErrorCode::Internal,
         StorageError::NumberReused { .. } => ErrorCode::NumberReused,
         StorageError::AccessChanged => ErrorCode::AccessChanged,
+        StorageError::QuotaExceeded { .. } => ErrorCode::QuotaExceeded,
     };
     out.number(code as u64);
     out.put_u8(match error.outcome() {
@@ -79,7 +81,7 @@ pub(super) fn put_error(out: &mut BytesMut, error: &StorageError) {
             out.number(*max);
             out.number(*actual);
         }
-        StorageError::Overloaded { limit, max } => {
+        StorageError::Overloaded { limit, max } | StorageError::QuotaExceeded { limit, max } => {
             out.number(u64::from(limit.wire()));
             out.number(*max);
         }
@@ -129,6 +131,7 @@ pub(super) fn error_text(error: &StorageError) -> String {
         | StorageError::EpochChanged { .. }
         | StorageError::SnapshotExpired
         | StorageError::Overloaded { .. }
+        | StorageError::QuotaExceeded { .. }
         | StorageError::StorageFull { .. }
         | StorageError::AccessChanged
         | StorageError::Cancelled
@@ -204,6 +207,10 @@ pub(super) fn read_error(from: &mut Reader) -> Result<StorageError> {
             number: from.number("the commit's number")?,
         },
         18 => StorageError::AccessChanged,
+        19 => StorageError::QuotaExceeded {
+            limit: read_limit(from)?,
+            max: from.number("the quota's value")?,
+        },
         // A newer server's code: its class is what matters, so it is kept, with the text; what else it says is not
         // for us to read.
         code => {

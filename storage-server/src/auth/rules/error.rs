@@ -9,7 +9,7 @@ use super::rule::PREFIX_BYTES_MAX;
 use crate::auth::pattern::PatternError;
 use crate::auth::text::escaped;
 
-/// The longest stored rule or role, in bytes of JSON.
+/// The longest stored rule, role or quota, in bytes of JSON.
 pub const RECORD_BYTES_MAX: usize = 1 << 20;
 
 /// The longest text of an error of serde that is handed on, in characters. It may have a field's name in it.
@@ -66,7 +66,7 @@ pub enum RuleError {
     },
     /// A record that does not begin as one.
     #[error(
-        "the record is no object of JSON; allowed is {{...}} with the fields of a rule or a role"
+        "the record is no object of JSON; allowed is {{...}} with the fields of a rule, a role or a quota"
     )]
     NotObject,
     /// A record that is no JSON, lacks a field, has an unknown one or a value that is not allowed.
@@ -78,7 +78,7 @@ pub enum RuleError {
 }
 
 /// A record of JSON.
-pub(super) fn from_json<T: DeserializeOwned>(json: &[u8]) -> Result<T, RuleError> {
+pub(in crate::auth) fn from_json<T: DeserializeOwned>(json: &[u8]) -> Result<T, RuleError> {
     if json.len() > RECORD_BYTES_MAX {
         return Err(RuleError::TooLong { bytes: json.len() });
     }
@@ -95,7 +95,7 @@ pub(super) fn from_json<T: DeserializeOwned>(json: &[u8]) -> Result<T, RuleError
 }
 
 /// A value of a field whose errors begin with the field's name.
-pub(super) fn field<'de, T, D>(name: &str, deserializer: D) -> Result<T, D::Error>
+pub(in crate::auth) fn field<'de, T, D>(name: &str, deserializer: D) -> Result<T, D::Error>
 where
     T: Deserialize<'de>,
     D: Deserializer<'de>,

@@ -74,7 +74,7 @@ impl KeyspacePattern {
     }
 
     /// Whether a `*` is in it.
-    pub(super) fn has_wildcard(&self) -> bool {
+    pub(crate) fn has_wildcard(&self) -> bool {
         self.0.has_wildcard()
     }
 
@@ -89,7 +89,7 @@ impl KeyspacePattern {
     }
 
     /// Whether there can be a keyspace that it stands for.
-    pub(super) fn matches_any(&self) -> bool {
+    pub(in crate::auth) fn matches_any(&self) -> bool {
         // Each `*` is left empty, or the first one is a letter and the others are empty. Other names need not be tried:
         // the letter is enough where a name lacks its first character, and where `sys*tem` must not be `system`; and
         // there is no shorter way.
@@ -100,7 +100,7 @@ impl KeyspacePattern {
     }
 
     /// Whether it stands for none but the server's own keyspaces.
-    pub(super) fn is_system_only(&self) -> bool {
+    pub(in crate::auth) fn is_system_only(&self) -> bool {
         let rest = self.as_str().strip_prefix(SYSTEM);
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     }

@@ -26,6 +26,7 @@ mod tests;
 mod warnings;
 
 pub use self::error::{RECORD_BYTES_MAX, RuleError};
+pub(super) use self::error::{field, from_json};
 pub use self::explain::Explanation;
 pub use self::grants::Grants;
 pub use self::keyspaces::{KeyspaceKind, KeyspacePattern, SECRETS, SYSTEM};
@@ -35,4 +36,5 @@ pub use self::role::{Role, RoleName};
 pub use self::rule::Rule;
 pub use self::set::{Origin, RuleSet, RuleSetBuilder};
 pub use self::subject::Subject;
+pub(super) use self::subject::matches_any_principal;
 pub use self::warnings::Warning;

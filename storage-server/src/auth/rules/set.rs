@@ -171,6 +171,11 @@ impl RuleSet {
         self.rules.iter().map(|entry| (&entry.origin, &entry.rule))
     }
 
+    /// All roles by name, with all members that they have anywhere.
+    pub(in crate::auth) fn roles(&self) -> impl Iterator<Item = (&RoleName, &BTreeSet<Pattern>)> {
+        self.roles.iter().map(|role| (&role.name, &role.members))
+    }
+
     /// Whether anybody may administer the keyspace [`system`](super::SYSTEM). Where nobody may, nobody can change the
     /// stored rules any more: ask it of a set before it takes the place of another. `anonymous` counts too.
     #[must_use]

@@ -90,7 +90,7 @@ pub(super) fn names_role(member: &Pattern) -> bool {
 }
 
 /// Whether there can be a principal that the pattern matches.
-pub(super) fn matches_any_principal(pattern: &Pattern) -> bool {
+pub(in crate::auth) fn matches_any_principal(pattern: &Pattern) -> bool {
     let head = pattern.head();
     let may_be = |kind: &&str| match head.strip_prefix(*kind) {
         // A principal of this kind has a name behind it, for which a `*` can stand.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::{fmt, thread};
 
 use async_trait::async_trait;
@@ -26,7 +26,7 @@ use crate::engine::rocks::watch::{Pages, RESTS_BYTES_MAX, UNTAKEN_BYTES_MAX};
 use crate::engine::rocks::{
     EngineShared, clock, closed, commit, housekeeping, log, metrics, open, sessions,
 };
-use crate::engine::{Engine, Resumed, SNAPSHOT_IDLE_MAX, Session};
+use crate::engine::{Engine, Resumed, SNAPSHOT_IDLE_MAX, Session, StoredLimits, Usage};
 use crate::feed::{Feed, FeedCommit};
 
 /// What the index told all open scans together, in KiB; a scan that finds no place goes through its whole range.
@@ -66,7 +66,8 @@ impl RocksEngine {
             message: error.to_string(),
         };
         clock::load(&store).map_err(damaged)?;
-        // Before the feed, which begins at the store's revision: rows that go take numbers too.
+        // Before the feed, which begins at the store's revision: these rows, and those that go, take numbers too.
+        store.load_usage().map_err(damaged)?;
         let sessions = sessions::load(&store).map_err(damaged)?;
         let shared = Arc::new(EngineShared {
             queue: Queue::new(options.commit_queue_bytes),
@@ -77,6 +78,7 @@ impl RocksEngine {
             snapshots: Arc::default(),
             expiry_timer: ExpiryTimer::default(),
             disk: Disk::new(&options),
+            stored_limits: RwLock::default(),
             metrics: Metrics::default(),
             readers: Arc::new(Semaphore::new(options.read_threads.max(1))),
             scan_rows: Arc::new(Semaphore::new(SCAN_ROWS_KIB_MAX)),
@@ -247,6 +249,16 @@ impl Engine for RocksEngine {
 
     fn has_keyspace(&self, keyspace: &Keyspace) -> bool {
         self.shared.store.has_keyspace(keyspace)
+    }
+
+    fn usage(&self, keyspace: &Keyspace) -> Result<Usage> {
+        let keyspace = self.shared.store.known_keyspace(keyspace);
+        Ok(keyspace.map_or_else(Usage::default, |keyspace| keyspace.usage()))
+    }
+
+    fn set_stored_limits(&self, limits: Arc<dyn StoredLimits>) {
+        let set = self.shared.stored_limits.write();
+        *set.unwrap_or_else(PoisonError::into_inner) = Some(limits);
     }
 
     fn serving(&self) {

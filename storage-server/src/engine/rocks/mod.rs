@@ -35,8 +35,8 @@ mod store;
 mod watch;
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use storage_protocol::{Outcome, Scan, SessionId, StorageError, WatchEvent};
 use tokio::sync::Semaphore;
@@ -49,6 +49,7 @@ use self::metrics::Metrics;
 pub use self::open::OpenError;
 pub use self::options::{Durability, EngineOptions, KeyspaceRules};
 pub use self::session::RocksSession;
+use crate::engine::StoredLimits;
 use crate::engine::rocks::commit::Queue;
 use crate::engine::rocks::housekeeping::ExpiryTimer;
 use crate::engine::rocks::log::CatchUp;
@@ -77,6 +78,8 @@ struct EngineShared {
     snapshots: Arc<PinnedSnapshots>,
     expiry_timer: ExpiryTimer,
     disk: Disk,
+    /// Asked for by the committer, at each commit. Those of a group are the ones it began with.
+    stored_limits: RwLock<Option<Arc<dyn StoredLimits>>>,
     metrics: Metrics,
     /// A place for each read from disk.
     readers: Arc<Semaphore>,
@@ -91,6 +94,11 @@ struct EngineShared {
 }
 
 impl EngineShared {
+    fn stored_limits(&self) -> Option<Arc<dyn StoredLimits>> {
+        let limits = self.stored_limits.read();
+        limits.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The internal session of a keyspace: its rows never deduplicate.
     fn server_session(&self, keyspace: &Arc<KeyspaceState>) -> Arc<SessionState> {
         let handle = Handle::engine();

@@ -70,7 +70,9 @@ impl From<StorageError> for Problem {
             StorageError::InvalidArgument { .. } | StorageError::LimitExceeded { .. } => {
                 StatusCode::BAD_REQUEST
             }
-            StorageError::CheckFailed { .. } => StatusCode::CONFLICT,
+            StorageError::CheckFailed { .. } | StorageError::QuotaExceeded { .. } => {
+                StatusCode::CONFLICT
+            }
             StorageError::Overloaded { .. } => return Self::for_now(error.to_string()),
             // These do not pass before somebody does something.
             StorageError::StorageFull { .. } | StorageError::ReadOnly { .. } => {

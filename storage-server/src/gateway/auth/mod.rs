@@ -1,4 +1,4 @@
-//! Users, tokens and access rules over HTTP: `/-/auth/...`, beside the storage gateway. Bodies are JSON, both ways.
+//! Users, tokens, access rules and quotas over HTTP: `/-/auth/...`, beside the storage gateway. Bodies are JSON, both ways.
 //!
 //! | request | does |
 //! | --- | --- |
@@ -6,6 +6,9 @@
 //! | `GET explain?principal=&keyspace=&key=&permission=` | whether that is allowed, and by which rule; of others for administrators. The key may have any bytes, as `%ff` |
 //! | `GET rules` | all rules and roles, and what is odd about them; for administrators |
 //! | `PUT`, `DELETE rules/NAME`, `roles/NAME` | one of those that are stored; `?force=true`: also if nobody could change the rules afterwards |
+//! | `GET quotas` | all quotas, what is odd about them, and what is used where one is for a single keyspace; for administrators |
+//! | `PUT`, `DELETE quotas/NAME` | one of those that are stored |
+//! | `GET usage?keyspace=` | what a keyspace holds, and what it may have by all quotas together; for administrators |
 //! | `GET users`; `PUT`, `DELETE users/NAME` | users; `"new": true` adds one, and without it there must be one; one may set its own password, all else is for administrators |
 //! | `POST tokens` | mints one: of whoever asks, and never wider than that |
 //! | `GET tokens`; `DELETE tokens/ID` | those of whoever asks; all, for administrators |
@@ -19,6 +22,7 @@
 
 mod answer;
 mod audited;
+mod quotas;
 mod records;
 mod tokens;
 
@@ -65,6 +69,9 @@ impl Gateway for Auth {
                 "/roles/{name}",
                 put(records::put_role).delete(records::remove_role),
             )
+            .route("/quotas", get(quotas::list))
+            .route("/quotas/{name}", put(quotas::put).delete(quotas::delete))
+            .route("/usage", get(quotas::usage))
             .route("/users", get(records::users))
             .route(
                 "/users/{name}",

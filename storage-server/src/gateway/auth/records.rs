@@ -24,7 +24,7 @@ pub(super) struct Force {
     force: bool,
 }
 
-async fn commit(caller: &Caller, batch: Batch, label: &str, force: bool) -> Answer {
+pub(super) async fn commit(caller: &Caller, batch: Batch, label: &str, force: bool) -> Answer {
     let options = CommitOptions {
         label: Some(label.to_owned()),
         ..CommitOptions::default()
@@ -110,7 +110,13 @@ pub(super) async fn remove_role(
 }
 
 /// `missing`: the answer where there is none.
-async fn remove(caller: &Caller, key: Key, label: &str, force: bool, missing: Problem) -> Answer {
+pub(super) async fn remove(
+    caller: &Caller,
+    key: Key,
+    label: &str,
+    force: bool,
+    missing: Problem,
+) -> Answer {
     let storage = caller.storage(&system());
     if storage.get(std::slice::from_ref(&key)).await?.value == [None] {
         return Err(missing);
@@ -118,23 +124,26 @@ async fn remove(caller: &Caller, key: Key, label: &str, force: bool, missing: Pr
     commit(caller, Batch::new().remove(key), label, force).await
 }
 
+pub(super) fn from(origin: &Origin) -> Value {
+    match origin {
+        Origin::Config(place) => json!({ "config": place }),
+        Origin::Stored(name) => json!({ "name": name }),
+    }
+}
+
 /// All rules and roles, each with where it is from: `{"config": PLACE}`, from 0, or `{"name": NAME}` of what is stored.
 pub(super) async fn rules(caller: Caller) -> Answer {
     check_administrator(&caller)?;
     let rules = caller.server.shared().access.rules();
-    let of = |origin: &Origin| match origin {
-        Origin::Config(place) => json!({ "config": place }),
-        Origin::Stored(name) => json!({ "name": name }),
-    };
     let listed = rules.rules();
     let listed: Vec<Value> = listed
-        .map(|(origin, rule)| json!({ "from": of(origin), "rule": rule }))
+        .map(|(origin, rule)| json!({ "from": from(origin), "rule": rule }))
         .collect();
     let roles = caller.server.shared().access.roles();
     let roles: Vec<Value> = roles
         .iter()
         .map(|(origin, name, role)| {
-            json!({ "from": of(origin), "name": name, "members": role.members() })
+            json!({ "from": from(origin), "name": name, "members": role.members() })
         })
         .collect();
     let warnings: Vec<String> = rules.warnings().iter().map(ToString::to_string).collect();

@@ -29,11 +29,13 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use storage_protocol::mwdb::{ID_ZERO, Malformed, Request, RequestKind, prefix_answer};
 use storage_protocol::native::close_code;
-use storage_protocol::{KeyRange, Keyspace, Limit, Limits, Result, Watch, WatchOptions};
+use storage_protocol::{
+    KeyRange, Keyspace, Limit, Limits, Result, StorageError, Watch, WatchOptions,
+};
 use tokio::sync::Semaphore;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
-use super::native::keyspace_of;
+use super::native::{keyspace_of, place_in};
 use super::{Gateway, ServerHandle};
 use crate::engine::rocks::KeyspaceRules;
 use crate::engine::{Session, SessionStorage};
@@ -82,11 +84,15 @@ impl Gateway for MwdbGateway {
         let (common, shared) = (self.0.clone(), server.shared().clone());
         let protocol = WebSocketProtocol::opened_by("mwdb", "/", move |_| {
             let keyspace = served_keyspace(&shared)?;
+            let place = place_in(&shared, &keyspace)?;
             let common = common.clone();
             let opening: Opening = Box::new(move |shared, peer, stream, early| {
                 tracing::Span::current().record("keyspace", keyspace.as_str());
                 let dialect = Mwdb::new(&shared, &peer, &keyspace, &common);
-                Box::pin(driver::run(shared, peer, stream, early, dialect))
+                Box::pin(async move {
+                    let _place = place;
+                    driver::run(shared, peer, stream, early, dialect).await;
+                })
             });
             Ok(opening)
         });
@@ -281,7 +287,16 @@ impl Mwdb {
                 }
                 Ok(true)
             }
-            Poll::Ready(Err(error)) => Err(failed(format!("cannot watch the keyspace: {error}"))),
+            Poll::Ready(Err(error)) => {
+                self.shared.metrics.quota_refused(&error);
+                let reason = format!("cannot watch the keyspace: {error}");
+                Err(match error {
+                    StorageError::Overloaded { .. } => {
+                        Close::new(close_code::TRY_AGAIN, ClosedLabel::Overloaded, reason)
+                    }
+                    _ => failed(reason),
+                })
+            }
         }
     }
 

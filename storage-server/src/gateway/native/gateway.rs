@@ -9,6 +9,7 @@ use crate::gateway::{Gateway, ServerHandle};
 use crate::http::Refusal;
 use crate::http::protocol::{Opening, WebSocketProtocol};
 use crate::metrics::RefusedLabel;
+use crate::shared::{KeyspacePlace, Shared};
 use crate::ws::driver;
 
 /// The native dialect, at `/storage/<keyspace>`.
@@ -20,13 +21,18 @@ impl Gateway for NativeGateway {
         "storage"
     }
 
-    fn protocols(&self, _: &ServerHandle) -> Vec<WebSocketProtocol> {
-        let open = WebSocketProtocol::opened_by("native", "/storage/{*keyspace}", |request| {
+    fn protocols(&self, server: &ServerHandle) -> Vec<WebSocketProtocol> {
+        let shared = server.shared().clone();
+        let open = WebSocketProtocol::opened_by("native", "/storage/{*keyspace}", move |request| {
             let keyspace = keyspace_of(request.parameter("keyspace"))?;
+            let place = place_in(&shared, &keyspace)?;
             let opening: Opening = Box::new(move |shared, peer, stream, early| {
                 tracing::Span::current().record("keyspace", keyspace.as_str());
                 let dialect = Native::new(&shared, &peer, keyspace);
-                Box::pin(driver::run(shared, peer, stream, early, dialect))
+                Box::pin(async move {
+                    let _place = place;
+                    driver::run(shared, peer, stream, early, dialect).await;
+                })
             });
             Ok(opening)
         });
@@ -41,4 +47,13 @@ pub(crate) fn keyspace_of(name: &str) -> std::result::Result<Keyspace, Refusal> 
         let (status, label) = (StatusCode::BAD_REQUEST, RefusedLabel::Keyspace);
         Refusal::new(status, label, error.to_string())
     })
+}
+
+/// A place for a session in a keyspace, or why there is none.
+pub(crate) fn place_in(
+    shared: &Shared,
+    keyspace: &Keyspace,
+) -> std::result::Result<KeyspacePlace, Refusal> {
+    let place = shared.enter(keyspace);
+    place.map_err(|error| Refusal::no_session(&error))
 }

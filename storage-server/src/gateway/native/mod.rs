@@ -43,7 +43,7 @@ use storage_protocol::{Entry, Keyspace, Limit, Limits, Position, Reading, Storag
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use self::fragments::Fragments;
-pub(crate) use self::gateway::{NativeGateway, keyspace_of};
+pub(crate) use self::gateway::{NativeGateway, keyspace_of, place_in};
 use self::hello::Resuming;
 use self::order::Order;
 use self::reads::{Lane, Read, Reads};

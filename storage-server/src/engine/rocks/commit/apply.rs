@@ -9,6 +9,7 @@ use storage_protocol::{
 
 use super::group::Group;
 use super::plan::{Signal, Step};
+use super::usage;
 use crate::engine::rocks::layout;
 use crate::engine::rocks::layout::{
     CommitRow, Head, KeyspaceId, KeyspaceRow, LifetimeRow, Stored, Table, entry_key, entry_value,
@@ -43,15 +44,21 @@ impl Group<'_> {
     ) -> Result<Position> {
         let made = self.id(&session.keyspace).is_none();
         let unstored = numbered.is_some_and(|numbered| numbered.unstored);
+        // A commit of signals alone changes nothing that is counted.
+        let counts = !steps.is_empty();
+        let counts_first = counts && !self.is_counted(&session.keyspace);
         let rows = steps
             .iter()
             .map(|step| step.rows(self.indexed()))
             .sum::<u64>()
             + u64::from(made)
             + u64::from(unstored)
+            + u64::from(counts_first)
             + 1;
         let revision = Revision(self.base + self.sequence_numbers + rows);
         self.fill_versionstamps(&session.keyspace, revision, &mut steps)?;
+        let change = usage::Change::of(&steps);
+        self.check_quotas(session, change)?;
         let id = match self.id(&session.keyspace) {
             Some(id) => id,
             None => self.make(&session.keyspace, revision),
@@ -60,6 +67,9 @@ impl Group<'_> {
             self.put_session_row(session);
         }
         let mut changes = self.write_steps(id, revision, steps, signals);
+        if counts {
+            self.count(&session.keyspace, id, change, revision);
+        }
         compact(&mut changes, self.taken);
         let record = CommitRecord::new(
             revision,

@@ -11,6 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::plan::Number;
 use super::task::{Task, Work};
+use super::usage::Counted;
+use crate::engine::StoredLimits;
 use crate::engine::rocks::layout::{Head, KeyspaceId, KeyspaceRow, NumberRow, Table, entry_key};
 use crate::engine::rocks::store::{KeyspaceState, Store};
 use crate::engine::rocks::{EngineShared, layout};
@@ -43,7 +45,19 @@ pub(crate) struct Group<'a> {
     pub(super) records: Vec<FeedCommit>,
     pub(super) made: Vec<(Arc<KeyspaceState>, KeyspaceRow)>,
     pub(super) dues: Vec<UnixMillis>,
+    /// What the keyspaces hold whose entries the group has changed.
+    pub(super) counted: HashMap<KeyspaceId, Counted>,
+    /// The quotas that its commits are held against.
+    pub(super) stored_limits: Option<Arc<dyn StoredLimits>>,
     pub(super) answers: Vec<(oneshot::Sender<Result<Position>>, Result<Position>)>,
+}
+
+/// An entry, or a tombstone, as a commit finds it.
+pub(super) struct Found {
+    pub(super) head: Head,
+    pub(super) value_bytes: usize,
+    /// Empty unless it was wanted.
+    pub(super) value: Value,
 }
 
 impl<'a> Group<'a> {
@@ -63,6 +77,8 @@ impl<'a> Group<'a> {
             records: Vec::new(),
             made: Vec::new(),
             dues: Vec::new(),
+            counted: HashMap::new(),
+            stored_limits: shared.stored_limits(),
             answers: Vec::new(),
         }
     }
@@ -148,34 +164,39 @@ impl<'a> Group<'a> {
 
     /// The present state of a key: in the group, else in the store.
     pub(super) fn look(&self, keyspace: &KeyspaceState, key: &Key) -> Result<Option<Head>> {
-        Ok(self.look_at(keyspace, key, false)?.map(|(head, _)| head))
+        Ok(self.look_at(keyspace, key, false)?.map(|found| found.head))
     }
 
-    /// The same with its value, which is empty unless wanted.
+    /// The same with its value, if that is wanted, and how long that is.
     pub(super) fn look_at(
         &self,
         keyspace: &KeyspaceState,
         key: &Key,
         value: bool,
-    ) -> Result<Option<(Head, Value)>> {
+    ) -> Result<Option<Found>> {
         let Some(id) = self.id(keyspace) else {
             return Ok(None);
         };
         if let Some((head, value)) = self.overlay.get(&(id, key.clone())) {
-            return Ok(Some((*head, value.clone())));
+            return Ok(Some(Found {
+                head: *head,
+                value_bytes: value.len(),
+                value: value.clone(),
+            }));
         }
         let Some(row) = self.store.row(Table::Entries, &entry_key(id, key))? else {
             return Ok(None);
         };
         let (head, at) = layout::parse_entry_value(&row)?;
-        Ok(Some((
+        Ok(Some(Found {
             head,
-            if value {
+            value_bytes: row.len() - at,
+            value: if value {
                 Bytes::copy_from_slice(&row[at..])
             } else {
                 Value::new()
             },
-        )))
+        }))
     }
 
     pub(super) fn indexed(&self) -> bool {

@@ -15,6 +15,7 @@ mod plan;
 mod queue;
 mod task;
 mod upkeep;
+mod usage;
 
 use std::time::Instant;
 
@@ -84,6 +85,7 @@ impl Committer<'_> {
             answers,
             dues,
             fenced,
+            counted,
             ..
         } = group;
         let store = &self.shared.store;
@@ -91,6 +93,7 @@ impl Committer<'_> {
         if sequence_numbers > 0 {
             let began = Instant::now();
             let bytes = batch.size_in_bytes();
+            let batch = usage::with_counts(batch, &counted);
             // Ordering: before the write. Whoever sees a keyspace's first commit must find the keyspace. If the write
             // fails, the store is poisoned.
             for (keyspace, row) in made {
@@ -110,6 +113,7 @@ impl Committer<'_> {
                 }
                 return;
             }
+            usage::publish(counted);
             self.shared.metrics.wrote(count, bytes, began.elapsed());
             self.shared.disk.wrote(bytes);
             if let Some(due) = dues.into_iter().min() {
@@ -131,11 +135,15 @@ impl Committer<'_> {
         }
     }
 
-    fn write_batch(&self, batch: WriteBatch, last: u64) -> std::result::Result<(), String> {
+    fn write_batch(
+        &self,
+        batch: std::result::Result<WriteBatch, String>,
+        last: u64,
+    ) -> std::result::Result<(), String> {
         let store = &self.shared.store;
         store
             .db
-            .write_opt(batch, &self.sync)
+            .write_opt(batch?, &self.sync)
             .map_err(|error| error.to_string())?;
         let found = store.db.latest_sequence_number();
         if found != last {

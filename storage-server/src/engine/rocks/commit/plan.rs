@@ -36,6 +36,8 @@ pub(super) struct Step {
     pub(super) new: Stored,
     pub(super) value: Value,
     pub(super) old: Option<Head>,
+    /// Bytes of the value that it replaces; 0 where there is none.
+    pub(super) old_value_bytes: usize,
     pub(super) previous: Option<Value>,
 }
 
@@ -147,20 +149,21 @@ impl Group<'_> {
             } else {
                 self.look_at(&session.keyspace, &key, options.with_previous)?
             };
-            let live = old.as_ref().filter(|(head, _)| head.is_live());
+            let live = old.as_ref().filter(|found| found.head.is_live());
             if matches!(new, Stored::Tombstone(_)) && live.is_none() {
                 continue;
             }
             let previous = live
                 .filter(|_| options.with_previous)
-                .map(|(_, value)| value.clone());
+                .map(|found| found.value.clone());
             bytes += previous.as_ref().map_or(0, Bytes::len);
             steps.push(Step {
                 key,
                 versionstamped,
                 new,
                 value,
-                old: old.map(|(head, _)| head),
+                old_value_bytes: old.as_ref().map_or(0, |found| found.value_bytes),
+                old: old.map(|found| found.head),
                 previous,
             });
         }

@@ -1,21 +1,28 @@
 //! The committer's queue: bounded in bytes, and fair by bytes among principals.
 //!
 //! Each principal has a line of its own; the committer takes from the lines in turn, a share of bytes each, so that a
-//! principal which pushes without pause delays another's small commit by one share, not by its backlog. Within a line,
-//! and so within a session, order is kept. No line takes more than half of the queue, or one commit if that is larger.
+//! principal which pushes without pause delays another's small commit by one share, not by its backlog. A commit that is
+//! larger than the share is taken whole, and its line waits until every other one that has work was given as much: over
+//! time all lines that are never empty get the same bytes, whatever the sizes of their commits (start-time fair queueing).
+//! What a line was given is remembered after it ran empty, until the others have as much or nothing waits; who was idle
+//! has saved up nothing. Within a line, and so within a session, order is kept. No line takes more than half of the queue,
+//! or one commit if that is larger.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use storage_protocol::{Limit, Outcome, Result, StorageError};
 
 use super::task::{Task, Work};
 
-/// What is taken from one principal's line at its turn, in bytes.
+/// What is taken from one principal's line at its turn, in bytes; and the rest of the commit that reaches it.
 const SHARE_BYTES: usize = 256 * 1024;
 
 /// Works taken at once: bounds what one synced write carries.
 const WORKS_MAX: usize = 4096;
+
+/// So many lines that are empty may be left over, besides as many as wait.
+const LINES_UNSWEPT: usize = 64;
 
 /// Bytes taken at once.
 const BYTES_MAX: usize = 16 << 20;
@@ -29,9 +36,15 @@ pub(crate) struct Queue {
 
 #[derive(Debug, Default)]
 struct PrincipalQueues {
+    /// Those that are not empty, and those that were given more than others that wait.
     lines: HashMap<Arc<str>, PrincipalQueue>,
-    /// The principals whose lines are not empty, in the order of their turns.
-    turns: VecDeque<Arc<str>>,
+    /// The principals whose lines are not empty, in the order of their turns: by what they were given, then by when they
+    /// came.
+    turns: BTreeMap<(u64, u64), Arc<str>>,
+    /// How many turns were given out.
+    turn: u64,
+    /// What the line whose turn it was last had been given before: who comes anew begins here.
+    given: u64,
     bytes: usize,
     closed: bool,
 }
@@ -41,6 +54,28 @@ struct PrincipalQueues {
 struct PrincipalQueue {
     works: VecDeque<Work>,
     bytes: usize,
+    /// Bytes that it was given, and more where others were while it was empty.
+    given: u64,
+}
+
+impl PrincipalQueues {
+    /// Puts a line that is not empty in its place among the turns.
+    fn queue(&mut self, principal: Arc<str>, given: u64) {
+        self.turn += 1;
+        self.turns.insert((given, self.turn), principal);
+    }
+
+    /// Forgets empty lines that were given no more than others, if there are many.
+    fn sweep(&mut self) {
+        if self.turns.is_empty() {
+            self.lines.clear();
+            self.given = 0;
+        } else if self.lines.len() >= 2 * self.turns.len() + LINES_UNSWEPT {
+            let given = self.given;
+            self.lines
+                .retain(|_, line| !line.works.is_empty() || line.given > given);
+        }
+    }
 }
 
 impl Queue {
@@ -61,7 +96,19 @@ impl Queue {
     /// # Errors
     /// `Overloaded` when the queue is full, or its principal's half of it; `Closed` when the engine is.
     pub(crate) fn push(&self, work: Work) -> Result<()> {
+        self.push_into(&mut self.lock(), work)
+    }
+
+    /// Puts all of these into one group, if they fit into one.
+    #[cfg(test)]
+    pub(crate) fn push_together(&self, works: Vec<Work>) {
         let mut lines = self.lock();
+        for work in works {
+            self.push_into(&mut lines, work).unwrap();
+        }
+    }
+
+    fn push_into(&self, lines: &mut PrincipalQueues, work: Work) -> Result<()> {
         if lines.closed {
             return Err(StorageError::Closed {
                 reason: "the store is closing".to_owned(),
@@ -84,11 +131,14 @@ impl Queue {
             }
         }
         lines.bytes += work.bytes;
+        let begin = lines.given;
         let line = lines.lines.entry(principal.clone()).or_default();
         line.bytes += work.bytes;
         line.works.push_back(work);
         if line.works.len() == 1 {
-            lines.turns.push_back(principal);
+            line.given = line.given.max(begin);
+            let given = line.given;
+            lines.queue(principal, given);
         }
         self.filled.notify_one();
         Ok(())
@@ -107,8 +157,9 @@ impl Queue {
         let mut bytes = 0;
         while group.len() < WORKS_MAX
             && bytes < BYTES_MAX
-            && let Some(principal) = lines.turns.pop_front()
+            && let Some(((given, _), principal)) = lines.turns.pop_first()
         {
+            lines.given = given;
             let Some(line) = lines.lines.get_mut(&principal) else {
                 continue;
             };
@@ -121,14 +172,15 @@ impl Queue {
                 group.push(work);
             }
             line.bytes -= share;
-            if line.works.is_empty() {
-                lines.lines.remove(&principal);
-            } else {
-                lines.turns.push_back(principal);
+            line.given += share as u64;
+            let given = line.given;
+            if !line.works.is_empty() {
+                lines.queue(principal, given);
             }
             bytes += share;
         }
         lines.bytes -= bytes;
+        lines.sweep();
         group
     }
 
@@ -149,44 +201,195 @@ mod tests {
 
     use super::*;
     use crate::engine::rocks::sessions::{Handle, SessionState};
+    use crate::engine::rocks::store::KeyspaceState;
     use crate::engine::rocks::{EngineOptions, RocksEngine};
 
-    #[test]
-    fn a_principal_has_half_of_the_queue() {
-        let folder = tempfile::tempdir().unwrap();
-        // For the keyspace of the works; the queue is the test's own, and nobody takes from it.
-        let engine = RocksEngine::open(EngineOptions {
-            disk_reserve_bytes: 0,
-            ..EngineOptions::new(folder.path().join("data"))
-        })
-        .unwrap();
-        let keyspace = engine.shared.store.keyspace(&Keyspace::new("a").unwrap());
-        let work = |principal: &str, bytes, task| Work {
-            session: Arc::new(SessionState::new(
-                SessionId([0; 16]),
-                principal,
-                keyspace.clone(),
-                Handle::engine(),
-            )),
-            handle: 0,
-            task,
-            bytes,
-            reply: tokio::sync::oneshot::channel().0,
-        };
-        let commit = |principal: &str, bytes| {
+    /// A queue that nobody but the test takes from, and what makes works for it.
+    struct Fixture {
+        queue: Queue,
+        keyspace: Arc<KeyspaceState>,
+        _engine: Arc<RocksEngine>,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Fixture {
+        fn new(bytes_max: usize) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            // For the keyspace of the works.
+            let engine = RocksEngine::open(EngineOptions {
+                disk_reserve_bytes: 0,
+                ..EngineOptions::new(folder.path().join("data"))
+            })
+            .unwrap();
+            Self {
+                queue: Queue::new(bytes_max),
+                keyspace: engine.shared.store.keyspace(&Keyspace::new("a").unwrap()),
+                _engine: engine,
+                _folder: folder,
+            }
+        }
+
+        fn work(&self, principal: &str, bytes: usize, task: Task) -> Work {
+            Work {
+                session: Arc::new(SessionState::new(
+                    SessionId([0; 16]),
+                    principal,
+                    self.keyspace.clone(),
+                    Handle::engine(),
+                )),
+                handle: 0,
+                task,
+                bytes,
+                reply: tokio::sync::oneshot::channel().0,
+            }
+        }
+
+        fn commit(&self, principal: &str, bytes: usize) -> Work {
             let task = Task::Commit {
                 number: 0,
                 fingerprint: None,
                 batch: Batch::new(),
                 options: CommitOptions::default(),
             };
-            work(principal, bytes, task)
-        };
+            self.work(principal, bytes, task)
+        }
+
+        fn push(&self, principal: &str, bytes: usize) {
+            self.queue.push(self.commit(principal, bytes)).unwrap();
+        }
+
+        /// Whose works are taken next, and their bytes.
+        fn take(&self) -> Vec<(String, usize)> {
+            let works = self.queue.take().into_iter();
+            works
+                .map(|work| (work.session.principal.to_string(), work.bytes))
+                .collect()
+        }
+    }
+
+    #[test]
+    fn lines_that_are_never_empty_get_the_same_bytes_whatever_the_sizes_of_their_commits() {
+        const LARGEST: usize = 16 << 20;
+        let sizes = [
+            ("cert:huge", LARGEST),
+            ("cert:large", 300 * 1024),
+            ("cert:small", 16 * 1024),
+            ("cert:odd", 257 * 1024),
+        ];
+        let fixture = Fixture::new(usize::MAX);
+        let mut given: HashMap<String, usize> = HashMap::new();
+        let mut waiting: HashMap<String, usize> = HashMap::new();
+        for round in 0..200 {
+            for (principal, bytes) in sizes {
+                let waits = waiting.entry(principal.to_owned()).or_default();
+                while *waits < 2 * LARGEST {
+                    fixture.push(principal, bytes);
+                    *waits += bytes;
+                }
+            }
+            let mut taken = 0;
+            for (principal, bytes) in fixture.take() {
+                *given.entry(principal.clone()).or_default() += bytes;
+                *waiting.get_mut(&principal).unwrap() -= bytes;
+                taken += bytes;
+            }
+            assert!(taken >= BYTES_MAX, "the committer has all it can take");
+            // At any time: nobody is ahead by more than a commit and a share.
+            let most = given.values().max().copied().unwrap_or(0);
+            for (principal, _) in sizes {
+                let behind = most - given.get(principal).copied().unwrap_or(0);
+                assert!(
+                    behind <= LARGEST + SHARE_BYTES,
+                    "{principal} is {behind} bytes behind in round {round}: {given:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_that_ran_empty_after_a_large_commit_waits_as_if_it_had_not() {
+        let fixture = Fixture::new(usize::MAX);
+        let push_small =
+            |count: usize| (0..count).for_each(|_| fixture.push("cert:small", 1 << 20));
+        fixture.push("cert:huge", 16 << 20);
+        push_small(40);
+        let mut small_between = 0;
+        let mut huge = 0;
+        while huge < 4 {
+            for (principal, bytes) in fixture.take() {
+                match &*principal {
+                    "cert:small" => small_between += bytes,
+                    // Its next one comes when this one is answered, as of a client that waits.
+                    _ => {
+                        assert!(
+                            huge == 0 || small_between >= 15 << 20,
+                            "after {small_between}"
+                        );
+                        (huge, small_between) = (huge + 1, 0);
+                        fixture.push("cert:huge", 16 << 20);
+                    }
+                }
+            }
+            push_small(16);
+        }
+    }
+
+    #[test]
+    fn a_small_commit_waits_for_one_share_of_a_backlog() {
+        let fixture = Fixture::new(usize::MAX);
+        for _ in 0..1_000 {
+            fixture.push("cert:flood", 64 * 1024);
+        }
+        assert_eq!(
+            fixture.take().len(),
+            256,
+            "who is alone has the whole group"
+        );
+        fixture.push("cert:small", 100);
+        let taken = fixture.take();
+        let place = taken
+            .iter()
+            .position(|(principal, _)| principal == "cert:small");
+        assert!(place.unwrap() <= SHARE_BYTES / (64 * 1024), "{place:?}");
+        // Idle in between, it has saved up nothing.
+        for _ in 0..1_000 {
+            fixture.push("cert:small", 64 * 1024);
+        }
+        let taken = fixture.take();
+        let small = taken
+            .iter()
+            .filter(|(principal, _)| principal == "cert:small");
+        let (small, all) = (small.count(), taken.len());
+        assert!(small.abs_diff(all - small) <= 8, "{small} of {all}");
+    }
+
+    #[test]
+    fn lines_that_are_empty_are_forgotten() {
+        let fixture = Fixture::new(usize::MAX);
+        for n in 0..1_000 {
+            fixture.push("cert:flood", SHARE_BYTES);
+            fixture.push("cert:flood", SHARE_BYTES);
+            fixture.push(&format!("cert:{n}"), 100);
+            fixture.take();
+        }
+        let lines = fixture.queue.lock().lines.len();
+        assert!(lines <= 2 * LINES_UNSWEPT, "{lines} lines are left");
+        while fixture.queue.bytes() > 0 {
+            fixture.take();
+        }
+        assert_eq!(fixture.queue.lock().lines.len(), 0);
+    }
+
+    #[test]
+    fn a_principal_has_half_of_the_queue() {
+        let fixture = Fixture::new(100);
+        let queue = &fixture.queue;
+        let work = |principal, bytes, task| fixture.work(principal, bytes, task);
+        let commit = |principal, bytes| fixture.commit(principal, bytes);
         let full = |max| {
             let limit = Limit::CommitQueue;
             Err(StorageError::Overloaded { limit, max })
         };
-        let queue = Queue::new(100);
         queue.push(commit("cert:a", 40)).unwrap();
         assert_eq!(
             queue.push(commit("cert:a", 11)),

@@ -22,15 +22,17 @@ impl Group<'_> {
         self.store.check_poison()?;
         let mut steps = Vec::with_capacity(entries.len());
         for (key, revision) in entries {
-            let old = self.look(&session.keyspace, &key)?;
-            if let Some(old) = old.filter(|old| old.is_live() && old.revision == revision) {
+            let old = self.look_at(&session.keyspace, &key, false)?;
+            let old = old.filter(|old| old.head.is_live() && old.head.revision == revision);
+            if let Some(old) = old {
                 let new = Stored::Tombstone(self.now);
                 steps.push(Step {
                     key,
                     versionstamped: false,
                     new,
                     value: Value::new(),
-                    old: Some(old),
+                    old: Some(old.head),
+                    old_value_bytes: old.value_bytes,
                     previous: None,
                 });
             }
@@ -50,16 +52,17 @@ impl Group<'_> {
         self.store.check_poison()?;
         let mut steps = Vec::with_capacity(entries.len());
         for (key, revision, due) in entries {
-            let Some((old, value)) = self.look_at(&session.keyspace, &key, true)? else {
+            let Some(old) = self.look_at(&session.keyspace, &key, true)? else {
                 continue;
             };
-            if old.revision == revision && matches!(old.stored, Stored::Until(_)) {
+            if old.head.revision == revision && matches!(old.head.stored, Stored::Until(_)) {
                 steps.push(Step {
                     key,
                     versionstamped: false,
                     new: Stored::Until(due),
-                    value,
-                    old: Some(old),
+                    value: old.value,
+                    old: Some(old.head),
+                    old_value_bytes: old.value_bytes,
                     previous: None,
                 });
             }

@@ -1,4 +1,4 @@
-//! The table `meta`, but for sessions and the clock: keyspaces, horizons, epochs.
+//! The table `meta`, but for sessions and the clock: keyspaces, what they hold, horizons, epochs.
 
 use std::num::NonZeroU32;
 
@@ -6,6 +6,7 @@ use bytes::{Buf, BufMut};
 use storage_protocol::{Epoch, Keyspace, Revision};
 
 use super::{Damaged, KeyspaceId};
+use crate::engine::Usage;
 use crate::engine::rocks::KeyspaceRules;
 
 /// What the store knows of a keyspace.
@@ -76,6 +77,48 @@ const FIRST_RULES: KeyspaceRules = KeyspaceRules {
 /// The tombstones of a keyspace up to this revision may be gone.
 pub(crate) fn compacted_key(keyspace: KeyspaceId) -> Vec<u8> {
     [b"mhorizon/".as_slice(), &keyspace.0.to_be_bytes()].concat()
+}
+
+/// What a keyspace holds, as of a revision. Versions before there were such rows leave it as it is, so it is true only if
+/// nothing in the keyspace is newer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct UsageRow {
+    pub(crate) usage: Usage,
+    /// The last commit that it counts.
+    pub(crate) at: Revision,
+}
+
+pub(crate) fn usage_key(keyspace: KeyspaceId) -> Vec<u8> {
+    [b"musage/".as_slice(), &keyspace.0.to_be_bytes()].concat()
+}
+
+impl UsageRow {
+    /// All of them are of this length.
+    pub(crate) const BYTES: usize = 24;
+
+    pub(crate) fn encode(&self) -> [u8; Self::BYTES] {
+        let mut out = [0; Self::BYTES];
+        out[..8].copy_from_slice(&self.usage.entries.to_be_bytes());
+        out[8..16].copy_from_slice(&self.usage.bytes.to_be_bytes());
+        out[16..].copy_from_slice(&self.at.0.to_be_bytes());
+        out
+    }
+
+    pub(crate) fn decode(row: &[u8]) -> Result<Self, Damaged> {
+        let ([entries, bytes, at], []) = row.as_chunks::<8>() else {
+            return Err(Damaged {
+                table: "meta",
+                what: "a usage of another length",
+            });
+        };
+        Ok(Self {
+            usage: Usage {
+                entries: u64::from_be_bytes(*entries),
+                bytes: u64::from_be_bytes(*bytes),
+            },
+            at: Revision(u64::from_be_bytes(*at)),
+        })
+    }
 }
 
 pub(crate) const EPOCHS_KEY: &[u8] = b"mepochs";

@@ -11,7 +11,7 @@
 //! | `index` | keyspace u32, revision u64, user key | empty: one row per live entry or tombstone |
 //! | `lifetimes` | due time, or session, or tombstone's age: see [`LifetimeRow`] | revision u64 |
 //! | `sessions` | session 16, slot u16 | the commit's record ([`CommitRow`]) |
-//! | `meta` | `epochs`, `keyspace/NAME`, `horizon/KEYSPACE`, `session/ID`, `session-horizon`, `clock/REVISION` | see the functions |
+//! | `meta` | `epochs`, `keyspace/NAME`, `horizon/KEYSPACE`, `usage/KEYSPACE`, `session/ID`, `session-horizon`, `clock/REVISION` | see the functions |
 
 mod commits;
 mod entries;
@@ -33,8 +33,8 @@ pub(crate) use self::entries::{
 pub(crate) use self::index::{index_key, parse_index_key};
 pub(crate) use self::lifetimes::LifetimeRow;
 pub(crate) use self::meta::{
-    EPOCHS_KEY, KEYSPACE_PREFIX, KeyspaceRow, compacted_key, decode_epochs, encode_epochs,
-    keyspace_key,
+    EPOCHS_KEY, KEYSPACE_PREFIX, KeyspaceRow, UsageRow, compacted_key, decode_epochs,
+    encode_epochs, keyspace_key, usage_key,
 };
 pub(crate) use self::session::{
     SESSION_ENDED_KEY, SESSION_HORIZON_KEY, SESSION_PREFIX, SessionHorizon, SessionRow,

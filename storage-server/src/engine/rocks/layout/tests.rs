@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use storage_protocol::{Epoch, Key, Revision, SessionId, UnixMillis, Value};
 
 use super::*;
+use crate::engine::Usage;
 use crate::engine::rocks::KeyspaceRules;
 
 #[test]
@@ -71,6 +72,17 @@ fn rows_round_trip() {
             "cut at {cut}"
         );
     }
+    let row = UsageRow {
+        usage: Usage {
+            entries: 3,
+            bytes: u64::MAX,
+        },
+        at: Revision(7),
+    };
+    let encoded = row.encode();
+    assert_eq!(UsageRow::decode(&encoded).unwrap(), row);
+    assert!(UsageRow::decode(&encoded[1..]).is_err());
+    assert!(UsageRow::decode(&[&encoded[..], &[0; 8]].concat()).is_err());
     let epochs = vec![(Epoch(1), Revision(0)), (Epoch(u64::MAX), Revision(9))];
     assert_eq!(decode_epochs(&encode_epochs(&epochs)).unwrap(), epochs);
 }

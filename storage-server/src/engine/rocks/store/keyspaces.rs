@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use storage_protocol::{Keyspace, Revision};
 
+use crate::engine::Usage;
 use crate::engine::rocks::KeyspaceRules;
 use crate::engine::rocks::layout::{KeyspaceId, KeyspaceRow};
 
@@ -18,6 +19,8 @@ pub(crate) struct KeyspaceState {
     pub(super) rules_to_be: KeyspaceRules,
     /// Tombstones up to here may be gone. Written by the committer, read by scans and watches.
     pub(super) compacted: AtomicU64,
+    /// What it holds. Written by the load and by the committer, which has what is durable here.
+    pub(super) usage: Mutex<Usage>,
 }
 
 impl KeyspaceState {
@@ -39,6 +42,14 @@ impl KeyspaceState {
     /// Those of its row, and before it has one those that it will be made with.
     pub(crate) fn rules(&self) -> KeyspaceRules {
         self.row().map_or(self.rules_to_be, |row| row.rules)
+    }
+
+    pub(crate) fn usage(&self) -> Usage {
+        *self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_usage(&self, usage: Usage) {
+        *self.usage.lock().unwrap_or_else(PoisonError::into_inner) = usage;
     }
 
     pub(crate) fn compacted(&self) -> Revision {

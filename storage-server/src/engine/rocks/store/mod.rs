@@ -5,6 +5,7 @@
 
 mod keyspaces;
 mod snapshot;
+mod usage;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
@@ -112,14 +113,7 @@ impl Store {
 
     /// The state of a keyspace, made in memory where there is none yet.
     pub(crate) fn keyspace(&self, name: &Keyspace) -> Arc<KeyspaceState> {
-        let known = self
-            .keyspaces
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .by_name
-            .get(name)
-            .cloned();
-        known.unwrap_or_else(|| {
+        self.known_keyspace(name).unwrap_or_else(|| {
             let mut keyspaces = self
                 .keyspaces
                 .write()
@@ -134,6 +128,7 @@ impl Store {
                     .copied()
                     .unwrap_or_default(),
                 compacted: AtomicU64::new(0),
+                usage: Mutex::default(),
             };
             keyspaces.sweep();
             keyspaces
@@ -146,12 +141,17 @@ impl Store {
 
     /// Whether this keyspace exists.
     pub(crate) fn has_keyspace(&self, name: &Keyspace) -> bool {
+        let state = self.known_keyspace(name);
+        state.is_some_and(|state| state.row().is_some())
+    }
+
+    /// The state of a keyspace that exists, or that somebody names.
+    pub(crate) fn known_keyspace(&self, name: &Keyspace) -> Option<Arc<KeyspaceState>> {
         let keyspaces = self
             .keyspaces
             .read()
             .unwrap_or_else(PoisonError::into_inner);
-        let state = keyspaces.by_name.get(name);
-        state.is_some_and(|state| state.row().is_some())
+        keyspaces.by_name.get(name).cloned()
     }
 
     /// All keyspaces that exist, and some that are or were named.
@@ -306,6 +306,17 @@ impl Store {
         let mut options = ReadOptions::default();
         options.fill_cache(false);
         self.iterate_with(options, table, start, end)
+    }
+
+    /// The key of the last row in `start..end`. May wait for the disk.
+    fn last_key(&self, table: Table, start: &[u8], end: &[u8]) -> Result<Option<Vec<u8>>> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(start);
+        options.set_iterate_upper_bound(end);
+        let mut rows = self.db.raw_iterator_cf_opt(self.table(table), options);
+        rows.seek_to_last();
+        rows.status().map_err(|error| internal("read", &error))?;
+        Ok(rows.key().map(<[u8]>::to_vec))
     }
 
     fn iterate_with(
