@@ -18,6 +18,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
 
 use crate::audit::{Event, Outcome, Record};
 use crate::auth::{Identity, IdentityError};
@@ -34,6 +35,8 @@ use crate::ws::Peer;
 const UNSENT_BYTES: u32 = 128 * 1024;
 /// The longest HTTP request head.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// How long the answer to a request may take whose peer is not let in any more.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
 /// Time for an orderly end of TLS and TCP.
 const END_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -200,7 +203,22 @@ impl Connection {
             .serve_connection(TokioIo::new(stream), service);
         let mut drain = pin!(self.shared.drain.cancelled());
         let mut draining = false;
+        let mut cut = pin!(live.cut().clone().cancelled_owned());
+        let mut ending: Option<Pin<Box<Sleep>>> = None;
         let serving = poll_fn(|cx| {
+            if ending.is_none() && cut.as_mut().poll(cx).is_ready() {
+                if !self.place.is_settled() {
+                    return Poll::Ready(None);
+                }
+                // Who has just ended its own credential learns that it is done.
+                Pin::new(&mut connection).graceful_shutdown();
+                ending = Some(Box::pin(sleep(ANSWER_PATIENCE)));
+            }
+            if let Some(ending) = &mut ending
+                && ending.as_mut().poll(cx).is_ready()
+            {
+                return Poll::Ready(None);
+            }
             if !draining && drain.as_mut().poll(cx).is_ready() {
                 if !self.place.is_settled() {
                     return Poll::Ready(None);
@@ -213,7 +231,6 @@ impl Connection {
         });
         let served = tokio::select! {
             served = serving => served?,
-            () = live.cut().cancelled() => return None,
             () = self.no_request_in_time() => {
                 self.shared.metrics.refused(RefusedLabel::Timeout);
                 tracing::info!("closed a connection: no upgrade in time");
