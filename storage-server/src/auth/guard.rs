@@ -243,16 +243,14 @@ impl Guard {
         checked.inspect_err(|error| self.tell_denied_get(keys, error))
     }
 
-    /// What may be read of ranges.
+    /// What may be read of ranges. One without keys stays as it is, whatever may be read.
     fn cut_reads(&self, ranges: &[KeyRange]) -> Result<Vec<KeyRange>> {
         let read = &self.grants()?.read;
-        Ok(match read.is_all() {
-            true => ranges.to_vec(),
-            false => {
-                let cuts = ranges.iter().map(|range| read.cut(range));
-                cuts.flat_map(|cut| cut.parts().to_vec()).collect()
-            }
-        })
+        let parts = |range: &KeyRange| match range.is_empty() || read.is_all() {
+            true => vec![range.clone()],
+            false => read.cut(range).parts().to_vec(),
+        };
+        Ok(ranges.iter().flat_map(parts).collect())
     }
 
     async fn scan(
@@ -266,7 +264,8 @@ impl Guard {
         let parts = self.cut_reads(&ranges);
         let parts = parts.inspect_err(|error| self.tell_denied_scan(&ranges, error))?;
         // A range without keys is refused to nobody.
-        if parts.is_empty() && !ranges.iter().all(KeyRange::is_empty) {
+        let is_nothing = |ranges: &[KeyRange]| ranges.iter().all(KeyRange::is_empty);
+        if is_nothing(&parts) && !is_nothing(&ranges) {
             let error = self.denied(Permission::Read, "any key of this range");
             self.tell_denied_scan(&ranges, &error);
             return Err(error);
