@@ -31,12 +31,6 @@ macro_rules! labels {
         impl $name {
             const TEXTS: &[&str] = &[$($text),*];
             const COUNT: usize = Self::TEXTS.len();
-
-            /// As metrics have it.
-            #[allow(dead_code, reason = "not all of them are named elsewhere")]
-            pub(crate) fn text(self) -> &'static str {
-                match self { $(Self::$variant => $text),* }
-            }
         }
     };
 }
@@ -96,6 +90,13 @@ impl QuotaLabel {
             Limit::QuotaWatches => Self::Watches,
             _ => return None,
         })
+    }
+}
+
+impl ReloadLabel {
+    /// As metrics and the audit log have it.
+    pub(crate) fn text(self) -> &'static str {
+        Self::TEXTS[self as usize]
     }
 }
 

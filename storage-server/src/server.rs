@@ -237,8 +237,20 @@ impl ServerBuilder {
             }
         };
         let reload = |shared: &_, listeners| Reloader::new(shared, listeners, source, fixed, looks);
-        Server::serve(config, tls, gateways, engine, closer, audit, start, reload).await
+        let opened = Opened {
+            engine,
+            audit,
+            closer,
+        };
+        Server::serve(config, tls, gateways, opened, start, reload).await
     }
+}
+
+/// What is open on the disk.
+struct Opened {
+    engine: Arc<dyn Engine>,
+    audit: Arc<Audit>,
+    closer: Closer,
 }
 
 fn check_gateways(config: &ServerConfig, gateways: &[Arc<dyn Gateway>]) -> Result<(), StartError> {
@@ -332,13 +344,16 @@ impl Server {
         config: ServerConfig,
         tls: LoadedTls,
         gateways: Vec<Arc<dyn Gateway>>,
-        engine: Arc<dyn Engine>,
-        closer: Closer,
-        audit: Arc<Audit>,
+        opened: Opened,
         start: HowToStart,
         reloader: impl FnOnce(&Arc<Shared>, Vec<(ListenerConfig, Arc<LiveTls>)>) -> Arc<Reloader>,
     ) -> Result<Self, StartError> {
         let LoadedTls { dates, listeners } = tls;
+        let Opened {
+            engine,
+            audit,
+            closer,
+        } = opened;
         let verifier = listeners
             .iter()
             .flatten()
@@ -437,8 +452,9 @@ impl Server {
     /// read all the same.
     ///
     /// Not cancel-safe: dropped, it may be carried out or not.
-    pub async fn reload(&self) -> Reloaded {
-        self.reloader.reload().await
+    pub fn reload(&self) -> impl Future<Output = Reloaded> + Send + use<> {
+        let reloader = self.reloader.clone();
+        async move { reloader.reload().await }
     }
 
     /// Stops in phases, each with its time-out, and tells what was cut. Acknowledged commits are on the disk then.

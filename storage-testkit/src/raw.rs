@@ -296,7 +296,17 @@ impl Raw {
         client: &str,
         request: &str,
     ) -> Result<Self, HttpAnswer> {
-        let mut stream = tls(server, certificates, client).await;
+        Self::open_on(tls(server, certificates, client).await, request).await
+    }
+
+    /// The same on a connection that is there already.
+    ///
+    /// # Errors
+    /// What the server said instead of 101.
+    ///
+    /// # Panics
+    /// If no answer comes.
+    pub async fn open_on(mut stream: Encrypted, request: &str) -> Result<Self, HttpAnswer> {
         let answer = http(&mut stream, request).await;
         if answer.status != 101 {
             return Err(answer);

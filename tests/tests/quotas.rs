@@ -432,7 +432,9 @@ async fn quotas_are_set_listed_and_removed_by_the_command_line() {
         &["quota", "set", "", "--keyspace", "a", "--sessions", "1"],
     )
     .expect(2);
-    storage(&served, &["quota", "rm", "none"]).expect(1);
+    storage(&served, &["quota", "rm", "none"])
+        .expect(1)
+        .says(&["there is no stored quota none"]);
     storage(&served, &["quota", "rm", "t a/1"]).expect(0);
     let listed = storage(&served, &["quota", "list"]).expect(0);
     assert_eq!(listed.text().lines().count(), 1);

@@ -223,6 +223,9 @@ async fn shown(served: &Served) -> Vec<u8> {
     certificates[0].to_vec()
 }
 
+/// Makes files that are not good.
+type Spoil<'a> = Box<dyn Fn() + 'a>;
+
 fn server_files(served: &Served, folder: &str) -> [PathBuf; 2] {
     let folder = served.certificates.dir().join(folder);
     [folder.join("cert.pem"), folder.join("key.pem")]
@@ -257,7 +260,7 @@ async fn a_renewed_certificate_is_served_and_one_that_is_not_good_is_not() {
     let mut failures = 0.0;
     let [next_cert, next_key] = server_files(&served, "next");
     let [past_cert, past_key] = server_files(&served, "past");
-    let spoilt: [(&str, Box<dyn Fn()>); 4] = [
+    let spoilt: [(&str, Spoil<'_>); 4] = [
         (
             "the key of another one",
             Box::new(|| drop(fs::copy(&next_key, &key))),

@@ -197,7 +197,7 @@ impl Record {
     }
 
     /// Of somebody of whom nothing else is known.
-    pub(crate) fn from_address(mut self, address: SocketAddr) -> Self {
+    pub(crate) fn address(mut self, address: SocketAddr) -> Self {
         self.address = Some(address);
         self
     }

@@ -260,8 +260,8 @@ impl AccessControl {
         self.system().checked(&batch, forced, present, commit).await
     }
 
-    /// Removes the records of tokens, in as many commits as it takes, and returns when that holds. `storage` is the
-    /// server's own.
+    /// Removes the records of tokens, in as many commits as it takes, and returns the position of the last one when that
+    /// holds. `storage` is the server's own.
     ///
     /// # Errors
     /// Those of a commit; some may be removed then.
@@ -270,7 +270,8 @@ impl AccessControl {
         storage: &dyn SessionStorage,
         ids: &[String],
         label: &str,
-    ) -> Result<()> {
+    ) -> Result<Position> {
+        let mut position = storage.position();
         let most = storage.limits().await?.operations_per_commit_max.max(1);
         for ids in ids.chunks(most) {
             let remove = |batch: Batch, id: &String| batch.remove(token_key(id));
@@ -279,10 +280,10 @@ impl AccessControl {
                 ..CommitOptions::default()
             };
             let batch = ids.iter().fold(Batch::new(), remove);
-            let position = storage.commit(batch, options).await?;
+            position = storage.commit(batch, options).await?;
             self.wait_for(position.revision).await?;
         }
-        Ok(())
+        Ok(position)
     }
 
     /// Whether changes of the stored rules come to hold here.

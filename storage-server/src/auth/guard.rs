@@ -663,7 +663,10 @@ impl Drop for GuardedWatch {
 }
 
 #[cfg(test)]
-mod tests {
+mod tests;
+
+#[cfg(test)]
+mod quota_tests {
     use std::sync::atomic::Ordering;
 
     use storage_protocol::{Limit, StorageExt};

@@ -353,7 +353,7 @@ impl Visit {
                     _ => Outcome::Denied,
                 };
                 let record = Record::new(Event::Denied, "log_in", outcome);
-                let record = record.from_address(self.address).claiming(by, claimed);
+                let record = record.address(self.address).claiming(by, claimed);
                 let record = match error {
                     AuthError::Revoked { id } => record.token(id),
                     _ => record,
@@ -369,9 +369,7 @@ impl Visit {
         let record = Record::new(Event::Denied, "log_in", Outcome::Denied);
         let record = match identity {
             Some(identity) => record.by(identity),
-            None => record
-                .from_address(self.address)
-                .claiming("certificate", None),
+            None => record.address(self.address).claiming("certificate", None),
         };
         self.front.shared.audit.put(record.reason(reason));
     }

@@ -158,7 +158,7 @@ impl Connection {
                 // A peer that broke off is nobody who was refused.
                 if error.is_refusal() {
                     let record = Record::new(Event::Denied, "log_in", Outcome::Denied);
-                    let record = record.from_address(self.address);
+                    let record = record.address(self.address);
                     let record = record.claiming("certificate", None);
                     self.shared.audit.put(record.reason(&error.to_string()));
                 }

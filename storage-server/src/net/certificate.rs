@@ -121,14 +121,18 @@ pub(crate) async fn remind(certificates: Arc<Certificates>, stop: CancellationTo
     let mut reminded: Option<(Vec<String>, u64)> = None;
     loop {
         let now = now();
-        let found = certificates.dates().map(|dates| warnings(&dates, now));
-        let found = found.unwrap_or_default();
+        let dates = certificates.dates();
+        let unusable = dates.and_then(|dates| check_validity(dates.own, now).err());
+        let found = dates.map(|dates| warnings(&dates, now)).unwrap_or_default();
         let is_old = reminded
             .as_ref()
             .is_none_or(|(told, at)| *told != found || now.saturating_sub(*at) >= REMIND.as_secs());
         if is_old {
             for warning in &found {
-                tracing::warn!("{warning}");
+                match unusable.as_ref() == Some(warning) {
+                    true => tracing::error!("{warning}"),
+                    false => tracing::warn!("{warning}"),
+                }
             }
             reminded = Some((found, now));
         }

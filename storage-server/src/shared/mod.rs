@@ -252,8 +252,8 @@ impl Shared {
                 .reason("the certificates that these tokens were minted with are not good any more")
         });
         let removed = self.access.remove_tokens(&*storage, &ended, label).await;
-        audit::done(noted, &removed).await;
-        removed
+        audit::committed(noted, &removed).await;
+        removed.map(drop)
     }
 
     /// See [`Engine::check_writable`].

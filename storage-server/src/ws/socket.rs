@@ -233,7 +233,7 @@ impl WebSocket {
             state.slot = Some(slot.map_err(LoginError)?);
         }
         // A gateway finds out who it is, not from where it came.
-        let address = identity.address().or(state.identity.address());
+        let address = identity.address().or_else(|| state.identity.address());
         let identity = identity.at(address);
         let record = Record::new(Event::Session, "log_in", Outcome::Allowed);
         self.server.shared().audit.put(record.by(&identity));

@@ -425,7 +425,11 @@ fn a_certificate_of_the_server_that_is_no_good_is_said_loudly() {
         let (code, text) = get(serving.address(1), "/readyz");
         assert_eq!(code == 200, ready, "{told}: {text}");
         assert!(ready || text.contains(told), "{told}: {text}");
-        let expires = metric(&serving, 1, "storage_certificate_expires_seconds");
+        let expires = metric(
+            &serving,
+            1,
+            "storage_certificate_expires_seconds{certificate=\"server\"}",
+        );
         let to = to
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap()

@@ -46,7 +46,8 @@ fn record(caller: &Caller, event: Event, operation: &'static str, outcome: Outco
 pub(super) async fn tell(caller: Caller, request: Request, next: Next) -> Response<Body> {
     let audit = caller.server.shared().audit.clone();
     let is_read = request.method().is_safe();
-    if !audit.wants.denied && !(is_read && audit.wants.read) {
+    let is_told = audit.wants.denied || (is_read && audit.wants.read);
+    if !is_told {
         return next.run(request).await;
     }
     let (place, named) = place_of(request.uri().path());

@@ -261,7 +261,7 @@ pub(super) async fn revoke(caller: Caller, Path(id): Path<String>) -> Answer {
     // It is the id of one that there is.
     let noted = begin(&caller, "revoke token", &token_key(&id));
     let removed = access.remove_tokens(&*storage, &ids, "token revoked").await;
-    audit::done(noted, &removed).await;
+    audit::committed(noted, &removed).await;
     removed?;
     done()
 }

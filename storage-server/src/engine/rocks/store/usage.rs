@@ -99,7 +99,7 @@ impl Store {
                 usage.entries += 1;
                 usage.bytes += (key.len() + value.len() - at) as u64;
             }
-            if usage.entries % 1024 == 0 {
+            if usage.entries.is_multiple_of(1024) {
                 so_far(usage);
             }
             rows.next();
