@@ -20,10 +20,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::{KEYS, key, measure, value};
+use super::{key, measure, value};
 
 const ROUNDS: usize = 10;
 const TURN: Duration = Duration::from_secs(1);
+/// Entries that gets find.
+const FILLED: u64 = 1_000;
 
 pub(crate) async fn access() {
     rules().await;
@@ -45,7 +47,7 @@ fn some_rules(count: usize) -> String {
     if count > 0 {
         text.push_str(
             "[[rule]]\nprincipal = \"cert:bench\"\nkeyspace = \"bench\"\nprefix = \"bench/\"\n\
-             allow = [\"read\", \"write\"]\n[[rule]]\nprincipal = \"cert:bench\"\nkeyspace = \"*\"\nprefix = \"none/\"\n\
+             allow = [\"read\", \"write\"]\n[[rule]]\nprincipal = \"cert:bench\"\nkeyspace = \"bench\"\n\
              allow = [\"admin\"]\n",
         );
     }
@@ -72,7 +74,7 @@ async fn rules() {
     let mut sessions = Vec::new();
     for server in &servers {
         let session = server.connect("bench", "bench").await;
-        let filling = (0..1_000).map(|n| session.put(key(n), value(1024)));
+        let filling = (0..FILLED).map(|n| session.put(key(n), value(1024)));
         for put in join_all(filling).await {
             put.unwrap();
         }
@@ -86,7 +88,7 @@ async fn rules() {
         }
     };
     let get = |storage: RemoteStorage, n: u64| async move {
-        drop(storage.get_one(key(n % KEYS)).await.unwrap());
+        drop(storage.get_one(key(n % FILLED)).await.unwrap());
     };
     for in_flight in [1, 64] {
         for what in ["get", "put"] {
