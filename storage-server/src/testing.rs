@@ -615,11 +615,9 @@ pub(crate) fn start_in<D: Dialect + 'static>(
     let deadline = Instant::now() + shared.config.timeouts.handshake;
     let peer = Peer {
         slot: shared.slots.take(identity.principal().as_str()).unwrap(),
-        live: shared.access.connected(
-            identity.clone(),
-            shared.access.verifier_version(),
-            shared.cut.child_token(),
-        ),
+        live: shared
+            .access
+            .connected(identity.clone(), shared.cut.child_token()),
         identity,
         deadline,
         open: shared.metrics.sessions("test"),

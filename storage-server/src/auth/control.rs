@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::credentials::chain_of;
 use super::follow::SystemRecords;
 use super::guard::Guard;
-use super::live::{Ended, LivePeer};
+use super::live::LivePeer;
 use super::passwords::{LoginLimits, Logins, PasswordError};
 use super::quotas::{Meters, QuotaSet, SessionLimits};
 use super::rules::{Grants, Origin, Role, RoleName, RuleSet};
@@ -219,24 +219,13 @@ impl AccessControl {
         guards.present()
     }
 
-    /// A connection of this peer, which is closed when it is not let in any more. `cut`: closes it at once. `verified`: the
-    /// [version](AccessControl::verifier_version) from before its handshake.
-    pub(crate) fn connected(
-        &self,
-        identity: Identity,
-        verified: u64,
-        cut: CancellationToken,
-    ) -> Arc<LivePeer> {
+    /// A connection of this peer, which is closed when it is not let in any more: by a change from here on, or at the next
+    /// look if that was a moment before. `cut`: closes it at once.
+    pub(crate) fn connected(&self, identity: Identity, cut: CancellationToken) -> Arc<LivePeer> {
         let peer = LivePeer::new(identity, cut, &self.audit);
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         peers.add(&peer);
         drop(peers);
-        // Ordering: it is among the peers first. A change before that is seen here, one behind it finds the peer.
-        if self.verifier_version() != verified
-            && let Err(why) = self.check_certificate(&peer.identity())
-        {
-            peer.end(why);
-        }
         peer
     }
 
@@ -245,13 +234,8 @@ impl AccessControl {
         self.verifier_version.load(Ordering::Acquire)
     }
 
-    /// Closes those who would not be let in any more, and refuses what they have queued. Certificates are looked at for
-    /// their time alone.
+    /// Closes those who would not be let in any more, and refuses what they have queued.
     pub(super) fn sweep(&self) {
-        self.end_those(|identity| self.check(identity));
-    }
-
-    fn end_those(&self, check: impl Fn(&Identity) -> Result<(), Ended>) {
         let peers = {
             let peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
             peers.present()
@@ -259,10 +243,10 @@ impl AccessControl {
         // Ordering: who is to be fenced is found first, then connections are told why, then sessions are fenced. So a
         // fence is never seen before the reason, also if a time is over between the looks.
         let guards = self.guards().into_iter();
-        let fenced = guards.filter(|guard| check(guard.identity()).is_err());
+        let fenced = guards.filter(|guard| self.check(guard.identity()).is_err());
         let fenced: Vec<_> = fenced.collect();
         for peer in peers {
-            if let Err(why) = check(&peer.identity()) {
+            if let Err(why) = self.check(&peer.identity()) {
                 peer.end(why);
             }
         }
@@ -283,19 +267,13 @@ impl AccessControl {
         read(&self.verifier).clone()
     }
 
-    /// From now on client certificates are verified so. Those who came with one that is not good any more are closed. Takes
-    /// as long as it takes to verify each that is connected: 0.1 ms or so.
+    /// From now on client certificates are verified so. Those who came with one that is not good any more are closed, and no
+    /// call of theirs is carried out from the return on. Takes as long as it takes to verify each that is connected: 0.1 ms
+    /// or so.
     pub(crate) fn set_verifier(&self, verifier: Option<Verifier>) {
         *write(&self.verifier) = verifier;
         self.verifier_version.fetch_add(1, Ordering::AcqRel);
-        self.end_those(|identity| self.check_certificate(identity));
-    }
-
-    fn check_certificate(&self, identity: &Identity) -> Result<(), Ended> {
-        match identity.proof() {
-            Proof::Certificate { chain, .. } => self.check_chain(chain),
-            _ => Ok(()),
-        }
+        self.sweep();
     }
 
     /// When the first certificate of those who are connected ends, in seconds since 1970.

@@ -5,6 +5,7 @@
 //! nobody at all. A credential that is shown and is not good is refused, never passed over for a lesser one.
 
 use std::net::IpAddr;
+use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
@@ -163,15 +164,27 @@ impl AccessControl {
         Ok(Identity::new(principal, proof))
     }
 
-    /// Whether a peer would still be let in. Certificates are looked at for their time alone; see
-    /// [`AccessControl::set_verifier`].
+    /// Whether a peer would still be let in. A certificate is verified again, for 0.1 ms or so, if that is done with something
+    /// else since it was found good.
     pub(crate) fn check(&self, identity: &Identity) -> Result<(), Ended> {
         match identity.proof() {
             Proof::Anonymous | Proof::Pending | Proof::Gateway => Ok(()),
-            Proof::Certificate { until, .. } => match now() > *until {
-                true => Err(Ended::CertificateExpired),
-                false => Ok(()),
-            },
+            Proof::Certificate {
+                chain,
+                until,
+                verified,
+            } => {
+                if now() > *until {
+                    return Err(Ended::CertificateExpired);
+                }
+                // Ordering: the version first, so that a change from here on is seen the next time.
+                let version = self.verifier_version();
+                if verified.load(Ordering::Relaxed) != version {
+                    self.check_chain(chain)?;
+                    verified.store(version, Ordering::Relaxed);
+                }
+                Ok(())
+            }
             Proof::Password { user, password_set } => {
                 let user = self.user(user).filter(|user| !user.disabled);
                 match user.ok_or(Ended::UserGone)?.password_set == *password_set {

@@ -19,24 +19,24 @@
 //! What is refused, and if it is asked for what is done, is told to the audit log ([`audited`]).
 
 mod audited;
+mod streams;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::Waker;
 
 use async_trait::async_trait;
-use futures_util::Stream;
 use storage_protocol::{
     Batch, CommitOptions, Entry, Key, KeyRange, Keyspace, Limits, Operation, Position, Reading,
-    Result, Scan, ScanItem, ScanOptions, ScanSource, SessionId, Storage, StorageError, Watch,
-    WatchEvent, WatchOptions, WatchSource, WatchStatus,
+    Result, Scan, ScanOptions, SessionId, Storage, StorageError, Watch, WatchOptions,
 };
 use tokio_util::sync::CancellationToken;
 
+use self::streams::{GuardedScan, GuardedWatch};
 use super::Identity;
 use super::control::AccessControl;
-use super::quotas::{Permit, SessionLimits, SessionMeters};
+use super::quotas::{SessionLimits, SessionMeters};
 use super::rules::{Cut, Grants, Permission, SYSTEM};
 use super::system::Lockout;
 use super::text::quoted_key;
@@ -524,202 +524,5 @@ impl SessionStorage for Guarded {
     }
 }
 
-/// A scan as far as its peer may read.
-struct GuardedScan {
-    inner: Scan,
-    guard: Arc<Guard>,
-    /// What was asked for.
-    ranges: Vec<KeyRange>,
-    /// What is read of it.
-    parts: Vec<KeyRange>,
-    /// Of the rules that the parts are by.
-    version: u64,
-    position: Position,
-}
-
-#[async_trait]
-impl ScanSource for GuardedScan {
-    async fn next_page(&mut self) -> Result<Option<Vec<ScanItem>>> {
-        let version = self.guard.control.version();
-        if version != self.version || self.guard.is_revoked() {
-            if self.guard.cut_reads(&self.ranges)? != self.parts {
-                return Err(StorageError::AccessChanged);
-            }
-            self.version = version;
-        }
-        self.inner.next_page().await
-    }
-
-    fn is_over(&self) -> bool {
-        self.inner.is_over()
-    }
-}
-
-/// A watch as far as its peer may see.
-struct GuardedWatch {
-    inner: Watch,
-    guard: Arc<Guard>,
-    id: u64,
-    /// What was asked for.
-    range: KeyRange,
-    /// What is told of it.
-    cut: Cut,
-    /// Of the rules that the cut is by.
-    version: u64,
-    /// It has ended by a change of the grants.
-    changed: bool,
-    /// It counts for its principal and its keyspace.
-    _places: [Permit; 2],
-}
-
-impl GuardedWatch {
-    /// Whether other keys may be watched than those that it tells.
-    fn has_changed(&mut self) -> bool {
-        if self.guard.is_revoked() {
-            return true;
-        }
-        let version = self.guard.control.version();
-        if version != self.version && !self.changed {
-            self.version = version;
-            let grants = self.guard.grants();
-            let now = grants.map(|grants| grants.watch.cut(&self.range));
-            self.changed = now.as_ref() != Ok(&self.cut) && !self.range.is_empty();
-        }
-        self.changed
-    }
-
-    /// The part of an event that may be seen.
-    fn visible(&self, event: WatchEvent) -> Option<WatchEvent> {
-        if !matches!(self.cut, Cut::Several { .. }) {
-            return Some(event);
-        }
-        match event {
-            WatchEvent::Commit(record) => {
-                let changes = record.changes.iter().enumerate();
-                let inside = changes.filter(|(_, change)| self.cut.contains(&change.key));
-                let places: Vec<_> = inside.map(|(place, _)| place).collect();
-                record.pick(&places).map(WatchEvent::Commit)
-            }
-            WatchEvent::State { key, .. } if !self.cut.contains(&key) => None,
-            event => Some(event),
-        }
-    }
-
-    /// It is woken when the rules change.
-    fn register(&self, waker: &Waker) {
-        let mut watches = lock(&self.guard.watches);
-        match watches.wakers.get_mut(&self.id) {
-            Some(known) => known.clone_from(waker),
-            None => {
-                watches.wakers.insert(self.id, waker.clone());
-            }
-        }
-    }
-}
-
-impl WatchSource for GuardedWatch {
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<WatchEvent>>> {
-        loop {
-            if self.has_changed() {
-                return Poll::Ready(Some(Err(StorageError::AccessChanged)));
-            }
-            let polled = std::pin::Pin::new(&mut self.inner).poll_next(cx);
-            if polled.is_pending() {
-                self.register(cx.waker());
-                // Ordering: registered first. A change before that is seen here, one behind it wakes.
-                if !self.has_changed() {
-                    return Poll::Pending;
-                }
-                continue;
-            }
-            match ready!(polled) {
-                Some(Ok(event)) => {
-                    if let Some(event) = self.visible(event) {
-                        return Poll::Ready(Some(Ok(event)));
-                    }
-                }
-                ended => return Poll::Ready(ended),
-            }
-        }
-    }
-
-    fn request_progress(&mut self, token: u64) {
-        self.inner.request_progress(token);
-    }
-
-    fn park(&mut self) {
-        self.inner.park();
-    }
-
-    fn status(&self) -> WatchStatus {
-        self.inner.status()
-    }
-}
-
-impl Drop for GuardedWatch {
-    fn drop(&mut self) {
-        lock(&self.guard.watches).wakers.remove(&self.id);
-    }
-}
-
 #[cfg(test)]
 mod tests;
-
-#[cfg(test)]
-mod quota_tests {
-    use std::sync::atomic::Ordering;
-
-    use storage_protocol::{Limit, StorageExt};
-
-    use super::super::quotas::Quota;
-    use super::super::system::Configured;
-    use super::*;
-    use crate::config::ServerConfig;
-    use crate::engine::Resumed;
-    use crate::shared::Shared;
-    use crate::testing::{KEYSPACE, MemoryEngine};
-
-    fn limited(engine: &Arc<MemoryEngine>, quota: &str) -> Arc<Shared> {
-        let configured = Configured {
-            quotas: vec![Quota::from_json(quota.as_bytes()).unwrap()],
-            ..Configured::default()
-        };
-        let config = ServerConfig::embedded("unused", None, Vec::new());
-        Shared::new(config, |_| {}, configured, engine.clone(), Audit::off()).unwrap()
-    }
-
-    #[tokio::test]
-    async fn a_commit_that_comes_again_is_counted_once_and_the_servers_own_are_not() {
-        let engine = MemoryEngine::new();
-        let quota = r#"{"principal":"anonymous","commits_per_second":1}"#;
-        let shared = limited(&engine, quota);
-        let (peer, keyspace) = (Identity::anonymous(), Keyspace::new(KEYSPACE).unwrap());
-        let id = shared.open_session(&peer, &keyspace).id();
-        engine.executed.store(5, Ordering::Relaxed);
-        let resumed = shared.resume_session(&peer, &keyspace, id, 1).await;
-        let Ok(Resumed::Session(session)) = resumed else {
-            panic!("{resumed:?}");
-        };
-        let storage = session.storage();
-        let commit = |number| {
-            let batch = Batch::new().put("k", "v");
-            storage.commit_numbered(number, batch, CommitOptions::default())
-        };
-        let refused = StorageError::Overloaded {
-            limit: Limit::CommitRate,
-            max: 1,
-        };
-        commit(6).await.unwrap();
-        assert_eq!(commit(7).await, Err(refused.clone()));
-        // These were executed before.
-        for number in 1..=5 {
-            assert_ne!(commit(number).await, Err(refused.clone()));
-        }
-        let own = shared.own_session(&keyspace).storage();
-        for n in 0..10 {
-            own.put(format!("own/{n}").into(), "v".into())
-                .await
-                .unwrap();
-        }
-    }
-}

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use rustls_pki_types::CertificateDer;
 
@@ -29,11 +30,13 @@ pub(crate) enum Proof {
     Anonymous,
     /// Nothing yet: it is to say in the connection who it is. Until then it may do nothing.
     Pending,
-    /// A client certificate that was verified: it and those between it and the authority, and until when it is valid, in
-    /// seconds since 1970.
+    /// A client certificate that was verified: it and those between it and the authority.
     Certificate {
         chain: Vec<CertificateDer<'static>>,
+        /// Until when it is valid, in seconds since 1970.
         until: u64,
+        /// With which version of the verifier it was last found good.
+        verified: AtomicU64,
     },
     /// A user and its password.
     Password {

@@ -101,14 +101,12 @@ impl Connection {
         }
         let stream = Heard::new(stream, self.place.seat());
         let arriving = async {
-            // Ordering: before the TLS that it goes with, so it is never newer than that.
-            let verified = self.shared.access.verifier_version();
             let secured = tokio::select! {
                 secured = self.secure(stream, tls) => secured,
                 () = self.shared.stop.cancelled() => None,
             };
             let (stream, certified) = secured?;
-            self.http(stream, certified, verified).await
+            self.http(stream, certified).await
         };
         let arrived = self.place.unless_asked_to_leave(arriving).await;
         if arrived.is_none() {
@@ -126,10 +124,13 @@ impl Connection {
         stream: Heard<TcpStream>,
         tls: Option<Arc<LiveTls>>,
     ) -> Option<(Stream, Certified)> {
+        // Ordering: before the TLS that it goes with, so it is never newer than that.
+        let verified = self.shared.access.verifier_version();
         let Some(tls) = tls.map(|tls| tls.now()) else {
             return Some((Stream::Plain(stream), Ok(None)));
         };
-        let accepted = tokio::time::timeout_at(self.deadline.into(), tls.accept(stream)).await;
+        let accepting = tls.accept(stream, verified);
+        let accepted = tokio::time::timeout_at(self.deadline.into(), accepting).await;
         match accepted {
             Ok(Ok(accepted)) => {
                 let address = Some(self.address);
@@ -172,19 +173,14 @@ impl Connection {
         }
     }
 
-    /// HTTP until an upgrade, whose session is given back, or until its end. `verified`: by which version of the verifier the
-    /// peer's certificate was.
-    async fn http(&self, stream: Stream, certified: Certified, verified: u64) -> Option<Running> {
+    /// HTTP until an upgrade, whose session is given back, or until its end.
+    async fn http(&self, stream: Stream, certified: Certified) -> Option<Running> {
         let known = certified.as_ref().ok().and_then(Option::as_ref);
         let is_named = known.is_some();
         let live = self.shared.access.connected(
             known.cloned().unwrap_or_else(Identity::anonymous),
-            verified,
             self.shared.cut.child_token(),
         );
-        if live.cut().is_cancelled() {
-            return None;
-        }
         let visit = self
             .front
             .visit(self.address, certified, &live, &self.place);

@@ -10,6 +10,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::server::danger::ClientCertVerifier;
@@ -380,8 +381,13 @@ impl Tls {
         })
     }
 
-    /// Does the handshake, and finds out who the peer is.
-    pub(crate) async fn accept<S>(&self, stream: S) -> Result<Accepted<S>, AcceptError>
+    /// Does the handshake, and finds out who the peer is. `verified`: the version of what certificates are verified with,
+    /// from before this was [taken](LiveTls::now).
+    pub(crate) async fn accept<S>(
+        &self,
+        stream: S,
+        verified: u64,
+    ) -> Result<Accepted<S>, AcceptError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -396,7 +402,7 @@ impl Tls {
                         .verify_client_cert(own, between, UnixTime::now())
                         .map_err(AcceptError::Resumed)?;
                 }
-                identity_of(own, between).map(Some)
+                identity_of(own, between, verified).map(Some)
             }
             (Some(verifier), _) if !verifier.client_auth_mandatory() => Ok(None),
             // The verifier demands a certificate, so this does not happen; if it did, nobody gets in.
@@ -416,6 +422,7 @@ impl Tls {
 fn identity_of(
     own: &CertificateDer<'_>,
     between: &[CertificateDer<'_>],
+    verified: u64,
 ) -> Result<Identity, IdentityError> {
     let principal = Principal::of_certificate(own)?;
     let own_until = validity(Some(own)).ok_or(IdentityError::Unreadable)?.until;
@@ -431,7 +438,11 @@ fn identity_of(
     let chain = chain.collect();
     Ok(Identity::new(
         principal,
-        Proof::Certificate { chain, until },
+        Proof::Certificate {
+            chain,
+            until,
+            verified: AtomicU64::new(verified),
+        },
     ))
 }
 

@@ -3,6 +3,7 @@
 //!
 //! `ACCESS_CASES=N` tries so many cases in place of the default.
 
+mod calls;
 mod case;
 mod model;
 mod world;

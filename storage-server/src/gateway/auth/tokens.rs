@@ -91,7 +91,7 @@ pub(super) async fn mint(caller: Caller, body: Bytes) -> Answer {
         Proof::Anonymous | Proof::Pending => {
             return Err(Problem::denied("who proved nothing mints no tokens"));
         }
-        Proof::Certificate { chain, until } => {
+        Proof::Certificate { chain, until, .. } => {
             let chain = chain.iter().map(|certificate| STANDARD.encode(certificate));
             (*until, None, chain.collect())
         }

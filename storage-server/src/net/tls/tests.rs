@@ -86,7 +86,7 @@ async fn handshake(tls: &Tls, client: &Arc<ClientConfig>) -> Result<(String, boo
         let connection: &ClientConnection = stream.get_ref().1;
         assert!(connection.protocol_version().is_some());
     });
-    match tls.accept(ours).await {
+    match tls.accept(ours, 0).await {
         Ok(mut accepted) => {
             let _ = accepted.stream.write_u8(1).await;
             let _ = accepted.stream.flush().await;
@@ -120,7 +120,9 @@ fn a_peer_is_let_in_until_the_first_certificate_of_its_chain_ends() {
     let until = |own: i32, between: &[i32]| {
         let between = between.iter().map(|year| ending("between", *year));
         let between: Vec<_> = between.collect();
-        identity_of(&ending("own", own), &between).unwrap().until()
+        identity_of(&ending("own", own), &between, 0)
+            .unwrap()
+            .until()
     };
     let alone = |year: i32| until(year, &[]).unwrap();
     assert_eq!(until(2090, &[2095, 2080]), Some(alone(2080)));
@@ -267,7 +269,12 @@ async fn older_versions_and_early_data_are_not_taken() {
         let record = [&[22, 3, 1, 0, length(handshake.len())][..], &handshake].concat();
         let (ours, mut theirs) = tokio::io::duplex(4096);
         theirs.write_all(&record).await.unwrap();
-        let refused = tls.accept(ours).await.map(|_| ()).unwrap_err().to_string();
+        let refused = tls
+            .accept(ours, 0)
+            .await
+            .map(|_| ())
+            .unwrap_err()
+            .to_string();
         assert!(refused.starts_with("TLS:"), "{refused}");
         let mut alert = [0; 7];
         theirs.read_exact(&mut alert).await.unwrap();

@@ -112,6 +112,7 @@ impl World {
                     let proof = Proof::Certificate {
                         chain: Vec::new(),
                         until: u64::MAX,
+                        verified: AtomicU64::new(0),
                     };
                     Identity::new(Principal::stored("cert:ann"), proof)
                 }
