@@ -1,4 +1,5 @@
-//! What is read anew while the server runs: certificates, revocation lists, and the access rules of the configuration.
+//! What is read anew while the server runs: certificates, revocation lists, and the access rules, roles and quotas of the
+//! configuration.
 //!
 //! The files are looked at twice a second, by their dates and inodes, and read when they have changed and were the same at
 //! two looks; a SIGHUP, or [`Server::reload`](crate::Server::reload), reads them at once. What is read is checked as a whole
@@ -62,7 +63,7 @@ pub enum ReloadError {
 pub struct Reloaded {
     /// Certificates, their key, and revocation lists.
     pub certificates: Result<(), ReloadError>,
-    /// Access rules and roles of the configuration.
+    /// Access rules, roles and quotas of the configuration.
     pub rules: Result<(), ReloadError>,
 }
 
@@ -306,7 +307,7 @@ impl Reloader {
         let config = (source.read)()?;
         if fixed(&config) != self.fixed {
             tracing::warn!(
-                "the configuration differs in more than access rules: the rest holds from the next start on"
+                "the configuration differs in more than access rules, roles and quotas: the rest holds from the next start on"
             );
         }
         let rules = config.rules.len();
@@ -314,7 +315,7 @@ impl Reloader {
         self.shared.set_configured(configured)?;
         tracing::info!(
             rules,
-            "the access rules of the configuration were read anew"
+            "access rules, roles and quotas of the configuration were read anew"
         );
         Ok(())
     }

@@ -3,22 +3,22 @@
 //! [`Server::start`] opens the engine, binds every listener, and only then accepts: nobody is answered by half a
 //! server. All tasks belong to one tracker, which [`Server::shutdown`] waits for.
 
+mod access;
+mod tls;
+
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use serde_json::json;
-use storage_certs::CredentialPaths;
-use storage_protocol::{Batch, CommitOptions, Keyspace, Storage, StorageError, StorageExt};
+use storage_protocol::{Keyspace, Storage};
 use tokio_util::sync::CancellationToken;
 
-use crate::audit::{self, Audit, Event, Outcome, Record};
-use crate::auth::rules::{Rule, SECRETS, SYSTEM};
-use crate::auth::system::rule_key;
-use crate::auth::{Configured, Principal, Secrets, Verifier};
+use self::access::{RULES_PATIENCE, follow_access_in_time};
+use self::tls::{LoadedTls, load_tls, read_tls};
+use crate::audit::Audit;
+use crate::auth::{Configured, Principal, Verifier};
 use crate::config::{ConfigError, EngineConfig, ListenerConfig, ServerConfig, TlsMode};
 use crate::engine::Engine;
 use crate::engine::rocks::{EngineOptions, KeyspaceRules, OpenError, RocksEngine};
@@ -28,16 +28,10 @@ use crate::logging::warn_if_open_to_others;
 use crate::net::admission::Handshakes;
 use crate::net::certificate;
 use crate::net::descriptors::{self, Shares};
-use crate::net::tls::{CRL, Dates, LiveTls, Tls, TlsError, TlsFiles};
-use crate::reload::{self, ConfigSource, Looks, Reloaded, Reloader};
+use crate::net::tls::{Dates, LiveTls, TlsError};
+use crate::reload::{self, ConfigSource, Reloaded, Reloader};
 use crate::shared::Shared;
 use crate::shutdown::{self, Closer, ShutdownReport};
-
-/// The stored rule of [`ServerBuilder::grant_admin`].
-const GRANT_ADMIN: &str = "grant-admin";
-
-/// How long a start waits for the access rules that are stored.
-const RULES_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why a server did not start. The texts are complete by themselves.
 #[derive(Debug, thiserror::Error)]
@@ -172,7 +166,7 @@ impl ServerBuilder {
         self
     }
 
-    /// Where the configuration is read anew while the server runs: for its access rules and roles; what else has changed
+    /// Where the configuration is read anew while the server runs: for its access rules, roles and quotas; what else has changed
     /// there holds from the next start on. It is read when `file` changes, and for [`Server::reload`]; `read` may block.
     /// Default: nowhere.
     #[must_use]
@@ -446,7 +440,7 @@ impl Server {
         self.shared.own_session(keyspace).storage()
     }
 
-    /// Reads certificates, revocation lists and the access rules of the configuration anew, now; by itself the server does so
+    /// Reads certificates, revocation lists and the access rules and quotas of the configuration anew, now; by itself the server does so
     /// within two seconds after their files have changed. From the return on, whose certificate is not good any more is not
     /// let in, and is about to be closed. What cannot be read, or is not good, leaves everything as it was; the other part is
     /// read all the same.
@@ -463,90 +457,6 @@ impl Server {
     }
 }
 
-/// [`follow_access`], unless the server is to stop before, or it takes too long.
-async fn follow_access_in_time(
-    shared: &Arc<Shared>,
-    start: &HowToStart,
-    patience: Duration,
-) -> Result<(), StartError> {
-    let following = async {
-        follow_access(shared).await?;
-        match &start.grant_admin {
-            Some(principal) => grant_admin(shared, principal).await,
-            None => Ok(()),
-        }
-    };
-    let following = tokio::time::timeout(patience, following);
-    match start.stop.run_until_cancelled(following).await {
-        None => Err(StartError::Stopped),
-        Some(Ok(followed)) => followed.map_err(|error| StartError::AccessRules(error.to_string())),
-        Some(Err(_)) => Err(StartError::AccessRules(format!(
-            "the keyspace {SYSTEM} tells nothing within {}; see the log",
-            humantime::format_duration(patience)
-        ))),
-    }
-}
-
-/// Begins to follow the access rules; those that are stored are known at the return.
-async fn follow_access(shared: &Arc<Shared>) -> storage_protocol::Result<()> {
-    let secrets = Keyspace::new(SECRETS).expect("the name follows the rule");
-    let secrets = shared.own_session(&secrets).storage();
-    shared.access.set_secrets(Secrets::open(secrets).await?);
-    let system = Keyspace::new(SYSTEM).expect("the name follows the rule");
-    let storage = shared.own_session(&system).storage();
-    shared.start_following(&storage);
-    shared.access.loaded().await;
-    // Before anybody is there who adds users.
-    if let Some(secrets) = shared.access.secrets() {
-        let is_user = |name: &str| shared.access.user(name).is_some();
-        secrets.remove_orphans(is_user).await?;
-    }
-    shared.end_tokens_of_ended_certificates().await
-}
-
-/// Makes a principal an administrator, unless it is one.
-async fn grant_admin(shared: &Arc<Shared>, principal: &Principal) -> storage_protocol::Result<()> {
-    let access = &shared.access;
-    let system = Keyspace::new(SYSTEM).expect("the name follows the rule");
-    if access.rules().grants(principal.as_str(), &system).admin {
-        tracing::warn!(%principal, "--grant-admin: it is an administrator already, nothing was changed");
-        return Ok(());
-    }
-    let rule = json!({ "principal": principal.as_str(), "keyspace": SYSTEM, "allow": ["admin"] });
-    let rule = rule.to_string();
-    Rule::from_json(rule.as_bytes()).map_err(|error| StorageError::invalid(error.to_string()))?;
-    let key = rule_key(GRANT_ADMIN);
-    let storage = shared.own_session(&system).storage();
-    let before = storage.get_one(key.clone()).await?;
-    let batch = Batch::new().put(key, rule);
-    let options = CommitOptions {
-        label: Some("--grant-admin".to_owned()),
-        ..CommitOptions::default()
-    };
-    let noted = shared.audit.begin(Event::Admin, || {
-        let record = Record::new(Event::Admin, "grant admin", Outcome::Allowed);
-        record.by_server().keyspace(&system).changes(&batch)
-    });
-    let committed = storage.commit(batch, options).await;
-    audit::committed(noted, &committed).await;
-    let position = committed?;
-    access.wait_for(position.revision).await?;
-    tracing::warn!(
-        %principal,
-        revision = position.revision.0,
-        replaced = before.map(|entry| String::from_utf8_lossy(&entry.value).into_owned()),
-        "--grant-admin: it is an administrator from now on, by the stored rule {GRANT_ADMIN:?}; leave the flag out at the \
-         next start, and revoke the rule once there is another administrator"
-    );
-    let user = principal.as_str().strip_prefix("user:");
-    if let Some(name) = user
-        && access.user(name).is_none_or(|user| user.disabled)
-    {
-        tracing::warn!(%principal, "--grant-admin: there is no such user that may log in");
-    }
-    Ok(())
-}
-
 /// The names that a listener has, each once, in the order in which the gateways are asked.
 fn in_order(known: &[&str], names: &[String]) -> Vec<String> {
     let is_named = |known: &&&str| names.iter().any(|name| name == *known);
@@ -557,7 +467,6 @@ fn in_order(known: &[&str], names: &[String]) -> Vec<String> {
         .collect()
 }
 
-/// The access rules of a configuration.
 /// One line with what an operator looks for first.
 fn tell_start(
     config: &ServerConfig,
@@ -593,74 +502,6 @@ fn share_descriptors(config: &mut ServerConfig) -> Result<Shares, StartError> {
     Ok(shares)
 }
 
-/// TLS of all listeners.
-struct LoadedTls {
-    /// `None`: no listener has TLS.
-    dates: Option<Dates>,
-    /// In the order of the configuration; `None`: without TLS.
-    listeners: Vec<Option<Arc<LiveTls>>>,
-}
-
-/// Files may be where it takes long to read them, so not on the runtime.
-async fn load_tls(
-    config: &ServerConfig,
-    source: Option<ConfigSource>,
-) -> Result<(LoadedTls, Looks), StartError> {
-    let config = config.clone();
-    let loading = tokio::task::spawn_blocking(move || {
-        let looks = Looks::new(&config, source.as_ref());
-        read_tls(&config).map(|tls| (tls, looks))
-    });
-    let loaded = loading.await;
-    let loaded = loaded.map_err(|error| StartError::Failed(error.to_string()))?;
-    Ok(loaded?)
-}
-
-fn read_tls(config: &ServerConfig) -> Result<LoadedTls, TlsError> {
-    let mut with_tls = config
-        .listeners
-        .iter()
-        .filter(|listener| listener.tls != TlsMode::Off);
-    let files = match (&config.certs, with_tls.next()) {
-        (_, None) => None,
-        (Some(dir), Some(_)) => Some(TlsFiles::read(dir)?),
-        (None, Some(listener)) => {
-            return Err(TlsError::NoCertificates {
-                address: listener.address,
-            });
-        }
-    };
-    let load = |listener: &ListenerConfig| match (&files, listener.tls) {
-        (None, _) | (_, TlsMode::Off) => Ok(None),
-        (Some(files), _) => Tls::new(files, listener).map(|tls| Some(LiveTls::new(tls))),
-    };
-    let listeners = config
-        .listeners
-        .iter()
-        .map(load)
-        .collect::<Result<_, _>>()?;
-    let dates = files.map(|files| files.dates()).transpose()?;
-    if let Some(dir) = &config.certs {
-        tell_about_files(dir, &config.listeners);
-    }
-    Ok(LoadedTls { dates, listeners })
-}
-
-fn tell_about_files(dir: &Path, listeners: &[ListenerConfig]) {
-    let has = |mode: fn(TlsMode) -> bool| listeners.iter().any(|listener| mode(listener.tls));
-    if has(|mode| mode != TlsMode::Off) {
-        let key = CredentialPaths::in_dir(dir.join("server")).key;
-        warn_if_open_to_others(&key, "the server's key");
-    }
-    let lists = dir.join(CRL);
-    if has(|mode| mode == TlsMode::Mutual) && !lists.exists() {
-        tracing::info!(
-            "there is no {}: no client certificate counts as revoked",
-            lists.display()
-        );
-    }
-}
-
 fn rules_of_keyspaces(engine: &EngineConfig) -> HashMap<Keyspace, KeyspaceRules> {
     let mwdb = engine.mwdb_keyspaces.iter();
     mwdb.map(|name| (name.clone(), gateway::mwdb::KEYSPACE_RULES))
@@ -688,52 +529,5 @@ fn engine_options(config: &ServerConfig) -> EngineOptions {
         tombstones_max: engine.tombstones_max,
         keyspaces: rules_of_keyspaces(engine),
         ..EngineOptions::new(&config.data)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::{self, Hold, MemoryEngine};
-
-    /// For what is to happen at all; nothing is measured.
-    const PATIENCE: Duration = Duration::from_secs(30);
-
-    #[tokio::test]
-    async fn a_start_that_waits_for_the_access_rules_is_stopped() {
-        let engine = MemoryEngine::new();
-        engine.hold(Hold::OwnWatches);
-        let stop = CancellationToken::new();
-        let config = ServerConfig::embedded("unused", None, Vec::new());
-        let builder = Server::builder(config).engine(engine);
-        let started = tokio::spawn(builder.stop(stop.clone()).start());
-        // However far it came.
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        assert!(!started.is_finished());
-        stop.cancel();
-        let started = tokio::time::timeout(PATIENCE, started)
-            .await
-            .expect("in time");
-        assert!(matches!(started.unwrap(), Err(StartError::Stopped)));
-    }
-
-    #[tokio::test]
-    async fn a_start_waits_for_the_access_rules_for_so_long_and_says_so() {
-        let engine = MemoryEngine::new();
-        engine.hold(Hold::OwnWatches);
-        let shared = testing::server(&engine, |_| {});
-        let (start, patience) = (HowToStart::default(), Duration::from_millis(20));
-        let error = follow_access_in_time(&shared, &start, patience)
-            .await
-            .unwrap_err();
-        let text = error.to_string();
-        assert!(
-            text.contains("the access rules cannot be read") && text.contains("within 20ms"),
-            "{text}"
-        );
-        engine.hold(Hold::Nothing);
-        follow_access_in_time(&shared, &start, PATIENCE)
-            .await
-            .unwrap();
     }
 }
