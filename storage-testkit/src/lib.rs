@@ -7,6 +7,7 @@
 //! * [`conformance`]: one suite of promises, run against every implementation, with the differences as a table.
 //! * [`harness`], [`served`], [`raw`]: real processes, a server with all that a test of it needs, and peers seen frame by
 //!   frame.
+//! * [`entrance`]: a server that lets in by certificate, token or password.
 //! * [`workload`]: concurrent clients under faults, of which [`fault_proxy`] makes those of the network.
 //! * [`history`]: what they did and saw, and the judges of it: linearizability, watches, replicas.
 //!
@@ -15,6 +16,7 @@
 pub mod conformance;
 pub mod crowd;
 pub mod data_folder;
+pub mod entrance;
 pub mod fault_proxy;
 pub mod harness;
 pub mod history;

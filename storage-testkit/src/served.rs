@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use storage_client::RemoteStorage;
+use storage_client::{ConnectOptions, RemoteStorage};
 use tempfile::TempDir;
 
 use crate::harness::{Certificates, ServerProcess, connect};
@@ -76,6 +76,26 @@ impl Served {
     #[must_use]
     pub fn data(&self) -> PathBuf {
         self.folder.path().join("data")
+    }
+
+    /// Where clients find a keyspace, at the first listener for them.
+    #[must_use]
+    pub fn url(&self, keyspace: &str) -> String {
+        format!("{}/storage/{keyspace}", self.server.url("storage"))
+    }
+
+    /// How a client connects by its certificate.
+    #[must_use]
+    pub fn certified(&self, client: &str, keyspace: &str) -> ConnectOptions {
+        let folder = self.certificates.dir().join(client);
+        ConnectOptions::new(self.url(keyspace)).credentials_dir(folder)
+    }
+
+    /// How one connects that has no certificate.
+    #[must_use]
+    pub fn bare(&self, keyspace: &str) -> ConnectOptions {
+        let ca = self.certificates.dir().join("ca.pem");
+        ConnectOptions::new(self.url(keyspace)).without_client_certificate(ca)
     }
 
     /// A session of the client library.

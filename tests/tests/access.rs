@@ -9,21 +9,10 @@ use storage_protocol::{
     Batch, CommitOptions, Continuity, KeyRange, KeyState, Lifetime, ResyncReason, ScanItem,
     ScanOptions, Storage, StorageError, StorageExt, Watch, WatchEvent, WatchOptions, WatchStart,
 };
+use storage_testkit::entrance::BOSS;
 use storage_testkit::served::Served;
 
 const PATIENCE: Duration = Duration::from_secs(30);
-
-const BOSS: &str = r#"
-[[rule]]
-principal = "cert:boss"
-keyspace = "system"
-allow = ["admin"]
-
-[[rule]]
-principal = "cert:boss"
-keyspace = "*"
-allow = ["read", "write", "watch", "admin"]
-"#;
 
 fn served(rules: &str) -> Served {
     Served::new(&["boss", "ann", "bob"], &format!("{BOSS}\n{rules}"))

@@ -2,101 +2,39 @@
 
 #![expect(clippy::unwrap_used, reason = "a test: what fails is the finding")]
 
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use storage_client::ConnectOptions;
 use storage_client::http::request;
-use storage_client::{ConnectOptions, RemoteStorage};
 use storage_protocol::{
-    Batch, CommitOptions, KeyRange, Lifetime, ScanOptions, Storage, StorageError, StorageExt,
-    WatchOptions,
+    Batch, CommitOptions, KeyRange, Lifetime, ScanOptions, Storage, StorageExt, WatchOptions,
 };
+use storage_testkit::entrance::{Entrance, ask, mint_token};
 use storage_testkit::harness::{Certificates, ServerProcess, binary};
 use storage_testkit::raw::{http, tls_without_certificate, upgrade_request};
-use storage_testkit::served::Served;
 
 const PATIENCE: Duration = Duration::from_secs(30);
-
-const RULES: &str = r#"
-[[rule]]
-principal = "cert:boss"
-keyspace = "system"
-allow = ["admin"]
-
-[[rule]]
-principal = "cert:boss"
-keyspace = "*"
-allow = ["read", "write", "watch", "admin"]
-
-[[rule]]
-principal = "*"
-keyspace = "model"
-prefix = "open/"
-allow = ["read", "write", "watch"]
-
-[[listener]]
-address = "127.0.0.1:0"
-tls = "server"
-auth = ["certificate", "token", "password"]
-"#;
 
 const ALL: &str =
     "[audit]\nevents = [\"denied\", \"admin\", \"session\", \"write\", \"read\", \"watch\"]\n";
 
-struct House(Served);
+struct House(Entrance);
+
+impl Deref for House {
+    type Target = Entrance;
+
+    fn deref(&self) -> &Entrance {
+        &self.0
+    }
+}
 
 impl House {
     async fn new(audit: &str) -> Self {
-        let house = Self(Served::new(&["boss", "ann"], &format!("{audit}\n{RULES}")));
-        let boss = house
-            .connect(house.certified("boss", "model"))
-            .await
-            .unwrap();
-        let batch = Batch::new().put("open/a", "1").put("closed/a", "2");
-        boss.commit(batch, CommitOptions::default()).await.unwrap();
-        house
-    }
-
-    fn url(&self, keyspace: &str) -> String {
-        format!("{}/storage/{keyspace}", self.0.server.url("storage"))
-    }
-
-    fn certified(&self, client: &str, keyspace: &str) -> ConnectOptions {
-        let folder = self.0.certificates.dir().join(client);
-        ConnectOptions::new(self.url(keyspace)).credentials_dir(folder)
-    }
-
-    fn bare(&self, keyspace: &str) -> ConnectOptions {
-        let ca = self.0.certificates.dir().join("ann/ca.pem");
-        ConnectOptions::new(self.url(keyspace)).without_client_certificate(ca)
-    }
-
-    async fn connect(&self, options: ConnectOptions) -> Result<RemoteStorage, StorageError> {
-        RemoteStorage::connect(options.give_up_after(Duration::ZERO)).await
-    }
-
-    async fn ask(
-        &self,
-        options: &ConnectOptions,
-        method: &str,
-        path: &str,
-        body: Value,
-    ) -> (u16, Value) {
-        let body = (!body.is_null()).then(|| body.to_string().into_bytes());
-        let path = format!("/-/auth/{path}");
-        let asked = request(options, method.parse().unwrap(), &path, body).await;
-        let (status, body) = asked.unwrap();
-        let json = serde_json::from_slice(&body).unwrap_or(Value::Null);
-        (status.as_u16(), json)
-    }
-
-    async fn token(&self, options: &ConnectOptions) -> (String, String) {
-        let (status, body) = self.ask(options, "POST", "tokens", json!({})).await;
-        assert_eq!(status, 201, "{body}");
-        let text = |name: &str| body[name].as_str().unwrap().to_owned();
-        (text("id"), text("token"))
+        Self(Entrance::new(audit).await)
     }
 
     fn files(&self) -> Vec<PathBuf> {
@@ -222,7 +160,7 @@ async fn who_is_not_let_in_is_written_with_what_was_shown() {
     let house = House::new("").await;
     let boss = house.certified("boss", "model");
     let eve = json!({ "password": "correct horse", "new": true });
-    assert_eq!(house.ask(&boss, "PUT", "users/eve", eve).await.0, 204);
+    assert_eq!(ask(&boss, "PUT", "users/eve", eve).await.0, 204);
     let wrong = house.bare("model").password("eve", "hunter2-wrong");
     house.connect(wrong).await.unwrap_err();
     let wrong = house.record(&json!({ "operation": "log_in", "claimed": "user:eve" }));
@@ -243,7 +181,7 @@ async fn who_is_not_let_in_is_written_with_what_was_shown() {
     house.connect(mixed).await.unwrap_err();
 
     let other = House::new("").await;
-    let (_, foreign) = other.token(&other.certified("ann", "model")).await;
+    let (_, foreign) = mint_token(&other.certified("ann", "model"), json!({})).await;
     house
         .connect(house.bare("model").token(&foreign))
         .await
@@ -269,22 +207,22 @@ async fn who_is_not_let_in_is_written_with_what_was_shown() {
 
     // Over HTTP, of who is let in and is no administrator.
     let ann = house.certified("ann", "model");
-    assert_eq!(house.ask(&ann, "GET", "rules", Value::Null).await.0, 403);
+    assert_eq!(ask(&ann, "GET", "rules", Value::Null).await.0, 403);
     let route = house.record(&json!({ "route": "GET /-/auth/rules" }));
     assert_eq!(
         (&route["event"], &route["principal"]),
         (&"denied".into(), &"cert:ann".into())
     );
     let rule = json!({ "principal": "cert:ann", "keyspace": "*", "allow": ["read"] });
-    assert_eq!(house.ask(&ann, "PUT", "rules/mine", rule).await.0, 403);
+    assert_eq!(ask(&ann, "PUT", "rules/mine", rule).await.0, 403);
     let rule = house.record(&json!({ "changes": ["put access/mine"] }));
     assert_eq!(
         (&rule["event"], &rule["keyspace"]),
         (&"denied".into(), &"system".into())
     );
-    let (id, _) = house.token(&boss).await;
+    let (id, _) = mint_token(&boss, json!({})).await;
     let path = format!("tokens/{id}");
-    assert_eq!(house.ask(&ann, "DELETE", &path, Value::Null).await.0, 404);
+    assert_eq!(ask(&ann, "DELETE", &path, Value::Null).await.0, 404);
     let token = house.record(&json!({ "route": "DELETE /-/auth/tokens/{id}" }));
     assert_eq!(token["event"], "denied");
 
@@ -312,25 +250,20 @@ async fn administrative_acts_are_written_before_they_are_answered_and_survive_a_
     assert!(granted.status.success(), "{granted:?}");
     let boss = house.certified("boss", "model");
     let eve = json!({ "password": "correct horse", "new": true });
-    assert_eq!(house.ask(&boss, "PUT", "users/eve", eve).await.0, 204);
+    assert_eq!(ask(&boss, "PUT", "users/eve", eve).await.0, 204);
     let eve = house.bare("model").password("eve", "correct horse");
-    let (id, token) = house.token(&eve).await;
+    let (id, token) = mint_token(&eve, json!({})).await;
     let session = house
         .connect(house.bare("model").token(&token))
         .await
         .unwrap();
     session.get_one("closed/a".into()).await.unwrap_err();
-    let revoked = house
-        .ask(&eve, "DELETE", &format!("tokens/{id}"), Value::Null)
-        .await;
+    let revoked = ask(&eve, "DELETE", &format!("tokens/{id}"), Value::Null).await;
     assert_eq!(revoked.0, 204);
     let own = json!({ "password": "battery staple" });
-    assert_eq!(house.ask(&eve, "PUT", "users/eve", own).await.0, 204);
-    assert_eq!(house.ask(&boss, "POST", "keys", Value::Null).await.0, 204);
-    assert_eq!(
-        house.ask(&boss, "DELETE", "users/eve", Value::Null).await.0,
-        204
-    );
+    assert_eq!(ask(&eve, "PUT", "users/eve", own).await.0, 204);
+    assert_eq!(ask(&boss, "POST", "keys", Value::Null).await.0, 204);
+    assert_eq!(ask(&boss, "DELETE", "users/eve", Value::Null).await.0, 204);
     let system = house
         .connect(house.certified("boss", "system"))
         .await
@@ -346,10 +279,7 @@ async fn administrative_acts_are_written_before_they_are_answered_and_survive_a_
         .unwrap_err();
     let forced = json!({ "principal": "cert:boss", "keyspace": "system", "allow": ["admin"] });
     assert_eq!(
-        house
-            .ask(&boss, "PUT", "rules/forced?force=true", forced)
-            .await
-            .0,
+        ask(&boss, "PUT", "rules/forced?force=true", forced).await.0,
         204
     );
     // Each of them was answered: it is there, whatever happens now.
@@ -420,7 +350,7 @@ async fn administrative_acts_are_written_before_they_are_answered_and_survive_a_
     // A start goes on in the same file.
     let before = records.len();
     house.0.server.restart();
-    assert_eq!(house.ask(&boss, "POST", "keys", Value::Null).await.0, 204);
+    assert_eq!(ask(&boss, "POST", "keys", Value::Null).await.0, 204);
     assert_eq!(house.records().len(), before + 1);
 }
 
@@ -474,7 +404,7 @@ async fn with_everything_on_each_call_is_written_with_its_revision() {
     house.record(&json!({ "operation": "log_in", "principal": "cert:ann", "outcome": "allowed" }));
     // What is read over HTTP, too.
     let boss = house.certified("boss", "model");
-    assert_eq!(house.ask(&boss, "GET", "users", Value::Null).await.0, 200);
+    assert_eq!(ask(&boss, "GET", "users", Value::Null).await.0, 200);
     house.record(&json!({ "event": "read", "route": "GET /-/auth/users" }));
 }
 
@@ -486,9 +416,9 @@ async fn no_value_token_password_query_or_id_of_a_session_is_ever_written() {
     let boss = house.certified("boss", "model");
     let password = format!("{MARKER}-password");
     let user = json!({ "password": password, "new": true });
-    assert_eq!(house.ask(&boss, "PUT", "users/eve", user).await.0, 204);
+    assert_eq!(ask(&boss, "PUT", "users/eve", user).await.0, 204);
     let eve = house.bare("model").password("eve", &password);
-    let (_, token) = house.token(&eve).await;
+    let (_, token) = mint_token(&eve, json!({})).await;
     let session = house
         .connect(house.bare("model").token(&token))
         .await
@@ -565,7 +495,7 @@ async fn no_value_token_password_query_or_id_of_a_session_is_ever_written() {
         .await
         .unwrap_err();
     let named = json!({ "password": MARKER, MARKER: 1 });
-    assert_eq!(house.ask(&boss, "PUT", "users/x", named).await.0, 400);
+    assert_eq!(ask(&boss, "PUT", "users/x", named).await.0, 400);
     drop(session);
     house.0.server.terminate();
 

@@ -2,100 +2,35 @@
 
 #![expect(clippy::unwrap_used, reason = "a test: what fails is the finding")]
 
+use std::ops::Deref;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use storage_client::http::request;
-use storage_client::{ConnectOptions, RemoteStorage};
-use storage_protocol::{Batch, CommitOptions, Storage, StorageError, StorageExt};
+use storage_protocol::{StorageError, StorageExt};
+use storage_testkit::entrance::{Entrance, ask, mint_token};
 use storage_testkit::raw::{Raw, http, tcp, tls, upgrade_request};
 use storage_testkit::served::Served;
 
-/// One listener for all.
-const LISTENER: &str = r#"
-[[rule]]
-principal = "cert:boss"
-keyspace = "system"
-allow = ["admin"]
+struct House(Entrance);
 
-[[rule]]
-principal = "*"
-keyspace = "model"
-prefix = "open/"
-allow = ["read", "write", "watch"]
+impl Deref for House {
+    type Target = Entrance;
 
-[[rule]]
-principal = "cert:boss"
-keyspace = "*"
-allow = ["read", "write", "watch", "admin"]
-
-[[listener]]
-address = "127.0.0.1:0"
-tls = "server"
-auth = ["certificate", "token", "password"]
-"#;
-
-struct House(Served);
+    fn deref(&self) -> &Entrance {
+        &self.0
+    }
+}
 
 impl House {
     async fn new() -> Self {
-        let house = Self(Served::new(&["boss", "ann"], LISTENER));
-        let boss = house.connect(house.certified("boss", "model")).await;
-        let batch = Batch::new().put("open/a", "1").put("closed/a", "secret");
-        boss.unwrap()
-            .commit(batch, CommitOptions::default())
-            .await
-            .unwrap();
-        house
-    }
-
-    fn url(&self, keyspace: &str) -> String {
-        format!("{}/storage/{keyspace}", self.0.server.url("storage"))
-    }
-
-    fn certified(&self, client: &str, keyspace: &str) -> ConnectOptions {
-        let folder = self.0.certificates.dir().join(client);
-        ConnectOptions::new(self.url(keyspace)).credentials_dir(folder)
-    }
-
-    fn bare(&self, keyspace: &str) -> ConnectOptions {
-        let ca = self.0.certificates.dir().join("ann/ca.pem");
-        ConnectOptions::new(self.url(keyspace)).without_client_certificate(ca)
-    }
-
-    async fn connect(&self, options: ConnectOptions) -> Result<RemoteStorage, StorageError> {
-        RemoteStorage::connect(options).await
-    }
-
-    /// Status and body of a request by these credentials.
-    async fn ask(
-        &self,
-        options: &ConnectOptions,
-        method: &str,
-        path: &str,
-        body: Value,
-    ) -> (u16, Value) {
-        let body = (!body.is_null()).then(|| body.to_string().into_bytes());
-        let path = format!("/-/auth/{path}");
-        let (status, body) = request(options, method.parse().unwrap(), &path, body)
-            .await
-            .unwrap();
-        let json = serde_json::from_slice(&body).unwrap_or(Value::Null);
-        (status.as_u16(), json)
+        Self(Entrance::new("").await)
     }
 
     async fn with_user(&self, name: &str, password: &str) {
         let boss = self.certified("boss", "model");
         let user = json!({ "password": password, "new": true });
-        let (status, body) = self.ask(&boss, "PUT", &format!("users/{name}"), user).await;
+        let (status, body) = ask(&boss, "PUT", &format!("users/{name}"), user).await;
         assert_eq!(status, 204, "{body}");
-    }
-
-    async fn token(&self, options: &ConnectOptions, wanted: Value) -> (String, String) {
-        let (status, body) = self.ask(options, "POST", "tokens", wanted).await;
-        assert_eq!(status, 201, "{body}");
-        let text = |name: &str| body[name].as_str().unwrap().to_owned();
-        (text("id"), text("token"))
     }
 }
 
@@ -168,7 +103,7 @@ async fn who_is_disabled_or_removed_or_has_another_password_is_out() {
     ] {
         house.with_user("eve", "correct horse").await;
         let eve = house.bare("model").password("eve", "correct horse");
-        let (_, token) = house.token(&eve, json!({})).await;
+        let (_, token) = mint_token(&eve, json!({})).await;
         let by_password = house
             .connect(eve.clone().give_up_after(Duration::ZERO))
             .await
@@ -183,7 +118,7 @@ async fn who_is_disabled_or_removed_or_has_another_password_is_out() {
             Value::Null => ("DELETE", Value::Null),
             change => ("PUT", change.clone()),
         };
-        let (status, answer) = house.ask(&boss, method, "users/eve", body).await;
+        let (status, answer) = ask(&boss, method, "users/eve", body).await;
         assert_eq!(status, 204, "{answer}");
         for session in [&by_password, &by_token] {
             // Each call that is made from now on fails, and within a moment since the connection is closed.
@@ -198,10 +133,7 @@ async fn who_is_disabled_or_removed_or_has_another_password_is_out() {
         }
         refused(&house.connect(eve).await.unwrap_err(), "401");
         if change != Value::Null {
-            assert_eq!(
-                house.ask(&boss, "DELETE", "users/eve", Value::Null).await.0,
-                204
-            );
+            assert_eq!(ask(&boss, "DELETE", "users/eve", Value::Null).await.0, 204);
         }
     }
 }
@@ -212,12 +144,11 @@ async fn a_token_does_what_it_was_minted_for_and_never_more_than_its_minter() {
     let ann = house.certified("ann", "model");
     let grants = json!([{ "keyspace": "model", "prefix": "open/", "allow": ["read"] },
         { "keyspace": "model", "prefix": "closed/", "allow": ["read"] }]);
-    let (id, token) = house
-        .token(
-            &ann,
-            json!({ "grants": grants, "ttl": "1h", "name": "page" }),
-        )
-        .await;
+    let (id, token) = mint_token(
+        &ann,
+        json!({ "grants": grants, "ttl": "1h", "name": "page" }),
+    )
+    .await;
     let bearer = house.bare("model").token(&token);
     let page = house
         .connect(bearer.clone().give_up_after(Duration::ZERO))
@@ -235,7 +166,7 @@ async fn a_token_does_what_it_was_minted_for_and_never_more_than_its_minter() {
         );
     }
     // What it mints is no wider, and ends with it.
-    let (_, inner) = house.token(&bearer, json!({ "ttl": "10h" })).await;
+    let (_, inner) = mint_token(&bearer, json!({ "ttl": "10h" })).await;
     let inner = house
         .bare("model")
         .token(inner)
@@ -243,7 +174,7 @@ async fn a_token_does_what_it_was_minted_for_and_never_more_than_its_minter() {
     let child = house.connect(inner.clone()).await.unwrap();
     assert!(child.put("open/a".into(), "2".into()).await.is_err());
 
-    let (status, listed) = house.ask(&ann, "GET", "tokens", Value::Null).await;
+    let (status, listed) = ask(&ann, "GET", "tokens", Value::Null).await;
     assert_eq!(
         (status, listed["tokens"].as_array().unwrap().len()),
         (200, 2)
@@ -256,15 +187,13 @@ async fn a_token_does_what_it_was_minted_for_and_never_more_than_its_minter() {
     house.with_user("eve", "correct horse").await;
     let eve = house.bare("model").password("eve", "correct horse");
     assert_eq!(
-        house
-            .ask(&eve, "DELETE", &format!("tokens/{id}"), Value::Null)
+        ask(&eve, "DELETE", &format!("tokens/{id}"), Value::Null)
             .await
             .0,
         404
     );
     assert_eq!(
-        house
-            .ask(&ann, "DELETE", &format!("tokens/{id}"), Value::Null)
+        ask(&ann, "DELETE", &format!("tokens/{id}"), Value::Null)
             .await
             .0,
         204
@@ -285,7 +214,7 @@ async fn a_token_does_what_it_was_minted_for_and_never_more_than_its_minter() {
 async fn a_token_ends_when_its_time_is_over() {
     let house = House::new().await;
     let ann = house.certified("ann", "model");
-    let (_, token) = house.token(&ann, json!({ "ttl": "2s" })).await;
+    let (_, token) = mint_token(&ann, json!({ "ttl": "2s" })).await;
     let request = upgrade_request(
         "/storage/model",
         &format!("Sec-WebSocket-Protocol: storage-sync.v1, bearer.{token}\r\n"),
@@ -319,19 +248,15 @@ async fn a_token_ends_when_its_time_is_over() {
 async fn bare_tls(
     house: &House,
 ) -> impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + use<> {
-    storage_testkit::raw::tls_without_certificate(&house.0.server, &house.0.certificates).await
+    storage_testkit::raw::tls_without_certificate(&house.server, &house.certificates).await
 }
 
 #[tokio::test]
 async fn tokens_that_are_none_are_refused_and_never_shown() {
     let house = House::new().await;
     let other = House::new().await;
-    let (_, foreign) = other
-        .token(&other.certified("ann", "model"), json!({}))
-        .await;
-    let (_, good) = house
-        .token(&house.certified("ann", "model"), json!({}))
-        .await;
+    let (_, foreign) = mint_token(&other.certified("ann", "model"), json!({})).await;
+    let (_, good) = mint_token(&house.certified("ann", "model"), json!({})).await;
     let parts: Vec<_> = good.split('.').collect();
     let none = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0";
     for bad in [
@@ -351,13 +276,13 @@ async fn tokens_that_are_none_are_refused_and_never_shown() {
     }
     // Keys are rotated without anybody being put out.
     let boss = house.certified("boss", "model");
-    assert_eq!(house.ask(&boss, "POST", "keys", Value::Null).await.0, 204);
+    assert_eq!(ask(&boss, "POST", "keys", Value::Null).await.0, 204);
     house
         .connect(house.bare("model").token(&good))
         .await
         .unwrap();
     let ann = house.certified("ann", "model");
-    assert_eq!(house.ask(&ann, "POST", "keys", Value::Null).await.0, 403);
+    assert_eq!(ask(&ann, "POST", "keys", Value::Null).await.0, 403);
 }
 
 #[tokio::test]
@@ -506,70 +431,65 @@ async fn what_is_asked_wrongly_is_answered_with_what_is_wrong() {
         ),
         (&ann, "GET", "rules", Value::Null, 403, "no administrator"),
     ] {
-        let (answered, body) = house.ask(options, method, path, body).await;
+        let (answered, body) = ask(options, method, path, body).await;
         assert_eq!(answered, status, "{method} {path}: {body}");
         let error = body["error"].as_str().unwrap_or_default();
         assert!(error.contains(what), "{method} {path}: {error}");
     }
-    let (_, who) = house.ask(&ann, "GET", "whoami", Value::Null).await;
+    let (_, who) = ask(&ann, "GET", "whoami", Value::Null).await;
     assert_eq!(
         (who["principal"].as_str(), who["by"].as_str()),
         (Some("cert:ann"), Some("certificate"))
     );
-    let (_, why) = house
-        .ask(
-            &ann,
-            "GET",
-            "explain?keyspace=model&key=closed/a&permission=read",
-            Value::Null,
-        )
-        .await;
+    let (_, why) = ask(
+        &ann,
+        "GET",
+        "explain?keyspace=model&key=closed/a&permission=read",
+        Value::Null,
+    )
+    .await;
     assert_eq!(why["allowed"], json!(false), "{why}");
     // A key that is no text.
     for (key, allowed) in [("open/%00%ff", true), ("%ffopen/", false)] {
         let path = format!("explain?keyspace=model&key={key}&permission=read");
-        let (status, why) = house.ask(&ann, "GET", &path, Value::Null).await;
+        let (status, why) = ask(&ann, "GET", &path, Value::Null).await;
         assert_eq!((status, &why["allowed"]), (200, &json!(allowed)), "{why}");
     }
-    let (_, why) = house
-        .ask(
-            &ann,
-            "GET",
-            "explain?keyspace=model&key=open/a&permission=read",
-            Value::Null,
-        )
-        .await;
+    let (_, why) = ask(
+        &ann,
+        "GET",
+        "explain?keyspace=model&key=open/a&permission=read",
+        Value::Null,
+    )
+    .await;
     assert_eq!(
         (why["allowed"].clone(), why["origin"].clone()),
-        (json!(true), json!("rule[1] of the configuration"))
+        (json!(true), json!("rule[2] of the configuration"))
     );
 }
 
 #[tokio::test]
 async fn a_change_that_locks_all_out_is_made_by_force_alone_and_force_does_nothing_else() {
-    let house = House(Served::new(&["boss", "ann"], ""));
+    let house = House(Entrance(Served::new(&["boss", "ann"], "")));
     let boss = house.certified("boss", "model");
     let admin = json!({ "principal": "cert:boss", "keyspace": "system", "allow": ["admin"] });
     let ann = json!({ "principal": "cert:ann", "keyspace": "model", "allow": ["read"] });
-    assert_eq!(house.ask(&boss, "PUT", "rules/boss", admin).await.0, 204);
-    let put = house.ask(&boss, "PUT", "rules/ann", ann.clone()).await;
+    assert_eq!(ask(&boss, "PUT", "rules/boss", admin).await.0, 204);
+    let put = ask(&boss, "PUT", "rules/ann", ann.clone()).await;
     assert_eq!(put.0, 204, "{}", put.1);
-    let (status, why) = house.ask(&boss, "DELETE", "rules/boss", Value::Null).await;
+    let (status, why) = ask(&boss, "DELETE", "rules/boss", Value::Null).await;
     assert_eq!(status, 400);
     assert!(why.to_string().contains("nobody could change"), "{why}");
     // Who may not change rules does not by force, and what is no rule's name is none.
     let certified = house.certified("ann", "model");
     let path = "rules/boss?force=true";
-    assert_eq!(
-        house.ask(&certified, "DELETE", path, Value::Null).await.0,
-        403
-    );
+    assert_eq!(ask(&certified, "DELETE", path, Value::Null).await.0, 403);
     let long = format!("rules/{}?force=true", "x".repeat(257));
-    let (status, why) = house.ask(&boss, "PUT", &long, ann).await;
+    let (status, why) = ask(&boss, "PUT", &long, ann).await;
     assert_eq!(status, 400, "{why}");
     assert!(why.to_string().contains("1 to 256 bytes"), "{why}");
-    assert_eq!(house.ask(&boss, "DELETE", path, Value::Null).await.0, 204);
-    assert_eq!(house.ask(&boss, "GET", "rules", Value::Null).await.0, 403);
+    assert_eq!(ask(&boss, "DELETE", path, Value::Null).await.0, 204);
+    assert_eq!(ask(&boss, "GET", "rules", Value::Null).await.0, 403);
 }
 
 #[tokio::test]
@@ -585,9 +505,7 @@ async fn a_name_with_which_nobody_could_log_in_is_refused_when_the_user_is_added
         (long.as_str(), "longer than 256 bytes"),
     ] {
         let user = json!({ "password": "a", "new": true });
-        let (status, body) = house
-            .ask(&boss, "PUT", &format!("users/{name}"), user)
-            .await;
+        let (status, body) = ask(&boss, "PUT", &format!("users/{name}"), user).await;
         assert_eq!(status, 400, "{name}: {body}");
         let error = body["error"].as_str().unwrap();
         assert!(error.contains(why), "{name}: {error}");
@@ -607,19 +525,19 @@ async fn all_tokens_of_everybody_end_at_once_when_an_administrator_says_so() {
         house.certified("ann", "model"),
         house.bare("model").password("eve", "correct horse"),
     );
-    let (_, of_ann) = house.token(&ann, json!({})).await;
-    let (_, of_eve) = house.token(&eve, json!({})).await;
+    let (_, of_ann) = mint_token(&ann, json!({})).await;
+    let (_, of_eve) = mint_token(&eve, json!({})).await;
     let session = house.bare("model").token(&of_ann);
     let session = house
         .connect(session.give_up_after(Duration::ZERO))
         .await
         .unwrap();
     for not_an_administrator in [&ann, &eve] {
-        let asked = house.ask(not_an_administrator, "DELETE", "tokens", Value::Null);
+        let asked = ask(not_an_administrator, "DELETE", "tokens", Value::Null);
         assert_eq!(asked.await.0, 403);
     }
     let boss = house.certified("boss", "model");
-    let (status, body) = house.ask(&boss, "DELETE", "tokens", Value::Null).await;
+    let (status, body) = ask(&boss, "DELETE", "tokens", Value::Null).await;
     assert_eq!((status, body), (200, json!({ "revoked": 2 })));
     let began = Instant::now();
     while session.get_one("open/a".into()).await.is_ok() {
@@ -637,7 +555,7 @@ async fn all_tokens_of_everybody_end_at_once_when_an_administrator_says_so() {
             "{error}"
         );
     }
-    let (_, again) = house.token(&ann, json!({})).await;
+    let (_, again) = mint_token(&ann, json!({})).await;
     house
         .connect(house.bare("model").token(again))
         .await
@@ -650,7 +568,7 @@ async fn a_web_page_of_another_site_changes_nothing_with_the_login_that_its_brow
     house.with_user("eve", "correct horse").await;
     // eve:correct horse
     let login = "Authorization: Basic ZXZlOmNvcnJlY3QgaG9yc2U=";
-    let host = house.0.server.url("storage").replace("wss://", "");
+    let host = house.server.url("storage").replace("wss://", "");
     let own = format!("https://{host}");
     let json = "application/json";
     for (origin, content_type, status) in [
@@ -674,14 +592,13 @@ async fn a_web_page_of_another_site_changes_nothing_with_the_login_that_its_brow
         let answer = http(&mut bare_tls(&house).await, &request).await;
         assert_eq!(answer.status, status, "{request}\n{}", answer.text());
     }
-    let (_, listed) = house
-        .ask(
-            &house.certified("boss", "model"),
-            "GET",
-            "tokens",
-            Value::Null,
-        )
-        .await;
+    let (_, listed) = ask(
+        &house.certified("boss", "model"),
+        "GET",
+        "tokens",
+        Value::Null,
+    )
+    .await;
     assert_eq!(listed["tokens"].as_array().unwrap().len(), 2, "{listed}");
 }
 
@@ -689,13 +606,13 @@ async fn a_web_page_of_another_site_changes_nothing_with_the_login_that_its_brow
 async fn what_is_of_the_configuration_is_told_from_what_is_stored_and_is_not_removed() {
     let role = "[[role]]\nname = \"ops\"\nmembers = [\"cert:a\"]\n\
         [[role]]\nname = \"fixed\"\nmembers = [\"cert:b\"]\n";
-    let house = House(Served::new(&["boss", "ann"], &format!("{LISTENER}{role}")));
+    let house = House(Entrance::new(role).await);
     let boss = house.certified("boss", "model");
     let stored = json!({ "members": ["user:eve"] });
-    assert_eq!(house.ask(&boss, "PUT", "roles/ops", stored).await.0, 204);
+    assert_eq!(ask(&boss, "PUT", "roles/ops", stored).await.0, 204);
     let rule = json!({ "principal": "role:ops", "keyspace": "model", "allow": ["read"] });
-    assert_eq!(house.ask(&boss, "PUT", "rules/ops", rule).await.0, 204);
-    let (_, listed) = house.ask(&boss, "GET", "rules", Value::Null).await;
+    assert_eq!(ask(&boss, "PUT", "rules/ops", rule).await.0, 204);
+    let (_, listed) = ask(&boss, "GET", "rules", Value::Null).await;
     assert_eq!(
         listed["roles"],
         json!([
@@ -722,7 +639,7 @@ async fn what_is_of_the_configuration_is_told_from_what_is_stored_and_is_not_rem
         ("roles/none", 404, "no such role"),
         ("rules/rule%5B0%5D", 404, "changed there"),
     ] {
-        let (answered, body) = house.ask(&boss, "DELETE", path, Value::Null).await;
+        let (answered, body) = ask(&boss, "DELETE", path, Value::Null).await;
         assert_eq!(answered, status, "{path}: {body}");
         assert!(body.to_string().contains(why), "{path}: {body}");
     }
@@ -736,7 +653,7 @@ async fn of_two_who_set_a_password_at_once_one_is_told_and_the_others_holds() {
     for round in 0..4 {
         let passwords = [format!("one {round}"), format!("two {round}")];
         let set = |n: usize| {
-            house.ask(
+            ask(
                 &boss,
                 "PUT",
                 "users/eve",
@@ -767,18 +684,12 @@ async fn tokens_that_are_good_for_nothing_are_marked_or_removed() {
     house.with_user("eve", "correct horse").await;
     let boss = house.certified("boss", "model");
     let eve = house.bare("model").password("eve", "correct horse");
-    let (id, token) = house.token(&eve, json!({})).await;
-    let (child, _) = house
-        .token(&house.bare("model").token(&token), json!({}))
-        .await;
-    let (of_ann, by_ann) = house
-        .token(&house.certified("ann", "model"), json!({}))
-        .await;
-    house
-        .token(&house.bare("model").token(&by_ann), json!({}))
-        .await;
+    let (id, token) = mint_token(&eve, json!({})).await;
+    let (child, _) = mint_token(&house.bare("model").token(&token), json!({})).await;
+    let (of_ann, by_ann) = mint_token(&house.certified("ann", "model"), json!({})).await;
+    mint_token(&house.bare("model").token(&by_ann), json!({})).await;
     let listed = async || {
-        let (_, body) = house.ask(&boss, "GET", "tokens", Value::Null).await;
+        let (_, body) = ask(&boss, "GET", "tokens", Value::Null).await;
         let tokens = body["tokens"].as_array().unwrap().iter();
         let text = |token: &Value, name: &str| token[name].as_str().map(str::to_owned);
         let tokens = tokens.map(|token| (text(token, "id").unwrap(), text(token, "ended")));
@@ -788,7 +699,7 @@ async fn tokens_that_are_good_for_nothing_are_marked_or_removed() {
     // They would be good again.
     for (disabled, ended) in [(true, Some("user disabled or removed")), (false, None)] {
         let change = json!({ "disabled": disabled });
-        assert_eq!(house.ask(&boss, "PUT", "users/eve", change).await.0, 204);
+        assert_eq!(ask(&boss, "PUT", "users/eve", change).await.0, 204);
         let tokens = listed().await;
         assert_eq!(tokens.len(), 4, "{tokens:?}");
         for (name, why) in tokens {
@@ -798,10 +709,10 @@ async fn tokens_that_are_good_for_nothing_are_marked_or_removed() {
     }
     // With a token those go that were minted with it; with another password all of its user's.
     let path = format!("tokens/{of_ann}");
-    assert_eq!(house.ask(&boss, "DELETE", &path, Value::Null).await.0, 204);
+    assert_eq!(ask(&boss, "DELETE", &path, Value::Null).await.0, 204);
     assert_eq!(listed().await.len(), 2);
     let change = json!({ "password": "another" });
-    assert_eq!(house.ask(&boss, "PUT", "users/eve", change).await.0, 204);
+    assert_eq!(ask(&boss, "PUT", "users/eve", change).await.0, 204);
     let began = Instant::now();
     while !listed().await.is_empty() {
         assert!(began.elapsed() < Duration::from_secs(10), "still there");

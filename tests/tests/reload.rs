@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::json;
 use storage_certs::{Request, Validity, load_certificates, server_name};
-use storage_client::http::request;
-use storage_client::{ConnectOptions, RemoteStorage};
+use storage_client::RemoteStorage;
 use storage_protocol::native::{ClientMessage, WatchRequest};
 use storage_protocol::{
     KeyRange, Outcome, Storage, StorageError, StorageExt, WatchEvent, WatchMode, WatchOptions,
     WatchStart,
 };
+use storage_testkit::entrance::{BOSS, LISTENER, mint_token};
 use storage_testkit::raw::{http, in_time, tls};
 use storage_testkit::served::Served;
 
@@ -23,18 +23,6 @@ use storage_testkit::served::Served;
 const BOUND: Duration = Duration::from_secs(5);
 
 const OPEN: &str = "";
-
-const RULES: &str = r#"
-[[rule]]
-principal = "cert:boss"
-keyspace = "*"
-allow = ["read", "write", "watch", "admin"]
-
-[[rule]]
-principal = "cert:boss"
-keyspace = "system"
-allow = ["admin"]
-"#;
 
 const ANN: &str = r#"
 [[rule]]
@@ -137,35 +125,16 @@ async fn who_is_revoked_while_it_watches_is_out_in_seconds_and_nobody_else_notic
     assert_eq!(served.metric(name).await, 1.0);
 }
 
-/// A server for peers with a certificate and those with a token.
-const BOTH: &str = r#"
-[[listener]]
-address = "127.0.0.1:0"
-tls = "server"
-auth = ["certificate", "token"]
-"#;
-
 #[tokio::test]
 async fn a_token_ends_with_the_certificate_that_it_was_minted_with() {
-    let served = Served::new(&["ann", "bob"], BOTH);
-    let url = format!("{}/storage/model", served.server.url("storage"));
-    let dir = served.certificates.dir();
+    let served = Served::new(&["ann", "bob"], LISTENER);
     let token_of = async |client: &str| {
-        let ann = ConnectOptions::new(url.clone()).credentials_dir(dir.join(client));
-        let body = Some(json!({ "ttl": "1h" }).to_string().into_bytes());
-        let (status, body) = request(&ann, "POST".parse().unwrap(), "/-/auth/tokens", body)
-            .await
-            .unwrap();
-        assert_eq!(status.as_u16(), 201);
-        let answer: serde_json::Value = serde_json::from_slice(&body).unwrap();
-        answer["token"].as_str().unwrap().to_owned()
+        let by = served.certified(client, "model");
+        mint_token(&by, json!({ "ttl": "1h" })).await.1
     };
     let bearer = async |token: &str| {
-        let options = ConnectOptions::new(url.clone())
-            .without_client_certificate(dir.join("ann/ca.pem"))
-            .token(token)
-            .give_up_after(Duration::ZERO);
-        RemoteStorage::connect(options).await
+        let options = served.bare("model").token(token);
+        RemoteStorage::connect(options.give_up_after(Duration::ZERO)).await
     };
     let (anns, bobs) = (token_of("ann").await, token_of("bob").await);
     let (by_ann, by_bob) = (bearer(&anns).await.unwrap(), bearer(&bobs).await.unwrap());
@@ -184,13 +153,13 @@ async fn a_token_ends_with_the_certificate_that_it_was_minted_with() {
 
 #[tokio::test]
 async fn rules_of_the_configuration_hold_when_it_has_changed_and_stay_when_it_is_not_good() {
-    let served = Served::new(&["boss", "ann"], RULES);
+    let served = Served::new(&["boss", "ann"], BOSS);
     let boss = served.connect("boss", "model").await;
     boss.put("a/1".into(), "1".into()).await.unwrap();
     let ann = served.connect("ann", "model").await;
     let may = async || ann.get_one("a/1".into()).await.is_ok();
     assert!(!may().await);
-    served.configure(&format!("{RULES}{ANN}"));
+    served.configure(&format!("{BOSS}{ANN}"));
     let took = until("the grant", may).await;
     assert!(took < BOUND, "{took:?}");
 
@@ -208,7 +177,7 @@ async fn rules_of_the_configuration_hold_when_it_has_changed_and_stay_when_it_is
         assert_eq!(served.metric(&failing("rules")).await, 1.0);
     }
 
-    served.configure(RULES);
+    served.configure(BOSS);
     served.server.signal(Signal::HUP);
     let took = until("the end of the grant", async || !may().await).await;
     assert!(took < BOUND, "{took:?}");

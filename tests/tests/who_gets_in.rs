@@ -36,6 +36,7 @@ use storage_protocol::native::{SUBPROTOCOL, ServerMessage, close_code};
 use storage_protocol::{
     KeyRange, ScanOptions, Storage, StorageError, StorageExt, Watch, WatchOptions,
 };
+use storage_testkit::entrance::mint;
 use storage_testkit::raw::{
     Encrypted, Raw, hello, http, tls, tls_without_certificate, until_closed, upgrade_request,
 };
@@ -223,8 +224,7 @@ fn logged_in(house: &House, name: &str) -> ConnectOptions {
 
 /// Id, text and end of a token that is minted by these credentials.
 async fn minted(by: &ConnectOptions, ttl: &str) -> (String, String, u64) {
-    let (status, body) = ask(by, "POST", "tokens", json!({ "ttl": ttl })).await;
-    assert_eq!(status, 201, "{body}");
+    let body = mint(by, json!({ "ttl": ttl })).await;
     let text = |name: &str| body[name].as_str().unwrap().to_owned();
     (text("id"), text("token"), body["expires"].as_u64().unwrap())
 }

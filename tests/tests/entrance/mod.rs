@@ -2,37 +2,22 @@
 
 use std::path::PathBuf;
 
-use serde_json::Value;
-use storage_client::http::request;
 use storage_client::{ConnectOptions, RemoteStorage};
 use storage_protocol::{Batch, CommitOptions, Storage};
+pub(crate) use storage_testkit::entrance::ask;
+use storage_testkit::entrance::{BOSS, LISTENER};
 use storage_testkit::harness::{Certificates, ServerProcess};
 use tempfile::TempDir;
 
+/// Everybody may use `model`; and a second listener.
 const CONFIG: &str = r#"
-[[rule]]
-principal = "cert:boss"
-keyspace = "system"
-allow = ["admin"]
-
-[[rule]]
-principal = "cert:boss"
-keyspace = "*"
-allow = ["read", "write", "watch", "admin"]
-
 [[rule]]
 principal = "*"
 keyspace = "model"
 allow = ["read", "write", "watch"]
-
-[[listener]]
-address = "127.0.0.1:0"
-tls = "server"
-auth = ["certificate", "token", "password"]
-
-[[listener]]
-address = "127.0.0.1:0"
 "#;
+
+const MUTUAL: &str = "[[listener]]\naddress = \"127.0.0.1:0\"\n";
 
 /// The server, its authority, and an administrator, `boss`.
 pub(crate) struct House {
@@ -56,7 +41,7 @@ impl House {
         let certificates = Certificates::issue(&[&["boss"], clients].concat());
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("server.toml");
-        std::fs::write(&config, CONFIG).unwrap();
+        std::fs::write(&config, format!("{BOSS}{CONFIG}{LISTENER}{MUTUAL}")).unwrap();
         let config = config.display().to_string();
         let data = folder.path().join("data");
         let server = ServerProcess::mutual(&certificates, &data, &["--config", &config]);
@@ -93,20 +78,4 @@ impl House {
     pub(crate) fn certified(&self, client: &str, door: Door, keyspace: &str) -> ConnectOptions {
         ConnectOptions::new(self.url(door, keyspace)).credentials_dir(self.credentials(client))
     }
-}
-
-/// Status and body of a request by these credentials.
-pub(crate) async fn ask(
-    options: &ConnectOptions,
-    method: &str,
-    path: &str,
-    body: Value,
-) -> (u16, Value) {
-    let body = (!body.is_null()).then(|| body.to_string().into_bytes());
-    let path = format!("/-/auth/{path}");
-    let (status, body) = request(options, method.parse().unwrap(), &path, body)
-        .await
-        .unwrap();
-    let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
-    (status.as_u16(), body)
 }
