@@ -8,6 +8,9 @@
 //! The flood runs in the test's process, on threads that give way to all others (nice 19). Its own work, which in the field
 //! another machine does, then takes next to nothing from the witness or the server; what the server does for it does. It
 //! sends as much as the server takes.
+//!
+//! What the server's memory grows by meanwhile is held against the sum of its bounds, with a fifth beside for what an
+//! allocator leaves between.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
 
@@ -31,10 +34,10 @@ use storage_protocol::{
 use storage_testkit::harness::{Certificates, ServerProcess};
 use storage_testkit::raw::{Encrypted, hello, http, tcp, tls, upgrade_request};
 use storage_testkit::served::Served;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpSocket;
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Mutex, MutexGuard, Semaphore};
 use tokio_rustls::TlsConnector;
 
 /// How many times its quiet latency the witness's may be.
@@ -52,7 +55,30 @@ const WINDOWS: usize = 4;
 /// One test at a time: what is measured is the machine's too.
 static ALONE: Mutex<()> = Mutex::const_new(());
 
-const CONFIG: &str = "[[listener]]\naddress = \"127.0.0.1:0\"\ntls = \"server\"\nauth = [\"certificate\", \"password\"]\n";
+const CONFIG: &str = r#"
+[limits]
+message_bytes_max = "4 MiB"
+value_bytes_max = "1 MiB"
+bytes_in_flight_total_max = "32 MiB"
+partial_messages_bytes_max = "32 MiB"
+commit_queue_bytes_max = "32 MiB"
+outbox_bytes_max = "1 MiB"
+outbox_bytes_total_max = "32 MiB"
+watch_bytes_total_max = "32 MiB"
+memory_bytes_max = "64 MiB"
+
+[engine]
+ring_bytes = "16 MiB"
+
+[[listener]]
+address = "127.0.0.1:0"
+tls = "server"
+auth = ["certificate", "password"]
+"#;
+
+/// What one principal may have the server hold by these limits, half of each of the five, and the engine besides; and for
+/// 64 connections that are no sessions, or have nothing in flight, 64 KiB each.
+const BOUNDS: u64 = (5 * 16 + 64 + 16 + 4) << 20;
 
 /// The server, its witness and the flood's threads.
 struct House {
@@ -166,6 +192,7 @@ impl House {
         F: Future<Output = ()> + Send + 'static,
     {
         let before = Latency::best(&self.windows().await);
+        let resident = self.served.server.resident_bytes();
         let runtime = self.flood.take().unwrap();
         let mut tasks = Vec::new();
         for number in 0..peers {
@@ -194,12 +221,17 @@ impl House {
             put: before.put.max(after.put),
         };
         let best = Latency::best(&flooded);
-        let report =
-            format!("{what}: quiet {quiet:?}, flooded {best:?} of {flooded:?}, {done} times");
+        let grown = self.served.server.peak_resident_bytes() - resident;
+        let report = format!(
+            "{what}: quiet {quiet:?}, flooded {best:?} of {flooded:?}, {done} times; memory {} MiB and up to {} more",
+            resident >> 20,
+            grown >> 20
+        );
         println!("{report}");
         assert!(done >= least, "no flood: {report}");
         assert!(best.get <= TIMES * quiet.get + FLOOR, "{report}");
         assert!(best.put <= TIMES * quiet.put + FLOOR, "{report}");
+        assert!(grown <= BOUNDS / 5 * 6, "{report}");
     }
 }
 
@@ -275,23 +307,57 @@ fn put_frame(bytes: &mut Vec<u8>, payload: &[u8]) {
     bytes.extend_from_slice(payload);
 }
 
-/// Writes this again and again, `count` at a time, and reads what comes.
-async fn pour(flood: &Flood, stream: Encrypted, mut next: impl FnMut() -> (Vec<u8>, u64)) {
-    let (mut reader, mut writer) = tokio::io::split(stream);
-    let reading = async {
-        let mut buffer = vec![0; 256 << 10];
-        while reader.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
-    };
-    let writing = async {
-        while flood.goes_on() {
-            let (bytes, count) = next();
-            if writer.write_all(&bytes).await.is_err() || writer.flush().await.is_err() {
-                break;
+/// Requests of one session that wait for their answers: as many as a client may have, less one write.
+const WINDOW_REQUESTS: usize = 900;
+
+/// Writes, in one session after another, what `next` gives for the first write of a session, the second and so on, with how
+/// many messages that is; and reads what comes. With `answered`, each message has one answer, and no more of them wait for
+/// it than a client may send ahead.
+async fn pour(flood: &Flood, answered: bool, next: impl Fn(u32) -> (Vec<u8>, usize)) {
+    while flood.goes_on() {
+        let (reader, mut writer) = tokio::io::split(flood.session().await);
+        let room = Semaphore::new(WINDOW_REQUESTS);
+        let reading = async {
+            let mut reader = BufReader::with_capacity(256 << 10, reader);
+            while pass_frame(&mut reader).await.is_ok() {
+                room.add_permits(1);
             }
-            flood.count(count);
-        }
+        };
+        let writing = async {
+            for nth in 0.. {
+                let (bytes, count) = next(nth);
+                if answered {
+                    let count = u32::try_from(count).unwrap();
+                    room.acquire_many(count).await.unwrap().forget();
+                }
+                if writer.write_all(&bytes).await.is_err() || writer.flush().await.is_err() {
+                    break;
+                }
+                flood.count(count as u64);
+            }
+        };
+        tokio::select! { () = reading => {} () = writing => {} }
+    }
+}
+
+/// Reads a frame of the server, and passes over what is in it.
+async fn pass_frame(reader: &mut (impl AsyncBufRead + Unpin)) -> std::io::Result<()> {
+    let _ = reader.read_u8().await?;
+    let mut length = match reader.read_u8().await? {
+        126 => u64::from(reader.read_u16().await?),
+        127 => reader.read_u64().await?,
+        short => u64::from(short),
     };
-    tokio::select! { () = reading => {} () = writing => {} }
+    while length > 0 {
+        let there = reader.fill_buf().await?.len() as u64;
+        if there == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        let passed = there.min(length);
+        reader.consume(usize::try_from(passed).unwrap());
+        length -= passed;
+    }
+    Ok(())
 }
 
 #[tokio::test]
@@ -299,19 +365,40 @@ async fn a_flood_of_gets() {
     let house = House::new().await;
     house
         .holds("gets", 8, 10_000, |flood| async move {
-            let stream = flood.session().await;
-            let mut id = 0;
-            let next = || {
+            let next = |nth: u32| {
                 let gets: Vec<_> = (0..100)
                     .map(|n| {
-                        id += 1;
                         let keys = vec![Key::from(format!("k/{n}"))];
-                        (Some(id), ClientMessage::Get { keys })
+                        (Some(100 * nth + n), ClientMessage::Get { keys })
                     })
                     .collect();
                 (frames(&gets), 100)
             };
-            pour(&flood, stream, next).await;
+            pour(&flood, true, next).await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_flood_of_commits() {
+    let house = House::new().await;
+    house
+        .holds("commits", 8, 10_000, |flood| async move {
+            let next = |nth: u32| {
+                let commits: Vec<_> = (0..100)
+                    .map(|n| {
+                        let id = 100 * nth + n + 1;
+                        let message = ClientMessage::Commit {
+                            number: id.into(),
+                            options: CommitOptions::default(),
+                            batch: Batch::new().put(format!("f/{}/{n}", flood.number), "1"),
+                        };
+                        (Some(id), message)
+                    })
+                    .collect();
+                (frames(&commits), 100)
+            };
+            pour(&flood, true, next).await;
         })
         .await;
 }
@@ -321,26 +408,22 @@ async fn a_flood_of_half_sent_messages() {
     let house = House::new().await;
     house
         .holds("half-sent messages", 8, 100, |flood| async move {
-            while flood.goes_on() {
-                let stream = flood.session().await;
-                let mut id = 0u32;
-                let next = || {
-                    id += 1;
-                    // The first part of a commit of two.
-                    let mut outbox = Outbox::new();
-                    let value = vec![7; 300_000];
-                    let message = ClientMessage::Commit {
-                        number: id.into(),
-                        options: CommitOptions::default(),
-                        batch: Batch::new().put("half", value),
-                    };
-                    outbox.push(Class::Control, message.encode(Some(id)));
-                    let mut bytes = Vec::new();
-                    put_frame(&mut bytes, &outbox.pop().unwrap());
-                    (bytes, 1)
+            let next = |nth: u32| {
+                let id = nth + 1;
+                // The first part of a commit of two.
+                let mut outbox = Outbox::new();
+                let value = vec![7; 300_000];
+                let message = ClientMessage::Commit {
+                    number: id.into(),
+                    options: CommitOptions::default(),
+                    batch: Batch::new().put("half", value),
                 };
-                pour(&flood, stream, next).await;
-            }
+                outbox.push(Class::Control, message.encode(Some(id)));
+                let mut bytes = Vec::new();
+                put_frame(&mut bytes, &outbox.pop().unwrap());
+                (bytes, 1)
+            };
+            pour(&flood, false, next).await;
         })
         .await;
 }
@@ -350,12 +433,10 @@ async fn a_flood_of_watches() {
     let house = House::new().await;
     house
         .holds("watches", 8, 1_000, |flood| async move {
-            let stream = flood.session().await;
-            let mut first = 0;
-            let next = || {
+            let next = |nth: u32| {
                 // Opened, and ended at once; those of the whole keyspace are told what the witness puts.
                 let mut messages = Vec::new();
-                for id in (first..first + 100).map(|n| 2 * n) {
+                for id in (0..100).map(|n| 2 * (100 * nth + n)) {
                     let request = WatchRequest {
                         range: KeyRange::all(),
                         start: WatchStart::Beginning,
@@ -367,10 +448,9 @@ async fn a_flood_of_watches() {
                     messages.push((Some(id), ClientMessage::Watch(request)));
                     messages.push((Some(id + 1), ClientMessage::Unwatch { watch: id }));
                 }
-                first += 100;
                 (frames(&messages), 100)
             };
-            pour(&flood, stream, next).await;
+            pour(&flood, false, next).await;
         })
         .await;
 }

@@ -39,8 +39,9 @@ pub(super) const READ_BUFFER_BYTES: usize = 8 * 1024;
 const WRITE_BUFFER_BYTES: usize = 64 * 1024;
 /// Messages taken before their answers get a turn.
 const MESSAGES_PER_ROUND: usize = 128;
-/// Rounds before other tasks of the runtime get a turn.
-const ROUNDS_PER_TURN: usize = 16;
+/// After this time no further round is begun before other tasks of the runtime get a turn: a call waits for a turn of each
+/// connection that is busy, divided among the runtime's threads.
+const TURN: Duration = Duration::from_micros(250);
 /// How long a closing handshake may take.
 pub(super) const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 /// What a control frame of a client has besides its payload.
@@ -226,7 +227,7 @@ where
         if self.timer.as_mut().poll(cx).is_ready() {
             self.on_time(cx, now)?;
         }
-        for round in 0.. {
+        loop {
             let mut moved = self.read(cx, now)?;
             moved |= self.dialect.poll_work(cx, now)?;
             if let Some(slot) = self.dialect.logged_in() {
@@ -236,7 +237,7 @@ where
             if !moved {
                 break;
             }
-            if round == ROUNDS_PER_TURN {
+            if now.elapsed() >= TURN {
                 cx.waker().wake_by_ref();
                 break;
             }

@@ -14,7 +14,7 @@ use super::disk::{Disk, Need};
 use super::metrics::Metrics;
 use super::options::EngineOptions;
 use super::session::RocksSession;
-use crate::engine::rocks::commit::{Queue, Task, submit};
+use crate::engine::rocks::commit::{Queue, Taken, Task, submit};
 use crate::engine::rocks::housekeeping::{
     ExpiryTimer, end_old_sessions, forget_of, write_synced_file,
 };
@@ -119,7 +119,9 @@ impl RocksEngine {
                 // What was half done is unknown: no more writes.
                 poison.store.poison(&format!("the {name} panicked"));
                 poison.queue.close();
-                while !poison.queue.take().is_empty() {}
+                while poison.queue.wait() {
+                    drop(poison.queue.take_share(&mut Taken::default()));
+                }
             }
         };
         let thread = thread::Builder::new()

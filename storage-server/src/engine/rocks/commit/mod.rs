@@ -23,8 +23,10 @@ use rocksdb::{WriteBatch, WriteOptions};
 use storage_protocol::{Outcome, Revision, StorageError};
 
 pub(crate) use self::group::Group;
-pub(crate) use self::queue::Queue;
-pub(crate) use self::task::{Task, Work, submit};
+pub(crate) use self::queue::{Queue, Taken};
+#[cfg(test)]
+pub(crate) use self::task::Work;
+pub(crate) use self::task::{Task, submit};
 use crate::engine::rocks::EngineShared;
 use crate::engine::rocks::options::Durability;
 
@@ -35,12 +37,8 @@ pub(crate) fn run(shared: &EngineShared) {
     let mut sync = WriteOptions::default();
     sync.set_sync(shared.store.options.durability == Durability::Sync);
     let mut committer = Committer { shared, sync };
-    loop {
-        let works = shared.queue.take();
-        if works.is_empty() {
-            return;
-        }
-        committer.commit(works);
+    while shared.queue.wait() {
+        committer.commit();
     }
 }
 
@@ -58,16 +56,23 @@ struct Committer<'a> {
 }
 
 impl Committer<'_> {
-    fn commit(&mut self, works: Vec<Work>) {
-        let mut group: Option<Group<'_>> = None;
-        for work in works {
-            if let Some(full) = group.take_if(|group| group.is_full()) {
-                self.write(full);
+    /// Takes works, evaluates them, and writes them as one group, or as more where one is full.
+    fn commit(&mut self) {
+        let (mut taken, mut group) = (Taken::default(), None::<Group<'_>>);
+        loop {
+            let works = self.shared.queue.take_share(&mut taken);
+            if works.is_empty() {
+                break;
             }
-            // Only once the group before is written: the next one's revisions follow on it.
-            group
-                .get_or_insert_with(|| Group::begin(self.shared))
-                .take(work);
+            for work in works {
+                if let Some(full) = group.take_if(|group| group.is_full()) {
+                    self.write(full);
+                }
+                // Only once the group before is written: the next one's revisions follow on it.
+                group
+                    .get_or_insert_with(|| Group::begin(self.shared))
+                    .take(work);
+            }
         }
         if let Some(group) = group {
             self.write(group);

@@ -7,9 +7,15 @@
 //! What a line was given is remembered after it ran empty, until the others have as much or nothing waits; who was idle
 //! has saved up nothing. Within a line, and so within a session, order is kept. No line takes more than half of the queue,
 //! or one commit if that is larger.
+//!
+//! The committer takes one share after another while it evaluates them, and writes them as one group. The larger a group,
+//! the less a commit costs, and the longer its answer takes. So a group goes on while each principal in it has more to
+//! commit. It ends where one of them has nothing more, and only others would be served before that one is answered; and
+//! after such a group the next ones are kept small for a while, since who waits may come while one is being written.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use storage_protocol::{Limit, Outcome, Result, StorageError};
 
@@ -18,14 +24,23 @@ use super::task::{Task, Work};
 /// What is taken from one principal's line at its turn, in bytes; and the rest of the commit that reaches it.
 const SHARE_BYTES: usize = 256 * 1024;
 
-/// Works taken at once: bounds what one synced write carries.
+/// The same in works. A small commit takes the committer about 8 us.
+const SHARE_WORKS: usize = 64;
+
+/// Works of a group: bounds what one synced write carries.
 const WORKS_MAX: usize = 4096;
+
+/// Bytes of a group; the commit that reaches it is taken whole.
+const BYTES_MAX: usize = 16 << 20;
+
+/// Works of one line in a group while others with little to commit are about: writing so many takes about a millisecond.
+const LINE_WORKS_MAX: usize = 256;
+
+/// So long after a line with little was served beside one with more, others like it are expected.
+const LITTLE_EXPECTED: Duration = Duration::from_secs(1);
 
 /// So many lines that are empty may be left over, besides as many as wait.
 const LINES_UNSWEPT: usize = 64;
-
-/// Bytes taken at once.
-const BYTES_MAX: usize = 16 << 20;
 
 #[derive(Debug)]
 pub(crate) struct Queue {
@@ -46,6 +61,8 @@ struct PrincipalQueues {
     /// What the line whose turn it was last had been given before: who comes anew begins here.
     given: u64,
     bytes: usize,
+    /// When a peer's line last ran empty at its turn while others had more.
+    little: Option<Instant>,
     closed: bool,
 }
 
@@ -58,11 +75,82 @@ struct PrincipalQueue {
     given: u64,
 }
 
+/// What was taken for one group.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    works: usize,
+    bytes: usize,
+    /// The works of each principal.
+    lines: HashMap<Arc<str>, usize>,
+    /// A line of these ran empty while others had more.
+    has_little: bool,
+}
+
+impl Taken {
+    /// Whether the group ends although this line is the next.
+    fn ends_before(&self, next: &Arc<str>, little: Option<Instant>, now: Instant) -> bool {
+        if self.works >= WORKS_MAX || self.bytes >= BYTES_MAX {
+            return true;
+        }
+        let Some(works) = self.lines.get(next) else {
+            return false;
+        };
+        let lately = |since| now.saturating_duration_since(since) < LITTLE_EXPECTED;
+        self.has_little || (*works >= LINE_WORKS_MAX && little.is_some_and(lately))
+    }
+
+    fn add(&mut self, principal: Arc<str>, works: usize, bytes: usize) {
+        self.works += works;
+        self.bytes += bytes;
+        *self.lines.entry(principal).or_default() += works;
+    }
+}
+
 impl PrincipalQueues {
     /// Puts a line that is not empty in its place among the turns.
     fn queue(&mut self, principal: Arc<str>, given: u64) {
         self.turn += 1;
         self.turns.insert((given, self.turn), principal);
+    }
+
+    /// Takes the next share of a group; empty if the group ends here.
+    fn take_share(&mut self, group: &mut Taken, now: Instant) -> Vec<Work> {
+        let mut share = Vec::new();
+        let Some((key, principal)) = self.turns.first_key_value() else {
+            return share;
+        };
+        if group.ends_before(principal, self.little, now) {
+            return share;
+        }
+        let (key, principal) = (*key, principal.clone());
+        self.turns.remove(&key);
+        self.given = key.0;
+        let Some(line) = self.lines.get_mut(&principal) else {
+            return share;
+        };
+        let works_max = SHARE_WORKS.min(WORKS_MAX - group.works);
+        let mut bytes = 0;
+        while bytes < SHARE_BYTES
+            && share.len() < works_max
+            && let Some(work) = line.works.pop_front()
+        {
+            bytes += work.bytes;
+            share.push(work);
+        }
+        line.bytes -= bytes;
+        line.given += bytes as u64;
+        self.bytes -= bytes;
+        let given = line.given;
+        if !line.works.is_empty() {
+            self.queue(principal.clone(), given);
+        } else if !self.turns.is_empty() && share.iter().any(|work| work.handle != 0) {
+            // What the engine itself queues waits for nothing.
+            self.little = Some(now);
+            group.has_little = true;
+        }
+        self.sweep();
+        group.add(principal, share.len(), bytes);
+        share
     }
 
     /// Forgets empty lines that were given no more than others, if there are many.
@@ -144,8 +232,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Waits for work and takes a group of it; empty only when the queue is closed and drained.
-    pub(crate) fn take(&self) -> Vec<Work> {
+    /// Waits for work; false only when the queue is closed and drained.
+    pub(crate) fn wait(&self) -> bool {
         let mut lines = self.lock();
         while lines.turns.is_empty() && !lines.closed {
             lines = self
@@ -153,35 +241,12 @@ impl Queue {
                 .wait(lines)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        let mut group = Vec::new();
-        let mut bytes = 0;
-        while group.len() < WORKS_MAX
-            && bytes < BYTES_MAX
-            && let Some(((given, _), principal)) = lines.turns.pop_first()
-        {
-            lines.given = given;
-            let Some(line) = lines.lines.get_mut(&principal) else {
-                continue;
-            };
-            let mut share = 0;
-            while share < SHARE_BYTES
-                && group.len() < WORKS_MAX
-                && let Some(work) = line.works.pop_front()
-            {
-                share += work.bytes;
-                group.push(work);
-            }
-            line.bytes -= share;
-            line.given += share as u64;
-            let given = line.given;
-            if !line.works.is_empty() {
-                lines.queue(principal, given);
-            }
-            bytes += share;
-        }
-        lines.bytes -= bytes;
-        lines.sweep();
-        group
+        !lines.turns.is_empty()
+    }
+
+    /// Takes the next works for a group, of which these were taken before; empty: it is to be written now.
+    pub(crate) fn take_share(&self, group: &mut Taken) -> Vec<Work> {
+        self.lock().take_share(group, Instant::now())
     }
 
     /// Takes no more; what is queued is still committed.
@@ -237,7 +302,7 @@ mod tests {
                     self.keyspace.clone(),
                     Handle::engine(),
                 )),
-                handle: 0,
+                handle: 1,
                 task,
                 bytes,
                 reply: tokio::sync::oneshot::channel().0,
@@ -260,8 +325,20 @@ mod tests {
 
         /// Whose works are taken next, and their bytes.
         fn take(&self) -> Vec<(String, usize)> {
-            let works = self.queue.take().into_iter();
+            self.take_at(Instant::now())
+        }
+
+        fn take_at(&self, now: Instant) -> Vec<(String, usize)> {
+            let (mut taken, mut works) = (Taken::default(), Vec::new());
+            loop {
+                let share = self.queue.lock().take_share(&mut taken, now);
+                if share.is_empty() {
+                    break;
+                }
+                works.extend(share);
+            }
             works
+                .into_iter()
                 .map(|work| (work.session.principal.to_string(), work.bytes))
                 .collect()
         }
@@ -364,6 +441,48 @@ mod tests {
     }
 
     #[test]
+    fn a_group_is_small_where_somebody_waits_who_has_little_to_commit() {
+        let fixture = Fixture::new(usize::MAX);
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let taken = |millis| fixture.take_at(at(millis)).len();
+        for _ in 0..3 * WORKS_MAX {
+            fixture.push("cert:flood", 100);
+        }
+        assert_eq!(taken(0), WORKS_MAX, "nobody else is there");
+        let own = Work {
+            handle: 0,
+            ..fixture.work("server", 100, Task::Look)
+        };
+        fixture.queue.push(own).unwrap();
+        assert_eq!(taken(0), WORKS_MAX, "what the engine does is no commit");
+        fixture.push("cert:small", 100);
+        let group = fixture.take_at(at(1));
+        assert_eq!(group[0].0, "cert:small");
+        assert_eq!(group.len(), 1 + SHARE_WORKS);
+        assert_eq!(taken(2), LINE_WORKS_MAX, "another may come");
+        assert_eq!(taken(1_000), LINE_WORKS_MAX);
+        // While a group is being evaluated: it is in this one.
+        let mut group = Taken::default();
+        let mut share = || fixture.queue.lock().take_share(&mut group, at(1_002));
+        assert_eq!(share().len(), SHARE_WORKS);
+        fixture.push("cert:small", 100);
+        assert_eq!(share().len(), 1);
+        assert_eq!(share().len(), 0);
+        assert!(taken(2_003) > 2 * LINE_WORKS_MAX, "nobody else came");
+    }
+
+    #[test]
+    fn a_group_goes_on_while_each_of_several_has_more_to_commit() {
+        let fixture = Fixture::new(usize::MAX);
+        for _ in 0..WORKS_MAX {
+            fixture.push("cert:a", 100);
+            fixture.push("cert:b", 100);
+        }
+        assert_eq!(fixture.take().len(), WORKS_MAX);
+    }
+
+    #[test]
     fn lines_that_are_empty_are_forgotten() {
         let fixture = Fixture::new(usize::MAX);
         for n in 0..1_000 {
@@ -404,7 +523,7 @@ mod tests {
         queue
             .push(commit("cert:b", 30))
             .expect_err("all of it is full");
-        assert_eq!(queue.take().len(), 3);
+        assert_eq!(fixture.take().len(), 3);
         assert_eq!(queue.bytes(), 0);
         // One commit always fits, and nothing beside it.
         queue.push(commit("cert:a", 80)).unwrap();
