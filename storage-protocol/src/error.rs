@@ -106,9 +106,10 @@ pub enum StorageError {
         /// What was not allowed.
         message: String,
     },
-    /// What the caller may watch has changed, and this watch ends: which of the keys told so far may still be seen is not
-    /// known. Begin again from the beginning. (The remote client does, and says `Resynced`.)
-    #[error("what may be watched has changed: begin again from the beginning")]
+    /// What the caller may read or watch has changed, and this scan or watch ends: which of the keys told so far may
+    /// still be seen is not known. Begin again from the beginning. (Of a watch the remote client does, and says
+    /// `Resynced`.)
+    #[error("what may be read or watched has changed: begin again from the beginning")]
     AccessChanged,
     /// The caller (or its peer) gave the request up before it was carried out.
     #[error("cancelled")]

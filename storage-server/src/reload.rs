@@ -13,10 +13,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::auth::text::date;
 use crate::auth::{Configured, LockedOut, Verifier};
 use crate::config::{ConfigError, ListenerConfig, ServerConfig, TlsMode};
 use crate::metrics::ReloadLabel;
-use crate::net::certificate;
 use crate::net::tls::{LiveTls, Tls, TlsError, TlsFiles};
 use crate::shared::Shared;
 
@@ -293,7 +293,7 @@ impl Reloader {
         self.shared.access.set_verifier(verifier.map(Verifier));
         self.tokens_due.store(true, Ordering::Relaxed);
         tracing::info!(
-            expires = %certificate::date(dates.own.until),
+            expires = %date(dates.own.until),
             "the certificates were read anew"
         );
         Ok(())

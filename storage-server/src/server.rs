@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use self::access::{RULES_PATIENCE, follow_access_in_time};
 use self::tls::{LoadedTls, load_tls, read_tls};
 use crate::audit::Audit;
+use crate::auth::text::date;
 use crate::auth::{Configured, Principal, Verifier};
 use crate::config::{ConfigError, EngineConfig, ListenerConfig, ServerConfig, TlsMode};
 use crate::engine::Engine;
@@ -440,10 +441,10 @@ impl Server {
         self.shared.own_session(keyspace).storage()
     }
 
-    /// Reads certificates, revocation lists and the access rules and quotas of the configuration anew, now; by itself the server does so
-    /// within two seconds after their files have changed. From the return on, whose certificate is not good any more is not
-    /// let in, and is about to be closed. What cannot be read, or is not good, leaves everything as it was; the other part is
-    /// read all the same.
+    /// Reads certificates, revocation lists and the access rules and quotas of the configuration anew, now; by itself the
+    /// server does so within two seconds after their files have changed. From the return on, whose certificate is not good
+    /// any more is not let in, and is about to be closed. What cannot be read, or is not good, leaves everything as it
+    /// was; the other part is read all the same.
     ///
     /// Not cancel-safe: dropped, it may be carried out or not.
     pub fn reload(&self) -> impl Future<Output = Reloaded> + Send + use<> {
@@ -482,7 +483,7 @@ fn tell_start(
         durability = ?config.durability,
         epoch = %position.epoch,
         revision = position.revision.0,
-        certificate_expires = dates.map(|dates| certificate::date(dates.own.until)),
+        certificate_expires = dates.map(|dates| date(dates.own.until)),
         connections_max = config.limits.connections_max,
         listeners = listeners.join(", "),
         "serving"

@@ -1,6 +1,8 @@
 //! How texts of others are shown in messages: escaped and short, so that neither a log nor a terminal is led astray by
 //! them.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 /// The longest part of a text that is shown, in characters.
 const SHOWN_CHARS_MAX: usize = 80;
 /// The longest part of a key that is shown, in bytes.
@@ -15,6 +17,17 @@ pub(crate) fn quoted(text: &str) -> String {
             format!("{shown:?}… ({} bytes)", text.len())
         }
     }
+}
+
+/// A time in seconds since 1970 as a date.
+pub(crate) fn date(seconds: u64) -> String {
+    let time = UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
+    // Neither certificates nor the text know a year after 9999.
+    let time = time.filter(|_| seconds < 253_402_300_800);
+    time.map_or_else(
+        || "never".to_owned(),
+        |time| humantime::format_rfc3339_seconds(time).to_string(),
+    )
 }
 
 /// A key in quotes, what is not ASCII as `\xff`; a long one ends with its length.

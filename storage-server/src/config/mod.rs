@@ -83,11 +83,11 @@ impl ConfigError {
 /// How a listener is secured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TlsMode {
-    /// TLS with client certificates.
+    /// TLS with client certificates: who has none is not let in.
     Mutual,
-    /// TLS without client certificates: peers are `anonymous`.
+    /// TLS. Client certificates are asked for where [`AuthMethod::Certificate`] lets peers in, and not demanded.
     Server,
-    /// No TLS: peers are `anonymous`.
+    /// No TLS.
     Off,
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio_util::sync::CancellationToken;
 
 use super::tls::{Dates, Validity};
+use crate::auth::text::date;
 
 /// So long before its end it is first logged.
 const SOON: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -39,17 +40,6 @@ impl Certificates {
 fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())
-}
-
-/// A time of a certificate as text.
-pub(crate) fn date(seconds: u64) -> String {
-    let time = UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
-    // Neither X.509 nor the text knows a year after 9999.
-    let time = time.filter(|_| seconds < 253_402_300_800);
-    time.map_or_else(
-        || "never".to_owned(),
-        |time| humantime::format_rfc3339_seconds(time).to_string(),
-    )
 }
 
 /// Whether clients that check the dates can connect to a server with this one.

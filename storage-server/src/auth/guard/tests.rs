@@ -73,7 +73,7 @@ const KINDS: [&str; 20] = [
     "\\x00\\x00",
     " was v",
     ": signal ",
-    "watch 0: what may be watched has changed",
+    "watch 0: what may be read or watched has changed",
     "watch 1: commit ",
     "watch 0: state ",
     "allowed",

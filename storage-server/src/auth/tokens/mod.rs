@@ -19,6 +19,8 @@ use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Validation};
 use serde::{Deserialize, Serialize};
 
+use super::text::date;
+
 pub(crate) use self::keys::SigningKeys;
 pub(crate) use self::redact::redact;
 pub(crate) use self::request::{
@@ -49,7 +51,7 @@ impl UnixSeconds {
 
 impl fmt::Display for UnixSeconds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (seconds since 1970)", self.0)
+        f.write_str(&date(self.0))
     }
 }
 

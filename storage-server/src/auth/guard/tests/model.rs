@@ -471,7 +471,7 @@ impl Model {
 }
 
 /// What a watch and a scan say when what may be told has changed.
-const CHANGED: &str = "what may be watched has changed: begin again from the beginning";
+const CHANGED: &str = "what may be read or watched has changed: begin again from the beginning";
 
 pub(super) fn check_failed(key: &[u8], actual: Option<usize>) -> String {
     match actual {
