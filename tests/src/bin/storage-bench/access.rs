@@ -1,4 +1,4 @@
-//! What access rules, handshakes and logins cost.
+//! What access rules, the audit log, handshakes and logins cost.
 //!
 //! Cells that are compared run in turns, a second or so each, against servers that are there all the time, so that a drift of
 //! the machine's speed hits all of them; their ratio is the mean of the rounds, with its standard error.
@@ -29,6 +29,7 @@ const FILLED: u64 = 1_000;
 
 pub(crate) async fn access() {
     rules().await;
+    audit().await;
     handshakes().await;
     logins().await;
 }
@@ -62,13 +63,33 @@ fn summary(ratios: &[f64]) -> String {
     format!("{mean:.3} (sem {:.3})", (variance / n).sqrt())
 }
 
+/// Servers that are compared with the first: a name and a configuration each.
+type Against<'a> = &'a [(&'a str, String)];
+
 async fn rules() {
-    println!(
-        "# access rules: 1 KiB values, mutual TLS, durability os; none against 1 and 1,000 rules, {ROUNDS} rounds"
-    );
+    println!("# access rules: none against 1 and 1,000");
+    let configs = [("none", 0), ("1 rule", 1), ("1,000 rules", 1_000)];
+    gets_and_puts(&configs.map(|(name, count)| (name, some_rules(count)))).await;
+}
+
+/// The audit log: off, with what is on by default (which no allowed get or put is), and with a record of each call.
+async fn audit() {
+    println!("# audit log: off against the default, and against a record of each call");
+    let on = |events: &str| format!("[audit]\nday_bytes_max = \"16 GiB\"\nevents = [{events}]\n");
+    let each = "\"denied\", \"admin\", \"session\", \"write\", \"read\", \"watch\"";
+    let configs = [
+        ("off", on("")),
+        ("default", String::new()),
+        ("each call", on(each)),
+    ];
+    gets_and_puts(&configs).await;
+}
+
+async fn gets_and_puts(against: Against<'_>) {
+    println!("1 KiB values, mutual TLS, durability os, {ROUNDS} rounds");
     let mut servers = Vec::new();
-    for count in [0, 1, 1_000] {
-        let config = format!("durability = \"os\"\n{}", some_rules(count));
+    for (_, config) in against {
+        let config = format!("durability = \"os\"\n{config}");
         servers.push(Served::new(&["bench"], &config));
     }
     let mut sessions = Vec::new();
@@ -102,17 +123,17 @@ async fn rules() {
                     rates.push(figures.per_second);
                 }
             }
-            let against = |place: usize| {
-                let pairs = rates[place].iter().zip(&rates[0]);
-                let ratios: Vec<_> = pairs.map(|(with, without)| with / without).collect();
-                summary(&ratios)
-            };
-            let none = rates[0].iter().sum::<f64>() / rates[0].len() as f64;
-            println!(
-                "{what}  {in_flight:>2} in flight  without {none:>8.0}/s   1 rule {}   1,000 rules {}",
-                against(1),
-                against(2)
+            let first = rates[0].iter().sum::<f64>() / rates[0].len() as f64;
+            print!(
+                "{what}  {in_flight:>2} in flight  {} {first:>8.0}/s",
+                against[0].0
             );
+            for ((name, _), with) in against.iter().zip(&rates).skip(1) {
+                let pairs = with.iter().zip(&rates[0]);
+                let ratios: Vec<_> = pairs.map(|(with, without)| with / without).collect();
+                print!("   {name} {}", summary(&ratios));
+            }
+            println!();
         }
     }
 }

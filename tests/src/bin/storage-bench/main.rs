@@ -1,6 +1,6 @@
 //! Measures what the operations guide states: rates and latencies over mutual TLS, the cost of the index by revision,
 //! memory per idle connection, how small reads fare beside big ones, what ten thousand watches cost, what a replica costs
-//! and gives, and what access rules, handshakes and logins cost.
+//! and gives, and what access rules, the audit log, handshakes and logins cost.
 //!
 //! Server and client share this machine, so rates are for comparing cells of one run, not for quoting. Run it by
 //! `scripts/bench`, which builds the shipped profile first.
@@ -60,6 +60,7 @@ fn main() {
     }
     if wants("fairness") {
         runtime.block_on(fairness());
+        runtime.block_on(principals());
     }
     if wants("watches") {
         runtime.block_on(watches::watches());
@@ -296,6 +297,43 @@ async fn fairness() {
         "same connection    {figures}   (10 MiB gets: {:.1}/s)",
         big_figures.per_second
     );
+}
+
+/// Puts of several principals at once, as of a fleet.
+async fn principals() {
+    const NAMES: [&str; 8] = ["p1", "p2", "p3", "p4", "p5", "p6", "p7", "p8"];
+    println!("# puts of 100 B by eight principals, one connection each");
+    for durability in ["sync", "os"] {
+        let folder = tempfile::tempdir().unwrap();
+        let certificates = Certificates::issue(&NAMES);
+        let data = folder.path().join("data");
+        let server = ServerProcess::mutual(&certificates, &data, &["--durability", durability]);
+        let mut sessions = Vec::new();
+        for name in NAMES {
+            let session = connect(&server, &certificates, name, "bench").await;
+            sessions.push(session.unwrap());
+        }
+        for in_flight in [1, 16, 128] {
+            let bytes = value(100);
+            let put = move |storage: RemoteStorage, n| {
+                let bytes = bytes.clone();
+                async move {
+                    storage.put(key(n), bytes).await.unwrap();
+                }
+            };
+            let cells = sessions
+                .iter()
+                .map(|session| measure(session, in_flight, CELL, put.clone()));
+            let cells = join_all(cells).await;
+            let all: f64 = cells.iter().map(|cell| cell.per_second).sum();
+            let p50 = cells.iter().map(|cell| cell.p50).max().unwrap();
+            let p99 = cells.iter().map(|cell| cell.p99).max().unwrap();
+            println!(
+                "durability {durability:<4}  {in_flight:>3} in flight each  {all:>9.0}/s in all   the slowest: p50 \
+                 {p50:>9.1?}   p99 {p99:>9.1?}"
+            );
+        }
+    }
 }
 
 async fn replica() {
