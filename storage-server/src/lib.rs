@@ -11,6 +11,7 @@ pub mod logging;
 
 mod audit;
 pub mod auth;
+mod blocking;
 mod feed;
 mod http;
 mod limits;

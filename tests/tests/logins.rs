@@ -1,7 +1,5 @@
 //! Peers without a certificate: users with passwords, tokens, and how they are put out again.
 
-#![expect(clippy::unwrap_used, reason = "a test: what fails is the finding")]
-
 use std::ops::Deref;
 use std::time::{Duration, Instant};
 

@@ -10,6 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{Cli, Command, ConfigCommand, Serve, Settings};
+use crate::blocking;
 use crate::config::{ConfigError, ServerConfig};
 use crate::gateway::{self, Gateway};
 use crate::net::descriptors::raise_limit;
@@ -110,6 +111,7 @@ fn serve(config: &ServerConfig, builder: ServerBuilder) -> ExitCode {
         Err(error) => return fail(FAILED, &error),
     };
     raise_limit();
+    blocking::give_way();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -26,7 +26,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use super::closing::answer_close;
 use super::metered::Metered;
 use super::unfinished::{PROGRESS_BYTES, Unfinished};
-use super::{Close, Departure, Dialect, Heartbeat, Peer};
+use super::{Close, Departure, Dialect, Heartbeat, Peer, turn_is_over};
 use crate::auth::LivePeer;
 use crate::config::Timeouts;
 use crate::limits::budget::{Permit, SessionSlot};
@@ -39,9 +39,6 @@ pub(super) const READ_BUFFER_BYTES: usize = 8 * 1024;
 const WRITE_BUFFER_BYTES: usize = 64 * 1024;
 /// Messages taken before their answers get a turn.
 const MESSAGES_PER_ROUND: usize = 128;
-/// After this time no further round is begun before other tasks of the runtime get a turn: a call waits for a turn of each
-/// connection that is busy, divided among the runtime's threads.
-const TURN: Duration = Duration::from_micros(250);
 /// How long a closing handshake may take.
 pub(super) const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 /// What a control frame of a client has besides its payload.
@@ -237,8 +234,8 @@ where
             if !moved {
                 break;
             }
-            if now.elapsed() >= TURN {
-                cx.waker().wake_by_ref();
+            if turn_is_over(now) {
+                give_turn_away(cx);
                 break;
             }
         }
@@ -272,6 +269,9 @@ where
         for _ in 0..MESSAGES_PER_ROUND {
             if !self.dialect.wants_input() {
                 self.excuse(now);
+                break;
+            }
+            if moved && turn_is_over(now) {
                 break;
             }
             let Poll::Ready(message) = self.socket.poll_next_unpin(cx) else {
@@ -494,6 +494,14 @@ where
         }
         Ok(())
     }
+}
+
+/// The task is polled again once others had their turns, those too whose sockets have something new. A task that only wakes
+/// itself is queued before the runtime looks at the sockets, which with busy tasks it does after 61 of their turns.
+fn give_turn_away(cx: &mut Context<'_>) {
+    let yielding = std::pin::pin!(tokio::task::yield_now());
+    let first: Poll<()> = yielding.poll(cx);
+    debug_assert!(first.is_pending(), "it is woken later");
 }
 
 impl From<Close> for End {

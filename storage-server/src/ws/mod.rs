@@ -29,6 +29,16 @@ use crate::metrics::{ClosedLabel, Gauge};
 /// The longest reason a close frame can carry.
 const CLOSE_REASON_BYTES_MAX: usize = 123;
 
+/// How long a connection is worked for before others of the runtime have their turns: a call waits for a turn of each
+/// connection that is busy, divided among the runtime's threads.
+const TURN: Duration = Duration::from_micros(250);
+
+/// Whether a turn that began at this time should end. Of each kind of work there is one piece in each turn, so that no kind
+/// waits for ever behind another.
+pub(crate) fn turn_is_over(began: Instant) -> bool {
+    began.elapsed() >= TURN
+}
+
 /// A peer whose session begins.
 #[derive(Debug)]
 pub(crate) struct Peer {
@@ -132,7 +142,8 @@ pub(crate) trait Dialect: Send {
     fn receive_text(&mut self, text: Utf8Bytes, now: Instant) -> Result<(), Close>;
     /// Whether it takes more messages now; while not, TCP holds the peer back.
     fn wants_input(&self) -> bool;
-    /// Goes on with what is in progress; true if anything was done.
+    /// Goes on with what is in progress; true if anything was done. `now` is when the turn began: once that
+    /// [is over](turn_is_over), what is left may be left for the next one, which comes for sure if anything was done.
     fn poll_work(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, Close>;
     /// The next message to send.
     fn next_message(&mut self) -> Option<Message>;

@@ -13,6 +13,7 @@ use super::watches::Terms;
 use super::{FinishedRequest, InFlight, Native, Output, RequestState, Running, is_full};
 use super::{reads, requests};
 use crate::metrics::RequestLabel;
+use crate::ws::turn_is_over;
 
 impl Native {
     /// Answers a finished request and frees its id; a read that found no room waits again.
@@ -99,11 +100,15 @@ impl Native {
     pub(super) fn poll_reads(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let mut moved = false;
         self.reads.on_time(now);
-        while let Some(finished) = self.reads.poll_small(cx) {
+        while !(moved && turn_is_over(now))
+            && let Some(finished) = self.reads.poll_small(cx)
+        {
             self.complete(finished, now);
             moved = true;
         }
-        while !self.outbox_is_full() {
+        // One at least, also where the small ones took the turn.
+        let mut moved_large = false;
+        while !self.outbox_is_full() && !(moved_large && turn_is_over(now)) {
             let has_room = self.has_room_beside();
             if let Some(storage) = self.storage()
                 && let Some((waiting, lane)) = self.reads.next(has_room)
@@ -120,14 +125,15 @@ impl Native {
             } else {
                 break;
             }
-            moved = true;
+            moved_large = true;
         }
-        moved
+        moved || moved_large
     }
 
     pub(super) fn poll_openings(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let mut moved = false;
         while !self.outbox_is_full()
+            && !(moved && turn_is_over(now))
             && let Poll::Ready(Some(finished)) = self.watching.openings.poll_next_unpin(cx)
         {
             self.complete(finished, now);
@@ -180,7 +186,9 @@ impl Native {
 
     pub(super) fn poll_commits(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let mut moved = false;
-        while let Poll::Ready(Some(finished)) = self.commits.running.poll_next_unpin(cx) {
+        while !(moved && turn_is_over(now))
+            && let Poll::Ready(Some(finished)) = self.commits.running.poll_next_unpin(cx)
+        {
             self.complete(finished, now);
             moved = true;
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use storage_protocol::{Outcome, Result, StorageError};
 use tokio::task::JoinHandle;
 
+use crate::blocking;
 use crate::engine::rocks::{EngineShared, closed};
 
 /// Ends a task that nobody waits for any more.
@@ -49,9 +50,7 @@ impl EngineShared {
                 let _place = place;
                 read(&shared)
             };
-            tokio::task::spawn_blocking(read)
-                .await
-                .unwrap_or_else(read_failed)
+            blocking::spawn(read).await.unwrap_or_else(read_failed)
         })
     }
 }

@@ -7,6 +7,7 @@ use storage_protocol::{KeyRange, Result, Revision, ScanItem, StorageError};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::super::pages::Ticket;
+use crate::blocking;
 use crate::engine::rocks::read::{ChangesCursor, ChangesPage, PinnedSnapshot, read_failed};
 use crate::engine::rocks::store::KeyspaceState;
 use crate::engine::rocks::{EngineShared, PAGE_BYTES, closed};
@@ -51,9 +52,7 @@ pub(super) async fn read_page(
             let (page, bytes) = from.page(&shared, &keyspace, range)?;
             Ok(shared.pages.keep(page, bytes))
         };
-        tokio::task::spawn_blocking(read)
-            .await
-            .unwrap_or_else(read_failed)
+        blocking::spawn(read).await.unwrap_or_else(read_failed)
     });
     AbortOnDropHandle::new(reading)
         .await
