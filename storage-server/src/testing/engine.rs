@@ -1,4 +1,4 @@
-//! A small engine in memory for the tests of sessions: commits, gets, scans and live `Every` watches of one map.
+//! A small engine in memory for the tests of sessions: commits, gets, scans and live watches of one map.
 //!
 //! It keeps no history and checks no limits but quotas. Commits of peers wait while [`MemoryEngine::hold`] says so, before or
 //! after they are applied, so that tests can see what a session does meanwhile; those of `server` never wait.
@@ -7,35 +7,23 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use futures_util::FutureExt;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use storage_protocol::{
     Batch, Change, ChangeKind, CommitOptions, CommitRecord, Entry, EntryLifetime, Epoch, Expected,
     Key, KeyRange, KeyState, Keyspace, Lifetime, Limit, Limits, Operation, Outcome, Position,
     Reading, Result, Revision, Scan, ScanItem, ScanOptions, ScanSource, SessionId, Storage,
-    StorageError, UnixMillis, Watch, WatchEvent, WatchMode, WatchOptions, WatchSource, WatchState,
-    WatchStatus,
+    StorageError, UnixMillis, Watch, WatchEvent, WatchMode, WatchOptions, WatchSource, WatchStart,
+    WatchState, WatchStatus,
 };
-use tokio::io::DuplexStream;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_util::sync::CancellationToken;
 
-use crate::audit::Audit;
-use crate::auth::{Configured, Identity};
-use crate::config::ServerConfig;
 use crate::engine::{
     Engine, Resumed, Room, Session, SessionStorage, StoredLimits, StoredMax, Usage,
 };
-use crate::shared::Shared;
-use crate::ws::{Dialect, Peer, driver};
 
 #[derive(Debug, Default)]
 struct State {
@@ -49,6 +37,22 @@ struct State {
 }
 
 impl State {
+    /// What a `Latest` watch is told of a key.
+    fn event(&self, keyspace: &Keyspace, key: &Key) -> WatchEvent {
+        let entry = self.entries.get(&(keyspace.clone(), key.clone()));
+        let removed = || KeyState::Removed(Revision(self.revision));
+        let state = entry.map_or_else(removed, |(entry, _)| KeyState::Live(entry.clone()));
+        WatchEvent::State {
+            key: key.clone(),
+            state,
+        }
+    }
+
+    fn progress(&self, token: Option<u64>) -> WatchEvent {
+        let position = MemoryEngine::position_of(self);
+        WatchEvent::Progress { position, token }
+    }
+
     fn usage(&self, keyspace: &Keyspace) -> Usage {
         let mut usage = Usage::default();
         for ((name, key), (entry, _)) in &self.entries {
@@ -102,6 +106,7 @@ impl State {
 struct FeedState {
     keyspace: Keyspace,
     range: KeyRange,
+    is_latest: bool,
     events: VecDeque<WatchEvent>,
     waker: Option<Waker>,
 }
@@ -346,7 +351,14 @@ impl MemorySession {
             if feed.keyspace == self.keyspace
                 && let Some(record) = record.cut(&feed.range)
             {
-                feed.events.push_back(WatchEvent::Commit(record));
+                if feed.is_latest {
+                    let changes = record.changes.iter();
+                    let changed = changes.map(|change| state.event(&self.keyspace, &change.key));
+                    feed.events.extend(changed);
+                    feed.events.push_back(state.progress(None));
+                } else {
+                    feed.events.push_back(WatchEvent::Commit(record));
+                }
                 feed.waker.take().inspect(|waker| waker.wake_by_ref());
             }
         }
@@ -405,15 +417,21 @@ impl Storage for MemorySession {
         let mut hold = self.hold.clone();
         let _ = hold.wait_for(|hold| *hold != Hold::OwnWatches).await;
         let mut state = self.state.lock().unwrap();
-        let first = WatchEvent::Progress {
-            position: MemoryEngine::position_of(&state),
-            token: None,
-        };
         let is_latest = options.mode != WatchMode::Every;
+        let mut events = VecDeque::new();
+        if is_latest && options.start == WatchStart::Beginning {
+            let keys = state.entries.keys();
+            let keys = keys.filter(|(name, key)| *name == self.keyspace && range.contains(key));
+            events.extend(keys.map(|(name, key)| state.event(name, key)));
+        }
+        if is_latest {
+            events.push_back(state.progress(None));
+        }
         let feed = FeedState {
             keyspace: self.keyspace.clone(),
             range,
-            events: is_latest.then_some(first).into_iter().collect(),
+            is_latest,
+            events,
             waker: None,
         };
         let feed = Arc::new(Mutex::new(feed));
@@ -549,12 +567,9 @@ impl WatchSource for Feed {
     }
 
     fn request_progress(&mut self, token: u64) {
-        let position = MemoryEngine::position_of(&self.1.lock().unwrap());
+        let progress = self.1.lock().unwrap().progress(Some(token));
         let mut feed = self.0.lock().unwrap();
-        feed.events.push_back(WatchEvent::Progress {
-            position,
-            token: Some(token),
-        });
+        feed.events.push_back(progress);
         feed.waker.take().inspect(|waker| waker.wake_by_ref());
     }
 
@@ -566,73 +581,5 @@ impl WatchSource for Feed {
             state: WatchState::Live,
             position: MemoryEngine::position_of(&self.1.lock().unwrap()),
         }
-    }
-}
-
-/// The peer's end of a session under test.
-pub(crate) type Client = WebSocketStream<DuplexStream>;
-
-/// The keyspace of sessions under test.
-pub(crate) const KEYSPACE: &str = "test";
-
-/// A session under test.
-pub(crate) struct Running {
-    pub(crate) client: Client,
-    pub(crate) engine: Arc<MemoryEngine>,
-    pub(crate) shared: Arc<Shared>,
-    /// Ends when the session has ended.
-    pub(crate) session: JoinHandle<()>,
-}
-
-/// Starts a session of this dialect over an in-memory stream, in a server of its own.
-pub(crate) fn start<D: Dialect + 'static>(
-    engine: Arc<MemoryEngine>,
-    change: impl FnOnce(&mut ServerConfig),
-    dialect: impl FnOnce(&Arc<Shared>, &Peer) -> D,
-) -> Running {
-    let shared = server(&engine, change);
-    start_in(shared, engine, Identity::anonymous(), dialect)
-}
-
-/// What the sessions of one server share.
-pub(crate) fn server(
-    engine: &Arc<MemoryEngine>,
-    change: impl FnOnce(&mut ServerConfig),
-) -> Arc<Shared> {
-    let mut config = ServerConfig::embedded("unused", None, Vec::new());
-    change(&mut config);
-    let (configured, audit) = (Configured::default(), Audit::off());
-    Shared::new(config, |_| {}, configured, engine.clone(), audit).unwrap()
-}
-
-/// Starts a session of this principal in a server that may have others.
-pub(crate) fn start_in<D: Dialect + 'static>(
-    shared: Arc<Shared>,
-    engine: Arc<MemoryEngine>,
-    identity: Identity,
-    dialect: impl FnOnce(&Arc<Shared>, &Peer) -> D,
-) -> Running {
-    let deadline = Instant::now() + shared.config.timeouts.handshake;
-    let peer = Peer {
-        slot: shared.slots.take(identity.principal().as_str()).unwrap(),
-        live: shared
-            .access
-            .connected(identity.clone(), shared.cut.child_token()),
-        identity,
-        deadline,
-        open: shared.metrics.sessions("test"),
-        drain: shared.drain.child_token(),
-    };
-    let (ours, theirs) = tokio::io::duplex(64 * 1024);
-    let dialect = dialect(&shared, &peer);
-    let session = driver::run(shared.clone(), peer, ours, Bytes::new(), dialect);
-    let session = tokio::spawn(session);
-    let from_raw = WebSocketStream::from_raw_socket(theirs, Role::Client, None);
-    let client = from_raw.now_or_never().unwrap();
-    Running {
-        client,
-        engine,
-        shared,
-        session,
     }
 }
