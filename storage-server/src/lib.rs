@@ -13,6 +13,9 @@ mod audit;
 pub mod auth;
 mod blocking;
 mod feed;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod http;
 mod limits;
 mod listener;
@@ -22,7 +25,15 @@ mod reload;
 mod server;
 mod shared;
 mod shutdown;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+#[cfg_attr(
+    not(test),
+    expect(
+        dead_code,
+        clippy::unwrap_used,
+        reason = "tests use more of it; a panic is what fuzzing looks for"
+    )
+)]
 mod testing;
 mod ws;
 

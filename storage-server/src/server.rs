@@ -3,7 +3,7 @@
 //! [`Server::start`] opens the engine, binds every listener, and only then accepts: nobody is answered by half a
 //! server. All tasks belong to one tracker, which [`Server::shutdown`] waits for.
 
-mod access;
+pub(crate) mod access;
 mod tls;
 
 use std::collections::HashMap;

@@ -41,7 +41,7 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
 const END_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Who the peer is by its certificate; `None`: it has none.
-type Certified = Result<Option<Identity>, IdentityError>;
+pub(super) type Certified = Result<Option<Identity>, IdentityError>;
 
 /// See the module.
 pub(super) struct Connection {
@@ -86,6 +86,15 @@ impl Connection {
         // Boxed, as the session is: of thousands of idle sessions none keeps the memory of its handshake.
         let arriving = Box::pin(self.arrive(stream, tls));
         if let Some(session) = arriving.await {
+            session.await;
+        }
+    }
+
+    /// The same from behind TLS on, for a peer in memory: where it is to be fuzzed.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) async fn run_in_memory(self, stream: tokio::io::DuplexStream, certified: Certified) {
+        let stream = Stream::Memory(Heard::new(stream, self.place.seat()));
+        if let Some(session) = Box::pin(self.http(stream, certified)).await {
             session.await;
         }
     }

@@ -107,6 +107,25 @@ impl Listener {
     }
 }
 
+/// Serves a peer at the other end of a stream in memory until its connection ends: all that a connection is behind TCP and
+/// TLS. For fuzzing.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) async fn serve_in_memory(
+    shared: &Arc<Shared>,
+    front: &Arc<Front>,
+    certified: connection::Certified,
+    stream: tokio::io::DuplexStream,
+) {
+    let address = SocketAddr::from(([127, 0, 0, 1], 1));
+    let handshakes = Handshakes::new(1, &shared.connections, 0);
+    let place = handshakes.enter(address.ip()).await;
+    let place = place.expect("there is no other connection");
+    let connection = Connection::new(shared, front, address, place);
+    let span = connection.span();
+    let serving = connection.run_in_memory(stream, certified);
+    serving.instrument(span).await;
+}
+
 /// Answers that there is no connection for the peer, and waits a little until the peer has closed: if the server closed
 /// with a request unread, the connection would be reset and the answer lost.
 async fn refuse(mut stream: TcpStream, _place: OwnedSemaphorePermit) {

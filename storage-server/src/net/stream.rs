@@ -1,4 +1,5 @@
-//! A connection's stream, with TLS or without, as one type: what runs on it is compiled once.
+//! A connection's stream, with TLS or without, as one type: what runs on it is compiled once. Where the server is tested and
+//! fuzzed, it may be in memory.
 
 use std::io;
 use std::pin::Pin;
@@ -16,6 +17,8 @@ pub(crate) enum Stream {
     Plain(Heard<TcpStream>),
     /// Boxed: it is over 1 KiB, and is moved from one future into the next on its way to a session.
     Tls(Box<TlsStream<Heard<TcpStream>>>),
+    #[cfg(any(test, feature = "fuzzing"))]
+    Memory(Heard<tokio::io::DuplexStream>),
 }
 
 macro_rules! either {
@@ -23,6 +26,8 @@ macro_rules! either {
         match $self.get_mut() {
             Stream::Plain($stream) => $call,
             Stream::Tls($stream) => $call,
+            #[cfg(any(test, feature = "fuzzing"))]
+            Stream::Memory($stream) => $call,
         }
     };
 }
@@ -66,6 +71,8 @@ impl AsyncWrite for Stream {
         match self {
             Self::Plain(stream) => stream.is_write_vectored(),
             Self::Tls(stream) => stream.is_write_vectored(),
+            #[cfg(any(test, feature = "fuzzing"))]
+            Self::Memory(stream) => stream.is_write_vectored(),
         }
     }
 }

@@ -44,7 +44,7 @@ pub(super) async fn follow_access_in_time(
 }
 
 /// Begins to follow the access rules; those that are stored are known at the return.
-async fn follow_access(shared: &Arc<Shared>) -> storage_protocol::Result<()> {
+pub(crate) async fn follow_access(shared: &Arc<Shared>) -> storage_protocol::Result<()> {
     let secrets = Keyspace::new(SECRETS).expect("the name follows the rule");
     let secrets = shared.own_session(&secrets).storage();
     shared.access.set_secrets(Secrets::open(secrets).await?);

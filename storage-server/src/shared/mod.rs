@@ -61,7 +61,7 @@ pub(crate) struct Shared {
     pub(crate) connections: Arc<Connections>,
     pub(crate) certificates: Arc<Certificates>,
     /// The bounds of all sessions together. The server itself has them by way of `slots`.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) budgets: Arc<Budgets>,
     /// Every task of this server; shutdown waits for them.
     pub(crate) tasks: TaskTracker,
@@ -113,7 +113,7 @@ impl Shared {
                 limits.sessions_per_principal_max,
                 &budgets,
             ),
-            #[cfg(test)]
+            #[cfg(any(test, feature = "fuzzing"))]
             budgets,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),

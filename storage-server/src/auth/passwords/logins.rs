@@ -233,6 +233,13 @@ impl Logins {
         self.inner.hashes_run.load(Ordering::Relaxed)
     }
 
+    /// Whether a hash is computed.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn is_hashing(&self) -> bool {
+        let most = LoginLimits::default().hashes_at_once;
+        self.inner.hashes.available_permits() < most
+    }
+
     /// How many keys are kept for the limits, known addresses and remembered logins, for metrics.
     #[must_use]
     pub(crate) fn keys(&self) -> usize {

@@ -1,5 +1,11 @@
-//! Writes `seeds/TARGET/NAME` from the golden vectors, so that fuzzing begins where the formats are. Run in this folder
-//! after the vectors changed: `cargo run --example seeds`.
+//! Writes `seeds/TARGET/NAME`, so that fuzzing begins where the formats are: those of both wire dialects from the golden
+//! vectors, the others from texts here. Run in this folder after either changed: `cargo run --example seeds`.
+//!
+//! Nothing in `seeds/` is written by hand. The tests of `storage-server` run the seeds of its targets, and tell of those
+//! that are not what their names say any more.
+
+mod access;
+mod http;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +20,18 @@ struct Golden {
 }
 
 /// Frames longer than this teach a fuzzer little.
-const SEED_BYTES_MAX: usize = 400;
+const FRAME_BYTES_MAX: usize = 400;
+
+/// The folder of all of them.
+struct Seeds(PathBuf);
+
+impl Seeds {
+    fn write(&self, target: &str, name: &str, bytes: &[u8]) {
+        let folder = self.0.join(target);
+        fs::create_dir_all(&folder).expect("make the folder of the seeds");
+        fs::write(folder.join(name), bytes).expect("write a seed");
+    }
+}
 
 fn main() {
     let fuzz = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
@@ -22,14 +39,17 @@ fn main() {
     if seeds.exists() {
         fs::remove_dir_all(&seeds).expect("remove the old seeds");
     }
+    let seeds = Seeds(seeds);
     let write = |target: &str, name: &str, bytes: &[u8]| {
-        if bytes.len() <= SEED_BYTES_MAX {
-            let folder = seeds.join(target);
-            fs::create_dir_all(&folder).expect("make the folder of the seeds");
-            fs::write(folder.join(name), bytes).expect("write a seed");
+        if bytes.len() <= FRAME_BYTES_MAX {
+            seeds.write(target, name, bytes);
         }
     };
-    for golden in read(&fuzz, "native.jsonl") {
+    let native = read(&fuzz, "native.jsonl");
+    let mwdb = read(&fuzz, "frames.jsonl");
+    access::write(&seeds);
+    http::write(&seeds, &native, &mwdb);
+    for golden in &native {
         let name = golden.name.replace('/', "-");
         let frame = hex::decode(&golden.hex).expect("hex");
         // Opcode 0 of native_frames: a frame behind its length.
@@ -50,7 +70,7 @@ fn main() {
             write("batch_validate", &name, &frame[..cut.expect("a frame")]);
         }
     }
-    for golden in read(&fuzz, "frames.jsonl") {
+    for golden in &mwdb {
         let message = hex::decode(&golden.hex).expect("hex");
         match golden.direction.as_str() {
             "request" => write("mwdb_request", &golden.name, &message),
