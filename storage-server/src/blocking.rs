@@ -1,39 +1,45 @@
-//! Work that may block, or takes a processor for long, on threads that give way to those of sessions and commits.
+//! Reads that may wait for the disk, or are long, on threads that give way to those of sessions and commits.
 //!
-//! The runtime's blocking threads do it. With as many of them busy as there are processors, and more, each call of anybody
-//! would wait for slices of theirs: measured on 2 processors, beside a flood of watches, which reads 1,000 entries for each,
-//! another's put of 0.4 ms took 5.6 ms, and takes 0.6 to 1.3 ms if they give way.
+//! With as many of them busy as there are processors, and more, each call of anybody would wait for slices of theirs:
+//! measured on 2 processors, beside a flood of watches, which reads 1,000 entries for each, another's put of 0.4 ms took 5.6
+//! ms, and takes 0.6 to 1.3 ms if they give way.
 
-use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::OnceLock;
 
 use rustix::process::{getpriority_process, setpriority_process};
+use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
 
-/// How much they give way, as of `nice`: a thread of sessions has nine times the weight of one of these.
-const NICE: i32 = 10;
+/// How much they give way, as of `nice`: where both have work for all processors, a thread of sessions gets three times the
+/// time of one of these.
+const NICE: i32 = 5;
 
-/// Whether they do. Once a thread gives way it does for ever, and in a program with a server in it the threads are that
-/// program's.
-static GIVES_WAY: AtomicBool = AtomicBool::new(false);
+/// Its blocking threads are those that give way. A runtime of its own: a blocking thread of the server's may become one of
+/// its workers (`block_in_place`), and who gives way does so for ever.
+static READERS: OnceLock<Runtime> = OnceLock::new();
 
-thread_local! {
-    static GAVE_WAY: Cell<bool> = const { Cell::new(false) };
-}
-
-/// From now on the threads give way: for a process that is a server and nothing else.
-pub(crate) fn give_way() {
-    GIVES_WAY.store(true, Ordering::Relaxed);
-}
-
-/// Runs this on a blocking thread.
-pub(crate) fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-    tokio::task::spawn_blocking(move || {
-        if GIVES_WAY.load(Ordering::Relaxed) && !GAVE_WAY.replace(true) {
+/// From now on there are threads that give way: for a process that is a server and nothing else. In another program with a
+/// server in it, how important its threads are is that program's to say.
+///
+/// # Errors
+/// The system's, if there is no such runtime; reads then give way to nobody.
+pub(crate) fn give_way() -> std::io::Result<()> {
+    let runtime = Builder::new_current_thread()
+        .thread_name("storage-reader")
+        .on_thread_start(|| {
             // Of the calling thread. Where that is not allowed, it stays as it is.
             let own = getpriority_process(None).unwrap_or(0);
             let _ = setpriority_process(None, own + NICE);
-        }
-        work()
-    })
+        })
+        .build()?;
+    let _ = READERS.set(runtime);
+    Ok(())
+}
+
+/// Runs a read on a blocking thread.
+pub(crate) fn read<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    match READERS.get() {
+        Some(runtime) => runtime.spawn_blocking(read),
+        None => tokio::task::spawn_blocking(read),
+    }
 }

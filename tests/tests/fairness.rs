@@ -210,8 +210,14 @@ impl House {
         let flooded = self.windows().await;
         let done = self.done.load(Ordering::Relaxed) - started;
         self.stop.store(true, Ordering::Relaxed);
-        for task in &tasks {
+        for task in tasks {
             task.abort();
+            // One that panicked has found something.
+            if let Err(error) = task.await
+                && error.is_panic()
+            {
+                std::panic::resume_unwind(error.into_panic());
+            }
         }
         runtime.shutdown_background();
         self.window().await;

@@ -111,7 +111,12 @@ fn serve(config: &ServerConfig, builder: ServerBuilder) -> ExitCode {
         Err(error) => return fail(FAILED, &error),
     };
     raise_limit();
-    blocking::give_way();
+    if let Err(error) = blocking::give_way() {
+        return fail(
+            FAILED,
+            &format!("cannot start the runtime of reads: {error}"),
+        );
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -230,7 +230,7 @@ where
             if let Some(slot) = self.dialect.logged_in() {
                 self.move_to(slot);
             }
-            moved |= self.write(cx)?;
+            moved |= self.write(cx, now)?;
             if !moved {
                 break;
             }
@@ -343,9 +343,11 @@ where
         })
     }
 
-    fn write(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+    fn write(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
         let mut moved = false;
-        while let Poll::Ready(ready) = self.socket.poll_ready_unpin(cx) {
+        while !(moved && turn_is_over(now))
+            && let Poll::Ready(ready) = self.socket.poll_ready_unpin(cx)
+        {
             ready.map_err(end_of)?;
             let Some(message) = self.dialect.next_message() else {
                 break;
@@ -497,7 +499,8 @@ where
 }
 
 /// The task is polled again once others had their turns, those too whose sockets have something new. A task that only wakes
-/// itself is queued before the runtime looks at the sockets, which with busy tasks it does after 61 of their turns.
+/// itself is queued before the runtime looks at the sockets, which with busy tasks it does after 61 of their turns. (That a
+/// task which yields waits for this look is what tokio does, and does not promise.)
 fn give_turn_away(cx: &mut Context<'_>) {
     let yielding = std::pin::pin!(tokio::task::yield_now());
     let first: Poll<()> = yielding.poll(cx);

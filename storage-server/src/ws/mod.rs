@@ -33,8 +33,8 @@ const CLOSE_REASON_BYTES_MAX: usize = 123;
 /// connection that is busy, divided among the runtime's threads.
 const TURN: Duration = Duration::from_micros(250);
 
-/// Whether a turn that began at this time should end. Of each kind of work there is one piece in each turn, so that no kind
-/// waits for ever behind another.
+/// Whether a turn that began at this time should end. Of each kind of work there is at least one piece in each turn, so that
+/// no kind waits for ever behind another.
 pub(crate) fn turn_is_over(began: Instant) -> bool {
     began.elapsed() >= TURN
 }

@@ -12,7 +12,6 @@ pub(super) use super::failures::Allowance;
 use super::failures::{Failures, User};
 use super::recent::{Mark, Marks, Recent};
 use super::{PASSWORD_BYTES_MAX, PasswordError, Stored};
-use crate::blocking;
 use crate::limits::address::Address;
 
 /// The longest name of a user that is looked at, in bytes.
@@ -205,7 +204,7 @@ impl Logins {
         let inner = self.inner.clone();
         let permits = (place, turn);
         let hashing = move || inner.hash(&attempt, &password, stored.as_ref(), permits);
-        match blocking::spawn(hashing).await {
+        match tokio::task::spawn_blocking(hashing).await {
             Ok(result) => result,
             // The runtime is shutting down; or the hash has panicked, which the panic itself has logged.
             Err(_) => Err(LoginError::Busy),
@@ -223,7 +222,7 @@ impl Logins {
             let _turn = turn;
             super::hash(password.as_bytes())
         };
-        let hashed = blocking::spawn(hashing).await;
+        let hashed = tokio::task::spawn_blocking(hashing).await;
         hashed.unwrap_or(Err(PasswordError::Failed))
     }
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 use std::{fmt, thread};
 
 use async_trait::async_trait;
@@ -120,7 +121,8 @@ impl RocksEngine {
                 poison.store.poison(&format!("the {name} panicked"));
                 poison.queue.close();
                 while poison.queue.wait() {
-                    drop(poison.queue.take_share(&mut Taken::default()));
+                    let mut all = Taken::new(Instant::now(), Duration::ZERO);
+                    drop(poison.queue.take_share(&mut all));
                 }
             }
         };
@@ -180,7 +182,7 @@ impl RocksEngine {
     pub fn expire_snapshots(&self) {
         self.shared
             .snapshots
-            .expire(std::time::Instant::now() + SNAPSHOT_IDLE_MAX);
+            .expire(Instant::now() + SNAPSHOT_IDLE_MAX);
     }
 
     /// Forgets the tombstones that are over age or number now, instead of within ten minutes. Blocks; for tests and

@@ -44,7 +44,7 @@ use crate::http::protocol::{Opening, Origins, WebSocketProtocol};
 use crate::limits::budget::{Budget, Permit};
 use crate::metrics::{ClosedLabel, OutcomeLabel, RefusedLabel, RequestLabel};
 use crate::shared::Shared;
-use crate::ws::{Close, Departure, Dialect, Peer, driver};
+use crate::ws::{Close, Departure, Dialect, Peer, driver, turn_is_over};
 use prefix::Prefix;
 use pushes::{PushCache, Pushes};
 use requests::{AnswerBudget, Finished};
@@ -301,9 +301,10 @@ impl Mwdb {
     }
 
     /// Starts the requests that may run together with those that run already.
-    fn start(&mut self, cx: &mut Context<'_>) -> bool {
+    fn start(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let mut moved = false;
         while self.running.len() < RUNNING_MAX
+            && !(moved && turn_is_over(now))
             && self.has_room_for_answers()
             && let Some(next) = self.queue.front()
         {
@@ -520,13 +521,16 @@ impl Dialect for Mwdb {
         }
         // Before the requests: pushes wait for it.
         moved |= self.poll_prefix(cx);
+        let mut answered = false;
         while self.has_room_for_answers()
+            && !(answered && turn_is_over(now))
             && let Poll::Ready(Some(finished)) = self.running.poll_next_unpin(cx)
         {
             self.finished(finished)?;
-            moved = true;
+            answered = true;
         }
-        moved |= self.start(cx);
+        moved |= answered;
+        moved |= self.start(cx, now);
         moved |= self.pushes.poll(cx, &self.common.cache, now)?;
         self.count_outbox();
         Ok(moved)
@@ -592,7 +596,7 @@ impl Dialect for Mwdb {
                 // The peer is gone: its answers are of no use.
                 self.answers.clear();
                 self.answer_bytes = 0;
-                self.start(cx);
+                self.start(cx, Instant::now());
                 Poll::Ready(())
             })
             .await;

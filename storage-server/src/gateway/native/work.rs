@@ -215,7 +215,7 @@ impl Native {
         let turn = self
             .watching
             .watches
-            .poll(cx, &mut self.outgoing.outbox, |outbox| {
+            .poll(cx, &mut self.outgoing.outbox, now, |outbox| {
                 waits_for_others || is_full(shared, budget, outbox.bytes())
             });
         // Nothing wakes this session when others give room back.

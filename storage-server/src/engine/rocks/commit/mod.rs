@@ -17,7 +17,7 @@ mod task;
 mod upkeep;
 mod usage;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rocksdb::{WriteBatch, WriteOptions};
 use storage_protocol::{Outcome, Revision, StorageError};
@@ -36,7 +36,11 @@ pub(crate) fn run(shared: &EngineShared) {
     let _close = CloseFeed(shared);
     let mut sync = WriteOptions::default();
     sync.set_sync(shared.store.options.durability == Durability::Sync);
-    let mut committer = Committer { shared, sync };
+    let mut committer = Committer {
+        shared,
+        sync,
+        last_write: Duration::ZERO,
+    };
     while shared.queue.wait() {
         committer.commit();
     }
@@ -53,12 +57,15 @@ impl Drop for CloseFeed<'_> {
 struct Committer<'a> {
     shared: &'a EngineShared,
     sync: WriteOptions,
+    /// How long the last write took.
+    last_write: Duration,
 }
 
 impl Committer<'_> {
     /// Takes works, evaluates them, and writes them as one group, or as more where one is full.
     fn commit(&mut self) {
-        let (mut taken, mut group) = (Taken::default(), None::<Group<'_>>);
+        let mut taken = Taken::new(Instant::now(), self.last_write);
+        let mut group = None::<Group<'_>>;
         loop {
             let works = self.shared.queue.take_share(&mut taken);
             if works.is_empty() {
@@ -119,7 +126,8 @@ impl Committer<'_> {
                 return;
             }
             usage::publish(counted);
-            self.shared.metrics.wrote(count, bytes, began.elapsed());
+            self.last_write = began.elapsed();
+            self.shared.metrics.wrote(count, bytes, self.last_write);
             self.shared.disk.wrote(bytes);
             if let Some(due) = dues.into_iter().min() {
                 self.shared.expiry_timer.set(due);

@@ -9,11 +9,12 @@
 //! or one commit if that is larger.
 //!
 //! The committer takes one share after another while it evaluates them, and writes them as one group. The larger a group,
-//! the less a commit costs, and the longer its answer takes. So a group goes on while each principal in it has more to
-//! commit. It ends where one of them has nothing more, and only others would be served before that one is answered; and
-//! after such a group the next ones are kept small for a while, since who waits may come while one is being written.
+//! the less a commit costs, and the longer its answer takes. So a group takes all there is while each principal in it has
+//! more to commit. Where one of them has nothing more, that one only waits: such a group ends when its evaluation has taken
+//! half as long as the last write, so that neither the wait nor what a write costs each commit grows much. For a while
+//! after that it is the same without such a principal, since one may come while a group is being written.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -33,11 +34,8 @@ const WORKS_MAX: usize = 4096;
 /// Bytes of a group; the commit that reaches it is taken whole.
 const BYTES_MAX: usize = 16 << 20;
 
-/// Works of one line in a group while others with little to commit are about: writing so many takes about a millisecond.
-const LINE_WORKS_MAX: usize = 256;
-
-/// So long after a line with little was served beside one with more, others like it are expected.
-const LITTLE_EXPECTED: Duration = Duration::from_secs(1);
+/// So long after a principal with nothing more to commit was served beside one with more, others like it are expected.
+const LIGHT_EXPECTED: Duration = Duration::from_secs(1);
 
 /// So many lines that are empty may be left over, besides as many as wait.
 const LINES_UNSWEPT: usize = 64;
@@ -61,8 +59,8 @@ struct PrincipalQueues {
     /// What the line whose turn it was last had been given before: who comes anew begins here.
     given: u64,
     bytes: usize,
-    /// When a peer's line last ran empty at its turn while others had more.
-    little: Option<Instant>,
+    /// When a peer's line last ran empty at its turn while another peer's had more.
+    light: Option<Instant>,
     closed: bool,
 }
 
@@ -76,33 +74,38 @@ struct PrincipalQueue {
 }
 
 /// What was taken for one group.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Taken {
     works: usize,
     bytes: usize,
-    /// The works of each principal.
-    lines: HashMap<Arc<str>, usize>,
+    principals: HashSet<Arc<str>>,
     /// A line of these ran empty while others had more.
-    has_little: bool,
+    has_light: bool,
+    /// So long its evaluation may take where somebody waits.
+    until: Instant,
 }
 
 impl Taken {
-    /// Whether the group ends although this line is the next.
-    fn ends_before(&self, next: &Arc<str>, little: Option<Instant>, now: Instant) -> bool {
+    /// For a group whose evaluation begins now; the last one took so long to write.
+    pub(crate) fn new(now: Instant, last_write: Duration) -> Self {
+        Self {
+            works: 0,
+            bytes: 0,
+            principals: HashSet::new(),
+            has_light: false,
+            until: now + last_write / 2,
+        }
+    }
+
+    /// Whether the group ends although this principal's line is the next. Each has one share at least.
+    fn ends_before(&self, next: &Arc<str>, light: Option<Instant>, now: Instant) -> bool {
         if self.works >= WORKS_MAX || self.bytes >= BYTES_MAX {
             return true;
         }
-        let Some(works) = self.lines.get(next) else {
-            return false;
-        };
-        let lately = |since| now.saturating_duration_since(since) < LITTLE_EXPECTED;
-        self.has_little || (*works >= LINE_WORKS_MAX && little.is_some_and(lately))
-    }
-
-    fn add(&mut self, principal: Arc<str>, works: usize, bytes: usize) {
-        self.works += works;
-        self.bytes += bytes;
-        *self.lines.entry(principal).or_default() += works;
+        let lately = |since| now.saturating_duration_since(since) < LIGHT_EXPECTED;
+        self.principals.contains(next)
+            && now >= self.until
+            && (self.has_light || light.is_some_and(lately))
     }
 }
 
@@ -119,7 +122,7 @@ impl PrincipalQueues {
         let Some((key, principal)) = self.turns.first_key_value() else {
             return share;
         };
-        if group.ends_before(principal, self.little, now) {
+        if group.ends_before(principal, self.light, now) {
             return share;
         }
         let (key, principal) = (*key, principal.clone());
@@ -143,14 +146,20 @@ impl PrincipalQueues {
         let given = line.given;
         if !line.works.is_empty() {
             self.queue(principal.clone(), given);
-        } else if !self.turns.is_empty() && share.iter().any(|work| work.handle != 0) {
-            // What the engine itself queues waits for nothing.
-            self.little = Some(now);
-            group.has_little = true;
+        } else if share.iter().any(is_peers) && self.a_peer_waits() {
+            self.light = Some(now);
+            group.has_light = true;
         }
         self.sweep();
-        group.add(principal, share.len(), bytes);
+        group.works += share.len();
+        group.bytes += bytes;
+        group.principals.insert(principal);
         share
+    }
+
+    fn a_peer_waits(&self) -> bool {
+        let mut lines = self.turns.values().map(|principal| &self.lines[principal]);
+        lines.any(|line| line.works.front().is_some_and(is_peers))
     }
 
     /// Forgets empty lines that were given no more than others, if there are many.
@@ -164,6 +173,11 @@ impl PrincipalQueues {
                 .retain(|_, line| !line.works.is_empty() || line.given > given);
         }
     }
+}
+
+/// Whether a peer waits for it, not the engine itself.
+fn is_peers(work: &Work) -> bool {
+    work.handle != 0
 }
 
 impl Queue {
@@ -329,7 +343,7 @@ mod tests {
         }
 
         fn take_at(&self, now: Instant) -> Vec<(String, usize)> {
-            let (mut taken, mut works) = (Taken::default(), Vec::new());
+            let (mut taken, mut works) = (Taken::new(now, Duration::ZERO), Vec::new());
             loop {
                 let share = self.queue.lock().take_share(&mut taken, now);
                 if share.is_empty() {
@@ -441,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_is_small_where_somebody_waits_who_has_little_to_commit() {
+    fn a_group_ends_soon_where_a_principal_waits_that_has_nothing_more_to_commit() {
         let fixture = Fixture::new(usize::MAX);
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
@@ -455,21 +469,48 @@ mod tests {
             ..fixture.work("server", 100, Task::Look)
         };
         fixture.queue.push(own).unwrap();
-        assert_eq!(taken(0), WORKS_MAX, "what the engine does is no commit");
+        assert_eq!(
+            taken(0),
+            WORKS_MAX,
+            "no peer waits for what the engine does"
+        );
         fixture.push("cert:small", 100);
         let group = fixture.take_at(at(1));
         assert_eq!(group[0].0, "cert:small");
         assert_eq!(group.len(), 1 + SHARE_WORKS);
-        assert_eq!(taken(2), LINE_WORKS_MAX, "another may come");
-        assert_eq!(taken(1_000), LINE_WORKS_MAX);
-        // While a group is being evaluated: it is in this one.
-        let mut group = Taken::default();
-        let mut share = || fixture.queue.lock().take_share(&mut group, at(1_002));
-        assert_eq!(share().len(), SHARE_WORKS);
+        assert_eq!(taken(2), SHARE_WORKS, "another may come");
+        assert_eq!(taken(1_000), SHARE_WORKS);
+        // It comes while a group is being evaluated, and where a write takes long more goes with it.
+        let mut group = Taken::new(at(1_002), Duration::from_millis(10));
+        let mut share = |millis| {
+            fixture
+                .queue
+                .lock()
+                .take_share(&mut group, at(millis))
+                .len()
+        };
+        assert_eq!(share(1_002), SHARE_WORKS);
         fixture.push("cert:small", 100);
-        assert_eq!(share().len(), 1);
-        assert_eq!(share().len(), 0);
-        assert!(taken(2_003) > 2 * LINE_WORKS_MAX, "nobody else came");
+        assert_eq!(share(1_003), 1);
+        assert_eq!(share(1_004), SHARE_WORKS);
+        assert_eq!(share(1_007), 0, "half the time of a write");
+        assert!(taken(2_004) > 2 * SHARE_WORKS, "nobody else came");
+    }
+
+    #[test]
+    fn who_is_alone_beside_what_the_engine_does_has_large_groups() {
+        let fixture = Fixture::new(usize::MAX);
+        let now = Instant::now();
+        for _ in 0..10 {
+            // Its line runs empty while the engine's waits.
+            (0..2 * SHARE_WORKS).for_each(|_| fixture.push("cert:bulk", 100));
+            let own = Work {
+                handle: 0,
+                ..fixture.work("server", 100, Task::Look)
+            };
+            fixture.queue.push(own).unwrap();
+            assert_eq!(fixture.take_at(now).len(), 2 * SHARE_WORKS + 1);
+        }
     }
 
     #[test]

@@ -50,7 +50,7 @@ impl EngineShared {
                 let _place = place;
                 read(&shared)
             };
-            blocking::spawn(read).await.unwrap_or_else(read_failed)
+            blocking::read(read).await.unwrap_or_else(read_failed)
         })
     }
 }

@@ -17,6 +17,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::task::Context;
+use std::time::Instant;
 
 use storage_protocol::native::{Outbox, RequestId};
 use storage_protocol::{Revision, StorageError, Watch};
@@ -26,6 +27,7 @@ use self::slot::{OpenWatch, Rest};
 use self::wake::{WatchWaker, WokenWatches};
 use crate::limits::budget::Permit;
 use crate::metrics::Metrics;
+use crate::ws::turn_is_over;
 
 /// Watches that get a turn before the session's requests, and other sessions, do: of thousands that were woken at once
 /// a peer's own commit must not wait for all.
@@ -182,11 +184,12 @@ impl Watches {
         }
     }
 
-    /// Polls the watches in line, while the outbox has room.
+    /// Polls the watches in line, while the outbox has room. `now` is when the session's turn began.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         outbox: &mut Outbox,
+        now: Instant,
         is_full: impl Fn(&Outbox) -> bool,
     ) -> Polled {
         // Ordering: register, then look; a wake in between is seen or wakes the task.
@@ -211,7 +214,8 @@ impl Watches {
             if is_full(outbox) {
                 break;
             }
-            if turn == TURNS_PER_POLL && !self.line.is_empty() {
+            let is_over = turn == TURNS_PER_POLL || (turn > 0 && turn_is_over(now));
+            if is_over && !self.line.is_empty() {
                 // The others have their turns at the next poll, after the session's other work.
                 polled.moved = true;
                 break;

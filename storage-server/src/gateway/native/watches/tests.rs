@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
 use prometheus_client::registry::Registry;
 use storage_protocol::native::{Outbox, PART_BYTES, ServerMessage};
@@ -101,7 +102,12 @@ fn large_state(bytes: usize) -> WatchEvent {
 }
 
 fn poll(watches: &mut Watches, outbox: &mut Outbox) -> Polled {
-    watches.poll(&mut Context::from_waker(Waker::noop()), outbox, |_| false)
+    watches.poll(
+        &mut Context::from_waker(Waker::noop()),
+        outbox,
+        Instant::now(),
+        |_| false,
+    )
 }
 
 /// The messages that come without another word of the peer's.
@@ -110,7 +116,7 @@ fn messages(watches: &mut Watches) -> Vec<ServerMessage> {
     let mut cx = Context::from_waker(Waker::noop());
     let mut said = Vec::new();
     loop {
-        watches.poll(&mut cx, &mut outbox, |_| false);
+        watches.poll(&mut cx, &mut outbox, Instant::now(), |_| false);
         let Some(frame) = outbox.pop() else {
             return said;
         };

@@ -52,7 +52,7 @@ pub(super) async fn read_page(
             let (page, bytes) = from.page(&shared, &keyspace, range)?;
             Ok(shared.pages.keep(page, bytes))
         };
-        blocking::spawn(read).await.unwrap_or_else(read_failed)
+        blocking::read(read).await.unwrap_or_else(read_failed)
     });
     AbortOnDropHandle::new(reading)
         .await
