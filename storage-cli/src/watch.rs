@@ -131,7 +131,32 @@ impl Watch {
 
 /// What a break meant: a line for machines, a word to people on stderr.
 fn show_continuity(continuity: &Continuity, json: bool) -> Option<String> {
-    let text = match continuity {
+    if json {
+        let text = continuity_words(continuity);
+        let word = text.split(':').next().unwrap_or_default().to_owned();
+        return Some(
+            Object::new()
+                .text("continuity", &word)
+                .text("message", &text)
+                .finish(),
+        );
+    }
+    if let Some(text) = people(continuity) {
+        tell(text);
+    }
+    None
+}
+
+/// `None`: the watch ended where it stood, so there is nothing to tell but why, which follows.
+fn people(continuity: &Continuity) -> Option<String> {
+    match continuity {
+        Continuity::Lost { from, to } if from == to => None,
+        other => Some(continuity_words(other)),
+    }
+}
+
+fn continuity_words(continuity: &Continuity) -> String {
+    match continuity {
         Continuity::Continuous => "continuous: nothing was missed".to_owned(),
         Continuity::Resynced {
             why: ResyncReason::Compacted { .. },
@@ -154,18 +179,7 @@ fn show_continuity(continuity: &Continuity, json: bool) -> Option<String> {
         }
         // A newer library may tell more.
         other => format!("{other:?}"),
-    };
-    if json {
-        let word = text.split(':').next().unwrap_or_default().to_owned();
-        return Some(
-            Object::new()
-                .text("continuity", &word)
-                .text("message", &text)
-                .finish(),
-        );
     }
-    tell(&text);
-    None
 }
 
 /// A watch ends with an error; if one ever ends without, that is the server's doing.
@@ -324,5 +338,25 @@ mod tests {
             state_object(&key, &removed).finish(),
             r#"{"removed":{"key":"k","revision":8}}"#
         );
+    }
+
+    #[test]
+    fn what_was_not_lost_is_not_told_to_people() {
+        let at = |revision| Position {
+            epoch: Epoch(1),
+            revision: Revision(revision),
+        };
+        let lost = |from, to| Continuity::Lost {
+            from: at(from),
+            to: at(to),
+        };
+        assert_eq!(
+            people(&lost(3, 4)).unwrap(),
+            "lost: what happened from 0000000000000001:3 to 0000000000000001:4 is not told"
+        );
+        assert_eq!(people(&lost(4, 4)), None);
+        // Machines are told of each break.
+        let line = show_continuity(&lost(4, 4), true).unwrap();
+        assert!(line.starts_with("{\"continuity\":\"lost\""), "{line}");
     }
 }
