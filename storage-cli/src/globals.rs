@@ -38,7 +38,7 @@ pub(crate) struct Globals {
     /// Log in as this user; the password is asked for, or is stdin where that is no terminal
     #[arg(long, value_name = "NAME", global = true)]
     user: Option<String>,
-    /// Password of --user
+    /// File with the password of --user: all of it is the password, but for a newline at its end
     #[arg(long, value_name = "FILE", global = true)]
     password_file: Option<PathBuf>,
     /// Allow ws:// URLs: nothing is encrypted, and nobody knows who the other side is

@@ -31,15 +31,25 @@ pub(crate) async fn password(user: &str, file: Option<&Path>) -> anyhow::Result<
 /// A password that is to be set; on a terminal it is typed twice.
 pub(crate) async fn new_password(user: &str, file: Option<&Path>) -> anyhow::Result<String> {
     if let Some(file) = file {
-        return from_file(file, "the new password", PASSWORD_BYTES_MAX);
+        let password = from_file(file, "the new password", PASSWORD_BYTES_MAX)?;
+        return one_line(password).map_err(|why| usage(format!("{}: {why}", file.display())));
     }
     if !io::stdin().is_terminal() {
-        return from_stdin("the new password", "--new-password-file").await;
+        let password = from_stdin("the new password", "--new-password-file").await?;
+        return one_line(password).map_err(|why| usage(format!("stdin: {why}")));
     }
     let first = ask(&format!("New password of {user}: ")).await?;
     match ask("The same once more: ").await? == first {
         true => Ok(first),
         false => Err(usage("the two passwords differ; nothing was changed")),
+    }
+}
+
+/// Nobody could type more at a terminal or into a page: the file is some other one, or has a remark in it.
+fn one_line(password: String) -> Result<String, &'static str> {
+    match password.contains(['\n', '\r']) {
+        false => Ok(password),
+        true => Err("the new password has more than one line; it is to be on one"),
     }
 }
 

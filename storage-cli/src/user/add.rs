@@ -19,7 +19,8 @@ Examples:
   pwgen --secure 20 1 | tee ann.password | storage user add ann
   storage user add ann --new-password-file ann.password
 
-The password is asked for twice on a terminal; otherwise it is stdin, of which a newline at the end is cut. A user that is there
+The password has 1 to 1,024 bytes, on one line. It is asked for twice on a terminal; otherwise it is stdin or the file, of which
+a newline at the end is cut. A user that is there
 already is left as it is, and makes the exit code 1.";
 
 /// Adds a user
@@ -31,7 +32,7 @@ pub(super) struct Add {
     /// Role that it becomes a member of; may be given several times
     #[arg(long = "role", value_name = "R")]
     roles: Vec<String>,
-    /// Password of the new user
+    /// File with the password of the new user
     #[arg(long, value_name = "FILE")]
     new_password_file: Option<PathBuf>,
 }

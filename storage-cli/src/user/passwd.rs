@@ -16,8 +16,8 @@ Examples:
   storage --user ann --ca ca.pem user passwd ann        # one's own: asks for the present one first
   storage user passwd ann --new-password-file ann.password
 
-The new password is asked for twice on a terminal; otherwise it is stdin, of which a newline at the end is cut. Connections
-that the user has by the old one end, and tokens that were minted before.";
+The new password has 1 to 1,024 bytes, on one line. It is asked for twice on a terminal; otherwise it is stdin or the file, of
+which a newline at the end is cut. Connections that the user has by the old one end, and tokens that were minted before.";
 
 /// Sets a password
 #[derive(Debug, Args)]
@@ -25,7 +25,7 @@ that the user has by the old one end, and tokens that were minted before.";
 pub(super) struct Passwd {
     /// User
     name: String,
-    /// The new password
+    /// File with the new password
     #[arg(long, value_name = "FILE")]
     new_password_file: Option<PathBuf>,
 }

@@ -126,6 +126,28 @@ fn a_password_that_no_server_takes_is_refused_with_the_bound_before_anything_is_
 }
 
 #[test]
+fn a_password_of_two_lines_is_refused_before_it_is_set() {
+    let server = server();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, "one\ntwo\n").unwrap();
+    let path = file.path().to_str().unwrap();
+    let why = "the new password has more than one line";
+    for sub_command in ["add", "passwd"] {
+        let ran = server.run(&["user", sub_command, "ann", "--new-password-file", path]);
+        assert_eq!(ran.code, 2, "{ran:?}");
+        assert!(ran.err.contains(&format!("{path}: {why}")), "{ran:?}");
+        let ran = with_stdin(server.command(&["user", sub_command, "ann"]), b"one\n\n");
+        assert_eq!(ran.code, 2, "{ran:?}");
+        assert!(ran.err.contains(why), "{ran:?}");
+    }
+    assert_eq!(server.changes(), []);
+    for sub_command in ["add", "passwd"] {
+        let help = run::storage(&["user", sub_command, "--help"]).out;
+        assert!(help.contains("1 to 1,024 bytes, on one line"), "{help}");
+    }
+}
+
+#[test]
 fn a_user_that_gets_no_role_is_told_to_be_there() {
     let server = server();
     server.answer("PUT /-/auth/roles/ops", 400, r#"{"error":"no"}"#);
