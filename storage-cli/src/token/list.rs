@@ -16,7 +16,9 @@ Examples:
   storage --json token list
 
 Prints ID<TAB>PRINCIPAL<TAB>NAME<TAB>ISSUED<TAB>EXPIRES<TAB>GRANTS<TAB>STATE lines; the tokens themselves are kept nowhere. Without
-grants a token has \"all\" that its principal has. The state is \"good\", or why it is not: the user is disabled, say.";
+grants a token has \"all\" that its principal has. The state is \"good\", or why it is not: the user is disabled, say. Of a token
+that was minted with another one, <TAB>PARENT follows, the id of that one: it may nothing that its parent may not, whatever
+its own grants say.";
 
 /// Prints the tokens, and whether they are good
 #[derive(Debug, Args)]
@@ -34,6 +36,8 @@ struct Listed {
     expires: u64,
     /// Why it is good for nothing, or not for now.
     ended: Option<String>,
+    /// The token that it was minted with.
+    parent: Option<String>,
 }
 
 impl List {
@@ -56,7 +60,7 @@ impl Listed {
             .iter()
             .map(|grant| escape::field(grant.as_bytes(), false));
         let grants: Vec<_> = grants.collect();
-        let columns = [
+        let mut columns = vec![
             escape::text(self.id.as_bytes()),
             escape::text(self.principal.as_bytes()),
             escape::text(self.name.as_deref().unwrap_or_default().as_bytes()),
@@ -68,6 +72,7 @@ impl Listed {
             },
             escape::text(self.ended.as_deref().unwrap_or("good").as_bytes()),
         ];
+        columns.extend(self.parent.iter().map(|id| escape::text(id.as_bytes())));
         columns.join("\t")
     }
 }

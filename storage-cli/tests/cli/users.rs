@@ -434,7 +434,9 @@ fn tokens_are_listed_and_revoked() {
         {"id": "1a2b", "principal": "user:ann", "name": "c\ti", "issued": 0, "expires": 1900000000, "parent": null, "ended": "user disabled\u001b",
          "grants": [{"principal": "*", "keyspace": "m", "prefix": "a b", "allow": ["read", "watch"]},
                     {"principal": "*", "keyspace": "n", "allow": ["admin"]}]},
-        {"id": "3c", "principal": "cert:me\u202e", "name": null, "issued": 1, "expires": 99999999999999, "grants": [], "ended": null}
+        {"id": "3c", "principal": "cert:me\u202e", "name": null, "issued": 1, "expires": 99999999999999, "grants": [], "ended": null},
+        {"id": "4d", "principal": "user:ann", "name": null, "issued": 1, "expires": 1900000000, "parent": "1a2b", "ended": null,
+         "grants": [{"principal": "*", "keyspace": "*", "allow": ["read"]}]}
     ]}"#;
     let server = HttpServer::with(&[
         ("GET /-/auth/tokens", 200, tokens),
@@ -452,6 +454,7 @@ fn tokens_are_listed_and_revoked() {
         [
             "1a2b\tuser:ann\tc\\ti\t1970-01-01T00:00:00Z\t2030-03-17T17:46:40Z\t\"m:a b:read,watch\" n:admin\tuser disabled\\x1b",
             "3c\tcert:me\\u{202e}\t\t1970-01-01T00:00:01Z\tnever\tall\tgood",
+            "4d\tuser:ann\t\t1970-01-01T00:00:01Z\t2030-03-17T17:46:40Z\t*:read\tgood\t1a2b",
         ]
     );
     let ran = server.run(&["token", "list", "--json"]);
