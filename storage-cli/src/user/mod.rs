@@ -116,20 +116,30 @@ async fn disable(app: &App, name: &str, disabled: bool) -> anyhow::Result<Exit> 
 /// Whether there is no such user, which is told then, before a password is asked for; the server refuses it too. Who may
 /// not see the users is told no: it may change no other's.
 async fn is_missing(api: &Api, name: &str) -> anyhow::Result<bool> {
-    let answer = match api.ask(&api::path(&["users"])).await {
+    let found = match is_disabled(api, name).await {
         Err(error) if is_forbidden(&error) => return Ok(false),
         answer => answer?,
     };
-    for user in api::list(&answer, "users")? {
-        if api::read::<Listed>(user)?.name == name {
-            return Ok(false);
-        }
+    if found.is_some() {
+        return Ok(false);
     }
     tell(format_args!(
         "there is no user {}",
         escape::text(name.as_bytes())
     ));
     Ok(true)
+}
+
+/// `None`: there is no such user.
+pub(crate) async fn is_disabled(api: &Api, name: &str) -> anyhow::Result<Option<bool>> {
+    let answer = api.ask(&api::path(&["users"])).await?;
+    for user in api::list(&answer, "users")? {
+        let user: Listed = api::read(user)?;
+        if user.name == name {
+            return Ok(Some(user.disabled));
+        }
+    }
+    Ok(None)
 }
 
 fn is_forbidden(error: &anyhow::Error) -> bool {

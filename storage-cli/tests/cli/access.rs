@@ -247,10 +247,18 @@ fn an_explanation_exits_with_what_it_says() {
     assert_eq!(ran.code, 1);
     assert!(ran.out.starts_with("{\"allowed\":false,"), "{ran:?}");
     // A key that is no text.
-    let path = "GET /-/auth/explain?principal=a&keyspace=models&key=%00%FF&permission=read";
+    let path = "GET /-/auth/explain?principal=anonymous&keyspace=models&key=%00%FF&permission=read";
     let allowed = r#"{"allowed": true, "origin": null, "reason": "so", "rule": null}"#;
     server.answer(path, 200, allowed);
-    let ran = server.run(&["--hex", "access", "explain", "a", "models", "00ff", "read"]);
+    let ran = server.run(&[
+        "--hex",
+        "access",
+        "explain",
+        "anonymous",
+        "models",
+        "00ff",
+        "read",
+    ]);
     assert_eq!(ran.lines(), ["allowed", "reason: so"], "{ran:?}");
 }
 
@@ -322,6 +330,50 @@ fn members_are_added_to_roles_and_removed() {
     assert_eq!(server.changes(), []);
     server.answer("DELETE /-/auth/roles/ops?force=true", 204, "");
     assert_eq!(server.run(&["role", "rm", "ops", "--force"]).code, 0);
+}
+
+#[test]
+fn an_explanation_says_of_a_user_that_it_cannot_log_in() {
+    let explain = |user: &str| {
+        format!("GET /-/auth/explain?principal=user%3A{user}&keyspace=m&key=k&permission=read")
+    };
+    let allowed = r#"{"allowed": true, "origin": null, "reason": "so", "rule": null}"#;
+    let server = HttpServer::with(&[
+        (&explain("ann"), 200, allowed),
+        (&explain("bob"), 200, allowed),
+        (&explain("eve"), 200, allowed),
+        (
+            "GET /-/auth/users",
+            200,
+            r#"{"users": [{"name": "ann", "disabled": false, "password_set": 1},
+                {"name": "bob", "disabled": true, "password_set": 1}]}"#,
+        ),
+    ]);
+    let run = |user: &str, options: &[&str]| {
+        let user = format!("user:{user}");
+        server.run(&[&["access", "explain", &user, "m", "k", "read"], options].concat())
+    };
+    assert_eq!(run("ann", &[]).lines(), ["allowed", "reason: so"]);
+    assert_eq!(
+        run("bob", &[]).lines(),
+        [
+            "allowed",
+            "reason: so",
+            "note: user:bob is disabled, and cannot log in"
+        ]
+    );
+    assert_eq!(
+        run("eve", &[]).lines(),
+        ["allowed", "reason: so", "note: there is no user eve"]
+    );
+    let ran = run("bob", &["--json"]);
+    assert!(ran.lines()[0].starts_with("{\"allowed\":true,"), "{ran:?}");
+    assert_eq!(ran.err, "note: user:bob is disabled, and cannot log in\n");
+    // Who may not see the users may ask about itself all the same.
+    server.answer("GET /-/auth/users", 403, r#"{"error":"no"}"#);
+    let ran = run("bob", &[]);
+    assert_eq!(ran.lines(), ["allowed", "reason: so"]);
+    assert_eq!(ran.err, "");
 }
 
 #[test]
