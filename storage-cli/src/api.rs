@@ -26,6 +26,9 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
 /// The most characters that are told of an answer that is no JSON: it may be a page of a proxy.
 const TEXT_CHARS_MAX: usize = 500;
 
+/// What the server says of a change after which nobody could change the rules.
+const LOCK_OUT: &str = "nobody could change the access rules";
+
 /// The last second that has a date of four digits.
 const SECONDS_MAX: u64 = 253_402_300_799;
 
@@ -63,6 +66,27 @@ impl Api {
         let changed = self.send(method, path, body).await;
         self.app.changing(false);
         changed
+    }
+
+    /// A change of rules or roles, with `force` also if nobody could change them afterwards; without, the refusal says
+    /// that there is that.
+    pub(crate) async fn change_rules(
+        &self,
+        method: Method,
+        path: String,
+        body: Option<&Value>,
+        force: bool,
+    ) -> anyhow::Result<Value> {
+        let changed = self.change(method, &forced(path, force), body).await;
+        changed.map_err(|error| match error.downcast::<Refused>() {
+            Ok(refused) if refused.is_lock_out() && !force => Refused {
+                text: format!("{}; --force makes it all the same", refused.text),
+                ..refused
+            }
+            .into(),
+            Ok(refused) => refused.into(),
+            Err(error) => error,
+        })
     }
 
     async fn send(
@@ -138,10 +162,24 @@ pub(crate) fn with_query(path: &str, query: &[(&str, &[u8])]) -> String {
 }
 
 /// The same path for a change that is made although nobody could change the rules afterwards.
-pub(crate) fn forced(path: String, force: bool) -> String {
+fn forced(path: String, force: bool) -> String {
     match force {
         true => with_query(&path, &[("force", b"true")]),
         false => path,
+    }
+}
+
+/// What is wrong with a record, without where in its JSON that is: the JSON was made here, and nobody has seen it.
+fn without_place(error: &str) -> &str {
+    let place = error.rsplit_once(" at line ");
+    let is_place = |place: &str| {
+        let numbers = place.split_once(" column ");
+        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        numbers.is_some_and(|(line, column)| is_number(line) && is_number(column))
+    };
+    match place {
+        Some((what, place)) if is_place(place) => what,
+        _ => error,
     }
 }
 
@@ -174,7 +212,7 @@ impl Refused {
         let error = error.and_then(Value::as_str);
         let plain = String::from_utf8_lossy(answer);
         let text: String = error
-            .unwrap_or_else(|| plain.trim())
+            .map_or_else(|| plain.trim(), without_place)
             .chars()
             .take(TEXT_CHARS_MAX)
             .collect();
@@ -192,6 +230,11 @@ impl Refused {
             retry_after,
             ..self
         }
+    }
+
+    /// Whether it would have left nobody who may change the rules. The server has no status of its own for that.
+    fn is_lock_out(&self) -> bool {
+        self.in_form && self.status == StatusCode::BAD_REQUEST && self.text.contains(LOCK_OUT)
     }
 
     pub(crate) fn status(&self) -> StatusCode {
@@ -218,6 +261,8 @@ impl Refused {
     pub(crate) fn outcome(&self) -> Outcome {
         match self.status {
             StatusCode::NOT_FOUND | StatusCode::CONFLICT if self.in_form => Outcome::Refused,
+            // What is there speaks against it, not what was asked for.
+            _ if self.is_lock_out() => Outcome::Refused,
             StatusCode::SERVICE_UNAVAILABLE => Outcome::NotExecuted,
             status if status.is_client_error() => Outcome::NotExecuted,
             _ if self.changes => Outcome::Unknown,
@@ -320,6 +365,19 @@ mod tests {
         assert_eq!(text, "\\x1b[2J\\\\");
         let page = "x".repeat(100_000);
         assert!(refused(502, &page, true).to_string().len() < 600);
+    }
+
+    #[test]
+    fn only_a_place_in_json_is_cut() {
+        for (text, told) in [
+            ("no at line 1 column 63", "no"),
+            ("no at line 1 column 6x", "no at line 1 column 6x"),
+            ("no at line 1 column 63, so", "no at line 1 column 63, so"),
+            ("no at line  column 2", "no at line  column 2"),
+            ("at line 1 column 2", "at line 1 column 2"),
+        ] {
+            assert_eq!(without_place(text), told);
+        }
     }
 
     #[test]

@@ -40,6 +40,7 @@ mod text;
 mod token;
 mod unpack;
 mod user;
+mod warnings;
 mod watch;
 mod whoami;
 

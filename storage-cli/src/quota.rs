@@ -11,7 +11,7 @@ use crate::escape;
 use crate::failure::{Exit, usage};
 use crate::output::Output;
 use crate::size;
-use crate::tell;
+use crate::warnings;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -60,7 +60,7 @@ Examples:
   storage quota set robots --principal 'cert:robot-*' --commits-per-second 100 --sessions 10
 
 Takes the place of the quota of this name, with all its limits. It holds at once; what is above a limit already stays, and
-nothing is added. Sizes are numbers of bytes, or such as 64KiB, 10MiB, 1GiB.";
+nothing is added. That it limits nothing is told on stderr. Sizes are numbers of bytes, or such as 64KiB, 10MiB, 1GiB.";
 
 /// Stores a quota
 #[derive(Debug, Args)]
@@ -195,6 +195,8 @@ impl Quota {
                     out,
                     &json!({ "from": { "name": set.name }, "quota": quota }),
                 )?;
+                out.flush()?;
+                warnings::tell_of(&api, "quotas", "quota", &set.name).await;
                 Ok(Exit::Done)
             }
             Command::List => list(app, out).await,
@@ -234,10 +236,7 @@ async fn list(app: &App, out: &mut Output) -> anyhow::Result<Exit> {
         show(app, out, quota)?;
     }
     out.flush()?;
-    let warnings = answer.get("warnings").and_then(Value::as_array);
-    for warning in warnings.into_iter().flatten().filter_map(Value::as_str) {
-        tell(format_args!("warning: {warning}"));
-    }
+    warnings::tell_all(&answer);
     Ok(Exit::Done)
 }
 

@@ -161,9 +161,10 @@ async fn role(api: &Api, name: &str) -> anyhow::Result<(Option<Listed>, Option<B
 }
 
 async fn put(api: &Api, role: &Listed, force: bool) -> anyhow::Result<()> {
-    let path = api::forced(api::path(&["roles", &role.name]), force);
+    let path = api::path(&["roles", &role.name]);
     let body = json!({ "members": role.members });
-    api.change(Method::PUT, &path, Some(&body)).await?;
+    api.change_rules(Method::PUT, path, Some(&body), force)
+        .await?;
     Ok(())
 }
 
@@ -190,8 +191,8 @@ async fn add(api: &Api, name: &str, members: &[String]) -> anyhow::Result<Listed
 
 async fn remove(api: &Api, name: &str, members: &[String], force: bool) -> anyhow::Result<Exit> {
     if members.is_empty() {
-        let path = api::forced(api::path(&["roles", name]), force);
-        api.change(Method::DELETE, &path, None).await?;
+        let path = api::path(&["roles", name]);
+        api.change_rules(Method::DELETE, path, None, force).await?;
         return Ok(Exit::Done);
     }
     let (stored, configured) = role(api, name).await?;

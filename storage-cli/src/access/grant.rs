@@ -1,17 +1,18 @@
-//! `access grant`: stores a rule. There is one for each principal, keyspace and prefix, unless somebody made more.
+//! `access grant`: stores a rule. There is one for each principal, keyspace and prefix, unless somebody named more.
 
 use clap::Args;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use storage_client::http::Method;
 
-use super::{Origin, Permissions, Rule, Scope, line, record, rules};
+use super::{Origin, Permissions, Rule, Scope, check_prefix_form, line, record, rules};
 use crate::api::{self, Api};
 use crate::app::App;
 use crate::escape;
 use crate::failure::Exit;
 use crate::output::Output;
 use crate::tell;
+use crate::warnings;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -20,8 +21,9 @@ Examples:
   storage access grant role:operators 'model*' read --name operators-read
   storage access grant cert:boss system admin            # an administrator of users, tokens and rules
 
-Where a rule is stored for the same principal, keyspace and prefix, the permissions are added to it, under its name; `access
-revoke` takes some away. Prints the rule as `access list` does.";
+Where a rule is stored for the same principal, keyspace and prefix, the permissions are added to it, under its name, unless
+--name asks for another; `access revoke` takes some away. Prints the rule as `access list` does, and on stderr what is odd
+about it: that it gives nothing, say.";
 
 /// The longest readable part of a name that is made from a rule, in bytes.
 const SLUG_BYTES_MAX: usize = 48;
@@ -32,12 +34,12 @@ const SLUG_BYTES_MAX: usize = 48;
 pub(super) struct Grant {
     /// Who: cert:NAME, user:NAME, anonymous, or role:NAME; * stands for any characters (not in role:NAME)
     principal: String,
-    /// Keys that begin with PREFIX, or all; * stands for any characters in KEYSPACE, but for those of "system"
+    /// Keys that begin with PREFIX (UTF-8 text, no --hex), or all; * stands for any characters in KEYSPACE, but for those of "system"
     #[arg(value_name = "KEYSPACE[:PREFIX]")]
     scope: Scope,
     /// What: read,write,watch,admin or some of them
     permissions: Permissions,
-    /// Name of the rule [default: made from principal, keyspace and prefix]
+    /// Name of the rule [default: that of the rule which is stored for the same, or made from principal, keyspace and prefix]
     #[arg(long, value_name = "N")]
     name: Option<String>,
     /// Also if nobody could change the rules afterwards
@@ -55,6 +57,7 @@ struct Plan {
 
 impl Grant {
     pub(super) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
+        check_prefix_form(app, "rule")?;
         let api = Api::open(app).await?;
         let Some(plan) = self.plan(&api).await? else {
             return Ok(Exit::Refused);
@@ -65,8 +68,9 @@ impl Grant {
             .as_ref()
             .is_some_and(|before| *before == plan.allow.words());
         if !is_there {
-            let path = api::forced(api::path(&["rules", &plan.name]), self.force);
-            api.change(Method::PUT, &path, Some(&rule)).await?;
+            let path = api::path(&["rules", &plan.name]);
+            api.change_rules(Method::PUT, path, Some(&rule), self.force)
+                .await?;
         }
         if let Some(before) = plan.before.filter(|before| *before != plan.allow.words()) {
             let before = before.join(",");
@@ -79,9 +83,11 @@ impl Grant {
             }
             false => {
                 let rule: Rule = api::read(&rule)?;
-                out.line(&line(&Origin::Name(plan.name), &rule))?;
+                out.line(&line(&Origin::Name(plan.name.clone()), &rule))?;
             }
         }
+        out.flush()?;
+        warnings::tell_of(&api, "rules", "rule", &plan.name).await;
         Ok(Exit::Done)
     }
 
@@ -113,7 +119,11 @@ impl Grant {
             }
             None => {}
         }
-        let other = stored.clone().find(|(_, rule)| is_same(rule));
+        // Who asks for a name gets a rule of that name, for instance to be left when another one is revoked.
+        let other = match self.name {
+            Some(_) => None,
+            None => stored.clone().find(|(_, rule)| is_same(rule)),
+        };
         Ok(Some(match other {
             Some((name, rule)) => Plan {
                 name: name.to_owned(),

@@ -1,7 +1,6 @@
 //! `access list`: all rules, of the configuration and stored, and what is odd about them.
 
 use clap::Args;
-use serde_json::Value;
 
 use super::Listed;
 use crate::api::{self, Api};
@@ -9,7 +8,7 @@ use crate::app::App;
 use crate::escape;
 use crate::failure::Exit;
 use crate::output::Output;
-use crate::tell;
+use crate::warnings;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,10 +34,7 @@ impl List {
             }
         }
         out.flush()?;
-        let warnings = answer.get("warnings").and_then(Value::as_array);
-        for warning in warnings.into_iter().flatten().filter_map(Value::as_str) {
-            tell(format_args!("warning: {warning}"));
-        }
+        warnings::tell_all(&answer);
         Ok(Exit::Done)
     }
 }

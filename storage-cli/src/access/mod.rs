@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::api::{self, Api};
 use crate::app::App;
 use crate::escape;
-use crate::failure::Exit;
+use crate::failure::{Exit, usage};
 use crate::output::Output;
 
 pub(crate) use scope::{Permission, Permissions, Scope};
@@ -50,6 +50,16 @@ impl Access {
             Command::Revoke(revoke) => revoke.run(app).await,
             Command::Explain(explain) => explain.run(app, out).await,
         }
+    }
+}
+
+/// A prefix of a rule or of a grant is text, whatever --hex makes of keys.
+pub(crate) fn check_prefix_form(app: &App, what: &str) -> anyhow::Result<()> {
+    match app.form().hex {
+        false => Ok(()),
+        true => Err(usage(format!(
+            "--hex: the prefix of a {what} is UTF-8 text, which is never given in hexadecimal; leave --hex out"
+        ))),
     }
 }
 

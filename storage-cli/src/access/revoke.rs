@@ -3,7 +3,7 @@
 use clap::Args;
 use storage_client::http::Method;
 
-use super::{Listed, Permissions, Scope, record, rules};
+use super::{Listed, Permissions, Scope, check_prefix_form, record, rules};
 use crate::api::{self, Api};
 use crate::app::App;
 use crate::escape;
@@ -17,8 +17,9 @@ Examples:
   storage access revoke 'cert:robot-*' models:robots/
   storage access revoke user:ann models write           # what else it may there stays
 
-By its name, or all that are stored for exactly this principal, keyspace and prefix; of these some permissions, or all. Connections that are open go by the rules
-that are left from then on.";
+By its name, or all that are stored for exactly this principal, keyspace and prefix; of these some permissions, or all. What
+was removed is told on stderr. Connections that are open go by the rules that are left from then on. What would leave nobody
+who may change the rules is refused, with exit code 1; --force makes it all the same.";
 
 /// Removes a rule
 #[derive(Debug, Args)]
@@ -27,7 +28,7 @@ pub(super) struct Revoke {
     /// Name of the rule; or its principal, with KEYSPACE behind it
     #[arg(value_name = "NAME|PRINCIPAL")]
     rule: String,
-    /// Keyspace and prefix of the rule
+    /// Keyspace and prefix of the rule (UTF-8 text, no --hex)
     #[arg(value_name = "KEYSPACE[:PREFIX]")]
     scope: Option<Scope>,
     /// Take only these away: read,write,watch,admin or some of them [default: all]
@@ -41,6 +42,9 @@ impl Revoke {
     pub(super) async fn run(self, app: &App) -> anyhow::Result<Exit> {
         if self.rule.is_empty() {
             return Err(usage("which rule? Its name is empty"));
+        }
+        if self.scope.is_some() {
+            check_prefix_form(app, "rule")?;
         }
         let api = Api::open(app).await?;
         let Some(scope) = &self.scope else {
@@ -70,11 +74,11 @@ impl Revoke {
             }
             if stays.is_empty() {
                 self.remove(&api, name).await?;
-                tell(format_args!("removed {shown}"));
             } else {
                 let rule = record(&self.rule, scope, &stays);
-                let path = api::forced(api::path(&["rules", name]), self.force);
-                api.change(Method::PUT, &path, Some(&rule)).await?;
+                let path = api::path(&["rules", name]);
+                api.change_rules(Method::PUT, path, Some(&rule), self.force)
+                    .await?;
                 let stays = escape::text(stays.join(",").as_bytes()).into_owned();
                 tell(format_args!("{shown} gives {stays} now"));
             }
@@ -105,8 +109,11 @@ impl Revoke {
     }
 
     async fn remove(&self, api: &Api, name: &str) -> anyhow::Result<()> {
-        let path = api::forced(api::path(&["rules", name]), self.force);
-        api.change(Method::DELETE, &path, None).await?;
+        let path = api::path(&["rules", name]);
+        api.change_rules(Method::DELETE, path, None, self.force)
+            .await?;
+        let shown = escape::field(name.as_bytes(), false);
+        tell(format_args!("removed {shown}"));
         Ok(())
     }
 }

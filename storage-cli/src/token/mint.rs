@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use storage_client::http::Method;
 
-use crate::access::{Permissions, Scope};
+use crate::access::{Permissions, Scope, check_prefix_form};
 use crate::api::{self, Api};
 use crate::app::App;
 use crate::escape;
@@ -41,7 +41,8 @@ pub(super) struct Mint {
     /// What it is for, to be told by `token list`
     #[arg(long, value_name = "N")]
     name: Option<String>,
-    /// All that it may, of what you may: KEYSPACE:read,write or KEYSPACE:PREFIX:read; may be given several times
+    /// All that it may, of what you may: KEYSPACE:read,write or KEYSPACE:PREFIX:read (the prefix is UTF-8 text, no --hex); may
+    /// be given several times
     #[arg(long = "grant", value_name = "KEYSPACE[:PREFIX]:PERMISSIONS")]
     grants: Vec<Grant>,
     /// Write the token to this file (mode 0600), which is replaced; --json then prints the rest
@@ -91,6 +92,9 @@ struct Minted {
 
 impl Mint {
     pub(super) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
+        if !self.grants.is_empty() {
+            check_prefix_form(app, "grant")?;
+        }
         let api = Api::open(app).await?;
         let file = self.out.as_deref().filter(|path| *path != Path::new("-"));
         // Before there is a token that could not be written.

@@ -86,9 +86,9 @@ fn a_grant_has_a_name_of_its_own_that_is_always_the_same() {
 fn granted_again_it_is_added_to_what_is_there() {
     let server = server();
     server.answer("PUT /-/auth/rules/ann", 204, "");
-    // Under its own name, the default one, or one that somebody thinks of.
+    // Under its own name, or where no name is asked for.
     let grant = ["access", "grant", "user:ann", "models:a:b/", "write"];
-    for options in [&["--name", "ann"][..], &[], &["--name", "new"]] {
+    for options in [&["--name", "ann"][..], &[]] {
         let ran = server.run(&[&grant[..], options].concat());
         assert_eq!(ran.lines(), ["ann\tuser:ann\tmodels:a:b/\tread,write"]);
         assert_eq!(ran.err, "it was read before\n");
@@ -123,15 +123,101 @@ fn granted_again_it_is_added_to_what_is_there() {
 }
 
 #[test]
+fn a_rule_is_stored_under_the_name_that_was_asked_for_though_another_says_the_same() {
+    let rules = r#"{"roles": [], "rules": [
+        {"from": {"name": "grant-admin"}, "rule": {"principal": "cert:boss", "keyspace": "system", "allow": ["admin"]}}
+    ], "warnings": ["stored rule \"boss\": it gives the same as stored rule \"grant-admin\""]}"#;
+    let server = HttpServer::with(&[
+        ("GET /-/auth/rules", 200, rules),
+        ("PUT /-/auth/rules/boss", 204, ""),
+    ]);
+    let grant = ["access", "grant", "cert:boss", "system", "admin"];
+    let ran = server.run(&[&grant[..], &["--name", "boss"]].concat());
+    assert_eq!(ran.lines(), ["boss\tcert:boss\tsystem\tadmin"]);
+    assert_eq!(
+        ran.err,
+        "warning: stored rule \"boss\": it gives the same as stored rule \"grant-admin\"\n"
+    );
+    let rule = json!({
+        "principal": "cert:boss", "keyspace": "system", "prefix": "", "allow": ["admin"],
+    });
+    assert_eq!(
+        server.changes(),
+        [("PUT /-/auth/rules/boss".to_owned(), rule)]
+    );
+    // Where no name was asked for there need not be two.
+    assert_eq!(
+        server.run(&grant).lines(),
+        ["grant-admin\tcert:boss\tsystem\tadmin"]
+    );
+    assert_eq!(server.changes(), []);
+}
+
+#[test]
+fn what_is_odd_about_a_rule_is_told_when_it_is_granted() {
+    let rules = r#"{"roles": [], "rules": [], "warnings": [
+        "stored rule \"bob2\": it gives nothing",
+        "stored rule \"bob\": principal \"bob\" matches nobody\u001b",
+        "rule[0] of the configuration: it gives nothing"
+    ]}"#;
+    let server = HttpServer::with(&[
+        ("GET /-/auth/rules", 200, rules),
+        ("PUT /-/auth/rules/bob", 204, ""),
+    ]);
+    let grant = ["access", "grant", "bob", "acme", "read", "--name", "bob"];
+    let ran = server.run(&grant);
+    assert_eq!(ran.lines(), ["bob\tbob\tacme\tread"]);
+    assert_eq!(
+        ran.err,
+        "warning: stored rule \"bob\": principal \"bob\" matches nobody\\x1b\n"
+    );
+    let quotas = r#"{"quotas": [], "warnings": ["stored quota \"q\": it limits nothing", "stored quota \"p\": no"]}"#;
+    server.answer("GET /-/auth/quotas", 200, quotas);
+    server.answer("PUT /-/auth/quotas/q", 204, "");
+    let set = ["quota", "set", "q", "--principal", "bob", "--sessions", "1"];
+    let ran = server.run(&set);
+    assert_eq!(ran.lines(), ["q\tbob\tsessions=1"]);
+    assert_eq!(ran.err, "warning: stored quota \"q\": it limits nothing\n");
+}
+
+#[test]
 fn what_would_lock_out_is_refused_by_the_server_and_told() {
     let server = server();
-    let refused = r#"{"error":"with this commit nobody could change the access rules any more"}"#;
+    let refused = r#"{"error":"with this commit nobody could change the access rules any more: first let a rule ..."}"#;
     server.answer("DELETE /-/auth/rules/ann", 400, refused);
     server.answer("DELETE /-/auth/rules/ann?force=true", 204, "");
-    let ran = server.run(&["access", "revoke", "ann"]);
-    assert_eq!(ran.code, 2, "{ran:?}");
-    assert!(ran.err.contains("nobody could change"), "{ran:?}");
-    assert_eq!(server.run(&["access", "revoke", "ann", "--force"]).code, 0);
+    server.answer("DELETE /-/auth/roles/ops", 400, refused);
+    server.answer("PUT /-/auth/rules/ann", 400, refused);
+    for refused in [
+        &["access", "revoke", "ann"][..],
+        &["role", "rm", "ops"],
+        &["access", "grant", "user:ann", "models:a:b/", "write"],
+    ] {
+        let ran = server.run(refused);
+        assert_eq!((ran.code, ran.out.as_str()), (1, ""), "{ran:?}");
+        assert!(ran.err.contains("nobody could change"), "{ran:?}");
+        assert!(
+            ran.err.ends_with("; --force makes it all the same\n"),
+            "{ran:?}"
+        );
+    }
+    let ran = server.run(&["access", "revoke", "ann", "--force"]);
+    assert_eq!((ran.code, ran.err.as_str()), (0, "removed ann\n"));
+}
+
+#[test]
+fn where_a_record_is_wrong_is_no_place_in_what_nobody_wrote() {
+    let server = server();
+    server.answer(
+        "PUT /-/auth/rules/r",
+        400,
+        r#"{"error":"the principal is empty at line 1 column 63"}"#,
+    );
+    let ran = server.run(&["access", "grant", "", "acme", "read", "--name", "r"]);
+    assert_eq!(
+        (ran.code, ran.err.as_str()),
+        (2, "error: the principal is empty\n")
+    );
 }
 
 #[test]
@@ -165,6 +251,12 @@ fn a_rule_is_revoked_by_its_name_or_by_what_it_says() {
         "DELETE /-/auth/rules/gone",
         404,
         r#"{"error":"there is no such record"}"#,
+    );
+    // By its name it is told as well.
+    let ran = server.run(&["access", "revoke", "ann"]);
+    assert_eq!(
+        (ran.code, ran.out.as_str(), ran.err.as_str()),
+        (0, "", "removed ann\n")
     );
     let ran = server.run(&["access", "revoke", "gone"]);
     assert_eq!(
@@ -263,6 +355,50 @@ fn an_explanation_exits_with_what_it_says() {
 }
 
 #[test]
+fn an_explanation_says_of_a_user_that_it_cannot_log_in() {
+    let explain = |user: &str| {
+        format!("GET /-/auth/explain?principal=user%3A{user}&keyspace=m&key=k&permission=read")
+    };
+    let allowed = r#"{"allowed": true, "origin": null, "reason": "so", "rule": null}"#;
+    let server = HttpServer::with(&[
+        (&explain("ann"), 200, allowed),
+        (&explain("bob"), 200, allowed),
+        (&explain("eve"), 200, allowed),
+        (
+            "GET /-/auth/users",
+            200,
+            r#"{"users": [{"name": "ann", "disabled": false, "password_set": 1},
+                {"name": "bob", "disabled": true, "password_set": 1}]}"#,
+        ),
+    ]);
+    let run = |user: &str, options: &[&str]| {
+        let user = format!("user:{user}");
+        server.run(&[&["access", "explain", &user, "m", "k", "read"], options].concat())
+    };
+    assert_eq!(run("ann", &[]).lines(), ["allowed", "reason: so"]);
+    assert_eq!(
+        run("bob", &[]).lines(),
+        [
+            "allowed",
+            "reason: so",
+            "note: user:bob is disabled, and cannot log in"
+        ]
+    );
+    assert_eq!(
+        run("eve", &[]).lines(),
+        ["allowed", "reason: so", "note: there is no user eve"]
+    );
+    let ran = run("bob", &["--json"]);
+    assert!(ran.lines()[0].starts_with("{\"allowed\":true,"), "{ran:?}");
+    assert_eq!(ran.err, "note: user:bob is disabled, and cannot log in\n");
+    // Who may not see the users may ask about itself all the same.
+    server.answer("GET /-/auth/users", 403, r#"{"error":"no"}"#);
+    let ran = run("bob", &[]);
+    assert_eq!(ran.lines(), ["allowed", "reason: so"]);
+    assert_eq!(ran.err, "");
+}
+
+#[test]
 fn members_are_added_to_roles_and_removed() {
     let server = server();
     let ran = server.run(&["role", "list"]);
@@ -333,50 +469,6 @@ fn members_are_added_to_roles_and_removed() {
 }
 
 #[test]
-fn an_explanation_says_of_a_user_that_it_cannot_log_in() {
-    let explain = |user: &str| {
-        format!("GET /-/auth/explain?principal=user%3A{user}&keyspace=m&key=k&permission=read")
-    };
-    let allowed = r#"{"allowed": true, "origin": null, "reason": "so", "rule": null}"#;
-    let server = HttpServer::with(&[
-        (&explain("ann"), 200, allowed),
-        (&explain("bob"), 200, allowed),
-        (&explain("eve"), 200, allowed),
-        (
-            "GET /-/auth/users",
-            200,
-            r#"{"users": [{"name": "ann", "disabled": false, "password_set": 1},
-                {"name": "bob", "disabled": true, "password_set": 1}]}"#,
-        ),
-    ]);
-    let run = |user: &str, options: &[&str]| {
-        let user = format!("user:{user}");
-        server.run(&[&["access", "explain", &user, "m", "k", "read"], options].concat())
-    };
-    assert_eq!(run("ann", &[]).lines(), ["allowed", "reason: so"]);
-    assert_eq!(
-        run("bob", &[]).lines(),
-        [
-            "allowed",
-            "reason: so",
-            "note: user:bob is disabled, and cannot log in"
-        ]
-    );
-    assert_eq!(
-        run("eve", &[]).lines(),
-        ["allowed", "reason: so", "note: there is no user eve"]
-    );
-    let ran = run("bob", &["--json"]);
-    assert!(ran.lines()[0].starts_with("{\"allowed\":true,"), "{ran:?}");
-    assert_eq!(ran.err, "note: user:bob is disabled, and cannot log in\n");
-    // Who may not see the users may ask about itself all the same.
-    server.answer("GET /-/auth/users", 403, r#"{"error":"no"}"#);
-    let ran = run("bob", &[]);
-    assert_eq!(ran.lines(), ["allowed", "reason: so"]);
-    assert_eq!(ran.err, "");
-}
-
-#[test]
 fn arguments_that_are_none_are_refused_before_anything_is_sent() {
     for (arguments, why) in [
         (
@@ -393,6 +485,34 @@ fn arguments_that_are_none_are_refused_before_anything_is_sent() {
             "reed",
         ),
         (&["access", "revoke", ""], "Its name is empty"),
+        (
+            &["--hex", "access", "grant", "cert:x", "acme:ff", "read"],
+            "--hex: the prefix of a rule is UTF-8 text",
+        ),
+        (
+            &["--hex", "access", "revoke", "cert:x", "acme:ff"],
+            "--hex: the prefix of a rule is UTF-8 text",
+        ),
+        (
+            &["--hex", "token", "mint", "--grant", "acme:ff:read"],
+            "--hex: the prefix of a grant is UTF-8 text",
+        ),
+        (
+            &["access", "explain", "role:x", "models", "a", "read"],
+            "\"role:x\" is no principal; they are cert:NAME, user:NAME and anonymous",
+        ),
+        (
+            &["access", "explain", "cert:acme-*", "models", "a", "read"],
+            "\"cert:acme-*\" is no principal",
+        ),
+        (
+            &["access", "explain", "bob", "models", "a", "read"],
+            "\"bob\" is no principal",
+        ),
+        (
+            &["access", "explain", "user:", "models", "a", "read"],
+            "\"user:\" is no principal",
+        ),
         (&["role", "add", "role:ops"], "no name of a role"),
         (&["role", "rm", "Ops"], "no name of a role"),
         (&["user", "add", "user:ann"], "the user's name is \"ann\""),
