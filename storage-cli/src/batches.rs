@@ -13,6 +13,7 @@ use storage_protocol::{Batch, Key, Limit, Limits, Operation, StorageError};
 use crate::escape;
 use crate::failure::usage;
 use crate::rows::{Row, Rows};
+use crate::tally::Span;
 
 /// Bytes of rows in one commit.
 const BATCH_BYTES_MAX: usize = 1 << 20;
@@ -37,7 +38,7 @@ pub(crate) enum Duplicates {
 }
 
 /// A batch that is ready to be sent, and where its rows are from.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Prepared {
     pub(crate) batch: Batch,
     /// Of its first row, counted from 1.
@@ -47,6 +48,16 @@ pub(crate) struct Prepared {
     pub(crate) rows: u64,
     /// Those of them whose key an earlier row of the file has too, as far as keys are remembered.
     pub(crate) duplicates: u64,
+}
+
+impl Prepared {
+    pub(crate) fn span(&self) -> Span {
+        Span {
+            first_row: self.first_row,
+            first_line: self.first_line,
+            rows: self.rows,
+        }
+    }
 }
 
 /// Cuts rows into batches.

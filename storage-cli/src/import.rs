@@ -1,35 +1,26 @@
 //! `import`: a file's rows into the keyspace, many to a commit and several commits on their way.
 //!
-//! A thread reads and cuts batches; here they are sent in the file's order, and answers are taken in that order too.
-//! After the first failure nothing more is sent, and the summary of what is certain covers the commits that were on
-//! their way by then; so it does after a signal, which waits for them a little, and where the journal cannot be written.
-//! Invariant: each row is in one state (committed, not committed, unknown) when this ends.
+//! Here: the options, the thread that reads and cuts batches, and the summary of what is certain. How they are sent, and
+//! what becomes of each, is in [`crate::sending`].
 
-use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
-use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
-use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, pending};
-use indicatif::ProgressBar;
 use storage_protocol::{
-    CommitOptions, Key, KeyRange, Limit, Outcome, Position, Result, Revision, ScanOptions, Storage,
-    StorageError, StorageExt,
+    Key, KeyRange, Limit, Outcome, Revision, ScanOptions, Storage, StorageError, StorageExt,
 };
 use tokio::sync::mpsc;
-use tokio::time::sleep;
 
-use crate::app::{App, END_TIMEOUT};
+use crate::app::App;
 use crate::batches::{Batches, Duplicates, Prepared};
-use crate::failure::{Exit, Interrupted, Usage, usage};
+use crate::failure::{Exit, Usage, usage};
 use crate::journal::{Journal, Source, digest_of};
 use crate::output::{Output, progress};
 use crate::rows::{Format, Header, Reading, Rows};
-use crate::tally::{Span, Tally};
+use crate::sending::{Sender, Stopped, send_all};
+use crate::tally::Tally;
 use crate::tell;
 use crate::template::Template;
 use crate::unpack::open;
@@ -45,10 +36,10 @@ Examples:
 
 Without --key, each line is {\"put\":{...}} or {\"remove\":{...}}, as `export` writes them.
 A CSV row becomes a JSON object of strings; a row of JSON lines with --key is kept as it is, and {a.b} is the field b of its
-object a. Of rows with equal keys in one commit only the last is sent; --batch 1 sends each.";
-
-/// Commits on their way: enough to cover the way to the server and its disk; with `BATCH_BYTES_MAX` it bounds memory.
-const IN_FLIGHT_MAX: usize = 8;
+object a. Of rows with equal keys in one commit only the last is sent; --batch 1 sends each.
+Commits that the server refuses because a quota or its load leaves no room are sent again, one by one, for as long as it takes
+one every 30 s (or --timeout); a word on stderr says so. Of equal keys the last row stays then too. With --session-file the
+import stops instead where that could not be kept: where a later commit with one of the keys was taken already.";
 
 /// Batches that were read and wait for room.
 const READ_AHEAD: usize = 2;
@@ -128,7 +119,7 @@ impl Import {
             storage: storage.clone(),
             journal,
         };
-        let stopped = send_all(&mut sender, &mut reader, &mut tally, app, &bar).await;
+        let stopped = send_all(&mut sender, &mut reader.batches, &mut tally, app, &bar).await;
         bar.finish_and_clear();
         if let Err(rows) = tally.outcome(&self.file.display().to_string()) {
             let error = match stopped {
@@ -330,206 +321,5 @@ impl Reader {
         self.thread
             .await
             .map_err(|error| anyhow!("the reading thread failed: {error}"))?
-    }
-}
-
-/// Why no more is sent. After a failed commit it is `End` too; the tally knows.
-enum Stopped {
-    End,
-    Interrupted,
-    /// Nothing more can be sent: the journal cannot be written, or does not fit.
-    Failed(anyhow::Error),
-}
-
-/// A commit on its way.
-struct InFlight {
-    span: Span,
-    /// Of its session, where there is a journal.
-    number: Option<u64>,
-    answer: BoxFuture<'static, Result<Position>>,
-}
-
-/// Sends batches, and keeps the journal if there is one.
-struct Sender {
-    storage: RemoteStorage,
-    journal: Option<Journal>,
-}
-
-impl Sender {
-    /// Notes the session's incarnation, if it has come back since.
-    fn note_session(&mut self) -> anyhow::Result<()> {
-        let Some(journal) = &mut self.journal else {
-            return Ok(());
-        };
-        let info = *self.storage.session_info().borrow();
-        journal.came_back(info.id, info.incarnation)
-    }
-
-    /// Sends a batch; `None` where the journal says that it is committed.
-    fn send(&mut self, prepared: Prepared) -> anyhow::Result<Option<InFlight>> {
-        let (rows, first_row, first_line) =
-            (prepared.rows, prepared.first_row, prepared.first_line);
-        let options = CommitOptions::labelled("import");
-        self.note_session()?;
-        let mut number = None;
-        if let Some(journal) = &mut self.journal {
-            if journal.is_done(first_row, rows) {
-                return Ok(None);
-            }
-            if journal.contradicts(first_row, rows) {
-                return Err(usage(format!(
-                    "rows {first_row} to {} do not make the commits that the session file tells of; have the server's \
-                     limits changed?",
-                    first_row + rows - 1
-                )));
-            }
-            number = Some(match journal.unanswered_number(first_row, rows) {
-                Some(number) => number,
-                None => {
-                    if journal.is_overtaken(first_row) {
-                        let last = first_row + rows - 1;
-                        tell(format!(
-                            "rows {first_row} to {last} were refused before and go in now, behind later rows: of a key \
-                             that stands in both, this older row stays"
-                        ));
-                    }
-                    let sent = self.storage.session_info().borrow().sent;
-                    journal.send(first_row, rows, sent)?
-                }
-            });
-        }
-        let storage = self.storage.clone();
-        let mut commit = async move {
-            match number {
-                Some(number) => storage.commit_as(number, prepared.batch, options).await,
-                None => storage.commit(prepared.batch, options).await,
-            }
-        }
-        .boxed();
-        // Ordering: commits are applied in the order in which they are first polled.
-        let first = commit.poll_unpin(&mut Context::from_waker(Waker::noop()));
-        let answer = match first {
-            Poll::Ready(answer) => futures_util::future::ready(answer).boxed(),
-            Poll::Pending => commit,
-        };
-        let span = Span {
-            first_row,
-            first_line,
-            rows,
-        };
-        Ok(Some(InFlight {
-            span,
-            number,
-            answer,
-        }))
-    }
-
-    fn answered(&mut self, number: Option<u64>, answer: &Result<Position>) -> anyhow::Result<()> {
-        self.note_session()?;
-        let (Some(journal), Some(number)) = (&mut self.journal, number) else {
-            return Ok(());
-        };
-        match answer {
-            Ok(position) => journal.executed(number, position.revision),
-            Err(error) if error.outcome() != Outcome::Unknown => journal.refused(number),
-            Err(_) => Ok(()),
-        }
-    }
-
-    /// The import stops before its end.
-    fn explain(&self, error: anyhow::Error) -> anyhow::Error {
-        if self.journal.is_none() {
-            return error;
-        }
-        error.context("the session file knows; the same command goes on from there")
-    }
-
-    /// A signal came, and everything that was on its way has been answered.
-    fn interrupted(&self, tally: &Tally) -> Interrupted {
-        let rows = tally.rows + tally.rows_before;
-        let next = match self.journal {
-            Some(_) => "run the same command again to continue",
-            None => {
-                "the same command again begins with the first row (with --session-file it would continue)"
-            }
-        };
-        Interrupted {
-            what: format!(" after {rows} rows (kept); {next}"),
-            ..Interrupted::new(Outcome::NotExecuted)
-        }
-    }
-}
-
-async fn send_all(
-    sender: &mut Sender,
-    reader: &mut Reader,
-    tally: &mut Tally,
-    app: &App,
-    bar: &ProgressBar,
-) -> Stopped {
-    let mut in_flight = VecDeque::new();
-    let (mut stopped, mut interrupted) = (None, false);
-    // Behind a line that was not written whole, none could be read.
-    let mut writable = true;
-    let mut patience = pin!(sleep(Duration::ZERO));
-    loop {
-        app.changing(!in_flight.is_empty());
-        let more = stopped.is_none() && tally.failures.is_empty();
-        if !more && in_flight.is_empty() {
-            return stopped.unwrap_or(Stopped::End);
-        }
-        tokio::select! {
-            biased;
-            // At the end of the file and after a failure, too, a signal bounds the wait for answers.
-            () = app.interrupt.cancelled(), if !interrupted => {
-                interrupted = true;
-                stopped = stopped.or(Some(Stopped::Interrupted));
-                patience.as_mut().reset(tokio::time::Instant::now() + END_TIMEOUT);
-            }
-            answer = front(&mut in_flight) => {
-                if let Some(commit) = in_flight.pop_front() {
-                    if writable && let Err(error) = sender.answered(commit.number, &answer) {
-                        (writable, stopped) = (false, Some(Stopped::Failed(error)));
-                    }
-                    tally.add(commit.span, answer);
-                    bar.set_message(tally.committed_text());
-                }
-            }
-            () = patience.as_mut(), if interrupted => {
-                for commit in in_flight.drain(..) {
-                    tally.add(commit.span, Err(no_answer()));
-                }
-            }
-            prepared = reader.batches.recv(), if more && in_flight.len() < IN_FLIGHT_MAX => match prepared {
-                Some(prepared) => {
-                    let (rows, duplicates) = (prepared.rows, prepared.duplicates);
-                    tally.duplicates += duplicates;
-                    match sender.send(prepared) {
-                        Ok(Some(commit)) => in_flight.push_back(commit),
-                        Ok(None) => tally.rows_before += rows,
-                        Err(error) => {
-                            (writable, stopped) = (false, Some(Stopped::Failed(error)));
-                        }
-                    }
-                }
-                None => stopped = Some(Stopped::End),
-            }
-        }
-    }
-}
-
-/// Of a commit that a signal did not wait for.
-fn no_answer() -> StorageError {
-    StorageError::Closed {
-        reason: "interrupted before the answer came".to_owned(),
-        outcome: Outcome::Unknown,
-    }
-}
-
-/// The answer to the oldest commit. Cancel-safe: the commit stays where it is.
-async fn front(in_flight: &mut VecDeque<InFlight>) -> Result<Position> {
-    match in_flight.front_mut() {
-        Some(commit) => (&mut commit.answer).await,
-        None => pending().await,
     }
 }

@@ -31,6 +31,7 @@ mod role;
 mod rows;
 mod scan;
 mod secret;
+mod sending;
 mod size;
 mod stdin;
 mod tally;

@@ -2,7 +2,7 @@
 //!
 //! Invariant: each row is in one state (committed, not committed, unknown).
 
-use storage_protocol::{Outcome, Position, Result, StorageError};
+use storage_protocol::{Outcome, Position, StorageError};
 
 use crate::json::Object;
 
@@ -26,6 +26,8 @@ pub(crate) struct Tally {
     pub(crate) rows_before: u64,
     /// Committed although an earlier commit failed.
     rows_behind: u64,
+    /// Commits that are in `rows`, and may be behind one that was refused and is to come again.
+    unsettled: Vec<Span>,
     /// Of all of these, rows whose key an earlier row has too.
     pub(crate) duplicates: u64,
 }
@@ -36,18 +38,42 @@ pub(crate) struct Failed {
 }
 
 impl Tally {
-    pub(crate) fn add(&mut self, span: Span, answer: Result<Position>) {
-        match answer {
-            Ok(position) => {
-                self.commits += 1;
-                self.last = Some(position);
-                match self.failures.is_empty() {
-                    true => self.rows += span.rows,
-                    false => self.rows_behind += span.rows,
-                }
-            }
-            Err(error) => self.failures.push(Failed { span, error }),
+    /// A commit that was executed; `others_wait`: some that were refused are to come again.
+    pub(crate) fn add(&mut self, span: Span, position: Position, others_wait: bool) {
+        self.commits += 1;
+        self.last = Some(position);
+        match others_wait {
+            true => self.unsettled.push(span),
+            false => self.unsettled.clear(),
         }
+        self.settle(span);
+    }
+
+    /// Rows that are as good as committed: of their keys later ones are, or they themselves.
+    pub(crate) fn settle(&mut self, span: Span) {
+        match self.failures.is_empty() {
+            true => self.rows += span.rows,
+            false => self.rows_behind += span.rows,
+        }
+    }
+
+    /// Rows that were not committed, or of which that is unknown.
+    pub(crate) fn fail(&mut self, span: Span, error: StorageError) {
+        for behind in self
+            .unsettled
+            .extract_if(.., |other| other.first_row > span.first_row)
+        {
+            self.rows -= behind.rows;
+            self.rows_behind += behind.rows;
+        }
+        self.failures.push(Failed { span, error });
+    }
+
+    /// Whether a commit behind this row was executed.
+    pub(crate) fn is_overtaken(&self, first_row: u64) -> bool {
+        self.unsettled
+            .iter()
+            .any(|other| other.first_row > first_row)
     }
 
     pub(crate) fn committed_text(&self) -> String {
@@ -112,7 +138,7 @@ impl Tally {
 
 #[cfg(test)]
 mod tests {
-    use storage_protocol::{Limit, Revision};
+    use storage_protocol::{Limit, Result, Revision};
 
     use super::*;
     use crate::failure::exit_code;
@@ -130,12 +156,40 @@ mod tests {
                 revision: Revision(revision),
                 ..Position::default()
             };
-            tally.add(span, answer.map(position));
+            match answer {
+                Ok(revision) => tally.add(span, position(revision), false),
+                Err(error) => tally.fail(span, error),
+            }
         }
         match tally.outcome("f") {
             Ok(()) => (0, tally.committed_text()),
             Err(error) => (exit_code(&error), format!("{error}")),
         }
+    }
+
+    #[test]
+    fn what_overtook_a_commit_that_never_came_is_told_as_behind_it() {
+        let mut tally = Tally::default();
+        let span = |first_row| Span {
+            first_row,
+            first_line: first_row,
+            rows: 2,
+        };
+        let position = Position::default();
+        tally.add(span(1), position, false);
+        // Rows 3 and 7 were refused, and 5 and 9 overtook them; then 3 came again and was taken, but not 7.
+        tally.add(span(5), position, true);
+        tally.add(span(9), position, true);
+        assert!(tally.is_overtaken(3) && tally.is_overtaken(7) && !tally.is_overtaken(9));
+        tally.add(span(3), position, true);
+        let (limit, max) = (Limit::CommitRate, 1);
+        tally.fail(span(7), StorageError::Overloaded { limit, max });
+        let error = tally.outcome("f").unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "rows 7 to 8 (from f:7 on) were not committed; 6 rows were committed before, and 2 rows that were on their way \
+             behind the first failed commit"
+        );
     }
 
     #[test]

@@ -34,6 +34,9 @@ pub(crate) const TIME: UnixMillis = UnixMillis(1_700_000_000_000);
 /// The same in HTTP's form.
 const DATE: &str = "Tue, 14 Nov 2023 22:13:20 GMT";
 
+/// Long enough for a command to send what it may meanwhile.
+const LATE: Duration = Duration::from_millis(300);
+
 /// Entries on a page of a scan: few, so that tests see many pages.
 const PAGE_ITEMS: usize = 3;
 
@@ -43,6 +46,8 @@ pub(crate) enum Fault {
     None,
     /// It is answered by this.
     Error(StorageError),
+    /// The same, after a while in which others came to be on their way.
+    LateError(StorageError),
     /// It is carried out, and the connection breaks instead of an answer.
     Lost,
     /// It is not answered.
@@ -491,16 +496,24 @@ impl Connection {
         batch: &Batch,
         options: CommitOptions,
     ) -> Result<(), Over> {
+        let mut late = false;
         let (done, fault) = {
             let mut state = self.shared.state.lock().unwrap();
             match state.faults.pop_front().unwrap_or(Fault::None) {
                 Fault::Error(error) => (Err(error), Fault::None),
+                Fault::LateError(error) => {
+                    late = true;
+                    (Err(error), Fault::None)
+                }
                 Fault::Silent => return Ok(()),
                 fault @ (Fault::None | Fault::Lost) => (state.apply(batch, options.label), fault),
             }
         };
         if matches!(fault, Fault::Lost) {
             return Err(Over);
+        }
+        if late {
+            tokio::time::sleep(LATE).await;
         }
         match done {
             Ok(record) => {

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use storage_protocol::{EntryLifetime, Limit, StorageError, UnixMillis};
+use storage_protocol::{EntryLifetime, StorageError, UnixMillis};
 use tempfile::TempDir;
 
 use crate::fake::{Fault, Server, TIME};
@@ -194,9 +194,12 @@ fn a_refused_commit_stops_an_import_and_later_ones_that_were_on_their_way_are_co
     let server = Server::start();
     let folder = Folder::new();
     let file = folder.file("rows.jsonl", lines(100));
-    let (limit, max) = (Limit::CommitQueue, 1);
+    let (available, reserve) = (1, 2);
     server.fault(Fault::None);
-    server.fault(Fault::Error(StorageError::Overloaded { limit, max }));
+    server.fault(Fault::Error(StorageError::StorageFull {
+        available,
+        reserve,
+    }));
     let ran = server.run(&["import", &file, "--batch", "2"]);
     assert_eq!((ran.code, ran.out.as_str()), (3, ""), "{ran:?}");
     assert!(ran.err.contains("rows 3 to 4 (from "), "{ran:?}");
