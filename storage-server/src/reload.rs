@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::auth::text::date;
-use crate::auth::{Configured, LockedOut, Verifier};
+use crate::auth::{Configured, RulesRefused, Verifier};
 use crate::config::{ConfigError, ListenerConfig, ServerConfig, TlsMode};
 use crate::metrics::ReloadLabel;
 use crate::net::tls::{LiveTls, Tls, TlsError, TlsFiles};
@@ -51,7 +51,7 @@ pub enum ReloadError {
     Config(#[from] ConfigError),
     /// Its access rules.
     #[error(transparent)]
-    Rules(#[from] LockedOut),
+    Rules(#[from] RulesRefused),
     /// It could not be read to its end.
     #[error("cannot read anew: {0}")]
     Failed(String),

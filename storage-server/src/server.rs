@@ -327,12 +327,21 @@ impl Server {
     }
 
     /// What is odd about the access rules and roles of the configuration, a sentence each: rules that can never match, or
-    /// give nothing beyond others, and roles without members. Those that are stored are not known here.
+    /// give nothing beyond others, roles without members, and that nobody can change them. Those that are stored are not
+    /// known here.
     #[must_use]
     pub fn warnings(config: &ServerConfig) -> Vec<String> {
         let rules = Configured::of(config).rule_set();
         let warnings = rules.warnings().into_iter();
-        warnings.map(|warning| warning.to_string()).collect()
+        let mut warnings: Vec<_> = warnings.map(|warning| warning.to_string()).collect();
+        if !rules.has_system_admin() {
+            warnings.push(
+                "no rule gives \"admin\" of the keyspace \"system\": unless a stored one does, nobody can change rules, \
+                 roles, users and quotas, and a reload of this file is refused"
+                    .to_owned(),
+            );
+        }
+        warnings
     }
 
     async fn serve(

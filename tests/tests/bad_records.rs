@@ -258,3 +258,73 @@ async fn no_change_of_rules_or_roles_locks_all_administrators_out() {
     assert_eq!(ask(&boss, "DELETE", "roles/ops", Value::Null).await.0, 204);
     assert_eq!(ask(&boss, "GET", "rules", Value::Null).await.0, 403);
 }
+
+#[tokio::test]
+async fn the_last_rule_goes_by_force_alone() {
+    let (served, system) = with_stored_rules().await;
+    let boss = served.certified("boss", "model");
+    let why = "there would be no access rule any more";
+    let (status, answer) = ask(&boss, "DELETE", "rules/boss", Value::Null).await;
+    assert_eq!(status, 400, "{answer}");
+    assert!(answer["error"].as_str().unwrap().contains(why), "{answer}");
+    let both = Batch::new().remove("roles/ops").remove("access/boss");
+    let error = system
+        .commit(both, CommitOptions::default())
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains(why), "{error}");
+    // Nothing is open to others by either.
+    let ann = served.certified("ann", "model");
+    assert_eq!(ask(&ann, "GET", "rules", Value::Null).await.0, 403);
+    let path = "rules/boss?force=true";
+    assert_eq!(ask(&ann, "DELETE", path, Value::Null).await.0, 403);
+    assert_eq!(ask(&boss, "DELETE", path, Value::Null).await.0, 204);
+    assert_eq!(ask(&ann, "GET", "rules", Value::Null).await.0, 200);
+}
+
+#[tokio::test]
+async fn an_administrator_that_nobody_could_log_in_as_is_none() {
+    let config = storage_testkit::entrance::LISTENER;
+    let served = storage_testkit::served::Served::new(&["boss"], config);
+    let boss = served.certified("boss", "model");
+    let ask = async |method, path, body| ask(&boss, method, path, body).await;
+    let why = "nobody could change the access rules any more";
+    let admin = |who: &str| json!({ "principal": who, "keyspace": "system", "allow": ["admin"] });
+    let user = json!({ "password": "correct horse", "new": true });
+    let refused = async |method, path, body| {
+        let (status, answer) = ask(method, path, body).await;
+        assert_eq!(status, 400, "{method} {path}: {answer}");
+        assert!(answer["error"].as_str().unwrap().contains(why), "{answer}");
+    };
+    refused("PUT", "rules/ann", admin("user:ann")).await;
+    assert_eq!(ask("PUT", "users/ann", user.clone()).await.0, 204);
+    let members = json!({ "members": ["user:ann", "user:gone"] });
+    assert_eq!(ask("PUT", "roles/ops", members).await.0, 204);
+    assert_eq!(ask("PUT", "rules/ops", admin("role:ops")).await.0, 204);
+    // From now on it is ann alone who may.
+    let ann = served.bare("model").password("ann", "correct horse");
+    let by_ann = async |method, path, body| entrance::ask(&ann, method, path, body).await;
+    for (method, path, body) in [
+        ("PUT", "users/ann", json!({ "disabled": true })),
+        (
+            "PUT",
+            "users/ann",
+            json!({ "disabled": true, "password": "another" }),
+        ),
+        ("DELETE", "users/ann", Value::Null),
+        ("PUT", "roles/ops", json!({ "members": ["user:gone"] })),
+    ] {
+        let (status, answer) = by_ann(method, path, body).await;
+        assert_eq!(status, 400, "{method} {path}: {answer}");
+        assert!(answer["error"].as_str().unwrap().contains(why), "{answer}");
+    }
+    let system = served.bare("system").password("ann", "correct horse");
+    let system = RemoteStorage::connect(system).await.unwrap();
+    let error = system.remove("users/ann".into()).await.unwrap_err();
+    assert!(error.to_string().contains(why), "{error}");
+    // Each of them left all as it was, the password too. By force it is done.
+    let disabled = json!({ "disabled": true });
+    let done = by_ann("PUT", "users/ann?force=true", disabled).await;
+    assert_eq!(done.0, 204, "{}", done.1);
+    assert_eq!(by_ann("GET", "rules", Value::Null).await.0, 401);
+}

@@ -310,3 +310,26 @@ async fn what_a_revoked_peer_has_queued_is_refused() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
+
+#[tokio::test]
+async fn a_configuration_without_any_rule_takes_the_place_of_none_that_has_some() {
+    let mut served = Served::new(&["boss", "ann"], BOSS);
+    let boss = served.connect("boss", "model").await;
+    boss.put("a".into(), "1".into()).await.unwrap();
+    let ann = served.connect("ann", "model").await;
+    ann.get_one("a".into()).await.unwrap_err();
+    served.configure(OPEN);
+    until("the failure", async || {
+        served.metric(&reloads("rules", "failed")).await == 1.0
+    })
+    .await;
+    assert_eq!(served.metric(&failing("rules")).await, 1.0);
+    ann.get_one("a".into()).await.unwrap_err();
+    boss.get_one("a".into()).await.unwrap();
+    ann.close().await;
+    boss.close().await;
+    // A restart takes it.
+    served.server.restart();
+    let ann = served.connect("ann", "model").await;
+    assert!(ann.get_one("a".into()).await.unwrap().is_some());
+}

@@ -392,6 +392,11 @@ fn a_check_warns_of_rules_that_give_nothing_and_is_good_all_the_same() {
     ]);
     let good = "[[rule]]\nprincipal = 'cert:x'\nkeyspace = 'b'\nallow = ['read']\n";
     let config = folder.config(&format!("{PLAIN}{good}"));
+    ran(&["config", "check", "--config", &config])
+        .expect(0)
+        .says(&["no rule gives \"admin\" of the keyspace \"system\": unless a stored one does"]);
+    let admin = "[[rule]]\nprincipal = 'user:x'\nkeyspace = 'system'\nallow = ['admin']\n";
+    let config = folder.config(&format!("{PLAIN}{good}{admin}"));
     let checked = ran(&["config", "check", "--config", &config]).expect(0);
     assert!(!format!("{checked:?}").contains("warning"), "{checked:?}");
 }

@@ -6,13 +6,14 @@ use std::sync::{
 };
 
 use rustls::server::danger::ClientCertVerifier;
-use storage_protocol::{Keyspace, Revision};
+use storage_protocol::{Batch, Keyspace, Revision};
 use tokio_util::sync::CancellationToken;
 
 use super::credentials::chain_of;
 use super::follow::SystemRecords;
 use super::guard::Guard;
 use super::live::LivePeer;
+use super::lockout::{Lockout, RulesRefused};
 use super::passwords::{LoginLimits, Logins, PasswordError};
 use super::quotas::{Meters, QuotaSet, SessionLimits};
 use super::rules::{Grants, Origin, Role, RoleName, RuleSet};
@@ -55,14 +56,6 @@ pub(crate) struct AccessControl {
     peers: Mutex<Alive<LivePeer>>,
     audit: Arc<Audit>,
 }
-
-/// Access rules with which nobody could change the access rules any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "with these access rules nobody could change them any more: let one give \"admin\" of the keyspace \"system\" to \
-     somebody"
-)]
-pub struct LockedOut;
 
 /// What client certificates are verified with.
 #[derive(Clone, Debug)]
@@ -294,18 +287,14 @@ impl AccessControl {
     /// Rules, roles and quotas of the configuration are these from the return on; the engine is told what keyspaces may hold.
     ///
     /// # Errors
-    /// With them nobody could change the access rules any more; those before hold on.
+    /// With them nobody could change the access rules any more, or everybody; those before hold on.
     pub(crate) fn set_configured(
         &self,
         configured: Configured,
         engine: &dyn Engine,
-    ) -> Result<(), LockedOut> {
+    ) -> Result<(), RulesRefused> {
         self.system.reconfigure(configured, |rules, quotas| {
-            if !rules.has_system_admin() {
-                return Err(LockedOut);
-            }
             self.swap(rules, quotas, engine);
-            Ok(())
         })?;
         self.warn();
         Ok(())
@@ -323,6 +312,35 @@ impl AccessControl {
     /// The tokens that were minted with a certificate which is not good any more. None where certificates are not asked
     /// for: then nobody can say.
     pub(crate) fn tokens_of_ended_certificates(&self) -> Vec<String> {
+    /// Says it where nobody can change the rules, or everybody may do everything: at a start, which takes what is there, and
+    /// behind a change that was forced.
+    pub(crate) fn tell_who_administers(&self) {
+        let rules = self.rules();
+        if !rules.has_rules() {
+            tracing::warn!(
+                "there are no access rules: every peer that is let in may do everything"
+            );
+        } else if !self.system.has_administrator(&rules) {
+            tracing::warn!(
+                "no access rule gives \"admin\" of the keyspace \"system\" to anybody (users that there are not, or that are \
+                 disabled, do not count): nobody can change rules, roles, users and quotas. Start the server with \
+                 --grant-admin PRINCIPAL to make an administrator"
+            );
+        }
+    }
+
+    /// Whether a peer's commit to `system` would be refused for what it leaves.
+    ///
+    /// # Errors
+    /// As of [`Records::check`].
+    pub(crate) fn check_records(
+        &self,
+        batch: &Batch,
+        lockout: Lockout,
+    ) -> storage_protocol::Result<()> {
+        self.system.check(batch, lockout)
+    }
+
         if self.verifier().is_none() {
             return Vec::new();
         }

@@ -16,9 +16,10 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::control::AccessControl;
+use super::lockout::{Lockout, RulesRefused};
 use super::quotas::QuotaSet;
 use super::rules::{Origin, Role, RoleName, RuleSet};
-use super::system::{Applies, Configured, Lockout, Records, User, token_id, token_key};
+use super::system::{Applies, Configured, Records, User, token_id, token_key};
 use super::token_records::TokenRecords;
 use crate::config::NamedRole;
 use crate::engine::{Engine, SessionStorage};
@@ -78,23 +79,45 @@ impl SystemRecords {
         configured.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Takes what the configuration has now, if `swap` takes the rules that follow.
-    pub(super) fn reconfigure<E>(
+    /// Takes what the configuration has now, if that may be; `swap` takes the rules that follow.
+    ///
+    /// # Errors
+    /// Why it may not.
+    pub(super) fn reconfigure(
         &self,
         configured: Configured,
-        swap: impl FnOnce(RuleSet, QuotaSet) -> Result<(), E>,
-    ) -> Result<(), E> {
+        swap: impl FnOnce(RuleSet, QuotaSet),
+    ) -> std::result::Result<(), RulesRefused> {
         let _one = self.joining.lock().unwrap_or_else(PoisonError::into_inner);
-        let records = self.applied.borrow().records.clone();
+        let records = self.records();
         let rules = records.rule_set(&configured);
+        records.check_rules(&records.rule_set(&self.configured()), &rules)?;
         let quotas = records.quota_set(&configured, &rules);
-        swap(rules, quotas)?;
+        swap(rules, quotas);
         let mut known = self
             .configured
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         *known = Arc::new(configured);
         Ok(())
+    }
+
+    /// What holds now.
+    pub(super) fn records(&self) -> Records {
+        self.applied.borrow().records.clone()
+    }
+
+    /// Whether these rules let anybody change them.
+    pub(super) fn has_administrator(&self, rules: &RuleSet) -> bool {
+        self.records().has_administrator(rules)
+    }
+
+    /// Whether the keyspace may hold what a commit leaves.
+    ///
+    /// # Errors
+    /// As of [`Records::check`].
+    pub(super) fn check(&self, batch: &Batch, lockout: Lockout) -> Result<()> {
+        self.records().check(batch, &self.configured(), lockout)
     }
 
     /// Makes a peer's commit, if the keyspace may hold what it leaves. When it is answered without an error, its rules
@@ -120,8 +143,7 @@ impl SystemRecords {
                 outcome: Outcome::NotExecuted,
             });
         }
-        let known = self.applied.borrow().records.clone();
-        known.check(batch, &self.configured(), lockout)?;
+        self.check(batch, lockout)?;
         let position = commit.await?;
         self.wait_for(position.revision).await?;
         Ok(position)
@@ -244,7 +266,7 @@ impl AccessControl {
         tokio::spawn(supervise("put out whose time is over", stop.clone(), look));
     }
 
-    /// A commit to `system` although nobody could change the rules afterwards; all else is checked as of any commit.
+    /// A commit to `system` although nobody could change the rules afterwards, or everybody could; all else is checked as of any commit.
     /// `storage` is the server's own.
     ///
     /// # Errors
@@ -257,7 +279,11 @@ impl AccessControl {
     ) -> Result<Position> {
         let commit = storage.commit(batch.clone(), options);
         let (forced, present) = (Lockout::Forced, storage.position());
-        self.system().checked(&batch, forced, present, commit).await
+        let committed = self.system().checked(&batch, forced, present, commit).await;
+        if committed.is_ok() {
+            self.tell_who_administers();
+        }
+        committed
     }
 
     /// Removes the records of tokens, in as many commits as it takes, and returns the position of the last one when that

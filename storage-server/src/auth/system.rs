@@ -9,14 +9,14 @@
 //! | `tokens/ID` | a [`TokenRecord`]: what a token that was minted may do. Put by the server alone; removed, it is revoked |
 //!
 //! A commit to it is checked as a whole before it is made: each record must be one, and somebody must be able to change
-//! the rules afterwards. What is there nevertheless and cannot be read (a newer version's) gives nothing to anybody, and a
+//! the rules afterwards ([`super::lockout`]). What is there nevertheless and cannot be read (a newer version's) gives nothing to anybody, and a
 //! quota limits nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use storage_protocol::{Batch, Key, Lifetime, Operation, Result, StorageError};
+use storage_protocol::{Key, Lifetime, Operation, Result, StorageError};
 
 use super::Principal;
 use super::quotas::{Quota, QuotaSet};
@@ -115,16 +115,8 @@ pub(crate) enum Applies {
     Nothing,
 }
 
-/// Whether a commit is made although nobody could change the rules afterwards.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lockout {
-    Refused,
-    /// Asked for: nothing else is let through by it.
-    Forced,
-}
-
 /// What a key of the keyspace names.
-enum Named<'a> {
+pub(super) enum Named<'a> {
     Rule(&'a str),
     Role(&'a str),
     User(&'a str),
@@ -133,7 +125,7 @@ enum Named<'a> {
 }
 
 impl<'a> Named<'a> {
-    fn of(key: &'a Key) -> Option<Self> {
+    pub(super) fn of(key: &'a Key) -> Option<Self> {
         let text = std::str::from_utf8(key).ok()?;
         let is_good = |name: &str| !name.is_empty() && name.len() <= NAME_BYTES_MAX;
         if let Some(name) = text.strip_prefix(ACCESS) {
@@ -203,7 +195,7 @@ pub(crate) fn check_user_name(name: &str) -> std::result::Result<(), String> {
 }
 
 /// A record that cannot be read is of a user who may not log in.
-fn user_of(json: &[u8]) -> std::result::Result<User, String> {
+pub(super) fn user_of(json: &[u8]) -> std::result::Result<User, String> {
     serde_json::from_slice(json).map_err(|error| format!("no record of a user: {error}"))
 }
 
@@ -304,47 +296,10 @@ impl Records {
         let stored = stored.map(|(name, quota)| (Origin::Stored(name.clone()), quota.clone()));
         QuotaSet::new(configured.chain(stored), rules)
     }
-
-    /// Whether a peer's commit may be made to this state.
-    ///
-    /// # Errors
-    /// [`StorageError::InvalidArgument`], which names the record and what is wrong with it.
-    pub(crate) fn check(
-        &self,
-        batch: &Batch,
-        configured: &Configured,
-        lockout: Lockout,
-    ) -> Result<()> {
-        let mut after = self.clone();
-        let mut changes_rules = false;
-        for operation in &batch.operations {
-            check_operation(operation)?;
-            let value = match operation {
-                Operation::Put { value, .. } => Some(value.as_ref()),
-                _ => None,
-            };
-            // Who may change the rules does not depend on users and tokens, which are many.
-            if matches!(
-                Named::of(operation.key()),
-                Some(Named::Rule(_) | Named::Role(_))
-            ) {
-                after.apply(operation.key(), value);
-                changes_rules = true;
-            }
-        }
-        let is_fine = !changes_rules || lockout == Lockout::Forced;
-        if is_fine || after.rule_set(configured).has_system_admin() {
-            return Ok(());
-        }
-        Err(StorageError::invalid(
-            "with this commit nobody could change the access rules any more: first let a rule give \"admin\" of the \
-             keyspace \"system\" to somebody",
-        ))
-    }
 }
 
 /// Whether one operation leaves a record that is one.
-fn check_operation(operation: &Operation) -> Result<()> {
+pub(super) fn check_operation(operation: &Operation) -> Result<()> {
     let shown = quoted_key(operation.key());
     let wrong = |what: String| Err(StorageError::invalid(format!("key {shown}: {what}")));
     let Some(named) = Named::of(operation.key()) else {
@@ -390,7 +345,10 @@ mod tests {
         let checked = records.check(batch, &Configured::default(), Lockout::Refused);
         let error = checked.unwrap_err();
         assert!(matches!(error, StorageError::InvalidArgument { .. }));
+    use storage_protocol::Batch;
+
         error.to_string()
+    use crate::auth::lockout::Lockout;
     }
 
     fn with(batch: Batch) -> Records {
@@ -449,31 +407,6 @@ mod tests {
         }
         let bytes = Batch::new().put("access/x", vec![0xff, 0xfe]);
         assert!(refused(&records, &bytes).contains("UTF-8"));
-    }
-
-    #[test]
-    fn nobody_is_locked_out_unless_somebody_is_left_who_can_let_them_in() {
-        let none = Configured::default();
-        let open = Records::default();
-        assert!(refused(&open, &rule(OTHER)).contains("nobody could change"));
-        open.check(&rule(ADMIN), &none, Lockout::Refused).unwrap();
-        let kept = with(rule(ADMIN).put("access/two", OTHER));
-        assert!(refused(&kept, &Batch::new().remove("access/one")).contains("nobody could change"));
-        assert!(refused(&kept, &rule(OTHER)).contains("nobody could change"));
-        // Without any rule everybody may.
-        let all = Batch::new().remove("access/one").remove("access/two");
-        kept.check(&all, &none, Lockout::Refused).unwrap();
-        // One of the configuration stays.
-        let configured = Configured {
-            rules: vec![Rule::from_json(ADMIN.as_bytes()).unwrap()],
-            ..Configured::default()
-        };
-        let last = Batch::new().remove("access/one");
-        kept.check(&last, &configured, Lockout::Refused).unwrap();
-        // By force; what is no record is refused all the same.
-        kept.check(&last, &none, Lockout::Forced).unwrap();
-        let wrong = Batch::new().put(format!("access/{}", "x".repeat(257)), OTHER);
-        kept.check(&wrong, &none, Lockout::Forced).unwrap_err();
     }
 
     #[test]

@@ -27,10 +27,12 @@ pub(super) async fn follow_access_in_time(
 ) -> Result<(), StartError> {
     let following = async {
         follow_access(shared).await?;
-        match &start.grant_admin {
-            Some(principal) => grant_admin(shared, principal).await,
-            None => Ok(()),
+        if let Some(principal) = &start.grant_admin {
+            grant_admin(shared, principal).await?;
         }
+        // Behind what may just have changed it.
+        shared.access.tell_who_administers();
+        Ok::<_, StorageError>(())
     };
     let following = tokio::time::timeout(patience, following);
     match start.stop.run_until_cancelled(following).await {

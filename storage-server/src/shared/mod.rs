@@ -17,7 +17,7 @@ use crate::auth::passwords::PasswordError;
 use crate::auth::quotas::{self, QuotaKind};
 use crate::auth::rules::SYSTEM;
 use crate::auth::system::token_key;
-use crate::auth::{AccessControl, Configured, GuardedSession, Identity, LockedOut, Principal};
+use crate::auth::{AccessControl, Configured, GuardedSession, Identity, Principal, RulesRefused};
 use crate::config::ServerConfig;
 use crate::engine::{Engine, Resumed, Session, SessionStorage, Usage};
 use crate::limits::budget::{Budgets, Permit, SessionSlot, SessionSlots};
@@ -134,7 +134,7 @@ impl Shared {
     pub(crate) fn set_configured(
         &self,
         configured: Configured,
-    ) -> std::result::Result<(), LockedOut> {
+    ) -> std::result::Result<(), RulesRefused> {
         self.access.set_configured(configured, &*self.engine)
     }
 

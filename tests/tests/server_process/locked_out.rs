@@ -29,7 +29,16 @@ async fn an_operator_makes_an_administrator_where_there_is_none() {
         assert_eq!(serving.end(PATIENCE), Some(0));
     };
 
+    let checked = ran(&["config", "check", "--config", &config]).expect(0);
+    checked.says(&[
+        "warning",
+        "no rule gives \"admin\" of the keyspace \"system\"",
+    ]);
     let serving = start(&[]);
+    let line = serving.wait_for_log("no access rule gives");
+    for part in ["WARN", "nobody can change rules", "--grant-admin PRINCIPAL"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
     assert_eq!(asks_for_rules(&serving, &certificates, "boss").await, 403);
     end(serving);
 
@@ -75,6 +84,11 @@ fn without_any_rule_the_flag_closes_nothing() {
     let config = folder.config(PLAIN);
     let mut serving = Serving::start(&["--config", &config, "--grant-admin", "cert:boss"], 1);
     serving.wait_for_log("it is an administrator already");
+    let line = serving.wait_for_log("there are no access rules");
+    assert!(
+        line.contains("WARN") && line.contains("may do everything"),
+        "{line}"
+    );
     serving.signal(Signal::TERM);
     assert_eq!(serving.end(PATIENCE), Some(0));
 }

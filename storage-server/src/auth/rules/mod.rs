@@ -36,5 +36,5 @@ pub use self::role::{Role, RoleName};
 pub use self::rule::Rule;
 pub use self::set::{Origin, RuleSet, RuleSetBuilder};
 pub use self::subject::Subject;
-pub(super) use self::subject::matches_any_principal;
+pub(super) use self::subject::{matches_any_principal, matches_beside_users};
 pub use self::warnings::Warning;

@@ -180,10 +180,18 @@ impl RuleSet {
     /// stored rules any more: ask it of a set before it takes the place of another. `anonymous` counts too.
     #[must_use]
     pub fn has_system_admin(&self) -> bool {
+        self.has_system_admin_among(matches_any_principal)
+    }
+
+    /// The same of those that there are: `is_anybody` tells whether a pattern matches one.
+    pub(in crate::auth) fn has_system_admin_among(
+        &self,
+        is_anybody: impl Fn(&Pattern) -> bool,
+    ) -> bool {
         let gives = |entry: &Entry| {
             entry.rule.keyspace().matches_system()
                 && entry.rule.gives_admin()
-                && self.is_for_anybody(entry)
+                && self.is_for(entry, &is_anybody)
         };
         !self.has_rules() || self.rules.iter().any(gives)
     }
@@ -208,10 +216,14 @@ impl RuleSet {
 
     /// Whether there can be a principal that a rule is for.
     pub(super) fn is_for_anybody(&self, entry: &Entry) -> bool {
+        self.is_for(entry, &matches_any_principal)
+    }
+
+    fn is_for(&self, entry: &Entry, is_anybody: &impl Fn(&Pattern) -> bool) -> bool {
         let role = entry.role.and_then(|place| self.roles.get(place));
         let members = role.into_iter().flat_map(|role| &role.members);
         let mut patterns = entry.rule.principal().pattern().into_iter().chain(members);
-        patterns.any(matches_any_principal)
+        patterns.any(is_anybody)
     }
 }
 

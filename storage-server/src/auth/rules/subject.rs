@@ -11,7 +11,8 @@ use crate::auth::pattern::Pattern;
 /// Of a peer that proved nothing.
 pub(super) const ANONYMOUS: &str = "anonymous";
 /// What principals with a name begin with.
-const KINDS: [&str; 2] = ["cert:", "user:"];
+const CERTIFICATE: &str = "cert:";
+const USER: &str = "user:";
 /// What a role is written with.
 const ROLE: &str = "role:";
 
@@ -91,13 +92,22 @@ pub(super) fn names_role(member: &Pattern) -> bool {
 
 /// Whether there can be a principal that the pattern matches.
 pub(in crate::auth) fn matches_any_principal(pattern: &Pattern) -> bool {
+    matches_beside_users(pattern) || may_be(pattern, USER)
+}
+
+/// The same of those that are no users: anybody may have a certificate with any name.
+pub(in crate::auth) fn matches_beside_users(pattern: &Pattern) -> bool {
+    may_be(pattern, CERTIFICATE) || pattern.matches(ANONYMOUS)
+}
+
+/// Whether the pattern matches a principal of this kind.
+fn may_be(pattern: &Pattern, kind: &str) -> bool {
     let head = pattern.head();
-    let may_be = |kind: &&str| match head.strip_prefix(*kind) {
+    match head.strip_prefix(kind) {
         // A principal of this kind has a name behind it, for which a `*` can stand.
         Some(name) => !name.is_empty() || pattern.has_wildcard(),
         None => pattern.has_wildcard() && kind.starts_with(head),
-    };
-    KINDS.iter().any(may_be) || pattern.matches(ANONYMOUS)
+    }
 }
 
 #[cfg(test)]

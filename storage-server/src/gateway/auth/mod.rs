@@ -5,11 +5,11 @@
 //! | `GET whoami` | says who asks, and by what that was found out |
 //! | `GET explain?principal=&keyspace=&key=&permission=` | whether that is allowed, and by which rule; of others for administrators. The key may have any bytes, as `%ff` |
 //! | `GET rules` | all rules and roles, and what is odd about them; for administrators |
-//! | `PUT`, `DELETE rules/NAME`, `roles/NAME` | one of those that are stored; `?force=true`: also if nobody could change the rules afterwards |
+//! | `PUT`, `DELETE rules/NAME`, `roles/NAME` | one of those that are stored; `?force=true`: also if nobody could change the rules afterwards, or everybody could |
 //! | `GET quotas` | all quotas, what is odd about them, and what is used where one is for a single keyspace; for administrators |
 //! | `PUT`, `DELETE quotas/NAME` | one of those that are stored |
 //! | `GET usage?keyspace=` | what a keyspace holds, and what it may have by all quotas together; for administrators |
-//! | `GET users`; `PUT`, `DELETE users/NAME` | users; `"new": true` adds one, and without it there must be one; one may set its own password, all else is for administrators |
+//! | `GET users`; `PUT`, `DELETE users/NAME` | users; `"new": true` adds one, and without it there must be one; one may set its own password, all else is for administrators; `?force=true` as above |
 //! | `POST tokens` | mints one: of whoever asks, and never wider than that |
 //! | `GET tokens`; `DELETE tokens/ID` | those of whoever asks; all, for administrators |
 //! | `DELETE tokens` | ends all of everybody, with their signing keys; for administrators |

@@ -12,15 +12,15 @@ use super::answer::{Answer, Problem, bad, done, ok, parse};
 use super::audited::{begin, begin_commit};
 use super::{Caller, check_administrator, check_let_in, is_administrator, secrets, system};
 use crate::audit;
-use crate::auth::Principal;
 use crate::auth::rules::{Origin, Role, RoleName, Rule};
 use crate::auth::system::{User, check_user_name, role_key, rule_key, user_key};
+use crate::auth::{Lockout, Principal, Proof};
 
 /// How a record is written.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Force {
-    /// Although nobody could change the rules afterwards.
+    /// Although nobody could change the rules afterwards, or everybody could.
     force: bool,
 }
 
@@ -175,7 +175,12 @@ struct Change {
     new: bool,
 }
 
-pub(super) async fn put_user(caller: Caller, Path(name): Path<String>, body: Bytes) -> Answer {
+pub(super) async fn put_user(
+    caller: Caller,
+    Path(name): Path<String>,
+    Query(Force { force }): Query<Force>,
+    body: Bytes,
+) -> Answer {
     check_let_in(&caller)?;
     check_user_name(&name).map_err(bad)?;
     let principal = Principal::user(&name).map_err(|error| bad(error.to_string()))?;
@@ -240,10 +245,16 @@ pub(super) async fn put_user(caller: Caller, Path(name): Path<String>, body: Byt
         Some(entry) => Batch::new().check_revision(key.clone(), entry.revision),
         None => Batch::new().check_absent(key.clone()),
     };
-    let batch = batch.put(key, json);
+    let batch = batch.put(key.clone(), json);
+    let lockout = match force {
+        true => Lockout::Forced,
+        false => Lockout::Refused,
+    };
+    // A commit that is refused behind it would leave the user without a password that is good.
+    access.check_records(&batch, lockout)?;
     // One may set its own password, but not write to `system`: the server does it then.
     if is_administrator {
-        return commit(&caller, batch, "user put", false).await;
+        return commit(&caller, batch, "user put", force).await;
     }
     let options = CommitOptions {
         label: Some("password changed by its user".to_owned()),
@@ -256,12 +267,16 @@ pub(super) async fn put_user(caller: Caller, Path(name): Path<String>, body: Byt
     done()
 }
 
-pub(super) async fn remove_user(caller: Caller, Path(name): Path<String>) -> Answer {
+pub(super) async fn remove_user(
+    caller: Caller,
+    Path(name): Path<String>,
+    Query(Force { force }): Query<Force>,
+) -> Answer {
     check_administrator(&caller)?;
     let secrets = secrets(&caller)?;
     let _one = secrets.change_users().await;
     let missing = Problem::new(StatusCode::NOT_FOUND, "there is no such user");
-    let removed = remove(&caller, user_key(&name), "user removed", false, missing).await;
+    let removed = remove(&caller, user_key(&name), "user removed", force, missing).await;
     // Its hash goes with it, and one that is left of a removal which failed half-way: at this repetition of it, or at the
     // next start.
     if caller.server.shared().access.user(&name).is_none() {
