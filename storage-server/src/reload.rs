@@ -17,6 +17,7 @@ use crate::auth::text::date;
 use crate::auth::{Configured, RulesRefused, Verifier};
 use crate::config::{ConfigError, ListenerConfig, ServerConfig, TlsMode};
 use crate::metrics::ReloadLabel;
+use crate::net::revocation::ListsInUse;
 use crate::net::tls::{LiveTls, Tls, TlsError, TlsFiles};
 use crate::shared::Shared;
 
@@ -94,6 +95,8 @@ impl fmt::Debug for Reloader {
 #[derive(Debug)]
 pub(crate) struct Looks {
     certificates: Files,
+    /// The revocation lists that were last taken.
+    pub(crate) lists: ListsInUse,
     config: Files,
 }
 
@@ -107,6 +110,7 @@ impl Looks {
         let certs = config.certs.as_deref().filter(|_| has_tls);
         let file = source.and_then(|source| source.file.clone());
         Self {
+            lists: ListsInUse::default(),
             certificates: Files::new(certs.map_or(Vec::new(), |dir| TlsFiles::paths(dir).into())),
             config: Files::new(file.into_iter().collect()),
         }
@@ -278,6 +282,7 @@ impl Reloader {
         let files = TlsFiles::read(dir)?;
         files.check_dates()?;
         let dates = files.dates()?;
+        files.check_lists(&looks.lists)?;
         let made: Result<Vec<_>, _> = self
             .listeners
             .iter()
@@ -288,6 +293,7 @@ impl Reloader {
         for ((_, live), tls) in self.listeners.iter().zip(made) {
             live.replace(tls);
         }
+        looks.lists = files.lists();
         self.shared.certificates.set(dates);
         // Ordering: behind the listeners. Who comes in by the TLS before is found by this, or looks itself.
         self.shared.access.set_verifier(verifier.map(Verifier));

@@ -352,7 +352,9 @@ impl Server {
         start: HowToStart,
         reloader: impl FnOnce(&Arc<Shared>, Vec<(ListenerConfig, Arc<LiveTls>)>) -> Arc<Reloader>,
     ) -> Result<Self, StartError> {
-        let LoadedTls { dates, listeners } = tls;
+        let LoadedTls {
+            dates, listeners, ..
+        } = tls;
         let Opened {
             engine,
             audit,

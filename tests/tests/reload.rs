@@ -333,3 +333,46 @@ async fn a_configuration_without_any_rule_takes_the_place_of_none_that_has_some(
     let ann = served.connect("ann", "model").await;
     assert!(ann.get_one("a".into()).await.unwrap().is_some());
 }
+
+#[tokio::test]
+async fn a_revocation_list_that_is_gone_or_older_takes_nobody_in_again() {
+    let mut served = Served::new(&["ann", "eve"], OPEN);
+    let crl = served.certificates.dir().join("crl.pem");
+    let older = fs::read(&crl).unwrap();
+    served.certificates.revoke("eve");
+    let refused = async |served: &Served| {
+        let folder = served.certified("eve", "model");
+        let connected = RemoteStorage::connect(folder.give_up_after(Duration::ZERO)).await;
+        connected.is_err_and(|error| error.to_string().contains("revoked"))
+    };
+    until("the revocation", async || refused(&served).await).await;
+    let newer = fs::read(&crl).unwrap();
+    let mut failures = 0.0;
+    let spoilt: [(&str, Spoil<'_>); 2] = [
+        ("no list", Box::new(|| fs::remove_file(&crl).unwrap())),
+        (
+            "an older list",
+            Box::new(|| fs::write(&crl, &older).unwrap()),
+        ),
+    ];
+    for (what, spoil) in spoilt {
+        spoil();
+        until(what, async || {
+            served.metric(&reloads("certificates", "failed")).await > failures
+        })
+        .await;
+        failures = served.metric(&reloads("certificates", "failed")).await;
+        assert_eq!(served.metric(&failing("certificates")).await, 1.0);
+        assert!(refused(&served).await, "{what}");
+        served.connect("ann", "model").await;
+        fs::write(&crl, &newer).unwrap();
+        until("the end of it", async || {
+            served.metric(&failing("certificates")).await == 0.0
+        })
+        .await;
+    }
+    // Somebody who means it restarts.
+    fs::remove_file(&crl).unwrap();
+    served.server.restart();
+    served.connect("eve", "model").await;
+}

@@ -4,4 +4,5 @@ pub(crate) mod admission;
 pub(crate) mod certificate;
 pub(crate) mod descriptors;
 pub(crate) mod stream;
+pub(crate) mod revocation;
 pub(crate) mod tls;

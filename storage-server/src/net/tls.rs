@@ -24,6 +24,8 @@ use tokio_rustls::server::TlsStream;
 use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate, X509Error};
 
 use super::certificate;
+use super::claimed::{Claimed, Noting, noting};
+use super::revocation::{ListsInUse, Step, has_signed};
 use crate::auth::{Identity, IdentityError, Principal, Proof};
 use crate::config::{AuthMethod, ListenerConfig, TlsMode, TlsVersion};
 
@@ -49,6 +51,32 @@ pub enum TlsError {
         crl: PathBuf,
         /// The file of authorities.
         ca: PathBuf,
+    },
+    /// A revocation list was in use and is gone: everybody would come in again whom it revokes.
+    #[error(
+        "{}: the revocation list of {authority} is gone, and everybody would come in again whom it revokes: put it back, or \
+         restart the server to go on without it",
+        crl.display()
+    )]
+    CrlGone {
+        /// The file of lists.
+        crl: PathBuf,
+        /// Whose list it is.
+        authority: String,
+    },
+    /// A revocation list is older than the one in use: everybody would come in again who was revoked between the two.
+    #[error(
+        "{}: the revocation list of {authority} is older than the one in use ({what}), and everybody would come in again who \
+         was revoked between the two: put the newer one there, or restart the server to take this one",
+        crl.display()
+    )]
+    OlderCrl {
+        /// The file of lists.
+        crl: PathBuf,
+        /// Whose list it is.
+        authority: String,
+        /// What tells the two apart.
+        what: String,
     },
     /// A listener with TLS, and no folder of certificates.
     #[error("listener {address} has TLS, and no folder of certificates is configured")]
@@ -201,6 +229,25 @@ impl TlsFiles {
             authority: of(&self.own.ca),
             lists: lists.min(),
         })
+    /// The revocation lists in them.
+    pub(crate) fn lists(&self) -> ListsInUse {
+        ListsInUse::of(&self.own.ca, self.lists.as_deref().unwrap_or_default())
+    }
+
+    /// Whether they may take the place of files with these lists, while the server runs.
+    pub(crate) fn check_lists(&self, in_use: &ListsInUse) -> Result<(), TlsError> {
+        let crl = self.dir.join(CRL);
+        let checked = in_use.check_next(&self.lists(), &self.own.ca);
+        checked.map_err(|step| match step {
+            Step::Gone { authority } => TlsError::CrlGone { crl, authority },
+            Step::Older { authority, what } => TlsError::OlderCrl {
+                crl,
+                authority,
+                what,
+            },
+        })
+    }
+
     }
 
     /// Whether the server's certificate can be used at this time.
@@ -470,11 +517,9 @@ fn authorities_covered(
     let mut covered = vec![false; authorities.len()];
     for der in crls {
         let (_, crl) = CertificateRevocationList::from_der(der).ok()?;
-        // By name and by signature: two authorities may have the same name.
-        let by = authorities.iter().position(|authority| {
-            authority.subject().as_raw() == crl.issuer().as_raw()
-                && crl.verify_signature(authority.public_key()).is_ok()
-        })?;
+        let by = authorities
+            .iter()
+            .position(|authority| has_signed(authority, &crl))?;
         covered[by] = true;
     }
     Some(covered.into_iter().filter(|covered| *covered).count())

@@ -8,6 +8,7 @@ use storage_certs::CredentialPaths;
 use super::StartError;
 use crate::config::{ListenerConfig, ServerConfig, TlsMode};
 use crate::logging::warn_if_open_to_others;
+use crate::net::revocation::ListsInUse;
 use crate::net::tls::{CRL, Dates, LiveTls, Tls, TlsError, TlsFiles};
 use crate::reload::{ConfigSource, Looks};
 
@@ -15,6 +16,8 @@ use crate::reload::{ConfigSource, Looks};
 pub(super) struct LoadedTls {
     /// `None`: no listener has TLS.
     pub(super) dates: Option<Dates>,
+    /// The revocation lists in it.
+    pub(super) lists: ListsInUse,
     /// In the order of the configuration; `None`: without TLS.
     pub(super) listeners: Vec<Option<Arc<LiveTls>>>,
 }
@@ -26,8 +29,10 @@ pub(super) async fn load_tls(
 ) -> Result<(LoadedTls, Looks), StartError> {
     let config = config.clone();
     let loading = tokio::task::spawn_blocking(move || {
-        let looks = Looks::new(&config, source.as_ref());
-        read_tls(&config).map(|tls| (tls, looks))
+        let mut looks = Looks::new(&config, source.as_ref());
+        let tls = read_tls(&config)?;
+        looks.lists = tls.lists.clone();
+        Ok::<_, TlsError>((tls, looks))
     });
     let loaded = loading.await;
     let loaded = loaded.map_err(|error| StartError::Failed(error.to_string()))?;
@@ -57,11 +62,16 @@ pub(super) fn read_tls(config: &ServerConfig) -> Result<LoadedTls, TlsError> {
         .iter()
         .map(load)
         .collect::<Result<_, _>>()?;
-    let dates = files.map(|files| files.dates()).transpose()?;
+    let dates = files.as_ref().map(TlsFiles::dates).transpose()?;
+    let lists = files.as_ref().map(TlsFiles::lists).unwrap_or_default();
     if let Some(dir) = &config.certs {
         tell_about_files(dir, &config.listeners);
     }
-    Ok(LoadedTls { dates, listeners })
+    Ok(LoadedTls {
+        dates,
+        lists,
+        listeners,
+    })
 }
 
 fn tell_about_files(dir: &Path, listeners: &[ListenerConfig]) {
