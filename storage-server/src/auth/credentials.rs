@@ -18,7 +18,7 @@ use super::live::Ended;
 use super::passwords::LoginError;
 use super::rules::Origin;
 use super::rules::RuleSet;
-use super::system::TokenRecord;
+use super::system::{Records, TokenRecord};
 use super::tokens::{Credential, CredentialError, TokenError, UnixSeconds, from_authorization};
 use super::{Identity, Principal, Proof};
 use crate::config::AuthMethod;
@@ -45,15 +45,24 @@ pub(crate) enum AuthError {
     Malformed(#[from] CredentialError),
     #[error(transparent)]
     Token(#[from] TokenError),
-    #[error("the token was revoked")]
-    Revoked {
+    #[error("{}", told(*.why))]
+    Ended {
         /// Of the token; it is no secret.
         id: String,
+        why: Ended,
     },
     #[error(transparent)]
     Login(#[from] LoginError),
     #[error("users and tokens cannot be looked up: {0}")]
     Store(String),
+}
+
+/// Why a token is good for nothing before its time is over.
+fn told(why: Ended) -> String {
+    match why {
+        Ended::TokenRevoked => "the token was revoked".to_owned(),
+        why => format!("the token is not good any more: {why}"),
+    }
 }
 
 /// Seconds since 1970.
@@ -119,8 +128,12 @@ impl AccessControl {
     pub(crate) fn bearer(&self, token: &str) -> Result<Identity, AuthError> {
         let claims = self.verify_token(token)?;
         let id = claims.jti.as_str();
-        let revoked = || AuthError::Revoked { id: id.to_owned() };
-        let record = self.token(id).ok_or_else(revoked)?;
+        let ended = |why| AuthError::Ended {
+            id: id.to_owned(),
+            why,
+        };
+        let record = self.token(id);
+        let record = record.ok_or_else(|| ended(self.why_gone(&claims.sub)))?;
         let principal = Principal::stored(&record.principal);
         let bearer = Bearer {
             id: id.to_owned(),
@@ -133,7 +146,16 @@ impl AccessControl {
             Err(Ended::TokenExpired) => Err(AuthError::Token(TokenError::Expired {
                 at: UnixSeconds(record.expires),
             })),
-            Err(_) => Err(revoked()),
+            Err(why) => Err(ended(why)),
+        }
+    }
+
+    /// Why a token of this principal has no record any more, as far as that is known: those of a user go with it.
+    fn why_gone(&self, principal: &str) -> Ended {
+        let is_out = |name| self.user(name).is_none_or(|user| user.disabled);
+        match principal.strip_prefix("user:").is_some_and(is_out) {
+            true => Ended::UserGone,
+            false => Ended::TokenRevoked,
         }
     }
 
@@ -211,34 +233,26 @@ impl AccessControl {
         }
     }
 
-    /// The tokens that are good for nothing for good, before their time is over: their user was removed or has another
-    /// password, or a token before them is gone. (Those of a user who is disabled may be good again.) To be asked where
-    /// users and tokens are known of the same moment.
-    pub(super) fn dead_tokens(&self) -> Vec<String> {
-        let is_dead = |record: &TokenRecord| match self.check_minter(record) {
-            Ok(()) => false,
-            Err(Ended::UserGone) => {
-                let name = record.principal.strip_prefix("user:");
-                !name.is_some_and(|name| self.user(name).is_some_and(|user| user.disabled))
-            }
-            Err(_) => true,
-        };
-        let tokens = self.tokens(None).into_iter();
-        let dead = tokens.filter(|(_, record)| is_dead(record));
-        dead.map(|(id, _)| id).collect()
-    }
-
     /// Whether those that a token depends on would still be let in.
     fn check_minter(&self, record: &TokenRecord) -> Result<(), Ended> {
+        self.check_minter_among(&self.system().records(), record)
+    }
+
+    /// The same with the users that are there.
+    pub(super) fn check_minter_among(
+        &self,
+        records: &Records,
+        record: &TokenRecord,
+    ) -> Result<(), Ended> {
         if let Some(name) = record.principal.strip_prefix("user:") {
-            let user = self.user(name).filter(|user| !user.disabled);
+            let user = records.user(name).filter(|user| !user.disabled);
             if Some(user.ok_or(Ended::UserGone)?.password_set) != record.password_set {
                 return Err(Ended::PasswordChanged);
             }
         }
         match &record.parent {
             Some(parent) => match self.token(parent) {
-                Some(parent) => self.check_minter(&parent),
+                Some(parent) => self.check_minter_among(records, &parent),
                 None => Err(Ended::TokenRevoked),
             },
             None => Ok(()),
@@ -297,29 +311,4 @@ pub(super) fn chain_of(record: &TokenRecord) -> Vec<CertificateDer<'static>> {
     let decoded = record.certificates.iter();
     let decoded = decoded.filter_map(|text| STANDARD.decode(text).ok());
     decoded.map(CertificateDer::from).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::audit::Audit;
-    use crate::auth::Configured;
-
-    #[test]
-    fn tokens_are_dead_whose_user_is_gone_or_that_lack_one_they_were_minted_with() {
-        let access = AccessControl::new(Configured::default(), Audit::off()).unwrap();
-        let keep = |id: &str, principal: &str, more: &str| {
-            let json =
-                format!(r#"{{"principal":"{principal}","issued":1,"expires":99999999999{more}}}"#);
-            access.keep_token(id, json.as_bytes());
-        };
-        keep("good", "cert:a", "");
-        keep("child", "cert:a", r#","parent":"good""#);
-        keep("orphan", "cert:a", r#","parent":"gone""#);
-        keep("grandchild", "cert:a", r#","parent":"orphan""#);
-        keep("of nobody", "user:eve", r#","password_set":1"#);
-        let mut dead = access.dead_tokens();
-        dead.sort();
-        assert_eq!(dead, ["grandchild", "of nobody", "orphan"]);
-    }
 }

@@ -3,6 +3,7 @@
 //! Three tasks do it: one follows the keyspace, one puts those out whose time is over, one removes dead tokens. None may end before
 //! the server does: one that panics is started again, and as long as the keyspace is not followed the server is not ready.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -16,16 +17,17 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::control::AccessControl;
+use super::dead_tokens::changes_users;
 use super::lockout::{Lockout, RulesRefused};
 use super::quotas::QuotaSet;
 use super::rules::{Origin, Role, RoleName, RuleSet};
-use super::system::{Applies, Configured, Records, User, token_id, token_key};
+use super::system::{Applies, Configured, Records, User, token_id};
 use super::token_records::TokenRecords;
 use crate::config::NamedRole;
 use crate::engine::{Engine, SessionStorage};
 
 /// Between two attempts to watch, where the store fails; and before a task that failed is started again.
-const PAUSE: Duration = Duration::from_secs(1);
+pub(super) const PAUSE: Duration = Duration::from_secs(1);
 /// Who has expired is looked for so often.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long the answer to a commit waits for its rules to hold. Only where the store fails do they take longer.
@@ -39,7 +41,7 @@ pub(super) struct SystemRecords {
     /// would be lost.
     joining: std::sync::Mutex<()>,
     /// [`PATIENCE`], but in tests.
-    patience: Duration,
+    pub(super) patience: Duration,
     /// What holds, up to which revision.
     applied: watch::Sender<Applied>,
     /// Somebody waits.
@@ -48,8 +50,8 @@ pub(super) struct SystemRecords {
     committing: Mutex<()>,
     /// Whether there is a watch that tells of changes.
     followed: AtomicBool,
-    /// All tokens that were good for nothing when users last changed: their records are to be removed.
-    dead_tokens: watch::Sender<Vec<String>>,
+    /// Tokens that are good for nothing for good, and whose records are still there.
+    pub(super) dead_tokens: watch::Sender<BTreeSet<String>>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -144,6 +146,9 @@ impl SystemRecords {
             });
         }
         self.check(batch, lockout)?;
+        if changes_users(batch) {
+            self.tokens_are_removed().await?;
+        }
         let position = commit.await?;
         self.wait_for(position.revision).await?;
         Ok(position)
@@ -286,32 +291,6 @@ impl AccessControl {
         committed
     }
 
-    /// Removes the records of tokens, in as many commits as it takes, and returns the position of the last one when that
-    /// holds. `storage` is the server's own.
-    ///
-    /// # Errors
-    /// Those of a commit; some may be removed then.
-    pub(crate) async fn remove_tokens(
-        &self,
-        storage: &dyn SessionStorage,
-        ids: &[String],
-        label: &str,
-    ) -> Result<Position> {
-        let mut position = storage.position();
-        let most = storage.limits().await?.operations_per_commit_max.max(1);
-        for ids in ids.chunks(most) {
-            let remove = |batch: Batch, id: &String| batch.remove(token_key(id));
-            let options = CommitOptions {
-                label: Some(label.to_owned()),
-                ..CommitOptions::default()
-            };
-            let batch = ids.iter().fold(Batch::new(), remove);
-            position = storage.commit(batch, options).await?;
-            self.wait_for(position.revision).await?;
-        }
-        Ok(position)
-    }
-
     /// Whether changes of the stored rules come to hold here.
     ///
     /// # Errors
@@ -320,22 +299,6 @@ impl AccessControl {
         match self.system().followed.load(Ordering::Relaxed) {
             true => Ok(()),
             false => Err("changes of access rules, users and tokens are not followed".to_owned()),
-        }
-    }
-
-    /// Removes the records of tokens that are good for nothing, which would count for those who minted them until their
-    /// time is over; for as long as it is polled.
-    async fn tidy(&self, storage: &dyn SessionStorage) {
-        let mut found = self.system().dead_tokens.subscribe();
-        // Those that were found before it was started again, too.
-        found.mark_changed();
-        while found.changed().await.is_ok() {
-            let dead = found.borrow_and_update().clone();
-            let removed = self.remove_tokens(storage, &dead, "dead tokens").await;
-            if let Err(error) = removed {
-                // They are found again when users change, and at the next start.
-                tracing::warn!(%error, tokens = dead.len(), "cannot remove dead tokens");
-            }
         }
     }
 
@@ -412,19 +375,17 @@ impl AccessControl {
                         self.swap_tokens(tokens);
                     }
                     let rules_changed = std::mem::take(&mut changed);
+                    let users_changed = std::mem::take(&mut users);
+                    if users_changed {
+                        // Here, where users and tokens are those of one revision; and before anybody learns that they
+                        // are known, who could then let a user in again.
+                        self.find_dead_tokens(&records);
+                    }
                     // Before anybody learns that they are known.
                     followed.0.store(true, Ordering::Relaxed);
                     self.apply(&records, position.revision, rules_changed, engine);
-                    let users_changed = std::mem::take(&mut users);
                     if std::mem::take(&mut ended) || users_changed {
                         self.sweep();
-                    }
-                    if users_changed {
-                        // Here, where users and tokens are those of one revision.
-                        let dead = self.dead_tokens();
-                        if !dead.is_empty() {
-                            self.system().dead_tokens.send_replace(dead);
-                        }
                     }
                     if rules_changed {
                         self.warn();

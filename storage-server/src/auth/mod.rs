@@ -6,12 +6,13 @@
 
 mod control;
 mod credentials;
+mod dead_tokens;
 mod follow;
 mod guard;
 mod identity;
 mod live;
-pub(crate) mod passwords;
 mod lockout;
+pub(crate) mod passwords;
 mod pattern;
 mod principal;
 pub mod quotas;
@@ -28,9 +29,9 @@ pub(crate) use self::guard::GuardedSession;
 pub use self::identity::Identity;
 pub(crate) use self::identity::Proof;
 pub(crate) use self::live::LivePeer;
-pub use self::pattern::{Pattern, PatternError};
 pub(crate) use self::lockout::Lockout;
 pub use self::lockout::RulesRefused;
+pub use self::pattern::{Pattern, PatternError};
 pub use self::principal::{IdentityError, Principal};
 pub(crate) use self::secrets::{Secrets, TOKEN_LIFE_MAX};
 pub(crate) use self::system::Configured;

@@ -178,6 +178,11 @@ pub(crate) fn token_id(key: &Key) -> Option<&str> {
     }
 }
 
+/// Whether the record with this key is a user's.
+pub(super) fn is_user_key(key: &Key) -> bool {
+    matches!(Named::of(key), Some(Named::User(_)))
+}
+
 /// Whether a user may have this name.
 ///
 /// # Errors

@@ -355,7 +355,7 @@ impl Visit {
                 let record = Record::new(Event::Denied, "log_in", outcome);
                 let record = record.address(self.address).claiming(by, claimed);
                 let record = match error {
-                    AuthError::Revoked { id } => record.token(id),
+                    AuthError::Ended { id, .. } => record.token(id),
                     _ => record,
                 };
                 shared.audit.put(record.reason(&error.to_string()));

@@ -10,16 +10,17 @@ use bytes::Bytes;
 use hyper::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use storage_protocol::{Batch, CommitOptions, Key, Lifetime};
+use storage_protocol::{Batch, CommitOptions, Entry, Key, Lifetime, StorageExt};
 
 use super::answer::{Answer, Problem, answer, bad, done, ok, parse};
 use super::audited::begin;
 use super::{Caller, check_administrator, check_let_in, is_administrator, secrets, system};
 use crate::audit;
 use crate::auth::rules::Rule;
-use crate::auth::system::{TokenRecord, token_key};
+use crate::auth::system::{TokenRecord, User, token_key, user_key};
 use crate::auth::tokens::{Claims, UnixSeconds};
 use crate::auth::{AccessControl, Proof, TOKEN_LIFE_MAX, now};
+use crate::engine::SessionStorage;
 
 /// Of a token that says nothing else.
 const TOKEN_LIFE: Duration = Duration::from_secs(3600);
@@ -144,19 +145,41 @@ pub(super) async fn mint(caller: Caller, body: Bytes) -> Answer {
     let token = secrets(&caller)?.sign(&claims).await?;
     let id = claims.jti.as_str();
     let lifetime = Lifetime::TimeToLive(life);
-    let batch = Batch::new().put_with(token_key(id), json, lifetime);
+    let own = shared.own_session(&system()).storage();
+    let batch = as_this_user(&caller, &*own).await?;
+    let batch = batch.put_with(token_key(id), json, lifetime);
     let options = CommitOptions {
         label: Some("token minted".to_owned()),
         ..CommitOptions::default()
     };
     let noted = begin(&caller, "mint token", &token_key(id));
-    let own = shared.own_session(&system()).storage();
     let committed = own.commit(batch, options).await;
     audit::committed(noted, &committed).await;
     access.wait_for(committed?.revision).await?;
     let minted =
         json!({ "id": id, "token": token, "principal": principal, "expires": record.expires });
     Ok(answer(StatusCode::CREATED, &minted))
+}
+
+/// What is committed only if the user who asks is still let in then: a token that came behind the end of all others of its
+/// user would be good again with the user.
+async fn as_this_user(caller: &Caller, own: &dyn SessionStorage) -> Result<Batch, Problem> {
+    let principal = caller.identity.principal().as_str();
+    let name = principal.strip_prefix("user:");
+    let Some((name, password_set)) = name.zip(password_set(caller)) else {
+        return Ok(Batch::new());
+    };
+    let stored = own.get_one(user_key(name)).await?;
+    let is_same = |entry: &Entry| {
+        serde_json::from_slice::<User>(&entry.value)
+            .is_ok_and(|user| !user.disabled && user.password_set == password_set)
+    };
+    match stored.filter(is_same) {
+        Some(entry) => Ok(Batch::new().check_revision(user_key(name), entry.revision)),
+        None => Err(Problem::denied(format!(
+            "{principal} is not let in any more: the user was put out or given another password meanwhile"
+        ))),
+    }
 }
 
 /// Whether there is room for a token with a record of this length. Those that are minted at the same time may go beyond
@@ -233,7 +256,7 @@ pub(super) async fn list(caller: Caller) -> Answer {
                 "issued": record.issued,
                 "expires": record.expires,
                 "parent": record.parent,
-                // Of a user who is disabled, say: it is good again once that is over.
+                // Of a user who was just disabled, say: its record is about to be removed.
                 "ended": access.check_token(record).err().map(|why| why.to_string()),
             })
         })
