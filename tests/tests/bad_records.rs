@@ -169,6 +169,8 @@ async fn a_user_that_is_none_is_refused_by_a_commit_in_words_that_name_what_is_w
         ("a\u{1b}[31mb", "control characters"),
         ("a\u{202e}b", "do not show"),
         (&long, "longer than 256 bytes"),
+        ("a*", "stands for any characters"),
+        ("..", "which paths leave out"),
     ] {
         let key = format!("users/{name}");
         ways.refuse_commit(key.as_bytes(), good, why).await;

@@ -501,6 +501,10 @@ async fn a_name_with_which_nobody_could_log_in_is_refused_when_the_user_is_added
         ("a%0Ab", "control characters"),
         ("a%E2%80%AEb", "do not show"),
         (long.as_str(), "longer than 256 bytes"),
+        ("%2A", "stands for any characters"),
+        ("ann%2A", "stands for any characters"),
+        ("%2E", "which paths leave out"),
+        ("%2E%2E", "which paths leave out"),
     ] {
         let user = json!({ "password": "a", "new": true });
         let (status, body) = ask(&boss, "PUT", &format!("users/{name}"), user).await;

@@ -189,8 +189,16 @@ pub(super) fn is_user_key(key: &Key) -> bool {
 /// What is wrong with it, for whoever chose it.
 pub(crate) fn check_user_name(name: &str) -> std::result::Result<(), String> {
     Principal::user(name).map_err(|error| error.to_string())?;
-    match name.chars().find(|c| [':', '/'].contains(c)) {
+    if [".", ".."].contains(&name) {
+        return Err(format!(
+            "the user's name is \"{name}\", which paths leave out: nothing could be asked about that user"
+        ));
+    }
+    match name.chars().find(|c| [':', '/', '*'].contains(c)) {
         None => Ok(()),
+        Some('*') => Err(
+            "the user's name has a \"*\", which stands for any characters where rules name principals".to_owned(),
+        ),
         // RFC 7617: the password begins behind the first colon.
         Some(':') => Err(
             "the user's name has a colon, and with one nobody can log in by HTTP's Basic authentication".to_owned(),
@@ -337,7 +345,10 @@ pub(super) fn check_operation(operation: &Operation) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use storage_protocol::Batch;
+
     use super::*;
+    use crate::auth::lockout::Lockout;
 
     fn rule(json: &str) -> Batch {
         Batch::new().put("access/one", json.to_owned())
@@ -350,10 +361,7 @@ mod tests {
         let checked = records.check(batch, &Configured::default(), Lockout::Refused);
         let error = checked.unwrap_err();
         assert!(matches!(error, StorageError::InvalidArgument { .. }));
-    use storage_protocol::Batch;
-
         error.to_string()
-    use crate::auth::lockout::Lockout;
     }
 
     fn with(batch: Batch) -> Records {
@@ -403,6 +411,9 @@ mod tests {
             ("", "empty"),
             ("a:b", "colon"),
             ("a/b", "\"/\""),
+            ("a*b", "\"*\""),
+            (".", "which paths leave out"),
+            ("..", "which paths leave out"),
             ("a\nb", "control characters"),
             ("a\u{202e}b", "do not show"),
             (&"x".repeat(300), "longer than 256 bytes"),
