@@ -4,7 +4,7 @@ use std::ops::Deref;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use storage_protocol::{StorageError, StorageExt};
+use storage_protocol::{KeyRange, ScanOptions, Storage, StorageError, StorageExt, WatchOptions};
 use storage_testkit::entrance::{Entrance, ask, mint_token};
 use storage_testkit::raw::{Raw, http, tcp, tls, upgrade_request};
 use storage_testkit::served::Served;
@@ -702,13 +702,30 @@ async fn tokens_that_are_good_for_nothing_are_marked_or_removed() {
     for disabled in [true, false] {
         let change = json!({ "disabled": disabled });
         assert_eq!(ask(&boss, "PUT", "users/eve", change).await.0, 204);
-        let tokens = listed().await;
-        assert_eq!(tokens.len(), 4, "{tokens:?}");
-        for (name, why) in tokens {
-            let ended = ended.filter(|_| name == id || name == child);
-            assert_eq!(why.as_deref(), ended, "{name}");
+        let left = async || {
+            let tokens = listed().await;
+            for (name, why) in &tokens {
+                let ended = (*name == id || *name == child).then_some("user disabled or removed");
+                assert_eq!(why.as_deref(), ended, "{name}");
+            }
+            tokens.len()
+        };
+        let began = Instant::now();
+        while left().await != 2 {
+            assert!(disabled && began.elapsed() < Duration::from_secs(10));
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        let bearer = house.bare("model").token(&token);
+        let error = house.connect(bearer).await.unwrap_err();
+        refused(&error, "401");
+        let why = match disabled {
+            true => "the token is not good any more: user disabled or removed",
+            false => "the token was revoked",
+        };
+        assert!(error.to_string().contains(why), "{error}");
     }
+    let eve = house.bare("model").password("eve", "correct horse");
+    mint_token(&eve, json!({})).await;
     // With a token those go that were minted with it; with another password all of its user's.
     let path = format!("tokens/{of_ann}");
     assert_eq!(ask(&boss, "DELETE", &path, Value::Null).await.0, 204);
@@ -758,4 +775,56 @@ async fn a_listener_takes_what_it_says_and_nothing_else() {
     let raw = Raw::open(&served.server, &served.certificates, "ann", &request).await;
     drop(raw.unwrap());
     drop(tcp(&served.server).await);
+}
+
+#[tokio::test]
+async fn a_token_that_does_not_allow_it_is_told_from_a_user_who_may_not() {
+    let house = House::new().await;
+    house.with_user("eve", "correct horse").await;
+    let (boss, eve) = (
+        house.certified("boss", "model"),
+        house.bare("model").password("eve", "correct horse"),
+    );
+    let grants = json!([{ "keyspace": "model", "prefix": "open/a", "allow": ["read"] }]);
+    let (_, token) = mint_token(&eve, json!({ "grants": grants })).await;
+    let bearer = house.bare("model").token(&token);
+    let page = house.connect(bearer.clone()).await.unwrap();
+    assert!(page.get_one("open/a".into()).await.unwrap().is_some());
+    let by_grants = "with this token, whose grants do not allow it";
+    let range = || KeyRange::prefix("open/b");
+    for denied in [
+        page.get_one("open/b".into()).await.map(drop),
+        page.put("open/a".into(), "2".into()).await.map(drop),
+        page.scan(range(), ScanOptions::default()).await.map(drop),
+        page.watch(range(), WatchOptions::default()).await.map(drop),
+    ] {
+        let error = denied.unwrap_err().to_string();
+        assert!(
+            error.contains("user:eve may not") && error.contains(by_grants),
+            "{error}"
+        );
+    }
+    let user = house.connect(eve.clone()).await.unwrap();
+    let error = user.get_one("closed/a".into()).await.unwrap_err();
+    assert!(!error.to_string().contains("token"), "{error}");
+    // An administrator's token is none, where its grants do not say so.
+    let (_, narrow) = mint_token(&boss, json!({ "grants": grants })).await;
+    let narrow = house.bare("model").token(&narrow);
+    let (status, body) = ask(&narrow, "GET", "rules", Value::Null).await;
+    assert_eq!(status, 403);
+    assert!(body.to_string().contains(by_grants), "{body}");
+    // One's own password is not set with a token: who has stolen one would keep its owner out.
+    let another = json!({ "password": "another" });
+    let (status, body) = ask(&bearer, "PUT", "users/eve", another).await;
+    assert_eq!(status, 403);
+    let error = body["error"].as_str().unwrap();
+    assert!(error.contains("log in with the password"), "{error}");
+    // Of tokens that there are not.
+    let gone = format!("tokens/{}", "0".repeat(32));
+    let by_boss = ask(&boss, "DELETE", &gone, Value::Null).await;
+    let by_eve = ask(&eve, "DELETE", &gone, Value::Null).await;
+    assert_eq!((by_boss.0, by_eve.0), (404, 404));
+    assert!(by_eve.1.to_string().contains("no such token of yours"));
+    let error = by_boss.1["error"].as_str().unwrap();
+    assert!(error.starts_with("there is no such token:"), "{error}");
 }

@@ -202,6 +202,18 @@ impl AccessControl {
         }
     }
 
+    /// Whether it is the grants of a token, or of one before it, that do not allow what its principal may do or not.
+    pub(crate) fn token_denies(
+        &self,
+        identity: &Identity,
+        keyspace: &Keyspace,
+        is_allowed: impl Fn(&Grants) -> bool,
+    ) -> bool {
+        let principal = identity.principal().as_str();
+        let denies = |rules: &RuleSet| !is_allowed(&rules.grants(principal, keyspace));
+        matches!(identity.proof(), Proof::Token(bearer) if bearer.rules.iter().any(denies))
+    }
+
     pub(super) fn add(&self, guard: &Arc<Guard>) {
         let mut guards = self.guards.lock().unwrap_or_else(PoisonError::into_inner);
         guards.add(guard);
@@ -300,18 +312,6 @@ impl AccessControl {
         Ok(())
     }
 
-    pub(super) fn warn(&self) {
-        for warning in self.rules().warnings() {
-            tracing::warn!("access rules: {warning}");
-        }
-        for warning in self.quotas().warnings() {
-            tracing::warn!("quotas: {warning}");
-        }
-    }
-
-    /// The tokens that were minted with a certificate which is not good any more. None where certificates are not asked
-    /// for: then nobody can say.
-    pub(crate) fn tokens_of_ended_certificates(&self) -> Vec<String> {
     /// Says it where nobody can change the rules, or everybody may do everything: at a start, which takes what is there, and
     /// behind a change that was forced.
     pub(crate) fn tell_who_administers(&self) {
@@ -341,6 +341,18 @@ impl AccessControl {
         self.system.check(batch, lockout)
     }
 
+    pub(super) fn warn(&self) {
+        for warning in self.rules().warnings() {
+            tracing::warn!("access rules: {warning}");
+        }
+        for warning in self.quotas().warnings() {
+            tracing::warn!("quotas: {warning}");
+        }
+    }
+
+    /// The tokens that were minted with a certificate which is not good any more. None where certificates are not asked
+    /// for: then nobody can say.
+    pub(crate) fn tokens_of_ended_certificates(&self) -> Vec<String> {
         if self.verifier().is_none() {
             return Vec::new();
         }

@@ -210,21 +210,39 @@ impl Guard {
         Ok(known.clone())
     }
 
-    fn denied(&self, permission: Permission, what: &str) -> StorageError {
+    /// `is_allowed` tells whether grants allow it: those of a token may not where its principal's do.
+    fn denied(
+        &self,
+        permission: Permission,
+        what: &str,
+        is_allowed: impl Fn(&Grants) -> bool,
+    ) -> StorageError {
         let message = format!(
-            "{} may not {permission} {what} of the keyspace {}",
-            self.identity, self.keyspace
+            "{} may not {permission} {what} of the keyspace {}{}",
+            self.identity,
+            self.keyspace,
+            self.by_its_token(is_allowed)
         );
         tracing::debug!(%message, "access denied");
         StorageError::AccessDenied { message }
     }
 
+    /// The end of a denial that comes of a token's grants, so that nobody looks for it among the rules.
+    fn by_its_token(&self, is_allowed: impl Fn(&Grants) -> bool) -> &'static str {
+        let control = &self.control;
+        match control.token_denies(&self.identity, &self.keyspace, is_allowed) {
+            true => " with this token, whose grants do not allow it",
+            false => "",
+        }
+    }
+
     fn check(&self, grants: &Grants, permission: Permission, key: &[u8]) -> Result<()> {
-        match grants.allows(permission, key) {
+        let is_allowed = |grants: &Grants| grants.allows(permission, key);
+        match is_allowed(grants) {
             true => Ok(()),
             false => {
                 let key = format!("the key {}", quoted_key(key));
-                Err(self.denied(permission, &key))
+                Err(self.denied(permission, &key, is_allowed))
             }
         }
     }
@@ -266,7 +284,10 @@ impl Guard {
         // A range without keys is refused to nobody.
         let is_nothing = |ranges: &[KeyRange]| ranges.iter().all(KeyRange::is_empty);
         if is_nothing(&parts) && !is_nothing(&ranges) {
-            let error = self.denied(Permission::Read, "any key of this range");
+            let may =
+                |range: &KeyRange, grants: &Grants| !grants.read.cut(range).parts().is_empty();
+            let is_allowed = |grants: &Grants| ranges.iter().any(|range| may(range, grants));
+            let error = self.denied(Permission::Read, "any key of this range", is_allowed);
             self.tell_denied_scan(&ranges, &error);
             return Err(error);
         }
@@ -300,8 +321,10 @@ impl Guard {
         // Behind the rights to its keys: who has none does not learn whether the keyspace is there.
         if !grants.admin && self.creates_keyspace() && self.control.rules().has_rules() {
             let message = format!(
-                "the keyspace {} is not there, and {} may not create it: that needs \"admin\" of it",
-                self.keyspace, self.identity
+                "the keyspace {} is not there, and {} may not create it{}: that needs \"admin\" of it",
+                self.keyspace,
+                self.identity,
+                self.by_its_token(|grants| grants.admin)
             );
             return Err(StorageError::AccessDenied { message });
         }
@@ -373,7 +396,8 @@ impl Guard {
             false => grants.watch.cut(&range),
         };
         let Some(hull) = cut.hull().cloned() else {
-            let error = self.denied(Permission::Watch, "any key of this range");
+            let is_allowed = |grants: &Grants| grants.watch.cut(&range).hull().is_some();
+            let error = self.denied(Permission::Watch, "any key of this range", is_allowed);
             self.tell_denied_watch(&range, &error);
             return Err(error);
         };

@@ -144,8 +144,17 @@ fn is_administrator(caller: &Caller) -> bool {
 
 fn check_administrator(caller: &Caller) -> Result<(), Problem> {
     check_let_in(caller)?;
+    let access = &caller.server.shared().access;
     match is_administrator(caller) {
         true => Ok(()),
+        // Its bearer may be one with another credential.
+        false if access.token_denies(&caller.identity, &system(), |grants| grants.admin) => {
+            Err(Problem::denied(format!(
+                "{} is no administrator with this token, whose grants do not allow it: that needs \"admin\" of the keyspace \
+                 {SYSTEM}",
+                caller.identity
+            )))
+        }
         false => Err(Problem::denied(format!(
             "{} is no administrator: that needs \"admin\" of the keyspace {SYSTEM}",
             caller.identity

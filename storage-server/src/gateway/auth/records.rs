@@ -199,6 +199,13 @@ pub(super) async fn put_user(
     let may_alone = change.disabled.is_none() && !change.new && known.is_some();
     let may_alone = may_alone && caller.identity.may_change_password_of(&principal);
     if !is_administrator && !may_alone {
+        check_let_in(&caller)?;
+        let is_token = matches!(caller.identity.proof(), Proof::Token(_));
+        if is_token && caller.identity.principal() == &principal && change.password.is_some() {
+            return Err(Problem::denied(format!(
+                "the password of {principal} is not set with a token: log in with the password"
+            )));
+        }
         check_administrator(&caller)?;
     }
     match (&known, change.new) {
@@ -233,13 +240,6 @@ pub(super) async fn put_user(
         let message = format!("the user {name} was changed meanwhile");
         return Err(Problem::new(StatusCode::CONFLICT, message));
     }
-    if let Some(hash) = hash {
-        let noted = begin(&caller, "set password", &key);
-        // First the hash: with the record of the one before nobody logs in by either.
-        let set = secrets.set_password(&name, user.password_set, &hash).await;
-        audit::done(noted, &set).await;
-        set?;
-    }
     let json = serde_json::to_vec(&user).map_err(|error| bad(error.to_string()))?;
     let batch = match stored {
         Some(entry) => Batch::new().check_revision(key.clone(), entry.revision),
@@ -252,6 +252,13 @@ pub(super) async fn put_user(
     };
     // A commit that is refused behind it would leave the user without a password that is good.
     access.check_records(&batch, lockout)?;
+    if let Some(hash) = hash {
+        let noted = begin(&caller, "set password", &key);
+        // First the hash: with the record of the one before nobody logs in by either.
+        let set = secrets.set_password(&name, user.password_set, &hash).await;
+        audit::done(noted, &set).await;
+        set?;
+    }
     // One may set its own password, but not write to `system`: the server does it then.
     if is_administrator {
         return commit(&caller, batch, "user put", force).await;

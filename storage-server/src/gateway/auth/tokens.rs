@@ -270,6 +270,11 @@ pub(super) async fn revoke(caller: Caller, Path(id): Path<String>) -> Answer {
     let found = shared.access.token(&id);
     let is_managed = |record: &Arc<TokenRecord>| may_manage(&caller, &id, record);
     if !found.as_ref().is_some_and(is_managed) {
+        let is_token = matches!(caller.identity.proof(), Proof::Token(_));
+        if is_administrator(&caller) && !is_token {
+            let message = "there is no such token: it was revoked, is over, or never was";
+            return Err(Problem::new(StatusCode::NOT_FOUND, message));
+        }
         // The same whether there is none or it is another's.
         let message = "there is no such token of yours";
         return Err(Problem::denied_as(StatusCode::NOT_FOUND, message));
