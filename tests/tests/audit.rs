@@ -204,6 +204,29 @@ async fn who_is_not_let_in_is_written_with_what_was_shown() {
         stranger["reason"].as_str().unwrap().contains("TLS"),
         "{stranger}"
     );
+    // Who it says to be, which anybody can say.
+    assert_eq!(stranger["claimed"], "cert:ann");
+    assert!(stranger.get("principal").is_none(), "{stranger}");
+
+    // One that was revoked, with the number that tells which of its certificates it was.
+    house.0.certificates.revoke("ann");
+    let refused = async || {
+        let connected = house.connect(house.certified("ann", "model")).await;
+        connected.is_err()
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while !refused().await {
+        assert!(Instant::now() < deadline, "still let in");
+    }
+    let file = house.0.certificates.dir().join("ann/cert.pem");
+    let serial = storage_certs::Serial::of(&storage_certs::load_certificates(&file).unwrap()[0]);
+    let serial = serial.unwrap().to_string();
+    let revoked = house.record(&json!({ "operation": "log_in", "serial": serial }));
+    assert_eq!(
+        (&revoked["claimed"], &revoked["by"], &revoked["outcome"]),
+        (&"cert:ann".into(), &"certificate".into(), &"denied".into())
+    );
+    assert!(revoked["reason"].as_str().unwrap().contains("evoked"));
 
     // Over HTTP, of who is let in and is no administrator.
     let ann = house.certified("ann", "model");
@@ -336,6 +359,9 @@ async fn administrative_acts_are_written_before_they_are_answered_and_survive_a_
         (&bad["outcome"], &bad["session"].is_string()),
         (&"failed".into(), &true)
     );
+    // As it was answered.
+    let why = bad["reason"].as_str().unwrap();
+    assert!(why.contains("key \"access/bad\": "), "{why}");
     // By the token: its id, and why its session was closed.
     let by_token = house.record(&json!({ "operation": "get", "by": "token" }));
     assert_eq!(
@@ -492,6 +518,11 @@ async fn no_value_token_password_query_or_id_of_a_session_is_ever_written() {
         .unwrap_err();
     system
         .put("users/bad".into(), bad.into())
+        .await
+        .unwrap_err();
+    let bad = json!({ "principal": MARKER, "keyspace": MARKER, "allow": [MARKER] }).to_string();
+    system
+        .put("access/bad".into(), bad.into())
         .await
         .unwrap_err();
     let named = json!({ "password": MARKER, MARKER: 1 });

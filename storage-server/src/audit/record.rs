@@ -106,10 +106,13 @@ pub(crate) struct Record {
     /// The id of the token that was shown.
     #[serde(skip_serializing_if = "Option::is_none")]
     token: Option<String>,
-    /// Who somebody said to be and did not prove: only ever one that there is, since a name that nobody has may be a
-    /// password in the wrong field.
+    /// Who somebody said to be and did not prove. Of a login only ever a user that there is, since a name that nobody has may
+    /// be a password in the wrong field; of a certificate that was refused whatever it says.
     #[serde(skip_serializing_if = "Option::is_none")]
     claimed: Option<String>,
+    /// Of a certificate that was refused: its serial number, as it says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    serial: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     address: Option<SocketAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -164,6 +167,7 @@ impl Record {
             by: None,
             token: None,
             claimed: None,
+            serial: None,
             address: None,
             session: None,
             keyspace: None,
@@ -202,9 +206,15 @@ impl Record {
         self
     }
 
-    /// `by`: what was shown. `claimed`: a principal that there is.
+    /// `by`: what was shown. `claimed`: a principal that there is, or what a certificate says.
     pub(crate) fn claiming(mut self, by: &'static str, claimed: Option<String>) -> Self {
         (self.by, self.claimed) = (Some(by), claimed);
+        self
+    }
+
+    /// Of a certificate that was refused.
+    pub(crate) fn serial(mut self, serial: &str) -> Self {
+        self.serial = Some(serial.to_owned());
         self
     }
 
@@ -277,10 +287,13 @@ impl Record {
     }
 
     /// Why it failed, and how that ended. What an error says of a commit that is none may have parts of its values, so that
-    /// is left out.
+    /// is left out: of an administrative act, what is quoted of the record; else all of it.
     pub(crate) fn error(self, error: &StorageError) -> Self {
         let record = self.outcome(Outcome::of(error));
         match error {
+            StorageError::InvalidArgument { .. } if record.event == Event::Admin => {
+                record.reason(without_values(&error.to_string()))
+            }
             StorageError::InvalidArgument { .. } => record.reason("not valid"),
             error => record.reason(&error.to_string()),
         }
@@ -307,10 +320,13 @@ impl Record {
     }
 
     pub(super) fn group(&self) -> Group {
+        // What a certificate says that was refused is its bearer's to choose: with another name each time it would be told
+        // without end.
+        let claimed = self.claimed.as_ref().filter(|_| self.serial.is_none());
         Group {
             operation: self.operation,
             principal: self.principal.clone(),
-            claimed: self.claimed.clone(),
+            claimed: claimed.cloned(),
             address: self.address.map(|address| address.ip()),
             keyspace: self.keyspace.clone(),
         }
@@ -320,7 +336,8 @@ impl Record {
     pub(super) fn fingerprint(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         let read = (&self.keys, &self.changes, self.total, &self.from, &self.to);
-        let how = (self.by, &self.token, &self.route, &self.reason);
+        let who = (&self.claimed, &self.serial, &self.token);
+        let how = (self.by, who, &self.route, &self.reason);
         (read, how).hash(&mut hasher);
         hasher.finish()
     }
@@ -333,6 +350,27 @@ impl Record {
         debug_assert!(line.len() <= RECORD_BYTES_MAX, "a record is bounded");
         line
     }
+}
+
+/// Of a text such as `key "access/x": unknown field ...` what comes before anything that is quoted from the value. A text that
+/// names no key has nothing of a value.
+fn without_values(text: &str) -> &str {
+    let Some(rest) = text.split_once("key \"").map(|(_, rest)| rest) else {
+        return text;
+    };
+    let mut is_escaped = false;
+    let closes = |c: char| {
+        let closes = c == '"' && !is_escaped;
+        is_escaped = c == '\\' && !is_escaped;
+        closes
+    };
+    let behind_key = rest.find(closes).and_then(|end| rest.get(end + 1..));
+    let Some(behind_key) = behind_key else {
+        return "not valid";
+    };
+    let said = behind_key.find(['"', '`']).unwrap_or(behind_key.len());
+    let end = text.len() - behind_key.len() + said;
+    text.get(..end).unwrap_or_default().trim_end()
 }
 
 /// The first of these, up to the bounds.

@@ -168,6 +168,38 @@ fn a_record_says_who_did_what_to_which_keys_when_and_with_what_end() {
 }
 
 #[test]
+fn a_refused_record_of_system_is_told_as_it_was_answered_but_for_what_it_says() {
+    let told = |event, text: &str| {
+        let error = StorageError::invalid(text);
+        let record = Record::new(event, "commit", Outcome::Allowed).error(&error);
+        let line: Value = serde_json::from_slice(&record.line()).unwrap();
+        line["reason"].as_str().unwrap().to_owned()
+    };
+    let locked_out = "let a rule give \"admin\" of the keyspace \"system\" to somebody";
+    assert!(told(Event::Admin, locked_out).ends_with(locked_out));
+    assert_eq!(told(Event::Write, locked_out), "not valid");
+    let secret = format!("`{SECRET}`");
+    for (text, expected) in [
+        (
+            format!("key \"users/x\": unknown field {secret}"),
+            "key \"users/x\": unknown field",
+        ),
+        (
+            format!("key \"a\\\": \"… (300 bytes): type \"{SECRET}\""),
+            "key \"a\\\": \"… (300 bytes): type",
+        ),
+        (
+            "key \"access/x\": EOF while parsing".to_owned(),
+            "key \"access/x\": EOF while parsing",
+        ),
+        (format!("key \"never closed {SECRET}"), "not valid"),
+    ] {
+        let told = told(Event::Admin, &text);
+        assert!(told.ends_with(expected) && !told.contains(SECRET), "{told}");
+    }
+}
+
+#[test]
 fn a_record_is_bounded_whatever_a_peer_sends() {
     let long = vec![0xff; 4096];
     let mut batch = Batch::new();
@@ -357,6 +389,18 @@ fn a_flood_of_denials_is_counted_and_hides_nothing_of_others() {
     assert_eq!(lines.len(), WRITTEN_MAX + 2);
     assert_eq!(count(lines), 1001);
     assert_eq!(lines[WRITTEN_MAX]["principal"], "user:bob");
+    // Of certificates with a new name each, which whoever makes them chooses.
+    let before = bench.today().len();
+    for number in 0..1000 {
+        let record = Record::new(Event::Denied, "log_in", Outcome::Denied);
+        let claimed = Some(format!("cert:{number}"));
+        let record = record.claiming("certificate", claimed).serial("01");
+        bench.audit.put(record.address(([10, 0, 0, 1], 1).into()));
+    }
+    bench.end_second();
+    let lines = &bench.today()[before..];
+    assert_eq!((lines.len(), count(lines)), (WRITTEN_MAX + 1, 1000));
+    assert_eq!(lines[0]["claimed"], "cert:0");
     // Those of ever new addresses.
     let before = bench.today().len();
     for number in 0..2 * u16::try_from(GROUPS_MAX).unwrap() {

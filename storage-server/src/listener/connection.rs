@@ -156,7 +156,7 @@ impl Connection {
                 let stream = Stream::Tls(Box::new(accepted.stream));
                 Some((stream, certified))
             }
-            Ok(Err(AcceptError::Handshake(error))) if !self.place.seat().was_heard() => {
+            Ok(Err(AcceptError::Handshake { error, .. })) if !self.place.seat().was_heard() => {
                 // Health checks of load balancers do this.
                 self.shared.metrics.refused(RefusedLabel::Unused);
                 tracing::debug!(%error, "a connection was closed by its peer, who said nothing");
@@ -164,12 +164,24 @@ impl Connection {
             }
             Ok(Err(error)) => {
                 self.shared.metrics.refused(RefusedLabel::Tls);
-                tracing::info!(%error, "refused a connection");
+                let claimed = error.claimed();
+                let principal = claimed.and_then(|claimed| claimed.principal.as_ref());
+                tracing::info!(
+                    %error,
+                    claimed = principal.map(tracing::field::display),
+                    serial = claimed.map(|claimed| claimed.serial.as_str()),
+                    "refused a connection"
+                );
                 // A peer that broke off is nobody who was refused.
                 if error.is_refusal() {
                     let record = Record::new(Event::Denied, "log_in", Outcome::Denied);
                     let record = record.address(self.address);
-                    let record = record.claiming("certificate", None);
+                    let principal = principal.map(ToString::to_string);
+                    let record = record.claiming("certificate", principal);
+                    let record = match claimed {
+                        Some(claimed) => record.serial(&claimed.serial),
+                        None => record,
+                    };
                     self.shared.audit.put(record.reason(&error.to_string()));
                 }
                 None

@@ -2,7 +2,8 @@
 
 pub(crate) mod admission;
 pub(crate) mod certificate;
+pub(crate) mod claimed;
 pub(crate) mod descriptors;
-pub(crate) mod stream;
 pub(crate) mod revocation;
+pub(crate) mod stream;
 pub(crate) mod tls;

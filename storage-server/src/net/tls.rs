@@ -105,18 +105,34 @@ pub enum TlsError {
 /// Why a connection was not let in.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AcceptError {
-    #[error("TLS: {0}")]
-    Handshake(#[from] std::io::Error),
-    #[error("resumed TLS session: {0}")]
-    Resumed(rustls::Error),
+    #[error("TLS: {error}")]
+    Handshake {
+        error: std::io::Error,
+        /// Whose certificate was refused in it.
+        claimed: Option<Claimed>,
+    },
+    #[error("resumed TLS session: {error}")]
+    Resumed {
+        error: rustls::Error,
+        claimed: Option<Claimed>,
+    },
 }
 
 impl AcceptError {
     /// Whether the handshake was refused, rather than broken off.
     pub(crate) fn is_refusal(&self) -> bool {
         match self {
-            Self::Handshake(error) => error.get_ref().is_some_and(|why| why.is::<rustls::Error>()),
-            Self::Resumed(_) => true,
+            Self::Handshake { error, .. } => {
+                error.get_ref().is_some_and(|why| why.is::<rustls::Error>())
+            }
+            Self::Resumed { .. } => true,
+        }
+    }
+
+    /// Whose certificate it was that was refused, as it says.
+    pub(crate) fn claimed(&self) -> Option<&Claimed> {
+        match self {
+            Self::Handshake { claimed, .. } | Self::Resumed { claimed, .. } => claimed.as_ref(),
         }
     }
 }
@@ -213,22 +229,6 @@ impl TlsFiles {
         })
     }
 
-    /// When what is in them is valid.
-    pub(crate) fn dates(&self) -> Result<Dates, TlsError> {
-        let of = |certificates: &[CertificateDer<'_>]| {
-            let until = certificates.iter().map(|one| validity(Some(one)));
-            until.flatten().map(|validity| validity.until).min()
-        };
-        let own = validity(self.own.chain.first());
-        let own =
-            own.ok_or_else(|| self.unusable("the dates of its certificate cannot be read"))?;
-        let lists = self.lists.iter().flatten().filter_map(next_update);
-        Ok(Dates {
-            own,
-            between: of(self.own.chain.get(1..).unwrap_or_default()),
-            authority: of(&self.own.ca),
-            lists: lists.min(),
-        })
     /// The revocation lists in them.
     pub(crate) fn lists(&self) -> ListsInUse {
         ListsInUse::of(&self.own.ca, self.lists.as_deref().unwrap_or_default())
@@ -248,6 +248,22 @@ impl TlsFiles {
         })
     }
 
+    /// When what is in them is valid.
+    pub(crate) fn dates(&self) -> Result<Dates, TlsError> {
+        let of = |certificates: &[CertificateDer<'_>]| {
+            let until = certificates.iter().map(|one| validity(Some(one)));
+            until.flatten().map(|validity| validity.until).min()
+        };
+        let own = validity(self.own.chain.first());
+        let own =
+            own.ok_or_else(|| self.unusable("the dates of its certificate cannot be read"))?;
+        let lists = self.lists.iter().flatten().filter_map(next_update);
+        Ok(Dates {
+            own,
+            between: of(self.own.chain.get(1..).unwrap_or_default()),
+            authority: of(&self.own.ca),
+            lists: lists.min(),
+        })
     }
 
     /// Whether the server's certificate can be used at this time.
@@ -412,7 +428,7 @@ impl Tls {
             .with_protocol_versions(versions)
             .map_err(|error| files.unusable(error))?;
         let builder = match &verifier {
-            Some(verifier) => builder.with_client_cert_verifier(verifier.clone()),
+            Some(verifier) => builder.with_client_cert_verifier(Arc::new(Noting(verifier.clone()))),
             None => builder.with_no_client_auth(),
         };
         let own = files.own.clone();
@@ -438,7 +454,8 @@ impl Tls {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let stream = self.acceptor.accept(stream).await?;
+        let (stream, claimed) = noting(self.acceptor.accept(stream)).await;
+        let stream = stream.map_err(|error| AcceptError::Handshake { error, claimed })?;
         let connection = stream.get_ref().1;
         let resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
         let identity = match (&self.verifier, connection.peer_certificates()) {
@@ -447,14 +464,20 @@ impl Tls {
                 if resumed {
                     verifier
                         .verify_client_cert(own, between, UnixTime::now())
-                        .map_err(AcceptError::Resumed)?;
+                        .map_err(|error| AcceptError::Resumed {
+                            error,
+                            claimed: Claimed::of(own),
+                        })?;
                 }
                 identity_of(own, between, verified).map(Some)
             }
             (Some(verifier), _) if !verifier.client_auth_mandatory() => Ok(None),
             // The verifier demands a certificate, so this does not happen; if it did, nobody gets in.
             (Some(_), _) => {
-                return Err(AcceptError::Resumed(rustls::Error::NoCertificatesPresented));
+                return Err(AcceptError::Resumed {
+                    error: rustls::Error::NoCertificatesPresented,
+                    claimed: None,
+                });
             }
         };
         Ok(Accepted {
