@@ -208,26 +208,6 @@ async fn who_is_not_let_in_is_written_with_what_was_shown() {
     assert_eq!(stranger["claimed"], "cert:ann");
     assert!(stranger.get("principal").is_none(), "{stranger}");
 
-    // One that was revoked, with the number that tells which of its certificates it was.
-    house.0.certificates.revoke("ann");
-    let refused = async || {
-        let connected = house.connect(house.certified("ann", "model")).await;
-        connected.is_err()
-    };
-    let deadline = Instant::now() + PATIENCE;
-    while !refused().await {
-        assert!(Instant::now() < deadline, "still let in");
-    }
-    let file = house.0.certificates.dir().join("ann/cert.pem");
-    let serial = storage_certs::Serial::of(&storage_certs::load_certificates(&file).unwrap()[0]);
-    let serial = serial.unwrap().to_string();
-    let revoked = house.record(&json!({ "operation": "log_in", "serial": serial }));
-    assert_eq!(
-        (&revoked["claimed"], &revoked["by"], &revoked["outcome"]),
-        (&"cert:ann".into(), &"certificate".into(), &"denied".into())
-    );
-    assert!(revoked["reason"].as_str().unwrap().contains("evoked"));
-
     // Over HTTP, of who is let in and is no administrator.
     let ann = house.certified("ann", "model");
     assert_eq!(ask(&ann, "GET", "rules", Value::Null).await.0, 403);
@@ -248,6 +228,26 @@ async fn who_is_not_let_in_is_written_with_what_was_shown() {
     assert_eq!(ask(&ann, "DELETE", &path, Value::Null).await.0, 404);
     let token = house.record(&json!({ "route": "DELETE /-/auth/tokens/{id}" }));
     assert_eq!(token["event"], "denied");
+
+    // One that was revoked, with the number that tells which of its certificates it was.
+    house.0.certificates.revoke("ann");
+    let refused = async || {
+        let connected = house.connect(house.certified("ann", "model")).await;
+        connected.is_err()
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while !refused().await {
+        assert!(Instant::now() < deadline, "still let in");
+    }
+    let file = house.0.certificates.dir().join("ann/cert.pem");
+    let serial = storage_certs::Serial::of(&storage_certs::load_certificates(&file).unwrap()[0]);
+    let serial = serial.unwrap().to_string();
+    let revoked = house.record(&json!({ "operation": "log_in", "serial": serial }));
+    assert_eq!(
+        (&revoked["claimed"], &revoked["by"], &revoked["outcome"]),
+        (&"cert:ann".into(), &"certificate".into(), &"denied".into())
+    );
+    assert!(revoked["reason"].as_str().unwrap().contains("evoked"));
 
     let text = house.text();
     for secret in ["hunter2", "correct horse", &foreign] {

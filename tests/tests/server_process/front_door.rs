@@ -474,7 +474,9 @@ fn files_that_others_can_read_and_a_missing_list_are_said_at_the_start() {
     let certificates = Certificates::issue(&[]);
     let set =
         |path: PathBuf, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-    let config = folder.config(&format!("certs = {:?}\n{MUTUAL}", certificates.dir()));
+    // Without a rule it would warn of that.
+    let rule = "[[rule]]\nprincipal = 'cert:boss'\nkeyspace = 'system'\nallow = ['admin']\n";
+    let config = folder.config(&format!("certs = {:?}\n{MUTUAL}{rule}", certificates.dir()));
     let end = |mut serving: Serving| {
         serving.signal(Signal::TERM);
         assert_eq!(serving.end(PATIENCE), Some(0));
