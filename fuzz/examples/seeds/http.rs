@@ -13,7 +13,7 @@ const STRANGER_WITH_PASSWORD: &str = "r0";
 /// A token that is good on a listener which lets anonymous peers in. A test of the server tells when it is another one.
 const TOKEN: &str = "eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiIsImtpZCI6IjAwMDAwMDAwMDAwMDAwMDEifQ.eyJpc3MiOiJzdG9yYWdlLXN5bmMiLCJhdWQiOiJmdXp6IiwianRpIjoiMDYwNjA2MDYwNjA2MDYwNjA2MDYwNjA2MDYwNjA2MDYiLCJzdWIiOiJjZXJ0OnpvZSIsImlhdCI6MTAwMDAwMDAwMCwiZXhwIjo5OTk5OTk5OTk5OX0.X0oOGy6n2luuIwvlSRT2UWcLuacpZXLHugLKkN-FxCY";
 
-const ADMIN_RULE: &str = r#"{"principal":"user:boss","keyspace":"system","allow":["admin"]}"#;
+const ADMIN_RULE: &str = r#"{"principal":"*","keyspace":"system","allow":["admin"]}"#;
 
 pub(crate) fn write(seeds: &Seeds, native: &[Golden], mwdb: &[Golden]) {
     write_routes(seeds);
@@ -212,7 +212,7 @@ fn write_sequences(seeds: &Seeds) {
     http("200-head", ANONYMOUS, &plain("HEAD", "/metrics", ""));
     let rule = auth("PUT", "rules/one", ADMIN_RULE);
     let rules = plain("GET", "/-/auth/rules", "");
-    let gone = auth("DELETE", "rules/one", "");
+    let gone = auth("DELETE", "rules/one?force=true", "");
     http(
         "204+200+204-rule-comes-and-goes",
         ADMINISTRATOR,

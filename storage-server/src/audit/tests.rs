@@ -252,7 +252,7 @@ fn neither_values_nor_the_ids_of_sessions_are_in_a_record() {
     );
     assert!(!text.contains(&hex::encode(SECRET)), "{text}");
     // What is no rule is quoted to who sent it, and to nobody else.
-    let error = StorageError::invalid(format!("unknown field {SECRET}"));
+    let error = StorageError::invalid(format!("key \"access/x\": unknown field `{SECRET}`"));
     let record = Record::new(Event::Admin, "commit", Outcome::Allowed).error(&error);
     let text = String::from_utf8(record.line()).unwrap();
     assert!(text.contains("failed") && !text.contains(SECRET), "{text}");

@@ -94,6 +94,19 @@ fn points(range: &KeyRange) -> Vec<Key> {
     points
 }
 
+/// Whether a rule gives this, to whomever it is for.
+fn gives(rule: &Rule, keyspace: &str, what: &str, key: &[u8]) -> bool {
+    let is_system = keyspace == "system";
+    let is_there =
+        matches(rule.keyspace, keyspace) && (!is_system || rule.keyspace.starts_with("system"));
+    let is_given = if is_system || what == "admin" {
+        rule.allow.contains(&"admin") && rule.prefix.is_empty()
+    } else {
+        rule.allow.contains(&what) && key.starts_with(rule.prefix.as_bytes())
+    };
+    keyspace != "system.secrets" && is_there && is_given
+}
+
 impl Model {
     pub(super) fn new(keyspace: &str, case: &Case) -> Self {
         let mut page = vec![case.page.clone()];
@@ -116,20 +129,10 @@ impl Model {
 
     /// Whether a principal may do this to a key of a keyspace.
     fn allows(&self, who: Who, keyspace: &str, what: &str, key: &[u8]) -> bool {
-        let is_system = keyspace == "system" || keyspace == "system.secrets";
         if keyspace == "system.secrets" {
             return false;
         }
-        let gives = |rule: &Rule| {
-            let is_there = matches(rule.keyspace, keyspace)
-                && (!is_system || rule.keyspace.starts_with("system"));
-            let is_given = if is_system || what == "admin" {
-                rule.allow.contains(&"admin") && rule.prefix.is_empty()
-            } else {
-                rule.allow.contains(&what) && key.starts_with(rule.prefix.as_bytes())
-            };
-            is_there && is_given
-        };
+        let gives = |rule: &Rule| gives(rule, keyspace, what, key);
         let is_for = |rule: &Rule| match rule.subject {
             "role:r" => {
                 let mut members = self.members.iter();
@@ -141,6 +144,15 @@ impl Model {
             self.rules.is_empty() || self.rules.iter().any(|rule| is_for(rule) && gives(rule));
         let by_token = who != Who::Page || self.page.iter().all(|rules| rules.iter().any(gives));
         by_rules && by_token
+    }
+
+    /// The end of a denial that comes of a token's grants: one of those that it has gives none of these keys.
+    fn by_its_token(&self, who: Who, keyspace: &str, what: &str, keys: &[Key]) -> &'static str {
+        let gives = |rule: &Rule| keys.iter().any(|key| gives(rule, keyspace, what, key));
+        match who == Who::Page && !self.page.iter().all(|rules| rules.iter().any(gives)) {
+            true => " with this token, whose grants do not allow it",
+            false => "",
+        }
     }
 
     fn may(&self, who: Who, what: &str, key: &[u8]) -> bool {
@@ -163,9 +175,20 @@ impl Model {
         parts.flatten().collect()
     }
 
-    fn denied(&self, who: Who, what: &str, which: &str) -> String {
-        let (who, keyspace) = (who.principal(), &self.keyspace);
-        format!("access denied: {who} may not {what} {which} of the keyspace {keyspace}")
+    fn denied(&self, who: Who, what: &str, which: &str, keys: &[Key]) -> String {
+        let keyspace = &self.keyspace;
+        let by_token = self.by_its_token(who, keyspace, what, keys);
+        let who = who.principal();
+        format!("access denied: {who} may not {what} {which} of the keyspace {keyspace}{by_token}")
+    }
+
+    fn denied_range(&self, who: Who, what: &str, ranges: &[KeyRange]) -> String {
+        let in_it = |range: &KeyRange| {
+            let points = points(range).into_iter();
+            points.filter(|key| range.contains(key)).collect::<Vec<_>>()
+        };
+        let keys: Vec<Key> = ranges.iter().flat_map(in_it).collect();
+        self.denied(who, what, "any key of this range", &keys)
     }
 
     fn check<'a>(
@@ -176,7 +199,8 @@ impl Model {
     ) -> Result<(), String> {
         for key in keys {
             if !self.may(who, what, key) {
-                return Err(self.denied(who, what, &format!("the key {}", quote(key))));
+                let which = format!("the key {}", quote(key));
+                return Err(self.denied(who, what, &which, std::slice::from_ref(key)));
             }
         }
         Ok(())
@@ -257,7 +281,7 @@ impl Model {
         let is_nothing = scan.ranges.iter().all(KeyRange::is_empty);
         match is_nothing || parts.contains(&true) {
             true => Ok(()),
-            false => Err(self.denied(who, "read", "any key of this range")),
+            false => Err(self.denied_range(who, "read", &scan.ranges)),
         }
     }
 
@@ -291,9 +315,11 @@ impl Model {
         let keys = || commit.ops.iter().map(Op::key);
         self.check(who, "write", keys())?;
         if !self.exists && !self.rules.is_empty() && !self.may(who, "admin", b"") {
-            let (who, keyspace) = (who.principal(), &self.keyspace);
+            let keyspace = &self.keyspace;
+            let by_token = self.by_its_token(who, keyspace, "admin", &[Key::new()]);
+            let who = who.principal();
             return Err(format!(
-                "access denied: the keyspace {keyspace} is not there, and {who} may not create it: that needs \"admin\" \
+                "access denied: the keyspace {keyspace} is not there, and {who} may not create it{by_token}: that needs \"admin\" \
                  of it"
             ));
         }
@@ -372,7 +398,7 @@ impl Model {
     fn watch(&mut self, who: Who, range: &KeyRange, mode: Mode, start: Start) -> String {
         let seen = self.part(who, "watch", range);
         if !range.is_empty() && !seen.contains(&true) {
-            return self.denied(who, "watch", "any key of this range");
+            return self.denied_range(who, "watch", std::slice::from_ref(range));
         }
         let start = match start {
             Start::Now => self.commits,
@@ -445,8 +471,9 @@ impl Model {
         let answer = |keyspace: &str, key: &str| match self.allows(who, keyspace, "read", b"") {
             true => "allowed".to_owned(),
             false => format!(
-                "access denied: {} may not read the key \"{key}\" of the keyspace {keyspace}",
-                who.principal()
+                "access denied: {} may not read the key \"{key}\" of the keyspace {keyspace}{}",
+                who.principal(),
+                self.by_its_token(who, keyspace, "read", &[Key::new()])
             ),
         };
         vec![
