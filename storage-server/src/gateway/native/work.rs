@@ -108,7 +108,10 @@ impl Native {
         }
         // One at least, also where the small ones took the turn.
         let mut moved_large = false;
-        while !self.outbox_is_full() && !(moved_large && turn_is_over(now)) {
+        loop {
+            if self.outbox_is_full() || (moved_large && turn_is_over(now)) {
+                break;
+            }
             let has_room = self.has_room_beside();
             if let Some(storage) = self.storage()
                 && let Some((waiting, lane)) = self.reads.next(has_room)
@@ -132,10 +135,14 @@ impl Native {
 
     pub(super) fn poll_openings(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let mut moved = false;
-        while !self.outbox_is_full()
-            && !(moved && turn_is_over(now))
-            && let Poll::Ready(Some(finished)) = self.watching.openings.poll_next_unpin(cx)
-        {
+        loop {
+            let is_over = moved && turn_is_over(now);
+            if is_over || self.outbox_is_full() {
+                break;
+            }
+            let Poll::Ready(Some(finished)) = self.watching.openings.poll_next_unpin(cx) else {
+                break;
+            };
             self.complete(finished, now);
             moved = true;
         }
