@@ -47,7 +47,12 @@ impl Unfinished {
         let held = usize::try_from(data).unwrap_or(usize::MAX);
         let counted = if held > READ_BUFFER_BYTES { held } else { 0 };
         let fits = match counted.checked_sub(self.permit.amount()) {
-            Some(more) if counted > Limits::FRAME_BYTES => self.permit.try_grow(more),
+            Some(more) if counted > Limits::FRAME_BYTES => match more > READ_BUFFER_BYTES {
+                true => self.permit.try_grow(more),
+                // It may be messages that were read and not taken yet, pings say: they would close a peer that has all
+                // its room.
+                false => Ok(()),
+            },
             _ => {
                 self.permit.resize(counted);
                 Ok(())
