@@ -17,6 +17,7 @@ mod task;
 mod upkeep;
 mod usage;
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use rocksdb::{WriteBatch, WriteOptions};
@@ -39,12 +40,15 @@ pub(crate) fn run(shared: &EngineShared) {
     let mut committer = Committer {
         shared,
         sync,
-        last_write: Duration::ZERO,
+        writes: VecDeque::with_capacity(WRITES_KEPT),
     };
     while shared.queue.wait() {
         committer.commit();
     }
 }
+
+/// So many writes tell what one costs.
+const WRITES_KEPT: usize = 16;
 
 struct CloseFeed<'a>(&'a EngineShared);
 
@@ -57,14 +61,14 @@ impl Drop for CloseFeed<'_> {
 struct Committer<'a> {
     shared: &'a EngineShared,
     sync: WriteOptions,
-    /// How long the last write took.
-    last_write: Duration,
+    /// How long the last writes took.
+    writes: VecDeque<Duration>,
 }
 
 impl Committer<'_> {
     /// Takes works, evaluates them, and writes them as one group, or as more where one is full.
     fn commit(&mut self) {
-        let mut taken = Taken::new(Instant::now(), self.last_write);
+        let mut taken = Taken::new(Instant::now(), self.least_write());
         let mut group = None::<Group<'_>>;
         loop {
             let works = self.shared.queue.take_share(&mut taken);
@@ -84,6 +88,12 @@ impl Committer<'_> {
         if let Some(group) = group {
             self.write(group);
         }
+    }
+
+    /// What a write costs, whatever it carries: the shortest of the last ones. Others took longer for their size, or
+    /// because the processors had other work; groups by these would make the next ones larger still.
+    fn least_write(&self) -> Duration {
+        self.writes.iter().min().copied().unwrap_or_default()
     }
 
     /// Makes a group durable, then publishes it and answers.
@@ -126,8 +136,12 @@ impl Committer<'_> {
                 return;
             }
             usage::publish(counted);
-            self.last_write = began.elapsed();
-            self.shared.metrics.wrote(count, bytes, self.last_write);
+            let took = began.elapsed();
+            if self.writes.len() == WRITES_KEPT {
+                self.writes.pop_front();
+            }
+            self.writes.push_back(took);
+            self.shared.metrics.wrote(count, bytes, took);
             self.shared.disk.wrote(bytes);
             if let Some(due) = dues.into_iter().min() {
                 self.shared.expiry_timer.set(due);

@@ -11,7 +11,7 @@
 //! The committer takes one share after another while it evaluates them, and writes them as one group. The larger a group,
 //! the less a commit costs, and the longer its answer takes. So a group takes all there is while each principal in it has
 //! more to commit. Where one of them has nothing more, that one only waits: such a group ends when its evaluation has taken
-//! half as long as the last write, so that neither the wait nor what a write costs each commit grows much. For a while
+//! half as long as a write takes, so that neither the wait nor what a write costs each commit grows much. For a while
 //! after that it is the same without such a principal, since one may come while a group is being written.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -86,14 +86,14 @@ pub(crate) struct Taken {
 }
 
 impl Taken {
-    /// For a group whose evaluation begins now; the last one took so long to write.
-    pub(crate) fn new(now: Instant, last_write: Duration) -> Self {
+    /// For a group whose evaluation begins now, where a write takes so long at least.
+    pub(crate) fn new(now: Instant, least_write: Duration) -> Self {
         Self {
             works: 0,
             bytes: 0,
             principals: HashSet::new(),
             has_light: false,
-            until: now + last_write / 2,
+            until: now + least_write / 2,
         }
     }
 
