@@ -26,8 +26,8 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
 /// The most characters that are told of an answer that is no JSON: it may be a page of a proxy.
 const TEXT_CHARS_MAX: usize = 500;
 
-/// What the server says of a change after which nobody could change the rules.
-const LOCK_OUT: &str = "nobody could change the access rules";
+/// What the server says of a change that it makes by force alone: after it nobody could change the rules, or there were none.
+const BY_FORCE: &str = "ask for it by force";
 
 /// The last second that has a date of four digits.
 const SECONDS_MAX: u64 = 253_402_300_799;
@@ -68,9 +68,9 @@ impl Api {
         changed
     }
 
-    /// A change of rules or roles, with `force` also if nobody could change them afterwards; without, the refusal says
-    /// that there is that.
-    pub(crate) async fn change_rules(
+    /// A change of rules, roles or users, with `force` also if nobody could change the rules afterwards, or there were none;
+    /// without, the refusal says that there is that.
+    pub(crate) async fn change_access(
         &self,
         method: Method,
         path: String,
@@ -79,7 +79,7 @@ impl Api {
     ) -> anyhow::Result<Value> {
         let changed = self.change(method, &forced(path, force), body).await;
         changed.map_err(|error| match error.downcast::<Refused>() {
-            Ok(refused) if refused.is_lock_out() && !force => Refused {
+            Ok(refused) if refused.needs_force() && !force => Refused {
                 text: format!("{}; --force makes it all the same", refused.text),
                 ..refused
             }
@@ -232,9 +232,9 @@ impl Refused {
         }
     }
 
-    /// Whether it would have left nobody who may change the rules. The server has no status of its own for that.
-    fn is_lock_out(&self) -> bool {
-        self.in_form && self.status == StatusCode::BAD_REQUEST && self.text.contains(LOCK_OUT)
+    /// Whether the server would make it by force. It has no status of its own for that.
+    fn needs_force(&self) -> bool {
+        self.in_form && self.status == StatusCode::BAD_REQUEST && self.text.contains(BY_FORCE)
     }
 
     pub(crate) fn status(&self) -> StatusCode {
@@ -262,7 +262,7 @@ impl Refused {
         match self.status {
             StatusCode::NOT_FOUND | StatusCode::CONFLICT if self.in_form => Outcome::Refused,
             // What is there speaks against it, not what was asked for.
-            _ if self.is_lock_out() => Outcome::Refused,
+            _ if self.needs_force() => Outcome::Refused,
             StatusCode::SERVICE_UNAVAILABLE => Outcome::NotExecuted,
             status if status.is_client_error() => Outcome::NotExecuted,
             _ if self.changes => Outcome::Unknown,

@@ -163,7 +163,7 @@ async fn role(api: &Api, name: &str) -> anyhow::Result<(Option<Listed>, Option<B
 async fn put(api: &Api, role: &Listed, force: bool) -> anyhow::Result<()> {
     let path = api::path(&["roles", &role.name]);
     let body = json!({ "members": role.members });
-    api.change_rules(Method::PUT, path, Some(&body), force)
+    api.change_access(Method::PUT, path, Some(&body), force)
         .await?;
     Ok(())
 }
@@ -192,7 +192,7 @@ async fn add(api: &Api, name: &str, members: &[String]) -> anyhow::Result<Listed
 async fn remove(api: &Api, name: &str, members: &[String], force: bool) -> anyhow::Result<Exit> {
     if members.is_empty() {
         let path = api::path(&["roles", name]);
-        api.change_rules(Method::DELETE, path, None, force).await?;
+        api.change_access(Method::DELETE, path, None, force).await?;
         return Ok(Exit::Done);
     }
     let (stored, configured) = role(api, name).await?;

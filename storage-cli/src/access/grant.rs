@@ -69,7 +69,7 @@ impl Grant {
             .is_some_and(|before| *before == plan.allow.words());
         if !is_there {
             let path = api::path(&["rules", &plan.name]);
-            api.change_rules(Method::PUT, path, Some(&rule), self.force)
+            api.change_access(Method::PUT, path, Some(&rule), self.force)
                 .await?;
         }
         if let Some(before) = plan.before.filter(|before| *before != plan.allow.words()) {

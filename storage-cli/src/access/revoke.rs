@@ -77,7 +77,7 @@ impl Revoke {
             } else {
                 let rule = record(&self.rule, scope, &stays);
                 let path = api::path(&["rules", name]);
-                api.change_rules(Method::PUT, path, Some(&rule), self.force)
+                api.change_access(Method::PUT, path, Some(&rule), self.force)
                     .await?;
                 let stays = escape::text(stays.join(",").as_bytes()).into_owned();
                 tell(format_args!("{shown} gives {stays} now"));
@@ -110,7 +110,7 @@ impl Revoke {
 
     async fn remove(&self, api: &Api, name: &str) -> anyhow::Result<()> {
         let path = api::path(&["rules", name]);
-        api.change_rules(Method::DELETE, path, None, self.force)
+        api.change_access(Method::DELETE, path, None, self.force)
             .await?;
         let shown = escape::field(name.as_bytes(), false);
         tell(format_args!("removed {shown}"));

@@ -38,10 +38,13 @@ pub(crate) struct User {
 enum Command {
     Add(add::Add),
     Passwd(passwd::Passwd),
-    /// Lets a user log in no more; its connections and tokens end, its password stays
+    /// Lets a user log in no more; its connections and tokens end for good, its password stays
     Disable {
         /// User
         name: String,
+        /// Also if nobody could change the access rules afterwards
+        #[arg(long)]
+        force: bool,
     },
     /// Lets a user log in again
     Enable {
@@ -52,6 +55,9 @@ enum Command {
     Rm {
         /// User
         name: String,
+        /// Also if nobody could change the access rules afterwards
+        #[arg(long)]
+        force: bool,
     },
     List(list::List),
 }
@@ -61,13 +67,13 @@ impl User {
         match self.command {
             Command::Add(add) => add.run(app).await,
             Command::Passwd(passwd) => passwd.run(app).await,
-            Command::Disable { name } => disable(app, &name, true).await,
-            Command::Enable { name } => disable(app, &name, false).await,
-            Command::Rm { name } => {
+            Command::Disable { name, force } => disable(app, &name, true, force).await,
+            Command::Enable { name } => disable(app, &name, false, false).await,
+            Command::Rm { name, force } => {
                 check_name(&name)?;
                 let api = Api::open(app).await?;
-                api.change(Method::DELETE, &api::path(&["users", &name]), None)
-                    .await?;
+                let path = api::path(&["users", &name]);
+                api.change_access(Method::DELETE, path, None, force).await?;
                 Ok(Exit::Done)
             }
             Command::List(list) => list.run(app, out).await,
@@ -103,13 +109,15 @@ async fn put(api: &Api, name: &str, body: &Value) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn disable(app: &App, name: &str, disabled: bool) -> anyhow::Result<Exit> {
+async fn disable(app: &App, name: &str, disabled: bool, force: bool) -> anyhow::Result<Exit> {
     check_name(name)?;
     let api = Api::open(app).await?;
     if is_missing(&api, name).await? {
         return Ok(Exit::Refused);
     }
-    put(&api, name, &json!({ "disabled": disabled })).await?;
+    let (path, body) = (api::path(&["users", name]), json!({ "disabled": disabled }));
+    api.change_access(Method::PUT, path, Some(&body), force)
+        .await?;
     Ok(Exit::Done)
 }
 

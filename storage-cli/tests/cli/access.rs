@@ -183,19 +183,25 @@ fn what_is_odd_about_a_rule_is_told_when_it_is_granted() {
 #[test]
 fn what_would_lock_out_is_refused_by_the_server_and_told() {
     let server = server();
-    let refused = r#"{"error":"with this commit nobody could change the access rules any more: first let a rule ..."}"#;
+    let refused = r#"{"error":"with this commit nobody could change the access rules any more: first let a rule ..., or ask for it by force"}"#;
+    let last = r#"{"error":"with this commit there would be no access rule any more, and every peer that is let in could do everything: leave one, or ask for it by force"}"#;
     server.answer("DELETE /-/auth/rules/ann", 400, refused);
     server.answer("DELETE /-/auth/rules/ann?force=true", 204, "");
     server.answer("DELETE /-/auth/roles/ops", 400, refused);
     server.answer("PUT /-/auth/rules/ann", 400, refused);
+    server.answer("DELETE /-/auth/rules/last", 400, last);
+    server.answer("DELETE /-/auth/users/ann", 400, refused);
+    server.answer("DELETE /-/auth/users/ann?force=true", 204, "");
     for refused in [
         &["access", "revoke", "ann"][..],
+        &["access", "revoke", "last"],
         &["role", "rm", "ops"],
+        &["user", "rm", "ann"],
         &["access", "grant", "user:ann", "models:a:b/", "write"],
     ] {
         let ran = server.run(refused);
         assert_eq!((ran.code, ran.out.as_str()), (1, ""), "{ran:?}");
-        assert!(ran.err.contains("nobody could change"), "{ran:?}");
+        assert!(ran.err.contains("with this commit"), "{ran:?}");
         assert!(
             ran.err.ends_with("; --force makes it all the same\n"),
             "{ran:?}"
@@ -203,6 +209,7 @@ fn what_would_lock_out_is_refused_by_the_server_and_told() {
     }
     let ran = server.run(&["access", "revoke", "ann", "--force"]);
     assert_eq!((ran.code, ran.err.as_str()), (0, "removed ann\n"));
+    assert_eq!(server.run(&["user", "rm", "ann", "--force"]).code, 0);
 }
 
 #[test]
