@@ -22,6 +22,8 @@ use storage_testkit::raw::in_time;
 
 const CLIENTS: usize = 100;
 const SWAPS: u64 = 1_000;
+/// So many swaps has each who is to be revoked: a server takes no list back.
+const VICTIM_SWAPS: u64 = 50;
 const PRINCIPALS: [&str; 4] = ["ann", "bob", "cat", "dan"];
 
 /// What holds: even numbers are settled, and say by their half whether `sometimes/` may be read (odd halves: yes); at odd
@@ -66,6 +68,10 @@ fn rules(swaps: u64) -> Vec<Rule> {
     rules
 }
 
+fn victim(number: u64) -> String {
+    format!("victim{number}")
+}
+
 struct House {
     server: Server,
     certificates: Certificates,
@@ -77,7 +83,9 @@ struct House {
 impl House {
     async fn new() -> Self {
         let mut clients = PRINCIPALS.to_vec();
-        clients.extend(["boss", "victim"]);
+        let victims: Vec<_> = (0..=SWAPS / VICTIM_SWAPS).map(victim).collect();
+        clients.push("boss");
+        clients.extend(victims.iter().map(String::as_str));
         let certificates = Certificates::issue(&clients);
         let names = vec![server_name("127.0.0.1").unwrap()];
         certificates.add(&Request::server("next".parse().unwrap(), names));
@@ -184,23 +192,21 @@ async fn a_thousand_swaps_disturb_nobody_and_let_nobody_through() {
     let watching = tokio::spawn(watch(house.options("ann"), stop.clone()));
 
     let dir = house.certificates.dir();
-    let crl = dir.join("crl.pem");
-    let nobody = fs::read(&crl).unwrap();
-    house.certificates.revoke("victim");
-    let victim = fs::read(&crl).unwrap();
-    fs::write(&crl, &nobody).unwrap();
     let folders = ["server", "next"].map(|name| {
         ["cert.pem", "key.pem"].map(|file| fs::read(dir.join(name).join(file)).unwrap())
     });
-    let victims = house.options("victim").give_up_after(Duration::ZERO);
     let mut open = None;
     for swap in 1..=SWAPS {
-        // Of every 50 swaps the second half is without the victim.
-        let is_revoked = swap % 50 >= 25;
+        // Half-way through its swaps a victim is revoked.
+        let name = victim(swap / VICTIM_SWAPS);
+        let is_revoked = swap % VICTIM_SWAPS >= VICTIM_SWAPS / 2;
+        let victims = || house.options(&name).give_up_after(Duration::ZERO);
         let [cert, key] = &folders[usize::from(!swap.is_multiple_of(2))];
         fs::write(dir.join("server/cert.pem"), cert).unwrap();
         fs::write(dir.join("server/key.pem"), key).unwrap();
-        fs::write(&crl, if is_revoked { &victim } else { &nobody }).unwrap();
+        if swap % VICTIM_SWAPS == VICTIM_SWAPS / 2 {
+            house.certificates.revoke(&name);
+        }
         state.0.fetch_add(1, Ordering::SeqCst);
         house.config.lock().unwrap().rules = rules(swap);
         let reloaded = house.server.reload().await;
@@ -211,12 +217,12 @@ async fn a_thousand_swaps_disturb_nobody_and_let_nobody_through() {
             if let Some(session) = open.take() {
                 out(&session).await;
             }
-            if swap % 50 == 25 {
-                let refused = RemoteStorage::connect(victims.clone()).await.unwrap_err();
+            if swap % VICTIM_SWAPS == VICTIM_SWAPS / 2 {
+                let refused = RemoteStorage::connect(victims()).await.unwrap_err();
                 assert!(refused.to_string().contains("revoked"), "{refused}");
             }
         } else if open.is_none() {
-            let session = RemoteStorage::connect(victims.clone()).await.unwrap();
+            let session = RemoteStorage::connect(victims()).await.unwrap();
             session
                 .put("always/victim".into(), "1".into())
                 .await

@@ -500,7 +500,11 @@ async fn no_token_that_is_not_good_gets_in_anywhere() {
             of_revoked,
             "the token was revoked",
         ),
-        ("of a user who was removed", of_eve, "the token was revoked"),
+        (
+            "of a user who was removed",
+            of_eve,
+            "the token is not good any more: user disabled or removed",
+        ),
         (
             "of a certificate that was revoked",
             of_gone,
@@ -687,17 +691,25 @@ impl Inside {
 async fn who_is_put_out_while_it_is_there_is_out_everywhere() {
     let house = House::new(&["ann"]).await;
     let wrong = Comes::Answer(401, "the user or the password is wrong");
-    for (name, body, why) in [
-        ("user-removed", Value::Null, "user disabled or removed"),
+    let gone = "the token is not good any more: user disabled or removed";
+    for (name, body, why, told) in [
+        (
+            "user-removed",
+            Value::Null,
+            "user disabled or removed",
+            gone,
+        ),
         (
             "user-disabled",
             json!({ "disabled": true }),
             "user disabled or removed",
+            gone,
         ),
         (
             "password-changed",
             json!({ "password": "another" }),
             "password changed",
+            "the token was revoked",
         ),
     ] {
         with_user(&house, name).await;
@@ -711,8 +723,7 @@ async fn who_is_put_out_while_it_is_there_is_out_everywhere() {
         let (status, answer) = boss(&house, method, &format!("users/{name}"), body).await;
         assert_eq!(status, 204, "{answer}");
         user.comes_out(why, wrong).await;
-        let revoked = Comes::Answer(401, "the token was revoked");
-        bearer.comes_out(why, revoked).await;
+        bearer.comes_out(why, Comes::Answer(401, told)).await;
     }
 }
 
