@@ -26,13 +26,10 @@ mod server;
 mod shared;
 mod shutdown;
 #[cfg(any(test, feature = "fuzzing"))]
-#[cfg_attr(
-    not(test),
-    expect(
-        dead_code,
-        clippy::unwrap_used,
-        reason = "tests use more of it; a panic is what fuzzing looks for"
-    )
+#[cfg_attr(not(test), expect(dead_code, reason = "tests use more of it"))]
+#[expect(
+    clippy::unwrap_used,
+    reason = "what fails is the finding, of a test and of fuzzing"
 )]
 mod testing;
 mod ws;

@@ -319,7 +319,7 @@ const WINDOW_REQUESTS: usize = 900;
 /// Writes, in one session after another, what `next` gives for the first write of a session, the second and so on, with how
 /// many messages that is; and reads what comes. With `answered`, each message has one answer, and no more of them wait for
 /// it than a client may send ahead.
-async fn pour(flood: &Flood, answered: bool, next: impl Fn(u32) -> (Vec<u8>, usize)) {
+async fn pour(flood: &Flood, answered: bool, next: impl Fn(u32) -> (Vec<u8>, usize) + Sync) {
     while flood.goes_on() {
         let (reader, mut writer) = tokio::io::split(flood.session().await);
         let room = Semaphore::new(WINDOW_REQUESTS);
