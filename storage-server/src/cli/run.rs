@@ -111,12 +111,15 @@ fn serve(config: &ServerConfig, builder: ServerBuilder) -> ExitCode {
         Err(error) => return fail(FAILED, &error),
     };
     raise_limit();
-    if let Err(error) = blocking::give_way() {
-        return fail(
-            FAILED,
-            &format!("cannot start the runtime of reads: {error}"),
-        );
-    }
+    let readers = match blocking::give_way() {
+        Ok(readers) => readers,
+        Err(error) => {
+            return fail(
+                FAILED,
+                &format!("cannot start the threads that read: {error}"),
+            );
+        }
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -126,6 +129,7 @@ fn serve(config: &ServerConfig, builder: ServerBuilder) -> ExitCode {
     };
     let code = runtime.block_on(run(builder));
     runtime.shutdown_timeout(RUNTIME_PATIENCE);
+    readers.shutdown_timeout(RUNTIME_PATIENCE);
     drop(guard);
     code
 }
