@@ -230,7 +230,7 @@ where
             if let Some(slot) = self.dialect.logged_in() {
                 self.move_to(slot);
             }
-            moved |= self.write(cx, now)?;
+            moved |= self.write(cx)?;
             if !moved {
                 break;
             }
@@ -343,9 +343,12 @@ where
         })
     }
 
-    fn write(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
+    /// For as long as a turn anew: who sends without pause would have one answer in each else, and be taken for a peer
+    /// that takes none.
+    fn write(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let began = Instant::now();
         let mut moved = false;
-        while !(moved && turn_is_over(now))
+        while !(moved && turn_is_over(began))
             && let Poll::Ready(ready) = self.socket.poll_ready_unpin(cx)
         {
             ready.map_err(end_of)?;
