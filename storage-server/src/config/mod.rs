@@ -7,6 +7,7 @@
 //!
 //! Sizes are bytes, or text such as "64 MiB"; durations are text such as "15s" or "24h".
 
+mod error;
 mod load;
 mod text;
 mod validate;
@@ -24,6 +25,7 @@ use crate::auth::quotas::Quota;
 use crate::auth::rules::{Role, RoleName, Rule, RuleError};
 use crate::engine::rocks::EngineOptions;
 
+pub use self::error::ConfigError;
 pub use crate::engine::rocks::Durability;
 pub(crate) use load::{Document, read};
 pub(crate) use text::{check_address, size};
@@ -31,54 +33,6 @@ pub(crate) use text::{check_address, size};
 /// Where the server listens if nothing says otherwise.
 pub const DEFAULT_ADDRESS: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 7443);
-
-/// Why there is no configuration. The texts are complete by themselves.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("cannot read the configuration {}: {source}", path.display())]
-    Unreadable {
-        /// Which file.
-        path: PathBuf,
-        /// The system's error.
-        source: std::io::Error,
-    },
-    /// The file is no TOML, has an unknown key, or a value of the wrong type.
-    #[error("{}:{line}: {message}", path.display())]
-    Invalid {
-        /// Which file.
-        path: PathBuf,
-        /// Which line, from 1.
-        line: usize,
-        /// What is wrong there.
-        message: String,
-    },
-    /// A value that is not allowed.
-    #[error("{key} = {value}: {allowed}")]
-    Value {
-        /// The key, with its table.
-        key: String,
-        /// The value.
-        value: String,
-        /// What is allowed.
-        allowed: String,
-    },
-}
-
-impl ConfigError {
-    pub(crate) fn value(
-        key: impl Into<String>,
-        value: impl ToString,
-        allowed: impl Into<String>,
-    ) -> Self {
-        Self::Value {
-            key: key.into(),
-            value: value.to_string(),
-            allowed: allowed.into(),
-        }
-    }
-}
 
 /// How a listener is secured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
