@@ -3,7 +3,7 @@
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use storage_client::http::request;
 use storage_client::{ConnectOptions, RemoteStorage};
 use storage_protocol::{Batch, CommitOptions, Result, Storage};
@@ -72,6 +72,17 @@ impl Entrance {
         let filled = boss.expect("a session").commit(batch, options).await;
         filled.expect("an administrator may");
         entrance
+    }
+
+    /// Adds a user.
+    ///
+    /// # Panics
+    /// If it is refused.
+    pub async fn with_user(&self, name: &str, password: &str) {
+        let boss = self.certified("boss", "model");
+        let user = json!({ "password": password, "new": true });
+        let (status, body) = ask(&boss, "PUT", &format!("users/{name}"), user).await;
+        assert_eq!(status, 204, "{body}");
     }
 
     /// A session of the client library, of which a lost connection is the end.

@@ -1,6 +1,5 @@
 //! Peers without a certificate: users with passwords, tokens, and how they are put out again.
 
-use std::ops::Deref;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -9,29 +8,6 @@ use storage_testkit::entrance::{Entrance, ask, mint_token};
 use storage_testkit::raw::{Raw, http, tcp, tls, upgrade_request};
 use storage_testkit::served::Served;
 
-struct House(Entrance);
-
-impl Deref for House {
-    type Target = Entrance;
-
-    fn deref(&self) -> &Entrance {
-        &self.0
-    }
-}
-
-impl House {
-    async fn new() -> Self {
-        Self(Entrance::new("").await)
-    }
-
-    async fn with_user(&self, name: &str, password: &str) {
-        let boss = self.certified("boss", "model");
-        let user = json!({ "password": password, "new": true });
-        let (status, body) = ask(&boss, "PUT", &format!("users/{name}"), user).await;
-        assert_eq!(status, 204, "{body}");
-    }
-}
-
 fn refused(error: &StorageError, status: &str) {
     let text = error.to_string();
     assert!(text.contains(status), "{text}");
@@ -39,7 +15,7 @@ fn refused(error: &StorageError, status: &str) {
 
 #[tokio::test]
 async fn a_user_logs_in_with_its_password_and_nobody_without_one() {
-    let house = House::new().await;
+    let house = Entrance::new("").await;
     house.with_user("eve", "correct horse").await;
     let eve = house
         .connect(house.bare("model").password("eve", "correct horse"))
@@ -92,7 +68,7 @@ async fn a_user_logs_in_with_its_password_and_nobody_without_one() {
 
 #[tokio::test]
 async fn who_is_disabled_or_removed_or_has_another_password_is_out() {
-    let house = House::new().await;
+    let house = Entrance::new("").await;
     let boss = house.certified("boss", "model");
     for (change, why) in [
         (json!({ "disabled": true }), "user disabled or removed"),
@@ -138,7 +114,7 @@ async fn who_is_disabled_or_removed_or_has_another_password_is_out() {
 
 #[tokio::test]
 async fn a_token_does_what_it_was_minted_for_and_never_more_than_its_minter() {
-    let house = House::new().await;
+    let house = Entrance::new("").await;
     let ann = house.certified("ann", "model");
     let grants = json!([{ "keyspace": "model", "prefix": "open/", "allow": ["read"] },
         { "keyspace": "model", "prefix": "closed/", "allow": ["read"] }]);
@@ -210,7 +186,7 @@ async fn a_token_does_what_it_was_minted_for_and_never_more_than_its_minter() {
 
 #[tokio::test]
 async fn a_token_ends_when_its_time_is_over() {
-    let house = House::new().await;
+    let house = Entrance::new("").await;
     let ann = house.certified("ann", "model");
     let (_, token) = mint_token(&ann, json!({ "ttl": "2s" })).await;
     let request = upgrade_request(
@@ -244,15 +220,15 @@ async fn a_token_ends_when_its_time_is_over() {
 }
 
 async fn bare_tls(
-    house: &House,
+    house: &Entrance,
 ) -> impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + use<> {
     storage_testkit::raw::tls_without_certificate(&house.server, &house.certificates).await
 }
 
 #[tokio::test]
 async fn tokens_that_are_none_are_refused_and_never_shown() {
-    let house = House::new().await;
-    let other = House::new().await;
+    let house = Entrance::new("").await;
+    let other = Entrance::new("").await;
     let (_, foreign) = mint_token(&other.certified("ann", "model"), json!({})).await;
     let (_, good) = mint_token(&house.certified("ann", "model"), json!({})).await;
     let parts: Vec<_> = good.split('.').collect();
@@ -285,7 +261,7 @@ async fn tokens_that_are_none_are_refused_and_never_shown() {
 
 #[tokio::test]
 async fn what_is_asked_wrongly_is_answered_with_what_is_wrong() {
-    let house = House::new().await;
+    let house = Entrance::new("").await;
     let boss = house.certified("boss", "model");
     let ann = house.certified("ann", "model");
     for (options, method, path, body, status, what) in [
@@ -468,7 +444,7 @@ async fn what_is_asked_wrongly_is_answered_with_what_is_wrong() {
 
 #[tokio::test]
 async fn a_change_that_locks_all_out_is_made_by_force_alone_and_force_does_nothing_else() {
-    let house = House(Entrance(Served::new(&["boss", "ann"], "")));
+    let house = Entrance(Served::new(&["boss", "ann"], ""));
     let boss = house.certified("boss", "model");
     let admin = json!({ "principal": "cert:boss", "keyspace": "system", "allow": ["admin"] });
     let ann = json!({ "principal": "cert:ann", "keyspace": "model", "allow": ["read"] });
@@ -492,7 +468,7 @@ async fn a_change_that_locks_all_out_is_made_by_force_alone_and_force_does_nothi
 
 #[tokio::test]
 async fn a_name_with_which_nobody_could_log_in_is_refused_when_the_user_is_added() {
-    let house = House::new().await;
+    let house = Entrance::new("").await;
     let boss = house.certified("boss", "model");
     let long = "x".repeat(300);
     for (name, why) in [
@@ -521,7 +497,7 @@ async fn a_name_with_which_nobody_could_log_in_is_refused_when_the_user_is_added
 
 #[tokio::test]
 async fn all_tokens_of_everybody_end_at_once_when_an_administrator_says_so() {
-    let house = House::new().await;
+    let house = Entrance::new("").await;
     house.with_user("eve", "correct horse").await;
     let (ann, eve) = (
         house.certified("ann", "model"),
@@ -566,7 +542,7 @@ async fn all_tokens_of_everybody_end_at_once_when_an_administrator_says_so() {
 
 #[tokio::test]
 async fn a_web_page_of_another_site_changes_nothing_with_the_login_that_its_browser_keeps() {
-    let house = House::new().await;
+    let house = Entrance::new("").await;
     house.with_user("eve", "correct horse").await;
     // eve:correct horse
     let login = "Authorization: Basic ZXZlOmNvcnJlY3QgaG9yc2U=";
@@ -608,7 +584,7 @@ async fn a_web_page_of_another_site_changes_nothing_with_the_login_that_its_brow
 async fn what_is_of_the_configuration_is_told_from_what_is_stored_and_is_not_removed() {
     let role = "[[role]]\nname = \"ops\"\nmembers = [\"cert:a\"]\n\
         [[role]]\nname = \"fixed\"\nmembers = [\"cert:b\"]\n";
-    let house = House(Entrance::new(role).await);
+    let house = Entrance::new(role).await;
     let boss = house.certified("boss", "model");
     let stored = json!({ "members": ["user:eve"] });
     assert_eq!(ask(&boss, "PUT", "roles/ops", stored).await.0, 204);
@@ -649,7 +625,7 @@ async fn what_is_of_the_configuration_is_told_from_what_is_stored_and_is_not_rem
 
 #[tokio::test]
 async fn of_two_who_set_a_password_at_once_one_is_told_and_the_others_holds() {
-    let house = House::new().await;
+    let house = Entrance::new("").await;
     house.with_user("eve", "old").await;
     let boss = house.certified("boss", "model");
     for round in 0..4 {
@@ -682,7 +658,7 @@ async fn of_two_who_set_a_password_at_once_one_is_told_and_the_others_holds() {
 
 #[tokio::test]
 async fn tokens_that_are_good_for_nothing_are_marked_or_removed() {
-    let house = House::new().await;
+    let house = Entrance::new("").await;
     house.with_user("eve", "correct horse").await;
     let boss = house.certified("boss", "model");
     let eve = house.bare("model").password("eve", "correct horse");
@@ -741,7 +717,7 @@ async fn tokens_that_are_good_for_nothing_are_marked_or_removed() {
 
 #[tokio::test]
 async fn one_who_guesses_is_held_up_and_others_are_not() {
-    let house = House::new().await;
+    let house = Entrance::new("").await;
     house.with_user("eve", "correct horse").await;
     let eve = house.bare("model").password("eve", "correct horse");
     house.connect(eve.clone()).await.unwrap();
@@ -779,7 +755,7 @@ async fn a_listener_takes_what_it_says_and_nothing_else() {
 
 #[tokio::test]
 async fn a_token_that_does_not_allow_it_is_told_from_a_user_who_may_not() {
-    let house = House::new().await;
+    let house = Entrance::new("").await;
     house.with_user("eve", "correct horse").await;
     let (boss, eve) = (
         house.certified("boss", "model"),
