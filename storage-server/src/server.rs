@@ -4,6 +4,7 @@
 //! server. All tasks belong to one tracker, which [`Server::shutdown`] waits for.
 
 pub(crate) mod access;
+mod demo;
 mod tls;
 
 use std::collections::HashMap;
@@ -12,7 +13,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use storage_protocol::{Keyspace, Storage};
+use storage_protocol::{Keyspace, Storage, StorageError};
 use tokio_util::sync::CancellationToken;
 
 use self::access::{RULES_PATIENCE, follow_access_in_time};
@@ -70,6 +71,14 @@ pub enum StartError {
         /// Those that there are.
         known: Vec<&'static str>,
     },
+    /// The examples of a demonstration are for listeners on loopback alone.
+    #[error(
+        "--demo makes users whose passwords are known to everybody, so it needs listeners on loopback alone, and one is on {address}"
+    )]
+    Demo {
+        /// The address that others can reach.
+        address: SocketAddr,
+    },
     /// The folder of the audit log cannot be used.
     #[error(
         "cannot write the audit log in {}: {source}; audit.folder is another one, audit.events = [] does without",
@@ -90,6 +99,12 @@ pub enum StartError {
     /// It was stopped before it served anybody; the store is closed.
     #[error("stopped while starting")]
     Stopped,
+}
+
+impl StartError {
+    fn from_access(error: StorageError) -> Self {
+        Self::AccessRules(error.to_string())
+    }
 }
 
 /// Where a listener listens, and what for.
@@ -149,6 +164,7 @@ pub struct ServerBuilder {
 struct HowToStart {
     stop: CancellationToken,
     grant_admin: Option<Principal>,
+    demo: bool,
 }
 
 impl ServerBuilder {
@@ -198,6 +214,15 @@ impl ServerBuilder {
         self
     }
 
+    /// Makes the example users and objects of the gateways that are served, where they are missing. Only where all listeners
+    /// are on loopback, since everybody knows the passwords. A later start without it removes the users that still have
+    /// them.
+    #[must_use]
+    pub fn demo(mut self) -> Self {
+        self.start.demo = true;
+        self
+    }
+
     /// Opens the store and serves it.
     ///
     /// # Errors
@@ -211,6 +236,11 @@ impl ServerBuilder {
             start,
         } = self;
         check_gateways(&config, &gateways)?;
+        if start.demo
+            && let Some(address) = demo::reachable(&config)
+        {
+            return Err(StartError::Demo { address });
+        }
         let fixed = reload::fixed(&config);
         let shares = share_descriptors(&mut config)?;
         let (tls, looks) = load_tls(&config, source.clone()).await?;
@@ -410,6 +440,11 @@ impl Server {
             shared.access.set_verifier(verifier.map(Verifier));
             let followed = follow_access_in_time(&shared, &start, RULES_PATIENCE).await;
             followed.inspect_err(|_| shared.cut.cancel())?;
+            let examples = match start.demo {
+                true => demo::make(&shared, &gateways).await,
+                false => demo::end(&shared).await.map_err(StartError::from_access),
+            };
+            examples.inspect_err(|_| shared.cut.cancel())?;
             Ok(shared)
         };
         let shared = match shared.await {

@@ -23,13 +23,15 @@ use super::tokens::{Credential, CredentialError, TokenError, UnixSeconds, from_a
 use super::{Identity, Principal, Proof};
 use crate::config::AuthMethod;
 
-/// What a request shows of who sent it.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Shown<'a> {
-    /// The value of `Authorization`.
-    pub(crate) authorization: Option<&'a str>,
-    /// A token from elsewhere in the request.
-    pub(crate) token: Option<&'a str>,
+/// What a request shows of who sent it: nothing, a credential, or an `Authorization` that has none.
+pub(crate) type Shown<'a> = Result<Option<Credential<'a>>, CredentialError>;
+
+/// What is shown by the value of `Authorization`, and by a token from elsewhere in the request, which counts without one.
+pub(crate) fn shown_by<'a>(authorization: Option<&'a str>, token: Option<&'a str>) -> Shown<'a> {
+    match authorization.map(from_authorization) {
+        None => Ok(token.map(Credential::Bearer)),
+        Some(credential) => credential.map(Some),
+    }
 }
 
 /// Why nobody is let in for what a request shows.
@@ -86,7 +88,7 @@ impl AccessControl {
     pub(crate) async fn identify(
         &self,
         taken: &[AuthMethod],
-        shown: Shown<'_>,
+        shown: &Shown<'_>,
         address: IpAddr,
     ) -> Result<Identity, AuthError> {
         let takes = |method| taken.contains(&method);
@@ -94,15 +96,11 @@ impl AccessControl {
             let taken = list(taken);
             Err(AuthError::NotTaken { what, taken })
         };
-        let credential = match shown.authorization.map(from_authorization) {
-            None => shown.token.map(Credential::Bearer),
-            Some(credential) => Some(credential?),
-        };
-        match credential {
+        match shown.as_ref().map_err(|error| *error)? {
             Some(Credential::Bearer(token)) if takes(AuthMethod::Token) => self.bearer(token),
             Some(Credential::Bearer(_)) => not_taken("tokens"),
             Some(Credential::Basic { user, password }) if takes(AuthMethod::Password) => {
-                self.log_in(&user, password.as_bytes(), address).await
+                self.log_in(user, password.as_bytes(), address).await
             }
             Some(Credential::Basic { .. }) => not_taken("passwords"),
             None if takes(AuthMethod::Anonymous) => Ok(Identity::anonymous()),
@@ -112,15 +110,15 @@ impl AccessControl {
 
     /// What is shown, and who is said to be by that, if there is such a user: for the audit log. A name that nobody has
     /// is not given back, since it may be a password in the wrong field.
-    pub(crate) fn claim(&self, shown: Shown<'_>) -> (&'static str, Option<String>) {
-        match (shown.authorization.map(from_authorization), shown.token) {
-            (Some(Ok(Credential::Basic { user, .. })), _) => {
-                let claimed = self.user(&user).map(|_| format!("user:{user}"));
+    pub(crate) fn claim(&self, shown: &Shown<'_>) -> (&'static str, Option<String>) {
+        match shown {
+            Ok(Some(Credential::Basic { user, .. })) => {
+                let claimed = self.user(user).map(|_| format!("user:{user}"));
                 ("password", claimed)
             }
-            (Some(Ok(Credential::Bearer(_))), _) | (None, Some(_)) => ("token", None),
-            (Some(Err(_)), _) => ("authorization", None),
-            (None, None) => ("nothing", None),
+            Ok(Some(Credential::Bearer(_))) => ("token", None),
+            Err(_) => ("authorization", None),
+            Ok(None) => ("nothing", None),
         }
     }
 

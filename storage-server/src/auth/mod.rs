@@ -24,7 +24,7 @@ mod token_records;
 pub(crate) mod tokens;
 
 pub(crate) use self::control::{AccessControl, Verifier};
-pub(crate) use self::credentials::{AuthError, Shown, now};
+pub(crate) use self::credentials::{AuthError, Shown, now, shown_by};
 pub(crate) use self::guard::GuardedSession;
 pub use self::identity::Identity;
 pub(crate) use self::identity::Proof;

@@ -4,13 +4,15 @@
 //! | --- | --- |
 //! | `keys` | the secrets that tokens are signed with |
 //! | `instance` | the random id of this store's tokens |
+//! | `demo/NAME` | when the example password of a user of `--demo` was set; empty: it was about to be |
 //! | `passwords/NAME` | when a user's password was set (as its record in `system` says), and its hash (Argon2id, PHC string) |
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use storage_protocol::{
-    Batch, CommitOptions, Key, KeyRange, Result, ScanOptions, Storage, StorageError, StorageExt,
+    Batch, CommitOptions, Key, KeyRange, KeyState, Result, ScanItem, ScanOptions, Storage,
+    StorageError, StorageExt,
 };
 
 use tokio::sync::{Mutex, MutexGuard};
@@ -49,6 +51,7 @@ enum Change {
 }
 
 const PASSWORDS: &str = "passwords/";
+const DEMO: &str = "demo/";
 
 fn password_key(user: &str) -> Key {
     Key::from(format!("{PASSWORDS}{user}"))
@@ -91,13 +94,17 @@ impl Secrets {
         tokens.verify(token, now)
     }
 
-    /// The token with these claims. The first one makes the keys.
-    pub(crate) async fn sign(&self, claims: &Claims) -> Result<String> {
+    /// The token with these claims, in the short form or as a JWT. The first one makes the keys.
+    pub(crate) async fn sign(&self, claims: &Claims, short: bool) -> Result<String> {
         let tokens = match self.tokens() {
             Some(tokens) => tokens,
             None => self.change(Change::First).await?,
         };
-        tokens.sign(claims).map_err(failed)
+        let signed = match short {
+            true => tokens.sign_short(claims),
+            false => tokens.sign(claims),
+        };
+        signed.map_err(failed)
     }
 
     /// Tokens are signed with a new key from now on; those that are out stay good.
@@ -161,6 +168,39 @@ impl Secrets {
     pub(crate) async fn set_password(&self, user: &str, set: u64, hash: &str) -> Result<()> {
         let text = format!("{set} {hash}");
         self.storage.put(password_key(user), text.into()).await?;
+        Ok(())
+    }
+
+    /// Notes that a user has an example password, which was set then; `None`: it is about to be.
+    pub(crate) async fn mark_demo_user(&self, user: &str, set: Option<u64>) -> Result<()> {
+        let key = Key::from(format!("{DEMO}{user}"));
+        let set = set.map_or_else(String::new, |set| set.to_string());
+        self.storage.put(key, set.into()).await?;
+        Ok(())
+    }
+
+    /// The users that were given an example password, and when.
+    pub(crate) async fn demo_users(&self) -> Result<Vec<(String, Option<u64>)>> {
+        let scan = self
+            .storage
+            .scan(KeyRange::prefix(DEMO), ScanOptions::default());
+        let items = scan.await?.collect().await?;
+        let user = |item: ScanItem| {
+            let KeyState::Live(entry) = item.state else {
+                return None;
+            };
+            let name = str::from_utf8(item.key.get(DEMO.len()..)?).ok()?;
+            let set = str::from_utf8(&entry.value).ok()?;
+            Some((name.to_owned(), set.parse().ok()))
+        };
+        Ok(items.into_iter().filter_map(user).collect())
+    }
+
+    /// That a user has an example password is not noted any more.
+    pub(crate) async fn forget_demo_user(&self, user: &str) -> Result<()> {
+        self.storage
+            .remove(Key::from(format!("{DEMO}{user}")))
+            .await?;
         Ok(())
     }
 

@@ -18,6 +18,7 @@ const EXAMPLES: &str = "Examples:
   storage-server serve --config /etc/storage-server.toml --listen 0.0.0.0:7443
   STORAGE_SERVER_DURABILITY=os storage-server serve --certs certs/dev
   storage-server serve --config /etc/storage-server.toml --grant-admin cert:boss
+  storage-server serve --config gateways.toml --demo
   storage-server config check --config /etc/storage-server.toml
   storage-server config print --certs certs/dev > storage-server.toml
 
@@ -54,6 +55,11 @@ pub struct Serve {
     /// `user:NAME` or `anonymous`; one that is an administrator already changes nothing.
     #[arg(long, value_name = "PRINCIPAL", value_parser = parse_principal)]
     pub grant_admin: Option<Principal>,
+    /// Makes the example users and objects of the gateways that are served, where they are missing, and says so. Only where all
+    /// listeners are on loopback: everybody knows the passwords. The next start without it removes the users that still have
+    /// them.
+    #[arg(long)]
+    pub demo: bool,
 }
 
 /// A principal, and no pattern of several.

@@ -42,6 +42,7 @@ pub fn main(gateways: Vec<Arc<dyn Gateway>>) -> ExitCode {
         Command::Serve(Serve {
             settings,
             grant_admin,
+            demo,
         }) => configured(settings, &|config| {
             let mut builder = gateways
                 .iter()
@@ -50,6 +51,9 @@ pub fn main(gateways: Vec<Arc<dyn Gateway>>) -> ExitCode {
                 });
             if let Some(principal) = grant_admin {
                 builder = builder.grant_admin(principal.clone());
+            }
+            if *demo {
+                builder = builder.demo();
             }
             let (settings, known) = (settings.clone(), known.clone());
             let file = settings.config.clone();

@@ -24,6 +24,7 @@ use crate::auth::Pattern;
 use crate::auth::quotas::Quota;
 use crate::auth::rules::{Role, RoleName, Rule, RuleError};
 use crate::engine::rocks::EngineOptions;
+use crate::gateway::WITH_LOGINS;
 
 pub use self::error::ConfigError;
 pub use crate::engine::rocks::Durability;
@@ -88,7 +89,8 @@ pub struct ListenerConfig {
     /// How it is secured. Default `mutual`.
     pub tls: TlsMode,
     /// By what it lets peers in, whichever they have. Default: with mutual TLS certificates, which it takes alone; without
-    /// TLS on loopback anybody. In every other case it must be said.
+    /// that, where a gateway with logins of its own is served ([`WITH_LOGINS`](crate::gateway::WITH_LOGINS)), all that
+    /// it can be shown; without TLS on loopback else anybody. In every other case it must be said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auth: Option<Vec<AuthMethod>>,
     /// The gateways that it serves, by their names; at least one. Default `storage`.
@@ -134,9 +136,22 @@ impl ListenerConfig {
         match (&self.auth, self.tls) {
             (Some(methods), _) => methods,
             (None, TlsMode::Mutual) => &[AuthMethod::Certificate],
-            (None, TlsMode::Off) => &[AuthMethod::Anonymous],
+            (None, TlsMode::Server) if self.has_logins() => &[
+                AuthMethod::Certificate,
+                AuthMethod::Token,
+                AuthMethod::Password,
+            ],
             (None, TlsMode::Server) => &[],
+            (None, TlsMode::Off) if self.has_logins() => &[AuthMethod::Token, AuthMethod::Password],
+            (None, TlsMode::Off) => &[AuthMethod::Anonymous],
         }
+    }
+
+    /// Whether a gateway is served whose protocol has logins of its own.
+    #[must_use]
+    pub(crate) fn has_logins(&self) -> bool {
+        let has_logins = |name: &String| WITH_LOGINS.contains(&name.as_str());
+        self.gateways.iter().any(has_logins)
     }
 
     /// No TLS, gateway `admin`: what probes use. (On loopback only.)

@@ -132,7 +132,7 @@ impl ListenerConfig {
             let value = shown(self.auth.as_deref());
             check(is_good, key("auth"), value, || what.to_owned())
         };
-        let is_named = self.auth.is_some();
+        let is_named = self.auth.is_some() || self.has_logins();
         let has = |method| self.auth().contains(&method);
         match self.tls {
             TlsMode::Mutual => allowed(

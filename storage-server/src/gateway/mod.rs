@@ -7,7 +7,7 @@
 //! line of `storage-server` too; `tests/src/bin/echo-server` is the smallest that has one of each.
 //!
 //! * [`WebSocketProtocol`] and [`WebSocket`]: a protocol as a task that receives and sends messages.
-//! * [`Caller`]: who sent a request, for a handler of a route.
+//! * [`Caller`]: who sent a request, for a handler of a route; [`Guest`] for gateways with logins of their own.
 //! * [`ServerHandle`]: what a gateway may use of the server.
 
 pub(crate) mod admin;
@@ -16,16 +16,20 @@ pub(crate) mod mwdb;
 pub(crate) mod native;
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
 
 use crate::config::ListenerConfig;
-use crate::http::Front;
+use crate::http::{Front, Routes};
 use crate::shared::Shared;
 
+pub use self::auth::{MintError, Minted, TokenWish, UserError};
 pub use crate::auth::{Identity, IdentityError, Principal};
+pub use crate::config::AuthMethod;
 pub use crate::http::caller::Caller;
+pub use crate::http::guest::{Credential, Guest, NotLetIn, NotLetInKind};
 pub use crate::http::protocol::{UpgradeRequest, WebSocketProtocol};
 pub use crate::shared::ServerHandle;
 pub use crate::ws::socket::{
@@ -56,10 +60,36 @@ pub trait Gateway: fmt::Debug + Send + Sync {
         Vec::new()
     }
 
+    /// Whether its protocol has logins of its own, with answers of its own to who is not let in. Then its routes are called
+    /// for everybody, with a [`Guest`] in place of a [`Caller`], and its WebSocket protocols have
+    /// [`with_login`](WebSocketProtocol::with_login). Default: no; the server lets in who shows what the listener takes.
+    fn has_own_login(&self) -> bool {
+        false
+    }
+
+    /// Whether its clients send request targets with characters that no URI has. On listeners that serve it these are
+    /// percent-encoded before a request is parsed. Default: no; such a request is refused.
+    fn takes_raw_targets(&self) -> bool {
+        false
+    }
+
+    /// Makes its example users and objects, where they are missing, once at a start with `--demo` (which is for listeners on
+    /// loopback alone), and says what it made, a line each. Default: none.
+    fn demo(&self, _server: &ServerHandle) -> Demo {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
     /// Registers its metrics, once for each server that has it. A counter's name has no `_total`; `/metrics` adds that.
     /// The metrics are collected at each request for `/metrics`: a collector must not block.
     fn register_metrics(&self, _registry: &mut Registry) {}
 }
+
+/// The gateways of this crate that have logins of their own. A listener that serves one of them lets in nobody without a
+/// credential, unless its `auth` says so.
+pub const WITH_LOGINS: &[&str] = &["events", "repository"];
+
+/// What [`Gateway::demo`] does: the lines that say what it made, or why it could not.
+pub type Demo = Pin<Box<dyn Future<Output = Result<Vec<String>, String>> + Send>>;
 
 /// The gateways that each server has, in the order in which they are asked.
 pub(crate) fn built_in() -> Vec<Arc<dyn Gateway>> {
@@ -94,10 +124,15 @@ pub(crate) fn front(
         listener.gateways.iter().any(|named| named == name)
     };
     let named = gateways.iter().filter(is_named);
-    let (mut routers, mut protocols) = (Vec::new(), Vec::new());
+    let (mut routes, mut protocols) = (Vec::new(), Vec::new());
+    let mut takes_raw_targets = false;
     for gateway in named {
-        routers.push(gateway.routes(&server));
+        routes.push(Routes {
+            router: gateway.routes(&server),
+            own_login: gateway.has_own_login(),
+        });
         protocols.extend(gateway.protocols(&server));
+        takes_raw_targets |= gateway.takes_raw_targets();
     }
-    Front::new(shared, listener, routers, protocols)
+    Front::new(shared, listener, routes, protocols, takes_raw_targets)
 }

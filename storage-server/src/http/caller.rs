@@ -22,6 +22,12 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// The server that was asked.
+    #[must_use]
+    pub fn server(&self) -> &ServerHandle {
+        &self.server
+    }
+
     /// A keyspace, as the caller sees it: see [`ServerHandle::storage_as`].
     #[must_use]
     pub fn storage(&self, keyspace: &Keyspace) -> Arc<dyn Storage> {

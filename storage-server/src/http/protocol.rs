@@ -4,16 +4,18 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use axum::body::Body;
 use bytes::Bytes;
 use hyper::header::HeaderMap;
-use hyper::{StatusCode, Uri};
+use hyper::{Response, StatusCode, Uri};
 use matchit::Router;
 
 use super::Refusal;
+use super::guest::Guest;
 use crate::auth::{Identity, tokens};
 use crate::net::stream::Stream;
 use crate::shared::Shared;
-use crate::ws::socket::{self, SocketOptions, WebSocket};
+use crate::ws::socket::{self, SocketOptions, Task as SocketTask, WebSocket};
 use crate::ws::{Close, Peer, driver};
 
 /// Runs a connection after its upgrade, from its first message to its end.
@@ -22,6 +24,13 @@ pub(crate) type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub(crate) type Opening = Box<dyn FnOnce(Arc<Shared>, Peer, Stream, Bytes) -> Running + Send>;
 /// Checks a request for an upgrade.
 type Open = dyn Fn(UpgradeRequest) -> Result<Opening, Refusal> + Send + Sync;
+
+/// The task of a connection, of a protocol that is one.
+type Handler = dyn Fn(WebSocket, UpgradeRequest) -> socket::Handler + Send + Sync;
+/// Who asks for a WebSocket: `None`, it says so in the connection; an error is the answer.
+type Judged = Pin<Box<dyn Future<Output = Result<Option<Identity>, Response<Body>>> + Send>>;
+/// Judges who asks for a WebSocket, for a gateway with logins of its own.
+type Login = dyn Fn(Guest, UpgradeRequest) -> Judged + Send + Sync;
 
 /// Whose pages may open a WebSocket besides the server's own and the listener's `allowed_origins`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,8 +52,31 @@ pub struct UpgradeRequest {
     pub uri: Uri,
     /// The headers.
     pub headers: HeaderMap,
+    /// Who asks, for a login within the connection: see [`Guest::let_in`] and [`WebSocket::log_in`].
+    pub guest: Option<Guest>,
     /// The values of the parameters in the path, by name.
     parameters: Vec<(String, String)>,
+    /// What of the same path is to be served if the first message is of text.
+    beside: Option<Task>,
+}
+
+/// What runs a connection of a protocol that is a task.
+#[derive(Clone)]
+pub(crate) struct Task {
+    options: SocketOptions,
+    handler: Arc<Handler>,
+}
+
+impl Task {
+    pub(crate) fn start(
+        self,
+        shared: &Arc<Shared>,
+        peer: &Peer,
+        request: UpgradeRequest,
+    ) -> SocketTask {
+        let start = |socket| (self.handler)(socket, request);
+        SocketTask::new(shared, peer, self.options, start)
+    }
 }
 
 impl fmt::Debug for UpgradeRequest {
@@ -63,8 +95,20 @@ impl UpgradeRequest {
             identity,
             uri,
             headers,
+            guest: None,
             parameters: Vec::new(),
+            beside: None,
         }
+    }
+
+    pub(super) fn with_guest(mut self, guest: Guest) -> Self {
+        self.guest = Some(guest);
+        self
+    }
+
+    /// What is to be served in place of the protocol if the first message is of text.
+    pub(crate) fn take_beside(&mut self) -> Option<Task> {
+        self.beside.take()
     }
 
     /// The value of a parameter of the path (`{name}`), not decoded; empty if the path has no such parameter.
@@ -88,6 +132,13 @@ pub struct WebSocketProtocol {
     origins: Origins,
     /// Whether the peer says in the connection who it is.
     logs_in: bool,
+    login: Option<Box<Login>>,
+    /// What runs a connection, of a protocol that is a task.
+    task: Option<Task>,
+    /// It takes messages of text alone.
+    text: bool,
+    /// It takes messages of bytes alone, and can be served beside one of text.
+    binary: bool,
     /// Parameters of the query that may have a token.
     token_parameters: &'static [&'static str],
     open: Box<Open>,
@@ -123,19 +174,22 @@ impl WebSocketProtocol {
         H: Fn(WebSocket, UpgradeRequest) -> F + Send + Sync + 'static,
         F: Future<Output = Result<(), Close>> + Send + 'static,
     {
-        let handler = Arc::new(handler);
+        let handler: Arc<Handler> =
+            Arc::new(move |socket, request| Box::pin(handler(socket, request)) as socket::Handler);
         let logs_in = options.login;
+        let task = Task { options, handler };
+        let of_connection = task.clone();
         let protocol = Self::opened_by(label, path, move |request| {
-            let (handler, options) = (handler.clone(), options.clone());
+            let task = of_connection.clone();
             let opening: Opening = Box::new(move |shared, peer, stream, early| {
-                let start = |socket| Box::pin(handler(socket, request)) as socket::Handler;
-                let dialect = socket::Task::new(&shared, &peer, options, start);
+                let dialect = task.start(&shared, &peer, request);
                 Box::pin(driver::run(shared, peer, stream, early, dialect))
             });
             Ok(opening)
         });
         Self {
             logs_in,
+            task: Some(task),
             ..protocol
         }
     }
@@ -155,6 +209,10 @@ impl WebSocketProtocol {
             subprotocol: None,
             origins: Origins::Own,
             logs_in: false,
+            login: None,
+            task: None,
+            text: false,
+            binary: false,
             token_parameters: &[],
             open: Box::new(open),
         }
@@ -178,6 +236,38 @@ impl WebSocketProtocol {
     pub fn with_token_parameters(mut self, names: &'static [&'static str]) -> Self {
         self.token_parameters = names;
         self
+    }
+
+    /// The same for a gateway with logins of its own: `login` says who asks for a WebSocket. `Ok(None)`: that is said in the
+    /// connection, so the protocol has [`SocketOptions::login`]. An error is the HTTP answer to the request.
+    #[must_use]
+    pub fn with_login<L, F>(mut self, login: L) -> Self
+    where
+        L: Fn(Guest, UpgradeRequest) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<Option<Identity>, Response<Body>>> + Send + 'static,
+    {
+        self.login = Some(Box::new(move |guest, request| {
+            Box::pin(login(guest, request)) as Judged
+        }));
+        self
+    }
+
+    /// The same for a protocol of text messages alone: where another one of the same path has binary messages alone, as
+    /// mwDB's, the first message of a connection decides between them.
+    #[must_use]
+    pub fn of_text(mut self) -> Self {
+        self.text = true;
+        self
+    }
+
+    /// The same for one of binary messages: see [`UpgradeRequest::take_beside`].
+    pub(crate) fn of_bytes(mut self) -> Self {
+        self.binary = true;
+        self
+    }
+
+    pub(super) fn login(&self) -> Option<&Login> {
+        self.login.as_deref()
     }
 
     pub(crate) fn logs_in(&self) -> bool {
@@ -209,6 +299,16 @@ impl WebSocketProtocol {
         self.places.at(path).is_ok()
     }
 
+    /// The same where a protocol of text is served at its path too.
+    pub(super) fn open_beside(
+        &self,
+        mut request: UpgradeRequest,
+        text: &Self,
+    ) -> Result<Opening, Refusal> {
+        request.beside.clone_from(&text.task);
+        self.open(request)
+    }
+
     /// The connection that a request opens, or why it is refused.
     pub(crate) fn open(&self, mut request: UpgradeRequest) -> Result<Opening, Refusal> {
         if let Ok(found) = self.places.at(request.uri.path()) {
@@ -220,11 +320,12 @@ impl WebSocketProtocol {
     }
 }
 
-/// Which of the protocols at a path is asked for, by its subprotocol; else what they are.
+/// Which of the protocols at a path is asked for, by its subprotocol; else what they are. Besides one of binary messages
+/// also the one of text that is served there, if there is one.
 pub(crate) fn choose<'a>(
     at_path: &[&'a WebSocketProtocol],
     offered: &[String],
-) -> Result<&'a WebSocketProtocol, Refusal> {
+) -> Result<(&'a WebSocketProtocol, Option<&'a WebSocketProtocol>), Refusal> {
     // An entry with a token is none of them, and is never chosen: the answer would show it.
     let names = || offered.iter().filter(|name| !tokens::is_token(name));
     let is_offered = names().next().is_some();
@@ -232,8 +333,10 @@ pub(crate) fn choose<'a>(
         Some(name) => names().any(|offered| offered == name),
         None => !is_offered,
     };
-    if let Some(protocol) = at_path.iter().copied().find(fits) {
-        return Ok(protocol);
+    let mut fitting = at_path.iter().copied().filter(fits);
+    if let Some(protocol) = fitting.next() {
+        let text = fitting.find(|other| protocol.binary && other.text);
+        return Ok((protocol, text));
     }
     let spoken = at_path.iter().map(|protocol| match protocol.subprotocol {
         // The rest of a path has a star before its name.

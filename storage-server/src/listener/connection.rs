@@ -23,7 +23,7 @@ use tokio::time::{Sleep, sleep};
 use crate::audit::{Event, Outcome, Record};
 use crate::auth::{Identity, IdentityError};
 use crate::http::protocol::Running;
-use crate::http::{Admitted, Front, Patient};
+use crate::http::{Admitted, Front, Patient, Targets};
 use crate::metrics::RefusedLabel;
 use crate::net::admission::{Heard, Place};
 use crate::net::stream::Stream;
@@ -211,6 +211,7 @@ impl Connection {
             Box::pin(async move { Ok::<_, std::convert::Infallible>(visit.answer(request).await) })
         });
         let timeouts = &self.shared.config.timeouts;
+        let stream = Targets::new(stream, self.front.takes_raw_targets);
         let stream = Patient::new(stream, timeouts.slow_peer);
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -259,7 +260,7 @@ impl Connection {
             return None;
         }
         let parts = connection.into_parts();
-        let mut stream = parts.io.into_inner().into_inner();
+        let (mut stream, not_taken) = parts.io.into_inner().into_inner().into_parts();
         let Some(admitted) = visit.admitted() else {
             // Closed with a request unread, it would be reset, and the answer might be lost on its way.
             let ending = async {
@@ -294,7 +295,11 @@ impl Connection {
             drain: self.shared.drain.child_token(),
             live,
         };
-        Some(opening(self.shared.clone(), peer, stream, parts.read_buf))
+        let early = match not_taken.is_empty() {
+            true => parts.read_buf,
+            false => [parts.read_buf, not_taken].concat().into(),
+        };
+        Some(opening(self.shared.clone(), peer, stream, early))
     }
 
     /// Completes when the deadline passes before a request after which the connection may stay.

@@ -313,6 +313,18 @@ impl ServerHandle {
         Arc::new(GatewayStorage::new(session, place, &self.0))
     }
 
+    /// A keyspace, for a gateway's own work: as principal `server`, which may do everything.
+    #[must_use]
+    pub fn own_storage(&self, keyspace: &Keyspace) -> Arc<dyn Storage> {
+        self.0.own_session(keyspace).storage()
+    }
+
+    /// The configuration that the server was started with.
+    #[must_use]
+    pub fn config(&self) -> &ServerConfig {
+        &self.0.config
+    }
+
     /// What requests to storage may ask.
     #[must_use]
     pub fn limits(&self) -> &Limits {

@@ -6,6 +6,7 @@
 
 mod closing;
 pub(crate) mod driver;
+pub(crate) mod kinds;
 pub(crate) mod metered;
 pub(crate) mod socket;
 mod unfinished;

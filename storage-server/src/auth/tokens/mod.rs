@@ -1,6 +1,6 @@
 //! Bearer tokens: what a peer without a certificate shows, made and checked by this server alone.
 //!
-//! A token is a signed JWT (RFC 7519) by HMAC-SHA-256. It says who minted it and until when it is good. What it allows
+//! A token is a signed JWT (RFC 7519) by HMAC-SHA-256, or, for clients that take no long ones, the same in a [`short`] form. It says who minted it and until when it is good. What it allows
 //! is stored under its id by the server, so it can be revoked, and the token stays short. [`SigningKeys`] has the
 //! secrets, [`Tokens`] signs and verifies, [`request`] finds a token in a request, and [`redact()`] keeps it out of
 //! logs. Nothing here reads a clock, and no error has the text of a token.
@@ -9,6 +9,7 @@ mod hs256;
 mod keys;
 mod redact;
 pub(crate) mod request;
+mod short;
 
 use std::fmt;
 use std::time::Duration;
@@ -24,7 +25,8 @@ use super::text::date;
 pub(crate) use self::keys::SigningKeys;
 pub(crate) use self::redact::redact;
 pub(crate) use self::request::{
-    Credential, CredentialError, from_authorization, from_query, from_subprotocols, is_token,
+    Credential, CredentialError, TOKEN_PARAMETERS, basic, from_authorization, from_query,
+    from_subprotocols, is_token,
 };
 
 /// The longest token, in bytes. Ours have about 300. Many proxies take no more than 8 KiB of headers, in all.
@@ -272,6 +274,17 @@ impl Tokens {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(TokenError::Malformed("it is longer than 4096 bytes"));
         }
+        let claims = match short::is_short(token) {
+            true => self.short_claims(token)?,
+            false => self.jwt_claims(token)?,
+        };
+        if now >= claims.exp {
+            return Err(TokenError::Expired { at: claims.exp });
+        }
+        Ok(claims)
+    }
+
+    fn jwt_claims(&self, token: &str) -> Result<Claims, TokenError> {
         let kid = kid_of(token)?;
         let key = self.keys.find(&kid).ok_or(TokenError::UnknownKey)?;
         let payload = self.payload(token, key.secret())?;
@@ -285,9 +298,6 @@ impl Tokens {
             exp: payload.exp,
         };
         claims.check().map_err(TokenError::Malformed)?;
-        if now >= claims.exp {
-            return Err(TokenError::Expired { at: claims.exp });
-        }
         Ok(claims)
     }
 

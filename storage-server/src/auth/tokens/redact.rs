@@ -13,7 +13,7 @@ const MASK: &str = "***";
 ///
 /// Hidden are: the values of the parameters `token` and `access_token`, in any case and percent-encoded; what stands in
 /// `Authorization`, behind `Bearer` and behind `Basic`; behind `bearer.` in a list of subprotocols; and anything that
-/// has the form of a JWT, wherever it stands.
+/// has the form of a JWT, or of a token in the short form, wherever it stands.
 #[must_use]
 pub(crate) fn redact(text: &str) -> Cow<'_, str> {
     let mut redacted = String::new();
@@ -42,6 +42,7 @@ fn secret_at(text: &str, at: usize) -> Option<Range<usize>> {
         b'a' | b'A' => header(text, at),
         b'b' | b'B' => scheme(text, at),
         b'e' => jwt(text, at),
+        b's' => short(text, at),
         _ => None,
     };
     secret.filter(|secret| !secret.is_empty())
@@ -109,6 +110,13 @@ fn jwt(text: &str, at: usize) -> Option<Range<usize>> {
     let token = until(text, at, is_end);
     let dots = text[token.clone()].bytes().filter(|byte| *byte == b'.');
     (dots.take(2).count() == 2).then_some(token)
+}
+
+/// A token in the short form.
+fn short(text: &str, at: usize) -> Option<Range<usize>> {
+    let is_token = text[at..].starts_with(super::short::PREFIX);
+    let is_end = |c: char| !c.is_ascii_alphanumeric() && !"-_.".contains(c);
+    is_token.then(|| until(text, at, is_end))
 }
 
 /// What is behind `word`, in any case, if it stands at `at`.

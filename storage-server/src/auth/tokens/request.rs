@@ -120,7 +120,14 @@ pub(crate) fn from_authorization(value: &str) -> Result<Credential<'_>, Credenti
     }
 }
 
-fn basic(encoded: &str) -> Result<Credential<'static>, CredentialError> {
+/// The user and the password behind the word `Basic`.
+///
+/// # Errors
+/// See [`CredentialError`].
+pub(crate) fn basic(encoded: &str) -> Result<Credential<'static>, CredentialError> {
+    if encoded.len() > AUTHORIZATION_BYTES_MAX {
+        return Err(CredentialError::TooLong);
+    }
     let decoded = BASE64.decode(encoded);
     let decoded = Zeroizing::new(decoded.map_err(|_| CredentialError::NotBase64)?);
     let decoded = str::from_utf8(&decoded).map_err(|_| CredentialError::NotUtf8)?;

@@ -50,6 +50,14 @@ impl Problem {
         Self::denied_as(StatusCode::FORBIDDEN, message)
     }
 
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    pub(super) fn into_message(self) -> String {
+        self.message
+    }
+
     /// One that is refused and not told so.
     pub(super) fn denied_as(status: StatusCode, message: impl Into<String>) -> Self {
         Self {

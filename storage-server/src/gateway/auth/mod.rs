@@ -22,9 +22,11 @@
 
 mod answer;
 mod audited;
+mod minting;
 mod quotas;
 mod records;
 mod tokens;
+mod users;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Query, RawQuery, Request};
@@ -40,6 +42,8 @@ use serde_json::json;
 use storage_protocol::Keyspace;
 
 use self::answer::{Answer, Problem, bad, ok};
+pub use self::minting::{MintError, Minted, TokenWish};
+pub use self::users::UserError;
 use super::{Caller, Gateway, ServerHandle};
 use crate::auth::rules::{Permission, SYSTEM};
 use crate::auth::{Proof, Secrets};

@@ -165,7 +165,7 @@ pub(super) async fn users(caller: Caller) -> Answer {
 /// What is to be changed of a user, or what a new one is like.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Change {
+pub(super) struct Change {
     #[serde(default)]
     password: Option<Zeroizing<String>>,
     #[serde(default)]
@@ -175,6 +175,26 @@ struct Change {
     new: bool,
 }
 
+impl Change {
+    /// A password: of one that is not there yet, or of one that is.
+    pub(super) fn password(password: Zeroizing<String>, new: bool) -> Self {
+        Self {
+            password: Some(password),
+            disabled: None,
+            new,
+        }
+    }
+}
+
+/// By whose rights a user is changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Authority {
+    /// Of whoever asks.
+    Caller { force: bool },
+    /// The server's own: a gateway has decided that whoever asks may have that.
+    Server,
+}
+
 pub(super) async fn put_user(
     caller: Caller,
     Path(name): Path<String>,
@@ -182,12 +202,21 @@ pub(super) async fn put_user(
     body: Bytes,
 ) -> Answer {
     check_let_in(&caller)?;
-    check_user_name(&name).map_err(bad)?;
-    let principal = Principal::user(&name).map_err(|error| bad(error.to_string()))?;
     let change: Change = parse(&body)?;
+    change_user(&caller, &name, change, Authority::Caller { force }).await
+}
+
+pub(super) async fn change_user(
+    caller: &Caller,
+    name: &str,
+    change: Change,
+    authority: Authority,
+) -> Answer {
+    check_user_name(name).map_err(bad)?;
+    let principal = Principal::user(name).map_err(|error| bad(error.to_string()))?;
     let shared = caller.server.shared();
     let access = &shared.access;
-    let key = user_key(&name);
+    let key = user_key(name);
     let own = shared.own_session(&system()).storage();
     // The record as it is stored: it must still be so when it is written.
     let stored = own.get_one(key.clone()).await?;
@@ -195,18 +224,19 @@ pub(super) async fn put_user(
         Some(entry) => Some(parse(&entry.value)?),
         None => None,
     };
-    let is_administrator = is_administrator(&caller);
+    let is_server = authority == Authority::Server;
+    let is_administrator = !is_server && is_administrator(caller);
     let may_alone = change.disabled.is_none() && !change.new && known.is_some();
     let may_alone = may_alone && caller.identity.may_change_password_of(&principal);
-    if !is_administrator && !may_alone {
-        check_let_in(&caller)?;
+    if !is_server && !is_administrator && !may_alone {
+        check_let_in(caller)?;
         let is_token = matches!(caller.identity.proof(), Proof::Token(_));
         if is_token && caller.identity.principal() == &principal && change.password.is_some() {
             return Err(Problem::denied(format!(
                 "the password of {principal} is not set with a token: log in with the password"
             )));
         }
-        check_administrator(&caller)?;
+        check_administrator(caller)?;
     }
     match (&known, change.new) {
         (Some(_), true) => {
@@ -229,12 +259,12 @@ pub(super) async fn put_user(
         let hashed = access.logins().hash(password).await;
         hash = Some(hashed.map_err(|error| bad(error.to_string()))?);
         // It may have taken a while.
-        check_let_in(&caller)?;
+        check_let_in(caller)?;
         // Rising, so that what was let in before is told from what comes.
         user.password_set = UnixMillis::now().0.max(user.password_set + 1);
     }
     // Of two at once the second would leave its hash beside the record of the first, and nobody could log in.
-    let secrets = secrets(&caller)?;
+    let secrets = secrets(caller)?;
     let _one = secrets.change_users().await;
     if own.get_one(key.clone()).await? != stored {
         let message = format!("the user {name} was changed meanwhile");
@@ -246,6 +276,7 @@ pub(super) async fn put_user(
         None => Batch::new().check_absent(key.clone()),
     };
     let batch = batch.put(key.clone(), json);
+    let force = authority == Authority::Caller { force: true };
     let lockout = match force {
         true => Lockout::Forced,
         false => Lockout::Refused,
@@ -253,21 +284,22 @@ pub(super) async fn put_user(
     // A commit that is refused behind it would leave the user without a password that is good.
     access.check_records(&batch, lockout)?;
     if let Some(hash) = hash {
-        let noted = begin(&caller, "set password", &key);
+        let noted = begin(caller, "set password", &key);
         // First the hash: with the record of the one before nobody logs in by either.
-        let set = secrets.set_password(&name, user.password_set, &hash).await;
+        let set = secrets.set_password(name, user.password_set, &hash).await;
         audit::done(noted, &set).await;
         set?;
     }
     // One may set its own password, but not write to `system`: the server does it then.
     if is_administrator {
-        return commit(&caller, batch, "user put", force).await;
+        return commit(caller, batch, "user put", force).await;
     }
-    let options = CommitOptions {
-        label: Some("password changed by its user".to_owned()),
-        ..CommitOptions::default()
+    let label = match is_server {
+        true => "user put",
+        false => "password changed by its user",
     };
-    let noted = begin_commit(&caller, "commit", &batch);
+    let options = CommitOptions::labelled(label);
+    let noted = begin_commit(caller, "commit", &batch);
     let committed = own.commit(batch, options).await;
     audit::committed(noted, &committed).await;
     access.wait_for(committed?.revision).await?;

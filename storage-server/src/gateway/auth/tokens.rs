@@ -4,40 +4,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::Path;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use hyper::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use storage_protocol::{Batch, CommitOptions, Entry, Key, Lifetime, StorageExt};
+use storage_protocol::Key;
 
 use super::answer::{Answer, Problem, answer, bad, done, ok, parse};
 use super::audited::begin;
-use super::{Caller, check_administrator, check_let_in, is_administrator, secrets, system};
+use super::{
+    Caller, Minted, TokenWish, check_administrator, check_let_in, is_administrator, secrets, system,
+};
 use crate::audit;
+use crate::auth::Proof;
 use crate::auth::rules::Rule;
-use crate::auth::system::{TokenRecord, User, token_key, user_key};
-use crate::auth::tokens::{Claims, UnixSeconds};
-use crate::auth::{AccessControl, Proof, TOKEN_LIFE_MAX, now};
-use crate::engine::SessionStorage;
+use crate::auth::system::{TokenRecord, token_key};
 
 /// Of a token that says nothing else.
 const TOKEN_LIFE: Duration = Duration::from_secs(3600);
-/// The longest name of a token, in bytes.
-const NAME_BYTES_MAX: usize = 256;
-/// The most tokens that were minted one with the other.
-const GENERATIONS_MAX: usize = 8;
-/// The most rules of a token.
-const GRANTS_MAX: usize = 100;
-/// The longest record of a token, in bytes of JSON: its name, its grants, and the certificates that it was minted with.
-const RECORD_BYTES_MAX: usize = 16 << 10;
-/// The most tokens of one principal at a time.
-const TOKENS_MAX: usize = 1000;
-/// The most bytes of the records of one principal: 1,000 tokens with a certificate and some grants each.
-const OWN_BYTES_MAX: usize = 4 << 20;
-/// The most bytes of all records. They are kept in memory, where they take about twice that.
-const ALL_BYTES_MAX: usize = 64 << 20;
 
 /// What is asked for.
 #[derive(Deserialize)]
@@ -87,142 +71,22 @@ fn rule_of(mut grant: serde_json::Map<String, Value>) -> Result<Rule, Problem> {
 pub(super) async fn mint(caller: Caller, body: Bytes) -> Answer {
     check_let_in(&caller)?;
     let wanted: Wanted = parse(&body)?;
-    let identity = &caller.identity;
-    let (mut until, parent, certificates) = match identity.proof() {
-        Proof::Anonymous | Proof::Pending => {
-            return Err(Problem::denied("who proved nothing mints no tokens"));
-        }
-        Proof::Certificate { chain, until, .. } => {
-            let chain = chain.iter().map(|certificate| STANDARD.encode(certificate));
-            (*until, None, chain.collect())
-        }
-        Proof::Token(bearer) => {
-            let access = &caller.server.shared().access;
-            if access.generations(&bearer.id) >= GENERATIONS_MAX {
-                return Err(Problem::denied(format!(
-                    "a token of {GENERATIONS_MAX} that were minted with one another mints no more"
-                )));
-            }
-            (bearer.until, Some(bearer.id.clone()), Vec::new())
-        }
-        Proof::Password { .. } | Proof::Gateway => (u64::MAX, None, Vec::new()),
-    };
-    let ttl = wanted.ttl.unwrap_or(TOKEN_LIFE);
-    if ttl < Duration::from_secs(1) || ttl > TOKEN_LIFE_MAX {
-        return Err(bad("ttl: a token is good for 1 s to 400 days"));
-    }
-    let name = wanted.name;
-    if name
-        .as_ref()
-        .is_some_and(|name| name.len() > NAME_BYTES_MAX)
-    {
-        return Err(bad(format!("name: it has at most {NAME_BYTES_MAX} bytes")));
-    }
-    if wanted.grants.len() > GRANTS_MAX {
-        return Err(bad(format!("grants: there are at most {GRANTS_MAX}")));
-    }
     let grants = wanted.grants.into_iter().map(rule_of);
-    let grants = grants.collect::<Result<Vec<_>, _>>()?;
-    let shared = caller.server.shared();
-    let access = &shared.access;
-    let principal = identity.principal().as_str();
-    until = until.min(now() + ttl.as_secs());
-    let life = Duration::from_secs(until.saturating_sub(now()));
-    let failed = |error: crate::auth::tokens::TokenError| bad(error.to_string());
-    let claims = Claims::new(principal, UnixSeconds(now()), life).map_err(failed)?;
-    let record = TokenRecord {
-        principal: principal.to_owned(),
-        name,
-        grants,
-        issued: now(),
-        password_set: password_set(&caller),
-        expires: claims.exp.0,
-        parent,
-        certificates,
+    let wish = TokenWish {
+        ttl: wanted.ttl.unwrap_or(TOKEN_LIFE),
+        name: wanted.name,
+        grants: grants.collect::<Result<Vec<_>, _>>()?,
+        short: false,
     };
-    let json = serde_json::to_vec(&record).map_err(|error| bad(error.to_string()))?;
-    check_room(access, principal, json.len())?;
-    let token = secrets(&caller)?.sign(&claims).await?;
-    let id = claims.jti.as_str();
-    let lifetime = Lifetime::TimeToLive(life);
-    let own = shared.own_session(&system()).storage();
-    let batch = as_this_user(&caller, &*own).await?;
-    let batch = batch.put_with(token_key(id), json, lifetime);
-    let options = CommitOptions {
-        label: Some("token minted".to_owned()),
-        ..CommitOptions::default()
-    };
-    let noted = begin(&caller, "mint token", &token_key(id));
-    let committed = own.commit(batch, options).await;
-    audit::committed(noted, &committed).await;
-    access.wait_for(committed?.revision).await?;
-    let minted =
-        json!({ "id": id, "token": token, "principal": principal, "expires": record.expires });
+    let minted = caller.mint(wish).await?;
+    let Minted {
+        token,
+        id,
+        principal,
+        expires,
+    } = minted;
+    let minted = json!({ "id": id, "token": token, "principal": principal, "expires": expires });
     Ok(answer(StatusCode::CREATED, &minted))
-}
-
-/// What is committed only if the user who asks is still let in then: a token that came behind the end of all others of its
-/// user would be good again with the user.
-async fn as_this_user(caller: &Caller, own: &dyn SessionStorage) -> Result<Batch, Problem> {
-    let principal = caller.identity.principal().as_str();
-    let name = principal.strip_prefix("user:");
-    let Some((name, password_set)) = name.zip(password_set(caller)) else {
-        return Ok(Batch::new());
-    };
-    let stored = own.get_one(user_key(name)).await?;
-    let is_same = |entry: &Entry| {
-        serde_json::from_slice::<User>(&entry.value)
-            .is_ok_and(|user| !user.disabled && user.password_set == password_set)
-    };
-    match stored.filter(is_same) {
-        Some(entry) => Ok(Batch::new().check_revision(user_key(name), entry.revision)),
-        None => Err(Problem::denied(format!(
-            "{principal} is not let in any more: the user was put out or given another password meanwhile"
-        ))),
-    }
-}
-
-/// Whether there is room for a token with a record of this length. Those that are minted at the same time may go beyond
-/// by what they are.
-fn check_room(access: &AccessControl, principal: &str, bytes: usize) -> Result<(), Problem> {
-    if bytes > RECORD_BYTES_MAX {
-        return Err(bad(format!(
-            "the token's record, with its name, its grants and the certificates that it is minted with, has {bytes} bytes; \
-             allowed are {RECORD_BYTES_MAX}: ask for fewer grants, or for shorter prefixes"
-        )));
-    }
-    let full = |message: String| Err(Problem::new(StatusCode::CONFLICT, message));
-    let (own, all) = access.token_usage(principal);
-    if own.tokens >= TOKENS_MAX {
-        return full(format!(
-            "{principal} has {TOKENS_MAX} tokens already: revoke some"
-        ));
-    }
-    if own.bytes + bytes > OWN_BYTES_MAX {
-        return full(format!(
-            "the records of the tokens of {principal} have {} bytes already, of {OWN_BYTES_MAX}: revoke some",
-            own.bytes
-        ));
-    }
-    if all.bytes + bytes > ALL_BYTES_MAX {
-        return full(format!(
-            "the records of all tokens have {} bytes already, of {ALL_BYTES_MAX}: an administrator has to revoke some",
-            all.bytes
-        ));
-    }
-    Ok(())
-}
-
-/// The password by which, in the end, a user is here: of what was shown, not of what is stored by now.
-fn password_set(caller: &Caller) -> Option<u64> {
-    match caller.identity.proof() {
-        Proof::Password { password_set, .. } => Some(*password_set),
-        Proof::Token(bearer) => {
-            let access = &caller.server.shared().access;
-            access.token(&bearer.id)?.password_set
-        }
-        _ => None,
-    }
 }
 
 /// Whether whoever asks may see and revoke a token: its own; with a token only that, and those minted with it.
@@ -327,55 +191,4 @@ pub(super) async fn rotate(caller: Caller) -> Answer {
     audit::done(noted, &rotated).await;
     rotated?;
     done()
-}
-
-#[cfg(test)]
-mod tests {
-    use axum::response::IntoResponse;
-
-    use super::*;
-    use crate::audit::Audit;
-    use crate::auth::Configured;
-
-    fn refused(access: &AccessControl, principal: &str, bytes: usize) -> StatusCode {
-        let problem = check_room(access, principal, bytes).unwrap_err();
-        problem.into_response().status()
-    }
-
-    /// Tokens of this principal with records of about this length.
-    fn minted(access: &AccessControl, principal: &str, tokens: usize, bytes: usize) {
-        let name = "x".repeat(bytes);
-        for n in 0..tokens {
-            let json = json!({ "principal": principal, "name": name, "issued": 1, "expires": 2 });
-            let (id, json) = (format!("{principal}/{n}"), json.to_string());
-            access.keep_token(&id, json.as_bytes());
-        }
-    }
-
-    #[test]
-    fn tokens_are_bounded_each_of_one_principal_and_in_all() {
-        let access = AccessControl::new(Configured::default(), Audit::off()).unwrap();
-        check_room(&access, "cert:a", RECORD_BYTES_MAX).unwrap();
-        assert_eq!(
-            refused(&access, "cert:a", RECORD_BYTES_MAX + 1),
-            StatusCode::BAD_REQUEST
-        );
-        minted(&access, "cert:many", TOKENS_MAX - 1, 1);
-        check_room(&access, "cert:many", 100).unwrap();
-        minted(&access, "cert:many", TOKENS_MAX, 1);
-        assert_eq!(refused(&access, "cert:many", 100), StatusCode::CONFLICT);
-        minted(&access, "cert:long", OWN_BYTES_MAX / 10_000, 10_000);
-        assert_eq!(refused(&access, "cert:long", 10_000), StatusCode::CONFLICT);
-        // The others are not concerned, until all together have too much.
-        check_room(&access, "cert:a", 10_000).unwrap();
-        for n in 0..ALL_BYTES_MAX / OWN_BYTES_MAX {
-            minted(
-                &access,
-                &format!("user:{n}"),
-                OWN_BYTES_MAX / 10_000,
-                10_000,
-            );
-        }
-        assert_eq!(refused(&access, "cert:a", 10_000), StatusCode::CONFLICT);
-    }
 }

@@ -44,6 +44,7 @@ use crate::http::protocol::{Opening, Origins, WebSocketProtocol};
 use crate::limits::budget::{Budget, Permit};
 use crate::metrics::{ClosedLabel, OutcomeLabel, RefusedLabel, RequestLabel};
 use crate::shared::Shared;
+use crate::ws::kinds::ByKind;
 use crate::ws::{Close, Departure, Dialect, Peer, driver, turn_is_over};
 use prefix::Prefix;
 use pushes::{PushCache, Pushes};
@@ -82,13 +83,21 @@ impl Gateway for MwdbGateway {
 
     fn protocols(&self, server: &ServerHandle) -> Vec<WebSocketProtocol> {
         let (common, shared) = (self.0.clone(), server.shared().clone());
-        let protocol = WebSocketProtocol::opened_by("mwdb", "/", move |_| {
+        let protocol = WebSocketProtocol::opened_by("mwdb", "/", move |mut request| {
             let keyspace = served_keyspace(&shared)?;
             let place = place_in(&shared, &keyspace)?;
             let common = common.clone();
             let opening: Opening = Box::new(move |shared, peer, stream, early| {
                 tracing::Span::current().record("keyspace", keyspace.as_str());
                 let dialect = Mwdb::new(&shared, &peer, &keyspace, &common);
+                let Some(text) = request.take_beside() else {
+                    return Box::pin(async move {
+                        let _place = place;
+                        driver::run(shared, peer, stream, early, dialect).await;
+                    });
+                };
+                let text = text.start(&shared, &peer, request);
+                let dialect = ByKind::new(&shared, &peer, dialect, text);
                 Box::pin(async move {
                     let _place = place;
                     driver::run(shared, peer, stream, early, dialect).await;
@@ -96,7 +105,7 @@ impl Gateway for MwdbGateway {
             });
             Ok(opening)
         });
-        vec![protocol.with_origins(Origins::OfOldClients)]
+        vec![protocol.of_bytes().with_origins(Origins::OfOldClients)]
     }
 
     fn register_metrics(&self, registry: &mut Registry) {

@@ -136,7 +136,7 @@ impl World {
         let issued = UnixSeconds(now());
         let claims = Claims::new("cert:ann", issued, HOUR).unwrap();
         let secrets = self.shared.access.secrets().unwrap();
-        let token = secrets.sign(&claims).await.unwrap();
+        let token = secrets.sign(&claims, false).await.unwrap();
         let of_bearer = |rule: &Rule| {
             let rule = Rule {
                 subject: "*",
