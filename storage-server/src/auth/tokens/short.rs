@@ -40,7 +40,8 @@ impl Tokens {
         let malformed = |what| move || TokenError::Malformed(what);
         let parts = "it has not five parts";
         let (signed, signature) = token.rsplit_once('.').ok_or_else(malformed(parts))?;
-        let mut fields = signed[PREFIX.len()..].split('.');
+        let fields = signed.strip_prefix(PREFIX).ok_or_else(malformed(parts))?;
+        let mut fields = fields.split('.');
         let (Some(kid), Some(id), Some(expires), None) =
             (fields.next(), fields.next(), fields.next(), fields.next())
         else {
