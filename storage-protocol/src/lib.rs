@@ -3,6 +3,7 @@
 //! * [`Storage`]: the trait that every engine and the remote client implement, with its guarantees, and
 //!   [`StorageExt`], the conveniences built on it.
 //! * [`StorageError`] with the three [`Outcome`] classes, and the [`Limits`] both sides enforce.
+//! * [`objects`]: values of any size, on top of [`Storage`].
 //! * The wire: [`native`] (subprotocol `storage-sync.v1`) and [`mwdb`], two dialects of one frame; both are
 //!   sans-IO. `docs/protocol.md` is the normative text.
 //!
@@ -14,6 +15,7 @@
 pub mod mwdb;
 pub mod native;
 pub mod number;
+pub mod objects;
 
 mod batch;
 mod error;

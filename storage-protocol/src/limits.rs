@@ -69,11 +69,13 @@ pub enum Limit {
     QuotaSessions = 28,
     /// Quota: watches, of a principal or in a keyspace.
     QuotaWatches = 29,
+    /// Bytes of an object.
+    ObjectBytes = 30,
 }
 
 impl Limit {
     /// All of them, in the order of their wire numbers.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::Other,
         Self::Key,
         Self::Value,
@@ -104,6 +106,7 @@ impl Limit {
         Self::CommitByteRate,
         Self::QuotaSessions,
         Self::QuotaWatches,
+        Self::ObjectBytes,
     ];
 
     /// Its name in errors, configuration and documentation.
@@ -140,6 +143,7 @@ impl Limit {
             Self::CommitByteRate => "quota_commit_bytes_per_second_max",
             Self::QuotaSessions => "quota_sessions_max",
             Self::QuotaWatches => "quota_watches_max",
+            Self::ObjectBytes => "object_bytes_max",
         }
     }
 

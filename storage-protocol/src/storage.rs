@@ -4,11 +4,17 @@
 //! page in executable form; one conformance suite holds all implementations to it.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_core::Stream;
 
+use crate::objects::{
+    self, ObjectInfo, ObjectOptions, ObjectReader, ObjectRemoved, ObjectWriter, ObjectWritten,
+    Swept,
+};
 use crate::{
     Batch, CommitOptions, Entry, Key, KeyRange, KeyState, Lifetime, Limit, Limits, Position,
     Reading, Result, Revision, StorageError, Value, Watch, WatchOptions,
@@ -293,9 +299,100 @@ pub trait StorageExt: Storage {
             value,
         })
     }
+
+    /// Writes an object of any size: what `content` gives, in chunks of any size. For more than that see
+    /// [`ObjectWriter`].
+    ///
+    /// Dropped, it leaves what was there before, or has been done; see [`objects`].
+    ///
+    /// # Errors
+    /// The first error of `content`; else as [`ObjectWriter::write`] and [`ObjectWriter::finish`]. On each of them nothing
+    /// is left of it, unless the outcome is unknown.
+    async fn put_object<C>(
+        &self,
+        key: Key,
+        content: C,
+        options: ObjectOptions,
+    ) -> Result<ObjectWritten>
+    where
+        C: Stream<Item = Result<Bytes>> + Send,
+    {
+        let mut content = std::pin::pin!(content);
+        let mut writer = ObjectWriter::new(self, key, options).await?;
+        while let Some(chunk) = poll_fn(|cx| content.as_mut().poll_next(cx)).await {
+            match chunk {
+                Ok(chunk) => writer.write(chunk).await?,
+                Err(error) => {
+                    // Best effort: what is left, the server removes.
+                    let _ = writer.abort().await;
+                    return Err(error);
+                }
+            }
+        }
+        writer.finish().await
+    }
+
+    /// The object at a key, to be read chunk by chunk; `None`: there is none. For a reader that owns its storage see
+    /// [`ObjectReader::open`].
+    ///
+    /// # Errors
+    /// As [`ObjectReader::open`].
+    async fn read_object(&self, key: Key) -> Result<Option<ObjectReader<'_>>> {
+        ObjectReader::open(self, key).await
+    }
+
+    /// What the object at a key is; `None`: there is none.
+    ///
+    /// # Errors
+    /// As [`ObjectReader::open`].
+    async fn object_info(&self, key: Key) -> Result<Option<ObjectInfo>> {
+        objects::object_info(&self, &key).await
+    }
+
+    /// Removes the object at a key, whatever its size; an absent one is no error.
+    ///
+    /// # Errors
+    /// As [`objects::remove_object_with`].
+    async fn remove_object(&self, key: Key) -> Result<ObjectRemoved> {
+        let options = CommitOptions::default();
+        objects::remove_object_with(&self, key, None, Batch::new(), options).await
+    }
+
+    /// Removes parts in a range that belong to no object: what a plain put or remove over an object leaves. Safe beside
+    /// writers of objects.
+    ///
+    /// # Errors
+    /// As [`Storage::scan`] and [`Storage::commit`]; what was removed before stays removed.
+    async fn sweep_objects(&self, range: KeyRange) -> Result<Swept> {
+        objects::sweep_objects(&self, range).await
+    }
 }
 
 impl<S: Storage + ?Sized> StorageExt for S {}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl<S: Storage + ?Sized> Storage for &S {
+    async fn get(&self, keys: &[Key]) -> Result<Reading<Vec<Option<Entry>>>> {
+        (**self).get(keys).await
+    }
+
+    async fn scan(&self, range: KeyRange, options: ScanOptions) -> Result<Scan> {
+        (**self).scan(range, options).await
+    }
+
+    async fn commit(&self, batch: Batch, options: CommitOptions) -> Result<Position> {
+        (**self).commit(batch, options).await
+    }
+
+    async fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch> {
+        (**self).watch(range, options).await
+    }
+
+    async fn limits(&self) -> Result<Limits> {
+        (**self).limits().await
+    }
+}
 
 fn prefix_key(base: &[u8], number: u16) -> Key {
     [base, &number.to_be_bytes()].concat().into()

@@ -19,6 +19,7 @@ pub use message::{
 pub use outbox::{BULK_TURNS, Class, Outbox, PART_BYTES};
 pub use reassembly::{Incoming, PARTIAL_MESSAGE_COST, PARTIAL_MESSAGES_MAX, Reassembler};
 pub use wire::ITEMS_MAX;
+pub(crate) use wire::{Reader, Writer};
 
 /// The WebSocket subprotocol of this dialect.
 pub const SUBPROTOCOL: &str = "storage-sync.v1";

@@ -14,14 +14,14 @@ pub const ITEMS_MAX: usize = 1 << 20;
 
 /// Reads a payload from front to back.
 #[derive(Debug)]
-pub(super) struct Reader {
+pub(crate) struct Reader {
     rest: Bytes,
     /// How many of [`ITEMS_MAX`] the lists read so far have left.
     items_left: usize,
 }
 
 impl Reader {
-    pub(super) fn new(payload: Bytes) -> Self {
+    pub(crate) fn new(payload: Bytes) -> Self {
         Self {
             rest: payload,
             items_left: ITEMS_MAX,
@@ -42,7 +42,7 @@ impl Reader {
         Ok(byte)
     }
 
-    pub(super) fn number(&mut self, what: &'static str) -> Result<u64, ProtocolError> {
+    pub(crate) fn number(&mut self, what: &'static str) -> Result<u64, ProtocolError> {
         let mut value = 0u64;
         for (place, byte) in self.rest.iter().enumerate().take(10) {
             let bits = u64::from(byte & 0x7f);
@@ -107,7 +107,7 @@ impl Reader {
         }
     }
 
-    pub(super) fn array<const N: usize>(
+    pub(crate) fn array<const N: usize>(
         &mut self,
         what: &'static str,
     ) -> Result<[u8; N], ProtocolError> {
@@ -131,7 +131,7 @@ impl Reader {
         self.rest
     }
 
-    pub(super) fn finish(self) -> Result<(), ProtocolError> {
+    pub(crate) fn finish(self) -> Result<(), ProtocolError> {
         match self.rest.len() {
             0 => Ok(()),
             bytes => Err(ProtocolError::TrailingBytes { bytes }),
@@ -140,7 +140,7 @@ impl Reader {
 }
 
 /// Writes a payload.
-pub(super) trait Writer {
+pub(crate) trait Writer {
     fn number(&mut self, value: u64);
     fn length_prefixed(&mut self, bytes: &[u8]);
 }
