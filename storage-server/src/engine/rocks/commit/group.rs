@@ -125,6 +125,7 @@ impl<'a> Group<'a> {
                 .check_session(&session, handle, number, true)
                 .and_then(|()| self.repeat(&session, number, fingerprint)),
             Task::Remove { label, entries } => self.remove(&session, label, entries),
+            Task::Sweep { label, sweep } => self.sweep(&session, label, sweep),
             Task::Correct { label, entries } => self.correct(&session, label, entries),
             Task::Look => self.here(),
             Task::ForgetStretches { above } => {

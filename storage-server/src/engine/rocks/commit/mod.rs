@@ -27,7 +27,7 @@ pub(crate) use self::group::Group;
 pub(crate) use self::queue::{Queue, Taken};
 #[cfg(test)]
 pub(crate) use self::task::Work;
-pub(crate) use self::task::{Task, submit};
+pub(crate) use self::task::{Sweep, Task, submit};
 use crate::engine::rocks::EngineShared;
 use crate::engine::rocks::options::Durability;
 

@@ -41,6 +41,8 @@ pub(crate) enum Task {
         label: &'static str,
         entries: Vec<(Key, Revision)>,
     },
+    /// Removes parts that belong to no object, and their intent, in one labelled commit.
+    Sweep { label: &'static str, sweep: Sweep },
     /// Gives those of these entries that still have these revisions, and are due at some time, other times, in one
     /// labelled commit.
     Correct {
@@ -76,6 +78,17 @@ pub(crate) enum Task {
     },
     /// The session takes no more commits; its records are removed.
     End,
+}
+
+/// See [`Task::Sweep`].
+#[derive(Debug)]
+pub(crate) struct Sweep {
+    pub(crate) intent: Key,
+    /// Of the intent. If it has another one nothing is done.
+    pub(crate) revision: Revision,
+    pub(crate) parts: Vec<Key>,
+    /// There are more parts, from this number on: the intent stays, says so, and is due at once.
+    pub(crate) next: Option<u32>,
 }
 
 /// Puts work into the queue, for a handle of the session (0: for the engine itself).

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use storage_protocol::{Result, StorageError, UnixMillis};
 
 use super::lost_sessions::{end_old_sessions, look_after_sessions};
+use super::orphans::{is_intent, sweep};
 use super::tombstones::forget_tombstones;
 use super::{BATCH, BATCHES_PER_TICK, ExpiredKey, ROUND, behind, remove};
 use crate::engine::rocks::layout::{LifetimeRow, Table};
@@ -56,7 +57,10 @@ pub(super) fn expire_if_due(shared: &EngineShared) -> Result<()> {
     Ok(())
 }
 
-/// Removes the entries that are due, in commits labelled `expired`.
+/// The label of the commits that remove entries that are due.
+const EXPIRED: &str = "expired";
+
+/// Removes the entries that are due, in commits labelled `expired`; of an intent the parts first.
 fn expire(shared: &EngineShared) -> Result<()> {
     let store = &shared.store;
     let now = store.now();
@@ -83,9 +87,9 @@ fn expire(shared: &EngineShared) -> Result<()> {
         rows.status()
             .map_err(|error| internal("read of expiries", &error))?;
         drop(rows);
-        if !due.is_empty() {
-            remove(shared, "expired", due)?;
-        }
+        let (intents, due) = due.into_iter().partition(|(_, key, _)| is_intent(key));
+        remove(shared, EXPIRED, due)?;
+        sweep(shared, EXPIRED, intents)?;
         match next {
             Some(time) if time <= now => {}
             Some(time) => {

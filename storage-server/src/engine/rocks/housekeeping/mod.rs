@@ -1,6 +1,6 @@
 //! Background work, on two threads. The housekeeper runs each second, whatever the other does: it writes `SYNCED`,
-//! releases idle pinned snapshots, and looks at the disk. The expirer removes entries that are due and the keys of lost
-//! sessions, and forgets sessions and old tombstones.
+//! releases idle pinned snapshots, and looks at the disk. The expirer removes entries that are due, parts that belong to no
+//! object and the keys of lost sessions, and forgets sessions and old tombstones.
 //!
 //! Neither writes to the database: all removals go through the committer's queue, in batches of a bounded size, so that
 //! many at once do not hold up writers.
@@ -8,6 +8,7 @@
 mod expirer;
 mod housekeeper;
 mod lost_sessions;
+mod orphans;
 mod timer;
 mod tombstones;
 
