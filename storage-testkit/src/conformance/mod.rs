@@ -17,9 +17,11 @@ mod commits;
 mod differential;
 mod every;
 mod latest;
+mod leftovers;
 mod lifetimes;
 mod limits;
 mod model_fixture;
+mod objects;
 mod prefixes;
 mod reads;
 mod report;
@@ -201,6 +203,8 @@ fn all_cases() -> Vec<Case> {
         latest::cases(),
         prefixes::cases(),
         lifetimes::cases(),
+        objects::cases(),
+        leftovers::cases(),
         differential::cases(),
     ]
     .concat()

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::task::{Context, Waker};
 
+use storage_protocol::objects::{Manifest, PartKey, is_part};
 use storage_protocol::{
     Batch, Change, ChangeKind, Check, CommitOptions, CommitRecord, Entry, EntryLifetime, Epoch,
     Expected, Key, KeyRange, KeyState, Keyspace, Lifetime, Limit, Limits, Operation, Outcome,
@@ -352,16 +353,20 @@ impl History {
         found
     }
 
-    /// A commit like any other: it checks that each key is still the one that was found.
+    /// A commit like any other: it checks that each key is still the one that was found. With an intent go its parts.
     fn remove_by_server(
         &mut self,
         keyspace: &Keyspace,
         keys: impl IntoIterator<Item = (Key, Revision)>,
         label: &str,
     ) {
-        let batch = keys.into_iter().fold(Batch::new(), |batch, (key, at)| {
-            batch.check_revision(key.clone(), at).remove(key)
-        });
+        let mut batch = Batch::new();
+        for (key, at) in keys {
+            for part in self.parts_under(keyspace, &key) {
+                batch = batch.remove(part);
+            }
+            batch = batch.check_revision(key.clone(), at).remove(key);
+        }
         let writer = Writer {
             keyspace: keyspace.clone(),
             principal: "server".to_owned(),
@@ -369,6 +374,26 @@ impl History {
         };
         let done = self.commit(&writer, &batch, CommitOptions::labelled(label));
         done.expect("the keys were found under the same lock");
+    }
+
+    /// The parts that an intent says belong to no object; none, if the key is no intent, or the object is there.
+    fn parts_under(&self, keyspace: &Keyspace, key: &Key) -> Vec<Key> {
+        let Some(PartKey {
+            object,
+            id,
+            number: None,
+        }) = PartKey::parse(key)
+        else {
+            return Vec::new();
+        };
+        let value = self.live(keyspace, &object).map(|entry| &entry.value);
+        let manifest = value.and_then(|value| Manifest::decode(value).ok()?);
+        if manifest.is_some_and(|manifest| manifest.id == id) {
+            return Vec::new();
+        }
+        let states = self.live_states(keyspace, &KeyRange::prefix(key.clone()));
+        let keys = states.into_iter().map(|item| item.key);
+        keys.filter(|part| part != key && is_part(part)).collect()
     }
 
     pub(super) fn compact_log(&mut self, to: Revision) {
