@@ -53,7 +53,7 @@ impl Commit {
         read.map_err(|error| usage(format!("{name} cannot be read: {error}")))?;
         // What marks UTF-8 is no part of the text.
         let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-        put::commit(app, out, parse(&name, text)?).await
+        put::commit(app, out, parse(&name, text)?, &[]).await
     }
 }
 

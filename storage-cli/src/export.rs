@@ -3,6 +3,9 @@
 //! A lifetime goes with its entry as the time that is left, by the server's clock: it is the one that the end is told by,
 //! and ours may be hours away. Entries of sessions belong to a session that the reader
 //! of the file does not have, so they are counted and left out.
+//!
+//! Objects go as their manifests and their parts, which stand behind them: so they come back whole. Parts of objects that are
+//! being written, or removed, stand behind an intent that says so, and are left out with it.
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
@@ -10,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use indicatif::ProgressBar;
+use storage_protocol::objects::PartKey;
 use storage_protocol::{
     Entry, EntryLifetime, Key, KeyState, Position, ScanItem, ScanOptions, Storage, UnixMillis,
 };
@@ -28,7 +32,7 @@ Examples:
   storage import backup.jsonl           # restores it
 
 Prints {\"put\":{\"key\":...,\"value\":...}} lines, with ttl_ms (the time left) where an entry expires. Entries that
-live as long as a session are left out. --out F replaces a regular file when the export is whole, and keeps its mode and
+live as long as a session are left out, and objects that are not finished. --out F replaces a regular file when the export is whole, and keeps its mode and
 owner; to a FIFO or a device it writes as it goes; - is stdout.";
 
 /// Writes a range as JSON lines for `import`
@@ -47,6 +51,8 @@ pub(crate) struct Export {
 struct Counts {
     entries: u64,
     of_sessions: u64,
+    /// Parts, and what says that they belong to no object.
+    unfinished: u64,
     expiring: u64,
 }
 
@@ -69,12 +75,18 @@ impl Export {
         let Counts {
             entries,
             of_sessions,
+            unfinished,
             ..
         } = counts;
         tell(format_args!("{entries} entries at {position}"));
         if of_sessions > 0 {
             tell(format_args!(
                 "{of_sessions} entries that live as long as a session were left out"
+            ));
+        }
+        if unfinished > 0 {
+            tell(format_args!(
+                "{unfinished} entries of objects that are being written or removed were left out"
             ));
         }
         Ok(Exit::Done)
@@ -95,6 +107,7 @@ impl Export {
             false => progress(None),
         };
         let mut counts = Counts::default();
+        let mut intent: Option<Key> = None;
         let offset = storage.server_time_offset();
         while let Some(page) = scan.next_page().await? {
             let now = UnixMillis(
@@ -106,6 +119,16 @@ impl Export {
                 let KeyState::Live(entry) = state else {
                     continue;
                 };
+                if is_intent(&key) {
+                    intent = Some(key.clone());
+                }
+                if intent
+                    .as_ref()
+                    .is_some_and(|intent| key.starts_with(intent))
+                {
+                    counts.unfinished += 1;
+                    continue;
+                }
                 counts.expiring += u64::from(matches!(entry.lifetime, EntryLifetime::Until(_)));
                 match line(&key, &entry, now) {
                     Some(line) => {
@@ -126,6 +149,10 @@ impl Export {
         }
         Ok((counts, scan.position()))
     }
+}
+
+fn is_intent(key: &Key) -> bool {
+    PartKey::parse(key).is_some_and(|key| key.number.is_none())
 }
 
 /// The line of an entry; `None` for one that lives as long as a session.

@@ -1,4 +1,4 @@
-//! `get`: values by key, all read at one revision.
+//! `get`: values by key, all read at one revision; or one object, which is written as it comes.
 //!
 //! A missing key is told on stderr and makes the exit code 1; the others are printed all the same.
 
@@ -7,13 +7,15 @@ use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use storage_protocol::{Entry, Key, Storage};
+use indicatif::ProgressBar;
+use storage_protocol::objects::{Manifest, ObjectReader};
+use storage_protocol::{Entry, Key, Storage, StorageExt};
 
 use crate::app::App;
 use crate::escape;
 use crate::failure::{Exit, usage};
 use crate::json::Object;
-use crate::output::Output;
+use crate::output::{Output, progress};
 use crate::target::Target;
 use crate::tell;
 
@@ -25,7 +27,8 @@ Examples:
   storage --json get greeting           # {\"key\":...,\"value\":...,\"revision\":...}
 
 One key: its bytes as they are (with --hex hexadecimal), and a newline; what would disturb a terminal is not sent to one
-without --force. Several: one line each, escaped as `scan` does. A missing key makes the exit code 1.";
+without --force. Several: one line each, escaped as `scan` does. A missing key makes the exit code 1. What `put` made of a large
+file comes as the bytes that it was, alone and without --json and --hex.";
 
 /// Prints the values of keys
 #[derive(Debug, Args)]
@@ -56,7 +59,26 @@ impl Get {
             .iter()
             .map(|key| arguments.bytes("KEY", key))
             .collect::<Result<_, _>>()?;
-        let reading = app.connect().await?.get(&keys).await?;
+        let storage = app.connect().await?;
+        let reading = storage.get(&keys).await?;
+        let mut objects = keys.iter().zip(&reading.value).filter_map(|(key, entry)| {
+            let manifest = Manifest::decode(&entry.as_ref()?.value).ok()??;
+            Some((key.clone(), manifest))
+        });
+        if let Some((key, manifest)) = objects.next() {
+            if keys.len() > 1 || app.json() || app.form().hex {
+                return Err(usage(format!(
+                    "{} is an object of {} bytes: get it alone, and without --json and --hex",
+                    app.form().show(&key),
+                    manifest.size
+                )));
+            }
+            // It may have been replaced since.
+            if let Some(reader) = storage.read_object(key).await? {
+                self.stream(out, reader).await?;
+                return Ok(Exit::Done);
+            }
+        }
         let mut exit = Exit::Done;
         for (key, entry) in keys.iter().zip(&reading.value) {
             match entry {
@@ -82,6 +104,31 @@ impl Get {
         }
     }
 
+    /// An object, as it comes. A file takes its place when it is whole.
+    async fn stream(&self, out: &mut Output, mut reader: ObjectReader<'_>) -> anyhow::Result<()> {
+        let size = reader.info().size;
+        let bar = match self.out.is_some() || !io::stdout().is_terminal() {
+            true => progress(Some(size)),
+            false => ProgressBar::hidden(),
+        };
+        if let Some(path) = self.out.as_deref().filter(|path| *path != Path::new("-")) {
+            let mut target = Target::open(path)?;
+            copy(&mut reader, target.output(), &bar).await?;
+            return target.finish();
+        }
+        if !self.force && io::stdout().is_terminal() {
+            return Err(usage(format!(
+                "the object has {size} bytes, which could disturb your terminal; write them to a file with --out FILE, or print \
+                 them all the same with --force"
+            )));
+        }
+        copy(&mut reader, out, &bar).await?;
+        match self.no_newline || self.out.is_some() {
+            true => Ok(()),
+            false => out.bytes(b"\n"),
+        }
+    }
+
     fn print_bytes(&self, out: &mut Output, value: &[u8]) -> anyhow::Result<()> {
         if let Some(path) = self.out.as_deref().filter(|path| *path != Path::new("-")) {
             let mut target = Target::open(path)?;
@@ -101,4 +148,17 @@ impl Get {
             false => out.bytes(b"\n"),
         }
     }
+}
+
+async fn copy(
+    reader: &mut ObjectReader<'_>,
+    out: &mut Output,
+    bar: &ProgressBar,
+) -> anyhow::Result<()> {
+    while let Some(chunk) = reader.next().await? {
+        out.bytes(&chunk)?;
+        bar.inc(chunk.len() as u64);
+    }
+    bar.finish_and_clear();
+    Ok(())
 }

@@ -11,6 +11,7 @@ mod app;
 mod batches;
 mod commit;
 mod completions;
+mod content;
 mod digest;
 mod escape;
 mod export;
@@ -34,6 +35,7 @@ mod secret;
 mod sending;
 mod size;
 mod stdin;
+mod sweep;
 mod tally;
 mod target;
 mod template;
@@ -65,6 +67,7 @@ Examples:
   storage put greeting hello
   storage get greeting
   storage put weights/1 @weights.bin --ttl 1h
+  storage put model @model.tar                 # of any size
   storage --json scan --prefix weights/ --keys-only
   storage import weather.csv.gz --key 'weather/{origin}/{time_hour}'
   storage watch --prefix weather/ --json
@@ -105,6 +108,7 @@ enum Command {
     Commit(commit::Commit),
     Import(import::Import),
     Export(export::Export),
+    Sweep(sweep::Sweep),
     Watch(watch::Watch),
     Replica(replica::ReplicaCommand),
     Digest(digest::Digest),
@@ -174,6 +178,7 @@ async fn dispatch(command: Command, app: &App, out: &mut Output) -> anyhow::Resu
             Command::Commit(commit) => commit.run(app, out).await,
             Command::Import(import) => import.run(app, out).await,
             Command::Export(export) => export.run(app, out).await,
+            Command::Sweep(sweep) => sweep.run(app, out).await,
             Command::Watch(watch) => watch.run(app, out).await,
             Command::Replica(replica) => replica.run(app, out).await,
             Command::Digest(digest) => digest.run(app, out).await,

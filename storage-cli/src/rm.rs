@@ -1,11 +1,11 @@
-//! `rm`: removes keys, all of them in one commit.
+//! `rm`: removes keys, all of them in one commit, and then the parts of those that were objects.
 //!
 //! A key that is absent already is no failure.
 
 use std::ffi::OsString;
 
 use clap::Args;
-use storage_protocol::Batch;
+use storage_protocol::{Batch, Key};
 
 use crate::app::App;
 use crate::failure::Exit;
@@ -31,10 +31,9 @@ pub(crate) struct Rm {
 impl Rm {
     pub(crate) async fn run(self, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
         let mut arguments = app.form().arguments();
-        let mut batch = Batch::new();
-        for key in &self.keys {
-            batch = batch.remove(arguments.bytes("KEY", key)?);
-        }
-        put::commit(app, out, batch).await
+        let keys = self.keys.iter().map(|key| arguments.bytes("KEY", key));
+        let keys: Vec<Key> = keys.collect::<Result<_, _>>()?;
+        let batch = keys.iter().cloned().fold(Batch::new(), Batch::remove);
+        put::commit(app, out, batch, &keys).await
     }
 }

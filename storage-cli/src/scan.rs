@@ -1,16 +1,20 @@
 //! `scan`: the entries of a range in key order, all at one revision.
 //!
-//! Printed page by page as they come, so that memory does not grow with the range.
+//! Printed page by page as they come, so that memory does not grow with the range. Parts of objects are left out unless they
+//! are asked for: they are not what people look for, and each is a line of a million bytes. They are read all the same, since
+//! a scan is at one revision and has no gaps.
 
 use std::ffi::OsString;
 
 use clap::Args;
+use storage_protocol::objects::is_part;
 use storage_protocol::{Key, KeyRange, KeyState, ScanOptions, Storage};
 
 use crate::app::App;
 use crate::failure::Exit;
 use crate::json::Object;
 use crate::output::Output;
+use crate::tell;
 use crate::text::Arguments;
 
 const EXAMPLES: &str = "\
@@ -21,7 +25,8 @@ Examples:
   storage --json scan
 
 Prints KEY<TAB>VALUE lines. What does not show is escaped, so that nothing is ambiguous: \\\\ is a backslash, \\n \\r \\t \\x1b are
-control characters, \\u{202e} is another character that does not show, \\xff a byte that is no UTF-8. Without a range: all keys.";
+control characters, \\u{202e} is another character that does not show, \\xff a byte that is no UTF-8. Without a range: all keys.
+An object is shown by the text that stands for it, and its parts only with --parts; stderr says how many there are.";
 
 /// Prints a range of keys and values
 #[derive(Debug, Args)]
@@ -45,6 +50,9 @@ pub(crate) struct Scan {
     /// Leave the values out
     #[arg(long)]
     keys_only: bool,
+    /// Show the parts of objects too
+    #[arg(long)]
+    parts: bool,
 }
 
 impl Scan {
@@ -53,15 +61,30 @@ impl Scan {
         let options = ScanOptions {
             reverse: self.reverse,
             keys_only: self.keys_only,
-            limit: self.limit,
+            // Parts that are not shown do not count.
+            limit: self.limit.filter(|_| self.parts),
             newer_than: None,
         };
         let mut scan = app.connect().await?.scan(range, options).await?;
-        while let Some(page) = scan.next_page().await? {
+        let mut left = self.limit.unwrap_or(u64::MAX);
+        let mut hidden = 0u64;
+        while left > 0
+            && let Some(page) = scan.next_page().await?
+        {
             for item in page {
-                out.line(&self.show(app, &item.key, &item.state))?;
+                if !self.parts && is_part(&item.key) {
+                    hidden += 1;
+                } else if left > 0 {
+                    left -= 1;
+                    out.line(&self.show(app, &item.key, &item.state))?;
+                }
             }
             out.flush()?;
+        }
+        if hidden > 0 {
+            tell(format_args!(
+                "{hidden} parts of objects are not shown (--parts)"
+            ));
         }
         Ok(Exit::Done)
     }

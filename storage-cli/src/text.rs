@@ -11,6 +11,7 @@ use std::path::Path;
 use bytes::Bytes;
 use storage_protocol::KeyRange;
 
+use crate::content::Content;
 use crate::escape;
 use crate::failure::usage;
 use crate::stdin;
@@ -68,10 +69,7 @@ impl Arguments {
     pub(crate) fn bytes(&mut self, name: &str, argument: &OsStr) -> anyhow::Result<Bytes> {
         let bytes = argument.as_encoded_bytes();
         if bytes == b"-" {
-            if std::mem::replace(&mut self.stdin_taken, true) {
-                return Err(usage(format!("{name}: - (stdin) can stand only once")));
-            }
-            stdin::take(name)?;
+            self.take_stdin(name)?;
             let mut bytes = Vec::new();
             let read = std::io::stdin().lock().read_to_end(&mut bytes);
             read.map_err(|error| usage(format!("{name}: stdin cannot be read: {error}")))?;
@@ -97,6 +95,26 @@ impl Arguments {
             return Ok(bytes.into());
         }
         Ok(Bytes::copy_from_slice(text))
+    }
+
+    /// What an argument means that may be of any size: a file is not read to its end.
+    pub(crate) fn content(&mut self, name: &str, argument: &OsStr) -> anyhow::Result<Content> {
+        let bytes = argument.as_encoded_bytes();
+        if bytes == b"-" {
+            self.take_stdin(name)?;
+            return Content::of_stdin(name);
+        }
+        match bytes.starts_with(b"@") && !bytes.starts_with(b"@@") {
+            true => Content::of_file(name, Path::new(behind_the_at(argument))),
+            false => Ok(Content::Whole(self.bytes(name, argument)?)),
+        }
+    }
+
+    fn take_stdin(&mut self, name: &str) -> anyhow::Result<()> {
+        if std::mem::replace(&mut self.stdin_taken, true) {
+            return Err(usage(format!("{name}: - (stdin) can stand only once")));
+        }
+        stdin::take(name)
     }
 
     /// The range of `--prefix`: every key where it is not given.

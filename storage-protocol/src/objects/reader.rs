@@ -36,6 +36,8 @@ pub struct ObjectReader<'s> {
     fetching: Option<BoxFetch<'s>>,
     scan: Option<Scan>,
     fetched: VecDeque<Value>,
+    /// Of the part that was fetched ahead.
+    failure: Option<StorageError>,
     storage: Arc<dyn Storage + 's>,
     is_over: bool,
 }
@@ -78,6 +80,7 @@ impl<'s> ObjectReader<'s> {
             fetching: None,
             scan: None,
             fetched: VecDeque::new(),
+            failure: None,
             storage: Arc::new(storage),
             is_over: false,
         }))
@@ -145,11 +148,14 @@ impl<'s> ObjectReader<'s> {
                 if self.fetched.is_empty() && !self.left.is_empty() {
                     // One ahead: asked for now, taken with the next call.
                     self.fetch(&key, manifest)?;
-                    if let Poll::Ready(done) = self.poll_fetch(cx) {
-                        done?;
+                    if let Poll::Ready(Err(error)) = self.poll_fetch(cx) {
+                        self.failure = Some(error);
                     }
                 }
                 return Poll::Ready(Ok(Some(chunk)));
+            }
+            if let Some(error) = self.failure.take() {
+                return Poll::Ready(Err(error));
             }
             if self.fetching.is_none() {
                 self.fetch(&key, manifest)?;
