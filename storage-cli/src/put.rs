@@ -66,7 +66,10 @@ impl Put {
             }
             Content::Long(head, rest) => {
                 let storage = app.connect().await?;
-                let options = ObjectOptions::default();
+                let options = ObjectOptions {
+                    wait: Some(|duration| Box::pin(tokio::time::sleep(duration))),
+                    ..ObjectOptions::default()
+                };
                 let mut writer = ObjectWriter::new(storage, key, options).await?;
                 writer.write(head).await?;
                 if let Err(error) = write(&mut writer, rest).await {

@@ -25,12 +25,15 @@
 
 mod keys;
 mod manifest;
+mod patience;
 mod reader;
 mod replace;
 mod sweep;
 mod writer;
 
 use std::fmt;
+use std::pin::Pin;
+use std::time::Duration;
 
 pub use self::keys::{PartKey, is_part, parts_range};
 pub use self::manifest::{MAGIC, Manifest, ManifestError};
@@ -68,8 +71,11 @@ impl fmt::Debug for ObjectId {
     }
 }
 
+/// Waits for so long: what the runtime of the writer has for that.
+pub type Wait = fn(Duration) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// How an object is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct ObjectOptions {
     /// The most bytes it may have; more is refused with [`Limit::ObjectBytes`](crate::Limit::ObjectBytes). Default: what
     /// 2³² - 1 parts hold.
@@ -77,6 +83,9 @@ pub struct ObjectOptions {
     /// What must be at the key just before the commit that shows the object; else that fails with `CheckFailed`. Default:
     /// anything.
     pub expected: Option<Expected>,
+    /// How to wait where a commit is refused as `Overloaded`, by a quota of commits or bytes per second for instance: each
+    /// is then sent again for up to 30 s. Default: it fails.
+    pub wait: Option<Wait>,
 }
 
 /// What an object is.

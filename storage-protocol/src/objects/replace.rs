@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::keys::PartKey;
 use super::sweep::sweep_object;
-use super::{Manifest, ObjectId, ObjectInfo, ObjectRemoved, PARTS_PER_REMOVAL};
+use super::{Manifest, ObjectId, ObjectInfo, ObjectRemoved, PARTS_PER_REMOVAL, Wait, patience};
 use crate::{
     Batch, CommitOptions, Entry, Expected, Key, Lifetime, Position, Result, Revision, Storage,
     StorageError, Value,
@@ -84,6 +84,7 @@ pub(super) struct Replacement<'a> {
     /// Of the parts that the value names.
     pub(super) intent: Option<Intent>,
     pub(super) expected: Option<Expected>,
+    pub(super) wait: Option<Wait>,
 }
 
 impl Replacement<'_> {
@@ -104,7 +105,7 @@ impl Replacement<'_> {
             let old = Found::look(storage, self.key).await?;
             self.check_expected(&old)?;
             let whole = self.batch(&old, batch, true);
-            let mut done = storage.commit(whole, options.clone()).await;
+            let mut done = patience::commit(storage, whole, options.clone(), self.wait).await;
             // A full disk takes nothing that puts, not even the small key that says which parts are to go.
             if let Err(StorageError::StorageFull { .. }) = done
                 && self.value.is_none()
@@ -248,6 +249,7 @@ pub async fn remove_object_with(
         value: None,
         intent: None,
         expected,
+        wait: None,
     };
     let (position, old) = replacement.commit(storage, &batch, &options).await?;
     Ok(ObjectRemoved {

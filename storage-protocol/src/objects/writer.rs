@@ -12,7 +12,9 @@ use bytes::{Bytes, BytesMut};
 
 use super::keys::{self, PartKey};
 use super::replace::{Found, Intent, Replacement, clear_parts};
-use super::{MAGIC, Manifest, ObjectId, ObjectInfo, ObjectOptions, ObjectWritten, PART_BYTES};
+use super::{
+    MAGIC, Manifest, ObjectId, ObjectInfo, ObjectOptions, ObjectWritten, PART_BYTES, patience,
+};
 use crate::{
     Batch, CommitOptions, Key, Lifetime, Limit, Limits, Outcome, Position, Result, Revision,
     Storage, StorageError, Value,
@@ -273,10 +275,10 @@ impl<'s> ObjectWriter<'s> {
         let batch = Batch::new()
             .check_revision(PartKey::intent(&self.key, id), revision)
             .put(PartKey::part(&self.key, id, number), part);
-        let storage = self.storage.clone();
+        let (storage, wait) = (self.storage.clone(), self.options.wait);
         self.in_flight.push_back(Box::pin(async move {
             let options = CommitOptions::labelled("object part");
-            storage.commit(batch, options).await
+            patience::commit(&*storage, batch, options, wait).await
         }));
         self.drive(IN_FLIGHT_MAX).await
     }
@@ -306,7 +308,9 @@ impl<'s> ObjectWriter<'s> {
         let intent = PartKey::intent(&self.key, id);
         let batch = Batch::new().put_with(intent, Value::new(), Lifetime::Session);
         let options = CommitOptions::labelled("object begun");
-        let revision = self.storage.commit(batch, options).await?.revision;
+        let wait = self.options.wait;
+        let begun = patience::commit(&*self.storage, batch, options, wait).await?;
+        let revision = begun.revision;
         self.upload = Some(Upload {
             id,
             revision: Some(revision),
@@ -363,6 +367,7 @@ impl<'s> ObjectWriter<'s> {
             }),
             intent: self.sent(),
             expected: self.options.expected,
+            wait: self.options.wait,
         };
         let done = replacement.commit(&*storage, batch, options).await;
         let (written, old) = match (done, manifest) {

@@ -2,6 +2,7 @@
 
 mod expiry;
 mod kept;
+mod uploads;
 
 use std::ops::Deref;
 use std::path::Path;
