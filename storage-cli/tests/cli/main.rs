@@ -17,6 +17,7 @@ mod fake;
 mod fake_http;
 mod files;
 mod logins;
+mod objects;
 mod refusals;
 mod run;
 mod sessions;
