@@ -106,8 +106,8 @@ impl Export {
             true => ProgressBar::hidden(),
             false => progress(None),
         };
-        let mut counts = Counts::default();
         let mut intent: Option<Key> = None;
+        let mut counts = Counts::default();
         let offset = storage.server_time_offset();
         while let Some(page) = scan.next_page().await? {
             let now = UnixMillis(

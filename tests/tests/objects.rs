@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the memory of a process may grow by while an object goes through it, whatever its size: the writer's 4 MiB, buffers
 /// of sockets and pipes, what the allocator keeps; in the server also memtables and caches of their own bounds.
-const CLIENT_GROWTH: u64 = 96 * MIB;
+const CLIENT_GROWTH: u64 = 48 * MIB;
 const SERVER_MEMORY: u64 = 1_024 * MIB;
 
 fn content(len: usize) -> Vec<u8> {

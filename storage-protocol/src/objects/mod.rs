@@ -10,7 +10,7 @@
 //! * **Last writer wins.** Of two writers of one key each ends whole or not at all, and the later commit stands, unless
 //!   [`ObjectOptions::expected`] says what must be there.
 //! * **Nothing is left over.** While parts belong to no object, an *intent* says so: a key with the lifetime of the writer's
-//!   session. When the server removes it, it removes the parts first. Each part's commit, and the manifest's, checks that the
+//!   session. When the server removes it, it removes the parts first: a writer that fails cleans up itself, one that is gone leaves that to the server. Each part's commit, and the manifest's, checks that the
 //!   intent is there, so there are no parts without it, and no object without its parts.
 //! * **An object that is read is one object.** If it is replaced meanwhile and its parts are gone, the reader fails with
 //!   [`SnapshotExpired`](crate::StorageError::SnapshotExpired): begin again.

@@ -33,8 +33,11 @@ type BoxCommit<'s> = Pin<Box<dyn Future<Output = Result<Position>> + Send + 's>>
 
 /// An object that is being written: [`write`](Self::write) what it is made of, then [`finish`](Self::finish).
 ///
-/// Nothing is seen of it at its key until then. It holds at most 4 MiB, and sends parts while more is written. If it is
-/// dropped, the server removes what was sent; [`abort`](Self::abort) does so at once.
+/// Nothing is seen of it at its key until then. It holds at most 4 MiB, and sends parts while more is written.
+///
+/// If it is dropped, the server removes what was sent: at once where a commit is sent when its future is first polled (the
+/// server's own storages do so), at the latest when the session is over. [`abort`](Self::abort) removes it before it returns;
+/// a client whose session goes on for long should call that.
 ///
 /// # Cancel safety
 /// A dropped call of `write` leaves it unknown what of the bytes was taken, so all later calls fail. A dropped call of
@@ -438,8 +441,8 @@ impl<'s> ObjectWriter<'s> {
 }
 
 impl Drop for ObjectWriter<'_> {
-    /// Has the server remove what was sent: a commit is sent when its future is first polled, and needs nobody to wait for
-    /// it. If it fails, the parts go with the session.
+    /// Has the server remove what was sent, where a commit is sent when its future is first polled, and needs nobody to wait
+    /// for it. The remote client gives up what nobody waits for; then, and if it fails, the parts go with the session.
     fn drop(&mut self) {
         let Some(upload) = self.upload.take() else {
             return;

@@ -162,6 +162,34 @@ async fn a_writer_that_comes_back_within_its_grace_shows_its_object() {
 }
 
 #[tokio::test]
+async fn a_writer_that_is_dropped_has_its_parts_removed_while_its_session_goes_on() {
+    let (_folder, engine) = fresh(small_parts);
+    let session = open(&engine);
+    drop(writer(session.storage.clone(), 100).await);
+    until("the parts go", async || {
+        parts(&*session.storage).await.is_empty()
+    })
+    .await;
+    // So has one that is dropped while it puts its intent.
+    let options = ObjectOptions::default();
+    let mut begun = ObjectWriter::new(session.storage.clone(), "object".into(), options)
+        .await
+        .unwrap();
+    {
+        let content = Bytes::from(vec![b'x'; 2 * PART]);
+        let call = std::pin::pin!(begun.write(content));
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(call.poll(&mut cx).is_pending());
+    }
+    drop(begun);
+    session.storage.sync().await.unwrap();
+    until("the intent goes", async || {
+        parts(&*session.storage).await.is_empty()
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_removal_of_parts_that_was_cut_short_is_finished_at_the_next_start() {
     let (folder, engine) = fresh(small_parts);
     let session = open(&engine);
