@@ -102,11 +102,11 @@ impl Export {
         let range = app.form().arguments().prefix(self.prefix.as_deref())?;
         let storage = app.connect().await?;
         let mut scan = storage.scan(range, ScanOptions::default()).await?;
+        let mut intent: Option<Key> = None;
         let bar = match quiet {
             true => ProgressBar::hidden(),
             false => progress(None),
         };
-        let mut intent: Option<Key> = None;
         let mut counts = Counts::default();
         let offset = storage.server_time_offset();
         while let Some(page) = scan.next_page().await? {
