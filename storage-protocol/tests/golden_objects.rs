@@ -18,7 +18,7 @@ struct Line {
 
 fn read(path: &str) -> String {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    std::fs::read_to_string(folder.join(path)).unwrap()
+    std::fs::read_to_string(folder.join(path)).expect("a file of this repository")
 }
 
 #[test]

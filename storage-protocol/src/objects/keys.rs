@@ -124,6 +124,7 @@ fn number_of(digits: &[u8]) -> Option<u32> {
 }
 
 #[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "a panic is a failed test")]
 mod tests {
     use proptest::prelude::*;
 

@@ -136,6 +136,7 @@ fn bytes_of(digits: &[u8]) -> Option<Bytes> {
 }
 
 #[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "a panic is a failed test")]
 mod tests {
     use proptest::prelude::*;
 

@@ -24,6 +24,8 @@ use crate::{
 /// The parts are read from one snapshot, so a reader that goes on reading reads to the end, also if the object is replaced
 /// meanwhile. One that pauses for longer than the snapshot lasts (30 s) goes on as long as the object is there.
 ///
+/// It holds a scan open while it reads, of which a session has [`Limits::scans_max`](crate::Limits::scans_max).
+///
 /// It is a `Stream` of `Result<Bytes>` as well. After an error, and after the end, nothing more comes.
 ///
 /// # Cancel safety

@@ -100,28 +100,29 @@ impl Replacement<'_> {
         options: &CommitOptions,
     ) -> Result<(Position, Found)> {
         let mut attempts = 0;
-        let (position, old) = loop {
+        let (position, old, said) = loop {
             attempts += 1;
             let old = Found::look(storage, self.key).await?;
             self.check_expected(&old)?;
-            let whole = self.batch(&old, batch, true);
+            let mut said = old.manifest();
+            let whole = self.batch(&old, batch, said);
             let mut done = patience::commit(storage, whole, options.clone(), self.wait).await;
             // A full disk takes nothing that puts, not even the small key that says which parts are to go.
             if let Err(StorageError::StorageFull { .. }) = done
                 && self.value.is_none()
-                && old.manifest().is_some()
+                && said.take().is_some()
             {
-                let whole = self.batch(&old, batch, false);
+                let whole = self.batch(&old, batch, None);
                 done = storage.commit(whole, options.clone()).await;
             }
             match done {
-                Ok(position) => break (position, old),
+                Ok(position) => break (position, old, said),
                 Err(StorageError::CheckFailed { key, .. })
                     if key == *self.key && attempts < ATTEMPTS && !self.is_callers(batch) => {}
                 Err(error) => return Err(error),
             }
         };
-        clear_old(storage, self.key, &old, position.revision).await;
+        clear_old(storage, self.key, said, position.revision).await;
         Ok((position, old))
     }
 
@@ -146,7 +147,8 @@ impl Replacement<'_> {
         self.expected.is_some() || batch.checks.iter().any(|check| check.key == *self.key)
     }
 
-    fn batch(&self, old: &Found, callers: &Batch, says_what_goes: bool) -> Batch {
+    /// `goes`: the manifest whose parts are said to belong to no object any more.
+    fn batch(&self, old: &Found, callers: &Batch, goes: Option<Manifest>) -> Batch {
         let mut batch = Batch::new();
         if let Some(Intent { id, revision }) = self.intent {
             let intent = PartKey::intent(self.key, id);
@@ -159,7 +161,7 @@ impl Replacement<'_> {
             Some(value) => batch.put(self.key.clone(), value.clone()),
             None => batch.remove(self.key.clone()),
         };
-        if let Some(manifest) = old.manifest().filter(|_| says_what_goes) {
+        if let Some(manifest) = goes {
             let intent = PartKey::intent(self.key, manifest.id);
             batch = batch.put_with(intent, Value::new(), Lifetime::TimeToLive(CLEAR_WITHIN));
         }
@@ -169,10 +171,10 @@ impl Replacement<'_> {
     }
 }
 
-/// Removes what an object left that was replaced or removed at this revision. What cannot be removed now, the server
-/// removes later, or the next writer of the object does.
-async fn clear_old(storage: &dyn Storage, key: &Key, old: &Found, revision: Revision) {
-    match old.manifest() {
+/// Removes what an object left that was replaced or removed at this revision, where `said` is the manifest whose intent was
+/// put. What cannot be removed now, the server removes later, or the next writer of the object does.
+async fn clear_old(storage: &dyn Storage, key: &Key, said: Option<Manifest>, revision: Revision) {
+    match said {
         Some(manifest) => {
             let intent = Intent {
                 id: manifest.id,
@@ -180,7 +182,8 @@ async fn clear_old(storage: &dyn Storage, key: &Key, old: &Found, revision: Revi
             };
             let _ = clear_parts(storage, key, intent, manifest.parts()).await;
         }
-        // Whoever put a manifest has looked. Behind a plain value, or none, an object may have been.
+        // Whoever put a manifest has looked. Behind a plain value, or none, an object may have been; and parts that there
+        // was no room to say of are found in the same way.
         None => {
             let _ = sweep_object(storage, key).await;
         }

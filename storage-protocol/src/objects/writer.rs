@@ -412,10 +412,10 @@ impl<'s> ObjectWriter<'s> {
             .upload
             .as_ref()
             .map(|upload| PartKey::intent(&self.key, upload.id));
-        match error {
-            StorageError::CheckFailed { key, .. } => Some(key) == intent.as_ref(),
-            error => error.outcome() == Outcome::Unknown,
+        if let StorageError::CheckFailed { key, .. } = error {
+            return Some(key) == intent.as_ref();
         }
+        error.outcome() == Outcome::Unknown
     }
 
     /// Removes what was sent. Commits of one handle are applied in the order in which they are sent, so no part, and no

@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use futures_util::stream::iter;
 use storage_protocol::objects::{ObjectOptions, ObjectWriter, PART_BYTES, PartKey, Swept};
 use storage_protocol::{
-    Batch, CommitOptions, KeyRange, Lifetime, Outcome, StorageError, StorageExt, WatchStart,
+    Batch, CommitOptions, Entry, Key, KeyRange, Lifetime, Limits, Operation, Outcome, Position,
+    Reading, Result, Scan, ScanOptions, Storage, StorageError, StorageExt, Watch, WatchOptions,
+    WatchStart,
 };
 
 use super::objects::{assert_same, content, part_keys, read, write};
@@ -24,6 +27,7 @@ cases!["leftovers":
     a_writer_without_its_intent_is_refused,
     a_put_over_an_object_leaves_parts_to_the_next_writer,
     a_removed_manifest_leaves_parts_to_the_next_remover,
+    an_object_is_removed_also_where_nothing_can_be_put,
     a_sweep_removes_what_belongs_to_no_object,
     a_sweep_leaves_objects_and_writers_alone,
 ];
@@ -213,6 +217,49 @@ async fn a_removed_manifest_leaves_parts_to_the_next_remover(context: Context) {
     }
 }
 
+/// A store whose disk is at its reserve: it takes what only removes.
+#[derive(Debug)]
+struct Full(Handle);
+
+#[async_trait]
+impl Storage for Full {
+    async fn get(&self, keys: &[Key]) -> Result<Reading<Vec<Option<Entry>>>> {
+        self.0.get(keys).await
+    }
+
+    async fn scan(&self, range: KeyRange, options: ScanOptions) -> Result<Scan> {
+        self.0.scan(range, options).await
+    }
+
+    async fn commit(&self, batch: Batch, options: CommitOptions) -> Result<Position> {
+        let removes = |operation: &Operation| matches!(operation, Operation::Remove { .. });
+        if !batch.operations.iter().all(removes) {
+            let (available, reserve) = (1, 2);
+            return Err(StorageError::StorageFull { available, reserve });
+        }
+        self.0.commit(batch, options).await
+    }
+
+    async fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch> {
+        self.0.watch(range, options).await
+    }
+
+    async fn limits(&self) -> Result<Limits> {
+        self.0.limits().await
+    }
+}
+
+async fn an_object_is_removed_also_where_nothing_can_be_put(context: Context) {
+    let storage = context.open().await;
+    write(&storage, "object", &content(8, 40 * PART)).await;
+    Full(storage.clone())
+        .remove_object(bytes("object"))
+        .await
+        .unwrap();
+    assert!(entry(&storage, "object").await.is_none());
+    assert!(part_keys(&storage).await.is_empty());
+}
+
 async fn a_sweep_removes_what_belongs_to_no_object(context: Context) {
     let storage = context.open().await;
     for key in ["a/1", "a/2", "b/1"] {
@@ -241,8 +288,8 @@ async fn a_sweep_leaves_objects_and_writers_alone(context: Context) {
     write(&storage, "whole", &content(9, 3 * PART)).await;
     // So many that some are there: three may be on their way.
     let mut running = writer(&other, "running", 6 * PART).await;
-    let part = |keys: Vec<storage_protocol::Key>| {
-        let is_part = |key: &storage_protocol::Key| {
+    let part = |keys: Vec<Key>| {
+        let is_part = |key: &Key| {
             key.starts_with(b"running") && PartKey::parse(key).unwrap().number.is_some()
         };
         keys.into_iter().find(is_part).unwrap()
@@ -258,7 +305,7 @@ async fn a_sweep_leaves_objects_and_writers_alone(context: Context) {
     }
     running.write(content(1, PART)).await.unwrap();
     running.finish().await.unwrap();
-    let storage: Arc<dyn storage_protocol::Storage> = storage;
+    let storage: Arc<dyn Storage> = storage;
     assert_eq!(read(&storage, "running").await.unwrap().len(), 7 * PART);
     assert_same(&read(&storage, "whole").await, &content(9, 3 * PART));
 }
