@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use futures_util::stream::iter;
@@ -27,6 +28,7 @@ cases!["leftovers":
     a_writer_without_its_intent_is_refused,
     a_put_over_an_object_leaves_parts_to_the_next_writer,
     a_removed_manifest_leaves_parts_to_the_next_remover,
+    an_object_that_changes_in_between_leaves_nothing,
     an_object_is_removed_also_where_nothing_can_be_put,
     a_sweep_removes_what_belongs_to_no_object,
     a_sweep_leaves_objects_and_writers_alone,
@@ -217,42 +219,86 @@ async fn a_removed_manifest_leaves_parts_to_the_next_remover(context: Context) {
     }
 }
 
-/// A store whose disk is at its reserve: it takes what only removes.
+/// A store in which something comes between.
 #[derive(Debug)]
-struct Full(Handle);
+enum Odd {
+    /// Its disk is at its reserve: it takes what only removes.
+    Full(Handle),
+    /// Somebody else writes the object just before the commit that shows or removes it, once.
+    Overtaken(Handle, AtomicBool),
+}
+
+impl Odd {
+    fn inner(&self) -> &Handle {
+        match self {
+            Self::Full(inner) | Self::Overtaken(inner, _) => inner,
+        }
+    }
+}
 
 #[async_trait]
-impl Storage for Full {
+impl Storage for Odd {
     async fn get(&self, keys: &[Key]) -> Result<Reading<Vec<Option<Entry>>>> {
-        self.0.get(keys).await
+        self.inner().get(keys).await
     }
 
     async fn scan(&self, range: KeyRange, options: ScanOptions) -> Result<Scan> {
-        self.0.scan(range, options).await
+        self.inner().scan(range, options).await
     }
 
     async fn commit(&self, batch: Batch, options: CommitOptions) -> Result<Position> {
         let removes = |operation: &Operation| matches!(operation, Operation::Remove { .. });
-        if !batch.operations.iter().all(removes) {
-            let (available, reserve) = (1, 2);
-            return Err(StorageError::StorageFull { available, reserve });
+        match self {
+            Self::Full(_) if !batch.operations.iter().all(removes) => {
+                let (available, reserve) = (1, 2);
+                return Err(StorageError::StorageFull { available, reserve });
+            }
+            Self::Overtaken(inner, was)
+                if batch.operations.iter().any(|o| o.key() == "object")
+                    && !was.swap(true, Ordering::Relaxed) =>
+            {
+                write(inner, "object", &content(77, 5 * PART)).await;
+            }
+            Self::Full(_) | Self::Overtaken(..) => {}
         }
-        self.0.commit(batch, options).await
+        self.inner().commit(batch, options).await
     }
 
     async fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch> {
-        self.0.watch(range, options).await
+        self.inner().watch(range, options).await
     }
 
     async fn limits(&self) -> Result<Limits> {
-        self.0.limits().await
+        self.inner().limits().await
+    }
+}
+
+async fn an_object_that_changes_in_between_leaves_nothing(context: Context) {
+    let storage = context.open().await;
+    for len in [10, 3 * PART] {
+        write(&storage, "object", &content(8, 2 * PART)).await;
+        let overtaken = || Arc::new(Odd::Overtaken(storage.clone(), AtomicBool::new(false)));
+        let handle: Handle = overtaken();
+        let done = write(&handle, "object", &content(9, len)).await;
+        assert_eq!(
+            done.previous.map(|before| before.size),
+            Some(5 * PART as u64)
+        );
+        assert_same(&read(&storage, "object").await, &content(9, len));
+        assert_eq!(part_keys(&storage).await.len(), len / PART);
+        let removed = overtaken().remove_object(bytes("object")).await.unwrap();
+        assert_eq!(
+            removed.previous.map(|before| before.size),
+            Some(5 * PART as u64)
+        );
+        assert!(part_keys(&storage).await.is_empty());
     }
 }
 
 async fn an_object_is_removed_also_where_nothing_can_be_put(context: Context) {
     let storage = context.open().await;
     write(&storage, "object", &content(8, 40 * PART)).await;
-    Full(storage.clone())
+    Odd::Full(storage.clone())
         .remove_object(bytes("object"))
         .await
         .unwrap();
