@@ -15,7 +15,7 @@ use storage_protocol::native::{
 };
 use storage_protocol::{
     Batch, Change, ChangeKind, CommitOptions, CommitRecord, Entry, EntryLifetime, Epoch, Expected,
-    Key, KeyRange, KeyState, Lifetime, Limits, Operation, Position, Revision, ScanItem,
+    Key, KeyRange, KeyState, Lifetime, Limits, Operation, Position, Revision, Scan, ScanItem,
     ScanOptions, SessionId, StorageError, UnixMillis, WatchMode, WatchStart,
 };
 use tokio::net::{TcpListener, TcpStream};
@@ -479,7 +479,13 @@ impl Connection {
     }
 
     fn page(&mut self, number: u64, mut items: Vec<ScanItem>) -> ServerMessage {
-        let rest = items.split_off(items.len().min(PAGE_ITEMS));
+        // A large one has a page of its own, as of any server.
+        let is_large = items.first().is_some_and(|item| match &item.state {
+            KeyState::Live(entry) => entry.value.len() > Scan::PAGE_BYTES,
+            KeyState::Removed(_) => false,
+        });
+        let most = if is_large { 1 } else { PAGE_ITEMS };
+        let rest = items.split_off(items.len().min(most));
         let revision = Revision(self.shared.state.lock().unwrap().revision);
         let scan = (!rest.is_empty()).then_some(number);
         self.scans.insert(number, rest);

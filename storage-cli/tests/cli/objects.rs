@@ -22,7 +22,8 @@ fn a_large_file_goes_and_comes_as_an_object() {
         assert_eq!(ran.code, 0, "{}", ran.err);
         assert!(ran.out.contains(':'), "a position");
         let out = got.display().to_string();
-        assert_eq!(server.run(&["get", "big", "--out", &out]).code, 0);
+        let ran = server.run(&["get", "big", "--out", &out]);
+        assert_eq!(ran.code, 0, "{}", ran.err);
         assert!(std::fs::read(&got).unwrap() == bytes, "{len} bytes");
         let keys = server.run(&["scan", "--keys-only", "--parts"]).out;
         let parts = if len > PART_BYTES {
