@@ -8,6 +8,7 @@
 //! Sizes are bytes, or text such as "64 MiB"; durations are text such as "15s" or "24h".
 
 mod error;
+mod events;
 mod load;
 mod text;
 mod validate;
@@ -27,6 +28,7 @@ use crate::engine::rocks::EngineOptions;
 use crate::gateway::WITH_LOGINS;
 
 pub use self::error::ConfigError;
+pub use self::events::{EventsConfig, ParamsAction};
 pub use crate::engine::rocks::Durability;
 pub(crate) use load::{Document, read};
 pub(crate) use text::{check_address, size};
@@ -531,6 +533,8 @@ pub struct ServerConfig {
     pub timeouts: Timeouts,
     /// What the engine is told.
     pub engine: EngineConfig,
+    /// What the gateway `events` goes by.
+    pub events: EventsConfig,
     /// Access rules, `[[rule]]`, besides those that are stored. Default none: who is let in may do everything.
     #[serde(rename = "rule", skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
@@ -558,6 +562,7 @@ impl Default for ServerConfig {
             limits: ServerLimits::default(),
             timeouts: Timeouts::default(),
             engine: EngineConfig::default(),
+            events: EventsConfig::default(),
             rules: Vec::new(),
             roles: Vec::new(),
             quotas: Vec::new(),

@@ -11,7 +11,7 @@ use serde::de::{Error, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use storage_protocol::Keyspace;
 
-use super::{AuditEvent, AuthMethod, ConfigError, LogFormat, TlsMode, TlsVersion};
+use super::{AuditEvent, AuthMethod, ConfigError, LogFormat, ParamsAction, TlsMode, TlsVersion};
 use crate::engine::rocks::Durability;
 
 /// Stands in the message of an error between a value and what is allowed. No text of TOML has it.
@@ -55,6 +55,7 @@ words!(LogFormat: "text" = Text, "json" = Json);
 words!(TlsMode: "mutual" = Mutual, "server" = Server, "off" = Off);
 words!(AuthMethod: "certificate" = Certificate, "token" = Token, "password" = Password, "anonymous" = Anonymous);
 words!(AuditEvent: "denied" = Denied, "admin" = Admin, "session" = Session, "write" = Write, "read" = Read, "watch" = Watch);
+words!(ParamsAction: "save" = Save, "update" = Update);
 words!(TlsVersion: "1.3" = Tls13, "1.2" = Tls12);
 
 /// A count or a size in bytes.
@@ -144,6 +145,25 @@ pub(crate) fn check_address(key: &str, text: &str) -> Result<(), ConfigError> {
 pub(super) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
     let text = String::deserialize(deserializer)?;
     text.parse().map_err(|_| refused(&text, ADDRESSES))
+}
+
+/// The name of a keyspace.
+pub(super) mod keyspace {
+    use super::*;
+
+    pub(in super::super) fn serialize<S: Serializer>(
+        keyspace: &Keyspace,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(keyspace)
+    }
+
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Keyspace, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Keyspace::new(&name).map_err(|error| refused(&name, error))
+    }
 }
 
 /// Names of keyspaces.

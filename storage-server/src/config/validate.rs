@@ -69,7 +69,8 @@ impl ServerConfig {
         self.audit.validate()?;
         self.limits.validate()?;
         self.timeouts.validate()?;
-        self.engine.validate()
+        self.engine.validate()?;
+        self.events.validate()
     }
 }
 
@@ -429,6 +430,31 @@ mod tests {
                 "certs = 'c'\n[engine]\nmwdb_keyspaces = ['A']",
                 "\"A\"",
                 "[a-z0-9]",
+            ),
+            (
+                "certs = 'c'\n[events]\nkeyspace = 'A'",
+                "events.keyspace = \"A\"",
+                "[a-z0-9]",
+            ),
+            (
+                "certs = 'c'\n[events]\nkeyspace = 'system'",
+                "events.keyspace = \"system\"",
+                "not the server's own",
+            ),
+            (
+                "certs = 'c'\n[events]\nparams_action = 'patch'",
+                "events.params_action = \"patch\"",
+                "\"save\", \"update\"",
+            ),
+            (
+                "certs = 'c'\n[events]\nping = '31s'",
+                "events.silence = 1m",
+                "twice events.ping (31s)",
+            ),
+            (
+                "certs = 'c'\n[events]\nping = '1ms'",
+                "events.ping = 1ms",
+                "100ms to 12h",
             ),
             (
                 "certs = 'c'\n[log]\nformat = 'xml'",

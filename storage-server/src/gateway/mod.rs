@@ -12,6 +12,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod auth;
+pub(crate) mod events;
 pub(crate) mod mwdb;
 pub(crate) mod native;
 
@@ -96,6 +97,7 @@ pub(crate) fn built_in() -> Vec<Arc<dyn Gateway>> {
     vec![
         Arc::new(native::NativeGateway),
         Arc::<mwdb::MwdbGateway>::default(),
+        Arc::<events::Events>::default(),
         Arc::new(auth::Auth),
         Arc::new(admin::Admin),
     ]
