@@ -376,6 +376,14 @@ impl Raw {
             .expect("the connection is there");
     }
 
+    /// Sends a text message.
+    ///
+    /// # Panics
+    /// If the connection is gone.
+    pub async fn say_text(&mut self, text: &str) {
+        self.send_message(Message::text(text)).await;
+    }
+
     /// Sends a message, if the connection is there still.
     pub async fn try_send(&mut self, message: Message) -> bool {
         in_time("sending", self.socket.send(message)).await.is_ok()

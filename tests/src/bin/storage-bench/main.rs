@@ -1,6 +1,7 @@
 //! Measures what the operations guide states: rates and latencies over mutual TLS, the cost of the index by revision,
 //! memory per idle connection, how small reads fare beside big ones, what ten thousand watches cost, what a replica costs
-//! and gives, and what access rules, the audit log, handshakes and logins cost.
+//! and gives, what access rules, the audit log, handshakes and logins cost, and how soon events are with a thousand
+//! listeners.
 //!
 //! Server and client share this machine, so rates are for comparing cells of one run, not for quoting. Run it by
 //! `scripts/bench`, which builds the shipped profile first.
@@ -12,6 +13,7 @@
 #![expect(clippy::cast_precision_loss, reason = "figures for people")]
 
 mod access;
+mod events;
 mod watches;
 
 use std::sync::Arc;
@@ -25,8 +27,7 @@ use storage_server::engine::Engine;
 use storage_server::engine::rocks::{Durability, EngineOptions, RocksEngine};
 use storage_testkit::harness::{Certificates, ServerProcess, connect};
 
-const HELP: &str =
-    "usage: storage-bench [rates|index|idle|fairness|watches|replica|access]...   (default: all)";
+const HELP: &str = "usage: storage-bench [rates|index|idle|fairness|watches|replica|access|events]...   (default: all)";
 
 /// How long each cell is measured.
 const CELL: Duration = Duration::from_secs(4);
@@ -37,7 +38,7 @@ const KEYS: u64 = 100_000;
 fn main() {
     let parts: Vec<String> = std::env::args().skip(1).collect();
     let known = [
-        "rates", "index", "idle", "fairness", "watches", "replica", "access",
+        "rates", "index", "idle", "fairness", "watches", "replica", "access", "events",
     ];
     if parts.iter().any(|part| !known.contains(&part.as_str())) {
         println!("{HELP}");
@@ -70,6 +71,9 @@ fn main() {
     }
     if wants("access") {
         runtime.block_on(access::access());
+    }
+    if wants("events") {
+        runtime.block_on(events::events());
     }
 }
 
