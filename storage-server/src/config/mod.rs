@@ -10,6 +10,7 @@
 mod error;
 mod events;
 mod load;
+mod repository;
 mod text;
 mod validate;
 
@@ -29,6 +30,7 @@ use crate::gateway::WITH_LOGINS;
 
 pub use self::error::ConfigError;
 pub use self::events::{EventsConfig, ParamsAction};
+pub use self::repository::{RepositoryConfig, Signup};
 pub use crate::engine::rocks::Durability;
 pub(crate) use load::{Document, read};
 pub(crate) use text::{check_address, size};
@@ -535,6 +537,8 @@ pub struct ServerConfig {
     pub engine: EngineConfig,
     /// What the gateway `events` goes by.
     pub events: EventsConfig,
+    /// What the gateway `repository` goes by.
+    pub repository: RepositoryConfig,
     /// Access rules, `[[rule]]`, besides those that are stored. Default none: who is let in may do everything.
     #[serde(rename = "rule", skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
@@ -563,6 +567,7 @@ impl Default for ServerConfig {
             timeouts: Timeouts::default(),
             engine: EngineConfig::default(),
             events: EventsConfig::default(),
+            repository: RepositoryConfig::default(),
             rules: Vec::new(),
             roles: Vec::new(),
             quotas: Vec::new(),

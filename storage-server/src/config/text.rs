@@ -11,7 +11,9 @@ use serde::de::{Error, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use storage_protocol::Keyspace;
 
-use super::{AuditEvent, AuthMethod, ConfigError, LogFormat, ParamsAction, TlsMode, TlsVersion};
+use super::{
+    AuditEvent, AuthMethod, ConfigError, LogFormat, ParamsAction, Signup, TlsMode, TlsVersion,
+};
 use crate::engine::rocks::Durability;
 
 /// Stands in the message of an error between a value and what is allowed. No text of TOML has it.
@@ -56,6 +58,7 @@ words!(TlsMode: "mutual" = Mutual, "server" = Server, "off" = Off);
 words!(AuthMethod: "certificate" = Certificate, "token" = Token, "password" = Password, "anonymous" = Anonymous);
 words!(AuditEvent: "denied" = Denied, "admin" = Admin, "session" = Session, "write" = Write, "read" = Read, "watch" = Watch);
 words!(ParamsAction: "save" = Save, "update" = Update);
+words!(Signup: "loopback" = Loopback, "off" = Off);
 words!(TlsVersion: "1.3" = Tls13, "1.2" = Tls12);
 
 /// A count or a size in bytes.

@@ -70,7 +70,8 @@ impl ServerConfig {
         self.limits.validate()?;
         self.timeouts.validate()?;
         self.engine.validate()?;
-        self.events.validate()
+        self.events.validate()?;
+        self.repository.validate()
     }
 }
 
@@ -455,6 +456,21 @@ mod tests {
                 "certs = 'c'\n[events]\nping = '1ms'",
                 "events.ping = 1ms",
                 "100ms to 12h",
+            ),
+            (
+                "certs = 'c'\n[repository]\nkeyspace = 'system'",
+                "repository.keyspace = \"system\"",
+                "not the server's own",
+            ),
+            (
+                "certs = 'c'\n[repository]\nsignup = 'all'",
+                "repository.signup = \"all\"",
+                "\"loopback\", \"off\"",
+            ),
+            (
+                "certs = 'c'\n[repository]\nobject_bytes_max = 0",
+                "repository.object_bytes_max = 0",
+                "allowed are 1 to",
             ),
             (
                 "certs = 'c'\n[log]\nformat = 'xml'",

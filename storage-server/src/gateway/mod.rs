@@ -15,6 +15,7 @@ pub(crate) mod auth;
 pub(crate) mod events;
 pub(crate) mod mwdb;
 pub(crate) mod native;
+pub(crate) mod repository;
 
 use std::fmt;
 use std::pin::Pin;
@@ -100,6 +101,8 @@ pub(crate) fn built_in() -> Vec<Arc<dyn Gateway>> {
         Arc::<events::Events>::default(),
         Arc::new(auth::Auth),
         Arc::new(admin::Admin),
+        // Its routes have an answer for every path, so it comes last.
+        Arc::<repository::Repository>::default(),
     ]
 }
 
