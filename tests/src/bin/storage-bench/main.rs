@@ -1,7 +1,7 @@
 //! Measures what the operations guide states: rates and latencies over mutual TLS, the cost of the index by revision,
 //! memory per idle connection, how small reads fare beside big ones, what ten thousand watches cost, what a replica costs
-//! and gives, what access rules, the audit log, handshakes and logins cost, and how soon events are with a thousand
-//! listeners.
+//! and gives, what access rules, the audit log, handshakes and logins cost, how soon events are with a thousand
+//! listeners, and what the gateway `repository` does.
 //!
 //! Server and client share this machine, so rates are for comparing cells of one run, not for quoting. Run it by
 //! `scripts/bench`, which builds the shipped profile first.
@@ -14,6 +14,7 @@
 
 mod access;
 mod events;
+mod repository;
 mod watches;
 
 use std::sync::Arc;
@@ -27,7 +28,7 @@ use storage_server::engine::Engine;
 use storage_server::engine::rocks::{Durability, EngineOptions, RocksEngine};
 use storage_testkit::harness::{Certificates, ServerProcess, connect};
 
-const HELP: &str = "usage: storage-bench [rates|index|idle|fairness|watches|replica|access|events]...   (default: all)";
+const HELP: &str = "usage: storage-bench [rates|index|idle|fairness|watches|replica|access|events|repository]...   (default: all)";
 
 /// How long each cell is measured.
 const CELL: Duration = Duration::from_secs(4);
@@ -38,7 +39,15 @@ const KEYS: u64 = 100_000;
 fn main() {
     let parts: Vec<String> = std::env::args().skip(1).collect();
     let known = [
-        "rates", "index", "idle", "fairness", "watches", "replica", "access", "events",
+        "rates",
+        "index",
+        "idle",
+        "fairness",
+        "watches",
+        "replica",
+        "access",
+        "events",
+        "repository",
     ];
     if parts.iter().any(|part| !known.contains(&part.as_str())) {
         println!("{HELP}");
@@ -74,6 +83,9 @@ fn main() {
     }
     if wants("events") {
         runtime.block_on(events::events());
+    }
+    if wants("repository") {
+        runtime.block_on(repository::repository());
     }
 }
 

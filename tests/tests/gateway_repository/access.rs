@@ -1,0 +1,145 @@
+//! Who may do what with a project: one rule with its prefix says it, for files, documents and what is told of them.
+
+use crate::house::{BOB, House, LISTENER};
+
+const ALICE: (&str, &str) = ("alice@abc.com", "1234");
+
+/// Bob may everything; Alice may read and watch the project `open`, and write nothing.
+const RULES: &str = r#"
+[[rule]]
+principal = "user:bob@abc.com"
+keyspace = "repository"
+allow = ["read", "write", "watch"]
+
+[[rule]]
+principal = "user:alice@abc.com"
+keyspace = "repository"
+prefix = "open/"
+allow = ["read", "watch"]
+
+[[rule]]
+principal = "user:montana@abc.com"
+keyspace = "repository"
+prefix = "own/"
+allow = ["read", "write", "watch"]
+"#;
+
+#[tokio::test]
+async fn a_rule_with_its_prefix_grants_a_project_and_no_other() {
+    let house = House::new(&format!("{RULES}{LISTENER}"));
+    let (bob, alice) = (house.login(BOB).await, house.login(ALICE).await);
+    let montana = house.login(("montana@abc.com", "new")).await;
+    for project in ["closed", "open", "open2"] {
+        house.note(&bob, project, "s", "n").await;
+    }
+    let read =
+        |project: &str| format!("/download?project={project}&source=s&filepath=/&filename=n");
+    assert_eq!(house.get(&read("open"), &alice).await.text(), "x");
+    for project in ["closed", "open2"] {
+        let denied = house.get(&read(project), &alice).await;
+        assert_eq!(denied.status, 403);
+        assert!(
+            denied.text().starts_with("Access DENY"),
+            "{}",
+            denied.text()
+        );
+        assert_eq!(
+            house
+                .get(&format!("/downloadlist?project={project}"), &alice)
+                .await
+                .status,
+            403
+        );
+        assert_eq!(
+            house
+                .get(&format!("/downloadzip?project={project}"), &alice)
+                .await
+                .status,
+            403
+        );
+    }
+    // What is not named is cut to what may be read.
+    assert_eq!(
+        house.get("/downloadlist", &alice).await.text(),
+        "open/s/n\n"
+    );
+    for query in ["", "?source=s", "?filename=n"] {
+        let found = house
+            .get(&format!("/query_metadata{query}"), &alice)
+            .await
+            .json();
+        assert_eq!(found.as_array().unwrap().len(), 1, "{query}");
+        assert_eq!(found[0]["project"], "open");
+    }
+    assert_eq!(
+        house
+            .get("/query_metadata?project=closed", &alice)
+            .await
+            .text(),
+        "[]"
+    );
+    let query = "project=open&source=s&Path=&DestFileName=m";
+    assert_eq!(house.upload(&alice, query, b"x", "{}").await.status, 403);
+    let delete = "/delete_metadata?project=open&source=s&Path=&DestFileName=n";
+    assert_eq!(house.post(delete, &alice).await.status, 403);
+    assert_eq!(house.get("/drop_db", &alice).await.status, 403);
+    assert_eq!(house.get("/new_db", &alice).await.status, 403);
+    assert_eq!(house.get("/get_log_list", &alice).await.status, 403);
+    assert_eq!(
+        house
+            .get("/downloadlist", &bob)
+            .await
+            .text()
+            .lines()
+            .count(),
+        3
+    );
+    // Who may write a project needs no more, although nobody has made the keyspace by hand.
+    house.note(&montana, "own", "s", "n").await;
+    assert_eq!(house.upload(&montana, query, b"x", "{}").await.status, 403);
+    assert_eq!(
+        house.get("/downloadlist", &montana).await.text(),
+        "own/s/n\n"
+    );
+}
+
+#[tokio::test]
+async fn who_may_write_a_project_alone_makes_the_first_upload_of_all() {
+    let house = House::new(&format!("{RULES}{LISTENER}"));
+    let montana = house.login(("montana@abc.com", "new")).await;
+    house.note(&montana, "own", "s", "n").await;
+    assert_eq!(
+        house
+            .get("/query_metadata?project=own", &montana)
+            .await
+            .json()[0]["filename"],
+        "n"
+    );
+}
+
+#[tokio::test]
+async fn nobody_is_told_of_a_project_that_they_may_not_watch() {
+    let house = House::new(&format!("{RULES}{LISTENER}"));
+    let (bob, alice) = (house.login(BOB).await, house.login(ALICE).await);
+    house.note(&bob, "open", "s", "before").await;
+    // A source of all projects: those that may be watched.
+    let mut socket = house
+        .subscribed(&alice, &[r#"{"user":"u","source":"s"}"#])
+        .await;
+    socket.say(r#"{"user":"u","project":"closed"}"#).await;
+    let told = socket.document().await;
+    assert!(
+        told["error"].as_str().unwrap().contains("may not watch"),
+        "{told}"
+    );
+    socket.say(r#"{"user":"u","source":"s","since":0}"#).await;
+    assert!(socket.hear().await.contains("suscribed_to_source"));
+    assert_eq!(socket.name().await, "before");
+    house.note(&bob, "closed", "s", "secret").await;
+    house.note(&bob, "open2", "s", "secret").await;
+    house.note(&bob, "open", "s", "told").await;
+    assert_eq!(socket.name().await, "told");
+    let mut nobody = house.socket("/?token=").await;
+    nobody.say(r#"{"user":"u","source":"s"}"#).await;
+    assert!(nobody.document().await["error"].is_string());
+}
