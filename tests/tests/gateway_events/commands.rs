@@ -249,7 +249,7 @@ async fn registrations_are_bounded_by_name_and_what_is_removed_makes_room() {
     for n in 0..1_000 {
         socket.register(&format!("profiles.*.{n}")).await;
     }
-    let count = "events_registrations";
+    let count = "storage_events_registrations";
     assert_eq!(metric(&house.server, count).await, 1_000.0);
     let why = socket.refused("register profiles.*.more").await;
     assert!(why.contains("1000 registrations"), "{why}");

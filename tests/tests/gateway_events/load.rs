@@ -84,7 +84,10 @@ async fn item_24_two_thousand_sockets_get_one_frame_each_for_their_keys() {
         let opened = (0..100).map(|n| open(batch * 100 + n));
         sockets.extend(join_all(opened).await);
     }
-    assert_eq!(metric(&house.server, "events_registrations").await, 2_000.0);
+    assert_eq!(
+        metric(&house.server, "storage_events_registrations").await,
+        2_000.0
+    );
     let mut http = house.http().await;
     for n in 0..SOCKETS {
         let machine = json!({ "Uuid": n.to_string() });
@@ -95,7 +98,10 @@ async fn item_24_two_thousand_sockets_get_one_frame_each_for_their_keys() {
         // One, and nothing behind it but what is asked for now.
         socket.register("x.*.*").await;
     }
-    assert_eq!(metric(&house.server, "events_sent_total").await, 2_000.0);
+    assert_eq!(
+        metric(&house.server, "storage_events_sent_total").await,
+        2_000.0
+    );
 }
 
 #[tokio::test]

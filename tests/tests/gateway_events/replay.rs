@@ -57,7 +57,7 @@ async fn a_replay_has_all_that_was_missed_and_goes_over_into_what_is_live() {
     let mut socket = house.socket().await;
     register_since(&mut socket, "mark.*.*", start).await;
     hear(&mut socket, 0..300).await;
-    assert!(metric(&house.server, "events_replays_total").await >= 3.0);
+    assert!(metric(&house.server, "storage_events_replays_total").await >= 3.0);
 }
 
 #[tokio::test]
@@ -238,7 +238,7 @@ async fn a_socket_that_the_log_has_left_behind_is_told_how_much_it_missed_at_mos
         due = n + 1;
     }
     assert!(lost > 0, "nothing was lost: this test would show nothing");
-    assert!(metric(&house.server, "events_losses_total").await >= 1.0);
+    assert!(metric(&house.server, "storage_events_losses_total").await >= 1.0);
     http.mark("x").await;
     http.profile("rack7").await;
     assert_eq!(stalled.hear().await, "profiles.create.rack7");

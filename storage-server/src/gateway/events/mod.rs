@@ -166,18 +166,18 @@ impl Gateway for Events {
             losses,
         } = self.metrics.clone();
         registry.register(
-            "events_registrations",
+            "storage_events_registrations",
             "Registrations of the sockets of the gateway events",
             registrations,
         );
-        registry.register("events_sent", "Events sent to its sockets", events);
+        registry.register("storage_events_sent", "Events sent to its sockets", events);
         registry.register(
-            "events_replays",
+            "storage_events_replays",
             "Registrations that began with a replay",
             replays,
         );
         registry.register(
-            "events_losses",
+            "storage_events_losses",
             "Times that the log did not reach back to where a socket was",
             losses,
         );
