@@ -69,6 +69,11 @@ pub trait Gateway: fmt::Debug + Send + Sync {
         false
     }
 
+    /// Whether its routes take all paths that are left, so that it is asked behind all others. Default: no.
+    fn takes_what_is_left(&self) -> bool {
+        false
+    }
+
     /// Whether its clients send request targets with characters that no URI has. On listeners that serve it these are
     /// percent-encoded before a request is parsed. Default: no; such a request is refused.
     fn takes_raw_targets(&self) -> bool {
@@ -128,7 +133,8 @@ pub(crate) fn front(
         let name = gateway.name();
         listener.gateways.iter().any(|named| named == name)
     };
-    let named = gateways.iter().filter(is_named);
+    let mut named: Vec<_> = gateways.iter().filter(is_named).collect();
+    named.sort_by_key(|gateway| gateway.takes_what_is_left());
     let (mut routes, mut protocols) = (Vec::new(), Vec::new());
     let mut takes_raw_targets = false;
     for gateway in named {

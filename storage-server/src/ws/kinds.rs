@@ -28,6 +28,8 @@ pub(crate) struct ByKind<B> {
     text: Task,
     /// Until then nothing is sent; `None` from the first message on.
     undecided: Option<Instant>,
+    /// Why the binary protocol would close, before it is known that it is spoken at all.
+    failed: Option<Close>,
     /// Nobody has said who it is, and the binary protocol has no way to say so.
     is_nobody: bool,
     /// The end of a binary protocol that is not spoken is waited for at a shutdown.
@@ -40,6 +42,7 @@ impl<B: Dialect + 'static> ByKind<B> {
             binary: Some(binary),
             text,
             undecided: Some(Instant::now() + UNDECIDED),
+            failed: None,
             is_nobody: matches!(peer.identity.proof(), Proof::Pending),
             tasks: shared.tasks.clone(),
         }
@@ -77,6 +80,9 @@ impl<B: Dialect + 'static> Dialect for ByKind<B> {
 
     fn receive(&mut self, cx: &mut Context<'_>, message: Bytes, now: Instant) -> Result<(), Close> {
         let is_first = self.undecided.take().is_some();
+        if let Some(close) = self.failed.take() {
+            return Err(close);
+        }
         match &mut self.binary {
             Some(_) if is_first && self.is_nobody => {
                 let reason = "binary messages need a login with the request for the WebSocket";
@@ -91,6 +97,7 @@ impl<B: Dialect + 'static> Dialect for ByKind<B> {
         if self.undecided.take().is_some()
             && let Some(binary) = self.binary.take()
         {
+            self.failed = None;
             self.tasks.spawn(binary.finish(Departure::Lost));
         }
         match &mut self.binary {
@@ -118,7 +125,15 @@ impl<B: Dialect + 'static> Dialect for ByKind<B> {
     fn poll_work(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, Close> {
         match &mut self.binary {
             // Whatever it did would be refused.
-            Some(_) if self.is_nobody => Ok(false),
+            Some(_) if self.is_nobody || self.failed.is_some() => Ok(false),
+            // Such as that this peer may not watch what the other protocol has nothing to do with.
+            Some(binary) if self.undecided.is_some() => {
+                let worked = binary.poll_work(cx, now);
+                worked.or_else(|close| {
+                    self.failed = Some(close);
+                    Ok(false)
+                })
+            }
             Some(binary) => binary.poll_work(cx, now),
             None => self.text.poll_work(cx, now),
         }

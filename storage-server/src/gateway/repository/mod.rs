@@ -69,6 +69,14 @@ use self::logins::Logins;
 use self::metrics::Metrics;
 use super::{Caller, Demo, Gateway, Guest, ServerHandle, SocketOptions, WebSocketProtocol};
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::{
+    metadata::metadata_document,
+    multipart::{Parser, Piece},
+    place::Place,
+    subscribe::{error_frame, parse_subscribe},
+};
+
 const NAME: &str = "PHANTOM Repository";
 
 /// Parameters of a WebSocket's query that may have a token.
@@ -138,6 +146,10 @@ impl Gateway for Repository {
     }
 
     fn has_own_login(&self) -> bool {
+        true
+    }
+
+    fn takes_what_is_left(&self) -> bool {
         true
     }
 
