@@ -5,7 +5,9 @@
 //! that are not what their names say any more.
 
 mod access;
+mod gateways;
 mod http;
+mod objects;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -48,6 +50,8 @@ fn main() {
     let native = read(&fuzz, "native.jsonl");
     let mwdb = read(&fuzz, "frames.jsonl");
     access::write(&seeds);
+    gateways::write(&seeds);
+    objects::write(&seeds);
     http::write(&seeds, &native, &mwdb);
     for golden in &native {
         let name = golden.name.replace('/', "-");

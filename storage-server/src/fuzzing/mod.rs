@@ -3,8 +3,11 @@
 //! They are here since what they look at is not public, and compiled with the tests, so that every test run tries the
 //! seeds of `fuzz/seeds/`. Not a part of what this crate offers.
 
+pub mod events;
 pub mod http;
+pub mod repository;
 pub mod rules;
+pub mod targets;
 pub mod tokens;
 
 #[cfg(test)]

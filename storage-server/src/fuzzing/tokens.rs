@@ -91,6 +91,15 @@ fn minted() -> &'static Minted {
             let token = store(keys, INSTANCE).sign(&claims);
             (token.expect("a token"), claims)
         });
+        let short = claims(7, "user:ann", NOW);
+        let token = store(&[1], INSTANCE).sign_short(&short).expect("a token");
+        // The short form does not say whose it is, and since when.
+        let short = Claims {
+            sub: String::new(),
+            iat: UnixSeconds(0),
+            ..short
+        };
+        let good = good.into_iter().chain([(token, short)]);
         let bad = [
             store(&[1], INSTANCE).sign(&claims(3, "user:ann", UnixSeconds(1))),
             store(&[1], "other").sign(&claims(4, "user:ann", NOW)),
@@ -98,7 +107,7 @@ fn minted() -> &'static Minted {
         ];
         Minted {
             tokens: store(&[0, 1], INSTANCE),
-            good: good.into(),
+            good: good.collect(),
             bad: bad.map(|token| token.expect("a token")).into(),
         }
     })

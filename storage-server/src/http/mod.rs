@@ -14,7 +14,7 @@ mod patient;
 pub(crate) mod protocol;
 mod refusal;
 mod slots;
-mod targets;
+pub(crate) mod targets;
 mod upgrade;
 mod visit;
 

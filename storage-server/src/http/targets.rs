@@ -208,6 +208,18 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Targets<S> {
     }
 }
 
+/// What is read of a stream that arrives in pieces of this size.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn encoded(bytes: &[u8], piece: usize) -> Vec<u8> {
+    let mut targets = Targets::new((), true);
+    let mut all = Vec::new();
+    for piece in bytes.chunks(piece.max(1)) {
+        targets.encode(piece);
+        all.extend(targets.ready.split());
+    }
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -215,21 +227,10 @@ mod tests {
 
     use super::*;
 
-    /// What is read of a stream that arrives in pieces of this size.
-    fn passed_on(bytes: &[u8], piece: usize) -> Vec<u8> {
-        let mut targets = Targets::new((), true);
-        let mut all = Vec::new();
-        for piece in bytes.chunks(piece.max(1)) {
-            targets.encode(piece);
-            all.extend(targets.ready.split());
-        }
-        all
-    }
-
     fn text(bytes: &str) -> String {
-        let whole = passed_on(bytes.as_bytes(), usize::MAX);
+        let whole = encoded(bytes.as_bytes(), usize::MAX);
         for piece in 1..9 {
-            assert_eq!(passed_on(bytes.as_bytes(), piece), whole, "{piece}");
+            assert_eq!(encoded(bytes.as_bytes(), piece), whole, "{piece}");
         }
         String::from_utf8(whole).unwrap()
     }
@@ -286,8 +287,8 @@ mod tests {
         /// Whatever it is, and however it arrives: what is changed is undone by decoding.
         #[test]
         fn any_bytes_in_any_pieces(bytes in proptest::collection::vec(any::<u8>(), 0..300), piece in 1_usize..50) {
-            let whole = passed_on(&bytes, usize::MAX);
-            prop_assert_eq!(&passed_on(&bytes, piece), &whole);
+            let whole = encoded(&bytes, usize::MAX);
+            prop_assert_eq!(&encoded(&bytes, piece), &whole);
             let changed = bytes.iter().filter(|byte| is_encoded(**byte)).count();
             prop_assert!(whole.len() >= bytes.len() && whole.len() <= bytes.len() + 2 * changed);
         }

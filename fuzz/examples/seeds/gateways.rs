@@ -1,0 +1,83 @@
+//! Seeds of the targets of gateways. Names that begin with `bad` have what is refused; a test of the server tells.
+
+use crate::Seeds;
+
+pub(crate) fn write(seeds: &Seeds) {
+    write_events(seeds);
+    write_repository(seeds);
+    write_targets(seeds);
+}
+
+/// A command, and the type, the action and the key of an event, with NUL bytes between them.
+fn write_events(seeds: &Seeds) {
+    for (name, text) in [
+        ("all", "register *.*.*\0profiles\0save\0global"),
+        ("one-key", "register machines.*.a.b.c\0machines\0update\0a.b.c"),
+        ("list", "register profiles, params.save,update.*\0params\0save\0x"),
+        ("escapes", "register t.*.a\\1b\\2c\\3\0t\0x\0a.b,c*"),
+        ("keys", "register t.*.b,a,c\0t\0x\0b"),
+        ("since", "register profiles.*.* since=17\0profiles\0save\0k"),
+        ("since-position", "register *.*.* since=0123456789abcdef:17"),
+        ("deregister", "  deregister profiles.*.*\n"),
+        ("slash", "register a/b.*.c\0a/b\0x\0c"),
+        ("bad-verb", "hello"),
+        ("bad-short", "register *"),
+        ("bad-nothing", "register"),
+        ("bad-since", "register *.*.* since=x"),
+        ("bad-deregister", "deregister *.*.* since=1"),
+    ] {
+        seeds.write("events_command", name, text.as_bytes());
+    }
+}
+
+fn write_repository(seeds: &Seeds) {
+    for (name, text) in [
+        ("project", r#"{"user":"ana@x.org","project":"p1"}"#),
+        ("source", r#"{"user":"ana@x.org","source":"PT"}"#),
+        ("both", r#"{"User":"a","PROJECT":"p","source":"s","since":7,"token":"t"}"#),
+        ("nothing", r#"{"user":"a","project":1,"source":""}"#),
+        ("bad-null", "null"),
+        ("bad-text", "hello"),
+        ("bad-list", r#"[{"project":"p"}]"#),
+        ("bad-since", r#"{"project":"p","since":-1}"#),
+    ] {
+        seeds.write("repository_frame", name, text.as_bytes());
+    }
+    for (name, json) in [
+        ("example", r#"{"project":"other","Tag":"x1","MBT":{"completed":"false"},"n":4}"#),
+        ("lengths", r#"{"a":"\u00e9","a_length":9,"A_LENGTH":"x","path":"no","b_length_length":1}"#),
+        ("empty", "{}"),
+        ("bad-list", "[]"),
+        ("bad-json", r#"{"a":}"#),
+    ] {
+        let place = "demo_hpc\0user\0mypath\0main.c\0";
+        seeds.write("repository_metadata", name, format!("{place}{json}").as_bytes());
+    }
+    let field = |name: &str, more: &str, data: &str| {
+        format!("--b\r\nContent-Disposition: form-data; name=\"{name}\"{more}\r\n\r\n{data}\r\n")
+    };
+    let file = field("UploadFile", "; filename=\"a.c\"", "int\r\n--bx\r\n");
+    let json = field("UploadJSON", "; filename=\"a.json\"", "{}");
+    for (name, body) in [
+        ("both", format!("\x03{file}{json}--b--\r\n")),
+        ("field", format!("\x01{}--b--", field("project", "", "p"))),
+        ("preamble", format!("\x07hello\r\n{json}--b--\r\nbehind")),
+        ("bad-open", format!("\x05{file}")),
+        ("bad-boundary", "\x02--b?\r\n".to_owned()),
+    ] {
+        seeds.write("repository_multipart", name, body.as_bytes());
+    }
+}
+
+/// A byte that says in pieces of what size the rest arrives.
+fn write_targets(seeds: &Seeds) {
+    for (name, text) in [
+        ("raw-quotes", "\x04GET /d?project=\"x\" HTTP/1.1\r\nHost: a\r\n\r\n"),
+        ("raw-second", "\x02POST /a HTTP/1.1\r\nContent-Length: 3\r\n\r\n\"\"\"GET /{} HTTP/1.1\r\n\r\n"),
+        ("plain", "\x03GET /d?a=b HTTP/1.1\r\nHost: \"a\"\r\n\r\n"),
+        ("chunked", "\x03POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n\"\r\n0\r\n\r\nGET /\" HTTP/1.1\r\n\r\n"),
+        ("body", "\x01POST /a HTTP/1.1\r\nContent-Length: 9\r\n\r\nGET /\" H\n"),
+    ] {
+        seeds.write("request_target", name, text.as_bytes());
+    }
+}

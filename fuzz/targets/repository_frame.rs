@@ -1,0 +1,6 @@
+//! Frames of subscribers of the gateway `repository`. See `storage_server::fuzzing::repository`.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: &[u8]| storage_server::fuzzing::repository::check_frame(input));

@@ -1,0 +1,6 @@
+//! JSON of uploads, and the documents that are made of it. See `storage_server::fuzzing::repository`.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: &[u8]| storage_server::fuzzing::repository::check_metadata(input));
