@@ -152,7 +152,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_longer_comes_in_chunks() {
-        let bytes: Vec<u8> = (0..3 * PART_BYTES + 7).map(|n| (n % 251) as u8).collect();
+        let bytes: Vec<u8> = (0..3 * PART_BYTES + 7)
+            .map(|n| (n % 251).to_le_bytes()[0])
+            .collect();
         let Content::Long(head, rest) = of(&bytes) else {
             panic!("it is longer than a part");
         };

@@ -31,7 +31,9 @@ const CLIENT_GROWTH: u64 = 48 * MIB;
 const SERVER_MEMORY: u64 = 1_024 * MIB;
 
 fn content(len: usize) -> Vec<u8> {
-    (0..len).map(|n| (n ^ (n >> 8) ^ (n >> 16)) as u8).collect()
+    (0..len)
+        .map(|n| (n ^ (n >> 8) ^ (n >> 16)).to_le_bytes()[0])
+        .collect()
 }
 
 async fn parts(storage: &RemoteStorage) -> usize {

@@ -6,7 +6,9 @@ use crate::fake::Server;
 use crate::run::with_stdin;
 
 fn content(len: usize) -> Vec<u8> {
-    (0..len).map(|n| (n ^ (n >> 8) ^ (n >> 16)) as u8).collect()
+    (0..len)
+        .map(|n| (n ^ (n >> 8) ^ (n >> 16)).to_le_bytes()[0])
+        .collect()
 }
 
 #[test]
