@@ -175,7 +175,8 @@ async fn purge(house: &House) {
 
 #[tokio::test]
 async fn a_replay_of_what_the_log_has_lost_is_refused_with_the_oldest_that_there_is() {
-    let mut house = House::new().await;
+    // Nothing is left in memory either.
+    let mut house = House::configured("[engine]\nring_bytes = 1", &[]).await;
     let start = house.native().await.sync().await.unwrap().revision;
     post(&mut house.http().await, 0..20).await;
     assert!(house.server.terminate().success());
