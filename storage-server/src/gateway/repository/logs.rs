@@ -67,7 +67,7 @@ pub(super) async fn add(house: &House, caller: &Caller, parts: &Parts, body: Bod
         message: cut(message, MESSAGE_BYTES_MAX),
         date: date_now(),
     };
-    let value = serde_json::to_vec(&entry).map_err(|error| Refusal::bad(error))?;
+    let value = serde_json::to_vec(&entry).map_err(Refusal::bad)?;
     house.ensure_made().await?;
     let batch = Batch::new().put_stamped(Key::from_static(keys::LOG), value, Lifetime::Forever);
     let storage = caller.storage(&house.keyspace);

@@ -46,7 +46,6 @@ pub(crate) struct Document {
 
 impl Document {
     /// Its JSON, without white space between the members.
-
     pub(crate) fn text(&self) -> &str {
         &self.text
     }

@@ -236,9 +236,9 @@ async fn with_token(
         "/drop_db",
     ];
     const POSTS: [&str; 3] = ["/upload", "/delete_metadata", "/new_log"];
-    let is_there = match method {
-        &Method::GET => GETS.contains(&path),
-        &Method::POST => POSTS.contains(&path),
+    let is_there = match *method {
+        Method::GET => GETS.contains(&path),
+        Method::POST => POSTS.contains(&path),
         _ => false,
     };
     if !is_there {

@@ -175,7 +175,7 @@ impl Upload<'_> {
                     place: place.clone(),
                 };
             }
-            sent => self.file = sent,
+            sent @ File::Sent { .. } => self.file = sent,
         }
         let File::Sent { writer, place: to } = &mut self.file else {
             return Err(Refusal::bad("missing UploadFile"));
