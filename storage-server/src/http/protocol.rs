@@ -12,7 +12,7 @@ use matchit::Router;
 
 use super::Refusal;
 use super::guest::Guest;
-use crate::auth::{Identity, tokens};
+use crate::auth::{Identity, Proof, tokens};
 use crate::net::stream::Stream;
 use crate::shared::Shared;
 use crate::ws::socket::{self, SocketOptions, Task as SocketTask, WebSocket};
@@ -58,6 +58,8 @@ pub struct UpgradeRequest {
     parameters: Vec<(String, String)>,
     /// What of the same path is to be served if the first message is of text.
     beside: Option<Task>,
+    /// The protocol has said who asks, or that this is said in the connection.
+    is_judged: bool,
 }
 
 /// What runs a connection of a protocol that is a task.
@@ -74,8 +76,13 @@ impl Task {
         peer: &Peer,
         request: UpgradeRequest,
     ) -> SocketTask {
+        let mut options = self.options;
+        // Who has said so with the request need not say it again.
+        if request.is_judged {
+            options.login &= matches!(peer.identity.proof(), Proof::Pending);
+        }
         let start = |socket| (self.handler)(socket, request);
-        SocketTask::new(shared, peer, self.options, start)
+        SocketTask::new(shared, peer, options, start)
     }
 }
 
@@ -98,6 +105,7 @@ impl UpgradeRequest {
             guest: None,
             parameters: Vec::new(),
             beside: None,
+            is_judged: false,
         }
     }
 
@@ -239,7 +247,7 @@ impl WebSocketProtocol {
     }
 
     /// The same for a gateway with logins of its own: `login` says who asks for a WebSocket. `Ok(None)`: that is said in the
-    /// connection, so the protocol has [`SocketOptions::login`]. An error is the HTTP answer to the request.
+    /// connection, and in time where the protocol has [`SocketOptions::login`]. An error is the HTTP answer to the request.
     #[must_use]
     pub fn with_login<L, F>(mut self, login: L) -> Self
     where
@@ -306,6 +314,7 @@ impl WebSocketProtocol {
         text: &Self,
     ) -> Result<Opening, Refusal> {
         request.beside.clone_from(&text.task);
+        request.is_judged = text.login.is_some();
         self.open(request)
     }
 
@@ -316,6 +325,7 @@ impl WebSocketProtocol {
             let owned = |(name, text): (&str, &str)| (name.to_owned(), text.to_owned());
             request.parameters = parameters.map(owned).collect();
         }
+        request.is_judged |= self.login.is_some();
         (self.open)(request)
     }
 }

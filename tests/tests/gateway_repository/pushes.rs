@@ -84,8 +84,14 @@ async fn a_bad_token_opens_no_socket_and_none_has_some_time_to_come() {
     let request = "GET /?token=garbage HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
     assert_eq!(house.raw(request.as_bytes()).await.status, 401);
+    let token = house.login(BOB).await;
+    let frame = r#"{"user":"u","project":"p"}"#;
+    let mut known = house.subscribed(&token, &[frame]).await;
     let mut silent = house.socket("/").await;
     assert_eq!(silent.closed().await, 1008);
+    // Who has shown one with the request is there for as long as it likes.
+    house.note(&token, "p", "s", "n").await;
+    assert_eq!(known.name().await, "n");
 }
 
 #[tokio::test]
