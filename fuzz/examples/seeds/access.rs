@@ -2,9 +2,9 @@
 
 use crate::Seeds;
 
-/// As `storage_server::fuzzing::tokens` mints them, always the same: two good ones, then an expired one, one of another
+/// As `storage_server::fuzzing::tokens` mints them, always the same: three good ones, then an expired one, one of another
 /// store and one of another key. A test there tells of any that is missing.
-const TOKENS: [(&str, &str); 5] = [
+const TOKENS: [(&str, &str); 6] = [
     (
         "minted",
         "eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiIsImtpZCI6IjAwMDAwMDAwMDAwMDAwMDEifQ.eyJpc3MiOiJzdG9yYWdlLXN5bmMiLCJhdWQiOiJmdXp6IiwianRpIjoiMDEwMTAxMDEwMTAxMDEwMTAxMDEwMTAxMDEwMTAxMDEiLCJzdWIiOiJjZXJ0OnByb2R1Y2VyIiwiaWF0IjoxMDAwMDAwMDAwLCJleHAiOjEwMDAwMDM2MDB9.Gm7TdSy0E24QYcKPEf21ojtSW55lupPNEd364bQxbTA",
@@ -12,6 +12,10 @@ const TOKENS: [(&str, &str); 5] = [
     (
         "minted-by-the-older-key",
         "eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiIsImtpZCI6IjAwMDAwMDAwMDAwMDAwMDAifQ.eyJpc3MiOiJzdG9yYWdlLXN5bmMiLCJhdWQiOiJmdXp6IiwianRpIjoiMDIwMjAyMDIwMjAyMDIwMjAyMDIwMjAyMDIwMjAyMDIiLCJzdWIiOiJ1c2VyOmFubiIsImlhdCI6MTAwMDAwMDAwMCwiZXhwIjoxMDAwMDAzNjAwfQ.wehl7h2ydz8XkWqN8zdn4wWuB1ZKvVClUtpAp356l-4",
+    ),
+    (
+        "minted-in-the-short-form",
+        "sst1.0000000000000001.07070707070707070707070707070707.1000003600.QYc--G0AboeX3kxZG3AeUbO9UhunjSqihhxVLzLoXvU",
     ),
     (
         "expired",

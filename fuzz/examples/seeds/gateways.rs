@@ -56,7 +56,7 @@ fn write_repository(seeds: &Seeds) {
     let field = |name: &str, more: &str, data: &str| {
         format!("--b\r\nContent-Disposition: form-data; name=\"{name}\"{more}\r\n\r\n{data}\r\n")
     };
-    let file = field("UploadFile", "; filename=\"a.c\"", "int\r\n--bx\r\n");
+    let file = field("UploadFile", "; filename=\"a.c\"", "int\r\n--x\r\n");
     let json = field("UploadJSON", "; filename=\"a.json\"", "{}");
     for (name, body) in [
         ("both", format!("\x03{file}{json}--b--\r\n")),

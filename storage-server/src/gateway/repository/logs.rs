@@ -151,7 +151,7 @@ mod tests {
         ] {
             let mut hits = vec![
                 entry(1, "a", "400"),
-                entry(3, "a", "200"),
+                entry(3, "a", "300"),
                 entry(2, "b", "200"),
             ];
             sort(&mut hits, order);

