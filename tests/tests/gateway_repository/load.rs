@@ -11,7 +11,9 @@ const END: &str = "\r\n--*****--\r\n";
 
 /// A MiB of a file, such that none is like another.
 fn mebibyte(n: usize) -> Vec<u8> {
-    (0..MIB).map(|at| ((at * 31 + n) % 251) as u8).collect()
+    (0..MIB)
+        .map(|at| u8::try_from((at * 31 + n) % 251).unwrap())
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -72,7 +74,7 @@ async fn uploads_of_one_file_at_once_each_end_whole() {
     let house = House::secured();
     let token = house.login(BOB).await;
     let query = "project=p&source=s&Path=&DestFileName=n";
-    let files: Vec<Vec<u8>> = (0..6).map(|n| vec![n, 1 + n].repeat(MIB)).collect();
+    let files: Vec<Vec<u8>> = (0..6).map(|n| [n, 1 + n].repeat(MIB)).collect();
     let uploads = files.iter().enumerate().map(|(n, file)| {
         let json = format!("{{\"n\":{n},\"Project\":\"q{n}\"}}");
         let (house, token) = (&house, &token);

@@ -2,10 +2,6 @@
 //! do beside them.
 
 #![expect(clippy::unwrap_used, reason = "a test: what fails is the finding")]
-#![expect(
-    clippy::disallowed_methods,
-    reason = "a test's clients are tasks of their own, that end with it"
-)]
 
 mod access;
 mod accounts;

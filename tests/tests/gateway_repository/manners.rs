@@ -113,7 +113,9 @@ async fn an_upload_that_does_not_go_on_is_ended_and_leaves_nothing() {
         .await
         .unwrap();
     assert_eq!(Answer::read(&mut endless).await.status, 400);
-    let garbage: Vec<u8> = (0..200_000_u32).map(|n| (n * 7 % 256) as u8).collect();
+    let garbage: Vec<u8> = (0..200_000_u32)
+        .map(|n| u8::try_from(n * 7 % 256).unwrap())
+        .collect();
     let mut request = head(target, &headers, garbage.len()).into_bytes();
     request.extend(&garbage);
     assert_eq!(house.raw(&request).await.status, 400);

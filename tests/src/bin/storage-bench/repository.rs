@@ -125,20 +125,20 @@ impl House {
     }
 }
 
+/// Before the file.
+const START: &str = "--b\r\nContent-Disposition: form-data; name=\"UploadJSON\"; filename=\"m\"\r\n\r\n{\"kind\":\"bench\",\"n\":1}\r\n\
+    --b\r\nContent-Disposition: form-data; name=\"UploadFile\"; filename=\"f\"\r\n\r\n";
+/// Behind it.
 const END: &str = "\r\n--b--\r\n";
 
 /// A request for an upload of a file of `bytes`, of which this is the content, or the rest is sent by the caller.
 fn request(name: &str, bytes: usize, content: &[u8]) -> Vec<u8> {
-    let start = format!(
-        "--b\r\nContent-Disposition: form-data; name=\"UploadJSON\"; filename=\"m\"\r\n\r\n{{\"kind\":\"bench\",\"n\":1}}\r\n\
-         --b\r\nContent-Disposition: form-data; name=\"UploadFile\"; filename=\"f\"\r\n\r\n"
-    );
-    let length = start.len() + bytes + END.len();
+    let length = START.len() + bytes + END.len();
     let head = format!(
         "POST /upload?project=bench&source=s&Path=&DestFileName={name} HTTP/1.1\r\nHost: localhost\r\n\
          Content-Type: multipart/form-data; boundary=b\r\nContent-Length: {length}\r\n\r\n"
     );
-    [head.as_bytes(), start.as_bytes(), content, END.as_bytes()].concat()
+    [head.as_bytes(), START.as_bytes(), content, END.as_bytes()].concat()
 }
 
 async fn answered(stream: &mut TcpStream) {
