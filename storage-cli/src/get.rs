@@ -73,11 +73,17 @@ impl Get {
                     manifest.size
                 )));
             }
-            // It may have been replaced since.
-            if let Some(reader) = storage.read_object(key).await? {
-                self.stream(out, reader).await?;
-                return Ok(Exit::Done);
-            }
+            // It may have been replaced since, or be gone.
+            return match storage.read_object(key.clone()).await? {
+                Some(reader) => {
+                    self.stream(out, reader).await?;
+                    Ok(Exit::Done)
+                }
+                None => {
+                    tell(format_args!("not found: {}", app.form().show(&key)));
+                    Ok(Exit::Refused)
+                }
+            };
         }
         let mut exit = Exit::Done;
         for (key, entry) in keys.iter().zip(&reading.value) {

@@ -5,6 +5,7 @@
 //! | `keys` | the secrets that tokens are signed with |
 //! | `instance` | the random id of this store's tokens |
 //! | `demo/NAME` | when the example password of a user of `--demo` was set; empty: it was about to be |
+//! | `gateway/NAME` | when a gateway last set the password of a user, which it may change as long as nobody else did |
 //! | `passwords/NAME` | when a user's password was set (as its record in `system` says), and its hash (Argon2id, PHC string) |
 
 use std::sync::{Arc, PoisonError, RwLock};
@@ -52,6 +53,7 @@ enum Change {
 
 const PASSWORDS: &str = "passwords/";
 const DEMO: &str = "demo/";
+const GATEWAY: &str = "gateway/";
 
 fn password_key(user: &str) -> Key {
     Key::from(format!("{PASSWORDS}{user}"))
@@ -177,6 +179,20 @@ impl Secrets {
         let set = set.map_or_else(String::new, |set| set.to_string());
         self.storage.put(key, set.into()).await?;
         Ok(())
+    }
+
+    /// Notes that a gateway set the password that a user has since then.
+    pub(crate) async fn mark_gateway_user(&self, user: &str, set: u64) -> Result<()> {
+        let key = Key::from(format!("{GATEWAY}{user}"));
+        self.storage.put(key, set.to_string().into()).await?;
+        Ok(())
+    }
+
+    /// When a gateway last set the password of a user.
+    pub(crate) async fn gateway_user(&self, user: &str) -> Result<Option<u64>> {
+        let key = Key::from(format!("{GATEWAY}{user}"));
+        let entry = self.storage.get_one(key).await?;
+        Ok(entry.and_then(|entry| str::from_utf8(&entry.value).ok()?.parse().ok()))
     }
 
     /// The users that were given an example password, and when.

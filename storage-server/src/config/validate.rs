@@ -149,7 +149,7 @@ impl ListenerConfig {
             )?,
             TlsMode::Off => {
                 allowed(
-                    is_named || self.address.ip().is_loopback(),
+                    self.auth.is_some() || self.address.ip().is_loopback(),
                     "without TLS on an address that others can reach it must be said who is let in: some of \"token\", \
                      \"password\", \"anonymous\" (which is anybody)",
                 )?;

@@ -87,12 +87,11 @@ fn is_standard(authorization: &str) -> bool {
     has_scheme(authorization, "basic") || has_scheme(authorization, "bearer")
 }
 
-/// Whether a request has a credential that a browser does not add by itself to what a page of another site sends.
+/// Whether a request has a credential that a browser does not add by itself to what a page of another site sends, and that
+/// such a page cannot make up unasked, as it can a token in the query.
 fn shows_what_no_browser_adds<B>(request: &Request<B>) -> bool {
-    let query = request.uri().query().unwrap_or_default();
     let by_header = authorization(request.headers());
     by_header.is_some_and(|value| !has_scheme(value, "basic"))
-        || tokens::from_query(query, tokens::TOKEN_PARAMETERS).is_some()
 }
 
 /// The connection of a request.
@@ -233,7 +232,8 @@ impl Visit {
             let (uri, headers) = (request.uri().clone(), headers.clone());
             let asked = UpgradeRequest::new(Identity::pending(), uri, headers);
             let judged = login(guest.clone(), asked.with_guest(guest)).await;
-            return Ok(judged.map(|identity| identity.unwrap_or_else(Identity::pending)));
+            let pending = || Identity::pending().at(Some(self.address));
+            return Ok(judged.map(|identity| identity.unwrap_or_else(pending)));
         }
         let says_nothing = authorization.is_none() && token.is_none();
         if says_nothing && self.certified()?.is_none() && protocol.logs_in() {
@@ -299,7 +299,11 @@ impl Visit {
         let (uri, headers) = (request.uri().clone(), request.headers().clone());
         let asked = UpgradeRequest::new(identity.clone(), uri, headers);
         let asked = asked.with_guest(self.guest()?);
-        let opening = match wanted.text {
+        // Web pages may be let in by the one and not by the other.
+        let text = wanted
+            .text
+            .filter(|text| browser::check_origin(request, &front.listener, text.origins()).is_ok());
+        let opening = match text {
             Some(text) => {
                 let beside = protocol.open_beside(asked.clone(), text);
                 // The other one may be refused for reasons of its own.
@@ -369,7 +373,10 @@ impl Visit {
     fn receive(&self, mut request: Request<Body>) -> Result<Request<Body>, Refusal> {
         let guest = self.guest()?;
         self.check_host(&request)?;
-        if !request.method().is_safe() && !shows_what_no_browser_adds(&request) {
+        // A certificate is added by the browser, whatever is shown beside it.
+        let is_certified = self.certified()?.is_some();
+        let is_free = !is_certified && shows_what_no_browser_adds(&request);
+        if !request.method().is_safe() && !is_free {
             let by = self.certified()?.cloned();
             let by = by.unwrap_or_else(|| Identity::anonymous().at(Some(self.address)));
             self.check_origin(&request, Origins::Own, &by)?;

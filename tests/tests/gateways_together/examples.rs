@@ -45,7 +45,8 @@ async fn example_users_are_there_with_demo_alone_unless_they_have_passwords_of_t
 #[tokio::test]
 async fn no_example_users_are_made_where_others_can_reach_them() {
     let folder = tempfile::tempdir().unwrap();
-    let reachable = LISTENER.replace("127.0.0.1:0", "0.0.0.0:0") + "danger_plaintext = true\n";
+    let reachable = LISTENER.replace("127.0.0.1:0", "0.0.0.0:0")
+        + "danger_plaintext = true\nauth = [\"token\", \"password\"]\n";
     let ended = House::launch(&folder, &reachable, &["--demo"]).unwrap_err();
     assert_eq!(ended.unwrap().code(), Some(1));
     let log = std::fs::read_to_string(folder.path().join("log")).unwrap();
@@ -57,4 +58,52 @@ async fn no_example_users_are_made_where_others_can_reach_them() {
         let answer = ask(address, "GET", "/api/v3/info", &basic(user, password), "").await;
         assert_eq!(answer.status, 403);
     }
+}
+
+/// What runs on the machine may make users and change those that it made, and nothing else; a web page may do neither.
+#[tokio::test]
+async fn programs_on_the_machine_change_no_password_that_the_repository_did_not_set() {
+    let house = House::new(LISTENER, &["--demo"]);
+    let said = async |target: &str, headers: &str| {
+        let answer = house.ask("POST", target, headers, "").await;
+        (answer.status, answer.text())
+    };
+    // An example of the other gateway, and so a user from elsewhere.
+    let taken = "/update_user?email=rocketskates&pw=mine";
+    let (status, text) = said(taken, "").await;
+    assert!(
+        status == 403 && text.contains("not set here"),
+        "{status} {text}"
+    );
+    assert_eq!(
+        status_of(&house, ("rocketskates", "r0cketsk8ts")).await,
+        200
+    );
+    let succeed = "Succeed\n".to_owned();
+    assert_eq!(
+        said("/signup?email=ana@x.org&pw=one", "").await,
+        (200, succeed)
+    );
+    let change = "/update_user?email=ana@x.org&pw=two";
+    for page in [
+        "Origin: https://evil.example",
+        "Sec-Fetch-Site: cross-site",
+        "Referer: http://localhost/",
+    ] {
+        for target in [
+            change,
+            "/signup?email=eve@x.org&pw=one",
+            "/update_user?email=ana@x.org&pw=two&token=x",
+        ] {
+            let (status, _) = said(target, &format!("{page}\r\n")).await;
+            assert_eq!(status, 403, "{page} {target}");
+        }
+        let dropped = house
+            .ask("GET", "/drop_db", &format!("{page}\r\n"), "")
+            .await;
+        assert_eq!(dropped.status, 403, "{page}");
+    }
+    assert_eq!(said(change, "").await, (200, "Succceed\n".to_owned()));
+    assert_eq!(status_of(&house, ("ana@x.org", "two")).await, 200);
+    assert_eq!(status_of(&house, ("eve@x.org", "one")).await, 403);
 }

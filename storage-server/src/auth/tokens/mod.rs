@@ -25,8 +25,7 @@ use super::text::date;
 pub(crate) use self::keys::SigningKeys;
 pub(crate) use self::redact::redact;
 pub(crate) use self::request::{
-    Credential, CredentialError, TOKEN_PARAMETERS, basic, from_authorization, from_query,
-    from_subprotocols, is_token,
+    Credential, CredentialError, basic, from_authorization, from_query, from_subprotocols, is_token,
 };
 
 /// The longest token, in bytes. Ours have about 300. Many proxies take no more than 8 KiB of headers, in all.

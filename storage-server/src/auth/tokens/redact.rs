@@ -5,13 +5,16 @@ use std::ops::Range;
 
 use super::request::TOKEN_PARAMETERS;
 
+/// The names of parameters that have a password, of clients of other protocols.
+const PASSWORD_PARAMETERS: &[&str] = &["pw", "password"];
+
 /// What stands in the place of a secret.
 const MASK: &str = "***";
 
 /// The same text, with `***` in the place of what looks like a credential. For URLs, request lines and headers, before
 /// they are logged. It rather hides too much.
 ///
-/// Hidden are: the values of the parameters `token` and `access_token`, in any case and percent-encoded; what stands in
+/// Hidden are: the values of the parameters `token`, `access_token`, `pw` and `password`, in any case and percent-encoded; what stands in
 /// `Authorization`, behind `Bearer` and behind `Basic`; behind `bearer.` in a list of subprotocols; and anything that
 /// has the form of a JWT, or of a token in the short form, wherever it stands.
 #[must_use]
@@ -55,10 +58,8 @@ fn parameter(text: &str, equals: usize) -> Option<Range<usize>> {
     let length = before.take_while(|byte| is_name(byte)).count();
     let name = percent_encoding::percent_decode_str(&text[equals - length..equals]);
     let name = name.decode_utf8().ok()?;
-    if !TOKEN_PARAMETERS
-        .iter()
-        .any(|token| name.eq_ignore_ascii_case(token))
-    {
+    let mut secrets = TOKEN_PARAMETERS.iter().chain(PASSWORD_PARAMETERS);
+    if !secrets.any(|secret| name.eq_ignore_ascii_case(secret)) {
         return None;
     }
     let is_end = |c: char| c.is_ascii_whitespace() || "&#\"'<>".contains(c);
@@ -163,6 +164,7 @@ mod tests {
                 "/a?%61%63%63%65%73%73%5F%74%6F%6B%65%6E=***",
             ),
             ("token=XYZ", "token=***"),
+            ("/login?email=a&pw=XYZ&x=1", "/login?email=a&pw=***&x=1"),
             ("/?token=X%20Y,Z;ä&b", "/?token=***&b"),
             (
                 "GET /?token=XYZ HTTP/1.1\r\nHost: a",

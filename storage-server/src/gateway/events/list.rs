@@ -30,6 +30,9 @@ const LIST_BYTES_MAX: usize = 16 << 20;
 /// How many lists are put together at a time; others wait for their turn, but not for ever.
 pub(super) const LISTS_MAX: usize = 8;
 const TURN_WAIT: Duration = Duration::from_secs(10);
+/// The most fields that a list is sorted by, and the most filters of it: each is looked at for each object.
+const SORTS_MAX: usize = 8;
+const FILTERS_MAX: usize = 32;
 /// Parameters that change nothing here.
 const IGNORED: [&str; 4] = ["decode", "params", "aggregate", "commented"];
 
@@ -161,6 +164,12 @@ impl Wanted {
                 name if PARAMETERS.contains(&name) || IGNORED.contains(&name) => {}
                 _ => wanted.filters.push(FieldFilter::parse(name, &value)),
             }
+        }
+        let (sorts, filters) = (wanted.sort.len(), wanted.filters.len());
+        if sorts > SORTS_MAX || filters > FILTERS_MAX {
+            return Err(Fault::bad(format!(
+                "a list is sorted by at most {SORTS_MAX} fields (sorts_max) and has at most {FILTERS_MAX} filters (filters_max)"
+            )));
         }
         Ok(wanted)
     }

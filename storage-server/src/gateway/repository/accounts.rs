@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use hyper::http::request::Parts;
+use storage_protocol::StorageError;
 use zeroize::Zeroizing;
 
 use super::answer::{Answer, Refusal, text};
@@ -11,7 +12,9 @@ use super::database::check_loopback;
 use super::house::House;
 use super::parameters::Parameters;
 use crate::config::Signup;
-use crate::gateway::{Credential, Guest, MintError, NotLetInKind, TokenWish, UserError};
+use crate::gateway::{
+    Credential, Guest, MintError, NotLetInKind, ServerHandle, TokenWish, UserError,
+};
 
 /// How long a token of a login is good.
 const TOKEN_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -57,8 +60,12 @@ fn told_of_sign_up(what: &str, label: &str) -> String {
 pub(super) async fn sign_up(house: &House, guest: &Guest, parts: &Parts, body: Body) -> Answer {
     let (email, password) = credentials(parts, body, told_of_sign_up).await?;
     check_may_sign_up(house, guest)?;
+    check_no_page(parts)?;
     match guest.add_user(&email, password).await {
-        Ok(()) => Ok(text("Succeed\n")),
+        Ok(()) => {
+            remember(guest.server(), &email).await?;
+            Ok(text("Succeed\n"))
+        }
         Err(UserError::Exists) => Err(Refusal::text(
             409,
             "409: Bad Request Could not register an existing user.\n\n",
@@ -70,8 +77,13 @@ pub(super) async fn sign_up(house: &House, guest: &Guest, parts: &Parts, body: B
 pub(super) async fn update(house: &House, guest: &Guest, parts: &Parts, body: Body) -> Answer {
     let (email, password) = credentials(parts, body, told_of_sign_up).await?;
     check_may_sign_up(house, guest)?;
+    check_no_page(parts)?;
+    check_own(guest.server(), &email).await?;
     match guest.set_password(&email, password).await {
-        Ok(()) => Ok(text("Succceed\n")),
+        Ok(()) => {
+            remember(guest.server(), &email).await?;
+            Ok(text("Succceed\n"))
+        }
         Err(UserError::Missing) => Err(Refusal::text(
             409,
             "updateuser: Bad Request User don't found.\n\n",
@@ -80,6 +92,54 @@ pub(super) async fn update(house: &House, guest: &Guest, parts: &Parts, body: Bo
             400,
             format!("updateuser: Bad Request {error}\n"),
         )),
+    }
+}
+
+fn password_set(server: &ServerHandle, email: &str) -> Option<u64> {
+    let user = server.shared().access.user(email)?;
+    Some(user.password_set)
+}
+
+/// Notes that the password that a user has now was set by this gateway.
+pub(super) async fn remember(server: &ServerHandle, email: &str) -> Result<(), StorageError> {
+    let secrets = server.shared().access.secrets();
+    if let (Some(secrets), Some(set)) = (secrets, password_set(server, email)) {
+        secrets.mark_gateway_user(email, set).await?;
+    }
+    Ok(())
+}
+
+/// That the password of a user was last set by this gateway. Every program on this machine may ask it for another one, which
+/// must not be the way to an administrator, or to any user that the server has from elsewhere.
+async fn check_own(server: &ServerHandle, email: &str) -> Result<(), Refusal> {
+    let Some(set) = password_set(server, email) else {
+        return Ok(());
+    };
+    let noted = match server.shared().access.secrets() {
+        Some(secrets) => secrets.gateway_user(email).await?,
+        None => None,
+    };
+    match noted == Some(set) {
+        true => Ok(()),
+        false => Err(Refusal::text(
+            403,
+            "updateuser: FORBIDDEN the password was not set here: an administrator of the server changes it.\n\n",
+        )),
+    }
+}
+
+/// That no web page asks: its browser runs on this machine, and the page may be anybody's.
+pub(super) fn check_no_page(parts: &Parts) -> Result<(), Refusal> {
+    let by_a_browser = ["origin", "referer", "sec-fetch-site"];
+    match by_a_browser
+        .iter()
+        .any(|name| parts.headers.contains_key(*name))
+    {
+        true => Err(Refusal::text(
+            403,
+            "\n403: FORBIDDEN access from a web page.\n",
+        )),
+        false => Ok(()),
     }
 }
 

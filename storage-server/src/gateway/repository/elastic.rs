@@ -9,7 +9,9 @@ use serde_json::{Map, Value};
 
 /// How deep conditions may be within one another, and how many there may be.
 const DEPTH_MAX: usize = 16;
-const CONDITIONS_MAX: usize = 256;
+const CONDITIONS_MAX: usize = 32;
+/// The most words, or values, of one condition.
+const WORDS_MAX: usize = 64;
 /// The longest query, in bytes.
 const QUERY_BYTES_MAX: usize = 64 << 10;
 
@@ -26,6 +28,8 @@ pub(super) enum ElasticError {
     Expected(String, &'static str),
     #[error("more than {CONDITIONS_MAX} conditions, or more than {DEPTH_MAX} within one another")]
     TooMany,
+    #[error("more than {WORDS_MAX} words or values in one condition")]
+    TooManyWords,
 }
 
 /// A query that was understood.
@@ -104,6 +108,7 @@ fn node(value: &Value, depth: usize, left: &mut usize) -> Result<Node, ElasticEr
                 return Ok(Node::Values(field.to_owned(), vec![value.clone()]));
             };
             let (field, words) = (field.to_owned(), words(text));
+            check_words(words.len())?;
             Ok(match kind {
                 "match" => Node::Words(field, words),
                 _ => Node::Phrase(field, words),
@@ -118,6 +123,7 @@ fn node(value: &Value, depth: usize, left: &mut usize) -> Result<Node, ElasticEr
             let (field, value) = single(kind, value)?;
             let values = value.as_array();
             let values = values.ok_or_else(|| expected(kind, "an array of values"))?;
+            check_words(values.len())?;
             Ok(Node::Values(field.to_owned(), values.clone()))
         }
         "exists" => match single(kind, value)? {
@@ -133,6 +139,13 @@ fn node(value: &Value, depth: usize, left: &mut usize) -> Result<Node, ElasticEr
             )
         }
         other => Err(ElasticError::NotSupported(other.to_owned())),
+    }
+}
+
+fn check_words(count: usize) -> Result<(), ElasticError> {
+    match count <= WORDS_MAX {
+        true => Ok(()),
+        false => Err(ElasticError::TooManyWords),
     }
 }
 
@@ -206,15 +219,13 @@ impl Node {
             Self::All => true,
             Self::Words(field, wanted) => any(document, field, |value| {
                 let there = value.as_str().map(words).unwrap_or_default();
-                wanted.iter().any(|word| there.contains(word))
+                there.iter().any(|word| wanted.contains(word))
             }),
             Self::Phrase(field, wanted) => any(document, field, |value| {
                 let there = value.as_str().map(words).unwrap_or_default();
                 !wanted.is_empty() && there.windows(wanted.len()).any(|some| some == wanted)
             }),
-            Self::Values(field, wanted) => any(document, field, |value| {
-                wanted.iter().any(|wanted| is_term(value, wanted))
-            }),
+            Self::Values(field, wanted) => any(document, field, |value| has_term(value, wanted)),
             Self::Exists(field) => any(document, field, |value| !value.is_null()),
             Self::Bool {
                 must,
@@ -231,12 +242,18 @@ impl Node {
     }
 }
 
-/// A text has a term where it is one of its words; other values are compared.
-fn is_term(value: &Value, wanted: &Value) -> bool {
-    match (value, wanted) {
-        (Value::String(text), Value::String(wanted)) => words(text).contains(wanted),
-        (Value::Number(number), Value::Number(wanted)) => number.as_f64() == wanted.as_f64(),
-        (value, wanted) => value == wanted,
+/// A text has a term where it is one of its words, which are cut once for all terms; other values are compared.
+fn has_term(value: &Value, wanted: &[Value]) -> bool {
+    match value {
+        Value::String(text) => {
+            let there = words(text);
+            let mut terms = wanted.iter().filter_map(Value::as_str);
+            terms.any(|term| there.iter().any(|word| word == term))
+        }
+        Value::Number(number) => wanted.iter().any(|wanted| {
+            wanted.as_number().map(serde_json::Number::as_f64) == Some(number.as_f64())
+        }),
+        value => wanted.contains(value),
     }
 }
 

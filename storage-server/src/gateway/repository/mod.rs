@@ -163,6 +163,8 @@ impl Gateway for Repository {
             let mut made = Vec::new();
             for (name, password) in USERS {
                 if server.demo_user(name, password).await? {
+                    let noted = accounts::remember(&server, name).await;
+                    noted.map_err(|error| error.to_string())?;
                     made.push(format!("user {name}, password {password}"));
                 }
             }
@@ -245,7 +247,11 @@ async fn with_token(
         return Err(not_implemented(parts));
     }
     if matches!(path, "/new_db" | "/drop_db") {
+        if parts.method == Method::HEAD {
+            return Err(not_implemented(parts));
+        }
         database::check_loopback(guest)?;
+        accounts::check_no_page(parts)?;
     }
     let caller = house.caller(guest, &parts.headers).await?;
     for_caller(house, &caller, path, parts, body).await

@@ -13,6 +13,8 @@ use super::place::{Labels, Values, unquoted};
 
 /// The most bytes of a body that has parameters alone, and of all fields of an upload beside its file and its JSON.
 pub(super) const BYTES_MAX: usize = 64 << 10;
+/// What each field of a body counts beside its name and its value, so that empty ones are bounded as well.
+pub(super) const FIELD_BYTES: usize = 64;
 
 /// Names and values. Of several with one name the first counts.
 type Pairs = Vec<(String, String)>;
@@ -170,7 +172,7 @@ async fn multipart_pairs(mut form: Form) -> Result<Pairs, Refusal> {
         }
         let value = form.data(left, too_long).await?;
         left = left
-            .checked_sub(value.len() + head.name.len())
+            .checked_sub(FIELD_BYTES + value.len() + head.name.len())
             .ok_or_else(too_long)?;
         pairs.push((head.name, String::from_utf8_lossy(&value).into_owned()));
     }

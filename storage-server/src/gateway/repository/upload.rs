@@ -16,7 +16,7 @@ use super::form::Form;
 use super::house::House;
 use super::metadata::{self, Document, JSON_BYTES_MAX, Said, metadata_document};
 use super::multipart::{self, Head, Piece};
-use super::parameters::{self, Parameters};
+use super::parameters::{self, FIELD_BYTES, Parameters};
 use super::place::{Flaw, Place, WRITTEN};
 use super::{index, keys};
 use crate::gateway::Caller;
@@ -96,6 +96,8 @@ impl Upload<'_> {
                 self.json = Some(form.data(JSON_BYTES_MAX, json_too_long).await?);
                 Ok(())
             }
+            // Of several the first counts.
+            "RawJSON" if self.parameters.get("RawJSON").is_some() => form.skip().await,
             "RawJSON" => {
                 let json = form.data(JSON_BYTES_MAX, json_too_long).await?;
                 let json = String::from_utf8_lossy(&json).into_owned();
@@ -105,7 +107,7 @@ impl Upload<'_> {
             _ if head.is_file => form.skip().await,
             _ => {
                 let value = form.data(self.fields_left, fields_too_long).await?;
-                let bytes = value.len() + head.name.len();
+                let bytes = FIELD_BYTES + value.len() + head.name.len();
                 let left = self.fields_left.checked_sub(bytes);
                 self.fields_left = left.ok_or_else(fields_too_long)?;
                 let value = String::from_utf8_lossy(&value).into_owned();

@@ -102,7 +102,9 @@ fn find(shared: &EngineShared, (id, intent, revision): ExpiredKey) -> Result<Opt
         .iterate_beside_cache(Table::Entries, &start, Some(&end));
     while let Some((row_key, row)) = rows.item() {
         let (_, key) = parse_entry_key(row_key)?;
-        let number = PartKey::parse(key).and_then(|key| key.number);
+        // Another object's key may begin with this intent.
+        let part = PartKey::parse(key).filter(|part| part.object == object && part.id == writing);
+        let number = part.and_then(|part| part.number);
         if let Some(number) = number
             && layout::parse_entry_value(row)?.0.is_live()
         {
