@@ -13,6 +13,7 @@ use matchit::Router;
 use super::Refusal;
 use super::guest::Guest;
 use crate::auth::{Identity, Proof, tokens};
+use crate::config::AuthMethod;
 use crate::net::stream::Stream;
 use crate::shared::Shared;
 use crate::ws::socket::{self, SocketOptions, Task as SocketTask, WebSocket};
@@ -112,6 +113,18 @@ impl UpgradeRequest {
     pub(super) fn with_guest(mut self, guest: Guest) -> Self {
         self.guest = Some(guest);
         self
+    }
+
+    /// Who the peer is to a protocol that has no logins: one that may say so in the other protocol of its path is let in as
+    /// `anonymous` where the listener lets such in, as it would be without that one.
+    pub(crate) fn identity_without_login(&self, peer: &Peer) -> Identity {
+        let takes_anonymous = |guest: &Guest| guest.takes(AuthMethod::Anonymous);
+        match peer.identity.proof() {
+            Proof::Pending if self.guest.as_ref().is_some_and(takes_anonymous) => {
+                Identity::anonymous().at(peer.identity.address())
+            }
+            _ => peer.identity.clone(),
+        }
     }
 
     /// What is to be served in place of the protocol if the first message is of text.

@@ -314,7 +314,7 @@ impl Visit {
         // Old clients say origins of their own making; it is their certificate that counts.
         let origins = match identity.proof() {
             Proof::Password { .. } => Origins::Own,
-            Proof::Anonymous if front.listener.tls != TlsMode::Off => Origins::Own,
+            Proof::Anonymous | Proof::Pending if front.listener.tls != TlsMode::Off => Origins::Own,
             _ => protocol.origins(),
         };
         self.check_origin(request, origins, &identity)?;

@@ -10,8 +10,8 @@ use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use tokio_util::task::TaskTracker;
 
 use super::socket::Task;
-use super::{Close, Departure, Dialect, Heartbeat, Peer};
-use crate::auth::Proof;
+use super::{Close, Departure, Dialect, Heartbeat};
+use crate::auth::{Identity, Proof};
 use crate::config::Timeouts;
 use crate::limits::budget::{Budget, SessionSlot};
 use crate::metrics::ClosedLabel;
@@ -37,19 +37,28 @@ pub(crate) struct ByKind<B> {
 }
 
 impl<B: Dialect + 'static> ByKind<B> {
-    pub(crate) fn new(shared: &Arc<Shared>, peer: &Peer, binary: B, text: Task) -> Self {
+    /// `identity`: who the peer is to the binary protocol.
+    pub(crate) fn new(shared: &Arc<Shared>, identity: &Identity, binary: B, text: Task) -> Self {
         Self {
             binary: Some(binary),
             text,
             undecided: Some(Instant::now() + UNDECIDED),
             failed: None,
-            is_nobody: matches!(peer.identity.proof(), Proof::Pending),
+            is_nobody: matches!(identity.proof(), Proof::Pending),
             tasks: shared.tasks.clone(),
         }
     }
 
     fn is_quiet(&self) -> bool {
         self.undecided.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// A peer that only listens is told to come again when that may help. That it has no right to listen is no news to one that
+    /// speaks the other protocol.
+    fn check_failed(&mut self) -> Result<(), Close> {
+        let is_quiet = self.is_quiet();
+        let may_pass = |close: &mut Close| !is_quiet && close.code == close_code::TRY_AGAIN;
+        self.failed.take_if(may_pass).map_or(Ok(()), Err)
     }
 }
 
@@ -123,6 +132,7 @@ impl<B: Dialect + 'static> Dialect for ByKind<B> {
     }
 
     fn poll_work(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, Close> {
+        self.check_failed()?;
         match &mut self.binary {
             // Whatever it did would be refused.
             Some(_) if self.is_nobody || self.failed.is_some() => Ok(false),
@@ -161,6 +171,7 @@ impl<B: Dialect + 'static> Dialect for ByKind<B> {
     }
 
     fn on_time(&mut self, now: Instant) -> Result<(), Close> {
+        self.check_failed()?;
         if self.is_nobody {
             self.text.on_time(now)?;
         }

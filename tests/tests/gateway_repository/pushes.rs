@@ -1,9 +1,10 @@
 //! Who is told of an upload. That nothing comes is seen by what comes next: an upload that is told for sure.
 
 use serde_json::{Value, json};
+use storage_testkit::raw::in_time;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::house::{BOB, House};
+use crate::house::{BOB, House, Socket};
 
 /// The JSON of two uploads, as a manager and a tool send them.
 const MANAGER: &str = r#"{
@@ -297,16 +298,49 @@ async fn subscriptions_and_binary_sockets_live_on_one_port() {
     binary.send(Message::binary(vec![6, b'A'])).await;
     house.note("", "p", "s", "n").await;
     assert_eq!(text.name().await, "n");
-    let answer = loop {
-        match futures_util::StreamExt::next(&mut binary.0)
+    let answer = bytes(&mut binary).await;
+    assert!(answer.ends_with(b"#\x07A"), "{answer:?}");
+}
+
+/// What mwDB clients are without the repository they are beside it, also where its own clients have to show a token.
+#[tokio::test]
+async fn anonymous_binary_sockets_are_served_beside_subscriptions_that_need_a_token() {
+    let both = "[[listener]]\naddress = \"127.0.0.1:0\"\ntls = \"off\"\n\
+        gateways = [\"storage\", \"repository\"]\nauth = [\"anonymous\", \"token\", \"password\"]\n\
+        [timeouts]\nhandshake = \"2s\"\n";
+    let house = House::new(both);
+    // One that says nothing for longer than a login may take.
+    let mut listener = house.socket("/").await;
+    tokio::time::sleep(std::time::Duration::from_millis(2_500)).await;
+    listener.send(Message::binary(vec![6, b'A'])).await;
+    assert!(bytes(&mut listener).await.ends_with(b"#\x07A"));
+    let mut writer = house.socket("/").await;
+    writer.send(Message::binary(b"k#v#\x02G".to_vec())).await;
+    assert_eq!(bytes(&mut writer).await, b"\x01#\x03G");
+    let pushed = in_time("a push", bytes(&mut listener)).await;
+    assert!(pushed.ends_with(b"#\x05"), "{pushed:?}");
+    let mut text = house.socket("/").await;
+    text.say(r#"{"user":"u","project":"p"}"#).await;
+    assert!(text.hear().await.contains("error"));
+    let token = house.login(BOB).await;
+    text.say(&format!(
+        r#"{{"user":"u","project":"p","token":"{token}"}}"#
+    ))
+    .await;
+    assert!(text.hear().await.contains("suscribed_to_project"));
+}
+
+/// The next message of bytes.
+async fn bytes(socket: &mut Socket) -> Vec<u8> {
+    loop {
+        match futures_util::StreamExt::next(&mut socket.0)
             .await
             .unwrap()
             .unwrap()
         {
-            Message::Binary(answer) => break answer,
-            Message::Ping(_) => {}
+            Message::Binary(bytes) => return bytes.to_vec(),
+            Message::Ping(_) | Message::Pong(_) => {}
             other => panic!("{other:?}"),
         }
-    };
-    assert!(answer.ends_with(b"#\x07A"), "{answer:?}");
+    }
 }

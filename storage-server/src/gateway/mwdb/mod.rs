@@ -36,7 +36,7 @@ use tokio::sync::Semaphore;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use super::native::{keyspace_of, place_in};
-use super::{Gateway, ServerHandle};
+use super::{Gateway, Identity, ServerHandle};
 use crate::engine::rocks::KeyspaceRules;
 use crate::engine::{Session, SessionStorage};
 use crate::http::Refusal;
@@ -89,7 +89,8 @@ impl Gateway for MwdbGateway {
             let common = common.clone();
             let opening: Opening = Box::new(move |shared, peer, stream, early| {
                 tracing::Span::current().record("keyspace", keyspace.as_str());
-                let dialect = Mwdb::new(&shared, &peer, &keyspace, &common);
+                let identity = request.identity_without_login(&peer);
+                let dialect = Mwdb::new(&shared, &peer, &identity, &keyspace, &common);
                 let Some(text) = request.take_beside() else {
                     return Box::pin(async move {
                         let _place = place;
@@ -97,7 +98,7 @@ impl Gateway for MwdbGateway {
                     });
                 };
                 let text = text.start(&shared, &peer, request);
-                let dialect = ByKind::new(&shared, &peer, dialect, text);
+                let dialect = ByKind::new(&shared, &identity, dialect, text);
                 Box::pin(async move {
                     let _place = place;
                     driver::run(shared, peer, stream, early, dialect).await;
@@ -225,10 +226,11 @@ impl Mwdb {
     pub(crate) fn new(
         shared: &Arc<Shared>,
         peer: &Peer,
+        identity: &Identity,
         keyspace: &Keyspace,
         common: &Arc<Common>,
     ) -> Self {
-        let session = shared.open_session(&peer.identity, keyspace);
+        let session = shared.open_session(identity, keyspace);
         let storage = session.clone().storage();
         let watched = storage.clone();
         let opening: OpeningWatch = Box::pin(async move {
@@ -244,7 +246,7 @@ impl Mwdb {
         };
         let in_flight = Budget::within(&budgets.in_flight, Limit::BytesInFlight, QUEUED_BYTES_MAX);
         Self {
-            prefix: Prefix::new(shared, &peer.identity),
+            prefix: Prefix::new(shared, identity),
             pushes: Pushes::new(outbox_max, &room.outbox, &budgets.outbox_once),
             opening: Some(opening),
             queue: VecDeque::new(),

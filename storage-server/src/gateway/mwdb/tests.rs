@@ -22,7 +22,7 @@ use crate::ws::Peer;
 /// A connection of a gateway that has others.
 fn of(common: &Arc<Common>) -> impl FnOnce(&Arc<Shared>, &Peer) -> Mwdb {
     let keyspace = Keyspace::new(KEYSPACE).unwrap();
-    move |shared, peer| Mwdb::new(shared, peer, &keyspace, common)
+    move |shared, peer| Mwdb::new(shared, peer, &peer.identity, &keyspace, common)
 }
 
 fn alone(shared: &Arc<Shared>, peer: &Peer) -> Mwdb {
