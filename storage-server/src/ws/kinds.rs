@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::task::Context;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use storage_protocol::native::close_code;
@@ -17,19 +17,14 @@ use crate::limits::budget::{Budget, SessionSlot};
 use crate::metrics::ClosedLabel;
 use crate::shared::Shared;
 
-/// For so long a peer that has sent nothing is sent nothing either: it may speak the one or the other. After that it is sent
-/// what the binary protocol has for a peer that only listens.
-const UNDECIDED: Duration = Duration::from_secs(1);
-
-/// See the module. Until the first message the binary protocol runs, so that it misses nothing that it is to send.
+/// See the module. Until then neither runs: the binary protocol is one that sends nothing to a peer that has said nothing, as
+/// mwDB's, whose clients ask for a prefix first.
 pub(crate) struct ByKind<B> {
     /// `None`: the peer speaks the other one.
     binary: Option<B>,
     text: Task,
-    /// Until then nothing is sent; `None` from the first message on.
-    undecided: Option<Instant>,
-    /// Why the binary protocol would close, before it is known that it is spoken at all.
-    failed: Option<Close>,
+    /// From the first message on.
+    is_decided: bool,
     /// Nobody has said who it is, and the binary protocol has no way to say so.
     is_nobody: bool,
     /// The end of a binary protocol that is not spoken is waited for at a shutdown.
@@ -42,23 +37,10 @@ impl<B: Dialect + 'static> ByKind<B> {
         Self {
             binary: Some(binary),
             text,
-            undecided: Some(Instant::now() + UNDECIDED),
-            failed: None,
+            is_decided: false,
             is_nobody: matches!(identity.proof(), Proof::Pending),
             tasks: shared.tasks.clone(),
         }
-    }
-
-    fn is_quiet(&self) -> bool {
-        self.undecided.is_some_and(|until| Instant::now() < until)
-    }
-
-    /// A peer that only listens is told to come again when that may help. That it has no right to listen is no news to one that
-    /// speaks the other protocol.
-    fn check_failed(&mut self) -> Result<(), Close> {
-        let is_quiet = self.is_quiet();
-        let may_pass = |close: &mut Close| !is_quiet && close.code == close_code::TRY_AGAIN;
-        self.failed.take_if(may_pass).map_or(Ok(()), Err)
     }
 }
 
@@ -88,10 +70,7 @@ impl<B: Dialect + 'static> Dialect for ByKind<B> {
     }
 
     fn receive(&mut self, cx: &mut Context<'_>, message: Bytes, now: Instant) -> Result<(), Close> {
-        let is_first = self.undecided.take().is_some();
-        if let Some(close) = self.failed.take() {
-            return Err(close);
-        }
+        let is_first = !std::mem::replace(&mut self.is_decided, true);
         match &mut self.binary {
             Some(_) if is_first && self.is_nobody => {
                 let reason = "binary messages need a login with the request for the WebSocket";
@@ -103,10 +82,8 @@ impl<B: Dialect + 'static> Dialect for ByKind<B> {
     }
 
     fn receive_text(&mut self, text: Utf8Bytes, now: Instant) -> Result<(), Close> {
-        if self.undecided.take().is_some()
-            && let Some(binary) = self.binary.take()
-        {
-            self.failed = None;
+        let is_first = !std::mem::replace(&mut self.is_decided, true);
+        if is_first && let Some(binary) = self.binary.take() {
             self.tasks.spawn(binary.finish(Departure::Lost));
         }
         match &mut self.binary {
@@ -126,33 +103,21 @@ impl<B: Dialect + 'static> Dialect for ByKind<B> {
 
     fn wants_input(&self) -> bool {
         match &self.binary {
+            _ if !self.is_decided => true,
             Some(binary) => binary.wants_input(),
             None => self.text.wants_input(),
         }
     }
 
     fn poll_work(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, Close> {
-        self.check_failed()?;
         match &mut self.binary {
-            // Whatever it did would be refused.
-            Some(_) if self.is_nobody || self.failed.is_some() => Ok(false),
-            // Such as that this peer may not watch what the other protocol has nothing to do with.
-            Some(binary) if self.undecided.is_some() => {
-                let worked = binary.poll_work(cx, now);
-                worked.or_else(|close| {
-                    self.failed = Some(close);
-                    Ok(false)
-                })
-            }
+            _ if !self.is_decided => Ok(false),
             Some(binary) => binary.poll_work(cx, now),
             None => self.text.poll_work(cx, now),
         }
     }
 
     fn next_message(&mut self) -> Option<Message> {
-        if self.is_quiet() {
-            return None;
-        }
         match &mut self.binary {
             Some(binary) => binary.next_message(),
             None => self.text.next_message(),
@@ -160,18 +125,16 @@ impl<B: Dialect + 'static> Dialect for ByKind<B> {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let undecided = self.undecided.filter(|_| self.is_quiet());
         // A login is due whichever protocol it is, where it is to come within the connection.
         let login = self.text.deadline().filter(|_| self.is_nobody);
         let current = match &self.binary {
             Some(binary) => binary.deadline(),
             None => self.text.deadline(),
         };
-        [undecided, login, current].into_iter().flatten().min()
+        [login, current].into_iter().flatten().min()
     }
 
     fn on_time(&mut self, now: Instant) -> Result<(), Close> {
-        self.check_failed()?;
         if self.is_nobody {
             self.text.on_time(now)?;
         }
@@ -211,6 +174,7 @@ impl<B: Dialect + 'static> Dialect for ByKind<B> {
 
     fn is_drained(&self) -> bool {
         match &self.binary {
+            _ if !self.is_decided => true,
             Some(binary) => binary.is_drained(),
             None => self.text.is_drained(),
         }
@@ -225,6 +189,7 @@ impl<B: Dialect + 'static> Dialect for ByKind<B> {
 
     fn is_answered(&self) -> bool {
         match &self.binary {
+            _ if !self.is_decided => true,
             Some(binary) => binary.is_answered(),
             None => self.text.is_answered(),
         }
