@@ -1,4 +1,4 @@
-//! A stream that fails if its peer takes not a byte of what is written to it for too long.
+//! A stream that fails if its peer takes what is written to it too slowly, or not at all.
 //!
 //! For HTTP only: hyper has no such time-out. Sessions have their own.
 
@@ -8,23 +8,21 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Sleep;
+
+use super::pace::Pace;
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Patient<S> {
     inner: S,
-    patience: Duration,
-    /// Runs while something waits to be taken.
-    waits: Option<Pin<Box<Sleep>>>,
+    pace: Pace,
 }
 
 impl<S> Patient<S> {
     pub(crate) fn new(inner: S, patience: Duration) -> Self {
         Self {
             inner,
-            patience,
-            waits: None,
+            pace: Pace::new(patience),
         }
     }
 
@@ -32,22 +30,35 @@ impl<S> Patient<S> {
         self.inner
     }
 
-    /// Passes on the result of an attempt to write; [`io::ErrorKind::TimedOut`] if none has succeeded for too long.
-    fn check_patience<T>(
+    /// Passes on the result of an attempt to write; [`io::ErrorKind::TimedOut`] if too little was taken for too long.
+    fn keep_pace(
         &mut self,
         cx: &mut Context<'_>,
-        attempt: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
+        attempt: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        match attempt {
+            Poll::Ready(written) => {
+                self.pace.moved(written.as_ref().copied().unwrap_or(0));
+                Poll::Ready(written)
+            }
+            Poll::Pending => {
+                let slow = ready!(self.pace.poll_wait(cx));
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, slow)))
+            }
+        }
+    }
+
+    /// The same for an attempt that ends when nothing waits to be taken any more.
+    fn keep_pace_to_the_end(
+        &mut self,
+        cx: &mut Context<'_>,
+        attempt: Poll<io::Result<()>>,
+    ) -> Poll<io::Result<()>> {
         if attempt.is_ready() {
-            self.waits = None;
+            self.pace.done();
             return attempt;
         }
-        let patience = self.patience;
-        let waits = self
-            .waits
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
-        ready!(waits.as_mut().poll(cx));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        self.keep_pace(cx, Poll::Pending).map_ok(|_| ())
     }
 }
 
@@ -68,17 +79,17 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let attempt = Pin::new(&mut self.inner).poll_write(cx, buf);
-        self.check_patience(cx, attempt)
+        self.keep_pace(cx, attempt)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let attempt = Pin::new(&mut self.inner).poll_flush(cx);
-        self.check_patience(cx, attempt)
+        self.keep_pace_to_the_end(cx, attempt)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let attempt = Pin::new(&mut self.inner).poll_shutdown(cx);
-        self.check_patience(cx, attempt)
+        self.keep_pace_to_the_end(cx, attempt)
     }
 
     fn poll_write_vectored(
@@ -87,7 +98,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let attempt = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
-        self.check_patience(cx, attempt)
+        self.keep_pace(cx, attempt)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -118,6 +129,5 @@ mod tests {
         let mut taken = [0; 5];
         let (written, _) = tokio::join!(ours.write_all(&[0; 5]), theirs.read_exact(&mut taken));
         written.unwrap();
-        assert!(ours.waits.is_none());
     }
 }

@@ -12,10 +12,10 @@ use hyper::header::{AUTHORIZATION, HeaderMap};
 use hyper::http::request::Parts;
 use hyper::{Request, Response, StatusCode};
 use tower::ServiceExt;
-use tower_http::timeout::TimeoutBody;
 
 use super::caller::Caller;
 use super::guest::Guest;
+use super::pace::PacedBody;
 use super::protocol::{self, Opening, Origins, UpgradeRequest, WebSocketProtocol};
 use super::refusal::refused;
 use super::slots::HttpSlot;
@@ -337,7 +337,7 @@ impl Visit {
         let path = request.uri().path();
         let is_protocol = front.protocols.iter().any(|protocol| protocol.is_at(path));
         let patience = front.shared.config.timeouts.partial_message;
-        let mut request = request.map(|body| Body::new(TimeoutBody::new(patience, body)));
+        let mut request = request.map(|body| Body::new(PacedBody::new(body, patience)));
         request.extensions_mut().insert(self.clone());
         let answered = front.routers.clone().oneshot(request).await;
         let response = answered.unwrap_or_else(|never| match never {});
