@@ -9,6 +9,7 @@ use hyper::http::request::Parts;
 use storage_protocol::{Keyspace, Storage};
 
 use crate::auth::Identity;
+use crate::limits::address::peer_name;
 use crate::shared::ServerHandle;
 
 /// Who sent a request: an extractor for handlers of routes.
@@ -32,6 +33,11 @@ impl Caller {
     #[must_use]
     pub fn storage(&self, keyspace: &Keyspace) -> Arc<dyn Storage> {
         self.server.storage_as(&self.identity, keyspace)
+    }
+
+    /// What bounds count as one peer.
+    pub(crate) fn peer_name(&self) -> String {
+        peer_name(self.identity.principal(), self.address.ip())
     }
 }
 

@@ -10,6 +10,8 @@
 mod browser;
 pub(crate) mod caller;
 pub(crate) mod guest;
+pub(crate) mod held;
+mod pace;
 mod patient;
 pub(crate) mod protocol;
 mod refusal;

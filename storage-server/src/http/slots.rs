@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::auth::Principal;
-use crate::limits::address::Address;
+use crate::limits::address::peer_name;
 
 /// The slots of one listener.
 #[derive(Debug)]
@@ -46,11 +46,7 @@ impl HttpSlots {
         principal: &Principal,
         address: IpAddr,
     ) -> Result<HttpSlot, Full> {
-        let peer = if principal.is_anonymous() {
-            Address::from(address).to_string()
-        } else {
-            principal.to_string()
-        };
+        let peer = peer_name(principal, address);
         let mut peers = self.peers();
         let all: usize = peers.values().sum();
         let own = peers.get(&peer).copied().unwrap_or(0);

@@ -1,7 +1,9 @@
-//! What bounds count as one peer before it has proven a name.
+//! What bounds count as one peer, before it has proven a name and after.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
+
+use crate::auth::Principal;
 
 /// An IPv4 address; or an IPv6 network of 64 bits, of which one peer has all addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,6 +24,14 @@ impl From<IpAddr> for Address {
             }
             address @ IpAddr::V4(_) => address,
         })
+    }
+}
+
+/// What bounds count as one peer once it has a name: that, or its address where it is `anonymous`.
+pub(crate) fn peer_name(principal: &Principal, address: IpAddr) -> String {
+    match principal.is_anonymous() {
+        true => Address::from(address).to_string(),
+        false => principal.to_string(),
     }
 }
 

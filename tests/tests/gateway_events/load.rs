@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use storage_testkit::raw::{in_time, metric};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::client::{House, bearer, name};
+use crate::client::{House, basic, bearer, name};
 use crate::login::good_token;
 
 #[tokio::test]
@@ -123,4 +124,47 @@ async fn a_reader_that_stalls_behind_large_events_is_told_all_of_them_later() {
         let original = if n == 0 { Value::Null } else { json!(n - 1) };
         assert_eq!(event["Original"]["N"], original);
     }
+}
+
+#[tokio::test]
+async fn lists_that_one_peer_does_not_take_keep_no_other_from_its_list() {
+    let house = House::new().await;
+    house.add_user("ann", "a-password-of-hers").await;
+    let mut http = house.http().await;
+    let filling = "x".repeat(500 << 10);
+    for n in 0..30 {
+        let profile = json!({ "Name": format!("p{n}"), "Filling": filling });
+        http.good("POST", "/profiles", &profile).await;
+    }
+    // More than there are places for, each larger than what the systems of both sides buffer.
+    let request = format!(
+        "GET /api/v3/profiles HTTP/1.1\r\nHost: 127.0.0.1\r\n{}\r\n",
+        http.credential
+    );
+    let mut untaken = Vec::new();
+    for _ in 0..20 {
+        let mut stream = house.tcp().await;
+        stream.write_all(request.as_bytes()).await.unwrap();
+        untaken.push(stream);
+    }
+    // These have begun, and so they hold their places.
+    for stream in &mut untaken[..4] {
+        in_time("an answer begins", stream.read_exact(&mut [0; 12]))
+            .await
+            .unwrap();
+    }
+    let ann = basic("ann", "a-password-of-hers");
+    let mut others = house.http_as(&ann).await;
+    let (status, list) = others.get("/profiles?limit=2").await;
+    assert_eq!((status, list.as_array().map(Vec::len)), (200, Some(2)));
+    // Its own next one has to wait, and is told why.
+    let (status, why) = http.get("/profiles").await;
+    assert_eq!(status, 503, "{why}");
+    assert!(
+        why["Messages"][0].as_str().unwrap().contains("lists_max"),
+        "{why}"
+    );
+    drop(untaken);
+    let (status, _) = http.get("/profiles?limit=2").await;
+    assert_eq!(status, 200);
 }

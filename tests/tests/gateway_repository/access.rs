@@ -1,6 +1,6 @@
 //! Who may do what with a project: one rule with its prefix says it, for files, documents and what is told of them.
 
-use crate::house::{BOB, House, LISTENER};
+use crate::house::{BOB, Form, House, LISTENER};
 
 const ALICE: (&str, &str) = ("alice@abc.com", "1234");
 
@@ -142,4 +142,31 @@ async fn nobody_is_told_of_a_project_that_they_may_not_watch() {
     let mut nobody = house.socket("/?token=").await;
     nobody.say(r#"{"user":"u","source":"s"}"#).await;
     assert!(nobody.document().await["error"].is_string());
+}
+
+#[tokio::test]
+async fn a_page_of_another_site_does_not_come_in_by_a_token_that_is_none() {
+    let house = House::open();
+    let form = Form::default()
+        .file("UploadFile", b"x")
+        .file("UploadJSON", b"{}");
+    let upload = async |headers: &str| {
+        let target = "/upload?project=p&source=s&Path=&DestFileName=n";
+        let mut request = form.head(target, headers).into_bytes();
+        request.extend(form.body());
+        house.raw(&request).await.status
+    };
+    let page = "Origin: https://evil.example\r\n";
+    assert_eq!(upload(page).await, 403);
+    assert_eq!(
+        upload(&format!("{page}Authorization: OAuth junk\r\n")).await,
+        401
+    );
+    // Programs send what they have, and a page with a good token is who it says.
+    assert_eq!(upload("Authorization: OAuth junk\r\n").await, 200);
+    let token = house.login(BOB).await;
+    assert_eq!(
+        upload(&format!("{page}Authorization: OAuth {token}\r\n")).await,
+        200
+    );
 }

@@ -6,7 +6,7 @@ use storage_testkit::harness::{Launch, ServerProcess};
 use storage_testkit::raw::{in_time, metric};
 use storage_testkit::served::ADMIN;
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -230,7 +230,7 @@ pub(crate) struct Answer {
 
 impl Answer {
     /// Reads one to the end of the connection.
-    pub(crate) async fn read(stream: &mut TcpStream) -> Self {
+    pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Self {
         let mut read = Vec::new();
         // A reset behind the answer is an end as well.
         let _ = in_time("an answer", stream.read_to_end(&mut read)).await;

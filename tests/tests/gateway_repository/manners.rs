@@ -100,6 +100,19 @@ async fn an_upload_that_does_not_go_on_is_ended_and_leaves_nothing() {
     let mut slow = begin(6 << 20).await;
     let told = Answer::read(&mut slow).await;
     assert_eq!(told.status, 408, "{}", told.text());
+    // So is one of a byte now and then.
+    let mut drops = begin(0).await;
+    let (mut reader, mut writer) = drops.split();
+    let told = tokio::select! {
+        told = Answer::read(&mut reader) => told,
+        () = async {
+            while writer.write_all(b"x").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            std::future::pending().await
+        } => unreachable!(),
+    };
+    assert_eq!(told.status, 408, "{}", told.text());
     // And one whose peer is gone in the middle.
     drop(begin(6 << 20).await);
     // A head that never ends, and garbage in place of a body.
@@ -123,6 +136,32 @@ async fn an_upload_that_does_not_go_on_is_ended_and_leaves_nothing() {
     while entries(&house, &token).await > before {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+#[tokio::test]
+async fn uploads_that_one_peer_does_not_end_keep_no_other_from_its_own() {
+    let house = House::secured();
+    let (bob, alice) = (
+        house.login(BOB).await,
+        house.login(("alice@abc.com", "1234")).await,
+    );
+    let headers = format!("Authorization: OAuth {bob}\r\n");
+    let mut begun = Vec::new();
+    for n in 0..80 {
+        let target = format!("/upload?project=p&source=s&Path=&DestFileName=f{n}");
+        let mut stream = house.connect().await;
+        let head = head(&target, &headers, 1 << 20);
+        stream.write_all(head.as_bytes()).await.unwrap();
+        begun.push(stream);
+    }
+    house.note(&alice, "p", "s", "hers").await;
+    let other = house
+        .upload(&bob, "project=p&source=s&Path=&DestFileName=g", b"x", "{}")
+        .await;
+    assert_eq!(other.status, 503, "{}", other.text());
+    assert!(other.text().contains("uploads"), "{}", other.text());
+    drop(begun);
+    house.note(&bob, "p", "s", "his").await;
 }
 
 /// How many entries the keyspace has, parts of files included.

@@ -167,8 +167,8 @@ fn body_of(fault: &Fault, model: &str, key: &str, method: &str) -> Response<Body
 }
 
 /// An answer with this JSON.
-pub(super) fn json(status: StatusCode, text: String) -> Response<Body> {
-    (status, [(CONTENT_TYPE, "application/json")], text).into_response()
+pub(super) fn json(status: StatusCode, text: impl Into<Body>) -> Response<Body> {
+    (status, [(CONTENT_TYPE, "application/json")], text.into()).into_response()
 }
 
 pub(super) fn ok(text: String) -> Answer {

@@ -24,10 +24,13 @@ use super::answer::{Answer, Fault, json};
 use super::json::{Fields, shown};
 use super::login::{PARAMETERS, Visitor};
 use super::objects::check_type;
+use crate::http::held::held;
+use crate::limits::turns::Turn;
 
 /// The most that a list has, in bytes of JSON; a sorted one before it is cut.
 const LIST_BYTES_MAX: usize = 16 << 20;
-/// How many lists are put together at a time; others wait for their turn, but not for ever.
+/// How many lists are put together or taken at a time, half of them for one peer; others wait for their turn, but not for
+/// ever.
 pub(super) const LISTS_MAX: usize = 8;
 const TURN_WAIT: Duration = Duration::from_secs(10);
 /// The most fields that a list is sorted by, and the most filters of it: each is looked at for each object.
@@ -46,14 +49,11 @@ pub(super) async fn list(
     check_type(&kind)?;
     let Query(pairs) = query.map_err(|error| Fault::bad(error.body_text()))?;
     let wanted = Wanted::of(pairs)?;
-    let turn = tokio::time::timeout(TURN_WAIT, visitor.state.lists.acquire()).await;
-    let Ok(Ok(_turn)) = turn else {
-        return Err(Fault::for_now(format!(
-            "{LISTS_MAX} lists are put together already (lists_max)"
-        )));
-    };
+    let peer = visitor.caller.peer_name();
+    let turn = visitor.state.lists.take(&peer, TURN_WAIT).await;
+    let turn = turn.map_err(|why| Fault::for_now(format!("lists (lists_max): {why}")))?;
     let listed = collect(&visitor, &kind, &wanted).await?;
-    Ok(answer(&listed))
+    Ok(answer(listed, turn))
 }
 
 struct Listed {
@@ -64,11 +64,13 @@ struct Listed {
     total: usize,
 }
 
-fn answer(listed: &Listed) -> Response {
-    let objects = &listed.objects;
-    let mut response = json(StatusCode::OK, format!("[{}]", objects.join(",")));
+/// The list keeps its turn until it is taken, so that no more of them are held than there are turns.
+fn answer(listed: Listed, turn: Turn) -> Response {
+    let count = listed.objects.len();
+    let text = format!("[{}]", listed.objects.join(","));
+    let mut response = json(StatusCode::OK, held(text, turn));
     let headers = response.headers_mut();
-    headers.insert("X-DRP-LIST-COUNT", HeaderValue::from(objects.len()));
+    headers.insert("X-DRP-LIST-COUNT", HeaderValue::from(count));
     let matching = HeaderValue::from(listed.matching);
     headers.insert("X-DRP-LIST-FILTER-COUNT", matching);
     let total = HeaderValue::from(listed.total);

@@ -38,13 +38,13 @@ use hyper::StatusCode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use tokio::sync::Semaphore;
 
 use self::answer::Fault;
 use self::frames::Frames;
 use self::login::Visitor;
 use super::{Demo, Gateway, Ping, ServerHandle, SocketOptions, WebSocketProtocol};
 use crate::config::EventsConfig;
+use crate::limits::turns::Turns;
 
 /// Below it are all routes.
 const BASE: &str = "/api/v3";
@@ -70,8 +70,8 @@ struct State {
     config: EventsConfig,
     metrics: Metrics,
     frames: Frames,
-    /// A permit for each list that is put together.
-    lists: Semaphore,
+    /// A place for each list that is put together or taken.
+    lists: Turns,
 }
 
 impl Events {
@@ -81,7 +81,7 @@ impl Events {
                 config: server.config().events.clone(),
                 metrics: self.metrics.clone(),
                 frames: Frames::default(),
-                lists: Semaphore::new(list::LISTS_MAX),
+                lists: Turns::new(list::LISTS_MAX),
             })
         };
         self.state.get_or_init(new).clone()

@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
-use hyper::header::{AUTHORIZATION, HeaderMap};
+use hyper::header::{AUTHORIZATION, HeaderMap, ORIGIN};
 use storage_protocol::{Batch, CommitOptions, Key, Keyspace, StorageError};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use zeroize::Zeroizing;
 
 use super::answer::Refusal;
@@ -18,12 +17,33 @@ use super::metrics::Metrics;
 use crate::auth::Identity;
 use crate::config::Signup;
 use crate::gateway::{Caller, Credential, Guest, NotLetIn, NotLetInKind};
+use crate::limits::turns::{NoTurn, Turn, Turns};
 use crate::shared::ServerHandle;
 
-/// The most uploads at once, of all peers.
-pub(super) const UPLOADS_MAX: usize = 64;
-/// For so long an upload waits for others to end.
-const UPLOAD_PATIENCE: Duration = Duration::from_secs(10);
+/// The most uploads at once, of all peers, and half of them of one.
+const UPLOADS_MAX: usize = 64;
+/// The same of answers that are put together in memory: zips, whose directory is, and queries in JSON.
+const LARGE_ANSWERS_MAX: usize = 16;
+/// For so long one waits for others to end.
+const TURN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The places that all peers share.
+#[derive(Debug)]
+pub(super) struct Places {
+    /// Uploads in progress: each holds up to 4 MiB.
+    uploads: Turns,
+    /// Answers that are put together or taken: each holds up to 16 MiB.
+    large_answers: Turns,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self {
+            uploads: Turns::new(UPLOADS_MAX),
+            large_answers: Turns::new(LARGE_ANSWERS_MAX),
+        }
+    }
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -36,8 +56,7 @@ pub(super) struct House {
     pub(super) object_bytes_max: u64,
     pub(super) metrics: Metrics,
     pub(super) logins: Arc<Logins>,
-    /// Uploads in progress: each holds up to 4 MiB.
-    uploads: Arc<Semaphore>,
+    places: Arc<Places>,
     /// The keyspace was seen to be there.
     is_made: AtomicBool,
 }
@@ -61,6 +80,10 @@ fn invalid() -> Refusal {
     Refusal::text(401, "Invalid token\n")
 }
 
+fn overloaded(what: &str, why: NoTurn) -> Refusal {
+    Refusal::for_now(503, &format!("overloaded: {what}: {why}"), None)
+}
+
 /// The answer to who is not let in for the token that was shown.
 fn refused(error: &NotLetIn) -> Refusal {
     let seconds = error.retry_after.map(|wait| wait.as_secs());
@@ -79,7 +102,7 @@ impl House {
         server: &ServerHandle,
         metrics: &Metrics,
         logins: &Arc<Logins>,
-        uploads: &Arc<Semaphore>,
+        places: &Arc<Places>,
     ) -> Self {
         let config = &server.config().repository;
         Self {
@@ -90,7 +113,7 @@ impl House {
             object_bytes_max: config.object_bytes_max,
             metrics: metrics.clone(),
             logins: logins.clone(),
-            uploads: uploads.clone(),
+            places: places.clone(),
             is_made: AtomicBool::new(false),
         }
     }
@@ -109,8 +132,9 @@ impl House {
             Some(None) => return Err(invalid()),
             Some(Some(token)) => match guest.let_in(Some(&credential(token))).await {
                 Ok(identity) => identity,
-                // Nobody asks for tokens there; old clients send what they have.
-                Err(_) if self.open => self.unshown(guest).await?,
+                // Nobody asks for tokens there; old clients send what they have. A web page that shows a token was let past the
+                // check of its origin for that, so it has to be a good one.
+                Err(_) if self.open && !headers.contains_key(ORIGIN) => self.unshown(guest).await?,
                 Err(error) => return Err(refused(&error)),
             },
         };
@@ -185,16 +209,20 @@ impl House {
     ///
     /// # Errors
     /// There is none for too long.
-    pub(super) async fn upload_place(&self) -> Result<OwnedSemaphorePermit, Refusal> {
-        let place = self.uploads.clone().acquire_owned();
-        match tokio::time::timeout(UPLOAD_PATIENCE, place).await {
-            Ok(Ok(place)) => Ok(place),
-            _ => Err(Refusal::for_now(
-                503,
-                &format!("overloaded: {UPLOADS_MAX} uploads are in progress"),
-                None,
-            )),
-        }
+    pub(super) async fn upload_place(&self, caller: &Caller) -> Result<Turn, Refusal> {
+        let peer = caller.peer_name();
+        let turn = self.places.uploads.take(&peer, TURN_PATIENCE);
+        turn.await.map_err(|why| overloaded("uploads", why))
+    }
+
+    /// A place among the answers that are put together in memory, to be held until one is taken.
+    ///
+    /// # Errors
+    /// There is none for too long.
+    pub(super) async fn large_answer_place(&self, caller: &Caller) -> Result<Turn, Refusal> {
+        let peer = caller.peer_name();
+        let turn = self.places.large_answers.take(&peer, TURN_PATIENCE);
+        turn.await.map_err(|why| overloaded("large answers", why))
     }
 
     /// Makes the keyspace where it is not there: whoever configured the gateway wants it, and users may have no right to.

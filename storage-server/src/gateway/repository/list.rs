@@ -20,6 +20,7 @@ use super::parameters::Parameters;
 use super::place::{Flaw, Folder, Place, READ};
 use super::zip::{FILES_MAX, Zip};
 use crate::gateway::Caller;
+use crate::limits::turns::Turn;
 
 /// So many bytes of lines are sent together.
 const LINES_BYTES: usize = 16 << 10;
@@ -102,6 +103,7 @@ pub(super) async fn zip(house: &House, caller: &Caller, parts: &Parts, body: Bod
     if folder.project.is_none() {
         return Err(Flaw::Missing("project").into());
     }
+    let turn = house.large_answer_place(caller).await?;
     let storage = caller.storage(&house.keyspace);
     let mut files = Files::of(&storage, &folder);
     let mut count = 0;
@@ -123,6 +125,7 @@ pub(super) async fn zip(house: &House, caller: &Caller, parts: &Parts, body: Bod
         open: None,
         is_over: false,
         metrics: house.metrics.clone(),
+        _turn: turn,
     };
     let pieces = stream::try_unfold(packing, |mut packing| async move {
         let piece = packing.next().await?;
@@ -145,6 +148,8 @@ struct Packing {
     open: Option<ObjectReader<'static>>,
     is_over: bool,
     metrics: Metrics,
+    /// Its directory is kept until it is written.
+    _turn: Turn,
 }
 
 impl Packing {

@@ -61,10 +61,9 @@ use hyper::header::{
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode};
 use prometheus_client::registry::Registry;
-use tokio::sync::Semaphore;
 
 use self::answer::{Answer, Refusal, json, text};
-use self::house::{House, UPLOADS_MAX};
+use self::house::{House, Places};
 use self::logins::Logins;
 use self::metrics::Metrics;
 use super::{Caller, Demo, Gateway, Guest, ServerHandle, SocketOptions, WebSocketProtocol};
@@ -90,26 +89,16 @@ const USERS: [(&str, &str); 3] = [
 ];
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Repository {
     metrics: Metrics,
     logins: Arc<Logins>,
-    uploads: Arc<Semaphore>,
-}
-
-impl Default for Repository {
-    fn default() -> Self {
-        Self {
-            metrics: Metrics::default(),
-            logins: Arc::default(),
-            uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),
-        }
-    }
+    places: Arc<Places>,
 }
 
 impl Repository {
     fn house(&self, server: &ServerHandle) -> Arc<House> {
-        let house = House::new(server, &self.metrics, &self.logins, &self.uploads);
+        let house = House::new(server, &self.metrics, &self.logins, &self.places);
         Arc::new(house)
     }
 }

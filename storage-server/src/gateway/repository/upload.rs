@@ -30,7 +30,7 @@ pub(super) async fn upload(house: &House, caller: &Caller, parts: &Parts, body: 
     let Some(boundary) = multipart::boundary(parameters::content_type(parts)) else {
         return Err(Refusal::text(400, "No files were uploaded."));
     };
-    let _place = house.upload_place().await?;
+    let _place = house.upload_place(caller).await?;
     let mut form = Form::new(body, &boundary);
     let upload = Upload {
         house,
