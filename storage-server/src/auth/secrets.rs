@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `keys` | the secrets that tokens are signed with |
 //! | `instance` | the random id of this store's tokens |
-//! | `demo/NAME` | when the example password of a user of `--demo` was set; empty: it was about to be |
+//! | `demo/NAME` | the example password that a user of `--demo` was made with, which is in the documentation |
 //! | `gateway/NAME` | when a gateway last set the password of a user, which it may change as long as nobody else did |
 //! | `passwords/NAME` | when a user's password was set (as its record in `system` says), and its hash (Argon2id, PHC string) |
 
@@ -19,6 +19,7 @@ use storage_protocol::{
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::credentials::now;
+use super::passwords;
 use super::tokens::{Claims, SigningKeys, TokenError, Tokens, UnixSeconds};
 use crate::engine::SessionStorage;
 
@@ -173,11 +174,10 @@ impl Secrets {
         Ok(())
     }
 
-    /// Notes that a user has an example password, which was set then; `None`: it is about to be.
-    pub(crate) async fn mark_demo_user(&self, user: &str, set: Option<u64>) -> Result<()> {
+    /// Notes that a user is made with this example password. It is no secret.
+    pub(crate) async fn mark_demo_user(&self, user: &str, password: &str) -> Result<()> {
         let key = Key::from(format!("{DEMO}{user}"));
-        let set = set.map_or_else(String::new, |set| set.to_string());
-        self.storage.put(key, set.into()).await?;
+        self.storage.put(key, password.to_owned().into()).await?;
         Ok(())
     }
 
@@ -195,8 +195,8 @@ impl Secrets {
         Ok(entry.and_then(|entry| str::from_utf8(&entry.value).ok()?.parse().ok()))
     }
 
-    /// The users that were given an example password, and when.
-    pub(crate) async fn demo_users(&self) -> Result<Vec<(String, Option<u64>)>> {
+    /// The users that were made with an example password, and that password.
+    pub(crate) async fn demo_users(&self) -> Result<Vec<(String, String)>> {
         let scan = self
             .storage
             .scan(KeyRange::prefix(DEMO), ScanOptions::default());
@@ -206,10 +206,26 @@ impl Secrets {
                 return None;
             };
             let name = str::from_utf8(item.key.get(DEMO.len()..)?).ok()?;
-            let set = str::from_utf8(&entry.value).ok()?;
-            Some((name.to_owned(), set.parse().ok()))
+            let password = str::from_utf8(&entry.value).ok()?;
+            Some((name.to_owned(), password.to_owned()))
         };
         Ok(items.into_iter().filter_map(user).collect())
+    }
+
+    /// Whether a user's password is this one, or it has none, as one has whose making was broken off. Takes a hash on
+    /// purpose, on the thread of the caller.
+    ///
+    /// # Errors
+    /// The stored hash cannot be read.
+    pub(crate) async fn has_no_other_password(
+        &self,
+        user: &str,
+        password: &str,
+    ) -> std::result::Result<bool, String> {
+        let Some((_, hash)) = self.password_of(user).await? else {
+            return Ok(true);
+        };
+        passwords::verify(password.as_bytes(), &hash).map_err(|error| error.to_string())
     }
 
     /// That a user has an example password is not noted any more.

@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use storage_protocol::{Batch, CommitOptions, Keyspace};
+use storage_protocol::{Batch, CommitOptions, Keyspace, Outcome, StorageError};
 
 use super::StartError;
 use crate::auth::rules::SYSTEM;
@@ -52,10 +52,13 @@ pub(super) async fn end(shared: &Arc<Shared>) -> storage_protocol::Result<()> {
         return Ok(());
     };
     let system = Keyspace::new(SYSTEM).expect("the name follows the rule");
-    for (name, password_set) in secrets.demo_users().await? {
-        let user = access.user(&name);
-        let has_it = |set: u64| password_set.is_none_or(|of_the_example| of_the_example == set);
-        if user.is_some_and(|user| has_it(user.password_set)) {
+    let unreadable = |message| StorageError::Internal {
+        message,
+        outcome: Outcome::NotExecuted,
+    };
+    for (name, password) in secrets.demo_users().await? {
+        let is_unchanged = secrets.has_no_other_password(&name, &password).await;
+        if access.user(&name).is_some() && is_unchanged.map_err(unreadable)? {
             let own = shared.own_session(&system).storage();
             let batch = Batch::new().remove(user_key(&name));
             let options = CommitOptions::labelled("example user removed");

@@ -104,7 +104,6 @@ fn hash_with(password: &[u8], memory_kib: u32, passes: u32) -> Result<String, Pa
 /// # Errors
 /// All of [`PasswordError`] but [`PasswordError::Random`]. [`PasswordError::Unreadable`] and
 /// [`PasswordError::TooCostly`] are for the log; for the peer it is a wrong password.
-#[cfg(test)]
 pub(crate) fn verify(password: &[u8], stored: &str) -> Result<bool, PasswordError> {
     check_length(password)?;
     Stored::parse(stored)?.matches(password, &AtomicU64::new(0))

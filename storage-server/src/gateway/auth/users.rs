@@ -96,14 +96,11 @@ impl ServerHandle {
         }
         let secrets = access.secrets().ok_or("the server is starting")?;
         // Marked first: a user that is left of a start which ended here must not stay either.
-        let told = |error: storage_protocol::StorageError| error.to_string();
-        secrets.mark_demo_user(name, None).await.map_err(told)?;
+        let marked = secrets.mark_demo_user(name, password).await;
+        marked.map_err(|error| error.to_string())?;
         let password = Zeroizing::new(password.to_owned());
         let made = set(&caller, name, password, true).await;
         made.map_err(|error| error.to_string())?;
-        let password_set = access.user(name).map(|user| user.password_set);
-        let marked = secrets.mark_demo_user(name, password_set).await;
-        marked.map_err(told)?;
         Ok(true)
     }
 }
