@@ -13,6 +13,7 @@
 pub(crate) mod admin;
 pub(crate) mod auth;
 pub(crate) mod events;
+pub(crate) mod json;
 pub(crate) mod mwdb;
 pub(crate) mod native;
 pub(crate) mod repository;

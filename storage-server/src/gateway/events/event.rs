@@ -8,7 +8,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use storage_protocol::{Change, ChangeKind, CommitRecord, Revision, UnixMillis};
 
-use super::json::{self, compact, string};
+use super::json;
+use crate::gateway::json::{compact, string};
 
 /// What the gateway says by itself: no key has this type.
 pub(super) const OWN_TYPE: &str = "websocket";
@@ -77,14 +78,16 @@ pub(super) fn posted(time: &str, action: &str, object: &str, original: &str) -> 
     format!("{{\"Time\":{time},\"Action\":{action},\"Object\":{object},\"Original\":{original}}}")
 }
 
+/// Type and key of the object at a key. `None`: the key has not the form of this gateway's.
+pub(super) fn object_of(key: &[u8]) -> Option<(&str, &str)> {
+    let (kind, key) = std::str::from_utf8(key).ok()?.split_once('/')?;
+    (kind != OWN_TYPE).then_some((kind, key))
+}
+
 impl<'a> Event<'a> {
     /// `None`: the key has not the form of this gateway's.
     pub(super) fn of(commit: &'a CommitRecord, change: &'a Change) -> Option<Self> {
-        let key = std::str::from_utf8(&change.key).ok()?;
-        let (kind, key) = key.split_once('/')?;
-        if kind == OWN_TYPE {
-            return None;
-        }
+        let (kind, key) = object_of(&change.key)?;
         let noted = commit.label.as_deref();
         let noted = noted.and_then(|label| label.strip_prefix(LABEL));
         let mut posted = None;

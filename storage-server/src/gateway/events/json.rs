@@ -2,14 +2,13 @@
 //! written, digits of numbers and order of names included.
 
 use std::borrow::Cow;
-use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::de::{MapAccess, Visitor};
-use serde::ser::SerializeMap;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
+
+use crate::gateway::json::{Members, compact, string};
 
 /// Objects of this type are accounts.
 pub(super) const USERS: &str = "users";
@@ -33,11 +32,6 @@ pub(super) fn shown(kind: &str, value: &[u8]) -> String {
     compact(&text)
 }
 
-/// A string of JSON.
-pub(super) fn string(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
-}
-
 fn is_json(text: &str) -> bool {
     serde_json::from_str::<&RawValue>(text).is_ok()
 }
@@ -51,42 +45,24 @@ pub(super) fn without_secrets(text: &str) -> String {
     fields.to_json()
 }
 
-/// JSON without white space between its words.
-pub(super) fn compact(json: &str) -> String {
-    let mut out = String::with_capacity(json.len());
-    let (mut in_string, mut is_escaped) = (false, false);
-    for c in json.chars() {
-        match (in_string, c) {
-            (false, ' ' | '\t' | '\r' | '\n') => continue,
-            (false, '"') => in_string = true,
-            (true, _) if is_escaped => is_escaped = false,
-            (true, '\\') => is_escaped = true,
-            (true, '"') => in_string = false,
-            _ => {}
-        }
-        out.push(c);
-    }
-    out
-}
-
 /// The fields of a JSON object in their order, each value as its text.
-#[derive(Debug, Default)]
-pub(super) struct Fields(Vec<(String, Box<RawValue>)>);
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Fields(Members);
 
 impl Fields {
     /// `None` if it is no JSON object. A name that stands twice counts as its last, as most readers have it.
     pub(super) fn parse(json: &[u8]) -> Option<Self> {
-        serde_json::from_slice(json).ok()
+        serde_json::from_slice(json).ok().map(Self)
     }
 
     /// The names, as often as they stand there.
     pub(super) fn names(&self) -> Vec<&str> {
-        self.0.iter().map(|(name, _)| name.as_str()).collect()
+        self.0.0.iter().map(|(name, _)| name.as_str()).collect()
     }
 
     /// The text of a field's value.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
-        let mut fields = self.0.iter().rev();
+        let mut fields = self.0.0.iter().rev();
         let (_, value) = fields.find(|(field, _)| field == name)?;
         Some(value.get())
     }
@@ -107,20 +83,20 @@ impl Fields {
     /// Sets a field, which keeps its place.
     pub(super) fn set(&mut self, name: &str, value: Box<RawValue>) {
         // Of a name that stands twice one is left.
-        let place = self.0.iter().position(|(field, _)| field == name);
+        let place = self.0.0.iter().position(|(field, _)| field == name);
         self.remove(name);
-        let place = place.unwrap_or(self.0.len());
-        self.0.insert(place, (name.to_owned(), value));
+        let place = place.unwrap_or(self.0.0.len());
+        self.0.0.insert(place, (name.to_owned(), value));
     }
 
     /// The value of a field that is there no more.
     pub(super) fn remove(&mut self, name: &str) -> Option<Box<RawValue>> {
         let mut removed = None;
-        let fields = std::mem::take(&mut self.0);
+        let fields = std::mem::take(&mut self.0.0);
         for (field, value) in fields {
             match field == name {
                 true => removed = Some(value),
-                false => self.0.push((field, value)),
+                false => self.0.0.push((field, value)),
             }
         }
         removed
@@ -128,7 +104,7 @@ impl Fields {
 
     /// Keeps the fields with these names.
     pub(super) fn retain(&mut self, keep: impl Fn(&str) -> bool) {
-        self.0.retain(|(name, _)| keep(name));
+        self.0.0.retain(|(name, _)| keep(name));
     }
 
     pub(super) fn to_json(&self) -> String {
@@ -138,39 +114,6 @@ impl Fields {
     /// The same as a value of a field.
     pub(super) fn to_raw(&self) -> Option<Box<RawValue>> {
         to_raw_value(self).ok()
-    }
-}
-
-impl<'de> Deserialize<'de> for Fields {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Read;
-
-        impl<'de> Visitor<'de> for Read {
-            type Value = Fields;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
-                let mut fields = Vec::new();
-                while let Some(field) = map.next_entry()? {
-                    fields.push(field);
-                }
-                Ok(Fields(fields))
-            }
-        }
-        deserializer.deserialize_map(Read)
-    }
-}
-
-impl Serialize for Fields {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(self.0.len()))?;
-        for (name, value) in &self.0 {
-            map.serialize_entry(name, value)?;
-        }
-        map.end()
     }
 }
 
@@ -226,13 +169,6 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn what_is_compacted_is_the_same_json_in_one_line(text in any::<String>(), n in any::<i64>()) {
-            let value = serde_json::json!({ text.clone(): [n, text, { "a b": null }] });
-            let pretty = serde_json::to_string_pretty(&value).unwrap();
-            prop_assert_eq!(compact(&pretty), value.to_string());
-        }
-
         #[test]
         fn whatever_is_stored_is_shown_as_json(kind in "users|t", value in any::<Vec<u8>>()) {
             let json = shown(&kind, &value);

@@ -16,9 +16,10 @@ use storage_protocol::{
 use super::answer::{Answer, Fault, json, ok};
 use super::body::{OBJECT_BYTES_MAX, Sent};
 use super::event::{Action, OWN_TYPE};
-use super::json::{Fields, USERS, compact, shown, without_secrets};
+use super::json::{Fields, USERS, shown, without_secrets};
 use super::login::Visitor;
 use super::patch::{self, PatchError};
+use crate::gateway::json::compact;
 
 /// How often a change is tried that others get before.
 const ATTEMPTS_MAX: u32 = 64;

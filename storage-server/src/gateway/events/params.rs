@@ -7,10 +7,11 @@ use serde_json::value::RawValue;
 use super::answer::{Answer, Fault, ok};
 use super::body::{OBJECT_BYTES_MAX, Sent};
 use super::event::Action;
-use super::json::{Fields, compact};
+use super::json::Fields;
 use super::login::Visitor;
 use super::objects::{Target, change, refused_patch, seen, stored_json};
 use super::patch;
+use crate::gateway::json::compact;
 
 const PARAMS: &str = "Params";
 

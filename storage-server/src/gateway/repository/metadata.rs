@@ -7,13 +7,11 @@
 //! is, but for white space.
 
 use std::collections::HashMap;
-use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
-use serde_json::value::RawValue;
 
 use super::place::Place;
+use crate::gateway::json::{self, Members};
 
 /// The most bytes of uploaded JSON.
 pub(crate) const JSON_BYTES_MAX: usize = 1 << 20;
@@ -59,11 +57,14 @@ impl Document {
 ///
 /// # Errors
 /// [`MetadataError`].
-pub(crate) fn metadata_document(json: &[u8], request: &Place) -> Result<Document, MetadataError> {
-    if json.len() > JSON_BYTES_MAX {
-        return Err(MetadataError::TooLong(json.len()));
+pub(crate) fn metadata_document(
+    uploaded: &[u8],
+    request: &Place,
+) -> Result<Document, MetadataError> {
+    if uploaded.len() > JSON_BYTES_MAX {
+        return Err(MetadataError::TooLong(uploaded.len()));
     }
-    let members: Members = serde_json::from_slice(json).map_err(no_object)?;
+    let members: Members = serde_json::from_slice(uploaded).map_err(no_object)?;
     let mut fields = Fields::default();
     for (name, value) in [
         ("project", &request.project),
@@ -71,12 +72,12 @@ pub(crate) fn metadata_document(json: &[u8], request: &Place) -> Result<Document
         ("path", &request.path),
         ("filename", &request.name),
     ] {
-        fields.set(name.to_owned(), quoted(value));
+        fields.set(name.to_owned(), json::string(value));
     }
     for (name, value) in members.0 {
         let name = name.to_ascii_lowercase();
         if !OF_THE_REQUEST.contains(&name.as_str()) {
-            fields.set(name, compact(value.get())?);
+            fields.set(name, compacted(value.get())?);
         }
     }
     fields.written()
@@ -99,7 +100,7 @@ fn without_revision(text: &str) -> Option<String> {
     let members: Members = serde_json::from_str(text).ok()?;
     let members = members.0.iter();
     let members = members.filter(|(name, _)| name != "revision");
-    let members = members.map(|(name, value)| format!("{}:{}", quoted(name), value.get()));
+    let members = members.map(|(name, value)| format!("{}:{}", json::string(name), value.get()));
     Some(format!("{{{}}}", members.collect::<Vec<_>>().join(",")))
 }
 
@@ -135,10 +136,6 @@ pub(crate) fn said(text: &[u8]) -> Option<Said> {
 
 fn no_object(error: serde_json::Error) -> MetadataError {
     MetadataError::NoObject(error.to_string())
-}
-
-fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
 }
 
 /// Members in their order; of several with one name the last counts, in the place of the first.
@@ -189,60 +186,16 @@ fn push(out: &mut String, name: &str, value: &str) {
     if out.len() > 1 {
         out.push(',');
     }
-    out.push_str(&quoted(name));
+    out.push_str(&json::string(name));
     out.push(':');
     out.push_str(value);
 }
 
-/// JSON without white space between its tokens.
-fn compact(json: &str) -> Result<String, MetadataError> {
-    let mut out = String::with_capacity(json.len());
-    let (mut in_text, mut escaped, mut depth) = (false, false, 0_usize);
-    for character in json.chars() {
-        if in_text {
-            in_text = escaped || character != '"';
-            escaped = !escaped && character == '\\';
-        } else {
-            match character {
-                ' ' | '\t' | '\n' | '\r' => continue,
-                '"' => in_text = true,
-                '{' | '[' => depth += 1,
-                '}' | ']' => depth = depth.saturating_sub(1),
-                _ => {}
-            }
-            if depth > DEPTH_MAX {
-                return Err(MetadataError::TooDeep);
-            }
-        }
-        out.push(character);
-    }
-    Ok(out)
-}
-
-/// The members of a JSON object in their order, each value as it was written.
-struct Members(Vec<(String, Box<RawValue>)>);
-
-impl<'de> Deserialize<'de> for Members {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
-
-        impl<'de> Visitor<'de> for Object {
-            type Value = Members;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
-                let mut members = Vec::new();
-                while let Some(member) = map.next_entry()? {
-                    members.push(member);
-                }
-                Ok(Members(members))
-            }
-        }
-
-        deserializer.deserialize_map(Object)
+/// The value of a member without white space between its tokens.
+fn compacted(value: &str) -> Result<String, MetadataError> {
+    match json::depth(value) > DEPTH_MAX {
+        true => Err(MetadataError::TooDeep),
+        false => Ok(json::compact(value)),
     }
 }
 
