@@ -131,6 +131,37 @@ async fn a_replay_disturbs_no_other_registration_of_its_socket() {
 }
 
 #[tokio::test]
+async fn what_a_live_filter_has_told_a_replay_beside_it_does_not_tell_again() {
+    let house = House::new().await;
+    let mut http = house.http().await;
+    let start = house.native().await.sync().await.unwrap().revision;
+    http.profile("before").await;
+    post(&mut http, 0..1).await;
+    let mut socket = house.socket().await;
+    socket.register("profiles.*.*").await;
+    http.profile("live").await;
+    assert_eq!(socket.hear().await, "profiles.create.live");
+    post(&mut http, 1..2).await;
+    register_since(&mut socket, "*.*.*", start).await;
+    for expected in ["profiles.create.before", "mark.set.0", "mark.set.1"] {
+        assert_eq!(socket.hear().await, expected);
+    }
+    // All of that was told by the widest one.
+    register_since(&mut socket, "*.create.live,x", start).await;
+    http.profile("behind").await;
+    assert_eq!(socket.hear().await, "profiles.create.behind");
+    // What is not registered any more has told nothing, and the same again begins anew.
+    socket.deregister("*.*.*").await;
+    socket.deregister("*.create.live,x").await;
+    for _ in 0..2 {
+        register_since(&mut socket, "profiles.*.*", start).await;
+        for expected in ["before", "live", "behind"] {
+            assert_eq!(socket.hear().await, format!("profiles.create.{expected}"));
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_bad_since_is_an_error_and_changes_nothing() {
     let house = House::new().await;
     let mut http = house.http().await;

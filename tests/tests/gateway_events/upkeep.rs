@@ -65,7 +65,8 @@ async fn item_23_an_idle_socket_stays_while_it_answers_pings_and_is_dropped_when
     // Answered by the library as they are read, for longer than a silent peer is given.
     let mut pings = 0;
     let reading = async {
-        while pings < 10 {
+        // Three times as long as one that answers nothing is given.
+        while pings < 18 {
             match idle.stream.next().await.unwrap().unwrap() {
                 Message::Ping(_) => pings += 1,
                 other => panic!("{other:?}"),
@@ -81,7 +82,9 @@ async fn item_23_an_idle_socket_stays_while_it_answers_pings_and_is_dropped_when
     let answer = storage_testkit::raw::http(&mut stream, &request).await;
     assert_eq!(answer.status, 101);
     let (took, _) = storage_testkit::raw::until_closed(&mut stream).await;
-    assert!(took >= Duration::from_millis(2_500), "{took:?}");
+    // Its silence, and what the check of it may be late by on a busy machine.
+    let expected = Duration::from_millis(2_500)..Duration::from_secs(15);
+    assert!(expected.contains(&took), "{took:?}");
     let _ = stream.read(&mut [0]).await;
 }
 

@@ -135,9 +135,12 @@ impl Filter {
 
     /// Whether it is for an event. `actions`: all words that its action goes by.
     pub(crate) fn matches(&self, kind: &str, actions: &[&str], key: &str) -> bool {
-        self.keys.have(key)
-            && self.types.have(kind)
-            && actions.iter().any(|action| self.actions.have(action))
+        self.has_key(kind, key) && actions.iter().any(|action| self.actions.have(action))
+    }
+
+    /// Whether it is for events of this object, by the one action or the other.
+    pub(crate) fn has_key(&self, kind: &str, key: &str) -> bool {
+        self.keys.have(key) && self.types.have(kind)
     }
 
     /// The smallest range with the keys `TYPE/KEY` of all events that it can be for. `None`: there are none, since its

@@ -9,7 +9,10 @@ use serde_json::Value;
 /// The most operations of a patch.
 const OPERATIONS_MAX: usize = 1_000;
 /// The deepest that values may be nested, as deep as the parser takes them.
-const DEPTH_MAX: usize = 127;
+pub(super) const DEPTH_MAX: usize = 127;
+
+/// How many items of arrays may be moved along, since others were put in or taken out before them.
+const MOVES_MAX: usize = 4_000_000;
 
 /// One operation, as it is written.
 #[derive(Clone, Debug, Deserialize)]
@@ -77,6 +80,7 @@ pub(super) fn apply(
     let mut patched = Patched {
         value,
         room: bytes_max,
+        moves: MOVES_MAX,
     };
     for (place, operation) in operations.iter().enumerate() {
         patched.apply(operation).map_err(|flaw| match flaw {
@@ -92,6 +96,8 @@ struct Patched {
     value: Value,
     /// How many bytes may still be copied.
     room: usize,
+    /// How many items of arrays may still be moved along.
+    moves: usize,
 }
 
 impl Patched {
@@ -152,6 +158,7 @@ impl Patched {
 
     fn add(&mut self, path: &str, value: Value) -> Result {
         check_depth(path, &value)?;
+        let mut moves = self.moves;
         match self.parent(path)? {
             None => self.value = value,
             Some((Value::Object(fields), name)) => {
@@ -162,24 +169,47 @@ impl Patched {
                     "-" => Some(items.len()),
                     name => index(name).filter(|place| *place <= items.len()),
                 };
-                items.insert(place.ok_or_else(|| missing(path))?, value);
+                let place = place.ok_or_else(|| missing(path))?;
+                moves = moves_left(moves, items.len() - place)?;
+                items.insert(place, value);
             }
             Some(_) => return Err(missing(path)),
         }
+        self.moves = moves;
         Ok(())
     }
 
     fn remove(&mut self, path: &str) -> Result<Value> {
+        let mut moves = self.moves;
         let removed = match self.parent(path)? {
             None => Some(self.value.take()),
             Some((Value::Object(fields), name)) => fields.remove(&name),
-            Some((Value::Array(items), name)) => index(&name)
-                .filter(|place| *place < items.len())
-                .map(|place| items.remove(place)),
+            Some((Value::Array(items), name)) => {
+                match index(&name).filter(|place| *place < items.len()) {
+                    Some(place) => {
+                        moves = moves_left(moves, items.len() - place)?;
+                        Some(items.remove(place))
+                    }
+                    None => None,
+                }
+            }
             Some(_) => None,
         };
+        self.moves = moves;
         removed.ok_or_else(|| missing(path))
     }
+}
+
+/// What is left when so many items of an array are moved along.
+fn moves_left(moves: usize, items: usize) -> Result<usize> {
+    let why = || {
+        format!(
+            "the patch moves more than {MOVES_MAX} items of arrays along (patch_moves_max): put the whole array"
+        )
+    };
+    moves
+        .checked_sub(items)
+        .ok_or_else(|| Flaw::TooLarge(why()))
 }
 
 /// A place in an array: digits without a zero before them.
@@ -220,6 +250,20 @@ mod tests {
 
     fn patched(value: Value, patch: Value) -> std::result::Result<Value, PatchError> {
         apply(value, &parse(patch.to_string().as_bytes())?, 1 << 20)
+    }
+
+    #[test]
+    fn what_is_moved_along_in_arrays_is_bounded() {
+        let items = MOVES_MAX / 100;
+        let value = json!(vec![0_u8; items]);
+        let to_the_front = |count| {
+            let operation =
+                json!({ "op": "move", "from": format!("/{}", items - 1), "path": "/0" });
+            json!(vec![operation; count])
+        };
+        assert!(patched(value.clone(), to_the_front(90)).is_ok());
+        let error = patched(value, to_the_front(110)).unwrap_err();
+        assert!(error.to_string().contains("patch_moves_max"), "{error}");
     }
 
     /// The examples of RFC 6902, appendix A.

@@ -11,6 +11,8 @@ use super::answer::{Answer, Fault};
 use super::body::Sent;
 use super::event::{Action, OWN_TYPE, posted, rfc3339};
 use super::login::Visitor;
+use super::patch::DEPTH_MAX;
+use crate::gateway::json::depth;
 
 /// The time that clients send who have none.
 const NO_TIME: &str = "0001-01-01T00:00:00Z";
@@ -34,6 +36,7 @@ struct Posted<'a> {
 }
 
 pub(super) async fn post(visitor: Visitor, Sent(body): Sent) -> Answer {
+    check_depth(&body)?;
     let event: Posted<'_> =
         serde_json::from_slice(&body).map_err(|error| Fault::bad(format!("the event: {error}")))?;
     let time = match event.time {
@@ -64,6 +67,18 @@ pub(super) async fn post(visitor: Visitor, Sent(body): Sent) -> Answer {
     // Clients look for the kind of an answer's content even where there is none.
     let kind = [(CONTENT_TYPE, "application/json")];
     Ok((StatusCode::NO_CONTENT, kind).into_response())
+}
+
+/// That it is no deeper than parsers take: who is told the event has one too, and what is passed on as it is written
+/// (`RawValue`) is held to no depth.
+fn check_depth(body: &[u8]) -> Result<(), Fault> {
+    let text = str::from_utf8(body).map_err(|error| Fault::bad(format!("the event: {error}")))?;
+    match depth(text) <= DEPTH_MAX {
+        true => Ok(()),
+        false => Err(Fault::bad(format!(
+            "the event: values are nested at most {DEPTH_MAX} deep (depth_max)"
+        ))),
+    }
 }
 
 /// A time as RFC 3339 has it, with at most 9 digits of a second's fraction.
@@ -102,6 +117,15 @@ fn is_time(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_event_is_no_deeper_than_parsers_take() {
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        let event = |depth| format!(r#"{{"Type":"a","Action":"b","Object":{}}}"#, nested(depth));
+        assert!(check_depth(event(100).as_bytes()).is_ok());
+        assert!(check_depth(event(128).as_bytes()).is_err());
+        assert!(check_depth(event(200_000).as_bytes()).is_err());
+    }
 
     #[test]
     fn times_are_those_of_rfc_3339() {

@@ -29,6 +29,8 @@ pub(super) struct Registrations {
 #[derive(Clone, Debug)]
 pub(super) struct Registration {
     filter: Filter,
+    /// Where it began: with `after` the stretch of which it has been told all that it matches.
+    from: Revision,
     /// It is told what comes behind this.
     after: Position,
     /// The watch has its range and was behind no event that it wants.
@@ -98,8 +100,18 @@ impl Registrations {
     /// Takes a replay back.
     pub(super) fn restore(&mut self, text: &str, before: Option<Registration>) {
         self.remove(text);
-        if let Some(before) = before {
-            self.put(before.filter, before.after);
+        if let Some(Registration {
+            filter,
+            from,
+            after,
+            ..
+        }) = before
+        {
+            let text = filter.as_str().to_owned();
+            self.put(filter, after);
+            if let Some(restored) = self.by_text.get_mut(&text) {
+                restored.from = from;
+            }
         }
     }
 
@@ -108,6 +120,7 @@ impl Registrations {
         self.gauge.inc();
         let registration = Registration {
             filter: filter.clone(),
+            from: after.revision,
             after,
             is_covered: false,
         };
@@ -123,10 +136,34 @@ impl Registrations {
         Some(removed)
     }
 
-    /// Whether any is for an event of this revision.
+    /// Whether the socket is to be told an event of this revision: any is for it, and none has told it already, as one
+    /// that was live may have where another is replayed.
     pub(super) fn want(&self, event: &Event<'_>, revision: Revision) -> bool {
+        let mut wanted = false;
+        for one in self.by_text.values() {
+            let is_open = one.after.revision < revision;
+            let is_told = !is_open && one.from < revision;
+            if (is_told || (is_open && !wanted)) && event.is_for(&one.filter) {
+                if is_told {
+                    return false;
+                }
+                wanted = true;
+            }
+        }
+        wanted
+    }
+
+    /// Whether any may be for an event of this key, whatever its action.
+    pub(super) fn may_want(&self, kind: &str, key: &str) -> bool {
         let mut all = self.by_text.values();
-        all.any(|one| one.after.revision < revision && event.is_for(&one.filter))
+        all.any(|one| one.filter.has_key(kind, key))
+    }
+
+    /// What was told up to here was told under other rights, and may have been less than what matches.
+    pub(super) fn doubt_what_was_told(&mut self) {
+        for one in self.by_text.values_mut() {
+            one.from = one.after.revision;
+        }
     }
 
     /// The smallest range with the keys of all.
@@ -169,6 +206,7 @@ impl Registrations {
         for one in self.by_text.values_mut() {
             if one.after.revision < position.revision || one.after.epoch != position.epoch {
                 one.after = position;
+                one.from = position.revision;
             }
         }
     }
@@ -239,6 +277,32 @@ mod tests {
         assert!(!wants(&all, "a/x", 10));
         all.skip_to(at(20));
         assert_eq!(all.start(), Some(at(20)));
+    }
+
+    #[test]
+    fn what_one_has_told_another_does_not_tell_again() {
+        let mut all = Registrations::new(&Gauge::default());
+        all.add(filter("a.*.*"), at(5));
+        all.cover();
+        all.told_up_to(at(10));
+        all.replay(filter("*.*.*"), at(2));
+        // Before the first one began, and what it is not for.
+        assert!(wants(&all, "a/x", 5) && wants(&all, "b/x", 6));
+        assert!(!wants(&all, "a/x", 6) && !wants(&all, "a/x", 10) && wants(&all, "a/x", 11));
+        // A replay that is taken back leaves what was told before it.
+        let before = all.replay(filter("a.*.*"), at(1));
+        assert!(wants(&all, "a/x", 6));
+        all.restore("a.*.*", before);
+        assert!(!wants(&all, "a/x", 6) && !wants(&all, "a/x", 10));
+        // The same again asks for all of it again; so does a change of rights.
+        all.replay(filter("a.*.*"), at(1));
+        assert!(wants(&all, "a/x", 6));
+        all.told_up_to(at(10));
+        all.cover();
+        all.told_up_to(at(12));
+        all.doubt_what_was_told();
+        all.replay(filter("*.*.x"), at(2));
+        assert!(wants(&all, "a/x", 6));
     }
 
     #[test]

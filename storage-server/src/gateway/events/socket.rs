@@ -17,7 +17,7 @@ use storage_protocol::{
 };
 
 use super::State;
-use super::event::{Event, own, with_revision};
+use super::event::{Event, object_of, own, with_revision};
 use super::filter::{Command, Filter, Since, parse_command};
 use super::registrations::Registrations;
 use crate::auth::rules::RuleSet;
@@ -243,7 +243,9 @@ impl Conversation {
             Err(error) => self.refuse(&text, &error.to_string()).await,
             Ok(Command::Register { filter, since }) => self.register(&text, filter, since).await,
             Ok(Command::Deregister { filter }) => {
-                self.acknowledge("deregister", &filter).await?;
+                if !self.acknowledge("deregister", &filter).await? {
+                    return Ok(());
+                }
                 let removed = self.registrations.remove(filter.as_str());
                 self.is_adjusted &= removed.is_none();
                 Ok(())
@@ -258,17 +260,24 @@ impl Conversation {
         self.send(own("error", shown, &object)).await
     }
 
-    async fn acknowledge(&mut self, action: &str, filter: &Filter) -> Result<(), Gone> {
-        self.send(own(action, filter.as_str(), "null")).await
+    /// Whether that could be done: the ack has the filter in it, in which escapes may take more room than in the command.
+    /// One that no message has room for is refused.
+    async fn acknowledge(&mut self, action: &str, filter: &Filter) -> Result<bool, Gone> {
+        let ack = own(action, filter.as_str(), "null");
+        match self.socket.send(Message::text(ack)).await {
+            Ok(()) => Ok(true),
+            Err(SendError::Disconnected) => Err(Gone),
+            Err(error @ SendError::TooLong { .. }) => {
+                let why = format!("its ack: {error} (message_bytes_max)");
+                self.refuse(filter.as_str(), &why).await?;
+                Ok(false)
+            }
+        }
     }
 
-    /// Sends a text of the gateway's own.
+    /// Sends a text of the gateway's own, which has a bounded part of what the client said.
     async fn send(&mut self, text: String) -> Result<(), Gone> {
-        match self.socket.send(Message::text(text)).await {
-            // It has a filter in it, which is longer than any message may be here.
-            Ok(()) | Err(SendError::TooLong { .. }) => Ok(()),
-            Err(SendError::Disconnected) => Err(Gone),
-        }
+        Ok(self.socket.send(Message::text(text)).await?)
     }
 
     fn storage(&mut self) -> Arc<dyn Storage> {
@@ -293,8 +302,9 @@ impl Conversation {
         match since {
             Some(since) => self.replay(frame, filter, since, now).await,
             None => {
-                self.acknowledge("register", &filter).await?;
-                self.is_adjusted &= !self.registrations.add(filter, now);
+                if self.acknowledge("register", &filter).await? {
+                    self.is_adjusted &= !self.registrations.add(filter, now);
+                }
                 Ok(())
             }
         }
@@ -338,7 +348,11 @@ impl Conversation {
                 return self.refuse(frame, &error.to_string()).await;
             }
         };
-        self.acknowledge("register", &filter).await?;
+        if !self.acknowledge("register", &filter).await? {
+            self.registrations.restore(filter.as_str(), before);
+            self.is_adjusted = false;
+            return Ok(());
+        }
         self.state.metrics.replays.inc();
         self.revisions = true;
         self.live_from = self.live_from.max(now.revision);
@@ -426,6 +440,7 @@ impl Conversation {
     async fn broken(&mut self, from: Position, error: StorageError) -> Result<(), End> {
         match error {
             StorageError::AccessChanged => {
+                self.registrations.doubt_what_was_told();
                 self.is_adjusted = false;
                 Ok(())
             }
@@ -490,6 +505,13 @@ impl Conversation {
 
     async fn deliver(&mut self, commit: &CommitRecord) -> Result<(), Gone> {
         for change in &commit.changes {
+            // A posted event is read through to learn its action: not by those who do not ask for its key.
+            let Some((kind, key)) = object_of(&change.key) else {
+                continue;
+            };
+            if !self.registrations.may_want(kind, key) {
+                continue;
+            }
             let Some(event) = Event::of(commit, change) else {
                 continue;
             };

@@ -1,11 +1,12 @@
 //! `GET /users/NAME/token`: a token for whoever asks, and for nobody else.
 //!
-//! `ttl` is its life in seconds. `scope`, `action` and `specific` narrow what it allows: to types, to reading or to all,
-//! and to the keys that begin with a text. It never allows more than whoever asks may.
+//! `ttl` is its life in seconds. `scope`, `action` and `specific` narrow what it allows, as far as access rules can say it: to
+//! types, to reading or to all, and to the keys that begin with a text. It never allows more than whoever asks may.
 
 use std::time::Duration;
 
 use axum::extract::{Path, Query};
+use hyper::header::{HeaderMap, HeaderValue};
 use serde_json::json;
 use storage_protocol::Keyspace;
 
@@ -29,7 +30,9 @@ pub(super) async fn token(
     visitor: Visitor,
     Path(name): Path<String>,
     query: Result<Query<Pairs>, axum::extract::rejection::QueryRejection>,
+    headers: HeaderMap,
 ) -> Answer {
+    check_no_other_page(&headers)?;
     let Query(pairs) = query.map_err(|error| Fault::bad(error.body_text()))?;
     let principal = visitor.caller.identity.principal();
     let own = principal.as_str().split_once(':').map(|(_, name)| name);
@@ -42,6 +45,16 @@ pub(super) async fn token(
     let minted = visitor.caller.mint(wish).await.map_err(refused)?;
     let answer = json!({ "Token": minted.token, "Info": info::text(&visitor).await? });
     ok(answer.to_string())
+}
+
+/// That it is not a page of another site that asks, with what the browser adds by itself: a certificate or a password. It
+/// could not read the token, but each of them counts until it expires.
+fn check_no_other_page(headers: &HeaderMap) -> Result<(), Fault> {
+    let from = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
+    match from {
+        None | Some(b"same-origin" | b"none") => Ok(()),
+        Some(_) => Err(Fault::forbidden("a page of another site gets no token")),
+    }
 }
 
 fn refused(error: MintError) -> Fault {
@@ -151,6 +164,19 @@ mod tests {
         let wish = wish(&pairs, &Keyspace::new("events").unwrap())?;
         let rules = wish.grants.iter().map(|rule| json!(rule)).collect();
         Ok((wish.ttl.as_secs(), rules))
+    }
+
+    #[test]
+    fn a_page_of_another_site_gets_none() {
+        let may = |site: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("sec-fetch-site", HeaderValue::from_static(site));
+            check_no_other_page(&headers).is_ok()
+        };
+        assert!(
+            may("same-origin") && may("none") && check_no_other_page(&HeaderMap::new()).is_ok()
+        );
+        assert!(!may("cross-site") && !may("same-site") && !may(""));
     }
 
     #[test]
