@@ -227,7 +227,119 @@ fn put_long_end(out: &mut BytesMut, count: u64, start: u64, length: u64) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{self, Cursor, Read, Seek, SeekFrom};
+
+    use ::zip::ZipArchive;
+
     use super::*;
+
+    /// A zip file with holes: pieces at their places, and zeros between them.
+    #[derive(Debug, Default)]
+    struct Holey {
+        pieces: Vec<(u64, Bytes)>,
+        length: u64,
+        at: u64,
+    }
+
+    impl Holey {
+        fn push(&mut self, piece: Bytes) {
+            let start = self.length;
+            self.length += piece.len() as u64;
+            self.pieces.push((start, piece));
+        }
+    }
+
+    impl Read for Holey {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let left = usize::try_from(self.length - self.at).unwrap_or(usize::MAX);
+            let count = buffer.len().min(left);
+            let buffer = &mut buffer[..count];
+            buffer.fill(0);
+            for (start, piece) in &self.pieces {
+                let end = start + piece.len() as u64;
+                let (from, to) = (self.at.max(*start), (self.at + count as u64).min(end));
+                if from < to {
+                    let of = |place: u64, base: u64| usize::try_from(place - base).unwrap();
+                    buffer[of(from, self.at)..of(to, self.at)]
+                        .copy_from_slice(&piece[of(from, *start)..of(to, *start)]);
+                }
+            }
+            self.at += count as u64;
+            Ok(count)
+        }
+    }
+
+    impl Seek for Holey {
+        fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+            let place = match to {
+                SeekFrom::Start(place) => Some(place),
+                SeekFrom::End(offset) => self.length.checked_add_signed(offset),
+                SeekFrom::Current(offset) => self.at.checked_add_signed(offset),
+            };
+            let place = place.filter(|place| *place <= self.length);
+            self.at = place.ok_or(io::ErrorKind::InvalidInput)?;
+            Ok(self.at)
+        }
+    }
+
+    /// A folder with a file of over 4 GiB, and others before and behind it: they lie where only zip64 reaches.
+    #[test]
+    fn a_reader_finds_files_behind_one_of_over_4_gib() {
+        const LARGE: u64 = 5 << 30;
+        let (mut zip, mut all) = (Zip::default(), Holey::default());
+        let small = |zip: &mut Zip, all: &mut Holey, name: &str| {
+            all.push(zip.begin_file(name, 3));
+            all.push(zip.data(name.as_bytes()));
+            all.push(zip.end_file());
+        };
+        small(&mut zip, &mut all, "p/before");
+        all.push(zip.begin_file("p/large", LARGE));
+        // As if its data had been written.
+        let packed = LARGE + 5 * LARGE.div_ceil(BLOCK_BYTES_MAX as u64);
+        let entry = zip.entries.last_mut().unwrap();
+        (entry.size, entry.packed) = (LARGE, packed);
+        zip.written += packed;
+        all.length += packed;
+        all.push(zip.end_file());
+        small(&mut zip, &mut all, "p/behind");
+        all.push(zip.finish());
+        assert_eq!(zip.written, all.length);
+        let mut archive = ZipArchive::new(all).unwrap();
+        let names: Vec<_> = archive.file_names().map(str::to_owned).collect();
+        assert_eq!(names, ["p/before", "p/large", "p/behind"]);
+        for name in ["p/before", "p/behind"] {
+            let mut read = String::new();
+            let mut file = archive.by_name(name).unwrap();
+            file.read_to_string(&mut read).unwrap();
+            assert_eq!(read, name);
+        }
+        let large = archive.by_name("p/large").unwrap();
+        // With the block that ends it.
+        assert_eq!((large.size(), large.compressed_size()), (LARGE, packed + 5));
+    }
+
+    #[test]
+    fn a_reader_finds_all_of_the_most_files() {
+        let (mut zip, mut all) = (Zip::default(), Vec::new());
+        let mut count = 0;
+        while !zip.is_full() {
+            all.extend(zip.begin_file(&format!("p/{count}"), 1));
+            all.extend(zip.data(b"x"));
+            all.extend(zip.end_file());
+            count += 1;
+        }
+        all.extend(zip.finish());
+        assert_eq!(count, FILES_MAX);
+        let mut archive = ZipArchive::new(Cursor::new(all)).unwrap();
+        assert_eq!(archive.len(), FILES_MAX);
+        for place in [0, 0xfffe, 0xffff, 0x1_0000, FILES_MAX - 1] {
+            let mut file = archive.by_index(place).unwrap();
+            assert_eq!(file.name(), format!("p/{place}"));
+            let mut read = String::new();
+            file.read_to_string(&mut read).unwrap();
+            assert_eq!(read, "x");
+        }
+    }
 
     #[test]
     fn a_small_one_is_what_the_format_says() {
