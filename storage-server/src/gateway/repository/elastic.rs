@@ -5,6 +5,8 @@
 //! member of a member. Texts are compared as words in lower case, everything else by its value. What is not supported is
 //! refused by name.
 
+use std::collections::{BTreeSet, HashSet};
+
 use serde_json::{Map, Value};
 
 /// How deep conditions may be within one another, and how many there may be.
@@ -36,6 +38,8 @@ pub(super) enum ElasticError {
 #[derive(Clone, Debug)]
 pub(super) struct Condition {
     root: Node,
+    /// How many conditions there are.
+    conditions: u64,
     /// How many documents are wanted.
     pub(super) size: Option<usize>,
 }
@@ -44,7 +48,7 @@ pub(super) struct Condition {
 enum Node {
     All,
     /// Any of these words.
-    Words(String, Vec<String>),
+    Words(String, BTreeSet<String>),
     /// These words, in this order, one behind the other.
     Phrase(String, Vec<String>),
     /// Any of these values, as they are.
@@ -80,7 +84,12 @@ pub(super) fn parse(text: &str) -> Result<Condition, ElasticError> {
             other => return Err(ElasticError::NotSupported(other.to_owned())),
         }
     }
-    Ok(Condition { root, size })
+    let conditions = (CONDITIONS_MAX - left) as u64;
+    Ok(Condition {
+        root,
+        conditions,
+        size,
+    })
 }
 
 fn expected(name: &str, what: &'static str) -> ElasticError {
@@ -110,7 +119,7 @@ fn node(value: &Value, depth: usize, left: &mut usize) -> Result<Node, ElasticEr
             let (field, words) = (field.to_owned(), words(text));
             check_words(words.len())?;
             Ok(match kind {
-                "match" => Node::Words(field, words),
+                "match" => Node::Words(field, words.into_iter().collect()),
                 _ => Node::Phrase(field, words),
             })
         }
@@ -204,6 +213,12 @@ fn words(text: &str) -> Vec<String> {
 }
 
 impl Condition {
+    /// How many bytes are gone over to look at a document: it is read once, and its texts are cut into words for each
+    /// condition.
+    pub(super) fn work(&self, document: &[u8]) -> u64 {
+        (document.len() as u64).saturating_mul(self.conditions + 1)
+    }
+
     /// Whether a document is one of those that are asked for.
     pub(super) fn holds(&self, document: &[u8]) -> bool {
         match serde_json::from_slice(document) {
@@ -246,9 +261,9 @@ impl Node {
 fn has_term(value: &Value, wanted: &[Value]) -> bool {
     match value {
         Value::String(text) => {
-            let there = words(text);
+            let there: HashSet<String> = words(text).into_iter().collect();
             let mut terms = wanted.iter().filter_map(Value::as_str);
-            terms.any(|term| there.iter().any(|word| word == term))
+            terms.any(|term| there.contains(term))
         }
         Value::Number(number) => wanted.iter().any(|wanted| {
             wanted.as_number().map(serde_json::Number::as_f64) == Some(number.as_f64())

@@ -1,11 +1,13 @@
 //! `GET /query_metadata` and `GET /es_query_metadata`: the documents that are asked for, as they are read.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
 use futures_util::stream;
 use hyper::http::request::Parts;
-use storage_protocol::StorageError;
+use storage_protocol::{Outcome, StorageError, Value};
 
 use super::answer::{Answer, Refusal, json};
 use super::elastic::{self, Condition};
@@ -13,15 +15,13 @@ use super::house::House;
 use super::index::Query;
 use super::parameters::Parameters;
 use super::place::unquoted;
-use super::search::Search;
+use super::search::{Search, SearchError};
 use crate::gateway::Caller;
 
 /// The most documents of an answer.
 const DOCUMENTS_MAX: usize = 100;
-/// The most documents that are looked at for a query in JSON, which no index serves.
-const LOOKED_AT_MAX: usize = 10_000;
-/// The most bytes of documents that are looked at for one.
-const LOOKED_AT_BYTES_MAX: usize = 64 << 20;
+/// A document that takes more work than this, in bytes that are gone over, is looked at by a thread of its own.
+const INLINE_BYTES_MAX: u64 = 64 << 10;
 /// The most bytes of an answer to such a query, which is made before it is sent.
 const HITS_BYTES_MAX: usize = 16 << 20;
 
@@ -57,7 +57,8 @@ pub(super) async fn query(house: &House, caller: &Caller, parts: &Parts, body: B
         name: of("filename"),
     };
     let search = Search::new(caller.storage(&house.keyspace), query);
-    answer(Hits::new(search, None), ARRAY).await
+    let answered = answer(Hits::new(search, None), ARRAY).await;
+    answered.map_err(|error| refusal(error, Refusal::bad))
 }
 
 pub(super) async fn es_query(house: &House, caller: &Caller, parts: &Parts, body: Body) -> Answer {
@@ -78,7 +79,8 @@ pub(super) async fn es_query(house: &House, caller: &Caller, parts: &Parts, body
     let mut hits = Hits::new(search, Some(condition));
     // All of them first: too much work is refused, and not told in half.
     let (mut found, mut bytes) = (Vec::new(), 0);
-    while let Some(hit) = hits.next().await? {
+    let refused = |error| refusal(error, |error| bad(error.to_string()));
+    while let Some(hit) = hits.next().await.map_err(refused)? {
         bytes += hit.len();
         if bytes > HITS_BYTES_MAX {
             let reason =
@@ -87,12 +89,6 @@ pub(super) async fn es_query(house: &House, caller: &Caller, parts: &Parts, body
         }
         found.push(hit);
     }
-    if hits.is_too_much() {
-        return Err(bad(format!(
-            "more than {LOOKED_AT_MAX} documents, or {LOOKED_AT_BYTES_MAX} bytes of them, would have to be looked at: name a \
-             project, or a source, beside QueryBody"
-        )));
-    }
     let mut out = String::from(HITS.before);
     for (place, hit) in found.iter().enumerate() {
         out.push_str(if place == 0 { HITS.first } else { HITS.between });
@@ -100,6 +96,14 @@ pub(super) async fn es_query(house: &House, caller: &Caller, parts: &Parts, body
     }
     out.push_str(HITS.behind);
     Ok(json(out))
+}
+
+/// The answer to a query that cannot be answered; `too_much`: to one that asks for too much.
+fn refusal(error: SearchError, too_much: impl FnOnce(SearchError) -> Refusal) -> Refusal {
+    match error {
+        SearchError::Storage(error) => error.into(),
+        error => too_much(error),
+    }
 }
 
 /// Shell scripts put quotes around the whole query.
@@ -114,10 +118,8 @@ fn unquoted_object(text: &str) -> &str {
 #[derive(Debug)]
 struct Hits {
     search: Search,
-    condition: Option<Condition>,
+    condition: Option<Arc<Condition>>,
     left: usize,
-    looked_at: usize,
-    looked_at_bytes: usize,
 }
 
 impl Hits {
@@ -126,28 +128,19 @@ impl Hits {
         Self {
             search,
             left: size.unwrap_or(DOCUMENTS_MAX).min(DOCUMENTS_MAX),
-            condition,
-            looked_at: 0,
-            looked_at_bytes: 0,
+            condition: condition.map(Arc::new),
         }
     }
 
-    fn is_too_much(&self) -> bool {
-        self.looked_at > LOOKED_AT_MAX || self.looked_at_bytes > LOOKED_AT_BYTES_MAX
-    }
-
-    async fn next(&mut self) -> Result<Option<Bytes>, StorageError> {
+    async fn next(&mut self) -> Result<Option<Bytes>, SearchError> {
         while self.left > 0 {
             let Some(entry) = self.search.next().await? else {
                 return Ok(None);
             };
             if let Some(condition) = &self.condition {
-                self.looked_at += 1;
-                self.looked_at_bytes += entry.value.len();
-                if self.is_too_much() {
-                    return Ok(None);
-                }
-                if !condition.holds(&entry.value) {
+                let bytes = condition.work(&entry.value);
+                if !holds(condition, &entry.value, bytes).await? {
+                    self.search.was_in_vain(bytes).await?;
                     continue;
                 }
             }
@@ -158,8 +151,25 @@ impl Hits {
     }
 }
 
+/// Whether a document is one of those that are asked for. A long one keeps nobody else of the runtime waiting.
+async fn holds(
+    condition: &Arc<Condition>,
+    document: &Value,
+    bytes: u64,
+) -> Result<bool, StorageError> {
+    if bytes <= INLINE_BYTES_MAX {
+        return Ok(condition.holds(document));
+    }
+    let (condition, document) = (condition.clone(), document.clone());
+    let looking = tokio::task::spawn_blocking(move || condition.holds(&document));
+    looking.await.map_err(|error| StorageError::Internal {
+        message: format!("a document could not be looked at: {error}"),
+        outcome: Outcome::NotExecuted,
+    })
+}
+
 /// Sends them as they are read. The first one is read before, so that what is refused is an answer of its own.
-async fn answer(mut hits: Hits, frame: Frame) -> Result<Response<Body>, Refusal> {
+async fn answer(mut hits: Hits, frame: Frame) -> Result<Response<Body>, SearchError> {
     let first = hits.next().await?;
     let Some(first) = first else {
         return Ok(json(format!("{}{}", frame.before, frame.behind)));
@@ -168,7 +178,7 @@ async fn answer(mut hits: Hits, frame: Frame) -> Result<Response<Body>, Refusal>
     let start = [Bytes::from(before), first].map(Ok);
     let rest = stream::try_unfold(Some(hits), move |state| async move {
         let Some(mut hits) = state else {
-            return Ok::<_, StorageError>(None);
+            return Ok::<_, SearchError>(None);
         };
         Ok(Some(match hits.next().await? {
             Some(document) => {
@@ -180,4 +190,36 @@ async fn answer(mut hits: Hits, frame: Frame) -> Result<Response<Body>, Refusal>
     });
     let all = futures_util::StreamExt::chain(stream::iter(start), rest);
     Ok(json(Body::from_stream(all)))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_long_document_is_looked_at_by_a_thread_of_its_own() {
+        let condition = elastic::parse(r#"{"query":{"match":{"a":"x"}}}"#).unwrap();
+        let condition = Arc::new(condition);
+        let document =
+            |bytes: usize| Value::from(format!("{{\"a\":\"{}\"}}", "x ".repeat(bytes / 2)));
+        let looked = |document: Value| {
+            let (condition, bytes) = (condition.clone(), condition.work(&document));
+            async move { holds(&condition, &document, bytes).await }
+        };
+        assert_eq!(looked(document(100)).now_or_never(), Some(Ok(true)));
+        let long = document(1 << 20);
+        assert_eq!(looked(long.clone()).now_or_never(), None);
+        assert_eq!(looked(long).await, Ok(true));
+    }
+
+    #[test]
+    fn each_condition_goes_over_a_document_once_more() {
+        let work = |query: &str| elastic::parse(query).unwrap().work(b"12345");
+        assert_eq!(work(r#"{"size":1}"#), 5);
+        assert_eq!(work(r#"{"query":{"match":{"a":"x"}}}"#), 10);
+        let both = r#"{"query":{"bool":{"must":[{"match":{"a":"x"}},{"match":{"b":"x"}}]}}}"#;
+        assert_eq!(work(both), 20);
+    }
 }
