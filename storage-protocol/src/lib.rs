@@ -28,7 +28,7 @@ pub use batch::{Batch, Check, CommitOptions, Expected, Operation};
 pub use error::{Outcome, Result, StorageError};
 pub use limits::{Limit, Limits};
 pub use storage::{
-    PREFIX_NUMBER_MAX, Scan, ScanItem, ScanOptions, ScanSource, Storage, StorageExt,
+    PREFIX_NUMBER_MAX, Scan, ScanItem, ScanOptions, ScanSource, Storage, StorageExt, begin_commit,
 };
 pub use types::{
     Entry, EntryLifetime, Epoch, Key, KeyRange, KeyState, Keyspace, Lifetime, Position, Reading,

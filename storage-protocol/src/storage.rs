@@ -1,11 +1,12 @@
 //! The contract: the [`Storage`] trait, and [`StorageExt`] with what can be built on it.
 //!
-//! Few methods, no default ones, so that a wrapper cannot forget to forward. The `BTreeMap` model in `tests/` is this
+//! Few methods, and but one default, which is good enough for a wrapper that forgets it. The `BTreeMap` model in `tests/` is this
 //! page in executable form; one conformance suite holds all implementations to it.
 
 use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -60,6 +61,15 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// that it would exceed; `LimitExceeded` and `InvalidArgument` as [`Batch::validate`]; `Overloaded`, `StorageFull`,
     /// `ReadOnly`: not executed; any error whose [`outcome`](StorageError::outcome) is `Unknown`: it may have happened.
     async fn commit(&self, batch: Batch, options: CommitOptions) -> Result<Position>;
+
+    /// Commits a batch for whom nobody waits, such as a `Drop`: returns at once, and its outcome is told to nobody. Best
+    /// effort: it may be lost.
+    ///
+    /// Default: as [`begin_commit`]. The remote client, which gives up what nobody waits for, waits in the background, where
+    /// it is called within a runtime; outside of one it does as the default.
+    fn commit_unattended(&self, batch: Batch, options: CommitOptions) {
+        begin_commit(self, batch, options);
+    }
 
     /// Subscribes to the changes of a range; see [`WatchMode`](crate::WatchMode) for the two modes.
     ///
@@ -385,6 +395,10 @@ impl<S: Storage + ?Sized> Storage for &S {
         (**self).commit(batch, options).await
     }
 
+    fn commit_unattended(&self, batch: Batch, options: CommitOptions) {
+        (**self).commit_unattended(batch, options);
+    }
+
     async fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch> {
         (**self).watch(range, options).await
     }
@@ -392,6 +406,14 @@ impl<S: Storage + ?Sized> Storage for &S {
     async fn limits(&self) -> Result<Limits> {
         (**self).limits().await
     }
+}
+
+/// Polls a commit once, and leaves it: enough where it is handed over when its future is first polled.
+pub fn begin_commit(storage: &(impl Storage + ?Sized), batch: Batch, options: CommitOptions) {
+    let mut sending = storage.commit(batch, options);
+    let _ = sending
+        .as_mut()
+        .poll(&mut Context::from_waker(Waker::noop()));
 }
 
 fn prefix_key(base: &[u8], number: u16) -> Key {
@@ -415,6 +437,10 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
 
     async fn commit(&self, batch: Batch, options: CommitOptions) -> Result<Position> {
         (**self).commit(batch, options).await
+    }
+
+    fn commit_unattended(&self, batch: Batch, options: CommitOptions) {
+        (**self).commit_unattended(batch, options);
     }
 
     async fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch> {

@@ -15,7 +15,9 @@ use storage_protocol::native::{ClientMessage, Hello, Packet, ServerMessage, Welc
 use storage_protocol::{
     Batch, CommitOptions, Entry, Epoch, Key, KeyRange, Keyspace, Limit, Limits, Position, Reading,
     Result, Revision, Scan, ScanOptions, SessionId, Storage, StorageError, Watch, WatchOptions,
+    begin_commit,
 };
+use tokio::runtime::Handle;
 use tokio::sync::watch::Receiver;
 use tokio::time::Instant;
 
@@ -296,6 +298,20 @@ impl Storage for RemoteStorage {
 
     async fn commit(&self, batch: Batch, options: CommitOptions) -> Result<Position> {
         self.commit_with(None, batch, options).await
+    }
+
+    fn commit_unattended(&self, batch: Batch, options: CommitOptions) {
+        let Ok(runtime) = Handle::try_current() else {
+            begin_commit(self, batch, options);
+            return;
+        };
+        // The connection stays until this is answered, or its time is over.
+        let storage = self.clone();
+        runtime.spawn(async move {
+            if let Err(error) = storage.commit(batch, options).await {
+                tracing::debug!(%error, "a commit that nobody waits for was not done");
+            }
+        });
     }
 
     async fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch> {

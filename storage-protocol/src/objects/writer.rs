@@ -5,7 +5,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -35,9 +35,9 @@ type BoxCommit<'s> = Pin<Box<dyn Future<Output = Result<Position>> + Send + 's>>
 ///
 /// Nothing is seen of it at its key until then. It holds at most 4 MiB, and sends parts while more is written.
 ///
-/// If it is dropped, the server removes what was sent: at once where a commit is sent when its future is first polled (the
-/// server's own storages do so), at the latest when the session is over. [`abort`](Self::abort) removes it before it returns;
-/// a client whose session goes on for long should call that.
+/// If it is dropped, the server removes what was sent soon, by [`Storage::commit_unattended`]: of a remote client where the
+/// drop is within a runtime, and the connection lasts. At the latest it goes when the session is over.
+/// [`abort`](Self::abort) removes it before it returns.
 ///
 /// # Cancel safety
 /// A dropped call of `write` leaves it unknown what of the bytes was taken, so all later calls fail. A dropped call of
@@ -441,8 +441,7 @@ impl<'s> ObjectWriter<'s> {
 }
 
 impl Drop for ObjectWriter<'_> {
-    /// Has the server remove what was sent, where a commit is sent when its future is first polled, and needs nobody to wait
-    /// for it. The remote client gives up what nobody waits for; then, and if it fails, the parts go with the session.
+    /// Has the server remove what was sent, by a commit that nobody waits for. If that fails, the parts go with the session.
     fn drop(&mut self) {
         let Some(upload) = self.upload.take() else {
             return;
@@ -454,10 +453,10 @@ impl Drop for ObjectWriter<'_> {
         };
         let batch = batch.put_with(intent, Value::new(), Lifetime::TimeToLive(AT_ONCE));
         let options = CommitOptions::labelled("object given up");
-        let mut sending = self.storage.commit(batch, options);
-        let _ = sending
-            .as_mut()
-            .poll(&mut Context::from_waker(Waker::noop()));
+        // Parts that were not handed over yet are given up before it is, and those that were come before it: either way none
+        // comes behind.
+        self.in_flight.clear();
+        self.storage.commit_unattended(batch, options);
     }
 }
 

@@ -29,7 +29,7 @@ use std::task::Waker;
 use async_trait::async_trait;
 use storage_protocol::{
     Batch, CommitOptions, Entry, Key, KeyRange, Keyspace, Limits, Operation, Position, Reading,
-    Result, Scan, ScanOptions, SessionId, Storage, StorageError, Watch, WatchOptions,
+    Result, Scan, ScanOptions, SessionId, Storage, StorageError, Watch, WatchOptions, begin_commit,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -475,6 +475,10 @@ impl Storage for Guarded {
         };
         audit::committed(noted, &committed).await;
         committed
+    }
+
+    fn commit_unattended(&self, batch: Batch, options: CommitOptions) {
+        begin_commit(self, batch, options);
     }
 
     async fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch> {

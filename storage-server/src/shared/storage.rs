@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use storage_protocol::{
     Batch, CommitOptions, Entry, Key, KeyRange, Limits, Position, Reading, Result, Scan,
-    ScanOptions, Storage, StorageError, Watch, WatchOptions,
+    ScanOptions, Storage, StorageError, Watch, WatchOptions, begin_commit,
 };
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
@@ -63,6 +63,8 @@ impl Storage for Refused {
         Err(self.0.clone())
     }
 
+    fn commit_unattended(&self, _: Batch, _: CommitOptions) {}
+
     async fn watch(&self, _: KeyRange, _: WatchOptions) -> Result<Watch> {
         Err(self.0.clone())
     }
@@ -85,6 +87,10 @@ impl Storage for GatewayStorage {
 
     async fn commit(&self, batch: Batch, options: CommitOptions) -> Result<Position> {
         self.counted(self.storage.commit(batch, options).await)
+    }
+
+    fn commit_unattended(&self, batch: Batch, options: CommitOptions) {
+        begin_commit(self, batch, options);
     }
 
     async fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch> {
