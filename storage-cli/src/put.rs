@@ -17,7 +17,7 @@ use storage_protocol::{
 
 use crate::app::App;
 use crate::content::{Content, Rest};
-use crate::failure::Exit;
+use crate::failure::{Exit, storage_words};
 use crate::json::Object;
 use crate::output::{Output, progress};
 use crate::tell;
@@ -110,13 +110,11 @@ pub(crate) async fn commit(
     let done = storage.commit(batch, CommitOptions::default()).await;
     app.written();
     let exit = print(app, out, done?)?;
-    for key in keys {
-        remove_parts(&storage, key).await;
-    }
+    remove_parts(app, &storage, keys).await;
     Ok(exit)
 }
 
-fn print(app: &App, out: &mut Output, position: Position) -> anyhow::Result<Exit> {
+pub(crate) fn print(app: &App, out: &mut Output, position: Position) -> anyhow::Result<Exit> {
     let text = match app.json() {
         true => Object::new().position(position).finish(),
         false => position.to_string(),
@@ -128,12 +126,30 @@ fn print(app: &App, out: &mut Output, position: Position) -> anyhow::Result<Exit
 }
 
 /// What was asked for is done already, so that a failure here is told and no more.
-async fn remove_parts(storage: &RemoteStorage, key: &Key) {
-    match storage.sweep_objects(parts_range(key)).await {
-        // Who may write and not read has no way to look; a key of the greatest length has none.
-        Ok(_) | Err(StorageError::AccessDenied { .. } | StorageError::LimitExceeded { .. }) => {}
-        Err(error) => tell(format_args!(
-            "if there was an object before, some of its parts may be left, which `storage sweep` removes: {error}"
-        )),
+async fn remove_parts(app: &App, storage: &RemoteStorage, keys: &[Key]) {
+    let mut failed = Vec::new();
+    let mut why = None;
+    for key in keys {
+        match storage.sweep_objects(parts_range(key)).await {
+            // A key of the greatest length has no parts.
+            Ok(_) | Err(StorageError::LimitExceeded { .. }) => {}
+            Err(error) => {
+                failed.push(key);
+                why.get_or_insert(error);
+            }
+        }
     }
+    let (Some(first), Some(why)) = (failed.first(), why) else {
+        return;
+    };
+    let first = app.form().show(first);
+    let which = match failed.len() {
+        1 => first.into_owned(),
+        count => format!("{first} (and {} more)", count - 1),
+    };
+    let why = storage_words(&why);
+    tell(format_args!(
+        "warning: it is done, but if there was an object at {which} before, some of its parts may be left: {why}. `storage sweep` \
+         of who may read and write there removes them"
+    ));
 }

@@ -39,7 +39,7 @@ pub use self::keys::{PartKey, is_part, parts_range};
 pub use self::manifest::{MAGIC, Manifest, ManifestError};
 pub use self::reader::ObjectReader;
 pub(crate) use self::replace::object_info;
-pub use self::replace::remove_object_with;
+pub use self::replace::{remove_object_with, remove_objects_with};
 pub use self::sweep::Swept;
 pub(crate) use self::sweep::sweep_objects;
 pub use self::writer::ObjectWriter;

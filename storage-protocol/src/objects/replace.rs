@@ -161,10 +161,7 @@ impl Replacement<'_> {
             Some(value) => batch.put(self.key.clone(), value.clone()),
             None => batch.remove(self.key.clone()),
         };
-        if let Some(manifest) = goes {
-            let intent = PartKey::intent(self.key, manifest.id);
-            batch = batch.put_with(intent, Value::new(), Lifetime::TimeToLive(CLEAR_WITHIN));
-        }
+        batch = says_gone(batch, self.key, goes);
         batch.checks.extend(callers.checks.iter().cloned());
         batch.operations.extend(callers.operations.iter().cloned());
         batch
@@ -259,4 +256,64 @@ pub async fn remove_object_with(
         position,
         previous: old.info(),
     })
+}
+
+/// Removes the objects at several keys, whatever their sizes, in one commit together with other checks and operations, none
+/// of which may be on the keys themselves; then what they leave. Absent ones are no error. Each key is read by itself.
+///
+/// As durable as the commit. If the call is dropped, or fails, behind the commit, the server removes the parts.
+///
+/// # Errors
+/// As [`Storage::commit`]; `CheckFailed` of one of the keys only where a check of `batch` demands something of it, or where
+/// one of them changes all the time.
+pub async fn remove_objects_with(
+    storage: &dyn Storage,
+    keys: &[Key],
+    batch: Batch,
+    options: CommitOptions,
+) -> Result<Position> {
+    let mut attempts = 0;
+    let mut has_room = true;
+    loop {
+        attempts += 1;
+        let mut whole = Batch::new();
+        let mut gone = Vec::with_capacity(keys.len());
+        for key in keys {
+            let old = Found::look(storage, key).await?;
+            let said = old.manifest().filter(|_| has_room);
+            whole = old.checked(whole, key).remove(key.clone());
+            whole = says_gone(whole, key, said);
+            gone.push((key, said));
+        }
+        whole.checks.extend(batch.checks.iter().cloned());
+        whole.operations.extend(batch.operations.iter().cloned());
+        match storage.commit(whole, options.clone()).await {
+            Ok(position) => {
+                for (key, said) in gone {
+                    clear_old(storage, key, said, position.revision).await;
+                }
+                return Ok(position);
+            }
+            // As of one object: the keys that say which parts are to go are left out.
+            Err(StorageError::StorageFull { .. })
+                if gone.iter().any(|(_, said)| said.is_some()) =>
+            {
+                has_room = false;
+            }
+            Err(StorageError::CheckFailed { key, .. })
+                if keys.contains(&key)
+                    && attempts < ATTEMPTS
+                    && !batch.checks.iter().any(|check| check.key == key) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Says that the parts of a manifest belong to no object any more.
+fn says_gone(batch: Batch, key: &Key, goes: Option<Manifest>) -> Batch {
+    let Some(manifest) = goes else {
+        return batch;
+    };
+    let intent = PartKey::intent(key, manifest.id);
+    batch.put_with(intent, Value::new(), Lifetime::TimeToLive(CLEAR_WITHIN))
 }
