@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use indicatif::ProgressBar;
-use storage_protocol::objects::PartKey;
+use storage_protocol::objects::{ObjectId, PartKey};
 use storage_protocol::{
     Entry, EntryLifetime, Key, KeyState, Position, ScanItem, ScanOptions, Storage, UnixMillis,
 };
@@ -102,7 +102,7 @@ impl Export {
         let range = app.form().arguments().prefix(self.prefix.as_deref())?;
         let storage = app.connect().await?;
         let mut scan = storage.scan(range, ScanOptions::default()).await?;
-        let mut intent: Option<Key> = None;
+        let mut unfinished = Unfinished::default();
         let bar = match quiet {
             true => ProgressBar::hidden(),
             false => progress(None),
@@ -119,13 +119,7 @@ impl Export {
                 let KeyState::Live(entry) = state else {
                     continue;
                 };
-                if is_intent(&key) {
-                    intent = Some(key.clone());
-                }
-                if intent
-                    .as_ref()
-                    .is_some_and(|intent| key.starts_with(intent))
-                {
+                if unfinished.has(&key) {
                     counts.unfinished += 1;
                     continue;
                 }
@@ -151,8 +145,36 @@ impl Export {
     }
 }
 
-fn is_intent(key: &Key) -> bool {
-    PartKey::parse(key).is_some_and(|key| key.number.is_none())
+/// What a scan in key order has met of objects that are not finished: the intents whose parts may still come. Between the two
+/// may be any other entry whose key begins with the intent's, also such of other objects.
+#[derive(Default)]
+struct Unfinished(Vec<Intent>);
+
+struct Intent {
+    key: Key,
+    object: Key,
+    id: ObjectId,
+}
+
+impl Unfinished {
+    /// Whether an entry is an intent, or a part of an object whose intent came before.
+    fn has(&mut self, key: &Key) -> bool {
+        while self
+            .0
+            .pop_if(|intent| !key.starts_with(&intent.key))
+            .is_some()
+        {}
+        let Some(PartKey { object, id, number }) = PartKey::parse(key) else {
+            return false;
+        };
+        if number.is_none() {
+            let key = key.clone();
+            self.0.push(Intent { key, object, id });
+            return true;
+        }
+        let mut intents = self.0.iter();
+        intents.any(|intent| intent.object == object && intent.id == id)
+    }
 }
 
 /// The line of an entry; `None` for one that lives as long as a session.
@@ -172,6 +194,31 @@ mod tests {
     use storage_protocol::Revision;
 
     use super::*;
+
+    #[test]
+    fn parts_are_left_out_with_their_own_intent_alone() {
+        let (id, other) = (ObjectId([0xab; 16]), ObjectId([0xcd; 16]));
+        let intent = PartKey::intent(b"k", id);
+        // Objects of their own, whose keys begin with the intent's: between it and its parts, and behind them.
+        let (before, behind) = ([&intent[..], b"!"].concat(), [&intent[..], b"x"].concat());
+        let entries = [
+            (Key::from("k"), false),
+            (intent, true),
+            (Key::from(before.clone()), false),
+            (PartKey::intent(&before, other), true),
+            (PartKey::part(&before, other, 0), true),
+            (PartKey::part(b"k", id, 0), true),
+            (PartKey::part(b"k", id, 1), true),
+            (Key::from(behind.clone()), false),
+            (PartKey::part(&behind, other, 0), false),
+            (PartKey::part(b"k", other, 0), false),
+        ];
+        assert!(entries.is_sorted_by(|(one, _), (next, _)| one < next));
+        let mut unfinished = Unfinished::default();
+        for (key, is) in &entries {
+            assert_eq!(unfinished.has(key), *is, "{}", key.escape_ascii());
+        }
+    }
 
     #[test]
     fn a_lifetime_goes_with_its_entry_as_the_time_left() {
