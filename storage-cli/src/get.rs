@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use indicatif::ProgressBar;
-use storage_protocol::objects::{Manifest, ObjectReader};
-use storage_protocol::{Entry, Key, Storage, StorageExt};
+use storage_protocol::objects::{Manifest, ManifestError, ObjectReader};
+use storage_protocol::{Entry, Key, Storage, StorageError, StorageExt};
 
 use crate::app::App;
 use crate::escape;
@@ -61,6 +61,9 @@ impl Get {
             .collect::<Result<_, _>>()?;
         let storage = app.connect().await?;
         let reading = storage.get(&keys).await?;
+        for (key, entry) in keys.iter().zip(&reading.value) {
+            check_version(app, key, entry.as_ref())?;
+        }
         let mut objects = keys.iter().zip(&reading.value).filter_map(|(key, entry)| {
             let manifest = Manifest::decode(&entry.as_ref()?.value).ok()??;
             Some((key.clone(), manifest))
@@ -154,6 +157,21 @@ impl Get {
             false => out.bytes(b"\n"),
         }
     }
+}
+
+/// Fails for an object that this version cannot read, and for what only begins like one: no client takes that for a value.
+fn check_version(app: &App, key: &Key, entry: Option<&Entry>) -> anyhow::Result<()> {
+    let Some(Err(error)) = entry.map(|entry| Manifest::decode(&entry.value)) else {
+        return Ok(());
+    };
+    let what = match error {
+        ManifestError::Version(_) => {
+            "is an object, written by a newer version of this program than this one"
+        }
+        _ => "is an object that is damaged, or was not written as one",
+    };
+    let what = format!("{} {what}", app.form().show(key));
+    Err(anyhow::Error::new(StorageError::from(error)).context(what))
 }
 
 async fn copy(
