@@ -2,7 +2,8 @@
 //!
 //! Blocking, like the rows. Of rows with equal keys in one batch only the last goes in: the commit is atomic, so nobody
 //! could have seen the others. Invariant: the same file and options are cut in the same way, and batches keep the file's
-//! order, so that of each key the last row stays.
+//! order, so that of each key the last row stays. Only manifests of objects come later, behind their parts ([`Manifests`]);
+//! rows are counted as they come then.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
@@ -12,6 +13,7 @@ use storage_protocol::{Batch, Key, Limit, Limits, Operation, StorageError};
 
 use crate::escape;
 use crate::failure::usage;
+use crate::manifests::{Manifests, Sorted};
 use crate::rows::{Row, Rows};
 use crate::tally::Span;
 
@@ -48,9 +50,22 @@ pub(crate) struct Prepared {
     pub(crate) rows: u64,
     /// Those of them whose key an earlier row of the file has too, as far as keys are remembered.
     pub(crate) duplicates: u64,
+    /// It is to be sent when all before it is committed.
+    pub(crate) behind_all: bool,
 }
 
 impl Prepared {
+    fn new(rows_read: u64) -> Self {
+        Self {
+            batch: Batch::new(),
+            first_row: rows_read + 1,
+            first_line: 0,
+            rows: 0,
+            duplicates: 0,
+            behind_all: false,
+        }
+    }
+
     pub(crate) fn span(&self) -> Span {
         Span {
             first_row: self.first_row,
@@ -68,6 +83,9 @@ pub(crate) struct Batches {
     bytes_max: usize,
     /// The row that did not go into the batch before.
     held: Option<Row>,
+    /// One that was read, and comes behind manifests that are due.
+    postponed: Option<Row>,
+    manifests: Manifests,
     rows_read: u64,
     duplicates: Duplicates,
     seen: Seen,
@@ -102,6 +120,8 @@ impl Batches {
             bytes_max: BATCH_BYTES_MAX.min(message_max),
             limits,
             held: None,
+            postponed: None,
+            manifests: Manifests::default(),
             rows_read: 0,
             duplicates,
             seen: Seen::default(),
@@ -110,13 +130,50 @@ impl Batches {
 
     /// The next batch; `None` at the end of the file. A bad row fails the batch that it stands in.
     pub(crate) fn next(&mut self) -> anyhow::Result<Option<Prepared>> {
-        let mut prepared = Prepared {
-            batch: Batch::new(),
-            first_row: self.rows_read + 1,
-            first_line: 0,
-            rows: 0,
-            duplicates: 0,
-        };
+        loop {
+            // What was held back may be the last part of one of them.
+            let prepared = match self.manifests.is_due() && self.held.is_none() {
+                true => self.next_manifests()?,
+                false => self.next_rows()?,
+            };
+            if prepared.rows > 0 {
+                self.rows_read += prepared.rows;
+                return Ok(Some(prepared));
+            }
+            if !self.manifests.is_due() && !self.manifests.end() {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Manifests that are due, in a batch of their own.
+    fn next_manifests(&mut self) -> anyhow::Result<Prepared> {
+        let mut prepared = Prepared::new(self.rows_read);
+        prepared.behind_all = true;
+        let mut bytes = 0;
+        while prepared.rows < self.rows_max as u64
+            && self.manifests.is_due()
+            && let Some(row) = self.manifests.next()
+        {
+            bytes += row_bytes(&row.operation);
+            if bytes > self.bytes_max && prepared.rows > 0 {
+                self.manifests.put_back(row);
+                break;
+            }
+            if prepared.rows == 0 {
+                prepared.first_line = row.line;
+            }
+            prepared.duplicates += u64::from(self.is_duplicate(&row)?);
+            prepared.rows += 1;
+            // Each key is in it once: a later row with it makes the one before due at once.
+            prepared.batch.operations.push(row.operation);
+        }
+        Ok(prepared)
+    }
+
+    /// The rows up to the end of a batch; none at the end of the file, and where manifests are due.
+    fn next_rows(&mut self) -> anyhow::Result<Prepared> {
+        let mut prepared = Prepared::new(self.rows_read);
         let mut places: HashMap<Key, usize> = HashMap::new();
         let mut bytes = 0;
         while prepared.rows < self.rows_max as u64 {
@@ -144,8 +201,7 @@ impl Batches {
                 }
             }
         }
-        self.rows_read += prepared.rows;
-        Ok((prepared.rows > 0).then_some(prepared))
+        Ok(prepared)
     }
 
     fn is_duplicate(&mut self, row: &Row) -> anyhow::Result<bool> {
@@ -172,13 +228,24 @@ impl Batches {
         if let Some(held) = self.held.take() {
             return Ok(Some(held));
         }
-        let Some(row) = self.rows.next()? else {
-            return Ok(None);
-        };
-        let (file, line) = (self.rows.file(), row.line);
-        check_operation(&row.operation, &self.limits)
-            .map_err(|error| usage(format!("{file}:{line}: {error}")))?;
-        Ok(Some(row))
+        while !self.manifests.is_due() {
+            let row = match self.postponed.take() {
+                Some(row) => row,
+                None => match self.rows.next()? {
+                    Some(row) => row,
+                    None => return Ok(None),
+                },
+            };
+            let (file, line) = (self.rows.file(), row.line);
+            check_operation(&row.operation, &self.limits)
+                .map_err(|error| usage(format!("{file}:{line}: {error}")))?;
+            match self.manifests.sort(row) {
+                Sorted::Next(row) => return Ok(Some(row)),
+                Sorted::Held => {}
+                Sorted::Postponed(row) => self.postponed = Some(row),
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -210,7 +277,10 @@ mod tests {
     use std::io::Cursor;
     use std::path::Path;
 
+    use storage_protocol::objects::{Manifest, ObjectId, PartKey};
+
     use super::*;
+    use crate::json::Object;
     use crate::rows::{Format, Header, Reading};
 
     fn rows(text: &str) -> Rows {
@@ -312,6 +382,62 @@ mod tests {
                 .unwrap_err()
                 .to_string();
             assert!(error.contains(why), "{error}");
+        }
+    }
+
+    /// A line of an export for each key: a manifest, or a part, of these many parts, or a plain value.
+    fn exported(keys: &[(&str, Option<u64>)]) -> String {
+        let lines = keys.iter().map(|(key, parts)| {
+            let value = parts.map(|parts| {
+                let manifest = Manifest {
+                    id: ObjectId([0xab; 16]),
+                    size: parts,
+                    part_bytes: 1,
+                };
+                manifest.encode()
+            });
+            let put = Object::new().bytes("key", key.as_bytes());
+            let put = put.bytes("value", value.as_deref().unwrap_or_default());
+            format!("{}\n", Object::new().object("put", put).finish())
+        });
+        lines.collect()
+    }
+
+    #[test]
+    fn manifests_come_behind_their_parts_when_all_before_is_done() {
+        let id = ObjectId([0xab; 16]);
+        let part = |key: &str, number| {
+            String::from_utf8(PartKey::part(key.as_bytes(), id, number).to_vec()).unwrap()
+        };
+        let (first, second, late) = (part("a", 0), part("a", 1), part("b", 0));
+        let text = exported(&[
+            ("a", Some(2)),
+            (&first, None),
+            (&second, None),
+            ("b", Some(2)),
+            (&late, None),
+            ("b", None),
+            ("c", None),
+        ]);
+        for rows_max in [1, 2, 9] {
+            let limits = Limits::default();
+            let mut batches = Batches::new(rows(&text), rows_max, Duplicates::Last, limits);
+            let (mut keys, mut shown, mut next_row) = (Vec::new(), Vec::new(), 1);
+            while let Some(prepared) = batches.next().unwrap() {
+                assert_eq!(prepared.first_row, next_row);
+                next_row += prepared.rows;
+                for operation in &prepared.batch.operations {
+                    let key = String::from_utf8(operation.key().to_vec()).unwrap();
+                    if prepared.behind_all {
+                        shown.push(key.clone());
+                    }
+                    keys.push(key);
+                }
+            }
+            // The second `b` takes the place of the first one, which goes in before it, and what is ready with it.
+            assert_eq!(keys, [&first, &second, &late, "a", "b", "b", "c"]);
+            assert_eq!(shown, ["a", "b"]);
+            assert_eq!(next_row, 8);
         }
     }
 

@@ -39,7 +39,9 @@ A CSV row becomes a JSON object of strings; a row of JSON lines with --key is ke
 object a. Of rows with equal keys in one commit only the last is sent; --batch 1 sends each.
 Commits that the server refuses because a quota or its load leaves no room are sent again, one by one, for as long as it takes
 one every 30 s (or --timeout); a word on stderr says so. Of equal keys the last row stays then too. With --session-file the
-import stops instead where that could not be kept: where a later commit with one of the keys was taken already.";
+import stops instead where that could not be kept: where a later commit with one of the keys was taken already.
+Objects come to be seen when all of their parts are in. Do not run `storage sweep` on their keys meanwhile: parts belong to no
+object until then.";
 
 /// Batches that were read and wait for room.
 const READ_AHEAD: usize = 2;
@@ -197,6 +199,11 @@ impl Import {
         let format = match &reading.header {
             Header::FirstLine => format!("{:?}", reading.format),
             header => format!("{:?}, header {header:?}", reading.format),
+        };
+        // Rows are counted in another order than by a version that put them in as they came.
+        let format = match reading.template {
+            Some(_) => format,
+            None => format!("{format}, manifests behind their parts"),
         };
         let opening = tokio::task::spawn_blocking(move || {
             let sha256 =

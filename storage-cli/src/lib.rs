@@ -21,6 +21,7 @@ mod globals;
 mod import;
 mod journal;
 mod json;
+mod manifests;
 mod output;
 mod ping;
 mod put;

@@ -9,6 +9,9 @@
 //! executed meanwhile: what they wrote is left out of it, as of rows with equal keys the last one stays. With a journal it
 //! would then have other contents than the same rows have in another run, so there that ends the import.
 //!
+//! Manifests of objects wait until all before them is committed: their parts are then, and no reader finds an object that
+//! cannot be read.
+//!
 //! Invariant: each row is in one state (committed, not committed, unknown) when this ends.
 
 use std::collections::{HashSet, VecDeque};
@@ -281,6 +284,8 @@ struct Sending<'a> {
     sender: &'a mut Sender,
     tally: &'a mut Tally,
     in_flight: VecDeque<InFlight>,
+    /// It is sent when nothing else is on its way, or waits.
+    behind_all: Option<Prepared>,
     waiting: Waiting,
     /// How long nothing may be taken until what waits does not come again.
     patience: Duration,
@@ -301,6 +306,7 @@ pub(crate) async fn send_all(
         sender,
         tally,
         in_flight: VecDeque::new(),
+        behind_all: None,
         waiting: Waiting::new(),
         patience: app.timeout(),
         stopped: None,
@@ -310,6 +316,12 @@ pub(crate) async fn send_all(
     let mut end = pin!(sleep(Duration::ZERO));
     let mut pause = pin!(sleep(Duration::ZERO));
     loop {
+        if sending.may_send()
+            && sending.in_flight.is_empty()
+            && let Some(prepared) = sending.behind_all.take()
+        {
+            sending.send(prepared, false);
+        }
         app.changing(!sending.in_flight.is_empty());
         if let Some(stopped) = sending.ended() {
             return stopped;
@@ -344,7 +356,10 @@ pub(crate) async fn send_all(
             prepared = batches.recv(), if sends_more => match prepared {
                 Some(prepared) => {
                     sending.tally.duplicates += prepared.duplicates;
-                    sending.send(prepared, false);
+                    match prepared.behind_all {
+                        true => sending.behind_all = Some(prepared),
+                        false => sending.send(prepared, false),
+                    }
                 }
                 None => sending.stopped = Some(Stopped::End),
             }
@@ -383,9 +398,14 @@ impl Sending<'_> {
         may && !self.interrupted && !self.waiting.is_empty() && self.in_flight.is_empty()
     }
 
-    fn sends_more(&self) -> bool {
+    fn may_send(&self) -> bool {
         let may = self.stopped.is_none() && self.tally.failures.is_empty();
-        may && self.waiting.is_empty() && self.in_flight.len() < self.waiting.window
+        may && self.waiting.is_empty()
+    }
+
+    fn sends_more(&self) -> bool {
+        let has_room = self.in_flight.len() < self.waiting.window;
+        self.may_send() && self.behind_all.is_none() && has_room
     }
 
     fn send(&mut self, prepared: Prepared, again: bool) {
@@ -482,6 +502,7 @@ mod tests {
             first_line: first_row,
             rows: keys.len() as u64,
             duplicates: 0,
+            behind_all: false,
         }
     }
 
