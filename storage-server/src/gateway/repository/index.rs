@@ -73,6 +73,13 @@ pub(crate) fn entries(place: &Place, said: &Said) -> BTreeSet<Key> {
     entries
 }
 
+/// How long an entry of a document of this place is: none of its keys is longer, nor those of the parts of its file.
+pub(crate) fn key_bytes(place: &Place) -> usize {
+    let mut key = keys::index_of(&place.project);
+    keys::push_place(&mut key, place);
+    key.len() + BY_NAME.0.len() + 4 * TERM_BYTES
+}
+
 /// The place that an entry leads to.
 pub(crate) fn place_of(entry: &[u8]) -> Option<Place> {
     let (project, _) = keys::project_at(entry)?;
@@ -156,6 +163,7 @@ impl Query {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use storage_protocol::objects::{ObjectId, PartKey};
 
     use super::*;
     use crate::gateway::repository::keys::tests::place;
@@ -175,11 +183,14 @@ mod tests {
         assert_eq!(entries.len(), 3);
         for entry in &entries {
             assert_eq!(place_of(entry), Some(place.clone()));
+            assert_eq!(entry.len(), key_bytes(&place));
             assert!(entry.starts_with(b"p%2Fq/\0index/"));
         }
         assert_eq!(super::entries(&place, &said("other", "")).len(), 6);
         assert_eq!(super::entries(&place, &said("P/Q", "S")).len(), 3);
         assert_eq!(place_of(b"p/\0index/nps/short"), None);
+        let part = PartKey::part(&keys::file(&place), ObjectId([0; 16]), 0);
+        assert!(part.len() < key_bytes(&place));
     }
 
     fn name() -> impl Strategy<Value = String> {

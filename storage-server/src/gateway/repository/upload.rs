@@ -147,6 +147,15 @@ impl Upload<'_> {
     }
 
     async fn open(&mut self, place: &Place) -> Result<Box<ObjectWriter<'static>>, Refusal> {
+        // Here, and not where its keys are put: that is when the whole file has come.
+        let bytes = index::key_bytes(place);
+        let max = self.storage.limits().await?.key_bytes_max;
+        if bytes > max {
+            return Err(Refusal::bad(format!(
+                "project, source, Path and DestFileName make a key of {bytes} bytes, and it may have {max} (key_bytes_max); %, /, \
+                 # and control characters in a name count three times"
+            )));
+        }
         self.house.ensure_made().await?;
         let options = ObjectOptions {
             max_bytes: Some(self.house.object_bytes_max),
