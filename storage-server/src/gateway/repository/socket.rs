@@ -4,11 +4,13 @@
 //! tells is durable, in commit order, and what the peer may see; a document goes out once for each commit that puts it,
 //! whichever of the subscriptions it is of. Removals are not told.
 
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use storage_protocol::{
-    ChangeKind, CommitRecord, KeyState, Outcome, Position, Revision, Storage, StorageError,
-    StorageExt, Watch, WatchEvent, WatchOptions, WatchStart,
+    ChangeKind, CommitRecord, Epoch, Key, KeyState, Outcome, Position, Revision, Storage,
+    StorageError, StorageExt, Watch, WatchEvent, WatchOptions, WatchStart,
 };
 
 use super::house::House;
@@ -18,11 +20,16 @@ use super::place::Place;
 use super::subscribe::{Subscribe, error_frame, parse_subscribe};
 use super::subscriptions::{SUBSCRIPTIONS_MAX, Subscriptions, Topic};
 use crate::auth::Proof;
+use crate::auth::rules::RuleSet;
+use crate::gateway::events::filter::Since;
 use crate::gateway::{Close, Guest, Message, UpgradeRequest, WebSocket, close_code};
 
 /// The longest message that a connection takes at all. One over this closes it; one that is merely too long for a
 /// subscription is answered with an error.
 pub(super) const MESSAGE_BYTES_MAX: usize = 2 << 20;
+
+/// What is told before the newest documents.
+const NEWEST_ONLY: &str = "the log does not reach back to there: of each file the newest document follows, and those before it do not";
 
 /// Serves a socket until its end.
 pub(super) async fn serve(
@@ -36,7 +43,10 @@ pub(super) async fn serve(
         guest: request.guest.clone(),
         subscriptions: Subscriptions::default(),
         counted: 0,
+        epoch: None,
         watch: None,
+        mark_due: Instant::now(),
+        rules: None,
         with_revisions: false,
         house,
         socket,
@@ -54,7 +64,14 @@ struct Listener {
     subscriptions: Subscriptions,
     /// So many of them are in the gauge.
     counted: u64,
+    /// The history that the subscriptions' revisions are of: the one that was there at the first of them.
+    epoch: Option<Epoch>,
     watch: Option<Watch>,
+    /// When the watch is to say how far it has come. Without that, the position of one that has nothing to tell would fall
+    /// behind the log, and no other one could begin there.
+    mark_due: Instant,
+    /// Those that the watch was opened by, or older ones.
+    rules: Option<Arc<RuleSet>>,
     /// Documents have their revision: the peer has asked for replay.
     with_revisions: bool,
 }
@@ -70,24 +87,49 @@ struct Gone;
 
 type Told<T = ()> = Result<T, Gone>;
 
+/// What was told of the commit that catching up has come to.
+#[derive(Default)]
+struct Newest {
+    revision: Revision,
+    keys: HashSet<Key>,
+}
+
+impl Newest {
+    /// Whether it was not there before.
+    fn is_new(&mut self, revision: Revision, key: Key) -> bool {
+        if self.revision != revision {
+            self.revision = revision;
+            self.keys.clear();
+        }
+        self.keys.insert(key)
+    }
+}
+
 /// What comes next.
 enum Next {
     Message(Option<Message>),
+    Mark,
     Event(Result<Option<WatchEvent>, StorageError>),
 }
 
 impl Listener {
     async fn run(&mut self) -> Result<(), Close> {
         loop {
+            let (is_watching, mark_due) = (self.watch.is_some(), self.mark_due);
             let next = tokio::select! {
                 message = self.socket.receive() => Next::Message(message),
                 event = next_event(&mut self.watch) => Next::Event(event),
+                () = tokio::time::sleep_until(mark_due.into()), if is_watching => Next::Mark,
             };
             let done = match next {
                 Next::Message(None) => return Ok(()),
                 Next::Message(Some(Message::Text(text))) => self.frame(&text).await,
                 Next::Message(Some(Message::Binary(_))) => {
                     Ok(self.say_error("subscriptions are text messages").await)
+                }
+                Next::Mark => {
+                    self.ask_for_mark();
+                    Ok(Ok(()))
                 }
                 Next::Event(event) => self.event(event).await,
             };
@@ -99,6 +141,13 @@ impl Listener {
                 Err(error) => return Err(close_for(&error)),
             }
         }
+    }
+
+    fn ask_for_mark(&mut self) {
+        if let Some(watch) = &mut self.watch {
+            watch.request_progress(0);
+        }
+        self.mark_due = Instant::now() + self.house.server.config().timeouts.idle_mark;
     }
 
     async fn say(&mut self, text: String) -> Told {
@@ -131,7 +180,7 @@ impl Listener {
             return Ok(self.say_error(reason).await);
         };
         let answer = match self.subscribe(&*storage, &subscribe).await? {
-            Ok(()) => subscribe.acknowledgement(),
+            Ok(now) => subscribe.acknowledgement(now),
             Err(reason) => error_frame(&reason),
         };
         if let Err(Gone) = self.say(answer).await {
@@ -151,106 +200,146 @@ impl Listener {
         self.storage = Some(self.socket.storage(&self.house.keyspace));
         // What it may see is another matter now.
         self.watch = None;
+        self.subscriptions.forget_told();
         Ok(())
     }
 
-    /// Notes what is subscribed to; a reason if it cannot be.
+    /// Notes all that is subscribed to, or nothing and the reason. Returns the position from which on it is told of what it
+    /// does not ask for by `since`.
     async fn subscribe(
         &mut self,
         storage: &dyn Storage,
         subscribe: &Subscribe,
-    ) -> Result<Result<(), String>, StorageError> {
+    ) -> Result<Result<Position, String>, StorageError> {
         let now = storage.sync().await?;
-        let since = subscribe.since;
-        if since.is_some_and(|since| since > now.revision.0) {
-            let reason = format!("since: the newest revision is {}", now.revision);
+        let after = match subscribe.since {
+            None => now,
+            Some(Since::Position(position)) => position,
+            Some(Since::Revision(revision)) => Position {
+                epoch: now.epoch,
+                revision: Revision(revision),
+            },
+        };
+        if after.epoch == now.epoch && after.revision > now.revision {
+            let reason = format!(
+                "since: it lies in the future, or in a history that was lost: the position is {now}"
+            );
             return Ok(Err(reason));
         }
         let project = subscribe.project.clone().map(Topic::Project);
         let source = subscribe.source.clone().map(Topic::Source);
-        for topic in project.into_iter().chain(source) {
-            let is_known = self.subscriptions.has(&topic);
-            if is_known && since.is_none() {
-                continue;
-            }
-            if !is_known && !self.subscriptions.has_room() {
-                let reason = format!("a socket has at most {SUBSCRIPTIONS_MAX} subscriptions");
-                return Ok(Err(reason));
-            }
-            let range = Subscriptions::range(&topic);
-            match storage.watch(range, WatchOptions::default()).await {
-                Ok(_) => {}
+        let topics = project.into_iter().chain(source);
+        let asked: Vec<_> = topics
+            .filter(|topic| subscribe.since.is_some() || !self.subscriptions.has(topic))
+            .collect();
+        let new = asked.iter().filter(|topic| !self.subscriptions.has(topic));
+        if !self.subscriptions.has_room(new.count()) {
+            let reason = format!("a socket has at most {SUBSCRIPTIONS_MAX} subscriptions");
+            return Ok(Err(reason));
+        }
+        for topic in &asked {
+            let options = WatchOptions::every(WatchStart::After(after));
+            match storage.watch(Subscriptions::range(topic), options).await {
+                // Where the log does not reach back so far, the newest documents follow.
+                Ok(_) | Err(StorageError::Compacted { .. }) => {}
                 Err(StorageError::AccessDenied { message }) => return Ok(Err(message)),
+                Err(StorageError::EpochChanged { epoch, fork }) => {
+                    return Ok(Err(other_history(after, epoch, fork)));
+                }
                 Err(error) => return Err(error),
             }
-            self.subscriptions
-                .add(topic, since.unwrap_or(now.revision.0));
+        }
+        self.epoch.get_or_insert(now.epoch);
+        for topic in asked {
+            self.subscriptions.add(topic, after.revision.0);
             // It has to begin earlier, or to hold more.
             self.watch = None;
         }
-        self.with_revisions |= since.is_some();
+        self.with_revisions |= subscribe.since.is_some();
         let count = self.subscriptions.len() as u64;
         let more = count.saturating_sub(self.counted);
         self.house.metrics.subscriptions.inc_by(more);
         self.counted = count;
-        Ok(Ok(()))
+        Ok(Ok(now))
     }
 
     /// Sees to it that there is a watch, if there is a subscription.
     async fn follow(&mut self, storage: &dyn Storage) -> Result<Told, StorageError> {
-        if self.watch.is_some() {
-            return Ok(Ok(()));
-        }
-        let Some((range, until)) = self
-            .subscriptions
-            .hull()
-            .zip(self.subscriptions.told_until())
-        else {
-            return Ok(Ok(()));
-        };
-        let epoch = storage.sync().await?.epoch;
-        let start = |revision| {
-            WatchStart::After(Position {
+        let mut was_told = false;
+        let mut newest = Newest::default();
+        while self.watch.is_none() {
+            let hull = self.subscriptions.hull();
+            let until = self.subscriptions.told_until();
+            let (Some(range), Some(until), Some(epoch)) = (hull, until, self.epoch) else {
+                return Ok(Ok(()));
+            };
+            self.look_at_rules();
+            let start = WatchStart::After(Position {
                 epoch,
-                revision: Revision(revision),
-            })
-        };
-        let every = WatchOptions::every(start(until));
-        match storage.watch(range.clone(), every).await {
-            Ok(watch) => {
-                self.watch = Some(watch);
-                Ok(Ok(()))
+                revision: Revision(until),
+            });
+            let every = WatchOptions::every(start);
+            match storage.watch(range.clone(), every).await {
+                Ok(watch) => {
+                    self.watch = Some(watch);
+                    self.mark_due = Instant::now() + self.house.server.config().timeouts.idle_mark;
+                }
+                Err(StorageError::Compacted { .. }) => {
+                    if !std::mem::replace(&mut was_told, true)
+                        && let Err(Gone) = self.say_error(NEWEST_ONLY).await
+                    {
+                        return Ok(Err(Gone));
+                    }
+                    let latest = WatchOptions::latest(start);
+                    let catching_up = storage.watch(range, latest).await?;
+                    match self.catch_up(catching_up, &mut newest).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(Gone)) => return Ok(Err(Gone)),
+                        // It goes on with what may be seen now.
+                        Err(StorageError::AccessChanged) => self.subscriptions.forget_told(),
+                        Err(error) => return Err(error),
+                    }
+                }
+                Err(error) => return Err(error),
             }
-            Err(StorageError::Compacted { .. }) => {
-                let latest = WatchOptions::latest(start(until));
-                let catching_up = storage.watch(range.clone(), latest).await?;
-                let position = match self.catch_up(catching_up).await? {
-                    Ok(position) => position,
-                    Err(Gone) => return Ok(Err(Gone)),
-                };
-                let every = WatchOptions::every(WatchStart::After(position));
-                self.watch = Some(storage.watch(range, every).await?);
-                Ok(Ok(()))
-            }
-            Err(error) => Err(error),
+        }
+        Ok(Ok(()))
+    }
+
+    /// Where the rules are others than those that the watch before was opened by, other documents may be seen. A watch ends
+    /// by such a change, but one that is replaced does not live to say so.
+    fn look_at_rules(&mut self) {
+        // Ordering: before the watch is opened, so that no change is missed.
+        let rules = self.house.server.shared().access.rules();
+        if let Some(known) = self.rules.replace(rules.clone())
+            && !Arc::ptr_eq(&known, &rules)
+        {
+            self.subscriptions.forget_told();
         }
     }
 
     /// The log does not reach back: the newest document of each file that has one since is told, in the order in which they
     /// were written.
-    async fn catch_up(&mut self, mut watch: Watch) -> Result<Told<Position>, StorageError> {
-        let reason = "the log does not reach back to there: of each file the newest document follows, and those before it do \
-            not";
-        if let Err(Gone) = self.say_error(reason).await {
-            return Ok(Err(Gone));
-        }
+    ///
+    /// # Errors
+    /// `AccessChanged`: what may be seen is another matter now, and the rest is to be asked for anew.
+    async fn catch_up(
+        &mut self,
+        mut watch: Watch,
+        newest: &mut Newest,
+    ) -> Result<Told, StorageError> {
         while let Some(event) = watch.next().await? {
             match event {
                 WatchEvent::State {
                     key,
                     state: KeyState::Live(entry),
                 } => {
-                    if let Some(place) = keys::place_of_metadata(&key)
+                    // They come in the order of their revisions: if this is broken off, it goes on with this commit.
+                    self.subscriptions
+                        .advance(entry.revision.0.saturating_sub(1));
+                    let place = keys::place_of_metadata(&key);
+                    if newest.is_new(entry.revision, key)
+                        && let Some(place) = place
                         && let Err(Gone) = self.push(entry.revision.0, &place, &entry.value).await
                     {
                         return Ok(Err(Gone));
@@ -258,7 +347,7 @@ impl Listener {
                 }
                 WatchEvent::Progress { position, .. } => {
                     self.subscriptions.advance(position.revision.0);
-                    return Ok(Ok(position));
+                    return Ok(Ok(()));
                 }
                 _ => {}
             }
@@ -278,8 +367,11 @@ impl Listener {
             }
             Ok(Some(_)) => Ok(Ok(())),
             // Begins anew where it was: what may be seen is cut anew, or the log was read too slowly.
-            Err(StorageError::AccessChanged | StorageError::Compacted { .. }) => {
+            Err(error @ (StorageError::AccessChanged | StorageError::Compacted { .. })) => {
                 self.watch = None;
+                if error == StorageError::AccessChanged {
+                    self.subscriptions.forget_told();
+                }
                 match self.storage.clone() {
                     Some(storage) => self.follow(&*storage).await,
                     None => Ok(Ok(())),
@@ -327,6 +419,20 @@ async fn next_event(watch: &mut Option<Watch>) -> Result<Option<WatchEvent>, Sto
     match watch {
         Some(watch) => watch.next().await,
         None => std::future::pending().await,
+    }
+}
+
+/// What is told to who asks for what came behind a position that this history does not have.
+fn other_history(asked: Position, epoch: Epoch, fork: Revision) -> String {
+    match fork {
+        Revision(0) => format!(
+            "since: {asked} is a position of another store, or of one that was wiped: the history here is {epoch}; ask since 0 for \
+             all of it"
+        ),
+        fork => format!(
+            "since: {asked} is a position of another history: the one here is {epoch} and left that one behind revision {fork}; \
+             what came behind that is lost, and what came in its place is told since \"{epoch}:{fork}\""
+        ),
     }
 }
 

@@ -1,9 +1,10 @@
 //! The frames of subscribers: one JSON object each, whatever the case of its names.
 
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use storage_protocol::Position;
 
 use super::place::NAME_BYTES_MAX;
+use crate::gateway::events::filter::Since;
 
 /// The longest frame, in bytes. A longer one is answered with an error, up to what a connection takes at all.
 pub(crate) const FRAME_BYTES_MAX: usize = 64 << 10;
@@ -17,8 +18,8 @@ pub(crate) struct Subscribe {
     pub(crate) project: Option<String>,
     /// The source to be told of.
     pub(crate) source: Option<String>,
-    /// From behind this revision on.
-    pub(crate) since: Option<u64>,
+    /// From behind this place in the history on.
+    pub(crate) since: Option<Since>,
     /// A token, by which the peer says who it is.
     pub(crate) token: Option<String>,
 }
@@ -38,8 +39,11 @@ pub(crate) enum SubscribeError {
     /// It cannot be the name of a project or a source.
     #[error("{0}: it has at most {NAME_BYTES_MAX} bytes")]
     NameTooLong(&'static str),
-    /// It is no revision.
-    #[error("since: a revision, as the \"revision\" of a document that was told")]
+    /// It is no place in a history.
+    #[error(
+        "since: a revision, as the \"revision\" of a document that was told, or a text EPOCH:REVISION, as the \"position\" of an \
+         acknowledgement"
+    )]
     Since,
 }
 
@@ -67,7 +71,7 @@ pub(crate) fn parse_subscribe(text: &str) -> Result<Subscribe, SubscribeError> {
     };
     let since = match members.get("since") {
         None | Some(Value::Null) => None,
-        Some(value) => Some(u64::deserialize(value).map_err(|_| SubscribeError::Since)?),
+        Some(value) => Some(since_of(value).ok_or(SubscribeError::Since)?),
     };
     Ok(Subscribe {
         user: text("user").unwrap_or_default().to_owned(),
@@ -78,15 +82,27 @@ pub(crate) fn parse_subscribe(text: &str) -> Result<Subscribe, SubscribeError> {
     })
 }
 
+/// A number is a revision of the present history; a text names the history too.
+fn since_of(value: &Value) -> Option<Since> {
+    match value {
+        Value::Number(number) => number.as_u64().map(Since::Revision),
+        Value::String(text) => text.parse().ok().map(Since::Position),
+        _ => None,
+    }
+}
+
 impl Subscribe {
-    /// What it is answered with.
-    pub(crate) fn acknowledgement(&self) -> String {
+    /// What it is answered with. Who has asked for a replay is told the present position too: the epoch of its revisions.
+    pub(crate) fn acknowledgement(&self, now: Position) -> String {
         let mut out = format!("{{\"user\":{}", json!(self.user));
         if let Some(project) = &self.project {
             out.push_str(&format!(",\"suscribed_to_project\":{}", json!(project)));
         }
         if let Some(source) = &self.source {
             out.push_str(&format!(",\"suscribed_to_source\":{}", json!(source)));
+        }
+        if self.since.is_some() {
+            out.push_str(&format!(",\"position\":\"{now}\""));
         }
         out.push('}');
         out
@@ -100,10 +116,17 @@ pub(crate) fn error_frame(reason: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use storage_protocol::{Epoch, Revision};
+
     use super::*;
 
+    const NOW: Position = Position {
+        epoch: Epoch(0xab),
+        revision: Revision(9),
+    };
+
     fn acknowledged(text: &str) -> String {
-        parse_subscribe(text).unwrap().acknowledgement()
+        parse_subscribe(text).unwrap().acknowledgement(NOW)
     }
 
     #[test]
@@ -122,12 +145,21 @@ mod tests {
                 r#"{"user":"","suscribed_to_project":"p1"}"#,
             ),
             (r#"{"user":"a","project":1,"source":""}"#, r#"{"user":"a"}"#),
+            (
+                r#"{"project":"p1","since":0}"#,
+                r#"{"user":"","suscribed_to_project":"p1","position":"00000000000000ab:9"}"#,
+            ),
             ("{}", r#"{"user":""}"#),
         ] {
             assert_eq!(acknowledged(frame), answer);
         }
         let all = parse_subscribe(r#"{"token":"t","since":7,"source":"s"}"#).unwrap();
-        assert_eq!((all.token.as_deref(), all.since), (Some("t"), Some(7)));
+        assert_eq!(
+            (all.token.as_deref(), all.since),
+            (Some("t"), Some(Since::Revision(7)))
+        );
+        let of_epoch = parse_subscribe(r#"{"since":"00000000000000ab:9"}"#).unwrap();
+        assert_eq!(of_epoch.since, Some(Since::Position(NOW)));
     }
 
     #[test]
@@ -146,6 +178,8 @@ mod tests {
             (&name, "project: it has at most 255 bytes"),
             ("{\"since\":-1}", "since: a revision"),
             ("{\"since\":\"1\"}", "since: a revision"),
+            ("{\"since\":\"ab/1\"}", "a text EPOCH:REVISION"),
+            ("{\"since\":[1]}", "since: a revision"),
         ] {
             let error = parse_subscribe(frame).unwrap_err().to_string();
             assert!(error.contains(told), "{error}");

@@ -43,9 +43,9 @@ impl Subscriptions {
         self.told.contains_key(topic)
     }
 
-    /// Whether one more may be added.
-    pub(crate) fn has_room(&self) -> bool {
-        self.told.len() < SUBSCRIPTIONS_MAX
+    /// Whether so many more may be added.
+    pub(crate) fn has_room(&self, more: usize) -> bool {
+        self.told.len() + more <= SUBSCRIPTIONS_MAX
     }
 
     /// From behind this revision on; what was told of the same topic before is forgotten.
@@ -94,6 +94,14 @@ impl Subscriptions {
             was_told |= (told.from + 1..=told.until).contains(&revision);
         }
         is_wanted && !was_told
+    }
+
+    /// What was told before is not known any more, since other documents may be seen now: what was hidden was not told. A
+    /// document that a later subscription asks for again, from the past, comes again then, whether it was told or not.
+    pub(crate) fn forget_told(&mut self) {
+        for told in self.told.values_mut() {
+            told.from = told.until;
+        }
     }
 
     /// All of them were told what there was up to this revision.
@@ -148,6 +156,23 @@ mod tests {
         assert!(all.wants(1, &place("Demo", "s", "", "n")));
         assert!(!all.wants(1, &place("demo", "s", "", "n")));
         assert!(!all.wants(1, &place("s", "Demo", "", "n")));
+    }
+
+    #[test]
+    fn what_rights_have_hidden_counts_as_untold() {
+        let mut all = Subscriptions::default();
+        let hidden = place("closed", "s", "", "n");
+        all.add(source("s"), 0);
+        all.advance(10);
+        all.add(project("closed"), 0);
+        assert!(!all.wants(5, &hidden), "the source was told of it");
+        all.forget_told();
+        assert!(all.wants(5, &hidden));
+        // What nobody asks for again does not come again, and what comes is told once.
+        assert!(!all.wants(5, &place("open", "s", "", "n")));
+        all.advance(10);
+        assert!(!all.wants(5, &hidden));
+        assert!(all.wants(11, &hidden));
     }
 
     proptest! {
