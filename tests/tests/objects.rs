@@ -12,9 +12,12 @@ use bytes::Bytes;
 use futures_util::stream::iter;
 use processes::{Ran, finish, run};
 use storage_client::RemoteStorage;
-use storage_protocol::objects::{ObjectOptions, ObjectWriter, PART_BYTES, PartKey, is_part};
+use storage_protocol::objects::{
+    MAGIC, Manifest, ObjectOptions, ObjectWriter, PART_BYTES, PartKey, is_part,
+};
 use storage_protocol::{
-    Batch, CommitOptions, KeyRange, Limit, ScanOptions, Storage, StorageError, StorageExt,
+    Batch, ChangeKind, CommitOptions, CommitRecord, KeyRange, Limit, ScanOptions, Storage,
+    StorageError, StorageExt, WatchEvent, WatchOptions, WatchStart,
 };
 use storage_testkit::harness::binary;
 use storage_testkit::served::Served;
@@ -342,4 +345,192 @@ async fn rights_to_a_prefix_are_rights_to_the_parts_below_it() {
         "{denied}"
     );
     ann.remove_object("ann/object".into()).await.unwrap();
+}
+
+/// All commits of a keyspace, up to now.
+async fn history(storage: &RemoteStorage) -> Vec<std::sync::Arc<CommitRecord>> {
+    let options = WatchOptions::every(WatchStart::Beginning);
+    let mut watch = storage.watch(KeyRange::all(), options).await.unwrap();
+    watch.request_progress(7);
+    let mut commits = Vec::new();
+    loop {
+        match watch.next().await.unwrap().unwrap() {
+            WatchEvent::Commit(commit) => commits.push(commit),
+            WatchEvent::Progress { token: Some(7), .. } => return commits,
+            _ => {}
+        }
+    }
+}
+
+async fn put_object(storage: &RemoteStorage, key: &str, bytes: Vec<u8>) {
+    let chunks = iter([Ok(Bytes::from(bytes))]);
+    let key = key.to_owned().into();
+    let written = storage.put_object(key, chunks, ObjectOptions::default());
+    written.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_import_shows_each_object_when_its_parts_are_there() {
+    let served = Served::new(&["ann"], "");
+    let ann = served.connect("ann", "model").await;
+    // Also one whose key is between another one and its parts.
+    for (key, parts) in [("a", 3), ("a\0b", 2), ("b", 12), ("z", 2)] {
+        put_object(&ann, key, content(parts * PART - 7)).await;
+    }
+    ann.put("c".into(), "plain".into()).await.unwrap();
+    let exported = storage(&served, &["export"]).expect(0);
+    // A file that has a part alone, and one whose parts it has not: all of it goes in all the same.
+    let lines: Vec<_> = exported
+        .stdout
+        .split_inclusive(|byte| *byte == b'\n')
+        .collect();
+    let torn = [lines[0], lines[lines.len() - 1]].concat();
+    for (keyspace, file, batch, objects) in [
+        ("copy", &exported.stdout, "500", 4),
+        ("slow", &exported.stdout, "1", 4),
+        ("torn", &torn, "1", 1),
+    ] {
+        let arguments = ["import", "-", "--batch", batch];
+        run(&mut command(&served, "ann", keyspace, &arguments), file).expect(0);
+        let copy = served.connect("ann", keyspace).await;
+        let mut there = std::collections::HashSet::new();
+        let mut shown = 0;
+        for commit in history(&copy).await {
+            for change in &commit.changes {
+                let ChangeKind::Put { value, .. } = &change.kind else {
+                    panic!("{change:?}");
+                };
+                if let Ok(Some(manifest)) = Manifest::decode(value) {
+                    shown += 1;
+                    let has =
+                        |number| there.contains(&PartKey::part(&change.key, manifest.id, number));
+                    assert!(
+                        keyspace == "torn" || (0..manifest.parts()).all(has),
+                        "{} is shown without its parts",
+                        change.key.escape_ascii()
+                    );
+                }
+                there.insert(change.key.clone());
+            }
+        }
+        assert_eq!(shown, objects, "{keyspace}");
+    }
+    let getting = &mut command(&served, "ann", "copy", &["get", "b", "--out", "-"]);
+    assert!(run(getting, b"").expect(0).stdout == content(12 * PART - 7));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removal_says_in_its_commit_which_parts_are_to_go() {
+    let served = Served::new(&["ann"], "");
+    let ann = served.connect("ann", "model").await;
+    for key in ["one", "two"] {
+        put_object(&ann, key, content(3 * PART)).await;
+    }
+    ann.put("plain".into(), "x".into()).await.unwrap();
+    let removed = storage(&served, &["rm", "two", "plain", "absent", "one", "two"]).expect(0);
+    let position: storage_protocol::Position = removed.text().trim().parse().unwrap();
+    let commits = history(&ann).await;
+    let commit = commits
+        .iter()
+        .find(|commit| commit.revision == position.revision);
+    let mut keys = Vec::new();
+    for change in &commit.unwrap().changes {
+        match (&change.kind, PartKey::parse(&change.key)) {
+            (ChangeKind::Removed { .. }, None) => keys.push(change.key.clone()),
+            (
+                ChangeKind::Put { .. },
+                Some(PartKey {
+                    object,
+                    number: None,
+                    ..
+                }),
+            ) => {
+                keys.push(object);
+            }
+            _ => panic!("{change:?}"),
+        }
+    }
+    keys.sort_unstable();
+    assert_eq!(keys, ["one", "one", "plain", "two", "two"]);
+    until("the parts go", async || parts(&ann).await == 0).await;
+    let left = ann
+        .scan(KeyRange::all(), ScanOptions::default())
+        .await
+        .unwrap();
+    assert_eq!(left.collect().await.unwrap().len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_write_and_not_read_is_told_what_may_be_left() {
+    let rules = "[[rule]]\nprincipal = \"cert:boss\"\nkeyspace = \"*\"\nallow = [\"admin\", \"read\", \"write\", \"watch\"]\n\
+                 [[rule]]\nprincipal = \"cert:ann\"\nkeyspace = \"model\"\nallow = [\"write\"]\n";
+    let served = Served::new(&["boss", "ann"], rules);
+    let boss = served.connect("boss", "model").await;
+    for key in ["put", "removed", "other"] {
+        put_object(&boss, key, content(2 * PART)).await;
+    }
+    let told = ["some of its parts may be left", "storage sweep"];
+    storage(&served, &["put", "put", "plain"])
+        .expect(0)
+        .says(&told);
+    let removed = storage(&served, &["rm", "removed", "other"]).expect(0);
+    removed.says(&told).says(&["other (and 1 more)"]);
+    assert_eq!(parts(&boss).await, 6);
+    let sweeping = &mut command(&served, "boss", "model", &["sweep"]);
+    assert_eq!(
+        run(sweeping, b"").expect(0).text(),
+        "6 parts of 3 objects\n"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_object_of_a_newer_version_is_not_taken_for_a_value() {
+    let served = Served::new(&["ann"], "");
+    let ann = served.connect("ann", "model").await;
+    ann.put("newer".into(), [MAGIC, b"02aa"].concat().into())
+        .await
+        .unwrap();
+    ann.put("value".into(), [MAGIC, b"no digits"].concat().into())
+        .await
+        .unwrap();
+    for arguments in [
+        &["get", "newer"][..],
+        &["get", "newer", "--out", "-"],
+        &["--json", "get", "newer"],
+        &["get", "newer", "value"],
+    ] {
+        let got = storage(&served, arguments).expect(2);
+        assert_eq!(got.text(), "", "{arguments:?}");
+        got.says(&[
+            "newer is an object",
+            "newer version",
+            "manifest of version 2",
+        ]);
+    }
+    let got = storage(&served, &["get", "value", "--out", "-"]).expect(2);
+    assert_eq!(got.text(), "");
+    got.says(&["value is an object that is damaged"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_object_that_is_dropped_is_cleared_while_its_session_goes_on() {
+    let served = Served::new(&["ann"], "");
+    let ann = served.connect("ann", "model").await;
+    let options = ObjectOptions::default();
+    let mut writer = ObjectWriter::new(ann.clone(), "dropped".into(), options)
+        .await
+        .unwrap();
+    writer.write(content(9 * PART).into()).await.unwrap();
+    assert!(parts(&ann).await > 3);
+    drop(writer);
+    until("the parts go", async || parts(&ann).await == 0).await;
+    // Nor does one that was given up in the middle of a call.
+    let mut writer = ObjectWriter::new(ann.clone(), "dropped".into(), options)
+        .await
+        .unwrap();
+    let writing = writer.write(content(30 * PART).into());
+    let _ = tokio::time::timeout(Duration::from_millis(30), writing).await;
+    drop(writer);
+    until("the parts go", async || parts(&ann).await == 0).await;
+    assert_eq!(ann.get_one("dropped".into()).await.unwrap(), None);
 }

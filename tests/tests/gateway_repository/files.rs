@@ -1,8 +1,10 @@
 //! Uploads, downloads, queries and deletions.
 
 use serde_json::{Value, json};
+use storage_protocol::{Batch, CommitOptions, Storage};
+use tokio::io::AsyncWriteExt;
 
-use crate::house::{BOB, Form, House};
+use crate::house::{Answer, BOB, Form, House, LISTENER, NATIVE, head};
 
 const JSON: &str = r#"{"Author":"Alexey","Usecase":"HPC"}"#;
 const PLACE: &str = "project=demo&source=user&Path=mypath&DestFileName=main.c";
@@ -510,4 +512,76 @@ async fn a_file_over_the_limit_is_refused_and_leaves_nothing() {
         house.get(&format!("/download?{READ}"), &token).await.body,
         vec![1; 2 << 20]
     );
+}
+
+#[tokio::test]
+async fn names_that_make_too_long_a_key_are_refused_before_the_file_comes() {
+    let house = House::secured();
+    let token = house.login(BOB).await;
+    // Each of them is allowed, and counts three times.
+    let (name, path) = ("%23".repeat(255), "%23".repeat(1024));
+    let target = format!("/upload?project={name}&source={name}&Path={path}&DestFileName={name}");
+    let headers = format!("Authorization: OAuth {token}\r\n");
+    let mut stream = house.connect().await;
+    stream
+        .write_all(head(&target, &headers, 100 << 20).as_bytes())
+        .await
+        .unwrap();
+    let start =
+        "--*****\r\nContent-Disposition: form-data; name=\"UploadFile\"; filename=\"f\"\r\n\r\nx";
+    stream.write_all(start.as_bytes()).await.unwrap();
+    let answer = Answer::read(&mut stream).await;
+    assert!(
+        answer.status == 400 && answer.text().contains("key_bytes_max"),
+        "{answer:?}"
+    );
+    // One that just fits comes back.
+    let path = "%23".repeat(500);
+    let place = format!("project={name}&source=s&Path={path}");
+    house
+        .uploaded(
+            &token,
+            &format!("{place}&DestFileName={name}"),
+            &vec![7; 3 << 20],
+            "{}",
+        )
+        .await;
+    let read = format!("/download?project={name}&source=s&filepath={path}&filename={name}");
+    assert_eq!(house.get(&read, &token).await.body, vec![7; 3 << 20]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_query_looks_at_so_many_rows_and_bytes_and_no_more() {
+    let house = House::new(&format!("{LISTENER}{NATIVE}"));
+    let token = house.login(BOB).await;
+    house.note(&token, "p", "s", "n").await;
+    let native = house.native().await;
+    let commit = async |rows: &mut dyn Iterator<Item = (String, String)>| {
+        let batch = rows.fold(Batch::new(), |batch, (key, value)| batch.put(key, value));
+        let committed = native.commit(batch, CommitOptions::default()).await;
+        committed.unwrap();
+    };
+    let any = "QueryBody={\"query\":{\"match\":{\"kind\":\"none\"}}}";
+    // Long documents, that is to say: each is gone over for itself and for the condition.
+    let json = format!("{{\"long\":\"{}\"}}", "x ".repeat(500_000));
+    for n in 0..36 {
+        let row = (format!("long/\0meta/s/n{n}"), json.clone());
+        commit(&mut std::iter::once(row)).await;
+    }
+    let asked = |query: String, limit: &'static str| {
+        let (house, token) = (&house, &token);
+        async move {
+            let answer = house.get(&query, token).await;
+            assert_eq!(answer.status, 400, "{query}: {}", answer.text());
+            assert!(answer.text().contains(limit), "{query}: {}", answer.text());
+        }
+    };
+    asked(format!("/es_query_metadata?{any}"), "query_bytes_max").await;
+    // Projects without number, and nothing in them: what no project's name is, is a row as well.
+    for thousand in 0..101 {
+        let mut rows = (0..1_000).map(|n| (format!("a{thousand}-{n}"), String::new()));
+        commit(&mut rows).await;
+    }
+    asked(format!("/es_query_metadata?{any}"), "query_rows_max").await;
+    asked("/query_metadata?source=none".to_owned(), "query_rows_max").await;
 }

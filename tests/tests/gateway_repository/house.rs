@@ -1,7 +1,10 @@
 //! A server with the gateway, and clients of it that know nothing but HTTP, multipart bodies and WebSockets of text.
 
+use std::path::{Path, PathBuf};
+
 use futures_util::{SinkExt, StreamExt};
 use serde_json::Value;
+use storage_client::{ConnectOptions, RemoteStorage};
 use storage_testkit::harness::{Launch, ServerProcess};
 use storage_testkit::raw::{in_time, metric};
 use storage_testkit::served::ADMIN;
@@ -18,6 +21,10 @@ pub(crate) const BOB: (&str, &str) = ("bob@abc.com", "1234");
 pub(crate) const LISTENER: &str =
     "[[listener]]\naddress = \"127.0.0.1:0\"\ntls = \"off\"\ngateways = [\"repository\"]\n";
 
+/// One more, for native clients.
+pub(crate) const NATIVE: &str = "[[listener]]\naddress = \"127.0.0.1:0\"\ntls = \"off\"\ngateways = [\"storage\"]\n\
+    auth = [\"password\"]\n";
+
 /// The same for everybody.
 pub(crate) const OPEN: &str = "[repository]\nopen = true\n[[listener]]\naddress = \"127.0.0.1:0\"\ntls = \"off\"\n\
     gateways = [\"repository\"]\nauth = [\"anonymous\", \"token\", \"password\"]\n";
@@ -25,7 +32,7 @@ pub(crate) const OPEN: &str = "[repository]\nopen = true\n[[listener]]\naddress 
 /// The server, with its example users.
 pub(crate) struct House {
     pub(crate) server: ServerProcess,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl House {
@@ -40,10 +47,7 @@ impl House {
             folder.path().join("server.toml"),
             folder.path().join("data"),
         );
-        let data = data.display();
-        // Keys of the whole come before the first table.
-        let text = format!("data = \"{data}\"\ndurability = \"os\"\n{config}\n{ADMIN}");
-        std::fs::write(&file, text).unwrap();
+        std::fs::write(&file, whole(&data, config)).unwrap();
         let mut arguments: Vec<_> = more.iter().map(ToString::to_string).collect();
         arguments.extend(["--config".to_owned(), file.display().to_string()]);
         let pair = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
@@ -55,10 +59,26 @@ impl House {
         });
         let log = || std::fs::read_to_string(folder.path().join("log")).unwrap_or_default();
         let server = launched.unwrap_or_else(|status| panic!("{status:?}: {}", log()));
-        Self {
-            server,
-            _folder: folder,
-        }
+        Self { server, folder }
+    }
+
+    pub(crate) fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// Gives it another configuration, of which it reads by itself what may change while it runs.
+    pub(crate) fn configure(&self, config: &str) {
+        let next = self.folder.path().join("next.toml");
+        std::fs::write(&next, whole(&self.data(), config)).unwrap();
+        std::fs::rename(next, self.folder.path().join("server.toml")).unwrap();
+    }
+
+    /// Bob as a native client of the keyspace, where there is a listener for them ([`NATIVE`]).
+    pub(crate) async fn native(&self) -> RemoteStorage {
+        let url = format!("ws://{}/storage/repository", self.storage_address());
+        let options = ConnectOptions::new(url).danger_plaintext();
+        let options = options.password(BOB.0, BOB.1);
+        RemoteStorage::connect(options).await.unwrap()
     }
 
     pub(crate) fn secured() -> Self {
@@ -171,6 +191,12 @@ impl House {
     pub(crate) async fn metric(&self, name: &str) -> f64 {
         metric(&self.server, name).await
     }
+}
+
+/// Keys of the whole come before the first table.
+fn whole(data: &Path, config: &str) -> String {
+    let data = data.display();
+    format!("data = \"{data}\"\ndurability = \"os\"\n{config}\n{ADMIN}")
 }
 
 fn oauth(token: &str) -> String {
@@ -335,6 +361,15 @@ impl Socket {
             .as_str()
             .unwrap_or_else(|| panic!("{document}"))
             .to_owned()
+    }
+
+    /// The names of all that it is told up to one of this name.
+    pub(crate) async fn names_up_to(&mut self, marker: &str) -> Vec<String> {
+        let mut names = Vec::new();
+        while names.last().is_none_or(|name| name != marker) {
+            names.push(self.name().await);
+        }
+        names
     }
 
     /// The code of its close.

@@ -95,6 +95,24 @@ async fn a_bad_token_opens_no_socket_and_none_has_some_time_to_come() {
     assert_eq!(known.name().await, "n");
 }
 
+/// Uploads two markers that each of the sockets is told of, and returns what each was told up to the second one: also what
+/// would come twice behind the first.
+async fn told_in_all<const N: usize>(
+    house: &House,
+    token: &str,
+    marker: (&str, &str),
+    sockets: [&mut Socket; N],
+) -> [Vec<String>; N] {
+    for name in ["marker", "marker-2"] {
+        house.note(token, marker.0, marker.1, name).await;
+    }
+    let mut all = [const { Vec::new() }; N];
+    for (socket, told) in sockets.into_iter().zip(&mut all) {
+        *told = socket.names_up_to("marker-2").await;
+    }
+    all
+}
+
 #[tokio::test]
 async fn item_09_a_socket_is_told_once_of_an_upload_that_two_of_its_subscriptions_match() {
     let house = House::secured();
@@ -104,16 +122,23 @@ async fn item_09_a_socket_is_told_once_of_an_upload_that_two_of_its_subscription
         r#"{"user":"u","source":"s"}"#,
     ];
     let mut socket = house.subscribed(&token, &frames).await;
+    // Both of one frame as well.
+    let both = r#"{"user":"u","project":"p","source":"s"}"#;
+    let mut other = house.subscribed(&token, &[both]).await;
     house.note(&token, "p", "s", "both").await;
     house.note(&token, "p", "x", "project").await;
     house.note(&token, "x", "s", "source").await;
     house.note(&token, "x", "x", "neither").await;
     house.note(&token, "p", "s", "last").await;
-    for name in ["both", "project", "source", "last"] {
-        assert_eq!(socket.name().await, name);
+    let all = told_in_all(&house, &token, ("p", "s"), [&mut socket, &mut other]).await;
+    for told in all {
+        assert_eq!(
+            told,
+            ["both", "project", "source", "last", "marker", "marker-2"]
+        );
     }
-    assert_eq!(house.metric("storage_repository_pushes_total").await, 4.0);
-    assert_eq!(house.metric("storage_repository_subscriptions").await, 2.0);
+    assert_eq!(house.metric("storage_repository_pushes_total").await, 12.0);
+    assert_eq!(house.metric("storage_repository_subscriptions").await, 4.0);
 }
 
 #[tokio::test]
@@ -130,9 +155,11 @@ async fn item_10_every_subscriber_of_project_and_source_is_told() {
         .subscribed(&token, &[r#"{"user":"u","source":"s"}"#])
         .await;
     house.note(&token, "p", "s", "n").await;
-    for socket in [&mut one, &mut two, &mut three] {
-        assert_eq!(socket.name().await, "n");
+    let sockets = [&mut one, &mut two, &mut three];
+    for told in told_in_all(&house, &token, ("p", "s"), sockets).await {
+        assert_eq!(told, ["n", "marker", "marker-2"]);
     }
+    assert_eq!(house.metric("storage_repository_pushes_total").await, 9.0);
 }
 
 #[tokio::test]
@@ -206,11 +233,10 @@ async fn item_13_sockets_do_not_share_their_subscriptions() {
     for name in ["a", "c", "b", "d", "a", "c"] {
         house.note(&token, name, "s", name).await;
     }
-    for (socket, names) in [(&mut one, ["a", "b", "a"]), (&mut two, ["c", "d", "c"])] {
-        for name in names {
-            assert_eq!(socket.name().await, name);
-        }
-    }
+    let [one] = told_in_all(&house, &token, ("b", "s"), [&mut one]).await;
+    assert_eq!(one, ["a", "b", "a", "marker", "marker-2"]);
+    let [two] = told_in_all(&house, &token, ("d", "s"), [&mut two]).await;
+    assert_eq!(two, ["c", "d", "c", "marker", "marker-2"]);
 }
 
 #[tokio::test]
@@ -221,9 +247,10 @@ async fn item_15_a_repeated_subscription_is_acknowledged_again_and_told_once() {
     let mut socket = house.subscribed(&token, &[frame, frame, frame]).await;
     house.note(&token, "p", "s", "one").await;
     house.note(&token, "p", "s", "two").await;
-    assert_eq!(socket.name().await, "one");
-    assert_eq!(socket.name().await, "two");
+    let [told] = told_in_all(&house, &token, ("p", "s"), [&mut socket]).await;
+    assert_eq!(told, ["one", "two", "marker", "marker-2"]);
     assert_eq!(house.metric("storage_repository_subscriptions").await, 1.0);
+    assert_eq!(house.metric("storage_repository_pushes_total").await, 4.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

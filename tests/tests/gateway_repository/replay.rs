@@ -1,6 +1,9 @@
 //! What a socket missed: nothing without asking, and all of it with `since`; over restarts and kills too.
 
-use serde_json::Value;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use storage_testkit::data_folder::set_boot;
 use tokio::io::AsyncWriteExt;
 
 use crate::house::{BOB, Form, House, LISTENER, Socket, head};
@@ -225,4 +228,101 @@ async fn where_the_log_does_not_reach_back_the_newest_document_of_each_file_come
     assert_eq!(with_revision(&mut socket).await.0, "a");
     house.note(&token, "p", "s", "live").await;
     assert_eq!(with_revision(&mut socket).await.0, "live");
+}
+
+/// Who subscribes with `since` is told the position, and may give it, or one of the same epoch, the next time.
+#[tokio::test]
+async fn since_takes_a_position_and_says_when_the_history_is_another_one() {
+    let mut house = House::secured();
+    let token = house.login(BOB).await;
+    let subscribe = |since: &str| format!(r#"{{"user":"u","project":"p","since":"{since}"}}"#);
+    let mut socket = house.subscribed(&token, &[PROJECT]).await;
+    house.note(&token, "p", "s", "before").await;
+    assert_eq!(socket.name().await, "before");
+    socket.say(&since(0)).await;
+    let told = socket.document().await;
+    let position = told["position"].as_str().unwrap().to_owned();
+    let expected = json!({"user":"u","suscribed_to_project":"p","position":position});
+    assert_eq!(told, expected);
+    assert_eq!(with_revision(&mut socket).await.0, "before");
+    house.note(&token, "p", "s", "behind").await;
+    assert_eq!(with_revision(&mut socket).await.0, "behind");
+    let mut again = house.subscribed(&token, &[&subscribe(&position)]).await;
+    assert_eq!(with_revision(&mut again).await.0, "behind");
+    // Of another store: nothing is subscribed to.
+    again
+        .say(r#"{"user":"u","source":"s","since":"00000000000000ab:1"}"#)
+        .await;
+    let told = again.document().await;
+    let error = told["error"].as_str().unwrap();
+    let epoch = position.split_once(':').unwrap().0.to_owned();
+    assert!(
+        error.contains("another store") && error.contains(&epoch),
+        "{error}"
+    );
+    house.note(&token, "other", "s", "source").await;
+    house.note(&token, "p", "s", "project").await;
+    assert_eq!(with_revision(&mut again).await.0, "project");
+    // The machine went down, and what it had not written out may be lost: the history is another one from there on.
+    house.note(&token, "p", "s", "last").await;
+    let (name, revision) = with_revision(&mut again).await;
+    assert_eq!(name, "last");
+    house.server.kill();
+    set_boot(&house.data(), "another-boot");
+    house.server.restart();
+    let token = house.login(BOB).await;
+    let mut socket = house.socket(&format!("/?token={token}")).await;
+    socket.say(&subscribe(&format!("{epoch}:{revision}"))).await;
+    let told = socket.document().await;
+    let error = told["error"].as_str().unwrap();
+    assert!(error.contains("another history"), "{error}");
+    // It says what is to be asked for instead.
+    let fork = error.rsplit('"').nth(1).unwrap();
+    assert!(!fork.starts_with(&epoch), "{error}");
+    socket.say(&subscribe(fork)).await;
+    assert!(socket.hear().await.contains("suscribed_to_project"));
+    house.note(&token, "p", "s", "anew").await;
+    let names = socket.names_up_to("anew").await;
+    assert!(names.contains(&"last".to_owned()), "{names:?}");
+}
+
+/// Removes the log that is not in use any more, once there is some.
+async fn purge(house: &House) {
+    let archive = house.data().join("db/archive");
+    let began = Instant::now();
+    loop {
+        let files: Vec<_> = std::fs::read_dir(&archive).into_iter().flatten().collect();
+        for file in &files {
+            std::fs::remove_file(file.as_ref().unwrap().path()).unwrap();
+        }
+        if !files.is_empty() {
+            return;
+        }
+        assert!(
+            began.elapsed() < Duration::from_secs(60),
+            "nothing was archived"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_subscription_with_nothing_to_tell_does_not_fall_behind_the_log() {
+    let small = "[limits]\nmemory_bytes_max = \"16 MiB\"\n[engine]\nring_bytes = 1\n[timeouts]\nidle_mark = \"100ms\"\n";
+    let house = House::new(&format!("{small}{LISTENER}"));
+    let token = house.login(BOB).await;
+    let mut socket = house.subscribed(&token, &[PROJECT]).await;
+    let file = vec![3; 8 << 20];
+    for _ in 0..8 {
+        let query = "project=bulk&source=s&Path=&DestFileName=n";
+        house.uploaded(&token, query, &file, "{}").await;
+    }
+    // Many times as long as it takes to be told how far the log is.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    purge(&house).await;
+    // Another subscription needs another watch, which begins where the first one is.
+    socket.say(r#"{"user":"u","project":"q"}"#).await;
+    assert!(socket.hear().await.contains("suscribed_to_project"));
+    house.note(&token, "p", "s", "quiet").await;
+    assert_eq!(socket.name().await, "quiet");
 }
