@@ -68,6 +68,7 @@ pub(super) async fn es_query(house: &House, caller: &Caller, parts: &Parts, body
     let text = text.ok_or_else(|| bad("missing QueryBody".to_owned()))?;
     let condition =
         elastic::parse(unquoted_object(text)).map_err(|error| bad(error.to_string()))?;
+    let _turn = house.large_answer_place(caller).await?;
     // The project and the source can be given beside it: then only those are looked at.
     let of = |name| Some(unquoted(parameters.get(name)?).to_owned());
     let query = Query {
