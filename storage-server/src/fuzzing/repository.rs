@@ -1,6 +1,7 @@
 //! What the gateway `repository` takes of peers: frames of subscribers, JSON of uploads, multipart bodies.
 
 use serde_json::{Map, Value};
+use storage_protocol::Position;
 
 use crate::gateway::repository::{
     Parser, Piece, Place, error_frame, metadata_document, parse_subscribe,
@@ -13,7 +14,7 @@ use crate::gateway::repository::{
 pub fn check_frame(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     let answer = match parse_subscribe(&text) {
-        Ok(asked) => asked.acknowledgement(),
+        Ok(asked) => asked.acknowledgement(Position::default()),
         Err(error) => error_frame(&error.to_string()),
     };
     let answer: Value = serde_json::from_str(&answer).expect("an answer is JSON");

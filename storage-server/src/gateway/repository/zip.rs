@@ -305,7 +305,10 @@ mod tests {
         all.push(zip.finish());
         assert_eq!(zip.written, all.length);
         let mut archive = ZipArchive::new(all).unwrap();
-        let names: Vec<_> = archive.file_names().map(str::to_owned).collect();
+        let names: Vec<_> = archive
+            .file_names()
+            .map(|name| name.unwrap().into_owned())
+            .collect();
         assert_eq!(names, ["p/before", "p/large", "p/behind"]);
         for name in ["p/before", "p/behind"] {
             let mut read = String::new();
@@ -334,7 +337,7 @@ mod tests {
         assert_eq!(archive.len(), FILES_MAX);
         for place in [0, 0xfffe, 0xffff, 0x1_0000, FILES_MAX - 1] {
             let mut file = archive.by_index(place).unwrap();
-            assert_eq!(file.name(), format!("p/{place}"));
+            assert_eq!(file.name().unwrap(), format!("p/{place}"));
             let mut read = String::new();
             file.read_to_string(&mut read).unwrap();
             assert_eq!(read, "x");
