@@ -18,7 +18,7 @@ use super::keys;
 use super::metrics::Metrics;
 use super::parameters::Parameters;
 use super::place::{Flaw, Folder, Place, READ};
-use super::zip::{FILES_MAX, Zip};
+use super::zip::{FILES_MAX, NAMES_BYTES_MAX, Zip};
 use crate::gateway::Caller;
 use crate::limits::turns::Turn;
 
@@ -106,12 +106,13 @@ pub(super) async fn zip(house: &House, caller: &Caller, parts: &Parts, body: Bod
     let turn = house.large_answer_place(caller).await?;
     let storage = caller.storage(&house.keyspace);
     let mut files = Files::of(&storage, &folder);
-    let mut count = 0;
-    while files.next().await?.is_some() {
+    let (mut count, mut names) = (0, 0);
+    while let Some((_, place)) = files.next().await? {
         count += 1;
-        if count > FILES_MAX {
+        names += full_name(&place).len();
+        if count > FILES_MAX || names > NAMES_BYTES_MAX {
             return Err(Refusal::bad(format!(
-                "more than {FILES_MAX} files: ask for a folder within it"
+                "more than {FILES_MAX} files, or {NAMES_BYTES_MAX} bytes of their names: ask for a folder within it"
             )));
         }
     }
@@ -162,20 +163,22 @@ impl Packing {
             self.metrics.bytes_out.inc_by(chunk.len() as u64);
             return Ok(Some(self.zip.data(&chunk)));
         }
+        if self.is_over {
+            return Ok(None);
+        }
         // More files may have come since they were counted.
-        while !self.zip.is_full()
-            && let Some((key, place)) = self.files.next().await?
-        {
+        while let Some((key, place)) = self.files.next().await? {
+            let name = full_name(&place);
+            if !self.zip.has_room(&name) {
+                break;
+            }
             // It may be gone since its key was seen.
             let opened = ObjectReader::open(self.storage.clone(), key).await?;
             if let Some(reader) = opened {
                 let size = reader.info().size;
                 self.open = Some(reader);
-                return Ok(Some(self.zip.begin_file(&full_name(&place), size)));
+                return Ok(Some(self.zip.begin_file(&name, size)));
             }
-        }
-        if self.is_over {
-            return Ok(None);
         }
         self.is_over = true;
         Ok(Some(self.zip.finish()))

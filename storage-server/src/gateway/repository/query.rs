@@ -17,6 +17,7 @@ use super::parameters::Parameters;
 use super::place::unquoted;
 use super::search::{Search, SearchError};
 use crate::gateway::Caller;
+use crate::http::held::held;
 
 /// The most documents of an answer.
 const DOCUMENTS_MAX: usize = 100;
@@ -68,7 +69,7 @@ pub(super) async fn es_query(house: &House, caller: &Caller, parts: &Parts, body
     let text = text.ok_or_else(|| bad("missing QueryBody".to_owned()))?;
     let condition =
         elastic::parse(unquoted_object(text)).map_err(|error| bad(error.to_string()))?;
-    let _turn = house.large_answer_place(caller).await?;
+    let turn = house.large_answer_place(caller).await?;
     // The project and the source can be given beside it: then only those are looked at.
     let of = |name| Some(unquoted(parameters.get(name)?).to_owned());
     let query = Query {
@@ -96,7 +97,7 @@ pub(super) async fn es_query(house: &House, caller: &Caller, parts: &Parts, body
         out.push_str(&String::from_utf8_lossy(hit));
     }
     out.push_str(HITS.behind);
-    Ok(json(out))
+    Ok(json(held(out, turn)))
 }
 
 /// The answer to a query that cannot be answered; `too_much`: to one that asks for too much.

@@ -2,13 +2,15 @@
 //!
 //! Data is not compressed, since that would take a thread's time for each byte: it is in stored blocks of deflate, which
 //! every reader of zip takes from a stream, with a checksum behind the data. In memory is one record for each file, of
-//! which there are at most [`FILES_MAX`]. Files of 4 GiB and more, and zip files of that length, are as zip64 has them.
+//! which there are at most [`FILES_MAX`], with names of at most [`NAMES_BYTES_MAX`] in all. Files of 4 GiB and more, and zip files of that length, are as zip64 has them.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use crc32fast::Hasher;
 
 /// The most files of a zip file.
 pub(super) const FILES_MAX: usize = 100_000;
+/// The most bytes of their names, which the directory at the end has.
+pub(super) const NAMES_BYTES_MAX: usize = 16 << 20;
 
 /// The longest stored block of deflate.
 const BLOCK_BYTES_MAX: usize = 0xffff;
@@ -40,13 +42,14 @@ struct Entry {
 pub(super) struct Zip {
     written: u64,
     entries: Vec<Entry>,
+    names_bytes: usize,
     checksum: Hasher,
 }
 
 impl Zip {
-    /// Whether no file more may come.
-    pub(super) fn is_full(&self) -> bool {
-        self.entries.len() >= FILES_MAX
+    /// Whether a file of this name may come.
+    pub(super) fn has_room(&self, name: &str) -> bool {
+        self.entries.len() < FILES_MAX && self.names_bytes + name.len() <= NAMES_BYTES_MAX
     }
 
     fn count(&mut self, out: BytesMut) -> Bytes {
@@ -76,6 +79,7 @@ impl Zip {
             out.put_u64_le(0);
         }
         self.checksum = Hasher::new();
+        self.names_bytes += name.len();
         self.entries.push(Entry {
             name: name.to_owned(),
             start: self.written,
@@ -325,7 +329,7 @@ mod tests {
     fn a_reader_finds_all_of_the_most_files() {
         let (mut zip, mut all) = (Zip::default(), Vec::new());
         let mut count = 0;
-        while !zip.is_full() {
+        while zip.has_room("") {
             all.extend(zip.begin_file(&format!("p/{count}"), 1));
             all.extend(zip.data(b"x"));
             all.extend(zip.end_file());
@@ -362,6 +366,18 @@ mod tests {
         let end = all.len() - 22;
         assert_eq!(&all[end..end + 4], b"PK\x05\x06");
         assert_eq!(all[end + 16], u8::try_from(directory).unwrap());
+    }
+
+    #[test]
+    fn the_names_of_all_files_are_bounded() {
+        let mut zip = Zip::default();
+        let name = "n".repeat(NAMES_BYTES_MAX / 4);
+        for _ in 0..4 {
+            assert!(zip.has_room(&name));
+            zip.begin_file(&name, 0);
+            zip.end_file();
+        }
+        assert!(!zip.has_room("n") && zip.has_room(""));
     }
 
     #[test]
