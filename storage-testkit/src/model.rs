@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use storage_protocol::{
     Batch, CommitOptions, Entry, Key, KeyRange, KeyState, Keyspace, Limit, Limits, Position,
     Reading, Result, Revision, Scan, ScanItem, ScanOptions, ScanSource, Storage, StorageError,
-    UnixMillis, Watch, WatchMode, WatchOptions, WatchStart,
+    UnixMillis, Watch, WatchMode, WatchOptions, WatchStart, begin_commit,
 };
 
 use history::{History, Writer};
@@ -166,6 +166,10 @@ impl Storage for ModelStorage {
 
     async fn commit(&self, batch: Batch, options: CommitOptions) -> Result<Position> {
         lock(&self.history).commit(&self.writer, &batch, options)
+    }
+
+    fn commit_unattended(&self, batch: Batch, options: CommitOptions) {
+        begin_commit(self, batch, options);
     }
 
     async fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch> {

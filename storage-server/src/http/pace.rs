@@ -77,8 +77,10 @@ impl Pace {
 
     fn is_enough(&self) -> bool {
         let least = self.stretch.as_secs_f64() * LEAST_BYTES_PER_SECOND;
-        // No figure of bytes is so large that it would not be exact.
-        #[expect(clippy::cast_precision_loss)]
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "no figure of bytes is so large that it would not be exact"
+        )]
         let moved = self.moved as f64;
         self.moved > 0 && moved >= least
     }

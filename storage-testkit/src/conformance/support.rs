@@ -14,7 +14,7 @@ use futures_util::future::{BoxFuture, join_all, maybe_done, poll_fn};
 use storage_protocol::{
     Batch, Change, ChangeKind, CommitOptions, CommitRecord, Entry, Key, KeyRange, KeyState, Limit,
     Limits, Outcome, Position, Reading, Result, Revision, Scan, ScanItem, ScanOptions, Storage,
-    StorageError, StorageExt, Value, Watch, WatchEvent, WatchOptions, WatchStart,
+    StorageError, StorageExt, Value, Watch, WatchEvent, WatchOptions, WatchStart, begin_commit,
 };
 use tokio::task::coop::consume_budget;
 
@@ -48,6 +48,10 @@ impl Storage for GivingWay {
         let done = self.0.commit(batch, options).await;
         consume_budget().await;
         done
+    }
+
+    fn commit_unattended(&self, batch: Batch, options: CommitOptions) {
+        begin_commit(self, batch, options);
     }
 
     async fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch> {

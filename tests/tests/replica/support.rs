@@ -16,6 +16,7 @@ use storage_protocol::{
     Batch, ChangeKind, CommitOptions, CommitRecord, Entry, Key, KeyRange, KeyState, Keyspace,
     Limits, Outcome, Position, Reading, Result, Revision, Scan, ScanOptions, Storage, StorageError,
     StorageExt, Value, Watch, WatchEvent, WatchOptions, WatchSource, WatchStart, WatchStatus,
+    begin_commit,
 };
 use storage_testkit::model::{ModelStorage, ModelStore};
 
@@ -267,6 +268,10 @@ impl Storage for Faulty {
 
     async fn commit(&self, batch: Batch, options: CommitOptions) -> Result<Position> {
         self.inner.commit(batch, options).await
+    }
+
+    fn commit_unattended(&self, batch: Batch, options: CommitOptions) {
+        begin_commit(self, batch, options);
     }
 
     async fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch> {

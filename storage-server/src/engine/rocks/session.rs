@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use storage_protocol::{
     Batch, CommitOptions, Entry, Key, KeyRange, Limit, Limits, Position, Reading, Result, Revision,
     Scan, ScanOptions, SessionId, Storage, StorageError, Watch, WatchMode, WatchOptions,
-    WatchStart,
+    WatchStart, begin_commit,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -183,6 +183,10 @@ impl Storage for RocksSession {
 
     async fn commit(&self, batch: Batch, options: CommitOptions) -> Result<Position> {
         self.submit(None, batch, options).await
+    }
+
+    fn commit_unattended(&self, batch: Batch, options: CommitOptions) {
+        begin_commit(self, batch, options);
     }
 
     async fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch> {
