@@ -126,7 +126,7 @@ pub(crate) fn print(app: &App, out: &mut Output, position: Position) -> anyhow::
 }
 
 /// What was asked for is done already, so that a failure here is told and no more.
-async fn remove_parts(app: &App, storage: &RemoteStorage, keys: &[Key]) {
+pub(crate) async fn remove_parts(app: &App, storage: &RemoteStorage, keys: &[Key]) {
     let mut failed = Vec::new();
     let mut why = None;
     for key in keys {

@@ -54,7 +54,9 @@ impl Rm {
         app.writing();
         let done = remove_objects_with(&storage, &objects, batch, CommitOptions::default()).await;
         app.written();
-        put::print(app, out, done?)
+        let exit = put::print(app, out, done?)?;
+        put::remove_parts(app, &storage, &others).await;
+        Ok(exit)
     }
 }
 

@@ -259,7 +259,8 @@ pub async fn remove_object_with(
 }
 
 /// Removes the objects at several keys, whatever their sizes, in one commit together with other checks and operations, none
-/// of which may be on the keys themselves; then what they leave. Absent ones are no error. Each key is read by itself.
+/// of which may be on the keys themselves; then what they leave. Absent ones are no error. Each key is read by itself, and
+/// takes one operation and one check of the commit, an object one operation more.
 ///
 /// As durable as the commit. If the call is dropped, or fails, behind the commit, the server removes the parts.
 ///

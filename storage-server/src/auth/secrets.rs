@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `keys` | the secrets that tokens are signed with |
 //! | `instance` | the random id of this store's tokens |
-//! | `demo/NAME` | the example password that a user of `--demo` was made with, which is in the documentation |
+//! | `example/NAME` | the example password that a user of `--demo` was made with, which is in the documentation |
 //! | `gateway/NAME` | when a gateway last set the password of a user, which it may change as long as nobody else did |
 //! | `passwords/NAME` | when a user's password was set (as its record in `system` says), and its hash (Argon2id, PHC string) |
 
@@ -53,7 +53,7 @@ enum Change {
 }
 
 const PASSWORDS: &str = "passwords/";
-const DEMO: &str = "demo/";
+const DEMO: &str = "example/";
 const GATEWAY: &str = "gateway/";
 
 fn password_key(user: &str) -> Key {

@@ -5,10 +5,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use axum::body::Body;
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
-/// So much is given to the connection at a time: what it has taken is not held here any more.
+/// So much is given to the connection at a time, and may wait there behind the place.
 const CHUNK_BYTES: usize = 64 << 10;
 
 /// A body of known bytes that keeps `held` until the last of them is taken, or the request is given up.
@@ -38,7 +38,10 @@ impl<T: Unpin> HttpBody for Held<T> {
             return Poll::Ready(None);
         }
         let bytes = CHUNK_BYTES.min(self.left.len());
-        let chunk = self.left.split_to(bytes);
+        // A copy: a slice would keep all of it in memory until the connection has sent the last one, and by then the place
+        // is given back.
+        let chunk = Bytes::copy_from_slice(&self.left[..bytes]);
+        self.left.advance(bytes);
         Poll::Ready(Some(Ok(Frame::data(chunk))))
     }
 
@@ -71,7 +74,10 @@ mod tests {
         let mut taken = Vec::new();
         while let Some(chunk) = chunks.next().await {
             assert_eq!(Arc::strong_count(&place), 2);
-            taken.extend_from_slice(&chunk.unwrap());
+            let chunk = chunk.unwrap();
+            // It keeps nothing but itself.
+            assert!(chunk.is_unique());
+            taken.extend_from_slice(&chunk);
         }
         assert_eq!(taken, text);
         drop(chunks);

@@ -29,6 +29,11 @@ async fn example_users_are_there_with_demo_alone_unless_they_have_passwords_of_t
     house.server.terminate();
     house.server = House::launch(&house.folder, LISTENER, &["--demo"]).unwrap();
     assert_eq!(status_of(&house, ("bob@abc.com", "1234")).await, 200);
+    // One that is given its example password again is what it was.
+    for password in ["hers", "new"] {
+        let target = format!("/update_user?email=montana@abc.com&pw={password}");
+        assert_eq!(house.ask("POST", &target, "", "").await.status, 200);
+    }
     assert_eq!(status_of(&house, ("alice@abc.com", "1234")).await, 403);
     assert_eq!(status_of(&house, ("alice@abc.com", "hers")).await, 200);
     // Without it those are removed that everybody can log in as.

@@ -67,6 +67,7 @@ pub(super) async fn serve(
         storage: None,
         live: None,
         is_adjusted: true,
+        rules: None,
         mark_due: Instant::now(),
         retry: Retry::None,
         failures: 0,
@@ -157,6 +158,8 @@ struct Conversation {
     live: Option<Live>,
     /// Whether the watch is the one for the registrations.
     is_adjusted: bool,
+    /// Those that the watch was opened by, or older ones.
+    rules: Option<Arc<RuleSet>>,
     /// When the watch is to say how far it has come. Without that, the position of one that has nothing to tell would fall
     /// behind the log, and no other one could begin there.
     mark_due: Instant,
@@ -381,6 +384,11 @@ impl Conversation {
     ) -> Result<Option<Live>, StorageError> {
         // Ordering: the rules first, so that no change of them is missed.
         let rules = self.server.shared().access.rules();
+        // A watch ends by a change of rules, but one that is replaced does not live to say so.
+        let known = self.rules.replace(rules.clone());
+        if known.is_some_and(|known| !Arc::ptr_eq(&known, &rules)) {
+            self.registrations.doubt_what_was_told();
+        }
         let options = WatchOptions::every(WatchStart::After(start));
         match self.storage().watch(range.clone(), options).await {
             Ok(watch) => Ok(Some(Live {

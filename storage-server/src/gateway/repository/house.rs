@@ -22,8 +22,10 @@ use crate::shared::ServerHandle;
 
 /// The most uploads at once, of all peers, and half of them of one.
 const UPLOADS_MAX: usize = 64;
-/// The same of answers that are put together in memory: zips, whose directory is, and queries in JSON.
-const LARGE_ANSWERS_MAX: usize = 16;
+/// The same of queries in JSON, whose answer is put together in memory.
+const QUERIES_MAX: usize = 16;
+/// The same of zips with a large directory, which is in memory until the end of the download.
+const LARGE_ZIPS_MAX: usize = 16;
 /// For so long one waits for others to end.
 const TURN_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -32,15 +34,18 @@ const TURN_PATIENCE: Duration = Duration::from_secs(10);
 pub(super) struct Places {
     /// Uploads in progress: each holds up to 4 MiB.
     uploads: Turns,
-    /// Answers that are put together or taken: each holds up to 16 MiB.
-    large_answers: Turns,
+    /// Queries whose answer is put together or taken: each holds up to 16 MiB, and twice that for a moment.
+    queries: Turns,
+    /// Each holds up to 24 MiB.
+    large_zips: Turns,
 }
 
 impl Default for Places {
     fn default() -> Self {
         Self {
             uploads: Turns::new(UPLOADS_MAX),
-            large_answers: Turns::new(LARGE_ANSWERS_MAX),
+            queries: Turns::new(QUERIES_MAX),
+            large_zips: Turns::new(LARGE_ZIPS_MAX),
         }
     }
 }
@@ -215,14 +220,24 @@ impl House {
         turn.await.map_err(|why| overloaded("uploads", why))
     }
 
-    /// A place among the answers that are put together in memory, to be held until one is taken.
+    /// A place among the queries in JSON, to be held until the answer is taken.
     ///
     /// # Errors
     /// There is none for too long.
-    pub(super) async fn large_answer_place(&self, caller: &Caller) -> Result<Turn, Refusal> {
+    pub(super) async fn query_place(&self, caller: &Caller) -> Result<Turn, Refusal> {
         let peer = caller.peer_name();
-        let turn = self.places.large_answers.take(&peer, TURN_PATIENCE);
-        turn.await.map_err(|why| overloaded("large answers", why))
+        let turn = self.places.queries.take(&peer, TURN_PATIENCE);
+        turn.await.map_err(|why| overloaded("queries in JSON", why))
+    }
+
+    /// A place among the zips with a large directory, to be held until one is taken.
+    ///
+    /// # Errors
+    /// There is none for too long.
+    pub(super) async fn large_zip_place(&self, caller: &Caller) -> Result<Turn, Refusal> {
+        let peer = caller.peer_name();
+        let turn = self.places.large_zips.take(&peer, TURN_PATIENCE);
+        turn.await.map_err(|why| overloaded("large zips", why))
     }
 
     /// Makes the keyspace where it is not there: whoever configured the gateway wants it, and users may have no right to.

@@ -18,7 +18,7 @@ use super::keys;
 use super::metrics::Metrics;
 use super::parameters::Parameters;
 use super::place::{Flaw, Folder, Place, READ};
-use super::zip::{FILES_MAX, NAMES_BYTES_MAX, Zip};
+use super::zip::{FILES_MAX, NAMES_BYTES_MAX, SMALL_FILES_MAX, SMALL_NAMES_BYTES_MAX, Zip};
 use crate::gateway::Caller;
 use crate::limits::turns::Turn;
 
@@ -103,7 +103,6 @@ pub(super) async fn zip(house: &House, caller: &Caller, parts: &Parts, body: Bod
     if folder.project.is_none() {
         return Err(Flaw::Missing("project").into());
     }
-    let turn = house.large_answer_place(caller).await?;
     let storage = caller.storage(&house.keyspace);
     let mut files = Files::of(&storage, &folder);
     let (mut count, mut names) = (0, 0);
@@ -119,10 +118,15 @@ pub(super) async fn zip(house: &House, caller: &Caller, parts: &Parts, body: Bod
     if count == 0 {
         return Err(not_found(&shown(&folder)));
     }
+    // A file that comes while a small one is packed is left out where that would make it a large one.
+    let (zip, turn) = match count <= SMALL_FILES_MAX && names <= SMALL_NAMES_BYTES_MAX {
+        true => (Zip::small(), None),
+        false => (Zip::default(), Some(house.large_zip_place(caller).await?)),
+    };
     let packing = Packing {
         files: Files::of(&storage, &folder),
         storage,
-        zip: Zip::default(),
+        zip,
         open: None,
         is_over: false,
         metrics: house.metrics.clone(),
@@ -149,8 +153,8 @@ struct Packing {
     open: Option<ObjectReader<'static>>,
     is_over: bool,
     metrics: Metrics,
-    /// Its directory is kept until it is written.
-    _turn: Turn,
+    /// Where its directory is a large one: it is kept until it is written.
+    _turn: Option<Turn>,
 }
 
 impl Packing {

@@ -69,7 +69,7 @@ pub(super) async fn es_query(house: &House, caller: &Caller, parts: &Parts, body
     let text = text.ok_or_else(|| bad("missing QueryBody".to_owned()))?;
     let condition =
         elastic::parse(unquoted_object(text)).map_err(|error| bad(error.to_string()))?;
-    let turn = house.large_answer_place(caller).await?;
+    let turn = house.query_place(caller).await?;
     // The project and the source can be given beside it: then only those are looked at.
     let of = |name| Some(unquoted(parameters.get(name)?).to_owned());
     let query = Query {
@@ -92,9 +92,9 @@ pub(super) async fn es_query(house: &House, caller: &Caller, parts: &Parts, body
         found.push(hit);
     }
     let mut out = String::from(HITS.before);
-    for (place, hit) in found.iter().enumerate() {
+    for (place, hit) in found.into_iter().enumerate() {
         out.push_str(if place == 0 { HITS.first } else { HITS.between });
-        out.push_str(&String::from_utf8_lossy(hit));
+        out.push_str(&String::from_utf8_lossy(&hit));
     }
     out.push_str(HITS.behind);
     Ok(json(held(out, turn)))

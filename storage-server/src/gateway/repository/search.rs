@@ -29,7 +29,8 @@ pub(super) enum SearchError {
     #[error(transparent)]
     Storage(#[from] StorageError),
     #[error(
-        "more than {QUERY_ROWS_MAX} rows would have to be looked at (query_rows_max): name a project, or more than was named"
+        "more than {QUERY_ROWS_MAX} rows would have to be looked at, two of them for each project that may be read \
+         (query_rows_max): name a project, or more than was named"
     )]
     TooManyRows,
     #[error(

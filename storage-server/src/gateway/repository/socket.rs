@@ -47,6 +47,7 @@ pub(super) async fn serve(
         watch: None,
         mark_due: Instant::now(),
         rules: None,
+        newest: Newest::default(),
         with_revisions: false,
         house,
         socket,
@@ -72,6 +73,7 @@ struct Listener {
     mark_due: Instant,
     /// Those that the watch was opened by, or older ones.
     rules: Option<Arc<RuleSet>>,
+    newest: Newest,
     /// Documents have their revision: the peer has asked for replay.
     with_revisions: bool,
 }
@@ -87,7 +89,7 @@ struct Gone;
 
 type Told<T = ()> = Result<T, Gone>;
 
-/// What was told of the commit that catching up has come to.
+/// What was told of the commit that catching up has come to. Where that was broken off, the commit comes once more.
 #[derive(Default)]
 struct Newest {
     revision: Revision,
@@ -102,6 +104,10 @@ impl Newest {
             self.keys.clear();
         }
         self.keys.insert(key)
+    }
+
+    fn has(&self, revision: Revision, key: &Key) -> bool {
+        self.revision == revision && self.keys.contains(key)
     }
 }
 
@@ -250,6 +256,8 @@ impl Listener {
             }
         }
         self.epoch.get_or_insert(now.epoch);
+        // What was told may be for another one now, which is yet to be told it.
+        self.newest = Newest::default();
         for topic in asked {
             self.subscriptions.add(topic, after.revision.0);
             // It has to begin earlier, or to hold more.
@@ -266,7 +274,6 @@ impl Listener {
     /// Sees to it that there is a watch, if there is a subscription.
     async fn follow(&mut self, storage: &dyn Storage) -> Result<Told, StorageError> {
         let mut was_told = false;
-        let mut newest = Newest::default();
         while self.watch.is_none() {
             let hull = self.subscriptions.hull();
             let until = self.subscriptions.told_until();
@@ -292,7 +299,7 @@ impl Listener {
                     }
                     let latest = WatchOptions::latest(start);
                     let catching_up = storage.watch(range, latest).await?;
-                    match self.catch_up(catching_up, &mut newest).await {
+                    match self.catch_up(catching_up).await {
                         Ok(Ok(())) => {}
                         Ok(Err(Gone)) => return Ok(Err(Gone)),
                         // It goes on with what may be seen now.
@@ -323,11 +330,7 @@ impl Listener {
     ///
     /// # Errors
     /// `AccessChanged`: what may be seen is another matter now, and the rest is to be asked for anew.
-    async fn catch_up(
-        &mut self,
-        mut watch: Watch,
-        newest: &mut Newest,
-    ) -> Result<Told, StorageError> {
+    async fn catch_up(&mut self, mut watch: Watch) -> Result<Told, StorageError> {
         while let Some(event) = watch.next().await? {
             match event {
                 WatchEvent::State {
@@ -338,7 +341,7 @@ impl Listener {
                     self.subscriptions
                         .advance(entry.revision.0.saturating_sub(1));
                     let place = keys::place_of_metadata(&key);
-                    if newest.is_new(entry.revision, key)
+                    if self.newest.is_new(entry.revision, key)
                         && let Some(place) = place
                         && let Err(Gone) = self.push(entry.revision.0, &place, &entry.value).await
                     {
@@ -386,6 +389,7 @@ impl Listener {
         let revision = commit.revision.0;
         for change in &commit.changes {
             if let ChangeKind::Put { value, .. } = &change.kind
+                && !self.newest.has(commit.revision, &change.key)
                 && let Some(place) = keys::place_of_metadata(&change.key)
             {
                 self.push(revision, &place, value).await?;

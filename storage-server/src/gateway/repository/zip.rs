@@ -11,6 +11,9 @@ use crc32fast::Hasher;
 pub(super) const FILES_MAX: usize = 100_000;
 /// The most bytes of their names, which the directory at the end has.
 pub(super) const NAMES_BYTES_MAX: usize = 16 << 20;
+/// With no more than this, and so many files, the directory of a zip is a small one: it takes no place of those that are few.
+pub(super) const SMALL_NAMES_BYTES_MAX: usize = 256 << 10;
+pub(super) const SMALL_FILES_MAX: usize = 4_000;
 
 /// The longest stored block of deflate.
 const BLOCK_BYTES_MAX: usize = 0xffff;
@@ -43,13 +46,27 @@ pub(super) struct Zip {
     written: u64,
     entries: Vec<Entry>,
     names_bytes: usize,
+    /// Its directory stays a small one.
+    is_small: bool,
     checksum: Hasher,
 }
 
 impl Zip {
     /// Whether a file of this name may come.
     pub(super) fn has_room(&self, name: &str) -> bool {
-        self.entries.len() < FILES_MAX && self.names_bytes + name.len() <= NAMES_BYTES_MAX
+        let (files_max, bytes_max) = match self.is_small {
+            true => (SMALL_FILES_MAX, SMALL_NAMES_BYTES_MAX),
+            false => (FILES_MAX, NAMES_BYTES_MAX),
+        };
+        self.entries.len() < files_max && self.names_bytes + name.len() <= bytes_max
+    }
+
+    /// One whose directory stays small.
+    pub(super) fn small() -> Self {
+        Self {
+            is_small: true,
+            ..Self::default()
+        }
     }
 
     fn count(&mut self, out: BytesMut) -> Bytes {
