@@ -15,7 +15,7 @@ use super::{keys, metadata};
 
 /// The most rows that one query looks at: keys of projects, of the index, and documents. Two for each project, also where one
 /// is named: a document may say another project than the one that it lies in.
-pub(super) const QUERY_ROWS_MAX: u64 = 100_000;
+pub(super) const QUERY_ROWS_MAX: u64 = 50_000;
 /// The most bytes of documents that one query looks at in vain. Each condition on a text goes over them once more.
 pub(super) const QUERY_BYTES_MAX: u64 = 64 << 20;
 /// When so many bytes were looked at, others have their turn: some hundred microseconds.
