@@ -38,8 +38,6 @@ const RULES_LOOK: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(1);
 /// So many times in a row; then the socket is closed, and its client knows.
 const RETRIES_MAX: u32 = 30;
-/// How long a replay is waited for before it is acknowledged.
-const PROOF: Duration = Duration::from_secs(5);
 /// An event is late if it is sent so long after its commit, and in time again within a quarter of that.
 const LAG: Duration = Duration::from_secs(4);
 
@@ -97,38 +95,12 @@ impl From<Gone> for End {
 struct Live {
     watch: Watch,
     range: KeyRange,
-    /// What it has told already, and has yet to be looked at.
-    first: Option<WatchEvent>,
 }
 
 impl Live {
     /// All up to here was looked at.
     fn position(&self) -> Position {
-        match self.first {
-            Some(_) => self.watch.start(),
-            None => self.watch.status().position,
-        }
-    }
-
-    /// The next event. Cancel-safe.
-    async fn next(&mut self) -> Result<Option<WatchEvent>, StorageError> {
-        match self.first.take() {
-            Some(first) => Ok(Some(first)),
-            None => self.watch.next().await,
-        }
-    }
-
-    /// Whether the log reaches back to its start: known when it has told something.
-    ///
-    /// # Errors
-    /// Why it cannot.
-    async fn prove(&mut self) -> Result<(), StorageError> {
-        self.watch.request_progress(0);
-        // In a long log in which nothing matches that takes its time, and is not waited for.
-        if let Ok(first) = tokio::time::timeout(PROOF, self.watch.next()).await {
-            self.first = first?;
-        }
-        Ok(())
+        self.watch.status().position
     }
 }
 
@@ -213,7 +185,7 @@ impl Conversation {
         let is_live = live.is_some();
         let told = async {
             match live {
-                Some(live) => live.next().await,
+                Some(live) => live.watch.next().await,
                 None => std::future::pending().await,
             }
         };
@@ -334,15 +306,11 @@ impl Conversation {
         }
         self.settle();
         let before = self.registrations.replay(filter.clone(), after);
-        let mut opened = match self.wanted() {
+        // One that is opened has found its start in the log.
+        let opened = match self.wanted() {
             Some((range, start)) => self.open(range, start).await,
             None => Ok(None),
         };
-        if let Ok(Some(live)) = &mut opened
-            && let Err(error) = live.prove().await
-        {
-            opened = Err(error);
-        }
         let opened = match opened {
             Ok(opened) => opened,
             Err(error) => {
@@ -391,11 +359,7 @@ impl Conversation {
         }
         let options = WatchOptions::every(WatchStart::After(start));
         match self.storage().watch(range.clone(), options).await {
-            Ok(watch) => Ok(Some(Live {
-                watch,
-                range,
-                first: None,
-            })),
+            Ok(watch) => Ok(Some(Live { watch, range })),
             Err(StorageError::AccessDenied { .. }) => {
                 self.retry = Retry::Rules(rules);
                 Ok(None)
