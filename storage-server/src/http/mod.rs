@@ -11,7 +11,7 @@ mod browser;
 pub(crate) mod caller;
 pub(crate) mod guest;
 pub(crate) mod held;
-mod pace;
+pub(crate) mod pace;
 mod patient;
 pub(crate) mod protocol;
 mod refusal;

@@ -1,8 +1,8 @@
-//! How fast a peer of plain HTTP takes what it is sent, and sends what it has announced.
+//! How long a peer of plain HTTP may take nothing of what it is sent, and send nothing of what it has announced; and where it
+//! holds a place that others wait for, how fast it has to be.
 //!
-//! What counts is the time that is spent waiting for the peer, in stretches: in each it has to bring
-//! [`LEAST_BYTES_PER_SECOND`]. A slow handler of ours costs nobody anything, and a peer of a byte now and then holds a
-//! place no longer than one that is silent.
+//! What counts is the time that is spent waiting for the peer: a slow handler of ours costs nobody anything. With a least
+//! rate that time is judged in stretches, so who sends a byte now and then is ended like one that is silent.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -12,18 +12,23 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
-/// So much moves at least while a peer is waited for, on average over a time-out. A modem had five times as much.
-const LEAST_BYTES_PER_SECOND: f64 = 1024.0;
+/// The least rate of who holds a place that others wait for. A modem had five times as much.
+pub(crate) const LEAST_BYTES_PER_SECOND: u32 = 1024;
 
 /// The peer has not brought enough.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("less than {LEAST_BYTES_PER_SECOND} bytes per second moved for {0:?}")]
-pub(super) struct TooSlow(Duration);
+pub(super) enum TooSlow {
+    #[error("nothing moved for {0:?}")]
+    Nothing(Duration),
+    #[error("less than {LEAST_BYTES_PER_SECOND} bytes per second moved for {0:?}")]
+    Little(Duration),
+}
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Pace {
     stretch: Duration,
+    has_least_rate: bool,
     /// Spent waiting in this stretch, without the wait that goes on.
     waited: Duration,
     moved: usize,
@@ -37,17 +42,31 @@ struct Wait {
 }
 
 impl Pace {
+    /// Of a peer that is too slow if nothing at all moves for so long.
     pub(super) fn new(stretch: Duration) -> Self {
         Self {
             stretch,
+            has_least_rate: false,
             waited: Duration::ZERO,
             moved: 0,
             waits: None,
         }
     }
 
+    /// The same of one that keeps the least rate.
+    fn with_least_rate(stretch: Duration) -> Self {
+        Self {
+            has_least_rate: true,
+            ..Self::new(stretch)
+        }
+    }
+
     /// So many bytes moved.
     pub(super) fn moved(&mut self, bytes: usize) {
+        if !self.has_least_rate && bytes > 0 {
+            self.done();
+            return;
+        }
         if let Some(wait) = self.waits.take() {
             self.waited += wait.since.elapsed();
         }
@@ -56,7 +75,9 @@ impl Pace {
 
     /// Nothing is waited for any more.
     pub(super) fn done(&mut self) {
-        *self = Self::new(self.stretch);
+        self.waited = Duration::ZERO;
+        self.moved = 0;
+        self.waits = None;
     }
 
     /// Nothing moves now: ready when the peer has been waited for too long.
@@ -68,15 +89,18 @@ impl Pace {
                 until: Box::pin(tokio::time::sleep(left)),
             });
             ready!(wait.until.as_mut().poll(cx));
+            if !self.has_least_rate {
+                return Poll::Ready(TooSlow::Nothing(self.stretch));
+            }
             if !self.is_enough() {
-                return Poll::Ready(TooSlow(self.stretch));
+                return Poll::Ready(TooSlow::Little(self.stretch));
             }
             self.done();
         }
     }
 
     fn is_enough(&self) -> bool {
-        let least = self.stretch.as_secs_f64() * LEAST_BYTES_PER_SECOND;
+        let least = self.stretch.as_secs_f64() * f64::from(LEAST_BYTES_PER_SECOND);
         #[expect(
             clippy::cast_precision_loss,
             reason = "no figure of bytes is so large that it would not be exact"
@@ -88,16 +112,25 @@ impl Pace {
 
 /// A request's body, of a peer that has to keep the pace. Its error is [`TooSlow`], or the body's.
 #[derive(Debug)]
-pub(super) struct PacedBody<B> {
+pub(crate) struct PacedBody<B> {
     body: B,
     pace: Pace,
 }
 
 impl<B> PacedBody<B> {
+    /// One that is an error if nothing of it comes for so long.
     pub(super) fn new(body: B, stretch: Duration) -> Self {
         Self {
             body,
             pace: Pace::new(stretch),
+        }
+    }
+
+    /// One that is an error if less than [`LEAST_BYTES_PER_SECOND`] come for so long.
+    pub(crate) fn with_least_rate(body: B, stretch: Duration) -> Self {
+        Self {
+            body,
+            pace: Pace::with_least_rate(stretch),
         }
     }
 }
@@ -159,18 +192,26 @@ mod tests {
     #[tokio::test]
     async fn who_is_silent_or_sends_a_byte_now_and_then_is_too_slow() {
         for moved in [0, 1, LEAST - 1] {
-            let slow = behind_a_stretch(&mut Pace::new(STRETCH), moved).await;
-            assert_eq!(slow, Some(TooSlow(STRETCH)));
+            let slow = behind_a_stretch(&mut Pace::with_least_rate(STRETCH), moved).await;
+            assert_eq!(slow, Some(TooSlow::Little(STRETCH)));
         }
         for moved in [LEAST, usize::MAX] {
-            let slow = behind_a_stretch(&mut Pace::new(STRETCH), moved).await;
+            let slow = behind_a_stretch(&mut Pace::with_least_rate(STRETCH), moved).await;
             assert_eq!(slow, None);
         }
+        // Without a least rate a byte is enough, and it begins anew with each.
+        let mut pace = Pace::new(STRETCH);
+        assert_eq!(
+            behind_a_stretch(&mut pace, 0).await,
+            Some(TooSlow::Nothing(STRETCH))
+        );
+        pace.moved(1);
+        assert_eq!(pace.waited, Duration::ZERO);
     }
 
     #[tokio::test]
     async fn each_stretch_is_judged_by_itself_and_only_waiting_counts() {
-        let mut pace = Pace::new(STRETCH);
+        let mut pace = Pace::with_least_rate(STRETCH);
         assert_eq!(behind_a_stretch(&mut pace, usize::MAX).await, None);
         // What came before is no credit for this one.
         assert_eq!((pace.moved, pace.waited), (0, Duration::ZERO));
@@ -199,6 +240,6 @@ mod tests {
         let error = read(axum::body::Body::from_stream(silent))
             .await
             .unwrap_err();
-        assert!(error.contains("1024 bytes per second"), "{error}");
+        assert!(error.contains("nothing moved"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! A stream that fails if its peer takes what is written to it too slowly, or not at all.
+//! A stream that fails if its peer takes not a byte of what is written to it for too long.
 //!
 //! For HTTP only: hyper has no such time-out. Sessions have their own.
 
@@ -30,7 +30,7 @@ impl<S> Patient<S> {
         self.inner
     }
 
-    /// Passes on the result of an attempt to write; [`io::ErrorKind::TimedOut`] if too little was taken for too long.
+    /// Passes on the result of an attempt to write; [`io::ErrorKind::TimedOut`] if none has succeeded for too long.
     fn keep_pace(
         &mut self,
         cx: &mut Context<'_>,

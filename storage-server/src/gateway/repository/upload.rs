@@ -20,6 +20,7 @@ use super::parameters::{self, FIELD_BYTES, Parameters};
 use super::place::{Flaw, Place, WRITTEN};
 use super::{index, keys};
 use crate::gateway::Caller;
+use crate::http::pace::PacedBody;
 
 /// So much of a file is kept whose place is not known yet.
 const HELD_BYTES_MAX: usize = 1 << 20;
@@ -31,6 +32,9 @@ pub(super) async fn upload(house: &House, caller: &Caller, parts: &Parts, body: 
         return Err(Refusal::text(400, "No files were uploaded."));
     };
     let _place = house.upload_place(caller).await?;
+    // Others may wait for its place.
+    let patience = house.server.config().timeouts.partial_message;
+    let body = Body::new(PacedBody::with_least_rate(body, patience));
     let mut form = Form::new(body, &boundary);
     let upload = Upload {
         house,
