@@ -38,7 +38,6 @@ impl Rm {
         let keys = self.keys.iter().map(|key| arguments.bytes("KEY", key));
         let mut keys: Vec<Key> = keys.collect::<anyhow::Result<_>>()?;
         keys.sort_unstable();
-        keys.dedup();
         let storage = app.connect().await?;
         let (mut objects, mut others) = (Vec::new(), Vec::new());
         for key in keys {
