@@ -5,7 +5,7 @@ usage: listen.py [--path PATH] [--count N] [--seconds S] COMMAND...
 
 Sends each COMMAND (such as 'register profiles.*.*') as a message and prints what comes, a line each, until N messages
 came that answer no command, or for S seconds, or until it is ended. Where: RS_ENDPOINT (https://127.0.0.1:8092). As whom:
-RS_TOKEN, or else RS_KEY (USER:PASSWORD). The server's certificate is not verified, as clients of this protocol have it:
+RS_TOKEN, or else RS_KEY (USER:PASSWORD; empty: nobody). The server's certificate is not verified, as clients of this protocol have it:
 this is for a demonstration, not for use over a network.
 
 Exit code: 0 it heard what was asked for; 1 the connection ended or the time was over before; 2 wrong use.
@@ -33,15 +33,16 @@ def connect(endpoint, path):
         context.verify_mode = ssl.CERT_NONE
         stream = context.wrap_socket(plain, server_hostname=url.hostname)
     token = os.environ.get("RS_TOKEN")
+    key = os.environ.get("RS_KEY", "rocketskates:r0cketsk8ts")
+    credential = ""
     if token:
-        credential = "Bearer " + token
-    else:
-        key = os.environ.get("RS_KEY", "rocketskates:r0cketsk8ts")
-        credential = "Basic " + base64.b64encode(key.encode()).decode()
+        credential = f"Authorization: Bearer {token}\r\n"
+    elif key:
+        credential = f"Authorization: Basic {base64.b64encode(key.encode()).decode()}\r\n"
     head = (
         f"GET {path} HTTP/1.1\r\nHost: {url.netloc}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}\r\n"
-        f"Authorization: {credential}\r\n\r\n"
+        f"{credential}\r\n"
     )
     stream.sendall(head.encode())
     read = stream.makefile("rb")
@@ -111,6 +112,14 @@ def main():
             text = payload.decode()
             print(text, flush=True)
             heard += json.loads(text).get("Type") != "websocket"
+    # What asks whether all has arrived comes behind it.
+    stream.settimeout(0.5)
+    try:
+        opcode, payload = receive(read)
+        if opcode == 9:
+            send(stream, 10, payload)
+    except (TimeoutError, ssl.SSLError, OSError):
+        pass
     send(stream, 8, struct.pack("!H", 1000))
 
 

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use storage_protocol::deliveries::DeliveryError;
 use storage_protocol::{Epoch, Outcome, Revision, StorageError};
 
 use crate::api::Refused;
@@ -93,6 +94,9 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     }
     if let Some(refused) = find::<Refused>(error) {
         return refused.exit_code();
+    }
+    if find::<DeliveryError>(error).is_some() {
+        return 1;
     }
     match (find::<Interrupted>(error), find::<StorageError>(error)) {
         (Some(interrupted), _) => interrupted.exit_code(),

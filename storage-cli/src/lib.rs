@@ -12,6 +12,7 @@ mod batches;
 mod commit;
 mod completions;
 mod content;
+mod deliver;
 mod digest;
 mod escape;
 mod export;
@@ -19,6 +20,7 @@ mod failure;
 mod get;
 mod globals;
 mod import;
+mod job;
 mod journal;
 mod json;
 mod manifests;
@@ -74,13 +76,15 @@ Examples:
   storage watch --prefix weather/ --json
   storage replica --prefix weather/ --dir weather.copy
   storage --url ws://localhost:7000/storage/models --danger-plaintext ping
+  storage job add LAB-3 hello --at 'tomorrow 9:00'
+  storage deliver LAB-3
   storage access grant user:ann models read,write
   storage quota set ann --principal user:ann --commits-per-second 100
   storage --user ann --ca certs/dev/alice/ca.pem get greeting
 
 Exit codes:
   0    done
-  1    refused: a check failed, a key in `get` is missing, a position in `watch` is no longer served, `access explain` says
+  1    refused: a check failed, a job cannot be what was asked, a key in `get` is missing, a position in `watch` is no longer served, `access explain` says
        denied, a user, role, rule, quota or token is not there (or is, for `user add`); a quota of stored data is used up
   2    wrong usage or configuration, or a local file that cannot be read or written
   3    not reachable, not authenticated, not allowed, or not served now; nothing was executed
@@ -110,8 +114,10 @@ enum Command {
     Import(import::Import),
     Export(export::Export),
     Sweep(sweep::Sweep),
+    Job(job::Job),
     Watch(watch::Watch),
     Replica(replica::ReplicaCommand),
+    Deliver(deliver::Deliver),
     Digest(digest::Digest),
     Ping(ping::Ping),
     Whoami(whoami::Whoami),
@@ -180,8 +186,10 @@ async fn dispatch(command: Command, app: &App, out: &mut Output) -> anyhow::Resu
             Command::Import(import) => import.run(app, out).await,
             Command::Export(export) => export.run(app, out).await,
             Command::Sweep(sweep) => sweep.run(app, out).await,
+            Command::Job(job) => job.run(app, out).await,
             Command::Watch(watch) => watch.run(app, out).await,
             Command::Replica(replica) => replica.run(app, out).await,
+            Command::Deliver(deliver) => deliver.run(app, out).await,
             Command::Digest(digest) => digest.run(app, out).await,
             Command::Ping(ping) => ping.run(app, out).await,
             Command::Whoami(whoami) => whoami.run(app, out).await,

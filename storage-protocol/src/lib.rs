@@ -3,6 +3,7 @@
 //! * [`Storage`]: the trait that every engine and the remote client implement, with its guarantees, and
 //!   [`StorageExt`], the conveniences built on it.
 //! * [`StorageError`] with the three [`Outcome`] classes, and the [`Limits`] both sides enforce.
+//! * [`deliveries`]: jobs that are due at a time and handed to a recipient, on top of [`Storage`].
 //! * [`objects`]: values of any size, on top of [`Storage`].
 //! * The wire: [`native`] (subprotocol `storage-sync.v1`) and [`mwdb`], two dialects of one frame; both are
 //!   sans-IO. `docs/protocol.md` is the normative text.
@@ -12,6 +13,7 @@
 
 #![deny(clippy::indexing_slicing, clippy::wildcard_enum_match_arm)]
 
+pub mod deliveries;
 pub mod mwdb;
 pub mod native;
 pub mod number;

@@ -12,6 +12,8 @@ pub mod logging;
 mod audit;
 pub mod auth;
 mod blocking;
+mod clock;
+mod deliveries;
 mod feed;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -34,6 +36,7 @@ mod shutdown;
 mod testing;
 mod ws;
 
+pub use clock::WallClock;
 pub use net::tls::TlsError;
 pub use reload::{ReloadError, Reloaded};
 pub use server::{ListenerAddress, Server, ServerBuilder, StartError};

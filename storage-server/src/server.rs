@@ -21,7 +21,9 @@ use self::tls::{LoadedTls, load_tls, read_tls};
 use crate::audit::Audit;
 use crate::auth::text::date;
 use crate::auth::{Configured, Principal, Verifier};
+use crate::clock::WallClock;
 use crate::config::{ConfigError, EngineConfig, ListenerConfig, ServerConfig, TlsMode};
+use crate::deliveries;
 use crate::engine::Engine;
 use crate::engine::rocks::{EngineOptions, KeyspaceRules, OpenError, RocksEngine};
 use crate::gateway::{self, Gateway};
@@ -165,6 +167,7 @@ struct HowToStart {
     stop: CancellationToken,
     grant_admin: Option<Principal>,
     demo: bool,
+    clock: Option<WallClock>,
 }
 
 impl ServerBuilder {
@@ -220,6 +223,13 @@ impl ServerBuilder {
     #[must_use]
     pub fn demo(mut self) -> Self {
         self.start.demo = true;
+        self
+    }
+
+    /// The clock that jobs and gateways go by, for tests. Default: this machine's. Lifetimes and sessions go by the store's own.
+    #[must_use]
+    pub fn clock(mut self, clock: WallClock) -> Self {
+        self.start.clock = Some(clock);
         self
     }
 
@@ -426,14 +436,19 @@ impl Server {
         let addresses: Vec<_> = addresses.collect();
         tell_start(&config, &addresses, engine.as_ref(), dates);
         let handshakes_max = config.limits.handshakes_max;
+        let jobs = deliveries::Metrics::default();
         let register = |registry: &mut _| {
             for gateway in &gateways {
                 gateway.register_metrics(registry);
             }
+            jobs.register(registry);
         };
         let shared = async {
             let shared = Shared::new(config, register, configured, engine, audit)
                 .map_err(|error| StartError::Failed(error.to_string()))?;
+            if let Some(clock) = &start.clock {
+                shared.set_clock(clock.clone());
+            }
             dates
                 .into_iter()
                 .for_each(|dates| shared.certificates.set(dates));
@@ -462,6 +477,7 @@ impl Server {
             let serving = listener.run(shared.clone(), front, handshakes);
             shared.tasks.spawn(serving);
         }
+        deliveries::start(&shared, &jobs);
         let (certificates, stop) = (shared.certificates.clone(), shared.stop.clone());
         shared.tasks.spawn(certificate::remind(certificates, stop));
         let reloader = reloader(&shared, with_tls);

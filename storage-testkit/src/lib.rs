@@ -9,6 +9,7 @@
 //!   frame.
 //! * [`entrance`]: a server that lets in by certificate, token or password.
 //! * [`workload`]: concurrent clients under faults, of which [`fault_proxy`] makes those of the network.
+//! * [`robots`]: robots and their jobs under faults, and what became of them.
 //! * [`history`]: what they did and saw, and the judges of it: linearizability, watches, replicas.
 //!
 //! Nothing here is shipped. The scenarios are in `tests/tests/`.
@@ -24,6 +25,7 @@ pub mod model;
 pub mod power;
 pub mod raw;
 mod remote_fixture;
+pub mod robots;
 mod rocks_fixture;
 pub mod served;
 pub mod workload;

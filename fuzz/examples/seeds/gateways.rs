@@ -5,6 +5,7 @@ use crate::Seeds;
 pub(crate) fn write(seeds: &Seeds) {
     write_events(seeds);
     write_repository(seeds);
+    write_robots(seeds);
     write_targets(seeds);
 }
 
@@ -66,6 +67,27 @@ fn write_repository(seeds: &Seeds) {
         ("bad-boundary", "\x02--b?\r\n".to_owned()),
     ] {
         seeds.write("repository_multipart", name, body.as_bytes());
+    }
+}
+
+fn write_robots(seeds: &Seeds) {
+    let object = r#"{"robotName":"LAB-PC-3","robotAddress":"0A1B2C3D4E5F","userID":4}"#;
+    let text = object.replace('"', "\\\"");
+    for (name, frame) in [
+        ("metadata-object", format!(r#"{{"event":"client robot metaData","value":{object}}}"#)),
+        ("metadata-text", format!(r#"{{"event":"client robot metaData","value":"{text}"}}"#)),
+        ("metadata-later", r#"{"_event":"Client Robot MetaData","value":{"robotName":"a","robotAddress":"b","uuid":"c","token":"t"}}"#.to_owned()),
+        ("metadata-without", r#"{"event":"client robot metaData","value":{"robotAddress":"b"}}"#.to_owned()),
+        ("message", r#"{"event":"client robot message","value":{"a":[1,null,"x"]}}"#.to_owned()),
+        ("decline", r#"{"event":"decline pkg reception","value":"invoice-7"}"#.to_owned()),
+        ("decline-last", r#"{"_event":"Decline pkg reception","value":""}"#.to_owned()),
+        ("other", r#"{"event":"hello"}"#.to_owned()),
+        ("bad-null", "null".to_owned()),
+        ("bad-list", r#"["client robot message",null,1]"#.to_owned()),
+        ("bad-event", r#"{"event":1,"value":{}}"#.to_owned()),
+        ("bad-cut", r#"{"event":"client robot mess"#.to_owned()),
+    ] {
+        seeds.write("robots_frame", name, frame.as_bytes());
     }
 }
 

@@ -7,6 +7,7 @@
 mod access;
 mod gateways;
 mod http;
+mod jobs;
 mod objects;
 
 use std::fs;
@@ -51,6 +52,7 @@ fn main() {
     let mwdb = read(&fuzz, "frames.jsonl");
     access::write(&seeds);
     gateways::write(&seeds);
+    jobs::write(&seeds);
     objects::write(&seeds);
     http::write(&seeds, &native, &mwdb);
     for golden in &native {

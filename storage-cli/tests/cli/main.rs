@@ -16,6 +16,7 @@ mod failures;
 mod fake;
 mod fake_http;
 mod files;
+mod jobs;
 mod logins;
 mod objects;
 mod refusals;

@@ -7,10 +7,12 @@
 //!
 //! Sizes are bytes, or text such as "64 MiB"; durations are text such as "15s" or "24h".
 
+mod deliveries;
 mod error;
 mod events;
 mod load;
 mod repository;
+mod robots;
 mod text;
 mod validate;
 
@@ -28,9 +30,11 @@ use crate::auth::rules::{Role, RoleName, Rule, RuleError};
 use crate::engine::rocks::EngineOptions;
 use crate::gateway::WITH_LOGINS;
 
+pub use self::deliveries::DeliveriesConfig;
 pub use self::error::ConfigError;
 pub use self::events::{EventsConfig, ParamsAction};
 pub use self::repository::{RepositoryConfig, Signup};
+pub use self::robots::RobotsConfig;
 pub use crate::engine::rocks::Durability;
 pub(crate) use load::{Document, read};
 pub(crate) use text::{check_address, size};
@@ -535,10 +539,14 @@ pub struct ServerConfig {
     pub timeouts: Timeouts,
     /// What the engine is told.
     pub engine: EngineConfig,
+    /// Which jobs are looked after.
+    pub deliveries: DeliveriesConfig,
     /// What the gateway `events` goes by.
     pub events: EventsConfig,
     /// What the gateway `repository` goes by.
     pub repository: RepositoryConfig,
+    /// What the gateway `robots` goes by.
+    pub robots: RobotsConfig,
     /// Access rules, `[[rule]]`, besides those that are stored. Default none: who is let in may do everything.
     #[serde(rename = "rule", skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
@@ -566,8 +574,10 @@ impl Default for ServerConfig {
             limits: ServerLimits::default(),
             timeouts: Timeouts::default(),
             engine: EngineConfig::default(),
+            deliveries: DeliveriesConfig::default(),
             events: EventsConfig::default(),
             repository: RepositoryConfig::default(),
+            robots: RobotsConfig::default(),
             rules: Vec::new(),
             roles: Vec::new(),
             quotas: Vec::new(),

@@ -70,8 +70,10 @@ impl ServerConfig {
         self.limits.validate()?;
         self.timeouts.validate()?;
         self.engine.validate()?;
+        self.deliveries.validate()?;
         self.events.validate()?;
-        self.repository.validate()
+        self.repository.validate()?;
+        self.robots.validate()
     }
 }
 

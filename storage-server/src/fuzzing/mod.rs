@@ -6,6 +6,7 @@
 pub mod events;
 pub mod http;
 pub mod repository;
+pub mod robots;
 pub mod rules;
 pub mod targets;
 pub mod tokens;

@@ -17,6 +17,7 @@ pub(crate) mod json;
 pub(crate) mod mwdb;
 pub(crate) mod native;
 pub(crate) mod repository;
+pub(crate) mod robots;
 
 use std::fmt;
 use std::pin::Pin;
@@ -94,7 +95,7 @@ pub trait Gateway: fmt::Debug + Send + Sync {
 
 /// The gateways of this crate that have logins of their own. A listener that serves one of them lets in nobody without a
 /// credential, unless its `auth` says so.
-pub const WITH_LOGINS: &[&str] = &["events", "repository"];
+pub const WITH_LOGINS: &[&str] = &["events", "repository", "robots"];
 
 /// What [`Gateway::demo`] does: the lines that say what it made, or why it could not.
 pub type Demo = Pin<Box<dyn Future<Output = Result<Vec<String>, String>> + Send>>;
@@ -107,6 +108,7 @@ pub(crate) fn built_in() -> Vec<Arc<dyn Gateway>> {
         Arc::<events::Events>::default(),
         Arc::new(auth::Auth),
         Arc::new(admin::Admin),
+        Arc::<robots::Robots>::default(),
         // Its routes have an answer for every path, so it comes last.
         Arc::<repository::Repository>::default(),
     ]
@@ -146,5 +148,6 @@ pub(crate) fn front(
         protocols.extend(gateway.protocols(&server));
         takes_raw_targets |= gateway.takes_raw_targets();
     }
+    protocols.sort_by_key(WebSocketProtocol::takes_what_is_left);
     Front::new(shared, listener, routes, protocols, takes_raw_targets)
 }

@@ -160,6 +160,8 @@ pub struct WebSocketProtocol {
     text: bool,
     /// It takes messages of bytes alone, and can be served beside one of text.
     binary: bool,
+    /// It is at all paths that no other one is at.
+    takes_what_is_left: bool,
     /// Parameters of the query that may have a token.
     token_parameters: &'static [&'static str],
     open: Box<Open>,
@@ -234,6 +236,7 @@ impl WebSocketProtocol {
             task: None,
             text: false,
             binary: false,
+            takes_what_is_left: false,
             token_parameters: &[],
             open: Box::new(open),
         }
@@ -243,6 +246,21 @@ impl WebSocketProtocol {
     pub(crate) fn also_at(mut self, path: &'static str) -> Self {
         self.places.insert(path, ()).expect("a path of a route");
         self
+    }
+
+    /// The same at every path, behind all others that are at one: for clients that ask at any.
+    #[must_use]
+    pub fn at_what_is_left(mut self) -> Self {
+        for path in ["/", "/{*path}"] {
+            // The path that it has already is one of them.
+            let _ = self.places.insert(path, ());
+        }
+        self.takes_what_is_left = true;
+        self
+    }
+
+    pub(crate) fn takes_what_is_left(&self) -> bool {
+        self.takes_what_is_left
     }
 
     /// The same for clients that ask for this subprotocol.

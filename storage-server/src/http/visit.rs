@@ -335,7 +335,9 @@ impl Visit {
     ) -> Result<Response<Body>, Refusal> {
         let front = &self.front;
         let path = request.uri().path();
-        let is_protocol = front.protocols.iter().any(|protocol| protocol.is_at(path));
+        let is_here =
+            |protocol: &WebSocketProtocol| !protocol.takes_what_is_left() && protocol.is_at(path);
+        let is_protocol = front.protocols.iter().any(is_here);
         let patience = front.shared.config.timeouts.partial_message;
         let mut request = request.map(|body| Body::new(PacedBody::new(body, patience)));
         request.extensions_mut().insert(self.clone());

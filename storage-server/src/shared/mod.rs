@@ -4,8 +4,8 @@ mod outer;
 mod storage;
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use prometheus_client::registry::Registry;
 use storage_protocol::{Keyspace, Limits, Result, SessionId, Storage};
@@ -18,6 +18,7 @@ use crate::auth::quotas::{self, QuotaKind};
 use crate::auth::rules::SYSTEM;
 use crate::auth::system::token_key;
 use crate::auth::{AccessControl, Configured, GuardedSession, Identity, Principal, RulesRefused};
+use crate::clock::WallClock;
 use crate::config::ServerConfig;
 use crate::engine::{Engine, Resumed, Session, SessionStorage, Usage};
 use crate::limits::budget::{Budgets, Permit, SessionSlot, SessionSlots};
@@ -72,6 +73,8 @@ pub(crate) struct Shared {
     /// Sessions are closed.
     pub(crate) cut: CancellationToken,
     phase: AtomicU8,
+    /// Set before anybody asks for it, if it is not this machine's.
+    clock: OnceLock<WallClock>,
 }
 
 impl Shared {
@@ -120,9 +123,20 @@ impl Shared {
             drain: CancellationToken::new(),
             cut: CancellationToken::new(),
             phase: AtomicU8::new(Phase::Starting as u8),
+            clock: OnceLock::new(),
             announced: limits.announced(),
             config,
         }))
+    }
+
+    /// Another clock than this machine's; only before anybody has asked for one.
+    pub(crate) fn set_clock(&self, clock: WallClock) {
+        let _ = self.clock.set(clock);
+    }
+
+    /// The clock that jobs go by.
+    pub(crate) fn clock(&self) -> &WallClock {
+        self.clock.get_or_init(WallClock::system)
     }
 
     /// Begins to keep rules and quotas in step with the keyspace `system`, of which this is the server's own storage.

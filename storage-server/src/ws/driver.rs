@@ -296,8 +296,12 @@ where
                 }
                 Message::Close(frame) => return Err(End::PeerClosed(frame)),
                 // Pings are answered by the library, at its next read.
-                Message::Ping(bytes) | Message::Pong(bytes) => {
+                Message::Ping(bytes) => {
                     self.unfinished.control_bytes += CONTROL_FRAME_BYTES + bytes.len() as u64;
+                }
+                Message::Pong(bytes) => {
+                    self.unfinished.control_bytes += CONTROL_FRAME_BYTES + bytes.len() as u64;
+                    self.dialect.pong(&bytes);
                 }
                 Message::Frame(_) => {}
             }

@@ -101,6 +101,13 @@ impl<B: Dialect + 'static> Dialect for ByKind<B> {
         }
     }
 
+    fn pong(&mut self, bytes: &[u8]) {
+        match &mut self.binary {
+            Some(binary) => binary.pong(bytes),
+            None => self.text.pong(bytes),
+        }
+    }
+
     fn wants_input(&self) -> bool {
         match &self.binary {
             _ if !self.is_decided => true,

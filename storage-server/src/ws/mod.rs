@@ -141,6 +141,8 @@ pub(crate) trait Dialect: Send {
     fn receive(&mut self, cx: &mut Context<'_>, message: Bytes, now: Instant) -> Result<(), Close>;
     /// Takes a text message.
     fn receive_text(&mut self, text: Utf8Bytes, now: Instant) -> Result<(), Close>;
+    /// A pong arrived, with what its ping had.
+    fn pong(&mut self, _: &[u8]) {}
     /// Whether it takes more messages now; while not, TCP holds the peer back.
     fn wants_input(&self) -> bool;
     /// Goes on with what is in progress; true if anything was done. `now` is when the turn began: once that

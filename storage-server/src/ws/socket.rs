@@ -5,6 +5,8 @@
 //! the task takes nothing, the socket is not read, so TCP holds the peer back; while the peer takes nothing,
 //! [`WebSocket::send`] waits.
 
+mod message;
+
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -13,11 +15,13 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use storage_protocol::{Keyspace, Limit, Storage, StorageError};
+use storage_protocol::{Keyspace, Limit, Storage};
 use tokio_tungstenite::tungstenite;
 pub use tokio_tungstenite::tungstenite::Utf8Bytes;
 use tokio_util::sync::CancellationToken;
 
+use self::message::Outgoing;
+pub use self::message::{LoginError, Message, Ping, SendError, SocketOptions};
 use super::{Close, Departure, Dialect, Heartbeat, Peer, close_code};
 use crate::audit::{Event, Outcome, Record};
 use crate::auth::{Identity, LivePeer};
@@ -38,81 +42,6 @@ const PING_MIN: Duration = Duration::from_millis(10);
 const PING_MAX: Duration = Duration::from_secs(24 * 3600);
 /// How often a sender that waits until other connections give room back looks for it.
 const PAUSE: Duration = Duration::from_millis(20);
-
-/// A message of a WebSocket.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Message {
-    /// Of text; cheap to clone, so that the same text can be sent to many.
-    Text(Utf8Bytes),
-    /// Of bytes.
-    Binary(Bytes),
-}
-
-impl Message {
-    /// A text message.
-    pub fn text(text: impl Into<Utf8Bytes>) -> Self {
-        Self::Text(text.into())
-    }
-
-    fn len(&self) -> usize {
-        match self {
-            Self::Text(text) => text.len(),
-            Self::Binary(bytes) => bytes.len(),
-        }
-    }
-
-    /// The memory it takes while it waits.
-    fn cost(&self) -> usize {
-        self.len() + size_of::<Self>()
-    }
-}
-
-/// When pings are sent. A peer that answers none, and sends nothing else, is closed after the protocol's
-/// [`silence`](SocketOptions::silence).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ping {
-    /// After so long without a message of the peer.
-    WhenSilent(Duration),
-    /// At this interval.
-    Every(Duration),
-}
-
-/// Settings of a protocol's connections. `None` means: as for native sessions.
-#[derive(Clone, Debug, Default)]
-pub struct SocketOptions {
-    /// The longest message that is taken, in bytes; a longer one closes with 1009. Default `limits.message_bytes_max`.
-    pub message_bytes_max: Option<usize>,
-    /// When pings go out. Default: after `timeouts.heartbeat` of silence.
-    pub ping: Option<Ping>,
-    /// A peer that has sent nothing for so long is closed with 4001; at least twice the time of a ping. Default
-    /// `timeouts.silence`.
-    pub silence: Option<Duration>,
-    /// Whether peers log in within the connection: one that has not ([`WebSocket::log_in`]) within `timeouts.handshake`
-    /// of its TCP connection is closed with 1008.
-    pub login: bool,
-}
-
-/// Why a message was not sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum SendError {
-    /// The peer is gone: nothing can be sent any more.
-    #[error("the peer is gone")]
-    Disconnected,
-    /// It is longer than `limits.message_bytes_max`.
-    #[error("a message of {bytes} bytes, at most {max} can be sent")]
-    TooLong {
-        /// How long it is.
-        bytes: usize,
-        /// How long it may be.
-        max: usize,
-    },
-}
-
-/// Why a login fails: the principal has as many connections as it may have.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(transparent)]
-pub struct LoginError(StorageError);
 
 /// A connection, for the task of its protocol. All calls are cancel-safe, and may be made from several futures of the
 /// task at once.
@@ -150,7 +79,10 @@ struct State {
     inbox_bytes: usize,
     /// No message will arrive any more.
     is_ended: bool,
-    outbox: VecDeque<Message>,
+    outbox: VecDeque<Outgoing>,
+    /// Probes that were sent, and the highest that was answered.
+    probes: u64,
+    answered: u64,
     /// What `outbox` holds, in the session's budget within its principal's.
     outbox_permit: Permit,
     outbox_bytes_max: usize,
@@ -267,26 +199,63 @@ impl WebSocket {
     /// # Errors
     /// [`SendError`].
     pub async fn send(&self, message: Message) -> Result<(), SendError> {
-        let mut message = Some(message);
+        self.put(|_| Outgoing::Message(message)).await
+    }
+
+    /// Sends a ping behind what was sent before, and returns its number: 1, 2 and so on. Once it is
+    /// [answered](WebSocket::answered), the peer's end of the connection has received all of that.
+    ///
+    /// # Errors
+    /// [`SendError::Disconnected`].
+    pub async fn probe(&self) -> Result<u64, SendError> {
+        let mut number = 0;
+        let next = |state: &mut State| {
+            state.probes += 1;
+            number = state.probes;
+            Outgoing::Probe(number)
+        };
+        self.put(next).await?;
+        Ok(number)
+    }
+
+    /// Waits until a probe with a higher number than this is answered; the highest that is. Never, if none is any more.
+    pub async fn answered(&self, than: u64) -> u64 {
         poll_fn(|cx| {
             let mut state = self.pipe.state();
-            let (bytes, max) = (
-                message.as_ref().map_or(0, Message::len),
-                state.message_bytes_max,
-            );
+            match state.answered > than {
+                true => Poll::Ready(state.answered),
+                false => wait(&mut state.receivers, cx),
+            }
+        })
+        .await
+    }
+
+    /// Puts something into the outbox, as soon as there is room for it.
+    async fn put(&self, next: impl FnOnce(&mut State) -> Outgoing) -> Result<(), SendError> {
+        let mut next = Some(next);
+        let mut made = None;
+        poll_fn(|cx| {
+            let mut state = self.pipe.state();
             if state.is_gone {
                 return Poll::Ready(Err(SendError::Disconnected));
             }
-            if bytes > max {
+            if let Some(next) = next.take() {
+                made = Some(next(&mut state));
+            }
+            let max = state.message_bytes_max;
+            if let Some(Outgoing::Message(message)) = &made
+                && message.len() > max
+            {
+                let bytes = message.len();
                 return Poll::Ready(Err(SendError::TooLong { bytes, max }));
             }
             if state.is_full() {
                 return wait(&mut state.senders, cx);
             }
-            if let Some(message) = message.take() {
-                let held = state.outbox_bytes() + message.cost();
+            if let Some(outgoing) = made.take() {
+                let held = state.outbox_bytes() + outgoing.cost();
                 state.outbox_permit.resize(held);
-                state.outbox.push_back(message);
+                state.outbox.push_back(outgoing);
                 state.has_moved(Some(cx.waker()));
             }
             Poll::Ready(Ok(()))
@@ -335,6 +304,8 @@ impl Task {
             inbox_bytes: 0,
             is_ended: false,
             outbox: VecDeque::new(),
+            probes: 0,
+            answered: 0,
             outbox_permit: outbox.count(),
             outbox_bytes_max: limits.outbox_bytes_max,
             message_bytes_max,
@@ -445,6 +416,18 @@ impl Dialect for Task {
         self.take(Message::Text(text))
     }
 
+    fn pong(&mut self, bytes: &[u8]) {
+        let Ok(number) = <[u8; 8]>::try_from(bytes).map(u64::from_be_bytes) else {
+            return;
+        };
+        let mut state = self.pipe.state();
+        // Whatever a peer makes up, it proves no more than was asked.
+        if (state.answered + 1..=state.probes).contains(&number) {
+            state.answered = number;
+            wake(&mut state.receivers);
+        }
+    }
+
     fn wants_input(&self) -> bool {
         let state = self.pipe.state();
         state.inbox_bytes < INBOX_BYTES_MAX && state.inbox.len() < INBOX_LEN_MAX
@@ -491,8 +474,12 @@ impl Dialect for Task {
         let held = state.outbox_bytes() - message.cost();
         state.outbox_permit.resize(held);
         Some(match message {
-            Message::Text(text) => tungstenite::Message::Text(text),
-            Message::Binary(bytes) => tungstenite::Message::Binary(bytes),
+            Outgoing::Message(Message::Text(text)) => tungstenite::Message::Text(text),
+            Outgoing::Message(Message::Binary(bytes)) => tungstenite::Message::Binary(bytes),
+            Outgoing::Probe(number) => {
+                let number = Bytes::copy_from_slice(&number.to_be_bytes());
+                tungstenite::Message::Ping(number)
+            }
         })
     }
 

@@ -12,17 +12,20 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use storage_testkit::history::jsonl;
+use storage_testkit::robots::{Fire, under_fire};
 use storage_testkit::workload::{Figures, Report, Settings, Stage, run};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 const HELP: &str = "\
 usage: storage-soak [--minutes N] [--seed S] [--keep DIR]
+       storage-soak --jobs [--minutes N] [--seed S]
 
   --minutes N  how long; default 10; 0 for one round
   --seed S     the first round's seed, each later one counts on; default by the clock
   --keep DIR   keep the histories of every round as JSON lines in DIR; default: only of a round with a violation, in
                a temporary folder that is named
+  --jobs       instead: robots and their jobs
 
 Exit code: 0 every promise was kept; 1 one was not, which is named with its seed; 2 wrong use, or it could not run.";
 
@@ -40,6 +43,15 @@ const ROUND: Settings = Settings {
     deadline: Duration::from_millis(700),
 };
 
+/// A round of jobs.
+const JOBS: Fire = Fire {
+    seed: 0,
+    robots: 1_000,
+    jobs: 10_000,
+    length: Duration::from_secs(60),
+    kills: 6,
+};
+
 /// Wait until the server is ended next, in milliseconds.
 const END_AFTER: std::ops::Range<u64> = 1_000..3_500;
 
@@ -48,6 +60,7 @@ struct Options {
     length: Duration,
     seed: u64,
     keep: Option<PathBuf>,
+    jobs: bool,
 }
 
 fn main() -> ExitCode {
@@ -74,7 +87,10 @@ fn main() -> ExitCode {
         }
     };
     // A task of its own, so that what cannot go on (a server that does not start) ends with 2.
-    let soaking = runtime.spawn(soak(options));
+    let soaking = match options.jobs {
+        true => runtime.spawn(soak_jobs(options)),
+        false => runtime.spawn(soak(options)),
+    };
     match runtime.block_on(soaking) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
@@ -86,7 +102,7 @@ fn main() -> ExitCode {
 }
 
 fn options(mut arguments: impl Iterator<Item = String>) -> Result<Option<Options>, String> {
-    let (mut minutes, mut seed, mut keep) = (10, None, None);
+    let (mut minutes, mut seed, mut keep, mut jobs) = (10, None, None, false);
     while let Some(argument) = arguments.next() {
         let mut value = || {
             let value = arguments.next();
@@ -100,6 +116,7 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Option<Options
             "--minutes" => minutes = number(value()?)?,
             "--seed" => seed = Some(number(value()?)?),
             "--keep" => keep = Some(PathBuf::from(value()?)),
+            "--jobs" => jobs = true,
             "--help" | "-h" => return Ok(None),
             _ => return Err(format!("unknown option {argument}")),
         }
@@ -109,6 +126,7 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Option<Options
         length: Duration::from_secs(minutes * 60),
         seed: seed.unwrap_or_else(by_the_clock),
         keep,
+        jobs,
     }))
 }
 
@@ -136,6 +154,34 @@ async fn soak(options: Options) -> bool {
             return false;
         }
         seed = seed.wrapping_add(KEYSPACES);
+        if began.elapsed() >= options.length {
+            println!("storage-soak: every promise was kept");
+            return true;
+        }
+    }
+}
+
+/// Robots and their jobs, round after round.
+async fn soak_jobs(options: Options) -> bool {
+    let began = Instant::now();
+    let mut seed = options.seed;
+    println!("storage-soak: jobs, seed {seed}, {:?}", options.length);
+    loop {
+        let outcome = under_fire(Fire { seed, ..JOBS }).await;
+        println!(
+            "{:>5} s  seed {seed}: {:?}, {} packages sent, {} triggers without an answer",
+            began.elapsed().as_secs(),
+            outcome.of,
+            outcome.received,
+            outcome.unanswered
+        );
+        for found in outcome.violations.iter().take(20) {
+            println!("VIOLATION, seed {seed}: {found}");
+        }
+        if !outcome.violations.is_empty() {
+            return false;
+        }
+        seed = seed.wrapping_add(1);
         if began.elapsed() >= options.length {
             println!("storage-soak: every promise was kept");
             return true;

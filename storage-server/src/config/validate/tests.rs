@@ -117,6 +117,31 @@ fn bad_values_are_refused_by_name() {
             "100ms to 12h",
         ),
         (
+            "certs = 'c'\n[deliveries]\nkeyspaces = ['a', 'system']",
+            "deliveries.keyspaces = \"system\"",
+            "not the server's own",
+        ),
+        (
+            "certs = 'c'\n[robots]\nping = '11s'",
+            "robots.ping = 11s",
+            "100ms to 10s",
+        ),
+        (
+            "certs = 'c'\n[robots]\nsilence = '9s'",
+            "robots.silence = 9s",
+            "allowed are 16s to",
+        ),
+        (
+            "certs = 'c'\n[robots]\ntime_zone = 'Europe/Nowhere'",
+            "robots.time_zone = \"Europe/Nowhere\"",
+            "no time zone",
+        ),
+        (
+            "certs = 'c'\n[robots]\nrobots_max = 0",
+            "robots.robots_max = 0",
+            "allowed are 1 to",
+        ),
+        (
             "certs = 'c'\n[repository]\nkeyspace = 'system'",
             "repository.keyspace = \"system\"",
             "not the server's own",

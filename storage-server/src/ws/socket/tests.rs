@@ -57,6 +57,42 @@ async fn echo(socket: WebSocket) -> Result<(), Close> {
     Ok(())
 }
 
+/// Sends a message and a probe, and then says which probes were answered.
+async fn probing(socket: WebSocket) -> Result<(), Close> {
+    let mut last = 0;
+    for expected in 1..=2 {
+        let sent = socket.send(Message::text("sent")).await;
+        assert_eq!(sent, Ok(()));
+        assert_eq!(socket.probe().await, Ok(expected));
+        last = socket.answered(last).await;
+        let told = socket.send(Message::text(last.to_string())).await;
+        assert_eq!(told, Ok(()));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_probe_is_answered_behind_what_was_sent_before_it_and_by_nothing_else() {
+    let mut running = serve(|_| {}, SocketOptions::default(), probing);
+    assert_eq!(next(&mut running).await, Frame::text("sent"));
+    // Answers to what was not asked prove nothing.
+    for made_up in [vec![], vec![0; 8], vec![0xff; 8], vec![1]] {
+        running
+            .client
+            .send(Frame::Pong(made_up.into()))
+            .await
+            .unwrap();
+    }
+    let number = |n: u64| Frame::Ping(n.to_be_bytes().to_vec().into());
+    assert_eq!(next(&mut running).await, number(1));
+    // The library has answered it by now.
+    assert_eq!(next(&mut running).await, Frame::text("1"));
+    assert_eq!(next(&mut running).await, Frame::text("sent"));
+    assert_eq!(next(&mut running).await, number(2));
+    assert_eq!(next(&mut running).await, Frame::text("2"));
+    assert_eq!(closed(&mut running).await, (1000, String::new()));
+}
+
 #[tokio::test]
 async fn messages_go_both_ways_in_their_order_until_the_handler_ends() {
     let mut running = serve(|_| {}, SocketOptions::default(), echo);

@@ -1,7 +1,7 @@
 //! Measures what the operations guide states: rates and latencies over mutual TLS, the cost of the index by revision,
 //! memory per idle connection, how small reads fare beside big ones, what ten thousand watches cost, what a replica costs
 //! and gives, what access rules, the audit log, handshakes and logins cost, how soon events are with a thousand
-//! listeners, and what the gateway `repository` does.
+//! listeners, what the gateway `repository` does, and how exact jobs of robots are.
 //!
 //! Server and client share this machine, so rates are for comparing cells of one run, not for quoting. Run it by
 //! `scripts/bench`, which builds the shipped profile first.
@@ -15,6 +15,7 @@
 mod access;
 mod events;
 mod repository;
+mod robots;
 mod watches;
 
 use std::sync::Arc;
@@ -28,7 +29,7 @@ use storage_server::engine::Engine;
 use storage_server::engine::rocks::{Durability, EngineOptions, RocksEngine};
 use storage_testkit::harness::{Certificates, ServerProcess, connect};
 
-const HELP: &str = "usage: storage-bench [rates|index|idle|fairness|watches|replica|access|events|repository]...   (default: all)";
+const HELP: &str = "usage: storage-bench [rates|index|idle|fairness|watches|replica|access|events|repository|robots]...   (default: all)";
 
 /// How long each cell is measured.
 const CELL: Duration = Duration::from_secs(4);
@@ -48,6 +49,7 @@ fn main() {
         "access",
         "events",
         "repository",
+        "robots",
     ];
     if parts.iter().any(|part| !known.contains(&part.as_str())) {
         println!("{HELP}");
@@ -86,6 +88,9 @@ fn main() {
     }
     if wants("repository") {
         runtime.block_on(repository::repository());
+    }
+    if wants("robots") {
+        runtime.block_on(robots::robots());
     }
 }
 

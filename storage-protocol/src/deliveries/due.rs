@@ -1,0 +1,363 @@
+//! Who looks at the clock: what is due becomes ready, and what has waited for too long ends.
+//!
+//! What is due is found by one seek, and moved in commits of several jobs. A commit that fails on one job, since somebody else
+//! was before, is tried again without that one.
+
+use super::change::Before;
+use super::keys::Place;
+use super::{Deliveries, Job, JobId, JobState, Step, Stored};
+use crate::{Batch, CommitOptions, Key, KeyRange, Result, ScanOptions, StorageError, UnixMillis};
+
+/// Jobs that are looked at, and moved, at once.
+const JOBS_AT_ONCE: usize = 64;
+
+/// Says when a recurring job recurs.
+pub trait Recurrence: Send + Sync {
+    /// The first time behind `after`, of a job that was first due at `anchor`; `None`: there is none any more. An error says
+    /// what is wrong with the text: the job has failed then.
+    ///
+    /// # Errors
+    /// What is wrong with the text.
+    fn next(
+        &self,
+        text: &str,
+        anchor: UnixMillis,
+        after: UnixMillis,
+    ) -> std::result::Result<Option<UnixMillis>, String>;
+}
+
+/// What [`Deliveries::run_due`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DueRun {
+    /// Jobs that were moved on.
+    pub moved: usize,
+    /// Of these, dead letters now.
+    pub failed: usize,
+    /// The time of the first row that was due.
+    pub first: Option<UnixMillis>,
+    /// When something is due next; `None`: nothing is.
+    pub next: Option<UnixMillis>,
+    /// Somebody else changed some of the jobs meanwhile: look again soon.
+    pub is_contended: bool,
+    /// Rows whose jobs cannot be read; they are left as they are.
+    pub unreadable: usize,
+}
+
+/// What is to be done with one row.
+struct Move {
+    /// The record whose check may fail.
+    record: Key,
+    /// Adds it to a commit.
+    parts: Vec<Part>,
+    row: Option<Key>,
+    fails: bool,
+}
+
+enum Part {
+    Job {
+        id: JobId,
+        before: Option<Box<Stored>>,
+        job: Box<Job>,
+    },
+    /// A row that no job has: nothing but a record of its own revision, or none, is checked.
+    Stale {
+        row: Key,
+        before: Option<crate::Revision>,
+    },
+}
+
+impl Deliveries {
+    /// When something is to be done with a job next.
+    ///
+    /// # Errors
+    /// As a scan.
+    pub async fn next_due(&self) -> Result<Option<UnixMillis>> {
+        let keys = self.due_keys(self.place.all_due(), 1).await?;
+        Ok(keys.iter().find_map(|key| self.time_of(key)))
+    }
+
+    async fn due_keys(&self, range: KeyRange, limit: usize) -> Result<Vec<Key>> {
+        let options = ScanOptions {
+            keys_only: true,
+            limit: Some(limit as u64),
+            ..ScanOptions::default()
+        };
+        let items = self.storage.scan(range, options).await?.collect().await?;
+        Ok(items.into_iter().map(|item| item.key).collect())
+    }
+
+    /// Moves on all that is due, of the rows from this time on: who has looked before need not pass again what is gone. 0 is
+    /// always good.
+    ///
+    /// # Errors
+    /// As scans, gets and commits. What was moved before stays so.
+    pub async fn run_due(&self, recurrence: &dyn Recurrence, from: UnixMillis) -> Result<DueRun> {
+        let mut run = DueRun::default();
+        let mut range = self.place.due_from(from);
+        loop {
+            let now = self.now();
+            let keys = self.due_keys(range.clone(), JOBS_AT_ONCE).await?;
+            let mut is_last = keys.len() < JOBS_AT_ONCE;
+            let mut due = Vec::new();
+            for key in keys {
+                range.start = behind(&key);
+                match self.place.parse_due(&key) {
+                    Some((time, _)) if time > now => {
+                        run.is_next(time);
+                        is_last = true;
+                        break;
+                    }
+                    Some((time, id)) => {
+                        run.first = run.first.or(Some(time));
+                        due.push((key, id));
+                    }
+                    // A key of somebody else's making.
+                    None => run.unreadable += 1,
+                }
+            }
+            if !due.is_empty() {
+                self.move_on(due, recurrence, now, &mut run).await?;
+            }
+            if is_last {
+                return Ok(run);
+            }
+        }
+    }
+
+    async fn move_on(
+        &self,
+        due: Vec<(Key, JobId)>,
+        recurrence: &dyn Recurrence,
+        now: UnixMillis,
+        run: &mut DueRun,
+    ) -> Result<()> {
+        let records: Vec<_> = due.iter().map(|(_, id)| self.place.job(id)).collect();
+        let entries = self.storage.get(&records).await?.value;
+        let mut moves = Vec::with_capacity(due.len());
+        for ((row, id), entry) in due.into_iter().zip(entries) {
+            let stored = match entry {
+                None => None,
+                Some(entry) => match self.stored(&id, &entry.value, entry.revision) {
+                    Ok(stored) => Some(stored),
+                    Err(_) => {
+                        run.unreadable += 1;
+                        continue;
+                    }
+                },
+            };
+            moves.push(self.judge(row, id, stored, recurrence, now));
+        }
+        while !moves.is_empty() {
+            let batch = moves.iter().fold(Batch::new(), |batch, one| {
+                one.parts
+                    .iter()
+                    .fold(batch, |batch, part| part.add(&self.place, batch))
+            });
+            let options = CommitOptions::labelled("jobs due");
+            match self.storage.commit(batch, options).await {
+                Ok(_) => {
+                    let is_job = |one: &&Move| one.row.is_none();
+                    run.moved += moves.iter().filter(is_job).count();
+                    run.failed += moves.iter().filter(|one| one.fails).count();
+                    // Their new rows may lie behind all that was read.
+                    let parts = moves.iter().flat_map(|one| &one.parts);
+                    parts
+                        .filter_map(Part::wake)
+                        .for_each(|time| run.is_next(time));
+                    return Ok(());
+                }
+                Err(StorageError::CheckFailed { key, .. }) => {
+                    run.is_contended = true;
+                    // A run that is there already need not be made; else all of the job is somebody else's now.
+                    let made = |part: &Part| part.is_run_at(&self.place, &key);
+                    if let Some(one) = moves.iter_mut().find(|one| one.parts.iter().any(made)) {
+                        one.parts.retain(|part| !made(part));
+                        continue;
+                    }
+                    let before = moves.len();
+                    moves.retain(|one| one.record != key);
+                    if moves.len() == before {
+                        return Ok(());
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn judge(
+        &self,
+        row: Key,
+        id: JobId,
+        stored: Option<Stored>,
+        recurrence: &dyn Recurrence,
+        now: UnixMillis,
+    ) -> Move {
+        let record = self.place.job(&id);
+        let stale = |stored: Option<Stored>| Move {
+            record: record.clone(),
+            parts: vec![Part::Stale {
+                row: row.clone(),
+                before: stored.map(|stored| stored.revision),
+            }],
+            row: Some(row.clone()),
+            fails: false,
+        };
+        let Some(stored) = stored else {
+            return stale(None);
+        };
+        let is_its_own = |wake| self.place.due(wake, &id) == row;
+        if !stored.job.state.wake().is_some_and(is_its_own) {
+            return stale(Some(stored));
+        }
+        let parts = match &stored.job.recurrence {
+            Some(text) => run_of(&id, &stored, text, recurrence, now),
+            None => match stored.job.after(&Step::Time, now) {
+                Ok(job) => vec![Part::Job {
+                    id,
+                    before: Some(Box::new(stored)),
+                    job: Box::new(job),
+                }],
+                Err(_) => return stale(Some(stored)),
+            },
+        };
+        let fails = parts.iter().any(Part::is_failure);
+        Move {
+            record,
+            parts,
+            row: None,
+            fails,
+        }
+    }
+}
+
+/// A recurring job at its time: a job of this time, and the next time.
+fn run_of(
+    id: &JobId,
+    stored: &Stored,
+    text: &str,
+    recurrence: &dyn Recurrence,
+    now: UnixMillis,
+) -> Vec<Part> {
+    let series = &stored.job;
+    let mut next = series.clone();
+    next.changed = now;
+    let ended = |mut next: Job, state: JobState| {
+        next.state = state;
+        Part::Job {
+            id: id.clone(),
+            before: Some(Box::new(stored.clone())),
+            job: Box::new(next),
+        }
+    };
+    // One that was forced has had the run of its next time.
+    let after = now.max(series.due);
+    let following = match recurrence.next(text, series.due, after) {
+        Ok(following) => following.filter(|next| *next > after),
+        Err(error) => {
+            let reason = super::job::cut(&format!("recurrence {text:?}: {error}"));
+            return vec![ended(next, JobState::Failed { reason })];
+        }
+    };
+    // The last of the times that have passed stands for all of them.
+    let Ok(run_id) = id.of_run(series.due) else {
+        let reason = "its id has no room for a time".to_owned();
+        return vec![ended(next, JobState::Failed { reason })];
+    };
+    let mut run = Job {
+        recurrence: None,
+        attached: Vec::new(),
+        attempts: 0,
+        handed_over: None,
+        created: now,
+        state: JobState::Pending { at: now },
+        ..series.clone()
+    };
+    if let Ok(ready) = run.after(&Step::Time, now) {
+        run = ready;
+    }
+    let series = match following {
+        Some(time) => {
+            next.due = time;
+            ended(next, JobState::Pending { at: time })
+        }
+        None => ended(next, JobState::Done),
+    };
+    let run = Part::Job {
+        id: run_id,
+        before: None,
+        job: Box::new(run),
+    };
+    vec![series, run]
+}
+
+impl DueRun {
+    fn is_next(&mut self, time: UnixMillis) {
+        self.next = Some(self.next.map_or(time, |next| next.min(time)));
+    }
+}
+
+impl Part {
+    fn wake(&self) -> Option<UnixMillis> {
+        match self {
+            Self::Job { job, .. } => job.state.wake(),
+            Self::Stale { .. } => None,
+        }
+    }
+
+    /// Whether it makes a job with this record.
+    fn is_run_at(&self, place: &Place, record: &Key) -> bool {
+        match self {
+            Self::Job { id, before, .. } => before.is_none() && place.job(id) == *record,
+            Self::Stale { .. } => false,
+        }
+    }
+
+    fn is_failure(&self) -> bool {
+        match self {
+            Self::Job { job, .. } => matches!(job.state, JobState::Failed { .. }),
+            Self::Stale { .. } => false,
+        }
+    }
+
+    fn add(&self, place: &Place, batch: Batch) -> Batch {
+        match self {
+            Self::Job { id, before, job } => {
+                let before = before.as_ref().map(|stored| Before {
+                    job: &stored.job,
+                    revision: stored.revision,
+                });
+                place.moved(batch, id, before, job)
+            }
+            Self::Stale { row, before } => {
+                let id = place.parse_due(row).map(|(_, id)| place.job(&id));
+                let batch = match (id, before) {
+                    (Some(record), Some(revision)) => batch.check_revision(record, *revision),
+                    (Some(record), None) => batch.check_absent(record),
+                    (None, _) => batch,
+                };
+                batch.remove(row.clone())
+            }
+        }
+    }
+}
+
+fn behind(key: &[u8]) -> Key {
+    [key, &[0]].concat().into()
+}
+
+/// For who has no recurring jobs: each fails at its time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoRecurrence;
+
+impl Recurrence for NoRecurrence {
+    fn next(
+        &self,
+        _: &str,
+        _: UnixMillis,
+        _: UnixMillis,
+    ) -> std::result::Result<Option<UnixMillis>, String> {
+        Err("nobody here knows recurring jobs".to_owned())
+    }
+}

@@ -1,0 +1,162 @@
+//! The gateway `robots`: `[robots]`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use storage_protocol::Keyspace;
+use storage_schedule::Zone;
+
+use super::ConfigError;
+use super::text::{self, duration, size};
+use crate::auth::rules::KeyspaceKind;
+
+/// What the gateway `robots` goes by: `[robots]`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RobotsConfig {
+    /// Where robots, packages and jobs are. Default `robots`.
+    #[serde(with = "text::keyspace")]
+    pub keyspace: Keyspace,
+    /// Of which time zone the dates and times of schedules are, and the days of log files: a name such as `Europe/Berlin`, or
+    /// `UTC`, or `system`. Default `system`.
+    pub time_zone: String,
+    /// A job whose time has passed by at most so much when it is scheduled is due at once. Default 60s.
+    #[serde(with = "duration")]
+    pub grace: Duration,
+    /// For so long a job that is due waits for a robot that is not connected; then it has failed. At least 1s. Default 24h.
+    #[serde(with = "duration")]
+    pub window: Duration,
+    /// A robot whose connection has not answered for so long is sent the package again. Default 30s.
+    #[serde(with = "duration")]
+    pub confirm: Duration,
+    /// So many times a package is sent again. Default 5.
+    #[serde(deserialize_with = "size")]
+    pub resends_max: u32,
+    /// After so long for the first time, and each further time after twice as long. Default 500ms.
+    #[serde(with = "duration")]
+    pub resend: Duration,
+    /// For so long a job is remembered when it has ended. Default 30days.
+    #[serde(with = "duration")]
+    pub keep: Duration,
+    /// How often a robot is pinged; at most 10s, since robots reconnect that have seen none for 20s. Default 8s.
+    #[serde(with = "duration")]
+    pub ping: Duration,
+    /// A robot that has sent nothing for so long, not even the answer to a ping, counts as disconnected; at least twice
+    /// `ping`. Default 24s.
+    #[serde(with = "duration")]
+    pub silence: Duration,
+    /// The second refusal of a connection waits for so long, and each further one twice as long. Default 1s.
+    #[serde(with = "duration")]
+    pub refusal_delay: Duration,
+    /// With so many refusals a connection is closed at the next one, and its robot's address blocked. Default 10.
+    #[serde(deserialize_with = "size")]
+    pub refusals_max: u32,
+    /// For so long. Default 10m.
+    #[serde(with = "duration")]
+    pub blocked: Duration,
+    /// Robots that are remembered. Default 100,000.
+    #[serde(deserialize_with = "size")]
+    pub robots_max: u64,
+    /// Daily logs, and the logs of robots, are in the folders `ServerLogs` and `ClientLogs` of this one. Default: `robots` in
+    /// the data folder.
+    pub logs: Option<PathBuf>,
+    /// Days that the daily logs are kept, today included. Default 30.
+    #[serde(deserialize_with = "size")]
+    pub log_days: usize,
+    /// Bytes of a daily log, and of a robot's log; what was before stays once more beside that. Default 16 MiB.
+    #[serde(deserialize_with = "size")]
+    pub log_bytes_max: u64,
+}
+
+impl Default for RobotsConfig {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self {
+            keyspace: Keyspace::new("robots").expect("the name follows the rule"),
+            time_zone: "system".to_owned(),
+            grace: seconds(60),
+            window: seconds(24 * 3600),
+            confirm: seconds(30),
+            resends_max: 5,
+            resend: Duration::from_millis(500),
+            keep: seconds(30 * 24 * 3600),
+            ping: seconds(8),
+            silence: seconds(24),
+            refusal_delay: seconds(1),
+            refusals_max: 10,
+            blocked: seconds(600),
+            robots_max: 100_000,
+            logs: None,
+            log_days: 30,
+            log_bytes_max: 16 << 20,
+        }
+    }
+}
+
+const YEAR: Duration = Duration::from_secs(366 * 24 * 3600);
+
+impl RobotsConfig {
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        let told = |duration| humantime::format_duration(duration);
+        let millis = Duration::from_millis;
+        let day = Duration::from_secs(24 * 3600);
+        for (key, value, least, most) in [
+            ("robots.grace", self.grace, Duration::ZERO, day),
+            ("robots.window", self.window, millis(1_000), YEAR),
+            ("robots.confirm", self.confirm, millis(100), day),
+            ("robots.resend", self.resend, millis(1), day),
+            ("robots.keep", self.keep, millis(1_000), 5 * YEAR),
+            ("robots.ping", self.ping, millis(100), millis(10_000)),
+            ("robots.silence", self.silence, 2 * self.ping, day),
+            (
+                "robots.refusal_delay",
+                self.refusal_delay,
+                Duration::ZERO,
+                millis(60_000),
+            ),
+            ("robots.blocked", self.blocked, Duration::ZERO, YEAR),
+        ] {
+            if !(least..=most).contains(&value) {
+                let allowed = format!("allowed are {} to {}", told(least), told(most));
+                return Err(ConfigError::value(key, told(value), allowed));
+            }
+        }
+        for (key, value, least, most) in [
+            ("robots.resends_max", u64::from(self.resends_max), 0, 1_000),
+            (
+                "robots.refusals_max",
+                u64::from(self.refusals_max),
+                1,
+                1_000,
+            ),
+            ("robots.robots_max", self.robots_max, 1, 10_000_000),
+            ("robots.log_days", self.log_days as u64, 1, 10_000),
+            (
+                "robots.log_bytes_max",
+                self.log_bytes_max,
+                64 << 10,
+                1 << 40,
+            ),
+        ] {
+            if !(least..=most).contains(&value) {
+                let allowed = format!("allowed are {least} to {most}");
+                return Err(ConfigError::value(key, value, allowed));
+            }
+        }
+        if let Err(error) = Zone::named(&self.time_zone) {
+            let value = format!("{:?}", self.time_zone);
+            return Err(ConfigError::value(
+                "robots.time_zone",
+                value,
+                error.to_string(),
+            ));
+        }
+        if KeyspaceKind::of(&self.keyspace) != KeyspaceKind::Ordinary {
+            let value = format!("{:?}", self.keyspace.as_str());
+            let allowed = "a keyspace that is not the server's own";
+            return Err(ConfigError::value("robots.keyspace", value, allowed));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,54 @@
+//! Who sent a request for a route: an extractor.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::FromRequestParts;
+use axum::response::{IntoResponse, Response};
+use hyper::Method;
+use hyper::header::{AUTHORIZATION, ORIGIN};
+use hyper::http::request::Parts;
+
+use super::answer::Fault;
+use super::house::House;
+use crate::gateway::{Caller, Guest};
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Visitor {
+    pub(super) caller: Caller,
+}
+
+impl FromRequestParts<Arc<House>> for Visitor {
+    type Rejection = Response<Body>;
+
+    async fn from_request_parts(
+        parts: &mut Parts,
+        house: &Arc<House>,
+    ) -> Result<Self, Self::Rejection> {
+        let guest = Guest::from_request_parts(parts, house).await;
+        let guest = guest.map_err(IntoResponse::into_response)?;
+        let identity = house.let_in(&guest, &parts.headers, &parts.uri).await;
+        let identity = identity.map_err(|error| Fault::from(error).respond(&parts.headers))?;
+        if is_change_by_page(parts) {
+            let why =
+                "a web page of another site may change nothing without a token in Authorization";
+            return Err(Fault::forbidden(why).respond(&parts.headers));
+        }
+        Ok(Self {
+            caller: guest.caller(identity),
+        })
+    }
+}
+
+/// Whether a page of another site has a browser change something by a GET, which is not judged by its origin elsewhere.
+fn is_change_by_page(parts: &Parts) -> bool {
+    let path = parts.uri.path();
+    let is_change = path.contains("/jobs/cancel/") || path.contains("/jobs/force/");
+    let site = parts.headers.get("sec-fetch-site");
+    let is_foreign = site.is_some_and(|site| site == "cross-site" || site == "same-site");
+    parts.method == Method::GET
+        && is_change
+        && !parts.headers.contains_key(AUTHORIZATION)
+        && (is_foreign || parts.headers.contains_key(ORIGIN))
+}

@@ -1,0 +1,161 @@
+//! The routes of robots.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::response::Response;
+use hyper::HeaderMap;
+use serde_json::{Value, json};
+use storage_protocol::deliveries::DeliveryError;
+
+use super::answer::{Answer, Fault, ok};
+use super::house::House;
+use super::login::Visitor;
+use super::registry::Known;
+
+/// The robots that pass.
+async fn find(
+    house: &House,
+    visitor: &Visitor,
+    passes: impl Fn(&Known) -> bool + Send + Sync,
+) -> Result<Vec<Known>, Fault> {
+    let storage = visitor.caller.storage(&house.keyspace);
+    let found = house.robots(&*storage, passes).await;
+    found.map_err(|error| Fault::list("Robots", &DeliveryError::Storage(error)))
+}
+
+fn shown(robots: &[Known]) -> Vec<Value> {
+    robots.iter().map(Known::json).collect()
+}
+
+fn answered(answer: Answer, headers: &HeaderMap) -> Response<Body> {
+    answer.unwrap_or_else(|fault| fault.respond(headers))
+}
+
+pub(super) async fn all(
+    State(house): State<Arc<House>>,
+    visitor: Visitor,
+    headers: HeaderMap,
+) -> Response<Body> {
+    let found = find(&house, &visitor, |_| true).await;
+    let answer = found.and_then(|robots| ok(&json!({ "Robots": shown(&robots) })));
+    answered(answer, &headers)
+}
+
+pub(super) async fn connected(
+    State(house): State<Arc<House>>,
+    visitor: Visitor,
+    headers: HeaderMap,
+) -> Response<Body> {
+    let found = find(&house, &visitor, |known| known.online.is_some()).await;
+    let answer = found.and_then(|robots| ok(&json!({ "Robots": shown(&robots) })));
+    answered(answer, &headers)
+}
+
+fn one(robots: &[Known]) -> Answer {
+    match robots.first() {
+        Some(known) => ok(&json!({ "Robot": known.json() })),
+        None => ok(&json!({ "Robot": [] })),
+    }
+}
+
+pub(super) async fn by_number(
+    State(house): State<Arc<House>>,
+    visitor: Visitor,
+    Path(number): Path<String>,
+    headers: HeaderMap,
+) -> Response<Body> {
+    let found = find(&house, &visitor, |known| {
+        known.robot.id.to_string() == number
+    })
+    .await;
+    answered(found.and_then(|robots| one(&robots)), &headers)
+}
+
+pub(super) async fn by_address(
+    State(house): State<Arc<House>>,
+    visitor: Visitor,
+    Path(address): Path<String>,
+    headers: HeaderMap,
+) -> Response<Body> {
+    let answer = async {
+        let storage = visitor.caller.storage(&house.keyspace);
+        let known = house.robot_at(&*storage, &address).await?;
+        one(known.as_slice())
+    };
+    let answer = Box::pin(answer).await;
+    answered(answer, &headers)
+}
+
+/// The caller's.
+pub(super) async fn own(
+    State(house): State<Arc<House>>,
+    visitor: Visitor,
+    headers: HeaderMap,
+) -> Response<Body> {
+    let by = visitor.caller.identity.principal().as_str();
+    let found = find(&house, &visitor, |known| known.robot.principal == by).await;
+    let answer = found.and_then(|robots| {
+        let connected = robots.iter().filter(|known| known.online.is_some()).count();
+        ok(&json!({
+            "counters": {
+                "robots": robots.len(),
+                "connected": connected,
+                "disconnectedRobots": robots.len() - connected,
+            },
+            "robots": shown(&robots),
+        }))
+    });
+    answered(answer, &headers)
+}
+
+/// A robot by its name, with the end of its log.
+pub(super) async fn by_name(
+    State(house): State<Arc<House>>,
+    visitor: Visitor,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Response<Body> {
+    let answer = async {
+        let robots = find(&house, &visitor, |known| known.robot.robot_name == name).await?;
+        let Some(known) = robots.first() else {
+            return ok(&json!({ "alert": "Robot doesn't exist" }));
+        };
+        let reading = house.clone();
+        let read = tokio::task::spawn_blocking(move || reading.logs.of_robot(&name)).await;
+        let logs = match read {
+            Ok(Ok(logs)) => logs,
+            Ok(Err(error)) => format!("the log cannot be read: {error}"),
+            Err(error) => format!("the log cannot be read: {error}"),
+        };
+        ok(&json!({ "robot": known.json(), "robotLogs": logs }))
+    };
+    let answer = Box::pin(answer).await;
+    answered(answer, &headers)
+}
+
+pub(super) async fn delete(
+    State(house): State<Arc<House>>,
+    visitor: Visitor,
+    Path(number): Path<String>,
+    headers: HeaderMap,
+) -> Response<Body> {
+    let answer = async {
+        let storage = visitor.caller.storage(&house.keyspace);
+        let robots = find(&house, &visitor, |known| {
+            known.robot.id.to_string() == number
+        })
+        .await?;
+        let Some(known) = robots.first() else {
+            let error = DeliveryError::Invalid(format!("there is no robot {number}"));
+            return Err(Fault::job("Failed to delete robot", &error));
+        };
+        let by = visitor.caller.identity.principal().as_str();
+        house.remove_robot(&*storage, &known.robot).await?;
+        house.note(format!("robot {}: deleted by {by}", known.robot.robot_name));
+        ok(&json!({ "robotID": number, "status": "Deleted" }))
+    };
+    let answer = Box::pin(answer).await;
+    answered(answer, &headers)
+}

@@ -1,0 +1,309 @@
+//! The robots that are known, each with its connection if it has one.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use storage_protocol::{
+    Batch, CommitOptions, Entry, KeyState, Lifetime, Revision, ScanOptions, Storage, StorageError,
+};
+use storage_schedule::instant_text;
+
+use super::frame::Metadata;
+use super::house::House;
+use super::ids::Kind;
+use super::keys;
+use crate::gateway::Identity;
+
+/// Others may register the same robot meanwhile, so many times.
+const TRIES_MAX: usize = 64;
+/// The most robots of a list.
+pub(super) const LIST_MAX: usize = 10_000;
+
+/// A robot, as its key has it.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Robot {
+    pub(super) id: u64,
+    pub(super) robot_name: String,
+    pub(super) robot_address: String,
+    #[serde(rename = "userID", default)]
+    pub(super) user_id: Value,
+    pub(super) created_at: String,
+    pub(super) updated_at: String,
+    /// Who has registered it, and may do so again.
+    pub(super) principal: String,
+}
+
+/// The connection of one.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Online {
+    #[serde(rename = "socketID")]
+    pub(super) socket_id: String,
+    pub(super) since: String,
+}
+
+/// A robot with its connection.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    pub(super) robot: Robot,
+    pub(super) online: Option<Online>,
+}
+
+impl Known {
+    /// As clients read it.
+    pub(super) fn json(&self) -> Value {
+        let robot = &self.robot;
+        json!({
+            "id": robot.id,
+            "robotName": robot.robot_name,
+            "robotAddress": robot.robot_address,
+            "socketID": self.online.as_ref().map(|online| &online.socket_id),
+            "connected": self.online.is_some(),
+            "userID": robot.user_id,
+            "createdAt": robot.created_at,
+            "updatedAt": robot.updated_at,
+        })
+    }
+}
+
+/// A robot that has registered.
+#[derive(Clone, Debug)]
+pub(super) struct Registered {
+    pub(super) robot: Robot,
+    pub(super) is_new: bool,
+    /// The commit that made its socket the robot's connection.
+    pub(super) revision: Revision,
+}
+
+/// Why one is not registered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum NotRegistered {
+    /// It is refused, for this reason.
+    Refused(String),
+    /// The store failed.
+    Failed(StorageError),
+}
+
+impl From<StorageError> for NotRegistered {
+    fn from(error: StorageError) -> Self {
+        match error {
+            StorageError::AccessDenied { message } => Self::Refused(message),
+            error => Self::Failed(error),
+        }
+    }
+}
+
+fn read<'a, T: Deserialize<'a>>(entry: &'a Entry) -> Option<T> {
+    serde_json::from_slice(&entry.value).ok()
+}
+
+fn written(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
+impl House {
+    /// Makes this socket the connection of the robot that it says it is. `storage`: the keyspace, as the peer; its session is
+    /// that of the socket.
+    pub(super) async fn register(
+        &self,
+        storage: &dyn Storage,
+        identity: &Identity,
+        metadata: &Metadata,
+        socket: &str,
+    ) -> Result<Registered, NotRegistered> {
+        let (key, online) = (
+            keys::robot(&metadata.address),
+            keys::online(&metadata.address),
+        );
+        let principal = identity.principal();
+        let mut number = None;
+        for _ in 0..TRIES_MAX {
+            let found = storage
+                .get(std::slice::from_ref(&key))
+                .await?
+                .value
+                .pop()
+                .flatten();
+            let known = found.as_ref().and_then(read::<Robot>);
+            let now = instant_text(self.now());
+            let batch = match &found {
+                Some(entry) => Batch::new().check_revision(key.clone(), entry.revision),
+                None => Batch::new().check_absent(key.clone()),
+            };
+            let is_new = known.is_none();
+            let robot = match known {
+                Some(known) => {
+                    // Whom it belongs to is said by who was first; nobody's is anybody's.
+                    let is_owner = known.principal == principal.as_str();
+                    if !is_owner && known.principal != "anonymous" {
+                        let why = "this address belongs to another principal";
+                        return Err(NotRegistered::Refused(why.to_owned()));
+                    }
+                    Robot {
+                        robot_name: metadata.name.clone(),
+                        user_id: metadata.owner.clone(),
+                        updated_at: now.clone(),
+                        principal: principal.as_str().to_owned(),
+                        ..known
+                    }
+                }
+                None => {
+                    let id = match number {
+                        Some(number) => number,
+                        None => {
+                            self.check_room().await?;
+                            self.ids.next(&*self.own, Kind::Robot).await?
+                        }
+                    };
+                    number = Some(id);
+                    Robot {
+                        id,
+                        robot_name: metadata.name.clone(),
+                        robot_address: metadata.address.clone(),
+                        user_id: metadata.owner.clone(),
+                        created_at: now.clone(),
+                        updated_at: now.clone(),
+                        principal: principal.as_str().to_owned(),
+                    }
+                }
+            };
+            let connection = Online {
+                socket_id: socket.to_owned(),
+                since: now,
+            };
+            let batch = batch.put(key.clone(), written(&robot)).put_with(
+                online.clone(),
+                written(&connection),
+                Lifetime::Session,
+            );
+            let options = CommitOptions::labelled("robot connected");
+            match storage.commit(batch, options).await {
+                Ok(position) => {
+                    if is_new && let Some(count) = &mut *self.robots.lock().await {
+                        *count += 1;
+                    }
+                    return Ok(Registered {
+                        robot,
+                        is_new,
+                        revision: position.revision,
+                    });
+                }
+                Err(StorageError::CheckFailed { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let why = "others register this address again and again";
+        Err(NotRegistered::Refused(why.to_owned()))
+    }
+
+    /// That one robot more may be remembered.
+    async fn check_room(&self) -> Result<(), NotRegistered> {
+        let mut count = self.robots.lock().await;
+        let robots = match *count {
+            Some(robots) => robots,
+            None => self.count_robots(&*self.own).await?,
+        };
+        *count = Some(robots);
+        let max = self.config.robots_max;
+        match robots < max {
+            true => Ok(()),
+            false => Err(NotRegistered::Refused(format!(
+                "robots.robots_max is {max}"
+            ))),
+        }
+    }
+
+    pub(super) async fn count_robots(&self, storage: &dyn Storage) -> Result<u64, StorageError> {
+        let options = ScanOptions {
+            keys_only: true,
+            ..ScanOptions::default()
+        };
+        let mut scan = storage.scan(keys::robots(), options).await?;
+        let mut count = 0;
+        while let Some(items) = scan.next_page().await? {
+            let of_robots = items.iter().filter(|item| {
+                keys::parse_robot(&item.key).is_some_and(|(_, is_online)| !is_online)
+            });
+            count += of_robots.count() as u64;
+        }
+        Ok(count)
+    }
+
+    /// One robot.
+    pub(super) async fn robot_at(
+        &self,
+        storage: &dyn Storage,
+        address: &str,
+    ) -> Result<Option<Known>, StorageError> {
+        let wanted = [keys::robot(address), keys::online(address)];
+        let mut entries = storage.get(&wanted).await?.value.into_iter();
+        let robot = entries.next().flatten().as_ref().and_then(read);
+        let online = entries.next().flatten().as_ref().and_then(read);
+        Ok(robot.map(|robot| Known { robot, online }))
+    }
+
+    /// The robots that pass, in the order of their numbers: at most [`LIST_MAX`].
+    pub(super) async fn robots(
+        &self,
+        storage: &dyn Storage,
+        passes: impl Fn(&Known) -> bool + Send + Sync,
+    ) -> Result<Vec<Known>, StorageError> {
+        let mut scan = storage.scan(keys::robots(), ScanOptions::default()).await?;
+        let mut found: BTreeMap<u64, Known> = BTreeMap::new();
+        let mut last: Option<Known> = None;
+        let mut keep = |known: Option<Known>| {
+            if let Some(known) = known.filter(&passes)
+                && found.len() < LIST_MAX
+            {
+                found.insert(known.robot.id, known);
+            }
+        };
+        while let Some(items) = scan.next_page().await? {
+            for item in items {
+                let (Some((address, is_online)), KeyState::Live(entry)) =
+                    (keys::parse_robot(&item.key), item.state)
+                else {
+                    continue;
+                };
+                if is_online {
+                    // It comes right behind its robot.
+                    match &mut last {
+                        Some(known) if known.robot.robot_address == address => {
+                            known.online = read(&entry);
+                        }
+                        _ => {}
+                    }
+                } else {
+                    let robot = read(&entry).map(|robot| Known {
+                        robot,
+                        online: None,
+                    });
+                    keep(std::mem::replace(&mut last, robot));
+                }
+            }
+        }
+        keep(last);
+        Ok(found.into_values().collect())
+    }
+
+    /// Forgets a robot, and closes its connection.
+    pub(super) async fn remove_robot(
+        &self,
+        storage: &dyn Storage,
+        robot: &Robot,
+    ) -> Result<(), StorageError> {
+        let address = &robot.robot_address;
+        let batch = Batch::new()
+            .remove(keys::robot(address))
+            .remove(keys::online(address));
+        let options = CommitOptions::labelled("robot removed");
+        storage.commit(batch, options).await?;
+        if let Some(count) = &mut *self.robots.lock().await {
+            *count = count.saturating_sub(1);
+        }
+        self.live.remove(address);
+        Ok(())
+    }
+}
