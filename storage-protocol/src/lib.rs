@@ -4,6 +4,7 @@
 //!   [`StorageExt`], the conveniences built on it.
 //! * [`StorageError`] with the three [`Outcome`] classes, and the [`Limits`] both sides enforce.
 //! * [`objects`]: values of any size, on top of [`Storage`].
+//! * [`rooms`]: messages in order and who is present, on top of [`Storage`].
 //! * The wire: [`native`] (subprotocol `storage-sync.v1`) and [`mwdb`], two dialects of one frame; both are
 //!   sans-IO. `docs/protocol.md` is the normative text.
 //!
@@ -16,6 +17,7 @@ pub mod mwdb;
 pub mod native;
 pub mod number;
 pub mod objects;
+pub mod rooms;
 
 mod batch;
 mod error;

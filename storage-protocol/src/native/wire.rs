@@ -69,7 +69,7 @@ impl Reader {
 
     /// The number of items that follow, each of at least `item_bytes_min` bytes: bounded by what is left, and by
     /// [`ITEMS_MAX`] in the whole message.
-    pub(super) fn count(
+    pub(crate) fn count(
         &mut self,
         item_bytes_min: usize,
         what: &'static str,
@@ -90,7 +90,7 @@ impl Reader {
         }
     }
 
-    pub(super) fn bytes(&mut self, what: &'static str) -> Result<Bytes, ProtocolError> {
+    pub(crate) fn bytes(&mut self, what: &'static str) -> Result<Bytes, ProtocolError> {
         let length = self.length(1, what)?;
         Ok(self.rest.split_to(length))
     }
@@ -119,7 +119,7 @@ impl Reader {
         Ok(array)
     }
 
-    pub(super) fn text(&mut self, what: &'static str) -> Result<String, ProtocolError> {
+    pub(crate) fn text(&mut self, what: &'static str) -> Result<String, ProtocolError> {
         let bytes = self.bytes(what)?;
         match std::str::from_utf8(&bytes) {
             Ok(text) => Ok(text.to_owned()),
