@@ -78,6 +78,25 @@ impl<S: Storage> Rooms<S> {
         self.page(range, false, limit).await
     }
 
+    /// How many messages there are; at most `max` are counted.
+    ///
+    /// # Errors
+    /// As [`Storage::scan`].
+    pub async fn count(&self, room: RoomId, max: u64) -> Result<u64> {
+        let options = ScanOptions {
+            keys_only: true,
+            limit: Some(max),
+            ..ScanOptions::default()
+        };
+        let range = self.keys.messages_before(room, None);
+        let mut scan = self.storage.scan(range, options).await?;
+        let mut count = 0;
+        while let Some(page) = scan.next_page().await? {
+            count += page.len() as u64;
+        }
+        Ok(count)
+    }
+
     /// The revision of the last message that is passed over; `None`: there are no more.
     async fn pass_over(
         &self,

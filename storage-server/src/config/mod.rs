@@ -13,6 +13,7 @@ mod load;
 mod repository;
 mod text;
 mod validate;
+mod workspace;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -31,6 +32,7 @@ use crate::gateway::WITH_LOGINS;
 pub use self::error::ConfigError;
 pub use self::events::{EventsConfig, ParamsAction};
 pub use self::repository::{RepositoryConfig, Signup};
+pub use self::workspace::{NodeRooms, WorkspaceConfig};
 pub use crate::engine::rocks::Durability;
 pub(crate) use load::{Document, read};
 pub(crate) use text::{check_address, size};
@@ -539,6 +541,8 @@ pub struct ServerConfig {
     pub events: EventsConfig,
     /// What the gateway `repository` goes by.
     pub repository: RepositoryConfig,
+    /// What the gateway `workspace` goes by.
+    pub workspace: WorkspaceConfig,
     /// Access rules, `[[rule]]`, besides those that are stored. Default none: who is let in may do everything.
     #[serde(rename = "rule", skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
@@ -568,6 +572,7 @@ impl Default for ServerConfig {
             engine: EngineConfig::default(),
             events: EventsConfig::default(),
             repository: RepositoryConfig::default(),
+            workspace: WorkspaceConfig::default(),
             rules: Vec::new(),
             roles: Vec::new(),
             quotas: Vec::new(),

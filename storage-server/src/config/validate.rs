@@ -71,7 +71,8 @@ impl ServerConfig {
         self.timeouts.validate()?;
         self.engine.validate()?;
         self.events.validate()?;
-        self.repository.validate()
+        self.repository.validate()?;
+        self.workspace.validate()
     }
 }
 

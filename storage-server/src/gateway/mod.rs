@@ -17,6 +17,7 @@ pub(crate) mod json;
 pub(crate) mod mwdb;
 pub(crate) mod native;
 pub(crate) mod repository;
+pub(crate) mod workspace;
 
 use std::fmt;
 use std::pin::Pin;
@@ -94,7 +95,7 @@ pub trait Gateway: fmt::Debug + Send + Sync {
 
 /// The gateways of this crate that have logins of their own. A listener that serves one of them lets in nobody without a
 /// credential, unless its `auth` says so.
-pub const WITH_LOGINS: &[&str] = &["events", "repository"];
+pub const WITH_LOGINS: &[&str] = &["events", "repository", "workspace"];
 
 /// What [`Gateway::demo`] does: the lines that say what it made, or why it could not.
 pub type Demo = Pin<Box<dyn Future<Output = Result<Vec<String>, String>> + Send>>;
@@ -105,6 +106,7 @@ pub(crate) fn built_in() -> Vec<Arc<dyn Gateway>> {
         Arc::new(native::NativeGateway),
         Arc::<mwdb::MwdbGateway>::default(),
         Arc::<events::Events>::default(),
+        Arc::<workspace::WorkspaceGateway>::default(),
         Arc::new(auth::Auth),
         Arc::new(admin::Admin),
         // Its routes have an answer for every path, so it comes last.
