@@ -8,6 +8,7 @@ mod access;
 mod gateways;
 mod http;
 mod objects;
+mod rooms;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -52,6 +53,7 @@ fn main() {
     access::write(&seeds);
     gateways::write(&seeds);
     objects::write(&seeds);
+    rooms::write(&seeds);
     http::write(&seeds, &native, &mwdb);
     for golden in &native {
         let name = golden.name.replace('/', "-");

@@ -9,6 +9,7 @@ pub mod repository;
 pub mod rules;
 pub mod targets;
 pub mod tokens;
+pub mod workspace;
 
 #[cfg(test)]
 mod tests {
