@@ -43,7 +43,9 @@ fn read(path: &str) -> String {
 
 fn lines() -> Vec<Line> {
     let golden = read("tests/golden/rooms.jsonl");
-    let lines = golden.lines().map(|line| serde_json::from_str(line).unwrap());
+    let lines = golden
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap());
     lines.collect()
 }
 

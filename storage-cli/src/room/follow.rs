@@ -71,10 +71,16 @@ impl Follow {
         let mut start = WatchStart::Now;
         while let Some(after) = told {
             let reading = async {
-                Ok(rooms.messages_after(room.id, after, PAGE_MESSAGES_MAX).await?)
+                Ok(rooms
+                    .messages_after(room.id, after, PAGE_MESSAGES_MAX)
+                    .await?)
             };
             let page = app.unless_interrupted(reading).await?;
-            for message in page.messages.iter().take(usize::try_from(left).unwrap_or(usize::MAX)) {
+            for message in page
+                .messages
+                .iter()
+                .take(usize::try_from(left).unwrap_or(usize::MAX))
+            {
                 out.line(&show(app, message))?;
                 left -= 1;
             }
@@ -131,7 +137,9 @@ impl Follow {
                 Some(member(app, "left", user, socket))
             }
             RoomEvent::Continuity(Continuity::Resynced { .. }) => {
-                tell("the server's log does not reach back: what was deleted meanwhile is not told");
+                tell(
+                    "the server's log does not reach back: what was deleted meanwhile is not told",
+                );
                 None
             }
             _ => None,
@@ -141,9 +149,15 @@ impl Follow {
 
 fn member(app: &App, what: &str, user: &str, socket: &str) -> String {
     match app.json() {
-        true => Object::new().text(what, user).text("socket", socket).finish(),
+        true => Object::new()
+            .text(what, user)
+            .text("socket", socket)
+            .finish(),
         false => {
-            let (user, socket) = (escape::text(user.as_bytes()), escape::text(socket.as_bytes()));
+            let (user, socket) = (
+                escape::text(user.as_bytes()),
+                escape::text(socket.as_bytes()),
+            );
             format!("{what} {user} {socket}")
         }
     }

@@ -49,7 +49,9 @@ impl History {
         if self.all {
             let mut after = Revision::ZERO;
             loop {
-                let page = rooms.messages_after(room.id, after, PAGE_MESSAGES_MAX).await?;
+                let page = rooms
+                    .messages_after(room.id, after, PAGE_MESSAGES_MAX)
+                    .await?;
                 for message in &page.messages {
                     out.line(&show(app, message))?;
                 }

@@ -117,9 +117,15 @@ fn show(app: &App, message: &Message) -> String {
     let time = std::time::UNIX_EPOCH + std::time::Duration::from_millis(message.time.0);
     // Within what the calendar of the crate has.
     let time = match message.time.0 {
-        millis if millis < 253_402_300_800_000 => humantime::format_rfc3339_seconds(time).to_string(),
+        millis if millis < 253_402_300_800_000 => {
+            humantime::format_rfc3339_seconds(time).to_string()
+        }
         millis => format!("{millis} ms"),
     };
     let (author, text) = (message.author.as_bytes(), message.text.as_bytes());
-    format!("{id}\t{time}\t{}\t{}", escape::text(author), escape::text(text))
+    format!(
+        "{id}\t{time}\t{}\t{}",
+        escape::text(author),
+        escape::text(text)
+    )
 }

@@ -31,15 +31,26 @@ pub fn check(input: &[u8]) {
 fn check_text(text: &str) {
     let out = sanitised(text);
     assert_eq!(sanitised(&out), out, "once is enough");
-    assert!(out.len() <= 8 * text.len() + 64 * 16, "{} of {}", out.len(), text.len());
+    assert!(
+        out.len() <= 8 * text.len() + 64 * 16,
+        "{} of {}",
+        out.len(),
+        text.len()
+    );
     for (at, _) in out.match_indices('<') {
         let tag = out.get(at + 1..).unwrap_or_default();
         let tag = tag.strip_prefix('/').unwrap_or(tag);
-        let name: String = tag.chars().take_while(char::is_ascii_alphanumeric).collect();
+        let name: String = tag
+            .chars()
+            .take_while(char::is_ascii_alphanumeric)
+            .collect();
         let rest = tag.get(name.len()..).unwrap_or_default();
         let is_link = name == "a" && rest.starts_with(" href=\"");
         assert!(rest.starts_with('>') || is_link, "{out:?}");
-        assert!(!["script", "img", "style", "svg", "iframe", ""].contains(&name.as_str()), "{out:?}");
+        assert!(
+            !["script", "img", "style", "svg", "iframe", ""].contains(&name.as_str()),
+            "{out:?}"
+        );
     }
 }
 

@@ -38,7 +38,11 @@ fn draft(text: &str) -> Draft {
 }
 
 async fn room(rooms: &Rooms<Handle>, object: &str) -> Room {
-    rooms.open_or_create(&node(object), "label").await.unwrap().0
+    rooms
+        .open_or_create(&node(object), "label")
+        .await
+        .unwrap()
+        .0
 }
 
 async fn post(rooms: &Rooms<Handle>, room: &Room, text: &str) -> Message {
@@ -46,7 +50,10 @@ async fn post(rooms: &Rooms<Handle>, room: &Room, text: &str) -> Message {
 }
 
 fn texts(messages: &[Message]) -> Vec<&str> {
-    messages.iter().map(|message| message.text.as_str()).collect()
+    messages
+        .iter()
+        .map(|message| message.text.as_str())
+        .collect()
 }
 
 async fn those_who_open_a_room_at_once_make_one(context: Context) {
@@ -71,7 +78,10 @@ async fn those_who_open_a_room_at_once_make_one(context: Context) {
     assert_ne!(other.id, found.id);
     let all = rooms.list(None, 10).await.unwrap();
     assert_eq!(all, [(node("n-1"), found.id), (user.clone(), other.id)]);
-    assert_eq!(rooms.list(Some(&node("n-1")), 10).await.unwrap(), [(user, other.id)]);
+    assert_eq!(
+        rooms.list(Some(&node("n-1")), 10).await.unwrap(),
+        [(user, other.id)]
+    );
     assert_eq!(rooms.list(None, 1).await.unwrap().len(), 1);
 }
 
@@ -94,13 +104,22 @@ async fn messages_come_in_the_order_of_their_commits(context: Context) {
     });
     let mut posted = join_all(posting).await.concat();
     posted.sort_by_key(|message| message.id);
-    let page = rooms.history(room.id, HistoryWish::default()).await.unwrap();
+    let page = rooms
+        .history(room.id, HistoryWish::default())
+        .await
+        .unwrap();
     assert_eq!(page.messages, posted);
     assert!(!page.more);
-    let ids: BTreeSet<String> = posted.iter().map(|message| message.id.to_string()).collect();
+    let ids: BTreeSet<String> = posted
+        .iter()
+        .map(|message| message.id.to_string())
+        .collect();
     assert_eq!(ids.len(), 40);
     let one = &posted[17];
-    assert_eq!(rooms.message(room.id, one.id).await.unwrap().as_ref(), Some(one));
+    assert_eq!(
+        rooms.message(room.id, one.id).await.unwrap().as_ref(),
+        Some(one)
+    );
     let mut other = one.id;
     other.nonce[0] ^= 1;
     assert_eq!(rooms.message(room.id, other).await.unwrap(), None);
@@ -162,7 +181,10 @@ async fn a_history_has_every_message_on_one_page(context: Context) {
     };
     let page = rooms.history(room.id, beyond).await.unwrap();
     assert!(page.messages.is_empty() && !page.more);
-    let everything = rooms.messages_after(room.id, Revision::ZERO, 100).await.unwrap();
+    let everything = rooms
+        .messages_after(room.id, Revision::ZERO, 100)
+        .await
+        .unwrap();
     assert_eq!(everything.messages, posted);
 }
 
@@ -173,8 +195,14 @@ async fn a_post_is_one_commit_with_other_changes(context: Context) {
     let said = draft("with a change");
     let batch = Batch::new().put("count", "1");
     let batch = rooms.post_with(batch, &room, &said).unwrap();
-    let position = storage.commit(batch, CommitOptions::default()).await.unwrap();
-    let page = rooms.history(room.id, HistoryWish::default()).await.unwrap();
+    let position = storage
+        .commit(batch, CommitOptions::default())
+        .await
+        .unwrap();
+    let page = rooms
+        .history(room.id, HistoryWish::default())
+        .await
+        .unwrap();
     assert_eq!(page.messages, [said.posted(position.revision)]);
     let entry = storage.get_one(bytes("count")).await.unwrap().unwrap();
     assert_eq!(entry.revision, position.revision);
@@ -200,11 +228,20 @@ async fn a_feed_tells_what_happens(context: Context) {
     let room = room(&rooms, "n-1").await;
     let start = rooms.members(room.id).await.unwrap().position;
     let first = post(&rooms, &room, "before").await;
-    let mut feed = rooms.follow(room.id, WatchStart::After(start)).await.unwrap();
+    let mut feed = rooms
+        .follow(room.id, WatchStart::After(start))
+        .await
+        .unwrap();
     assert_eq!(next(&mut feed).await, RoomEvent::Message(first.clone()));
-    rooms.join(&room, "bob", "1", Lifetime::Forever).await.unwrap();
+    rooms
+        .join(&room, "bob", "1", Lifetime::Forever)
+        .await
+        .unwrap();
     rooms.leave(room.id, "bob", "1").await.unwrap();
-    let deleted = rooms.delete(room.id, first.id, DeletedBy::Author("ana")).await.unwrap();
+    let deleted = rooms
+        .delete(room.id, first.id, DeletedBy::Author("ana"))
+        .await
+        .unwrap();
     assert!(matches!(deleted, Deleted::Done(_, message) if message == first));
     // Another room is no business of this one.
     let other = rooms.open_or_create(&node("n-2"), "").await.unwrap().0;
@@ -238,14 +275,29 @@ fn member(user: &str, sockets: &[&str]) -> Member {
 async fn a_user_is_present_once_and_until_the_last_socket(context: Context) {
     let rooms = Rooms::new(context.open().await);
     let room = room(&rooms, "n-1").await;
-    for (user, socket) in [("bob", "2"), ("ana", "1"), ("bob", "1"), ("bob", "1"), ("bo", "b1")] {
-        rooms.join(&room, user, socket, Lifetime::Session).await.unwrap();
+    for (user, socket) in [
+        ("bob", "2"),
+        ("ana", "1"),
+        ("bob", "1"),
+        ("bob", "1"),
+        ("bo", "b1"),
+    ] {
+        rooms
+            .join(&room, user, socket, Lifetime::Session)
+            .await
+            .unwrap();
     }
     let members = async || rooms.members(room.id).await.unwrap().value;
     let (ana, bo) = (member("ana", &["1"]), member("bo", &["b1"]));
-    assert_eq!(members().await, [ana.clone(), bo.clone(), member("bob", &["1", "2"])]);
+    assert_eq!(
+        members().await,
+        [ana.clone(), bo.clone(), member("bob", &["1", "2"])]
+    );
     rooms.leave(room.id, "bob", "2").await.unwrap();
-    assert_eq!(members().await, [ana.clone(), bo.clone(), member("bob", &["1"])]);
+    assert_eq!(
+        members().await,
+        [ana.clone(), bo.clone(), member("bob", &["1"])]
+    );
     rooms.leave(room.id, "bob", "1").await.unwrap();
     rooms.leave(room.id, "bob", "1").await.unwrap();
     assert_eq!(members().await, [ana, bo]);
@@ -261,10 +313,16 @@ async fn presence_ends_with_its_session(context: Context) {
     let start = rooms.members(room.id).await.unwrap().position;
     let session = context.session().await;
     let theirs = Rooms::new(session.storage.clone());
-    theirs.join(&room, "bob", "1", Lifetime::Session).await.unwrap();
+    theirs
+        .join(&room, "bob", "1", Lifetime::Session)
+        .await
+        .unwrap();
     drop(theirs);
     (session.end.unwrap())().await;
-    let mut feed = rooms.follow(room.id, WatchStart::After(start)).await.unwrap();
+    let mut feed = rooms
+        .follow(room.id, WatchStart::After(start))
+        .await
+        .unwrap();
     let (user, socket) = ("bob".to_owned(), "1".to_owned());
     let joined = RoomEvent::Joined {
         user: user.clone(),
@@ -277,15 +335,30 @@ async fn presence_ends_with_its_session(context: Context) {
 async fn a_message_is_deleted_by_who_may(context: Context) {
     let rooms = Rooms::new(context.open().await);
     let room = room(&rooms, "n-1").await;
-    let (first, second) = (post(&rooms, &room, "1").await, post(&rooms, &room, "2").await);
+    let (first, second) = (
+        post(&rooms, &room, "1").await,
+        post(&rooms, &room, "2").await,
+    );
     let delete = async |message: &Message, by| rooms.delete(room.id, message.id, by).await.unwrap();
     let refused = delete(&first, DeletedBy::Author("bob")).await;
     assert_eq!(refused, Deleted::OfAnother("ana".to_owned()));
-    assert!(matches!(delete(&first, DeletedBy::Author("ana")).await, Deleted::Done(..)));
-    assert_eq!(delete(&first, DeletedBy::Author("ana")).await, Deleted::Missing);
-    let page = rooms.history(room.id, HistoryWish::default()).await.unwrap();
+    assert!(matches!(
+        delete(&first, DeletedBy::Author("ana")).await,
+        Deleted::Done(..)
+    ));
+    assert_eq!(
+        delete(&first, DeletedBy::Author("ana")).await,
+        Deleted::Missing
+    );
+    let page = rooms
+        .history(room.id, HistoryWish::default())
+        .await
+        .unwrap();
     assert_eq!(texts(&page.messages), ["2"]);
-    assert!(matches!(delete(&second, DeletedBy::Anyone).await, Deleted::Done(..)));
+    assert!(matches!(
+        delete(&second, DeletedBy::Anyone).await,
+        Deleted::Done(..)
+    ));
     assert_eq!(rooms.count(room.id, 10).await.unwrap(), 0);
 }
 
@@ -315,16 +388,28 @@ async fn a_removed_room_leaves_nothing(context: Context) {
         let value = storage_protocol::rooms::MessageRecord(draft("x")).encode();
         batch = batch.put([&prefix[..], b"m/", &n.to_be_bytes()].concat(), value);
     }
-    storage.commit(batch, CommitOptions::default()).await.unwrap();
-    rooms.join(&gone, "ana", "1", Lifetime::Session).await.unwrap();
+    storage
+        .commit(batch, CommitOptions::default())
+        .await
+        .unwrap();
+    rooms
+        .join(&gone, "ana", "1", Lifetime::Session)
+        .await
+        .unwrap();
     post(&rooms, &kept, "stays").await;
     assert!(rooms.remove(gone.id).await.unwrap());
     assert!(!rooms.remove(gone.id).await.unwrap());
-    let scan = storage.scan(KeyRange::all(), Default::default()).await.unwrap();
+    let scan = storage
+        .scan(KeyRange::all(), Default::default())
+        .await
+        .unwrap();
     let left = scan.collect().await.unwrap();
     // The other one's record, index row and message.
     assert_eq!(left.len(), 3);
-    assert_eq!(rooms.list(None, 10).await.unwrap(), [(node("n-2"), kept.id)]);
+    assert_eq!(
+        rooms.list(None, 10).await.unwrap(),
+        [(node("n-2"), kept.id)]
+    );
 }
 
 async fn prefixes_keep_rooms_apart(context: Context) {

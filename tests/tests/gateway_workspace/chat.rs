@@ -11,8 +11,10 @@ async fn item_13_two_who_join_make_one_room_and_see_each_other() {
     let (of_ana, of_bob) = tokio::join!(ana.join(node("n-1")), bob.join(node("n-1")));
     assert_eq!(of_ana, of_bob);
     // By whichever update comes last.
-    ana.say(json!({ "@type": "JOIN", "Room": node("n-1") })).await;
-    bob.say(json!({ "@type": "JOIN", "Room": node("n-1") })).await;
+    ana.say(json!({ "@type": "JOIN", "Room": node("n-1") }))
+        .await;
+    bob.say(json!({ "@type": "JOIN", "Room": node("n-1") }))
+        .await;
     ana.sees(&["ana", "bob"]).await;
     bob.sees(&["ana", "bob"]).await;
 }
@@ -27,7 +29,8 @@ async fn item_14_who_joins_is_sent_the_room_and_then_its_messages() {
         assert_eq!(ana.text().await, text);
     }
     let mut bob = house.chat("bob").await;
-    bob.say(json!({ "@type": "JOIN", "Room": node("n-1") })).await;
+    bob.say(json!({ "@type": "JOIN", "Room": node("n-1") }))
+        .await;
     let update = bob.frame().await;
     assert_eq!(update["@type"], "ROOM_UPDATE");
     assert_eq!(update["Room"]["Type"], "NODE");
@@ -35,7 +38,10 @@ async fn item_14_who_joins_is_sent_the_room_and_then_its_messages() {
     assert_eq!(update["Room"]["Users"], json!(["ana", "bob"]));
     for text in ["one", "two", "three"] {
         let frame = bob.frame_but_updates().await;
-        assert_eq!((&frame["Message"], &frame["RoomUuid"]), (&json!(text), &json!(room)));
+        assert_eq!(
+            (&frame["Message"], &frame["RoomUuid"]),
+            (&json!(text), &json!(room))
+        );
     }
 }
 
@@ -54,7 +60,10 @@ async fn item_16_a_post_is_told_to_all_as_the_server_has_it() {
     assert_eq!(of_ana, of_bob);
     assert_eq!(of_ana["Author"], "ana");
     assert_eq!(of_ana["RoomUuid"], json!(room));
-    assert_eq!(of_ana["Message"], "<b>hi</b> &lt;script&gt;x&lt;/script&gt;");
+    assert_eq!(
+        of_ana["Message"],
+        "<b>hi</b> &lt;script&gt;x&lt;/script&gt;"
+    );
     assert_eq!(of_ana["Info"], json!({ "k": "v" }));
     assert_eq!(of_ana["Uuid"].as_str().unwrap().len(), 32);
     let time: u64 = of_ana["Timestamp"].as_str().unwrap().parse().unwrap();
@@ -78,7 +87,8 @@ async fn item_18_a_message_is_deleted_by_its_author_and_by_administrators() {
     forged["Author"] = "bob".into();
     bob.say(delete(&forged)).await;
     assert!(bob.error().await.contains("somebody else"));
-    bob.say(json!({ "@type": "HISTORY", "Room": node("n-1") })).await;
+    bob.say(json!({ "@type": "HISTORY", "Room": node("n-1") }))
+        .await;
     assert_eq!(bob.text().await, "mine");
     ana.say(delete(&message)).await;
     for socket in [&mut ana, &mut bob] {
@@ -146,8 +156,10 @@ async fn item_26_what_the_browser_says_works_as_it_says_it() {
     let token = house.token("ana").await;
     let mut ana = house.open("/ws/chat").await.unwrap();
     let room = r#"{"Type":"NODE","RoomTypeObject":"n-1"}"#;
-    ana.say_text(&format!(r#"{{"@type":"subscribe","jwt":"{token}"}}"#)).await;
-    ana.say_text(&format!(r#"{{"@type":"JOIN","Room":{room}}}"#)).await;
+    ana.say_text(&format!(r#"{{"@type":"subscribe","jwt":"{token}"}}"#))
+        .await;
+    ana.say_text(&format!(r#"{{"@type":"JOIN","Room":{room}}}"#))
+        .await;
     let history = format!(
         r#"{{"@type":"HISTORY","Room":{room},"Message":{{"Message":"{{\"Offset\":0,\"Limit\":40}}"}}}}"#
     );
@@ -160,10 +172,14 @@ async fn item_26_what_the_browser_says_works_as_it_says_it() {
     ))
     .await;
     assert_eq!(ana.text().await, "hi");
-    ana.say_text(&format!(r#"{{"@type":"JOIN","Room":{room},"Message":{{"Message":"PING"}}}}"#))
+    ana.say_text(&format!(
+        r#"{{"@type":"JOIN","Room":{room},"Message":{{"Message":"PING"}}}}"#
+    ))
+    .await;
+    ana.say_text(&format!(r#"{{"@type":"LEAVE","Room":{room}}}"#))
         .await;
-    ana.say_text(&format!(r#"{{"@type":"LEAVE","Room":{room}}}"#)).await;
-    ana.say(json!({ "@type": "subscribe", "jwt": token, "ack": true })).await;
+    ana.say(json!({ "@type": "subscribe", "jwt": token, "ack": true }))
+        .await;
     while ana.frame().await["@type"] != "subscribed" {}
     // Posting in the room of a node is an event of the node.
     let mut events = house.events("bob").await;
@@ -173,6 +189,10 @@ async fn item_26_what_the_browser_says_works_as_it_says_it() {
     let told = events.frame().await;
     assert_eq!(told["Type"], "UPDATE_USER_META", "{told}");
     assert_eq!(told["Target"]["Path"], "team/a.txt");
-    let count: u64 = told["Target"]["MetaStore"]["has_comments"].as_str().unwrap().parse().unwrap();
+    let count: u64 = told["Target"]["MetaStore"]["has_comments"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
     assert!((1..=2).contains(&count), "{told}");
 }

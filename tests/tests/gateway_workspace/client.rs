@@ -23,7 +23,7 @@ const USERS: [&str; 3] = ["eve", "ro", "two"];
 pub(crate) struct House {
     pub(crate) server: ServerProcess,
     pub(crate) certificates: Certificates,
-    folder: TempDir,
+    _folder: TempDir,
     /// Of the gateway's listener: a port that a restart can have again.
     pub(crate) address: String,
 }
@@ -78,15 +78,11 @@ gateways = ["workspace"]
         let house = Self {
             server,
             certificates,
-            folder,
+            _folder: folder,
             address,
         };
         house.fill().await;
         house
-    }
-
-    pub(crate) fn folder(&self) -> &std::path::Path {
-        self.folder.path()
     }
 
     async fn fill(&self) {
@@ -171,7 +167,9 @@ gateways = ["workspace"]
 
     pub(crate) async fn tell_as(&self, token: &str, event: &Value) {
         let bearer = format!("Authorization: Bearer {token}\r\n");
-        let answer = self.post("/workspace/events", &bearer, &event.to_string()).await;
+        let answer = self
+            .post("/workspace/events", &bearer, &event.to_string())
+            .await;
         assert_eq!(answer.status, 200, "{}", answer.text());
     }
 
@@ -249,7 +247,8 @@ impl Socket {
     }
 
     pub(crate) async fn subscribe(&mut self, token: &str) {
-        self.say(json!({ "@type": "subscribe", "jwt": token, "ack": true })).await;
+        self.say(json!({ "@type": "subscribe", "jwt": token, "ack": true }))
+            .await;
         let frame = self.frame().await;
         assert_eq!(frame["@type"], "subscribed", "{frame}");
     }

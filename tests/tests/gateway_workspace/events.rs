@@ -20,7 +20,6 @@ async fn until_mark(house: &House, socket: &mut Socket) -> Vec<Value> {
     }
 }
 
-
 #[tokio::test]
 async fn item_06_nodes_in_a_workspace_are_told_to_those_who_have_it_and_nobody_beside() {
     let house = House::new().await;
@@ -31,11 +30,15 @@ async fn item_06_nodes_in_a_workspace_are_told_to_those_who_have_it_and_nobody_b
     };
     let previous = || CommitOptions::default().with_previous();
     // By a native client of the storage.
-    house.commit(Batch::new().put("nodes/data/team/x", node("1"))).await;
+    house
+        .commit(Batch::new().put("nodes/data/team/x", node("1")))
+        .await;
     let created = ana.frame().await;
     assert_eq!(created["Target"]["Path"], "team/x", "{created}");
     assert_eq!(created.get("Type"), None);
-    house.commit_with(Batch::new().put("nodes/data/team/x", node("2")), previous()).await;
+    house
+        .commit_with(Batch::new().put("nodes/data/team/x", node("2")), previous())
+        .await;
     assert_eq!(ana.frame().await["Type"], "UPDATE_CONTENT");
     let moved = Batch::new()
         .remove("nodes/data/team/x")
@@ -45,11 +48,18 @@ async fn item_06_nodes_in_a_workspace_are_told_to_those_who_have_it_and_nobody_b
     assert_eq!(moved["Type"], "UPDATE_PATH");
     assert_eq!(moved["Source"]["Path"], "team/x");
     assert_eq!(moved["Target"]["Path"], "team/b/x");
-    house.commit_with(Batch::new().remove("nodes/data/team/b/x"), previous()).await;
+    house
+        .commit_with(Batch::new().remove("nodes/data/team/b/x"), previous())
+        .await;
     let deleted = ana.frame().await;
-    assert_eq!((&deleted["Type"], &deleted["Source"]["Uuid"]), (&json!("DELETE"), &json!("n-9")));
+    assert_eq!(
+        (&deleted["Type"], &deleted["Source"]["Uuid"]),
+        (&json!("DELETE"), &json!("n-9"))
+    );
     // `/data/team` is no root of `/data/teams`.
-    house.tell(json!({ "Type": "DELETE", "Source": { "Uuid": "z", "Path": "/data/teams/x" } })).await;
+    house
+        .tell(json!({ "Type": "DELETE", "Source": { "Uuid": "z", "Path": "/data/teams/x" } }))
+        .await;
     assert_eq!(until_mark(&house, &mut ana).await, Vec::<Value>::new());
     assert_eq!(until_mark(&house, &mut eve).await, Vec::<Value>::new());
 }
@@ -58,12 +68,17 @@ async fn item_06_nodes_in_a_workspace_are_told_to_those_who_have_it_and_nobody_b
 async fn item_07_a_node_in_two_workspaces_is_told_twice() {
     let house = House::new().await;
     let mut two = house.events("two").await;
-    house.tell(json!({ "Type": "DELETE", "Source": { "Uuid": "z", "Path": "/data/team/x" } })).await;
+    house
+        .tell(json!({ "Type": "DELETE", "Source": { "Uuid": "z", "Path": "/data/team/x" } }))
+        .await;
     let frames = until_mark(&house, &mut two).await;
     let told = |frame: &Value| {
         let source = &frame["Source"];
         let text = |value: &Value| value.as_str().unwrap().to_owned();
-        (text(&source["MetaStore"]["EventWorkspaceId"]), text(&source["Path"]))
+        (
+            text(&source["MetaStore"]["EventWorkspaceId"]),
+            text(&source["Path"]),
+        )
     };
     let told: Vec<_> = frames.iter().map(told).collect();
     let of = |workspace: &str, path: &str| (format!("\"{workspace}\""), path.to_owned());
@@ -93,10 +108,16 @@ async fn item_09_a_move_over_the_border_is_a_creation_or_a_deletion() {
     };
     house.tell(moved("/elsewhere/a", "/data/team/a")).await;
     let frame = ana.frame().await;
-    assert_eq!((frame.get("Type"), &frame["Target"]["Path"]), (None, &json!("team/a")));
+    assert_eq!(
+        (frame.get("Type"), &frame["Target"]["Path"]),
+        (None, &json!("team/a"))
+    );
     house.tell(moved("/data/team/a", "/elsewhere/a")).await;
     let frame = ana.frame().await;
-    assert_eq!((&frame["Type"], &frame["Source"]["Path"]), (&json!("DELETE"), &json!("team/a")));
+    assert_eq!(
+        (&frame["Type"], &frame["Source"]["Path"]),
+        (&json!("DELETE"), &json!("team/a"))
+    );
     assert_eq!(frame.get("Target"), None);
     house.tell(moved("/elsewhere/a", "/elsewhere/b")).await;
     assert_eq!(until_mark(&house, &mut ana).await, Vec::<Value>::new());
@@ -108,16 +129,23 @@ async fn item_10_a_task_is_for_its_owner_and_the_systems_for_administrators() {
     let mut ana = house.events("ana").await;
     let mut bob = house.events("bob").await;
     let mut admin = house.events("admin").await;
-    house.tell(json!({
+    house
+        .tell(json!({
         "TaskUpdated": { "ID": "t1", "JobID": "j1", "Status": "Running", "TriggerOwner": "ana",
             "HasProgress": true, "Progress": 0.4, "CanPause": false },
-        "Job": { "ID": "j1", "Label": "Copy", "Owner": "ana" } })).await;
-    house.tell(json!({ "TaskUpdated": { "ID": "t2", "TriggerOwner": "pydio.system.user" } })).await;
+        "Job": { "ID": "j1", "Label": "Copy", "Owner": "ana" } }))
+        .await;
+    house
+        .tell(json!({ "TaskUpdated": { "ID": "t2", "TriggerOwner": "pydio.system.user" } }))
+        .await;
     let of_ana = until_mark(&house, &mut ana).await;
-    assert_eq!(of_ana, [json!({
+    assert_eq!(
+        of_ana,
+        [json!({
         "TaskUpdated": { "ID": "t1", "JobID": "j1", "Status": "Running", "TriggerOwner": "ana",
             "HasProgress": true, "Progress": 0.4 },
-        "Job": { "ID": "j1", "Label": "Copy", "Owner": "ana" } })]);
+        "Job": { "ID": "j1", "Label": "Copy", "Owner": "ana" } })]
+    );
     assert_eq!(until_mark(&house, &mut bob).await, Vec::<Value>::new());
     let of_admin = until_mark(&house, &mut admin).await;
     assert_eq!(of_admin.len(), 1);
@@ -130,17 +158,27 @@ async fn item_11_an_identity_event_reaches_those_whom_it_concerns() {
     let mut ana = house.events("ana").await;
     let mut ro = house.events("ro").await;
     let acl = |action: &str| json!({ "@type": "idm", "Type": "UPDATE", "Acl": { "RoleID": "team", "Action": { "Name": action } } });
-    house.tell(json!({ "@type": "idm", "Type": "UPDATE", "Role": { "Uuid": "team" } })).await;
+    house
+        .tell(json!({ "@type": "idm", "Type": "UPDATE", "Role": { "Uuid": "team" } }))
+        .await;
     house.tell(acl("parameter:core:x")).await;
     house.tell(acl("action:y")).await;
     house.tell(acl("read")).await;
-    house.tell(json!({ "@type": "idm", "User": { "Login": "ro" } })).await;
+    house
+        .tell(json!({ "@type": "idm", "User": { "Login": "ro" } }))
+        .await;
     let of_ana = until_mark(&house, &mut ana).await;
-    assert_eq!(of_ana, [
-        json!({ "@type": "idm", "Type": "UPDATE", "Role": { "Uuid": "team" } }),
-        json!({ "@type": "idm", "Type": "UPDATE", "Acl": { "RoleID": "team", "Action": { "Name": "read" } } }),
-    ]);
-    assert_eq!(until_mark(&house, &mut ro).await, [json!({ "@type": "idm", "User": { "Login": "ro" } })]);
+    assert_eq!(
+        of_ana,
+        [
+            json!({ "@type": "idm", "Type": "UPDATE", "Role": { "Uuid": "team" } }),
+            json!({ "@type": "idm", "Type": "UPDATE", "Acl": { "RoleID": "team", "Action": { "Name": "read" } } }),
+        ]
+    );
+    assert_eq!(
+        until_mark(&house, &mut ro).await,
+        [json!({ "@type": "idm", "User": { "Login": "ro" } })]
+    );
 }
 
 #[tokio::test]
@@ -148,12 +186,19 @@ async fn rights_change_with_the_records_and_the_client_is_told_to_look() {
     let house = House::new().await;
     let mut eve = house.events("eve").await;
     let gone = |path: &str| json!({ "Type": "DELETE", "Source": { "Uuid": "z", "Path": path } });
-    house.commit(Batch::new().put("roles/none", r#"{"workspaces":{"ws-7":"r"}}"#)).await;
+    house
+        .commit(Batch::new().put("roles/none", r#"{"workspaces":{"ws-7":"r"}}"#))
+        .await;
     let told = eve.frame().await;
-    assert_eq!(told, json!({ "@type": "idm", "Type": "UPDATE", "Role": { "Uuid": "none" } }));
+    assert_eq!(
+        told,
+        json!({ "@type": "idm", "Type": "UPDATE", "Role": { "Uuid": "none" } })
+    );
     house.tell(gone("/data/team/x")).await;
     assert_eq!(eve.frame().await["Source"]["Path"], "team/x");
-    house.commit(Batch::new().put("workspaces/ws-7", r#"{"slug":"team","roots":["/other"]}"#)).await;
+    house
+        .commit(Batch::new().put("workspaces/ws-7", r#"{"slug":"team","roots":["/other"]}"#))
+        .await;
     assert_eq!(eve.frame().await["Workspace"]["UUID"], "ws-7");
     house.tell(gone("/data/team/x")).await;
     house.tell(gone("/other/x")).await;
@@ -186,13 +231,19 @@ async fn updates_that_follow_quickly_are_one_and_too_many_events_are_a_hint() {
     let house = House::configured("quiet = \"200ms\"", "").await;
     let mut ana = house.events("ana").await;
     let token = house.token("admin").await;
-    let update = |kind: &str| {
-        json!({ "Type": kind, "Target": { "Uuid": "n", "Path": "/data/team/x" } })
-    };
-    let burst = json!([update("UPDATE_META"), update("CREATE"), update("UPDATE_CONTENT")]);
+    let update =
+        |kind: &str| json!({ "Type": kind, "Target": { "Uuid": "n", "Path": "/data/team/x" } });
+    let burst = json!([
+        update("UPDATE_META"),
+        update("CREATE"),
+        update("UPDATE_CONTENT")
+    ]);
     house.tell_as(&token, &burst).await;
     let frame = ana.frame().await;
-    assert_eq!((frame.get("Type"), &frame["Target"]["Path"]), (None, &json!("team/x")));
+    assert_eq!(
+        (frame.get("Type"), &frame["Target"]["Path"]),
+        (None, &json!("team/x"))
+    );
     assert_eq!(until_mark(&house, &mut ana).await, Vec::<Value>::new());
     // Deletions are not merged: 20 of them at once are told, and then a hint.
     let gone = |n: usize| json!({ "Type": "DELETE", "Source": { "Uuid": n.to_string(), "Path": format!("/data/team/{n}") } });

@@ -81,7 +81,8 @@ impl Member {
                 match frame["@type"].as_str() {
                     None => {
                         self.last = Some(frame["Uuid"].as_str().unwrap().to_owned());
-                        self.heard.push(frame["Message"].as_str().unwrap().to_owned());
+                        self.heard
+                            .push(frame["Message"].as_str().unwrap().to_owned());
                     }
                     Some("ROOM_UPDATE" | "resync") => {}
                     // A server that starts or ends.
@@ -110,7 +111,8 @@ async fn each_member_has_every_message_once_and_in_order_whatever_breaks() {
             let mut member = Member {
                 address: address.clone(),
                 token: if n % 2 == 0 { ana.clone() } else { bob.clone() },
-                last: None,
+                // From the very first one on, whenever it comes.
+                last: Some("0".repeat(32)),
                 heard: Vec::new(),
             };
             // Some are cut off often, some never.
@@ -136,15 +138,21 @@ async fn each_member_has_every_message_once_and_in_order_whatever_breaks() {
     house.lock().await.server.restart();
     tokio::time::sleep(seconds.saturating_sub(began.elapsed())).await;
     done.store(true, Ordering::Relaxed);
-    let acknowledged: Vec<Vec<String>> =
-        join_all(posting).await.into_iter().map(Result::unwrap).collect();
+    let acknowledged: Vec<Vec<String>> = join_all(posting)
+        .await
+        .into_iter()
+        .map(Result::unwrap)
+        .collect();
     // The first and the last word are of one who is never cut off.
     let mut last = house.lock().await.chat("ana").await;
-    last.say(json!({ "@type": "JOIN", "Room": node("n-1") })).await;
+    last.say(json!({ "@type": "JOIN", "Room": node("n-1") }))
+        .await;
     let update = last.expect("ROOM_UPDATE").await;
     let room = update["Room"]["Uuid"].as_str().unwrap().to_owned();
     last.post(&room, "the end").await;
-    let heard = tokio::time::timeout(PATIENCE, join_all(hearing)).await.unwrap();
+    let heard = tokio::time::timeout(PATIENCE, join_all(hearing))
+        .await
+        .unwrap();
     let heard: Vec<Vec<String>> = heard.into_iter().map(Result::unwrap).collect();
     let first = &heard[0];
     assert!(first.len() > POSTERS, "{}", first.len());
@@ -162,7 +170,10 @@ async fn each_member_has_every_message_once_and_in_order_whatever_breaks() {
         let told: Vec<&String> = told.collect();
         // In its order, and none that came back to it is missing.
         assert!(told.is_sorted_by_key(|text| text[2..].parse::<usize>().unwrap()));
-        assert!(texts.iter().all(|text| told.contains(&text)), "poster {poster}");
+        assert!(
+            texts.iter().all(|text| told.contains(&text)),
+            "poster {poster}"
+        );
     }
     println!(
         "{members} members heard {} messages each, {} posted, in {:?}",
@@ -201,7 +212,8 @@ async fn post(
                 // Whether the one before was posted when the connection broke is not known: each is a new one.
                 let text = format!("{poster} {next}");
                 next += 1;
-                let post = json!({ "@type": "POST", "Message": { "RoomUuid": room, "Message": text } });
+                let post =
+                    json!({ "@type": "POST", "Message": { "RoomUuid": room, "Message": text } });
                 if stream.send(Message::text(post.to_string())).await.is_err() {
                     break;
                 }

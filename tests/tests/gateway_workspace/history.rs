@@ -11,7 +11,9 @@ async fn page(socket: &mut Socket, offset: u64, limit: u64) -> (Vec<String>, Opt
         .await;
     socket.expect("ROOM_UPDATE").await;
     // The answer to the next one stands behind all of this one.
-    socket.say(json!({ "@type": "POST", "Message": { "Message": "nowhere" } })).await;
+    socket
+        .say(json!({ "@type": "POST", "Message": { "Message": "nowhere" } }))
+        .await;
     let (mut texts, mut more) = (Vec::new(), None);
     loop {
         let frame = socket.frame().await;
@@ -42,9 +44,15 @@ async fn item_15_a_history_comes_by_pages_from_the_newest_on() {
     assert_eq!(more["RoomUuid"], json!(room));
     assert!(more["Timestamp"].is_number(), "{more}");
     let (texts, more) = page(&mut bob, 2, 2).await;
-    assert_eq!((texts.as_slice(), more.is_some()), (&["2".to_owned(), "3".to_owned()][..], true));
+    assert_eq!(
+        (texts.as_slice(), more.is_some()),
+        (&["2".to_owned(), "3".to_owned()][..], true)
+    );
     assert_eq!(page(&mut bob, 4, 2).await, (vec!["1".to_owned()], None));
-    assert_eq!(page(&mut bob, 3, 2).await, (vec!["1".to_owned(), "2".to_owned()], None));
+    assert_eq!(
+        page(&mut bob, 3, 2).await,
+        (vec!["1".to_owned(), "2".to_owned()], None)
+    );
     assert_eq!(page(&mut bob, 5, 2).await, (vec![], None));
 }
 
@@ -60,14 +68,16 @@ async fn item_23_messages_survive_a_restart_in_their_order() {
     }
     house.server.restart();
     let mut ana = house.chat("ana").await;
-    ana.say(json!({ "@type": "JOIN", "Room": node("n-1") })).await;
+    ana.say(json!({ "@type": "JOIN", "Room": node("n-1") }))
+        .await;
     for message in &before {
         assert_eq!(ana.frame_but_updates().await, *message);
     }
     // And from one of them on.
     let mut bob = house.chat("bob").await;
     let last = json!({ "Uuid": before[6]["Uuid"] });
-    bob.say(json!({ "@type": "JOIN", "Room": node("n-1"), "Message": last })).await;
+    bob.say(json!({ "@type": "JOIN", "Room": node("n-1"), "Message": last }))
+        .await;
     bob.expect("ROOM_UPDATE").await;
     for message in &before[7..] {
         assert_eq!(bob.frame_but_updates().await, *message);

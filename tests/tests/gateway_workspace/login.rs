@@ -31,7 +31,9 @@ async fn item_02_who_has_not_subscribed_is_told_nothing() {
         house.open("/event").await.unwrap(),
         house.open("/chat").await.unwrap(),
     ];
-    silent[1].say(json!({ "@type": "JOIN", "Room": node("n-1") })).await;
+    silent[1]
+        .say(json!({ "@type": "JOIN", "Room": node("n-1") }))
+        .await;
     let mut events = house.events("ana").await;
     let mut chat = house.chat("ana").await;
     let room = chat.join(node("n-1")).await;
@@ -43,7 +45,10 @@ async fn item_02_who_has_not_subscribed_is_told_nothing() {
         socket.has_nothing(Duration::from_millis(500)).await;
     }
     // One that stays nobody is closed in the end.
-    assert_eq!(silent[0].closed().await, (1008, "no login in time".to_owned()));
+    assert_eq!(
+        silent[0].closed().await,
+        (1008, "no login in time".to_owned())
+    );
 }
 
 #[tokio::test]
@@ -64,9 +69,15 @@ async fn item_03_a_good_token_is_enough_and_a_bad_one_is_told() {
         assert_eq!(socket.frame().await["TaskUpdated"]["ID"], format!("t{n}"));
     }
     for (path, empty) in [("/ws", "empty jwt"), ("/chat", "Empty JWT")] {
-        for (jwt, why) in [("", empty), ("a.b.c", "token"), (&"x".repeat(20_000), "16384")] {
+        for (jwt, why) in [
+            ("", empty),
+            ("a.b.c", "token"),
+            (&"x".repeat(20_000), "16384"),
+        ] {
             let mut socket = house.open(path).await.unwrap();
-            socket.say(json!({ "@type": "subscribe", "jwt": jwt })).await;
+            socket
+                .say(json!({ "@type": "subscribe", "jwt": jwt }))
+                .await;
             let frame = socket.expect("error").await;
             assert_eq!(frame["jwt"], "");
             let told = frame["error"].as_str().unwrap().to_owned();
@@ -91,7 +102,8 @@ async fn item_04_a_token_ends_what_it_began() {
         assert_eq!((code, reason.as_str()), (1008, "token expired"));
     }
     let mut late = house.open("/event").await.unwrap();
-    late.say(json!({ "@type": "subscribe", "jwt": token })).await;
+    late.say(json!({ "@type": "subscribe", "jwt": token }))
+        .await;
     let error = late.error().await;
     assert!(error.contains("expired"), "{error}");
     assert_eq!(late.closed().await.0, 1008);

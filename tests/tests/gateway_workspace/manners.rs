@@ -42,7 +42,13 @@ async fn item_22_nothing_that_is_said_ends_the_server_or_disturbs_others() {
     assert!(rude.error().await.contains("8192"));
     // On the endpoint for events, what is no JSON ends the socket; other JSON does not.
     let mut events = house.events("bob").await;
-    for said in ["null", "[]", "7", r#"{"@type":"JOIN","Room":{}}"#, r#"{"@type":"other"}"#] {
+    for said in [
+        "null",
+        "[]",
+        "7",
+        r#"{"@type":"JOIN","Room":{}}"#,
+        r#"{"@type":"other"}"#,
+    ] {
         events.say_text(said).await;
     }
     events.say_text("{").await;
@@ -57,7 +63,9 @@ async fn item_22_nothing_that_is_said_ends_the_server_or_disturbs_others() {
         ),
         true,
     );
-    in_time("bad text", broken.stream.send(Message::Frame(frame))).await.unwrap();
+    in_time("bad text", broken.stream.send(Message::Frame(frame)))
+        .await
+        .unwrap();
     assert_eq!(broken.closed().await.0, 1007);
     let mut huge = house.chat("bob").await;
     huge.say_text(&"x".repeat((64 << 10) + 1)).await;

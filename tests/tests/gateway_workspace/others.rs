@@ -36,35 +36,46 @@ async fn tokens_of_another_issuer_say_who_it_is() {
         file.path().display()
     );
     let house = House::configured(&table, "").await;
-    let claims = |exp: u64, name: &str| {
-        json!({ "iss": "cells", "exp": exp, "name": name, "sub": "u-zoe", "roles": "team,other", "profile": "standard" })
-    };
+    let claims = |exp: u64, name: &str| json!({ "iss": "cells", "exp": exp, "name": name, "sub": "u-zoe", "roles": "team,other", "profile": "standard" });
     let far = 4_000_000_000;
     let mut zoe = house.open("/event").await.unwrap();
     zoe.subscribe(&foreign(secret, &claims(far, "zoe"))).await;
-    house.tell(json!({ "Type": "DELETE", "Source": { "Uuid": "z", "Path": "/data/team/x" } })).await;
+    house
+        .tell(json!({ "Type": "DELETE", "Source": { "Uuid": "z", "Path": "/data/team/x" } }))
+        .await;
     assert_eq!(zoe.frame().await["Source"]["Path"], "team/x");
     let mut chat = house.open("/chat").await.unwrap();
     chat.subscribe(&foreign(secret, &claims(far, "zoe"))).await;
     chat.user = "zoe".to_owned();
     chat.join(node("n-1")).await;
     for (bad, why) in [
-        (foreign(b"another secret of thirty-two bytes.", &claims(far, "zoe")), "signature"),
+        (
+            foreign(b"another secret of thirty-two bytes.", &claims(far, "zoe")),
+            "signature",
+        ),
         (foreign(secret, &claims(1, "zoe")), "expired"),
         (foreign(secret, &claims(far, "")), "name"),
     ] {
         let mut socket = house.open("/event").await.unwrap();
-        socket.say(json!({ "@type": "subscribe", "jwt": bad })).await;
+        socket
+            .say(json!({ "@type": "subscribe", "jwt": bad }))
+            .await;
         let error = socket.error().await;
         assert!(error.contains(why), "{error}");
     }
     // And it ends when the token does.
-    let soon = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let soon = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
     let mut brief = house.open("/event").await.unwrap();
-    brief.subscribe(&foreign(secret, &claims(soon.as_secs() + 2, "zoe"))).await;
+    brief
+        .subscribe(&foreign(secret, &claims(soon.as_secs() + 2, "zoe")))
+        .await;
     assert_eq!(brief.closed().await, (1008, "token expired".to_owned()));
     // Such a token is good for telling events, too; our own go on being good.
-    house.tell_as(&foreign(secret, &claims(far, "zoe")), &json!([])).await;
+    house
+        .tell_as(&foreign(secret, &claims(far, "zoe")), &json!([]))
+        .await;
     house.events("ana").await;
 }
 
@@ -92,7 +103,10 @@ async fn events_of_services_need_a_credential_and_sense() {
         assert!(text.contains(why), "{text}");
     }
     assert_eq!(status(&bearer, &"x".repeat((1 << 20) + 1)).await.0, 413);
-    assert_eq!(status(&bearer, "[]").await, (200, r#"{"told":0}"#.to_owned()));
+    assert_eq!(
+        status(&bearer, "[]").await,
+        (200, r#"{"told":0}"#.to_owned())
+    );
     for path in ["/workspace/demo-token", "/workspace/demo-token?user=boss"] {
         assert_eq!(house.post(path, "", "").await.status, 400, "{path}");
     }
@@ -112,7 +126,10 @@ async fn a_native_client_is_in_the_same_rooms() {
     let draft = Draft::new("robot", "beep").unwrap();
     rooms.post(&room, &draft).await.unwrap();
     let frame = ana.frame_but_updates().await;
-    assert_eq!((&frame["Author"], &frame["Message"]), (&json!("robot"), &json!("beep")));
+    assert_eq!(
+        (&frame["Author"], &frame["Message"]),
+        (&json!("robot"), &json!("beep"))
+    );
     ana.post(&id, "hello, robot").await;
     assert_eq!(ana.text().await, "hello, robot");
     let mut heard = Vec::new();
@@ -123,7 +140,10 @@ async fn a_native_client_is_in_the_same_rooms() {
         }
     }
     assert_eq!(heard, ["beep", "hello, robot"]);
-    let page = rooms.history(room.id, HistoryWish::default()).await.unwrap();
+    let page = rooms
+        .history(room.id, HistoryWish::default())
+        .await
+        .unwrap();
     assert_eq!(page.messages.len(), 2);
     // A room that is removed is empty, and its object can have another one.
     assert!(rooms.remove(room.id).await.unwrap());

@@ -30,7 +30,8 @@ async fn item_20_a_closed_socket_is_out_after_the_grace_and_a_ping_stays() {
         .await;
     ana.has_nothing(Duration::from_millis(1_500)).await;
     let mut bob = house.chat("bob").await;
-    bob.say(json!({ "@type": "JOIN", "Room": node("n-1") })).await;
+    bob.say(json!({ "@type": "JOIN", "Room": node("n-1") }))
+        .await;
     bob.sees(&["ana", "bob"]).await;
 }
 
@@ -45,14 +46,20 @@ async fn a_user_with_two_sockets_is_there_once_until_the_last_is_gone() {
     }
     ana.sees(&["ana", "bob"]).await;
     let [mut first, mut second] = tabs;
-    first.say(json!({ "@type": "LEAVE", "Room": node("n-1") })).await;
+    first
+        .say(json!({ "@type": "LEAVE", "Room": node("n-1") }))
+        .await;
     ana.post(&room, "still there").await;
     assert_eq!(second.text().await, "still there");
     // The other one has not left.
     let mut admin = house.chat("admin").await;
-    admin.say(json!({ "@type": "JOIN", "Room": node("n-1") })).await;
+    admin
+        .say(json!({ "@type": "JOIN", "Room": node("n-1") }))
+        .await;
     admin.sees(&["admin", "ana", "bob"]).await;
-    second.say(json!({ "@type": "LEAVE", "Room": node("n-1") })).await;
+    second
+        .say(json!({ "@type": "LEAVE", "Room": node("n-1") }))
+        .await;
     admin.sees(&["admin", "ana"]).await;
 }
 
@@ -67,7 +74,8 @@ async fn who_comes_back_within_the_grace_was_never_out() {
     let mut next = house.chat("bob").await;
     drop(bob);
     // As a browser comes back: by a ping.
-    next.say(json!({ "@type": "JOIN", "Room": node("n-1"), "Message": { "Message": "PING" } })).await;
+    next.say(json!({ "@type": "JOIN", "Room": node("n-1"), "Message": { "Message": "PING" } }))
+        .await;
     next.sees(&["ana", "bob"]).await;
     ana.has_nothing(Duration::from_millis(2_000)).await;
 }
@@ -79,6 +87,7 @@ async fn nobody_is_there_for_ever_after_a_kill() {
     bob.join(node("n-1")).await;
     house.server.restart();
     let mut ana = house.chat("ana").await;
-    ana.say(json!({ "@type": "JOIN", "Room": node("n-1") })).await;
+    ana.say(json!({ "@type": "JOIN", "Room": node("n-1") }))
+        .await;
     ana.sees(&["ana"]).await;
 }

@@ -41,12 +41,18 @@ async fn item_25_a_room_of_a_node_is_for_those_who_may_read_it() {
         }
     }
     // Nor of one outside of all workspaces, of one that nobody knows, and of another workspace.
-    for said in [node("n-2"), node("n-404"), json!({ "Type": "WORKSPACE", "RoomTypeObject": "ws-7" })] {
+    for said in [
+        node("n-2"),
+        node("n-404"),
+        json!({ "Type": "WORKSPACE", "RoomTypeObject": "ws-7" }),
+    ] {
         eve.say(json!({ "@type": "JOIN", "Room": said })).await;
         assert!(eve.error().await.contains("room is of a"), "{said}");
     }
     let mut reader = house.chat("ro").await;
-    reader.join(json!({ "Type": "WORKSPACE", "RoomTypeObject": "ws-7" })).await;
+    reader
+        .join(json!({ "Type": "WORKSPACE", "RoomTypeObject": "ws-7" }))
+        .await;
 }
 
 #[tokio::test]
@@ -99,11 +105,15 @@ allow = ["read"]
     ana.post(&room, "hello").await;
     assert_eq!(ana.text().await, "hello");
     let mut bob = house.chat("bob").await;
-    bob.say(json!({ "@type": "JOIN", "Room": node("n-1") })).await;
+    bob.say(json!({ "@type": "JOIN", "Room": node("n-1") }))
+        .await;
     assert!(bob.error().await.contains("access denied"));
-    bob.say(json!({ "@type": "HISTORY", "Room": node("n-1") })).await;
+    bob.say(json!({ "@type": "HISTORY", "Room": node("n-1") }))
+        .await;
     assert_eq!(bob.text().await, "hello");
     let mut admin = house.chat("admin").await;
-    admin.say(json!({ "@type": "HISTORY", "Room": node("n-1") })).await;
+    admin
+        .say(json!({ "@type": "HISTORY", "Room": node("n-1") }))
+        .await;
     assert!(admin.error().await.contains("access denied"));
 }

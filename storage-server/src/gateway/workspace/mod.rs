@@ -121,7 +121,8 @@ impl WorkspaceGateway {
                 channels: Arc::new(Channels::new(&self.metrics)),
                 foreign,
                 hub: OnceLock::new(),
-                ids: AtomicU64::new(0),
+                // Sockets of an earlier start may still be in rooms.
+                ids: AtomicU64::new(rand::random::<u64>() >> 1),
                 demo: AtomicBool::new(false),
                 lingering: Arc::new(Semaphore::new(LINGERING_MAX)),
                 config,

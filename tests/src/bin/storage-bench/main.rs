@@ -16,6 +16,7 @@ mod access;
 mod events;
 mod repository;
 mod watches;
+mod workspace;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,7 +29,7 @@ use storage_server::engine::Engine;
 use storage_server::engine::rocks::{Durability, EngineOptions, RocksEngine};
 use storage_testkit::harness::{Certificates, ServerProcess, connect};
 
-const HELP: &str = "usage: storage-bench [rates|index|idle|fairness|watches|replica|access|events|repository]...   (default: all)";
+const HELP: &str = "usage: storage-bench [rates|index|idle|fairness|watches|replica|access|events|repository|workspace]...   (default: all)";
 
 /// How long each cell is measured.
 const CELL: Duration = Duration::from_secs(4);
@@ -48,6 +49,7 @@ fn main() {
         "access",
         "events",
         "repository",
+        "workspace",
     ];
     if parts.iter().any(|part| !known.contains(&part.as_str())) {
         println!("{HELP}");
@@ -86,6 +88,9 @@ fn main() {
     }
     if wants("repository") {
         runtime.block_on(repository::repository());
+    }
+    if wants("workspace") {
+        runtime.block_on(workspace::workspace());
     }
 }
 

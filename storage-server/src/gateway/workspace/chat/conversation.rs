@@ -18,7 +18,9 @@ use super::access::{Access, access};
 use super::channel::OwnRooms;
 use super::channels::Attached;
 use crate::auth::rules::RuleSet;
-use crate::gateway::{Close, Message, ServerHandle, UpgradeRequest, WebSocket, close_code};
+use crate::gateway::{
+    Close, Message, ServerHandle, UpgradeRequest, Utf8Bytes, WebSocket, close_code,
+};
 
 /// The most rooms that a socket is in.
 const ROOMS_MAX: usize = 64;
@@ -59,6 +61,8 @@ pub(super) struct Joined {
     pub(super) access: Access,
     /// All messages up to here were sent, as far as they were to be.
     last: Revision,
+    /// Who was in the room, as it was last told.
+    told: Utf8Bytes,
 }
 
 pub(super) struct Conversation {
@@ -243,7 +247,15 @@ impl Conversation {
         }
         let is_due = match frame.what {
             What::Event => false,
-            What::Members(room) | What::Room(room) => self.joined.contains_key(&room),
+            What::Room(room) => self.joined.contains_key(&room),
+            What::Members(room) => match self.joined.get_mut(&room) {
+                // One who has joined was told so before the others were.
+                Some(joined) if joined.told != frame.text => {
+                    joined.told = frame.text.clone();
+                    true
+                }
+                _ => false,
+            },
             What::Message(room, revision) => match self.joined.get_mut(&room) {
                 Some(joined) if revision > joined.last => {
                     joined.last = revision;
@@ -266,10 +278,11 @@ impl Conversation {
         }
         let ids: Vec<RoomId> = self.joined.keys().copied().collect();
         for id in ids {
-            let Some(joined) = self.joined.get(&id) else {
+            let Some(joined) = self.joined.get_mut(&id) else {
                 continue;
             };
             let (update, last) = (joined.attached.channel.update(), joined.last);
+            joined.told = update.clone();
             self.session.send(update).await?;
             match self.send_after(id, last).await {
                 Ok(()) => {}
@@ -433,6 +446,7 @@ impl Conversation {
             attached,
             access,
             last: Revision::ZERO,
+            told: Utf8Bytes::default(),
         };
         self.joined.insert(room.id, joined);
         Ok(true)
@@ -440,10 +454,11 @@ impl Conversation {
 
     /// Tells one who has joined who is in the room, and then its messages: those behind one of them, or the newest.
     async fn greet(&mut self, room: &Room, after: Option<MessageId>) -> Done {
-        let Some(joined) = self.joined.get(&room.id) else {
+        let Some(joined) = self.joined.get_mut(&room.id) else {
             return Ok(());
         };
         let update = joined.attached.channel.update_with(&self.rights.login);
+        joined.told = update.clone();
         self.session.send(update).await?;
         if let Some(after) = after {
             return self.send_after(room.id, after.revision).await;
