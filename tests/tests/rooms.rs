@@ -46,12 +46,22 @@ fn the_command_line_posts_lists_and_looks_back() {
     assert!(lines(&storage(&served, &["room", "list"])).is_empty());
     let missing = storage(&served, &["room", "history", "NODE", "n-1"]);
     assert_eq!(missing.code, Some(1));
-    assert!(missing.stderr.contains("there is no room of NODE n-1"), "{}", missing.stderr);
+    assert!(
+        missing.stderr.contains("there is no room of NODE n-1"),
+        "{}",
+        missing.stderr
+    );
     let posted = storage(&served, &["--json", "room", "post", "NODE", "n-1", "one"]);
     let posted: Value = serde_json::from_slice(&posted.stdout).unwrap();
-    assert_eq!((&posted["text"], &posted["author"]), (&Value::from("one"), &Value::from("cert:ann")));
+    assert_eq!(
+        (&posted["text"], &posted["author"]),
+        (&Value::from("one"), &Value::from("cert:ann"))
+    );
     for text in ["two", "three\nlines"] {
-        lines(&storage(&served, &["room", "post", "NODE", "n-1", text, "--author", "robot"]));
+        lines(&storage(
+            &served,
+            &["room", "post", "NODE", "n-1", text, "--author", "robot"],
+        ));
     }
     let all = storage(&served, &["room", "history", "NODE", "n-1", "--all"]);
     assert_eq!(texts(&all), ["one", "two", "three\\nlines"]);
@@ -61,9 +71,15 @@ fn the_command_line_posts_lists_and_looks_back() {
     let older = ["room", "history", "NODE", "n-1", "--before", &before];
     assert_eq!(texts(&storage(&served, &older)), ["one"]);
     lines(&storage(&served, &["room", "post", "GLOBAL", "", "hello"]));
-    lines(&storage(&served, &["room", "--prefix", "other/", "post", "NODE", "n-9", "x"]));
+    lines(&storage(
+        &served,
+        &["room", "--prefix", "other/", "post", "NODE", "n-9", "x"],
+    ));
     let rooms = lines(&storage(&served, &["room", "list"]));
-    let objects: Vec<_> = rooms.iter().map(|line| line.split_once('\t').unwrap().1).collect();
+    let objects: Vec<_> = rooms
+        .iter()
+        .map(|line| line.split_once('\t').unwrap().1)
+        .collect();
     assert_eq!(objects, ["GLOBAL\t", "NODE\tn-1"]);
     let bad = storage(&served, &["room", "post", "NO/DE", "n-1", "x"]);
     assert_eq!(bad.code, Some(2));
@@ -73,11 +89,16 @@ fn the_command_line_posts_lists_and_looks_back() {
 fn who_follows_a_room_has_each_message_once_from_where_it_was() {
     let mut served = Served::new(&["ann"], "");
     for n in 0..5 {
-        lines(&storage(&served, &["room", "post", "NODE", "n-1", &n.to_string()]));
+        lines(&storage(
+            &served,
+            &["room", "post", "NODE", "n-1", &n.to_string()],
+        ));
     }
     let first = lines(&storage(&served, &["room", "history", "NODE", "n-1"]))[1].clone();
     let after = first.split('\t').next().unwrap();
-    let following = ["room", "follow", "NODE", "n-1", "--after", after, "--count", "6"];
+    let following = [
+        "room", "follow", "NODE", "n-1", "--after", after, "--count", "6",
+    ];
     let mut following = command(&served, "ann", &following);
     following.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut following = following.spawn().unwrap();
@@ -87,11 +108,17 @@ fn who_follows_a_room_has_each_message_once_from_where_it_was() {
     // It outlives the server.
     served.server.restart();
     for n in 6..8 {
-        lines(&storage(&served, &["room", "post", "NODE", "n-1", &n.to_string()]));
+        lines(&storage(
+            &served,
+            &["room", "post", "NODE", "n-1", &n.to_string()],
+        ));
     }
     let output = following.wait_with_output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    let heard: Vec<_> = text.lines().map(|line| line.split('\t').nth(3).unwrap()).collect();
+    let heard: Vec<_> = text
+        .lines()
+        .map(|line| line.split('\t').nth(3).unwrap())
+        .collect();
     assert_eq!(heard, ["2", "3", "4", "5", "6", "7"]);
 }
 
@@ -105,8 +132,16 @@ allow = ["read", "write", "watch", "admin"]
 "#;
     let served = Served::new(&["boss", "ann"], rules);
     let boss: Rooms<RemoteStorage> = Rooms::new(served.connect("boss", "model").await);
-    let open = boss.open_or_create(&RoomKey::new("NODE", "open").unwrap(), "").await.unwrap().0;
-    let closed = boss.open_or_create(&RoomKey::new("NODE", "closed").unwrap(), "").await.unwrap().0;
+    let open = boss
+        .open_or_create(&RoomKey::new("NODE", "open").unwrap(), "")
+        .await
+        .unwrap()
+        .0;
+    let closed = boss
+        .open_or_create(&RoomKey::new("NODE", "closed").unwrap(), "")
+        .await
+        .unwrap()
+        .0;
     let grant = format!(
         "{rules}\n[[rule]]\nprincipal = \"cert:ann\"\nkeyspace = \"model\"\nprefix = \"rooms/{}/\"\nallow = [\"read\", \"write\", \"watch\"]\n",
         open.id
@@ -127,9 +162,15 @@ allow = ["read", "write", "watch", "admin"]
     let page = ann.history(open.id, HistoryWish::default()).await.unwrap();
     assert_eq!(page.messages, [posted]);
     let refused = ann.history(closed.id, HistoryWish::default()).await;
-    assert!(matches!(refused, Ok(page) if page.messages.is_empty()) || ann.get(closed.id).await.is_err());
+    assert!(
+        matches!(refused, Ok(page) if page.messages.is_empty())
+            || ann.get(closed.id).await.is_err()
+    );
     let refused = ann.post(&closed, &Draft::new("ann", "hi").unwrap()).await;
-    assert!(matches!(refused, Err(StorageError::AccessDenied { .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(StorageError::AccessDenied { .. })),
+        "{refused:?}"
+    );
 }
 
 #[tokio::test]
@@ -139,8 +180,14 @@ async fn a_room_that_was_half_removed_is_removed_by_the_next() {
     let rooms = Rooms::new(storage.clone());
     let key = RoomKey::new("NODE", "n-1").unwrap();
     let room = rooms.open_or_create(&key, "").await.unwrap().0;
-    rooms.post(&room, &Draft::new("ann", "hi").unwrap()).await.unwrap();
-    rooms.join(&room, "ann", "1", Lifetime::Session).await.unwrap();
+    rooms
+        .post(&room, &Draft::new("ann", "hi").unwrap())
+        .await
+        .unwrap();
+    rooms
+        .join(&room, "ann", "1", Lifetime::Session)
+        .await
+        .unwrap();
     // As a process leaves it that was killed behind the first commit.
     let record = storage_protocol::rooms::RoomRecord {
         key: key.clone(),
@@ -152,7 +199,10 @@ async fn a_room_that_was_half_removed_is_removed_by_the_next() {
     let batch = Batch::new()
         .put([&prefix[..], b"room"].concat(), record.encode())
         .remove("rooms/-/NODE/n-1");
-    storage.commit(batch, CommitOptions::default()).await.unwrap();
+    storage
+        .commit(batch, CommitOptions::default())
+        .await
+        .unwrap();
     assert_eq!(rooms.open(&key).await.unwrap(), None);
     assert!(rooms.remove(room.id).await.unwrap());
     assert!(rooms.members(room.id).await.unwrap().value.is_empty());
