@@ -17,8 +17,8 @@ Examples:
   storage room post NODE n-1 @minutes.txt --author robot
   date | storage room post GLOBAL '' -
 
-Makes the room where it is missing. Prints the message as it is stored. A text is posted as it is: what the gateway makes
-harmless in texts of browsers is not looked at here.";
+Makes the room where it is missing. Prints the message as it is stored. A text is stored as it is; of its markup the gateway shows
+to browsers what is harmless.";
 
 /// Posts a message
 #[derive(Debug, Args)]

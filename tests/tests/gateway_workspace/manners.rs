@@ -35,7 +35,8 @@ async fn item_22_nothing_that_is_said_ends_the_server_or_disturbs_others() {
     let sent = rude.stream.send(Message::binary(vec![0xff; 100]));
     in_time("bytes", sent).await.unwrap();
     // Behind whatever was told of all that.
-    rude.say(json!({ "@type": "JOIN", "Room": node("n-1") })).await;
+    rude.say(json!({ "@type": "JOIN", "Room": node("n-1") }))
+        .await;
     rude.sees(&["ana", "bob"]).await;
     rude.post(&room, &"y".repeat(8 << 10)).await;
     assert_eq!(rude.text().await.len(), 8 << 10);

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 use storage_protocol::rooms::{Message, Room};
 
+use super::html::sanitised;
 use crate::gateway::Utf8Bytes;
 
 /// The longest token that a client may show, in bytes.
@@ -304,16 +305,19 @@ pub(super) fn room_update(room: &Room, users: &[&str], last_updated: u64) -> Utf
         .into()
 }
 
+/// A message as pages may show it, whoever posted it and by what means.
 fn message_object(room: &str, message: &Message) -> Value {
     let mut told = json!({
         "Uuid": message.id.to_string(),
         "RoomUuid": room,
-        "Message": message.text,
-        "Author": message.author,
+        "Message": sanitised(&message.text),
+        "Author": sanitised(&message.author),
         "Timestamp": (message.time.0 / 1000).to_string(),
     });
     if !message.info.is_empty() {
-        told["Info"] = json!(message.info);
+        let info = message.info.iter();
+        let info = info.map(|(name, text)| (sanitised(name), sanitised(text).into()));
+        told["Info"] = Value::Object(info.collect());
     }
     told
 }

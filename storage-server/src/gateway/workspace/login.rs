@@ -3,6 +3,8 @@
 //! A token of this server is looked at as everywhere else, and the user's record says the rest. One of the issuer that the
 //! configuration names says by itself who it is (`name`), and may say its `profile`, `roles` and `workspaces`.
 
+use std::hash::{Hash, Hasher};
+
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use hyper::StatusCode;
@@ -25,6 +27,8 @@ pub(super) struct Who {
     pub(super) claims: Claims,
     /// From when on its token is good for nothing, in seconds since 1970.
     pub(super) until: Option<u64>,
+    /// Tells one token from another.
+    pub(super) token: u64,
 }
 
 /// What a token of another issuer says.
@@ -71,6 +75,12 @@ impl From<ForeignClaims> for Claims {
     }
 }
 
+fn token(jwt: &str) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    jwt.hash(&mut hasher);
+    hasher.finish()
+}
+
 /// The login of a principal: the name of a user; of others all of it, so that no certificate passes for a user.
 fn login_of(principal: &Principal) -> &str {
     let text = principal.as_str();
@@ -104,6 +114,7 @@ impl State {
                 identity: Identity::vouched(principal).at(Some(guest.address())),
                 claims: good.claims.into(),
                 until: Some(good.exp.0),
+                token: token(jwt),
             });
         }
         let shown = Credential::Token(jwt.to_owned().into());
@@ -115,6 +126,7 @@ impl State {
                 ..Claims::default()
             },
             until: identity.until(),
+            token: token(jwt),
             identity,
         })
     }

@@ -165,32 +165,47 @@ impl Conversation {
     }
 
     async fn subscribe(&mut self, jwt: &str, ack: bool) -> Result<(), End> {
-        let before = self
-            .session
-            .who
-            .as_ref()
-            .map(|who| who.identity.principal().clone());
+        let before = self.session.who.clone();
         self.session.log_in(jwt, "Empty JWT").await?;
         let Some(who) = &self.session.who else {
             return Ok(());
         };
-        let is_same = before.as_ref() == Some(who.identity.principal());
+        let principal = who.identity.principal();
+        let is_same = before
+            .as_ref()
+            .is_some_and(|before| before.identity.principal() == principal);
+        let is_new_token = before.is_none_or(|before| before.token != who.token);
         let login = who.claims.login.clone();
         if let Err(error) = self.hub.start(&self.session.server).await {
             let code = close_code::TRY_AGAIN;
             return Err(self.session.refuse(code, &error.to_string()).await);
         }
-        if !is_same || self.rooms.is_none() {
+        if !is_same {
             self.forget();
             self.session.outbox.clear();
-            let keyspace = &self.session.state.config.keyspace;
-            self.rooms = Some(Rooms::new(self.session.socket.storage(keyspace)));
+        }
+        if is_new_token || self.rooms.is_none() {
+            self.open_rooms(&login).await;
         }
         self.look_again().await?;
         match ack {
             true => self.session.send(frame::subscribed(&login)).await,
             false => Ok(()),
         }
+    }
+
+    /// Opens the storage by the token that the peer has shown last: that of an earlier one ends with it.
+    async fn open_rooms(&mut self, login: &str) {
+        let keyspace = &self.session.state.config.keyspace;
+        let rooms: OwnRooms = Rooms::new(self.session.socket.storage(keyspace));
+        for joined in self.joined.values() {
+            // The keys of the session before would go with it.
+            let joining = rooms.join(&joined.room, login, &self.name, Lifetime::Session);
+            if let Err(error) = joining.await {
+                tracing::debug!(%error, "a socket with a new token is in a room no more");
+            }
+        }
+        self.rooms = Some(rooms);
     }
 
     /// Finds out what the peer has now, and leaves rooms that are not for it any more.

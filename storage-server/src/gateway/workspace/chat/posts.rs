@@ -1,13 +1,11 @@
 //! What is said in rooms, and taken back.
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use storage_protocol::StorageError;
 use storage_protocol::rooms::{Deleted, DeletedBy, Draft, MessageId, RoomId};
 
 use super::super::frame::{SaidMessage, SaidRoom, TEXT_BYTES_MAX};
-use super::super::html::sanitised;
 use super::conversation::{Conversation, Done, Joined, Not};
 
 const NOT_JOINED: &str = "JOIN the room first";
@@ -38,15 +36,15 @@ impl Conversation {
             )
             .into());
         }
-        let mut draft = Draft::new(self.rights.login.as_str(), sanitised(&said.text))?;
-        let info = said.info.into_iter();
-        draft.info = info
-            .map(|(name, text)| (sanitised(&name), sanitised(&text)))
-            .collect::<BTreeMap<_, _>>();
+        // As it was said; it is made harmless on its way to pages.
+        let mut draft = Draft::new(self.rights.login.as_str(), said.text)?;
+        draft.info = said.info;
         let rooms = self.rooms()?;
         match rooms.post(&joined.room, &draft).await {
             Ok(_) => {}
             Err(StorageError::CheckFailed { .. }) => {
+                let gone = joined.room.id;
+                self.joined.remove(&gone);
                 return Err("the room was removed or changed: JOIN it again".into());
             }
             Err(error) => return Err(error.into()),
