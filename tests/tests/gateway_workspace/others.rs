@@ -91,7 +91,7 @@ async fn events_of_services_need_a_credential_and_sense() {
     let bearer = format!("Authorization: Bearer {}\r\n", house.token("ana").await);
     for (body, why) in [
         ("{", "not JSON"),
-        ("7", "an object"),
+        ("7", "a JSON object"),
         (r#"{"Type":"READ"}"#, "allowed are CREATE"),
         (r#"[{"Type":"DELETE"}]"#, "event 0: DELETE has a Source"),
         (r#"{"@type":"other"}"#, "allowed are"),

@@ -131,7 +131,8 @@ impl Conversation {
             return Err(session.refuse(code, &error.to_string()).await);
         }
         let (login, id) = (who.claims.login.clone(), session.id);
-        self.registered = Some(Registered { hub, id });
+        // One that is there stands for this one, too: dropped now, it would take this one out.
+        self.registered.get_or_insert_with(|| Registered { hub, id });
         match ack {
             true => session.send(frame::subscribed(&login)).await,
             false => Ok(()),
