@@ -132,7 +132,8 @@ impl Conversation {
         }
         let (login, id) = (who.claims.login.clone(), session.id);
         // One that is there stands for this one, too: dropped now, it would take this one out.
-        self.registered.get_or_insert_with(|| Registered { hub, id });
+        self.registered
+            .get_or_insert_with(|| Registered { hub, id });
         match ack {
             true => session.send(frame::subscribed(&login)).await,
             false => Ok(()),
