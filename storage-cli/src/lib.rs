@@ -32,6 +32,7 @@ mod quotes;
 mod replica;
 mod rm;
 mod role;
+mod room;
 mod rows;
 mod scan;
 mod secret;
@@ -74,6 +75,7 @@ Examples:
   storage --json scan --prefix weights/ --keys-only
   storage import weather.csv.gz --key 'weather/{origin}/{time_hour}'
   storage watch --prefix weather/ --json
+  storage room history NODE n-1
   storage replica --prefix weather/ --dir weather.copy
   storage --url ws://localhost:7000/storage/models --danger-plaintext ping
   storage job add LAB-3 hello --at 'tomorrow 9:00'
@@ -123,6 +125,7 @@ enum Command {
     Whoami(whoami::Whoami),
     Access(access::Access),
     Role(role::Role),
+    Room(room::RoomCommand),
     Quota(quota::Quota),
     User(user::User),
     Token(token::Token),
@@ -172,10 +175,11 @@ async fn run(command: Command, app: &App) -> anyhow::Result<Exit> {
 
 async fn dispatch(command: Command, app: &App, out: &mut Output) -> anyhow::Result<Exit> {
     // These stop in order by themselves.
-    let stops_in_order = matches!(
-        command,
-        Command::Import(_) | Command::Watch(_) | Command::Replica(_)
-    );
+    let stops_in_order = match &command {
+        Command::Import(_) | Command::Watch(_) | Command::Replica(_) => true,
+        Command::Room(room) => room.stops_in_order(),
+        _ => false,
+    };
     let work = async {
         match command {
             Command::Put(put) => put.run(app, out).await,
@@ -195,6 +199,7 @@ async fn dispatch(command: Command, app: &App, out: &mut Output) -> anyhow::Resu
             Command::Whoami(whoami) => whoami.run(app, out).await,
             Command::Access(access) => access.run(app, out).await,
             Command::Role(role) => role.run(app, out).await,
+            Command::Room(room) => room.run(app, out).await,
             Command::Quota(quota) => quota.run(app, out).await,
             Command::User(user) => user.run(app, out).await,
             Command::Token(token) => token.run(app, out).await,

@@ -5,6 +5,7 @@
 //! * [`StorageError`] with the three [`Outcome`] classes, and the [`Limits`] both sides enforce.
 //! * [`deliveries`]: jobs that are due at a time and handed to a recipient, on top of [`Storage`].
 //! * [`objects`]: values of any size, on top of [`Storage`].
+//! * [`rooms`]: messages in order and who is present, on top of [`Storage`].
 //! * The wire: [`native`] (subprotocol `storage-sync.v1`) and [`mwdb`], two dialects of one frame; both are
 //!   sans-IO. `docs/protocol.md` is the normative text.
 //!
@@ -18,6 +19,7 @@ pub mod mwdb;
 pub mod native;
 pub mod number;
 pub mod objects;
+pub mod rooms;
 
 mod batch;
 mod error;

@@ -452,7 +452,7 @@ async fn a_listener_serves_what_it_names_and_names_only_what_there_is() {
     let status = ServerProcess::launch(launch.clone()).unwrap_err().unwrap();
     assert_eq!(status.code(), Some(2));
     let log = std::fs::read_to_string(folder.path().join("log")).unwrap();
-    let said = "listener[0].gateways = \"echo\": allowed are \"storage\", \"events\", \"admin\", \"robots\", \"repository\"";
+    let said = "listener[0].gateways = \"echo\": allowed are \"storage\", \"events\", \"workspace\", \"admin\", \"robots\", \"repository\"";
     assert!(log.contains(said), "{log}");
     // And one that has it, where it is not named.
     let config = std::fs::read_to_string(folder.path().join("server.toml")).unwrap();

@@ -7,6 +7,7 @@ pub(crate) fn write(seeds: &Seeds) {
     write_repository(seeds);
     write_robots(seeds);
     write_targets(seeds);
+    write_workspace(seeds);
 }
 
 /// A command, and the type, the action and the key of an event, with NUL bytes between them.
@@ -101,5 +102,25 @@ fn write_targets(seeds: &Seeds) {
         ("body", "\x01POST /a HTTP/1.1\r\nContent-Length: 9\r\n\r\nGET /\" H\n"),
     ] {
         seeds.write("request_target", name, text.as_bytes());
+    }
+}
+
+/// A message of a client, and behind a NUL byte the text of a post.
+fn write_workspace(seeds: &Seeds) {
+    for (name, text) in [
+        ("subscribe", "{\"@type\":\"subscribe\",\"jwt\":\"a.b.c\",\"ack\":true}"),
+        ("register", "register:a.b.c"),
+        ("unsubscribe", "{\"@type\":\"unsubscribe\"}"),
+        ("join", "{\"@type\":\"JOIN\",\"Room\":{\"Type\":\"NODE\",\"RoomTypeObject\":\"n-1\"}}\0<b>hi</b> & <script>x</script>"),
+        ("post", "{\"Type\":2,\"Message\":{\"RoomUuid\":\"r\",\"Message\":\"hi\",\"Info\":{\"k\":\"v\"}}}\0<a href=\"https://e.org/?a&b\">e</a>"),
+        ("history", "{\"@type\":4,\"Room\":{},\"Message\":{\"Message\":\"{\\\"Offset\\\":\\\"2\\\",\\\"Limit\\\":40}\"}}\0<a href='javascript:x'>"),
+        ("delete", "{\"@type\":\"DELETE_MSG\",\"Message\":{\"Uuid\":\"m\",\"Timestamp\":\"7\",\"Author\":\"a\"}}\0<i><b></i></b>&#x27;&amp;&nope;"),
+        ("nothing-null", "null"),
+        ("nothing-unknown", "{\"@type\":\"JOIN\",\"Room\":{\"Colour\":1}}"),
+        ("nothing-list", "[]\0<pre><code>x"),
+        ("bad-text", "hello"),
+        ("bad-empty", ""),
+    ] {
+        seeds.write("workspace_frame", name, text.as_bytes());
     }
 }

@@ -9,6 +9,7 @@ mod gateways;
 mod http;
 mod jobs;
 mod objects;
+mod rooms;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -54,6 +55,7 @@ fn main() {
     gateways::write(&seeds);
     jobs::write(&seeds);
     objects::write(&seeds);
+    rooms::write(&seeds);
     http::write(&seeds, &native, &mwdb);
     for golden in &native {
         let name = golden.name.replace('/', "-");

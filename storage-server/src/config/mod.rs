@@ -15,6 +15,7 @@ mod repository;
 mod robots;
 mod text;
 mod validate;
+mod workspace;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -35,6 +36,7 @@ pub use self::error::ConfigError;
 pub use self::events::{EventsConfig, ParamsAction};
 pub use self::repository::{RepositoryConfig, Signup};
 pub use self::robots::RobotsConfig;
+pub use self::workspace::{NodeRooms, WorkspaceConfig};
 pub use crate::engine::rocks::Durability;
 pub(crate) use load::{Document, read};
 pub(crate) use text::{check_address, size};
@@ -547,6 +549,8 @@ pub struct ServerConfig {
     pub repository: RepositoryConfig,
     /// What the gateway `robots` goes by.
     pub robots: RobotsConfig,
+    /// What the gateway `workspace` goes by.
+    pub workspace: WorkspaceConfig,
     /// Access rules, `[[rule]]`, besides those that are stored. Default none: who is let in may do everything.
     #[serde(rename = "rule", skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
@@ -578,6 +582,7 @@ impl Default for ServerConfig {
             events: EventsConfig::default(),
             repository: RepositoryConfig::default(),
             robots: RobotsConfig::default(),
+            workspace: WorkspaceConfig::default(),
             rules: Vec::new(),
             roles: Vec::new(),
             quotas: Vec::new(),

@@ -12,7 +12,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use storage_protocol::Keyspace;
 
 use super::{
-    AuditEvent, AuthMethod, ConfigError, LogFormat, ParamsAction, Signup, TlsMode, TlsVersion,
+    AuditEvent, AuthMethod, ConfigError, LogFormat, NodeRooms, ParamsAction, Signup, TlsMode,
+    TlsVersion,
 };
 use crate::engine::rocks::Durability;
 
@@ -58,6 +59,7 @@ words!(TlsMode: "mutual" = Mutual, "server" = Server, "off" = Off);
 words!(AuthMethod: "certificate" = Certificate, "token" = Token, "password" = Password, "anonymous" = Anonymous);
 words!(AuditEvent: "denied" = Denied, "admin" = Admin, "session" = Session, "write" = Write, "read" = Read, "watch" = Watch);
 words!(ParamsAction: "save" = Save, "update" = Update);
+words!(NodeRooms: "checked" = Checked, "open" = Open);
 words!(Signup: "loopback" = Loopback, "off" = Off);
 words!(TlsVersion: "1.3" = Tls13, "1.2" = Tls12);
 

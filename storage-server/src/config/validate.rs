@@ -73,7 +73,8 @@ impl ServerConfig {
         self.deliveries.validate()?;
         self.events.validate()?;
         self.repository.validate()?;
-        self.robots.validate()
+        self.robots.validate()?;
+        self.workspace.validate()
     }
 }
 

@@ -10,6 +10,7 @@ pub mod robots;
 pub mod rules;
 pub mod targets;
 pub mod tokens;
+pub mod workspace;
 
 #[cfg(test)]
 mod tests {

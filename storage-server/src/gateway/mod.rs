@@ -18,6 +18,7 @@ pub(crate) mod mwdb;
 pub(crate) mod native;
 pub(crate) mod repository;
 pub(crate) mod robots;
+pub(crate) mod workspace;
 
 use std::fmt;
 use std::pin::Pin;
@@ -95,7 +96,7 @@ pub trait Gateway: fmt::Debug + Send + Sync {
 
 /// The gateways of this crate that have logins of their own. A listener that serves one of them lets in nobody without a
 /// credential, unless its `auth` says so.
-pub const WITH_LOGINS: &[&str] = &["events", "repository", "robots"];
+pub const WITH_LOGINS: &[&str] = &["events", "repository", "robots", "workspace"];
 
 /// What [`Gateway::demo`] does: the lines that say what it made, or why it could not.
 pub type Demo = Pin<Box<dyn Future<Output = Result<Vec<String>, String>> + Send>>;
@@ -106,6 +107,7 @@ pub(crate) fn built_in() -> Vec<Arc<dyn Gateway>> {
         Arc::new(native::NativeGateway),
         Arc::<mwdb::MwdbGateway>::default(),
         Arc::<events::Events>::default(),
+        Arc::<workspace::WorkspaceGateway>::default(),
         Arc::new(auth::Auth),
         Arc::new(admin::Admin),
         Arc::<robots::Robots>::default(),

@@ -25,6 +25,7 @@ mod objects;
 mod prefixes;
 mod reads;
 mod report;
+mod rooms;
 mod scans;
 mod support;
 
@@ -205,6 +206,7 @@ fn all_cases() -> Vec<Case> {
         lifetimes::cases(),
         objects::cases(),
         leftovers::cases(),
+        rooms::cases(),
         differential::cases(),
     ]
     .concat()

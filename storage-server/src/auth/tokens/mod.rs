@@ -5,6 +5,7 @@
 //! secrets, [`Tokens`] signs and verifies, [`request`] finds a token in a request, and [`redact()`] keeps it out of
 //! logs. Nothing here reads a clock, and no error has the text of a token.
 
+mod foreign;
 mod hs256;
 mod keys;
 mod redact;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use super::text::date;
 
+pub(crate) use self::foreign::{ForeignTokens, SECRET_BYTES_MIN};
 pub(crate) use self::keys::SigningKeys;
 pub(crate) use self::redact::redact;
 pub(crate) use self::request::{

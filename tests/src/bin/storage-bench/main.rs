@@ -17,6 +17,7 @@ mod events;
 mod repository;
 mod robots;
 mod watches;
+mod workspace;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,7 +30,7 @@ use storage_server::engine::Engine;
 use storage_server::engine::rocks::{Durability, EngineOptions, RocksEngine};
 use storage_testkit::harness::{Certificates, ServerProcess, connect};
 
-const HELP: &str = "usage: storage-bench [rates|index|idle|fairness|watches|replica|access|events|repository|robots]...   (default: all)";
+const HELP: &str = "usage: storage-bench [rates|index|idle|fairness|watches|replica|access|events|repository|robots|workspace]...   (default: all)";
 
 /// How long each cell is measured.
 const CELL: Duration = Duration::from_secs(4);
@@ -50,6 +51,7 @@ fn main() {
         "events",
         "repository",
         "robots",
+        "workspace",
     ];
     if parts.iter().any(|part| !known.contains(&part.as_str())) {
         println!("{HELP}");
@@ -91,6 +93,9 @@ fn main() {
     }
     if wants("robots") {
         runtime.block_on(robots::robots());
+    }
+    if wants("workspace") {
+        runtime.block_on(workspace::workspace());
     }
 }
 

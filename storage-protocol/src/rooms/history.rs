@@ -1,0 +1,163 @@
+//! The history of a room, by pages.
+
+use super::library::message_at;
+use super::{Message, PAGE_BYTES_MAX, PAGE_MESSAGES_MAX, PlaceKind, RoomId, Rooms};
+use crate::{KeyRange, KeyState, Position, Result, Revision, ScanItem, ScanOptions, Storage};
+
+/// Which page of a history. The default is the newest one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HistoryWish {
+    /// Only messages before this revision. Default: all.
+    pub before: Option<Revision>,
+    /// So many of the newest are passed over. What is passed over is read, keys alone: `before` is the better way through a long
+    /// history. Default 0.
+    pub offset: u64,
+    /// At most so many messages, of at most [`PAGE_MESSAGES_MAX`]. Default 100.
+    pub limit: usize,
+}
+
+impl Default for HistoryWish {
+    fn default() -> Self {
+        Self {
+            before: None,
+            offset: 0,
+            limit: 100,
+        }
+    }
+}
+
+/// A page of a history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HistoryPage {
+    /// Its messages, the oldest first.
+    pub messages: Vec<Message>,
+    /// There are more: older ones, or newer ones of [`Rooms::messages_after`].
+    pub more: bool,
+    /// Where in the history of the store it was read.
+    pub position: Position,
+}
+
+impl<S: Storage> Rooms<S> {
+    /// A page of the newest messages, or of older ones. It ends before its limit where it would have more than
+    /// [`PAGE_BYTES_MAX`] bytes, behind one message at least.
+    ///
+    /// # Errors
+    /// As [`Storage::scan`]; `Unsupported` for a message that cannot be read.
+    pub async fn history(&self, room: RoomId, wish: HistoryWish) -> Result<HistoryPage> {
+        let mut before = wish.before;
+        if wish.offset > 0 {
+            before = match self.pass_over(room, before, wish.offset).await? {
+                Some(before) => Some(before),
+                None => {
+                    let position = self.storage.get(&[]).await?.position;
+                    return Ok(HistoryPage {
+                        messages: Vec::new(),
+                        more: false,
+                        position,
+                    });
+                }
+            };
+        }
+        let range = self.keys.messages_before(room, before);
+        let mut page = self.page(range, true, wish.limit).await?;
+        page.messages.reverse();
+        Ok(page)
+    }
+
+    /// A page of the messages behind a revision, the oldest first: what one who was away has missed.
+    ///
+    /// # Errors
+    /// As [`Rooms::history`].
+    pub async fn messages_after(
+        &self,
+        room: RoomId,
+        after: Revision,
+        limit: usize,
+    ) -> Result<HistoryPage> {
+        let range = self.keys.messages_after(room, after);
+        self.page(range, false, limit).await
+    }
+
+    /// How many messages there are; at most `max` are counted.
+    ///
+    /// # Errors
+    /// As [`Storage::scan`].
+    pub async fn count(&self, room: RoomId, max: u64) -> Result<u64> {
+        let options = ScanOptions {
+            keys_only: true,
+            limit: Some(max),
+            ..ScanOptions::default()
+        };
+        let range = self.keys.messages_before(room, None);
+        let mut scan = self.storage.scan(range, options).await?;
+        let mut count = 0;
+        while let Some(page) = scan.next_page().await? {
+            count += page.len() as u64;
+        }
+        Ok(count)
+    }
+
+    /// The revision of the last message that is passed over; `None`: there are no more.
+    async fn pass_over(
+        &self,
+        room: RoomId,
+        before: Option<Revision>,
+        count: u64,
+    ) -> Result<Option<Revision>> {
+        let options = ScanOptions {
+            reverse: true,
+            keys_only: true,
+            limit: Some(count),
+            ..ScanOptions::default()
+        };
+        let range = self.keys.messages_before(room, before);
+        let mut scan = self.storage.scan(range, options).await?;
+        let (mut passed, mut last) = (0, None);
+        while let Some(page) = scan.next_page().await? {
+            passed += page.len() as u64;
+            last = page.last().map(|item| item.key.clone());
+        }
+        let place = last.and_then(|key| self.keys.parse(&key));
+        Ok(match place.map(|place| place.kind) {
+            Some(PlaceKind::Message(revision)) if passed == count => Some(revision),
+            _ => None,
+        })
+    }
+
+    async fn page(&self, range: KeyRange, reverse: bool, limit: usize) -> Result<HistoryPage> {
+        let limit = limit.clamp(1, PAGE_MESSAGES_MAX);
+        let options = ScanOptions {
+            reverse,
+            // One more tells whether there are more.
+            limit: Some(limit as u64 + 1),
+            ..ScanOptions::default()
+        };
+        let mut scan = self.storage.scan(range, options).await?;
+        let position = scan.position();
+        let (mut messages, mut bytes) = (Vec::new(), 0);
+        while let Some(items) = scan.next_page().await? {
+            for item in items {
+                if messages.len() == limit || bytes >= PAGE_BYTES_MAX {
+                    return Ok(HistoryPage {
+                        messages,
+                        more: true,
+                        position,
+                    });
+                }
+                let ScanItem { key, state } = item;
+                if let KeyState::Live(entry) = state
+                    && let Some(place) = self.keys.parse(&key)
+                    && let PlaceKind::Message(revision) = place.kind
+                {
+                    bytes += entry.value.len();
+                    messages.push(message_at(&entry.value, revision)?);
+                }
+            }
+        }
+        Ok(HistoryPage {
+            messages,
+            more: false,
+            position,
+        })
+    }
+}

@@ -1,0 +1,379 @@
+//! The change feed of the gateway's keyspace, as events for those who have subscribed. One watch for all of them.
+//!
+//! | keys | told |
+//! | --- | --- |
+//! | `nodes/PATH` | events of the tree: see [`super::tree`] |
+//! | `tasks/ID` | `{"TaskUpdated":{…},"Job":{…}}`, to the owner; of the system's tasks to administrators |
+//! | `idm/…` | `{"Type":"UPDATE","Role":{"Uuid":"team"}}` and the like, to those whom it concerns |
+//! | `activities/…` | `{"OwnerType":"USER","OwnerId":"ana","BoxName":"inbox","Activity":{…}}`, to the owner |
+//! | `users/`, `roles/`, `workspaces/` | an identity event, to those whom it concerns; what they have is looked up again |
+//!
+//! A value that is put and a signal are told alike.
+
+use std::collections::HashSet;
+use std::future::pending;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use storage_protocol::{
+    ChangeKind, CommitRecord, KeyRange, Position, Result, Storage, StorageError, Watch, WatchEvent,
+    WatchOptions, WatchStart,
+};
+use tokio::sync::OnceCell;
+
+use super::Metrics;
+use super::coalesce::Coalescer;
+use super::directory::{self, NODE_IDS, ROLES, USERS, WORKSPACES};
+use super::frame::without_defaults;
+use super::registry::{Receiver, ReceiverId, Registry};
+use super::tree::{NODES, TreeEvent};
+use crate::gateway::{ServerHandle, Utf8Bytes};
+
+pub(super) const TASKS: &str = "tasks/";
+pub(super) const IDM: &str = "idm/";
+pub(super) const ACTIVITIES: &str = "activities/";
+/// Whose tasks are for administrators.
+const SYSTEM_USER: &str = "pydio.system.user";
+/// What of access lists is nobody's to reload for.
+const SILENT_ACTIONS: [&str; 2] = ["parameter:", "action:"];
+/// After a watch that broke off.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Hub {
+    registry: Mutex<Registry>,
+    /// The server's own storage of the keyspace.
+    own: Arc<dyn Storage>,
+    /// Counts changes of who has what: who has looked since then need not look again.
+    version: AtomicU64,
+    /// Set once the watch is there.
+    started: OnceCell<()>,
+    quiet: Duration,
+    metrics: Metrics,
+}
+
+/// What is told, and to whom.
+#[derive(Debug)]
+pub(super) enum Event {
+    Tree(TreeEvent),
+    Task(Value),
+    Identity,
+    Activity(Value),
+}
+
+impl Event {
+    /// One that another service tells, in the form of a frame with absolute paths.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn told(value: Value) -> std::result::Result<Self, String> {
+        if !value.is_object() {
+            return Err("an event is a JSON object".to_owned());
+        }
+        match value.get("@type") {
+            None if value.get("TaskUpdated").is_some() => {
+                let id = &value["TaskUpdated"]["ID"];
+                let has_id = id.as_str().is_some_and(|id| !id.is_empty());
+                match has_id {
+                    true => Ok(Self::Task(value)),
+                    false => Err("TaskUpdated: an object with an ID".to_owned()),
+                }
+            }
+            None => TreeEvent::told(&value).map(Self::Tree),
+            Some(Value::String(kind)) if kind == "idm" => Ok(Self::Identity),
+            Some(Value::String(kind)) if kind == "activity" => Ok(Self::Activity(value)),
+            Some(other) => Err(format!(
+                "@type: allowed are \"idm\" and \"activity\", not {other}"
+            )),
+        }
+    }
+
+    /// The keys under which it is told: whoever tells it must be allowed to write them. The first one carries it.
+    pub(super) fn keys(&self) -> Vec<String> {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        match self {
+            Self::Tree(event) => event.keys(),
+            Self::Task(value) => vec![format!("{TASKS}{}", text(&value["TaskUpdated"]["ID"]))],
+            Self::Identity => vec![format!("{IDM}event")],
+            Self::Activity(value) => vec![format!("{ACTIVITIES}{}", text(&value["OwnerId"]))],
+        }
+    }
+}
+
+impl Hub {
+    pub(super) fn new(own: Arc<dyn Storage>, quiet: Duration, metrics: &Metrics) -> Self {
+        Self {
+            registry: Mutex::default(),
+            own,
+            version: AtomicU64::new(0),
+            started: OnceCell::new(),
+            quiet,
+            metrics: metrics.clone(),
+        }
+    }
+
+    pub(super) fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn own(&self) -> &Arc<dyn Storage> {
+        &self.own
+    }
+
+    /// Of who has what: see the field.
+    pub(super) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// Sees to it that all that is committed from now on is told.
+    pub(super) async fn start(self: &Arc<Self>, server: &ServerHandle) -> Result<()> {
+        let starting = self.started.get_or_try_init(|| async {
+            let watch = self.watch(WatchStart::Now).await?;
+            let (hub, shared) = (self.clone(), server.shared().clone());
+            let end = shared.drain.clone();
+            shared.tasks.spawn(async move {
+                tokio::select! {
+                    () = hub.run(watch) => {}
+                    () = end.cancelled() => {}
+                }
+            });
+            Ok(())
+        });
+        starting.await.copied()
+    }
+
+    async fn watch(&self, start: WatchStart) -> Result<Watch> {
+        let options = WatchOptions::every(start);
+        self.own.watch(KeyRange::all(), options).await
+    }
+
+    async fn run(self: Arc<Self>, mut watch: Watch) {
+        let mut waiting = Coalescer::new(self.quiet);
+        loop {
+            let due = waiting.next_due();
+            let told = tokio::select! {
+                told = watch.next() => told,
+                () = until(due) => {
+                    let now = Instant::now();
+                    for event in waiting.take_due(now) {
+                        self.tell_of_tree(&event, now);
+                    }
+                    continue;
+                }
+            };
+            match told {
+                Ok(Some(WatchEvent::Commit(commit))) => self.tell(&commit, &mut waiting).await,
+                Ok(Some(_)) => {}
+                Ok(None) => watch = self.again(watch.status().position, None).await,
+                Err(error) => watch = self.again(watch.status().position, Some(error)).await,
+            }
+        }
+    }
+
+    /// A watch that goes on where one broke off. Where it cannot, all are told to look again.
+    async fn again(&self, from: Position, error: Option<StorageError>) -> Watch {
+        if let Some(error) = error {
+            tracing::warn!(%error, "the watch of the gateway workspace broke off");
+        }
+        let mut start = WatchStart::After(from);
+        loop {
+            match self.watch(start).await {
+                Ok(watch) => {
+                    if start == WatchStart::Now {
+                        let all = self.registry().all();
+                        self.look_again(&all.into_iter().collect()).await;
+                        self.registry().resync();
+                    }
+                    return watch;
+                }
+                Err(StorageError::Compacted { .. } | StorageError::EpochChanged { .. }) => {
+                    start = WatchStart::Now;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "no watch for the gateway workspace yet");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Tells what a commit did.
+    async fn tell(&self, commit: &CommitRecord, waiting: &mut Coalescer) {
+        let now = Instant::now();
+        if commit
+            .changes
+            .iter()
+            .any(|change| change.key.starts_with(NODES.as_bytes()))
+        {
+            for event in TreeEvent::of_commit(commit) {
+                for event in waiting.offer(event, now) {
+                    self.tell_of_tree(&event, now);
+                }
+            }
+        }
+        for change in &commit.changes {
+            let Ok(key) = std::str::from_utf8(&change.key) else {
+                continue;
+            };
+            let value = match &change.kind {
+                ChangeKind::Put { value, .. } | ChangeKind::Signalled { bytes: value } => value,
+                ChangeKind::Removed { .. } => &[][..],
+            };
+            let event = || {
+                serde_json::from_slice::<Value>(value)
+                    .ok()
+                    .filter(Value::is_object)
+            };
+            if key.starts_with(TASKS) {
+                event()
+                    .into_iter()
+                    .for_each(|event| self.tell_of_task(event));
+            } else if key.starts_with(ACTIVITIES) {
+                event()
+                    .into_iter()
+                    .for_each(|event| self.tell_of_activity(event));
+            } else if key.starts_with(IDM) {
+                if let Some(event) = event() {
+                    self.tell_of_identity(event).await;
+                }
+            } else if key.starts_with(NODE_IDS) {
+                self.version.fetch_add(1, Ordering::AcqRel);
+            } else if let Some(event) = of_directory(key, &change.kind) {
+                self.tell_of_identity(event).await;
+            }
+        }
+    }
+
+    /// Tells an event of the tree to all whom it is for.
+    pub(super) fn tell_of_tree(&self, event: &TreeEvent, now: Instant) {
+        let told = self.registry().tell_of_tree(event, now);
+        self.metrics.events.inc_by(told);
+    }
+
+    fn tell_them(&self, ids: &HashSet<ReceiverId>, frame: Value) {
+        let text = Utf8Bytes::from(without_defaults(frame).to_string());
+        let told = self.registry().tell(ids, &text);
+        self.metrics.events.inc_by(told);
+    }
+
+    fn tell_of_task(&self, event: Value) {
+        let owner = event["TaskUpdated"]["TriggerOwner"].as_str();
+        let ids = match owner {
+            Some(SYSTEM_USER) => self.registry().admins(),
+            Some(owner) => self.registry().of_user(owner),
+            None => return,
+        };
+        self.tell_them(&ids, event);
+    }
+
+    fn tell_of_activity(&self, mut event: Value) {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let is_of_user = event["OwnerType"] == "USER" || event["OwnerType"] == 1;
+        if event["BoxName"] != "inbox" && !is_of_user {
+            return;
+        }
+        let owner = text(&event["OwnerId"]);
+        if owner == text(&event["Activity"]["actor"]["id"]) {
+            return;
+        }
+        let ids = self.registry().of_user(&owner);
+        event["@type"] = "activity".into();
+        self.tell_them(&ids, event);
+    }
+
+    /// Tells those whom it concerns, before or after it, and looks up again what they have.
+    async fn tell_of_identity(&self, mut event: Value) {
+        self.version.fetch_add(1, Ordering::AcqRel);
+        let is_silent = |event: &Value| {
+            let action = event["Acl"]["Action"]["Name"].as_str().unwrap_or_default();
+            SILENT_ACTIONS
+                .iter()
+                .any(|silent| action.starts_with(silent))
+        };
+        let concerned = |event: &Value| {
+            let registry = self.registry();
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let mut ids = registry.of_role(&text(&event["Role"]["Uuid"]));
+            ids.extend(registry.of_role(&text(&event["Acl"]["RoleID"])));
+            ids.extend(registry.of_user(&text(&event["User"]["Login"])));
+            ids.extend(registry.of_workspace(&text(&event["Workspace"]["UUID"])));
+            ids
+        };
+        let mut ids = concerned(&event);
+        self.look_again(&ids).await;
+        ids.extend(concerned(&event));
+        if !is_silent(&event) {
+            event["@type"] = "idm".into();
+            self.tell_them(&ids, event);
+        }
+    }
+
+    /// Looks up what some of them have now. Who cannot be looked up has nothing.
+    async fn look_again(&self, ids: &HashSet<ReceiverId>) {
+        for id in ids {
+            let Some((receiver, _)) = self.registry().rights(*id) else {
+                continue;
+            };
+            let rights = directory::rights(&*self.own, &receiver.claims).await;
+            let rights = rights.unwrap_or_else(|error| {
+                tracing::warn!(%error, "rights of the gateway workspace cannot be looked up");
+                receiver.outbox.lack();
+                directory::Rights {
+                    login: receiver.claims.login.clone(),
+                    ..directory::Rights::default()
+                }
+            });
+            let mut registry = self.registry();
+            // It may be gone, or have subscribed anew, meanwhile.
+            if registry
+                .rights(*id)
+                .is_some_and(|(now, _)| Arc::ptr_eq(&now, &receiver))
+            {
+                registry.put(*id, receiver, Arc::new(rights));
+            }
+        }
+    }
+
+    /// Registers a socket with what it has.
+    pub(super) async fn subscribe(&self, id: ReceiverId, receiver: Receiver) -> Result<()> {
+        let receiver = Arc::new(receiver);
+        loop {
+            let version = self.version();
+            let rights = directory::rights(&*self.own, &receiver.claims).await?;
+            let mut registry = self.registry();
+            // A change in between would be missed.
+            if version == self.version() {
+                registry.put(id, receiver, Arc::new(rights));
+                return Ok(());
+            }
+        }
+    }
+}
+
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => pending().await,
+    }
+}
+
+/// The identity event that a change of the directory is.
+fn of_directory(key: &str, kind: &ChangeKind) -> Option<Value> {
+    let word = match kind {
+        ChangeKind::Put { .. } => "UPDATE",
+        ChangeKind::Removed { .. } => "DELETE",
+        ChangeKind::Signalled { .. } => return None,
+    };
+    let named =
+        |what: &str, name: &str, value: &str| Some(json!({ "Type": word, what: { name: value } }));
+    if let Some(login) = key.strip_prefix(USERS) {
+        named("User", "Login", login)
+    } else if let Some(role) = key.strip_prefix(ROLES) {
+        named("Role", "Uuid", role)
+    } else {
+        named("Workspace", "UUID", key.strip_prefix(WORKSPACES)?)
+    }
+}

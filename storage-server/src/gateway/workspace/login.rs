@@ -1,0 +1,213 @@
+//! Who a peer is: by the token in its first message.
+//!
+//! A token of this server is looked at as everywhere else, and the user's record says the rest. One of the issuer that the
+//! configuration names says by itself who it is (`name`), and may say its `profile`, `roles` and `workspaces`.
+
+use std::hash::{Hash, Hasher};
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use hyper::StatusCode;
+use hyper::header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::State;
+use super::directory::Claims;
+use super::frame::JWT_BYTES_MAX;
+use crate::auth::now;
+use crate::auth::tokens::UnixSeconds;
+use crate::config::AuthMethod;
+use crate::gateway::{Credential, Guest, Identity, NotLetInKind, Principal};
+
+/// A peer that has said who it is.
+#[derive(Clone, Debug)]
+pub(super) struct Who {
+    pub(super) identity: Identity,
+    pub(super) claims: Claims,
+    /// From when on its token is good for nothing, in seconds since 1970.
+    pub(super) until: Option<u64>,
+    /// Tells one token from another.
+    pub(super) token: u64,
+}
+
+/// What a token of another issuer says.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct ForeignClaims {
+    name: String,
+    sub: String,
+    profile: String,
+    roles: Value,
+    workspaces: Value,
+}
+
+/// A list, or a text with commas; of objects their `uuid`.
+fn names(value: &Value) -> Vec<String> {
+    let texts: Vec<&str> = match value {
+        Value::String(text) => text.split(',').collect(),
+        Value::Array(items) => {
+            let of = |item: &'_ Value| item.as_str().is_some() || item.get("uuid").is_some();
+            let items = items.iter().filter(|item| of(item));
+            items
+                .filter_map(|item| item.as_str().or_else(|| item["uuid"].as_str()))
+                .collect()
+        }
+        _ => Vec::new(),
+    };
+    let trimmed = texts.into_iter().map(str::trim);
+    trimmed
+        .filter(|text| !text.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+impl From<ForeignClaims> for Claims {
+    fn from(foreign: ForeignClaims) -> Self {
+        let some = |text: String| (!text.is_empty()).then_some(text);
+        Self {
+            login: foreign.name,
+            uuid: some(foreign.sub),
+            profile: some(foreign.profile),
+            roles: names(&foreign.roles),
+            workspaces: names(&foreign.workspaces),
+        }
+    }
+}
+
+fn token(jwt: &str) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    jwt.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The login of a principal: the name of a user; of others all of it, so that no certificate passes for a user.
+fn login_of(principal: &Principal) -> &str {
+    let text = principal.as_str();
+    text.strip_prefix("user:").unwrap_or(text)
+}
+
+impl State {
+    /// Who shows a token.
+    ///
+    /// # Errors
+    /// Why it is not good; safe to show.
+    pub(super) async fn who(&self, guest: &Guest, jwt: &str) -> Result<Who, String> {
+        if jwt.len() > JWT_BYTES_MAX {
+            return Err(format!(
+                "jwt: a token has at most {JWT_BYTES_MAX} bytes, this has {}",
+                jwt.len()
+            ));
+        }
+        if let Some(foreign) = &self.foreign
+            && foreign.claims_to_be(jwt)
+        {
+            if !guest.takes(AuthMethod::Token) {
+                return Err("this listener does not take tokens".to_owned());
+            }
+            let good = foreign.verify::<ForeignClaims>(jwt, UnixSeconds(now()));
+            let good = good.map_err(|error| error.to_string())?;
+            let principal = Principal::user(&good.claims.name);
+            let principal =
+                principal.map_err(|_| "the token has no name that is one".to_owned())?;
+            return Ok(Who {
+                identity: Identity::vouched(principal).at(Some(guest.address())),
+                claims: good.claims.into(),
+                until: Some(good.exp.0),
+                token: token(jwt),
+            });
+        }
+        let shown = Credential::Token(jwt.to_owned().into());
+        let identity = guest.let_in(Some(&shown)).await;
+        let identity = identity.map_err(|why| why.to_string())?;
+        Ok(Who {
+            claims: Claims {
+                login: login_of(identity.principal()).to_owned(),
+                ..Claims::default()
+            },
+            until: identity.until(),
+            token: token(jwt),
+            identity,
+        })
+    }
+
+    /// Who sends a request for a route: by its header `Authorization`, or its certificate.
+    ///
+    /// # Errors
+    /// The answer.
+    pub(super) async fn let_in(
+        &self,
+        guest: &Guest,
+        headers: &HeaderMap,
+    ) -> Result<Identity, Response<Body>> {
+        let value = headers
+            .get(AUTHORIZATION)
+            .and_then(|value| value.to_str().ok());
+        let parts = value.and_then(|value| value.split_once(' '));
+        let shown = match parts {
+            Some((word, token)) if word.eq_ignore_ascii_case("bearer") => {
+                // Those of the other issuer are good here, too.
+                return match self.who(guest, token.trim()).await {
+                    Ok(who) => Ok(who.identity),
+                    Err(why) => {
+                        Err((StatusCode::FORBIDDEN, super::ingest::problem(&why)).into_response())
+                    }
+                };
+            }
+            Some((word, encoded)) if word.eq_ignore_ascii_case("basic") => {
+                Credential::basic(encoded.trim())
+            }
+            _ => None,
+        };
+        let identity = guest.let_in(shown.as_ref()).await;
+        identity.map_err(|why| {
+            let status = match why.kind {
+                NotLetInKind::Missing | NotLetInKind::NotTaken => StatusCode::UNAUTHORIZED,
+                NotLetInKind::TooMany => StatusCode::TOO_MANY_REQUESTS,
+                NotLetInKind::Busy | NotLetInKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+                _ => StatusCode::FORBIDDEN,
+            };
+            let mut answer = (status, super::ingest::problem(&why.reason)).into_response();
+            if status == StatusCode::UNAUTHORIZED {
+                let challenge = HeaderValue::from_static("Bearer");
+                answer.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+            }
+            answer
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_another_issuer_says_is_read_in_each_of_its_forms() {
+        let claims =
+            |value: Value| Claims::from(serde_json::from_value::<ForeignClaims>(value).unwrap());
+        let lists = claims(json!({
+            "name": "ana", "sub": "u-1", "profile": "admin", "roles": "a, b,", "workspaces": ["ws-7"], "email": "x",
+        }));
+        assert_eq!(
+            lists,
+            Claims {
+                login: "ana".to_owned(),
+                uuid: Some("u-1".to_owned()),
+                profile: Some("admin".to_owned()),
+                roles: vec!["a".to_owned(), "b".to_owned()],
+                workspaces: vec!["ws-7".to_owned()],
+            }
+        );
+        let objects = claims(json!({ "name": "ana", "roles": [{ "uuid": "a" }, 7, "b"] }));
+        assert_eq!(objects.roles, ["a", "b"]);
+        assert_eq!(objects.uuid, None);
+    }
+
+    #[test]
+    fn no_certificate_passes_for_a_user() {
+        assert_eq!(login_of(&Principal::user("ana").unwrap()), "ana");
+        assert_eq!(login_of(&Principal::parse("cert:ana").unwrap()), "cert:ana");
+    }
+}

@@ -1,0 +1,130 @@
+//! What the sockets of both kinds have in common: who the peer is, for how long, and what waits for it.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::State;
+use super::frame;
+use super::login::Who;
+use super::outbox::Outbox;
+use super::registry::ReceiverId;
+use crate::gateway::{
+    Close, Guest, Identity, Message, SendError, ServerHandle, UpgradeRequest, Utf8Bytes, WebSocket,
+    close_code,
+};
+
+/// The longest message that is read, in bytes; a longer one closes with 1009.
+pub(super) const MESSAGE_BYTES_MAX: usize = 64 << 10;
+/// The longest that an end is slept for before the clock is looked at again: it may have been set.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// How a socket ends.
+pub(super) enum End {
+    /// The peer is gone.
+    Gone,
+    Close(Close),
+}
+
+impl From<SendError> for End {
+    fn from(_: SendError) -> Self {
+        Self::Gone
+    }
+}
+
+impl End {
+    pub(super) fn result(ended: Result<(), Self>) -> Result<(), Close> {
+        match ended {
+            Ok(()) | Err(Self::Gone) => Ok(()),
+            Err(Self::Close(close)) => Err(close),
+        }
+    }
+}
+
+/// See the module.
+pub(super) struct Session {
+    pub(super) socket: WebSocket,
+    pub(super) state: Arc<State>,
+    pub(super) server: ServerHandle,
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) id: ReceiverId,
+    guest: Option<Guest>,
+    pub(super) who: Option<Who>,
+}
+
+impl Session {
+    pub(super) fn new(
+        socket: WebSocket,
+        request: UpgradeRequest,
+        state: Arc<State>,
+        server: ServerHandle,
+    ) -> Self {
+        Self {
+            socket,
+            id: state.next_id(),
+            state,
+            server,
+            outbox: Arc::default(),
+            guest: request.guest,
+            who: None,
+        }
+    }
+
+    pub(super) async fn send(&self, text: impl Into<Utf8Bytes>) -> Result<(), End> {
+        match self.socket.send(Message::text(text)).await {
+            // A frame is within what any message may have, unless that is configured to be very small.
+            Ok(()) | Err(SendError::TooLong { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Tells what is wrong, and ends.
+    pub(super) async fn refuse(&self, code: u16, why: &str) -> End {
+        match self.send(frame::error(why)).await {
+            Ok(()) => End::Close(Close::because(code, why)),
+            Err(gone) => gone,
+        }
+    }
+
+    /// Finds out who the peer is. `empty`: what it is told if it says nothing.
+    pub(super) async fn log_in(&mut self, jwt: &str, empty: &str) -> Result<(), End> {
+        if jwt.is_empty() {
+            return Err(self.refuse(close_code::POLICY, empty).await);
+        }
+        let Some(guest) = &self.guest else {
+            return Err(End::Close(Close::because(close_code::POLICY, "no login")));
+        };
+        let who = match Box::pin(self.state.who(guest, jwt)).await {
+            Ok(who) => who,
+            Err(why) => return Err(self.refuse(close_code::POLICY, &why).await),
+        };
+        if let Err(error) = self.socket.log_in(who.identity.clone()) {
+            return Err(self.refuse(close_code::TRY_AGAIN, &error.to_string()).await);
+        }
+        self.who = Some(who);
+        Ok(())
+    }
+
+    /// Forgets who the peer is.
+    pub(super) fn log_out(&mut self) {
+        if self.who.take().is_some() {
+            // As before its first word, and counted so. There is always room for one that is there.
+            let _ = self.socket.log_in(Identity::pending());
+        }
+        self.outbox.clear();
+    }
+
+    /// Until the token of the peer is good for nothing.
+    pub(super) async fn expiry(&self) -> End {
+        let Some(until) = self.who.as_ref().and_then(|who| who.until) else {
+            return std::future::pending().await;
+        };
+        let end = UNIX_EPOCH.checked_add(Duration::from_secs(until));
+        while let Some(left) = end.and_then(|end| end.duration_since(SystemTime::now()).ok()) {
+            tokio::time::sleep(left.min(LOOK)).await;
+            if left.is_zero() {
+                break;
+            }
+        }
+        End::Close(Close::because(close_code::POLICY, "token expired"))
+    }
+}
