@@ -45,7 +45,7 @@ fn lines() -> Vec<Line> {
     let golden = read("tests/golden/rooms.jsonl");
     let lines = golden
         .lines()
-        .map(|line| serde_json::from_str(line).unwrap());
+        .map(|line| serde_json::from_str(line).expect("a golden line"));
     lines.collect()
 }
 

@@ -32,7 +32,7 @@ fn storage(served: &Served, arguments: &[&str]) -> Ran {
 }
 
 fn lines(ran: &Ran) -> Vec<String> {
-    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let ran = ran.clone().expect(0);
     ran.text().lines().map(str::to_owned).collect()
 }
 
@@ -46,12 +46,7 @@ fn the_command_line_posts_lists_and_looks_back() {
     let served = Served::new(&["ann", "bob"], "");
     assert!(lines(&storage(&served, &["room", "list"])).is_empty());
     let missing = storage(&served, &["room", "history", "NODE", "n-1"]);
-    assert_eq!(missing.code, Some(1));
-    assert!(
-        missing.stderr.contains("there is no room of NODE n-1"),
-        "{}",
-        missing.stderr
-    );
+    missing.expect(1).says(&["there is no room of NODE n-1"]);
     let posted = storage(&served, &["--json", "room", "post", "NODE", "n-1", "one"]);
     let posted: Value = serde_json::from_slice(&posted.stdout).unwrap();
     assert_eq!(
@@ -83,7 +78,7 @@ fn the_command_line_posts_lists_and_looks_back() {
         .collect();
     assert_eq!(objects, ["GLOBAL\t", "NODE\tn-1"]);
     let bad = storage(&served, &["room", "post", "NO/DE", "n-1", "x"]);
-    assert_eq!(bad.code, Some(2));
+    bad.expect(2).says(&["the type of a room"]);
 }
 
 #[test]
