@@ -209,6 +209,11 @@ async fn item_18_a_package_that_is_declined_is_sent_again_five_times_at_most() {
     .await;
     house.pass(1);
     assert_eq!(plain.frame().await, notification("two"));
+    // What is not confirmed is sent again when its time is over, as it is here soon.
+    until("both are confirmed", async || {
+        house.job(one).await["confirmed"] == true && house.job(two).await["confirmed"] == true
+    })
+    .await;
     // A name that it was not sent, and one of nobody.
     plain
         .say(r#"{"event":"decline pkg reception","value":"three"}"#)

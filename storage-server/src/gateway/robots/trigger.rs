@@ -289,6 +289,7 @@ pub(super) fn job_json(house: &House, stored: &Stored) -> Value {
         "due": instant_text(job.due),
         "dateReceived": instant_text(job.created),
         "deliveredAt": job.handed_over.map(instant_text),
+        "confirmed": job.state.kind() == StateKind::Done,
         "attempts": job.attempts,
         "status": status,
         "reason": reason,
