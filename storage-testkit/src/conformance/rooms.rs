@@ -242,7 +242,7 @@ async fn a_feed_tells_what_happens(context: Context) {
         .delete(room.id, first.id, DeletedBy::Author("ana"))
         .await
         .unwrap();
-    assert!(matches!(deleted, Deleted::Done(_, message) if message == first));
+    assert!(matches!(deleted, Deleted::Done(_, Some(message)) if message == first));
     // Another room is no business of this one.
     let other = rooms.open_or_create(&node("n-2"), "").await.unwrap().0;
     post(&rooms, &other, "elsewhere").await;
