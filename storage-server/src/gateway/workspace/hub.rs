@@ -18,10 +18,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use storage_protocol::{
-    ChangeKind, CommitRecord, KeyRange, Position, Result, Storage, StorageError, Watch, WatchEvent,
+    ChangeKind, CommitRecord, KeyRange, Position, Result, Revision, Storage, StorageError, Watch, WatchEvent,
     WatchOptions, WatchStart,
 };
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, watch};
 
 use super::Metrics;
 use super::coalesce::Coalescer;
@@ -49,6 +49,8 @@ pub(super) struct Hub {
     own: Arc<dyn Storage>,
     /// Counts changes of who has what: who has looked since then need not look again.
     version: AtomicU64,
+    /// All commits up to here have been taken notice of: [`Hub::version`] counts what they changed.
+    seen: watch::Sender<Revision>,
     /// Set once the watch is there.
     started: OnceCell<()>,
     quiet: Duration,
@@ -109,6 +111,7 @@ impl Hub {
             registry: Mutex::default(),
             own,
             version: AtomicU64::new(0),
+            seen: watch::Sender::new(Revision::ZERO),
             started: OnceCell::new(),
             quiet,
             metrics: metrics.clone(),
@@ -128,10 +131,24 @@ impl Hub {
         self.version.load(Ordering::Acquire)
     }
 
+    /// Waits until what a commit of this revision, and all before it, changed of who has what is counted by
+    /// [`Hub::version`]. Rights and messages come by two feeds: who is told of a commit waits for this one.
+    pub(super) async fn has_seen(&self, revision: Revision) {
+        if *self.seen.borrow() < revision {
+            // The sender is ours.
+            let _ = self
+                .seen
+                .subscribe()
+                .wait_for(|seen| *seen >= revision)
+                .await;
+        }
+    }
+
     /// Sees to it that all that is committed from now on is told.
     pub(super) async fn start(self: &Arc<Self>, server: &ServerHandle) -> Result<()> {
         let starting = self.started.get_or_try_init(|| async {
             let watch = self.watch(WatchStart::Now).await?;
+            self.seen.send_replace(watch.start().revision);
             let (hub, shared) = (self.clone(), server.shared().clone());
             let end = shared.drain.clone();
             shared.tasks.spawn(async move {
@@ -165,7 +182,10 @@ impl Hub {
                 }
             };
             match told {
-                Ok(Some(WatchEvent::Commit(commit))) => self.tell(&commit, &mut waiting).await,
+                Ok(Some(WatchEvent::Commit(commit))) => {
+                    self.note(&commit);
+                    self.tell(&commit, &mut waiting).await;
+                }
                 Ok(Some(_)) => {}
                 Ok(None) => watch = self.again(watch.status().position, None).await,
                 Err(error) => watch = self.again(watch.status().position, Some(error)).await,
@@ -183,6 +203,9 @@ impl Hub {
             match self.watch(start).await {
                 Ok(watch) => {
                     if start == WatchStart::Now {
+                        // Whatever changed meanwhile is not known: everybody looks again.
+                        self.version.fetch_add(1, Ordering::AcqRel);
+                        self.seen.send_replace(watch.start().revision);
                         let all = self.registry().all();
                         self.look_again(&all.into_iter().collect()).await;
                         self.registry().resync();
@@ -198,6 +221,20 @@ impl Hub {
                 }
             }
         }
+    }
+
+    /// Takes notice of what a commit changed of who has what, before anybody is told of it.
+    fn note(&self, commit: &CommitRecord) {
+        const OF_RIGHTS: [&str; 5] = [USERS, ROLES, WORKSPACES, NODE_IDS, IDM];
+        let is_of_rights = |key: &[u8]| OF_RIGHTS.iter().any(|of| key.starts_with(of.as_bytes()));
+        if commit
+            .changes
+            .iter()
+            .any(|change| is_of_rights(&change.key))
+        {
+            self.version.fetch_add(1, Ordering::AcqRel);
+        }
+        self.seen.send_replace(commit.revision);
     }
 
     /// Tells what a commit did.
@@ -227,20 +264,21 @@ impl Hub {
                     .ok()
                     .filter(Value::is_object)
             };
-            if key.starts_with(TASKS) {
+            // What a value says it is about has to be what its key is about: that is what its writer may write.
+            if let Some(id) = key.strip_prefix(TASKS) {
                 event()
+                    .filter(|event| event["TaskUpdated"]["ID"] == id)
                     .into_iter()
                     .for_each(|event| self.tell_of_task(event));
-            } else if key.starts_with(ACTIVITIES) {
+            } else if let Some(of) = key.strip_prefix(ACTIVITIES) {
                 event()
+                    .filter(|event| is_activity_of(event, of))
                     .into_iter()
                     .for_each(|event| self.tell_of_activity(event));
             } else if key.starts_with(IDM) {
                 if let Some(event) = event() {
                     self.tell_of_identity(event).await;
                 }
-            } else if key.starts_with(NODE_IDS) {
-                self.version.fetch_add(1, Ordering::AcqRel);
             } else if let Some(event) = of_directory(key, &change.kind) {
                 self.tell_of_identity(event).await;
             }
@@ -286,7 +324,6 @@ impl Hub {
 
     /// Tells those whom it concerns, before or after it, and looks up again what they have.
     async fn tell_of_identity(&self, mut event: Value) {
-        self.version.fetch_add(1, Ordering::AcqRel);
         let is_silent = |event: &Value| {
             let action = event["Acl"]["Action"]["Name"].as_str().unwrap_or_default();
             SILENT_ACTIONS
@@ -314,7 +351,7 @@ impl Hub {
     /// Looks up what some of them have now. Who cannot be looked up has nothing.
     async fn look_again(&self, ids: &HashSet<ReceiverId>) {
         for id in ids {
-            let Some((receiver, _)) = self.registry().rights(*id) else {
+            let Some((receiver, before)) = self.registry().rights(*id) else {
                 continue;
             };
             let rights = directory::rights(&*self.own, &receiver.claims).await;
@@ -332,6 +369,9 @@ impl Hub {
                 .rights(*id)
                 .is_some_and(|(now, _)| Arc::ptr_eq(&now, &receiver))
             {
+                if *before != rights {
+                    receiver.outbox.withdraw();
+                }
                 registry.put(*id, receiver, Arc::new(rights));
             }
         }
@@ -358,6 +398,13 @@ async fn until(due: Option<Instant>) {
         Some(due) => tokio::time::sleep_until(due.into()).await,
         None => pending().await,
     }
+}
+
+/// Whether an activity is of the owner whom its key names: `activities/OWNER`, and anything behind another slash.
+fn is_activity_of(event: &Value, of: &str) -> bool {
+    let owner = event["OwnerId"].as_str().unwrap_or_default();
+    let rest = of.strip_prefix(owner).filter(|_| !owner.is_empty());
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// The identity event that a change of the directory is.

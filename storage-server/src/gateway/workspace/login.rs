@@ -31,6 +31,12 @@ pub(super) struct Who {
     pub(super) token: u64,
 }
 
+impl Who {
+    pub(super) fn is_same_user(&self, other: &Self) -> bool {
+        self.identity.principal() == other.identity.principal()
+    }
+}
+
 /// What a token of another issuer says.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]

@@ -83,6 +83,17 @@ impl Outbox {
         self.arrived.notify_one();
     }
 
+    /// Takes back what waits, since it may not be for the peer any more; who is told less is told to look again.
+    pub(super) fn withdraw(&self) {
+        let mut state = self.state();
+        if !state.frames.is_empty() {
+            *state = State {
+                lacks: true,
+                ..State::default()
+            };
+        }
+    }
+
     /// Forgets what waits.
     pub(super) fn clear(&self) {
         *self.state() = State::default();

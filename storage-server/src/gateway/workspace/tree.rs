@@ -4,7 +4,7 @@
 //! metadata as what they are: `{"Uuid":"n-1","Type":"LEAF","Size":"1204","MetaStore":{"name":"a.txt"}}`. An event that another
 //! service tells is a signal at such a key, with paths that are absolute.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::{Map, Value, json};
 use storage_protocol::{ChangeKind, CommitRecord};
@@ -330,6 +330,12 @@ impl TreeEvent {
                 }
             }
         }
+        // Whoever wrote there was allowed to: no event is about anything else.
+        let written: HashSet<String> = commit
+            .changes
+            .iter()
+            .filter_map(|change| path_of(&change.key))
+            .collect();
         let label = commit.label.as_deref();
         let changes = commit.changes.iter();
         let events = changes.filter_map(|change| {
@@ -337,7 +343,10 @@ impl TreeEvent {
             match &change.kind {
                 ChangeKind::Signalled { bytes } => {
                     let told = serde_json::from_slice(bytes).ok()?;
-                    Self::told(&told).ok()
+                    let event = Self::told(&told).ok()?;
+                    let is_here = event.keys().first() == Some(&format!("{NODES}{path}"));
+                    let is_written = event.paths().all(|path| written.contains(path));
+                    (is_here && is_written).then_some(event)
                 }
                 ChangeKind::Put {
                     value, previous, ..

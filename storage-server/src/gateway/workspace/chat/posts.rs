@@ -44,7 +44,7 @@ impl Conversation {
             Ok(_) => {}
             Err(StorageError::CheckFailed { .. }) => {
                 let gone = joined.room.id;
-                self.joined.remove(&gone);
+                self.leave(gone).await;
                 return Err("the room was removed or changed: JOIN it again".into());
             }
             Err(error) => return Err(error.into()),
