@@ -2,7 +2,7 @@
 
 use super::library::message_at;
 use super::{Message, PAGE_BYTES_MAX, PAGE_MESSAGES_MAX, PlaceKind, RoomId, Rooms};
-use crate::{KeyRange, KeyState, Position, Result, Revision, ScanItem, ScanOptions, Storage};
+use crate::{Key, KeyRange, KeyState, Position, Result, Revision, ScanItem, ScanOptions, Storage};
 
 /// Which page of a history. The default is the newest one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,10 +46,10 @@ impl<S: Storage> Rooms<S> {
     /// # Errors
     /// As [`Storage::scan`].
     pub async fn history(&self, room: RoomId, wish: HistoryWish) -> Result<HistoryPage> {
-        let mut before = wish.before;
+        let mut range = self.keys.messages_before(room, wish.before);
         if wish.offset > 0 {
-            before = match self.pass_over(room, before, wish.offset).await? {
-                Some(before) => Some(before),
+            range.end = match self.pass_over(range.clone(), wish.offset).await? {
+                Some(last) => Some(last),
                 None => {
                     let position = self.storage.get(&[]).await?.position;
                     return Ok(HistoryPage {
@@ -61,7 +61,6 @@ impl<S: Storage> Rooms<S> {
                 }
             };
         }
-        let range = self.keys.messages_before(room, before);
         let mut page = self.page(range, true, wish.limit).await?;
         page.messages.reverse();
         Ok(page)
@@ -100,31 +99,21 @@ impl<S: Storage> Rooms<S> {
         Ok(count)
     }
 
-    /// The revision of the last message that is passed over; `None`: there are no more.
-    async fn pass_over(
-        &self,
-        room: RoomId,
-        before: Option<Revision>,
-        count: u64,
-    ) -> Result<Option<Revision>> {
+    /// The key of the last entry that is passed over; `None`: there are no more.
+    async fn pass_over(&self, range: KeyRange, count: u64) -> Result<Option<Key>> {
         let options = ScanOptions {
             reverse: true,
             keys_only: true,
             limit: Some(count),
             ..ScanOptions::default()
         };
-        let range = self.keys.messages_before(room, before);
         let mut scan = self.storage.scan(range, options).await?;
         let (mut passed, mut last) = (0, None);
         while let Some(page) = scan.next_page().await? {
             passed += page.len() as u64;
             last = page.last().map(|item| item.key.clone());
         }
-        let place = last.and_then(|key| self.keys.parse(&key));
-        Ok(match place.map(|place| place.kind) {
-            Some(PlaceKind::Message(revision)) if passed == count => Some(revision),
-            _ => None,
-        })
+        Ok(last.filter(|_| passed == count))
     }
 
     async fn page(&self, range: KeyRange, reverse: bool, limit: usize) -> Result<HistoryPage> {

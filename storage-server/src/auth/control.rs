@@ -191,9 +191,7 @@ impl AccessControl {
 
     /// What a peer may do in a keyspace, by the present rules.
     pub(crate) fn grants(&self, identity: &Identity, keyspace: &Keyspace) -> Grants {
-        let all = self
-            .rules()
-            .grants(identity.principal().as_str(), keyspace);
+        let all = self.rules().grants(identity.principal().as_str(), keyspace);
         Self::within_token(identity, keyspace, all)
     }
 

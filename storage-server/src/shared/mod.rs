@@ -17,7 +17,9 @@ use crate::auth::passwords::PasswordError;
 use crate::auth::quotas::{self, QuotaKind};
 use crate::auth::rules::SYSTEM;
 use crate::auth::system::token_key;
-use crate::auth::{AccessControl, Configured, GuardedSession, Identity, Judged, Principal, RulesRefused};
+use crate::auth::{
+    AccessControl, Configured, GuardedSession, Identity, Judged, Principal, RulesRefused,
+};
 use crate::clock::WallClock;
 use crate::config::ServerConfig;
 use crate::engine::{Engine, Resumed, Session, SessionStorage, Usage};

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use storage_protocol::{
-    ChangeKind, CommitRecord, KeyRange, Position, Result, Revision, Storage, StorageError, Watch, WatchEvent,
-    WatchOptions, WatchStart,
+    ChangeKind, CommitRecord, KeyRange, Position, Result, Revision, Storage, StorageError, Watch,
+    WatchEvent, WatchOptions, WatchStart,
 };
 use tokio::sync::{OnceCell, watch};
 
@@ -422,5 +422,85 @@ fn of_directory(key: &str, kind: &ChangeKind) -> Option<Value> {
         named("Role", "Uuid", role)
     } else {
         named("Workspace", "UUID", key.strip_prefix(WORKSPACES)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use storage_protocol::{
+        Batch, CommitOptions, Entry, Epoch, Key, Keyspace, Limits, Reading, Scan, ScanOptions,
+    };
+
+    use super::*;
+    use crate::testing::{KEYSPACE, MemoryEngine, server};
+
+    /// A storage whose history is another one than before.
+    #[derive(Debug)]
+    struct SetBack(Arc<dyn Storage>);
+
+    #[async_trait]
+    impl Storage for SetBack {
+        async fn get(&self, keys: &[Key]) -> Result<Reading<Vec<Option<Entry>>>> {
+            self.0.get(keys).await
+        }
+
+        async fn scan(&self, range: KeyRange, options: ScanOptions) -> Result<Scan> {
+            self.0.scan(range, options).await
+        }
+
+        async fn commit(&self, batch: Batch, options: CommitOptions) -> Result<Position> {
+            self.0.commit(batch, options).await
+        }
+
+        fn commit_unattended(&self, batch: Batch, options: CommitOptions) {
+            self.0.commit_unattended(batch, options);
+        }
+
+        async fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch> {
+            match options.start {
+                WatchStart::After(position) => Err(StorageError::Compacted {
+                    oldest: position.revision,
+                }),
+                _ => self.0.watch(range, options).await,
+            }
+        }
+
+        async fn limits(&self) -> Result<Limits> {
+            self.0.limits().await
+        }
+    }
+
+    #[tokio::test]
+    async fn who_looked_before_a_gap_in_the_feed_looks_again() {
+        let shared = server(&MemoryEngine::new(), |_| {});
+        let keyspace = Keyspace::new(KEYSPACE).unwrap();
+        let own = ServerHandle::new(&shared).own_storage(&keyspace);
+        let hub = Hub::new(Arc::new(SetBack(own)), Duration::ZERO, &Metrics::default());
+        let looked = hub.version();
+        let from = Position {
+            epoch: Epoch(7),
+            revision: Revision(1),
+        };
+        let watch = hub.again(from, None).await;
+        assert_ne!(hub.version(), looked);
+        // Nobody waits for what came before it.
+        hub.has_seen(watch.start().revision).await;
+    }
+
+    #[test]
+    fn an_activity_is_of_whom_its_key_names() {
+        let of = |owner: &str| json!({ "OwnerId": owner });
+        assert!(is_activity_of(&of("ana"), "ana"));
+        assert!(is_activity_of(&of("ana"), "ana/7"));
+        for (owner, key) in [
+            ("ana", "bob"),
+            ("ana", "anabel"),
+            ("an", "ana"),
+            ("", ""),
+            ("", "/"),
+        ] {
+            assert!(!is_activity_of(&of(owner), key), "{owner} {key}");
+        }
     }
 }

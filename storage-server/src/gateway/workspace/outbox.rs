@@ -187,6 +187,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_taken_back_is_a_hint() {
+        let outbox = Outbox::default();
+        outbox.withdraw();
+        assert_eq!(taken(&outbox), None);
+        assert!(outbox.push(frame(1, "x")));
+        outbox.withdraw();
+        assert_eq!(taken(&outbox), Some(Taken::Behind));
+        assert_eq!(taken(&outbox), None);
+    }
+
+    #[test]
     fn what_was_never_pushed_keeps_nothing_out() {
         let outbox = Outbox::default();
         outbox.lack();

@@ -523,6 +523,33 @@ mod tests {
     }
 
     #[test]
+    fn a_signal_tells_of_what_its_commit_has_written_and_of_nothing_else() {
+        let signal = |path: &str, event: Value| Change {
+            key: format!("nodes/{path}").into(),
+            kind: ChangeKind::Signalled {
+                bytes: event.to_string().into(),
+            },
+        };
+        let empty = |path: &str| Change {
+            key: format!("nodes/{path}").into(),
+            kind: ChangeKind::Signalled { bytes: "".into() },
+        };
+        let created = json!({ "Target": { "Path": "/a/b" } });
+        let moved = json!({ "Type": "UPDATE_PATH", "Source": { "Path": "/a/b" }, "Target": { "Path": "/c/b" } });
+        assert_eq!(kinds(None, vec![signal("a/b", created.clone())]).len(), 1);
+        let both = vec![signal("c/b", moved.clone()), empty("a/b")];
+        assert_eq!(kinds(None, both).len(), 1);
+        for other in [
+            vec![signal("a", created.clone())],
+            vec![signal("c", created), empty("a/b")],
+            vec![signal("c/b", moved.clone())],
+            vec![signal("a/b", moved), empty("c/d")],
+        ] {
+            assert_eq!(kinds(None, other), []);
+        }
+    }
+
+    #[test]
     fn commits_of_any_writer_are_events() {
         let node = |uuid: &str, etag: &str, note: u8| json!({ "Uuid": uuid, "Etag": etag, "MetaStore": { "note": note } });
         let paths = |paths: &[&str]| paths.iter().map(ToString::to_string).collect::<Vec<_>>();

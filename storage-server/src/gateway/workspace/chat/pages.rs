@@ -1,9 +1,7 @@
 //! What a room has had: its messages, for one who joins, who comes back, who asks, and who was too slow.
 
 use storage_protocol::Revision;
-use storage_protocol::rooms::{
-    HistoryPage, HistoryWish, MessageId, PAGE_MESSAGES_MAX, Room,
-};
+use storage_protocol::rooms::{HistoryPage, HistoryWish, MessageId, PAGE_MESSAGES_MAX, Room};
 
 use super::super::frame::{self, SaidRoom};
 use super::conversation::{Conversation, Done, Not};
