@@ -297,7 +297,8 @@ impl Hub {
         self.metrics.events.inc_by(told);
     }
 
-    fn tell_of_task(&self, event: Value) {
+    fn tell_of_task(&self, mut event: Value) {
+        without_first(&mut event["TaskUpdated"], "Status", "Unknown");
         let owner = event["TaskUpdated"]["TriggerOwner"].as_str();
         let ids = match owner {
             Some(SYSTEM_USER) => self.registry().admins(),
@@ -343,6 +344,7 @@ impl Hub {
         self.look_again(&ids).await;
         ids.extend(concerned(&event));
         if !is_silent(&event) {
+            without_first(&mut event, "Type", "CREATE");
             event["@type"] = "idm".into();
             self.tell_them(&ids, event);
         }
@@ -397,6 +399,15 @@ async fn until(due: Option<Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due.into()).await,
         None => pending().await,
+    }
+}
+
+/// Leaves out a member that is the first one of its enumeration, as protobuf does.
+fn without_first(object: &mut Value, name: &str, first: &str) {
+    if let Some(members) = object.as_object_mut()
+        && members.get(name).is_some_and(|value| value == first)
+    {
+        members.remove(name);
     }
 }
 

@@ -390,11 +390,15 @@ impl Conversation {
         Ok(access(&**own, node_rooms, &self.rights, key).await?)
     }
 
-    fn joined_by(&self, said: &SaidRoom) -> Option<RoomId> {
+    pub(super) fn joined_by(&self, said: &SaidRoom) -> Option<RoomId> {
         if let Ok(id) = said.uuid.parse::<RoomId>()
             && self.joined.contains_key(&id)
         {
             return Some(id);
+        }
+        // One that is named by its id alone is not the one without an object.
+        if !said.uuid.is_empty() && said.object.is_empty() {
+            return None;
         }
         let is_it = |joined: &&Joined| {
             joined.room.key.kind() == said.kind.name() && joined.room.key.object() == said.object
@@ -507,7 +511,8 @@ impl Conversation {
         let Some(rooms) = rooms.filter(|_| !self.joined.is_empty() && !grace.is_zero()) else {
             return;
         };
-        let Some(place) = self.session.state.linger() else {
+        let identity = self.session.socket.identity();
+        let Some(place) = self.session.state.lingering.place(identity.principal()) else {
             return;
         };
         let shared = self.session.server.shared();
