@@ -41,6 +41,7 @@ use prometheus_client::registry::Registry as MetricsRegistry;
 use self::chat::Channels;
 use self::hub::Hub;
 use self::linger::Lingering;
+use self::rate::Makers;
 use super::{Demo, Gateway, Ping, ServerHandle, SocketOptions, WebSocketProtocol};
 use crate::auth::tokens::ForeignTokens;
 use crate::config::WorkspaceConfig;
@@ -73,6 +74,7 @@ struct State {
     /// Its examples were made.
     demo: AtomicBool,
     lingering: Lingering,
+    makers: Makers,
 }
 
 impl State {
@@ -117,6 +119,7 @@ impl WorkspaceGateway {
                 ids: AtomicU64::new(rand::random::<u64>() >> 1),
                 demo: AtomicBool::new(false),
                 lingering: Lingering::default(),
+                makers: Makers::default(),
                 config,
             })
         };

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use storage_protocol::rooms::{MessageId, Room, RoomId, RoomKey, Rooms};
 use storage_protocol::{Lifetime, Revision, Storage, StorageError};
@@ -11,6 +12,7 @@ use super::super::directory::{self, Rights};
 use super::super::frame::{self, Command, Op, Said, SaidRoom};
 use super::super::hub::Hub;
 use super::super::outbox::{Frame, Taken, What};
+use super::super::rate::ROOMS_BURST;
 use super::super::session::{End, Session};
 use super::access::{Access, access};
 use super::channel::OwnRooms;
@@ -421,7 +423,13 @@ impl Conversation {
                     Some(room) => room,
                     None => return Ok(()),
                 },
-                false => rooms.open_or_create(&key, &said.label).await?.0,
+                false => match rooms.open(&key).await? {
+                    Some(room) => room,
+                    None => {
+                        self.may_make_one()?;
+                        rooms.open_or_create(&key, &said.label).await?.0
+                    }
+                },
             };
             // One of the same object that was removed meanwhile.
             let mut gone = self.joined.values();
@@ -438,6 +446,17 @@ impl Conversation {
             }
         }
         Err("the room is removed again and again".into())
+    }
+
+    fn may_make_one(&self) -> Result<(), Not> {
+        let identity = self.session.socket.identity();
+        let makers = &self.session.state.makers;
+        match makers.allows(identity.principal(), Instant::now()) {
+            true => Ok(()),
+            false => Err(Not::Done(format!(
+                "a user makes {ROOMS_BURST} rooms at once, and then one in a second"
+            ))),
+        }
     }
 
     /// Puts the socket into a room; false: a ping of one that is there.
