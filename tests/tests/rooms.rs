@@ -132,6 +132,8 @@ async fn a_rule_is_for_one_room() {
         .await
         .unwrap()
         .0;
+    let hidden = Draft::new("boss", "hidden").unwrap();
+    boss.post(&closed, &hidden).await.unwrap();
     let grant = format!(
         "{BOSS}\n[[rule]]\nprincipal = \"cert:ann\"\nkeyspace = \"model\"\nprefix = \"rooms/{}/\"\nallow = [\"read\", \"write\", \"watch\"]\n",
         open.id
@@ -152,6 +154,11 @@ async fn a_rule_is_for_one_room() {
     let page = ann.history(open.id, HistoryWish::default()).await.unwrap();
     assert_eq!(page.messages, [posted]);
     let refused = ann.get(closed.id).await;
+    assert!(
+        matches!(refused, Err(StorageError::AccessDenied { .. })),
+        "{refused:?}"
+    );
+    let refused = ann.history(closed.id, HistoryWish::default()).await;
     assert!(
         matches!(refused, Err(StorageError::AccessDenied { .. })),
         "{refused:?}"

@@ -69,6 +69,8 @@ impl Follow {
             (None, false) => None,
         };
         let mut start = WatchStart::Now;
+        // After a break that the log does not reach over, messages are told again.
+        let mut last = told.unwrap_or(Revision::ZERO);
         while let Some(after) = told {
             let reading = async {
                 Ok(rooms
@@ -82,6 +84,7 @@ impl Follow {
                 .take(usize::try_from(left).unwrap_or(usize::MAX))
             {
                 out.line(&show(app, message))?;
+                last = last.max(message.id.revision);
                 left -= 1;
             }
             out.flush()?;
@@ -108,7 +111,14 @@ impl Follow {
                 () = closed.as_mut() => return Err(StdoutClosed.into()),
                 event = feed.next() => event?.ok_or_else(|| anyhow!("the watch has ended"))?,
             };
-            let is_message = matches!(event, RoomEvent::Message(_));
+            let is_message = match &event {
+                RoomEvent::Message(message) if message.id.revision <= last => continue,
+                RoomEvent::Message(message) => {
+                    last = message.id.revision;
+                    true
+                }
+                _ => false,
+            };
             if matches!(event, RoomEvent::Removed) {
                 tell("the room is removed");
                 return Ok(Exit::Done);

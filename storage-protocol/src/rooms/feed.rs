@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::keys::Keys;
-use super::library::message_of;
+use super::library::message_at;
 use super::record::RoomRecord;
 use super::{Message, PlaceKind, Room, RoomId, Rooms};
 use crate::{
@@ -99,10 +99,10 @@ impl RoomFeed {
         self.watch.request_progress(0);
     }
 
-    /// The next event; `None` when it has ended. Cancel-safe.
+    /// The next event; `None` when it has ended. What cannot be read is not told. Cancel-safe.
     ///
     /// # Errors
-    /// As [`Watch::next`]; `Unsupported` for a value that cannot be read.
+    /// As [`Watch::next`].
     pub async fn next(&mut self) -> Result<Option<RoomEvent>> {
         loop {
             if let Some(event) = self.ready.pop_front() {
@@ -110,21 +110,21 @@ impl RoomFeed {
             }
             match self.watch.next().await? {
                 None => return Ok(None),
-                Some(event) => self.take(event)?,
+                Some(event) => self.take(event),
             }
         }
     }
 
-    fn take(&mut self, event: WatchEvent) -> Result<()> {
+    fn take(&mut self, event: WatchEvent) {
         match event {
             WatchEvent::Commit(commit) => {
                 for change in &commit.changes {
                     let told = match &change.kind {
                         ChangeKind::Put { value, .. } => {
-                            self.put(&change.key, value, commit.revision)?
+                            self.put(&change.key, value, commit.revision)
                         }
                         ChangeKind::Removed { previous } => {
-                            self.removed(&change.key, previous.as_ref())?
+                            self.removed(&change.key, previous.as_ref())
                         }
                         ChangeKind::Signalled { .. } => None,
                     };
@@ -133,8 +133,8 @@ impl RoomFeed {
             }
             WatchEvent::State { key, state } => {
                 let told = match state {
-                    KeyState::Live(entry) => self.put(&key, &entry.value, entry.revision)?,
-                    KeyState::Removed(_) => self.removed(&key, None)?,
+                    KeyState::Live(entry) => self.put(&key, &entry.value, entry.revision),
+                    KeyState::Removed(_) => self.removed(&key, None),
                 };
                 self.ready.extend(told);
             }
@@ -146,41 +146,30 @@ impl RoomFeed {
                 self.ready.push_back(RoomEvent::Continuity(continuity));
             }
         }
-        Ok(())
     }
 
-    fn put(&self, key: &Key, value: &Value, revision: Revision) -> Result<Option<RoomEvent>> {
-        let Some(place) = self.keys.parse(key) else {
-            return Ok(None);
-        };
-        if let Some(message) = message_of(&place, value)? {
-            return Ok(Some(RoomEvent::Message(message)));
-        }
-        Ok(match place.kind {
+    fn put(&self, key: &Key, value: &Value, put: Revision) -> Option<RoomEvent> {
+        match self.keys.parse(key)?.kind {
             PlaceKind::Presence { user, socket } => Some(RoomEvent::Joined { user, socket }),
             PlaceKind::Record => {
-                let record = RoomRecord::decode(value)?;
+                let record = RoomRecord::decode(value).ok()?;
                 Some(match record.closed {
                     true => RoomEvent::Removed,
-                    false => RoomEvent::Changed(record.room(self.room, revision)),
+                    false => RoomEvent::Changed(record.room(self.room, put)),
                 })
             }
-            PlaceKind::Message(_) => None,
-        })
+            PlaceKind::Message(at) => message_at(value, at, put).map(RoomEvent::Message),
+        }
     }
 
-    fn removed(&self, key: &Key, previous: Option<&Value>) -> Result<Option<RoomEvent>> {
-        let Some(place) = self.keys.parse(key) else {
-            return Ok(None);
-        };
-        let message = match previous {
-            Some(value) => message_of(&place, value)?,
-            None => None,
-        };
-        Ok(Some(match place.kind {
+    fn removed(&self, key: &Key, previous: Option<&Value>) -> Option<RoomEvent> {
+        Some(match self.keys.parse(key)?.kind {
             PlaceKind::Presence { user, socket } => RoomEvent::Left { user, socket },
             PlaceKind::Record => RoomEvent::Removed,
-            PlaceKind::Message(revision) => RoomEvent::Deleted { revision, message },
-        }))
+            PlaceKind::Message(revision) => RoomEvent::Deleted {
+                revision,
+                message: previous.and_then(|value| message_at(value, revision, revision)),
+            },
+        })
     }
 }

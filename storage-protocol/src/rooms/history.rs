@@ -2,7 +2,7 @@
 
 use super::library::message_at;
 use super::{Message, PAGE_BYTES_MAX, PAGE_MESSAGES_MAX, PlaceKind, RoomId, Rooms};
-use crate::{KeyRange, KeyState, Position, Result, Revision, ScanItem, ScanOptions, Storage};
+use crate::{Key, KeyRange, KeyState, Position, Result, Revision, ScanItem, ScanOptions, Storage};
 
 /// Which page of a history. The default is the newest one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +29,10 @@ impl Default for HistoryWish {
 /// A page of a history.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HistoryPage {
-    /// Its messages, the oldest first.
+    /// Its messages, the oldest first. What cannot be read is passed over.
     pub messages: Vec<Message>,
+    /// How many entries it covers, also those that cannot be read: the next page of a history has this added to its offset.
+    pub rows: u64,
     /// There are more: older ones, or newer ones of [`Rooms::messages_after`].
     pub more: bool,
     /// Where in the history of the store it was read.
@@ -42,23 +44,23 @@ impl<S: Storage> Rooms<S> {
     /// [`PAGE_BYTES_MAX`] bytes, behind one message at least.
     ///
     /// # Errors
-    /// As [`Storage::scan`]; `Unsupported` for a message that cannot be read.
+    /// As [`Storage::scan`].
     pub async fn history(&self, room: RoomId, wish: HistoryWish) -> Result<HistoryPage> {
-        let mut before = wish.before;
+        let mut range = self.keys.messages_before(room, wish.before);
         if wish.offset > 0 {
-            before = match self.pass_over(room, before, wish.offset).await? {
-                Some(before) => Some(before),
+            range.end = match self.pass_over(range.clone(), wish.offset).await? {
+                Some(last) => Some(last),
                 None => {
                     let position = self.storage.get(&[]).await?.position;
                     return Ok(HistoryPage {
                         messages: Vec::new(),
+                        rows: 0,
                         more: false,
                         position,
                     });
                 }
             };
         }
-        let range = self.keys.messages_before(room, before);
         let mut page = self.page(range, true, wish.limit).await?;
         page.messages.reverse();
         Ok(page)
@@ -97,67 +99,81 @@ impl<S: Storage> Rooms<S> {
         Ok(count)
     }
 
-    /// The revision of the last message that is passed over; `None`: there are no more.
-    async fn pass_over(
-        &self,
-        room: RoomId,
-        before: Option<Revision>,
-        count: u64,
-    ) -> Result<Option<Revision>> {
+    /// The key of the last entry that is passed over; `None`: there are no more.
+    async fn pass_over(&self, range: KeyRange, count: u64) -> Result<Option<Key>> {
         let options = ScanOptions {
             reverse: true,
             keys_only: true,
             limit: Some(count),
             ..ScanOptions::default()
         };
-        let range = self.keys.messages_before(room, before);
         let mut scan = self.storage.scan(range, options).await?;
         let (mut passed, mut last) = (0, None);
         while let Some(page) = scan.next_page().await? {
             passed += page.len() as u64;
             last = page.last().map(|item| item.key.clone());
         }
-        let place = last.and_then(|key| self.keys.parse(&key));
-        Ok(match place.map(|place| place.kind) {
-            Some(PlaceKind::Message(revision)) if passed == count => Some(revision),
-            _ => None,
-        })
+        Ok(last.filter(|_| passed == count))
     }
 
     async fn page(&self, range: KeyRange, reverse: bool, limit: usize) -> Result<HistoryPage> {
         let limit = limit.clamp(1, PAGE_MESSAGES_MAX);
-        let options = ScanOptions {
-            reverse,
+        let (mut messages, mut bytes, mut rows) = (Vec::new(), 0, 0);
+        let (mut range, mut at) = (range, None);
+        // As a rule once: more often where much cannot be read, since nobody can go on behind a page without messages.
+        loop {
             // One more tells whether there are more.
-            limit: Some(limit as u64 + 1),
-            ..ScanOptions::default()
-        };
-        let mut scan = self.storage.scan(range, options).await?;
-        let position = scan.position();
-        let (mut messages, mut bytes) = (Vec::new(), 0);
-        while let Some(items) = scan.next_page().await? {
-            for item in items {
-                if messages.len() == limit || bytes >= PAGE_BYTES_MAX {
+            let asked = (limit - messages.len()) as u64 + 1;
+            let options = ScanOptions {
+                reverse,
+                limit: Some(asked),
+                ..ScanOptions::default()
+            };
+            let mut scan = self.storage.scan(range.clone(), options).await?;
+            let position = *at.get_or_insert(scan.position());
+            let (mut read, mut last) = (0, None);
+            while let Some(items) = scan.next_page().await? {
+                for ScanItem { key, state } in items {
+                    if messages.len() == limit || bytes >= PAGE_BYTES_MAX {
+                        return Ok(HistoryPage {
+                            messages,
+                            rows,
+                            more: true,
+                            position,
+                        });
+                    }
+                    read += 1;
+                    if let KeyState::Live(entry) = state
+                        // What a later scan sees behind the first one is behind this page, too.
+                        && entry.revision <= position.revision
+                    {
+                        rows += 1;
+                        if let Some(place) = self.keys.parse(&key)
+                            && let PlaceKind::Message(revision) = place.kind
+                            && let Some(message) =
+                                message_at(&entry.value, revision, entry.revision)
+                        {
+                            bytes += entry.value.len();
+                            messages.push(message);
+                        }
+                    }
+                    last = Some(key);
+                }
+            }
+            match last {
+                Some(last) if read == asked => match reverse {
+                    true => range.end = Some(last),
+                    false => range.start = [&last[..], b"\0"].concat().into(),
+                },
+                _ => {
                     return Ok(HistoryPage {
                         messages,
-                        more: true,
+                        rows,
+                        more: false,
                         position,
                     });
                 }
-                let ScanItem { key, state } = item;
-                if let KeyState::Live(entry) = state
-                    && let Some(place) = self.keys.parse(&key)
-                    && let PlaceKind::Message(revision) = place.kind
-                {
-                    bytes += entry.value.len();
-                    messages.push(message_at(&entry.value, revision)?);
-                }
             }
         }
-        Ok(HistoryPage {
-            messages,
-            more: false,
-            position,
-        })
     }
 }

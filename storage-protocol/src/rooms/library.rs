@@ -5,8 +5,8 @@ use std::fmt;
 use super::keys::Keys;
 use super::record::{MessageRecord, RoomRecord};
 use super::{
-    Draft, INFO_PAIRS_MAX, Message, MessageId, PREFIX, PREFIX_BYTES_MAX, PlaceKind, Room, RoomId,
-    RoomKey, RoomPlace,
+    Draft, INFO_PAIRS_MAX, Message, MessageId, PREFIX, PREFIX_BYTES_MAX, Room, RoomId, RoomKey,
+    RoomPlace,
 };
 use crate::{
     Batch, CommitOptions, Entry, Key, KeyRange, Lifetime, Position, Result, Revision, ScanOptions,
@@ -45,8 +45,8 @@ pub enum DeletedBy<'a> {
 /// What became of a message that was to be deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Deleted {
-    /// It is gone by the commit at this position; it was this.
-    Done(Position, Message),
+    /// It is gone by the commit at this position; it was this, if it could be read.
+    Done(Position, Option<Message>),
     /// It is not there: it never was, or somebody else was faster.
     Missing,
     /// It is of this author, so it stays.
@@ -99,15 +99,21 @@ impl<S: Storage> Rooms<S> {
         self.keys.room_range(room)
     }
 
-    /// The room of an object; `None`: there is none.
+    /// The room of an object; `None`: there is none. A row that leads to the room of another object leads nowhere.
     ///
     /// # Errors
     /// As [`Storage::get`]; `Unsupported` for a record that cannot be read.
     pub async fn open(&self, key: &RoomKey) -> Result<Option<Room>> {
         match self.index_row(key).await? {
-            Some(row) => self.get(room_of(&row)?).await,
+            Some(row) => self.led_to(&row, key).await,
             None => Ok(None),
         }
+    }
+
+    /// The room that the index row of an object leads to, if it is the object's.
+    async fn led_to(&self, row: &Entry, key: &RoomKey) -> Result<Option<Room>> {
+        let room = self.get(room_of(row)?).await?;
+        Ok(room.filter(|room| room.key == *key))
     }
 
     /// The room with an id; `None`: there is none, or it is being removed.
@@ -134,12 +140,12 @@ impl<S: Storage> Rooms<S> {
         for _ in 0..ATTEMPTS_MAX {
             let row = self.index_row(key).await?;
             if let Some(row) = &row
-                && let Some(room) = self.get(room_of(row)?).await?
+                && let Some(room) = self.led_to(row, key).await?
             {
                 return Ok((room, false));
             }
             let index = self.keys.index(key);
-            // A row that leads nowhere is of a room that somebody removed by other means.
+            // A row that leads nowhere is of a room that somebody removed or changed by other means.
             let batch = match &row {
                 Some(row) => Batch::new().check_revision(index.clone(), row.revision),
                 None => Batch::new().check_absent(index.clone()),
@@ -163,7 +169,8 @@ impl<S: Storage> Rooms<S> {
         Err(last.unwrap_or_else(|| StorageError::invalid("no attempt was made")))
     }
 
-    /// The objects that have rooms, in order, at most `limit` of them, behind `after`; each with the id of its room.
+    /// The objects that have rooms, in order, at most `limit` of them, behind `after`; each with the id of its room. Rows that
+    /// cannot be read count, and are left out.
     ///
     /// # Errors
     /// As [`Storage::scan`].
@@ -187,8 +194,10 @@ impl<S: Storage> Rooms<S> {
                 let crate::KeyState::Live(entry) = item.state else {
                     continue;
                 };
-                if let Some(key) = self.keys.parse_index(&item.key) {
-                    rooms.push((key, room_of(&entry)?));
+                if let Some(key) = self.keys.parse_index(&item.key)
+                    && let Ok(room) = room_of(&entry)
+                {
+                    rooms.push((key, room));
                 }
             }
         }
@@ -229,35 +238,43 @@ impl<S: Storage> Rooms<S> {
     /// The message with an id; `None`: it is not there.
     ///
     /// # Errors
-    /// As [`Storage::get`].
+    /// As [`Storage::get`]; `Unsupported` where there is something that cannot be read.
     pub async fn message(&self, room: RoomId, id: MessageId) -> Result<Option<Message>> {
-        let entry = self
-            .storage
-            .get_one(self.keys.message(room, id.revision))
-            .await?;
-        let Some(entry) = entry else {
+        let key = self.keys.message(room, id.revision);
+        let Some(entry) = self.storage.get_one(key).await? else {
             return Ok(None);
         };
         let message = MessageRecord::decode(&entry.value)?.message(id.revision);
         Ok((message.id == id).then_some(message))
     }
 
-    /// Deletes a message, if whoever asks may. Watchers are told what it was.
+    /// Deletes a message, if whoever asks may. Watchers are told what it was. What cannot be read is deleted by its revision, by
+    /// who may delete all of them.
     ///
     /// # Errors
-    /// As [`Storage::commit`].
+    /// As [`Storage::commit`]; `Unsupported` where an author asks for something that cannot be read.
     pub async fn delete(&self, room: RoomId, id: MessageId, by: DeletedBy<'_>) -> Result<Deleted> {
-        let Some(message) = self.message(room, id).await? else {
+        let key = self.keys.message(room, id.revision);
+        let Some(entry) = self.storage.get_one(key.clone()).await? else {
             return Ok(Deleted::Missing);
         };
-        if let DeletedBy::Author(author) = by
-            && author != message.author
-        {
-            return Ok(Deleted::OfAnother(message.author));
+        let message = match (MessageRecord::decode(&entry.value), by) {
+            (Ok(record), _) => Some(record.message(id.revision)),
+            (Err(_), DeletedBy::Anyone) => None,
+            (Err(error), DeletedBy::Author(_)) => return Err(error.into()),
+        };
+        if let Some(message) = &message {
+            if message.id != id {
+                return Ok(Deleted::Missing);
+            }
+            if let DeletedBy::Author(author) = by
+                && author != message.author
+            {
+                return Ok(Deleted::OfAnother(message.author.clone()));
+            }
         }
-        let key = self.keys.message(room, id.revision);
         let batch = Batch::new()
-            .check_revision(key.clone(), id.revision)
+            .check_revision(key.clone(), entry.revision)
             .remove(key);
         let options = CommitOptions::labelled("message deleted").with_previous();
         match self.storage.commit(batch, options).await {
@@ -347,14 +364,14 @@ fn room_of(row: &Entry) -> Result<RoomId> {
     })
 }
 
-/// The message that a change of a key is, if it is one.
-pub(super) fn message_of(place: &RoomPlace, value: &crate::Value) -> Result<Option<Message>> {
-    let PlaceKind::Message(revision) = place.kind else {
-        return Ok(None);
-    };
-    Ok(Some(message_at(value, revision)?))
-}
-
-pub(super) fn message_at(value: &crate::Value, revision: Revision) -> Result<Message> {
-    Ok(MessageRecord::decode(value)?.message(revision))
+/// The message that a value is, put by the commit of the revision `put` at the key of `revision`. `None`: it cannot be read, or
+/// pretends to be later than it is, which would hide what comes behind it from who goes on there.
+pub(super) fn message_at(
+    value: &crate::Value,
+    revision: Revision,
+    put: Revision,
+) -> Option<Message> {
+    let record = MessageRecord::decode(value).ok();
+    let record = record.filter(|_| revision <= put);
+    record.map(|record| record.message(revision))
 }

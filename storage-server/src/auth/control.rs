@@ -191,8 +191,13 @@ impl AccessControl {
 
     /// What a peer may do in a keyspace, by the present rules.
     pub(crate) fn grants(&self, identity: &Identity, keyspace: &Keyspace) -> Grants {
+        let all = self.rules().grants(identity.principal().as_str(), keyspace);
+        Self::within_token(identity, keyspace, all)
+    }
+
+    /// What is left of some grants by the tokens that a peer has shown.
+    pub(super) fn within_token(identity: &Identity, keyspace: &Keyspace, all: Grants) -> Grants {
         let principal = identity.principal().as_str();
-        let all = self.rules().grants(principal, keyspace);
         match identity.proof() {
             Proof::Pending => Grants::none(),
             Proof::Token(bearer) => bearer.rules.iter().fold(all, |all, rules| {

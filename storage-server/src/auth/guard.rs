@@ -64,6 +64,7 @@ pub(crate) struct Guard {
     session_hash: SessionHash,
     /// Its peer is not let in any more.
     revoked: AtomicBool,
+    judged: Judged,
     /// Whether it is the keyspace of the rules themselves.
     is_system: bool,
     /// Whether the keyspace was seen to be there: it stays.
@@ -72,6 +73,15 @@ pub(crate) struct Guard {
     /// Where its commits and watches count.
     meters: SessionMeters,
     watches: Mutex<Watches>,
+}
+
+/// By whom it is judged what a peer may do. Whether it is let in, its token and its quotas count in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Judged {
+    /// By the access rules.
+    ByRules,
+    /// By a gateway, before it asks: for what only its own protocol can tell apart.
+    ByGateway,
 }
 
 /// What the peer may do, and how much of it, by the rules and quotas of one version.
@@ -101,8 +111,9 @@ impl GuardedSession {
         session: Arc<dyn Session>,
         identity: &Identity,
         keyspace: &Keyspace,
+        judged: Judged,
     ) -> Arc<Self> {
-        let known = Known::now(control, identity, keyspace);
+        let known = Known::now(control, identity, keyspace, judged);
         let meters = SessionMeters {
             principal: control.meters().of_principal(identity.principal().as_str()),
             keyspace: control.meters().of_keyspace(keyspace),
@@ -117,6 +128,7 @@ impl GuardedSession {
             audit: control.audit().clone(),
             session_hash: SessionHash::of(session.id()),
             revoked: AtomicBool::new(false),
+            judged,
             is_system: keyspace.as_str() == SYSTEM,
             exists: AtomicBool::new(false),
             known: Mutex::new(known),
@@ -172,13 +184,22 @@ impl Session for GuardedSession {
 }
 
 impl Known {
-    fn now(control: &AccessControl, identity: &Identity, keyspace: &Keyspace) -> Self {
+    fn now(
+        control: &AccessControl,
+        identity: &Identity,
+        keyspace: &Keyspace,
+        judged: Judged,
+    ) -> Self {
         // Ordering: the version first, see `AccessControl`.
         let version = control.version();
         let limits = control.limits(identity, keyspace);
+        let grants = match judged {
+            Judged::ByRules => control.grants(identity, keyspace),
+            Judged::ByGateway => AccessControl::within_token(identity, keyspace, Grants::all()),
+        };
         Self {
             version,
-            grants: Arc::new(control.grants(identity, keyspace)),
+            grants: Arc::new(grants),
             limits: (!limits.is_empty()).then(|| Arc::new(limits)),
         }
     }
@@ -200,7 +221,8 @@ impl Guard {
         })?;
         let mut known = lock(&self.known);
         if known.version != self.control.version() {
-            let mut now = Known::now(&self.control, &self.identity, &self.keyspace);
+            let (control, identity) = (&self.control, &self.identity);
+            let mut now = Known::now(control, identity, &self.keyspace, self.judged);
             // Those who keep them compare by address first.
             if now.grants == known.grants {
                 now.grants = known.grants.clone();

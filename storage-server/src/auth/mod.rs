@@ -25,7 +25,7 @@ pub(crate) mod tokens;
 
 pub(crate) use self::control::{AccessControl, Verifier};
 pub(crate) use self::credentials::{AuthError, Shown, now, shown_by};
-pub(crate) use self::guard::GuardedSession;
+pub(crate) use self::guard::{GuardedSession, Judged};
 pub use self::identity::Identity;
 pub(crate) use self::identity::Proof;
 pub(crate) use self::live::LivePeer;

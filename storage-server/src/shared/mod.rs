@@ -17,7 +17,9 @@ use crate::auth::passwords::PasswordError;
 use crate::auth::quotas::{self, QuotaKind};
 use crate::auth::rules::SYSTEM;
 use crate::auth::system::token_key;
-use crate::auth::{AccessControl, Configured, GuardedSession, Identity, Principal, RulesRefused};
+use crate::auth::{
+    AccessControl, Configured, GuardedSession, Identity, Judged, Principal, RulesRefused,
+};
 use crate::clock::WallClock;
 use crate::config::ServerConfig;
 use crate::engine::{Engine, Resumed, Session, SessionStorage, Usage};
@@ -194,10 +196,19 @@ impl Shared {
         identity: &Identity,
         keyspace: &Keyspace,
     ) -> Arc<dyn Session> {
+        self.open_session_judged(identity, keyspace, Judged::ByRules)
+    }
+
+    fn open_session_judged(
+        &self,
+        identity: &Identity,
+        keyspace: &Keyspace,
+        judged: Judged,
+    ) -> Arc<dyn Session> {
         let principal = identity.principal().as_str();
         let session = self.engine.open_session(principal, keyspace);
         self.tell_session("open", session.id(), identity, keyspace);
-        self.guarded(session, identity, keyspace)
+        self.guarded(session, identity, keyspace, judged)
     }
 
     fn tell_session(
@@ -219,8 +230,10 @@ impl Shared {
         session: Arc<dyn Session>,
         identity: &Identity,
         keyspace: &Keyspace,
+        judged: Judged,
     ) -> Arc<dyn Session> {
-        GuardedSession::new(&self.access, &self.engine, session, identity, keyspace)
+        let (access, engine) = (&self.access, &self.engine);
+        GuardedSession::new(access, engine, session, identity, keyspace, judged)
     }
 
     /// See [`Engine::resume_session`].
@@ -238,7 +251,7 @@ impl Shared {
         Ok(match resumed.await? {
             Resumed::Session(session) => {
                 self.tell_session("resume", session.id(), identity, keyspace);
-                Resumed::Session(self.guarded(session, identity, keyspace))
+                Resumed::Session(self.guarded(session, identity, keyspace, Judged::ByRules))
             }
             other => other,
         })
@@ -319,11 +332,30 @@ impl ServerHandle {
     /// call to it is refused.
     #[must_use]
     pub fn storage_as(&self, identity: &Identity, keyspace: &Keyspace) -> Arc<dyn Storage> {
+        self.storage_judged(identity, keyspace, Judged::ByRules)
+    }
+
+    /// The same for what the gateway judges by itself before it asks: access rules do not count, so users need none for it.
+    /// What the peer's token was minted for, its quotas, and the end of its token do, and it is the author of its commits.
+    pub(crate) fn storage_on_behalf_of(
+        &self,
+        identity: &Identity,
+        keyspace: &Keyspace,
+    ) -> Arc<dyn Storage> {
+        self.storage_judged(identity, keyspace, Judged::ByGateway)
+    }
+
+    fn storage_judged(
+        &self,
+        identity: &Identity,
+        keyspace: &Keyspace,
+        judged: Judged,
+    ) -> Arc<dyn Storage> {
         let place = match self.0.enter(keyspace) {
             Ok(place) => place,
             Err(error) => return Arc::new(Refused(error)),
         };
-        let session = self.0.open_session(identity, keyspace);
+        let session = self.0.open_session_judged(identity, keyspace, judged);
         Arc::new(GatewayStorage::new(session, place, &self.0))
     }
 

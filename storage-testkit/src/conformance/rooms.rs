@@ -27,6 +27,8 @@ cases!["rooms":
     nothing_is_posted_to_a_room_that_is_removed,
     a_removed_room_leaves_nothing,
     prefixes_keep_rooms_apart,
+    what_cannot_be_read_is_passed_over,
+    an_index_row_leads_to_the_room_of_its_object_or_nowhere,
 ];
 
 fn node(object: &str) -> RoomKey {
@@ -242,7 +244,7 @@ async fn a_feed_tells_what_happens(context: Context) {
         .delete(room.id, first.id, DeletedBy::Author("ana"))
         .await
         .unwrap();
-    assert!(matches!(deleted, Deleted::Done(_, message) if message == first));
+    assert!(matches!(deleted, Deleted::Done(_, Some(message)) if message == first));
     // Another room is no business of this one.
     let other = rooms.open_or_create(&node("n-2"), "").await.unwrap().0;
     post(&rooms, &other, "elsewhere").await;
@@ -424,4 +426,106 @@ async fn prefixes_keep_rooms_apart(context: Context) {
     assert_eq!(two.get(of_one.id).await.unwrap(), None);
     assert_eq!(two.count(of_two.id, 10).await.unwrap(), 0);
     assert!(Rooms::under(storage, vec![b'x'; 300]).is_err());
+}
+
+async fn what_cannot_be_read_is_passed_over(context: Context) {
+    let storage = context.open().await;
+    let rooms = Rooms::new(storage.clone());
+    let room = room(&rooms, "n-1").await;
+    let start = rooms.members(room.id).await.unwrap().position;
+    let prefix = rooms.range(room.id).start;
+    let at = |revision: u64| [&prefix[..], b"m/", &revision.to_be_bytes()].concat();
+    let good = storage_protocol::rooms::MessageRecord(draft("late")).encode();
+    let mut newer = good.to_vec();
+    newer[0] = 2;
+    let first = post(&rooms, &room, "first").await;
+    // No record, a newer one, one that would hide all that comes later, and no message at all.
+    let bad = Batch::new()
+        .put(at(1), "garbage")
+        .put(at(2), newer)
+        .put(at(u64::MAX), good)
+        .put([&prefix[..], b"m/short"].concat(), "x")
+        .put("rooms/-/NODE/bad", "no id");
+    storage.commit(bad, CommitOptions::default()).await.unwrap();
+    let last = post(&rooms, &room, "last").await;
+    for limit in 1..8 {
+        let wish = HistoryWish {
+            limit,
+            ..HistoryWish::default()
+        };
+        let page = rooms.history(room.id, wish).await.unwrap();
+        let expected: &[&str] = match limit {
+            1 => &["last"],
+            _ => &["first", "last"],
+        };
+        assert_eq!(texts(&page.messages), expected, "{limit}");
+        let page = rooms
+            .messages_after(room.id, Revision::ZERO, limit)
+            .await
+            .unwrap();
+        let expected: &[&str] = match limit {
+            1 => &["first"],
+            _ => &["first", "last"],
+        };
+        assert_eq!(texts(&page.messages), expected, "{limit}");
+    }
+    // By offsets each is on one page, too.
+    let (mut offset, mut found) = (0, Vec::new());
+    loop {
+        let wish = HistoryWish {
+            offset,
+            limit: 1,
+            before: None,
+        };
+        let page = rooms.history(room.id, wish).await.unwrap();
+        found.extend(page.messages);
+        offset += page.rows;
+        if !page.more {
+            break;
+        }
+    }
+    assert_eq!(texts(&found), ["last", "first"]);
+    let mut feed = rooms
+        .follow(room.id, WatchStart::After(start))
+        .await
+        .unwrap();
+    assert_eq!(next(&mut feed).await, RoomEvent::Message(first));
+    assert_eq!(next(&mut feed).await, RoomEvent::Message(last));
+    assert_eq!(
+        rooms.list(None, 10).await.unwrap(),
+        [(node("n-1"), room.id)]
+    );
+    // An administrator gets rid of it by its revision; an author is told.
+    let id = storage_protocol::rooms::MessageId {
+        revision: Revision(1),
+        nonce: [0; 8],
+    };
+    let refused = rooms.delete(room.id, id, DeletedBy::Author("ana")).await;
+    assert!(matches!(refused, Err(StorageError::Unsupported { .. })));
+    let deleted = rooms.delete(room.id, id, DeletedBy::Anyone).await.unwrap();
+    assert!(matches!(deleted, Deleted::Done(_, None)), "{deleted:?}");
+    assert_eq!(
+        next(&mut feed).await,
+        RoomEvent::Deleted {
+            revision: Revision(1),
+            message: None
+        }
+    );
+}
+
+async fn an_index_row_leads_to_the_room_of_its_object_or_nowhere(context: Context) {
+    let storage = context.open().await;
+    let rooms = Rooms::new(storage.clone());
+    let private = room(&rooms, "private").await;
+    let batch = Batch::new().put("rooms/-/GLOBAL/", private.id.to_string());
+    storage
+        .commit(batch, CommitOptions::default())
+        .await
+        .unwrap();
+    let global = RoomKey::new("GLOBAL", "").unwrap();
+    assert_eq!(rooms.open(&global).await.unwrap(), None);
+    let (opened, is_new) = rooms.open_or_create(&global, "").await.unwrap();
+    assert!(is_new);
+    assert_ne!(opened.id, private.id);
+    assert_eq!(rooms.open(&node("private")).await.unwrap(), Some(private));
 }

@@ -256,3 +256,24 @@ async fn updates_that_follow_quickly_are_one_and_too_many_events_are_a_hint() {
     }
     assert!((15..100).contains(&told), "{told}");
 }
+
+#[tokio::test]
+async fn what_a_key_is_not_about_is_not_told() {
+    let house = House::new().await;
+    let mut ana = house.events("ana").await;
+    let task = |id: &str| json!({ "TaskUpdated": { "ID": id, "TriggerOwner": "ana" } });
+    let activity = json!({ "OwnerType": "USER", "OwnerId": "ana", "BoxName": "inbox", "Activity": { "type": "Update" } });
+    let node = json!({ "Type": "DELETE", "Source": { "Path": "/data/team/x" } });
+    let forged = Batch::new()
+        .signal("tasks/t1", task("t2").to_string())
+        .signal("activities/bob", activity.to_string())
+        .signal("nodes/elsewhere/x", node.to_string());
+    house.commit(forged).await;
+    assert_eq!(until_mark(&house, &mut ana).await, Vec::<Value>::new());
+    let good = Batch::new()
+        .signal("tasks/t1", task("t1").to_string())
+        .signal("activities/ana/7", activity.to_string())
+        .signal("nodes/data/team/x", node.to_string());
+    house.commit(good).await;
+    assert_eq!(until_mark(&house, &mut ana).await.len(), 3);
+}

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::future::join_all;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
@@ -16,7 +18,7 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::client::{House, node};
 use crate::load::MANY;
 
-/// A quick look; `ROOMS_MEMBERS` and `ROOMS_SECONDS` say more.
+/// A quick look; `ROOMS_MEMBERS` and `ROOMS_SECONDS` say more, as scripts/soak does.
 const MEMBERS: usize = 60;
 const SECONDS: u64 = 6;
 const POSTERS: usize = 3;
@@ -100,6 +102,10 @@ impl Member {
 async fn each_member_has_every_message_once_and_in_order_whatever_breaks() {
     let members = usize::try_from(number("ROOMS_MEMBERS", MEMBERS as u64)).unwrap();
     let seconds = Duration::from_secs(number("ROOMS_SECONDS", SECONDS));
+    // When what breaks: `ROOMS_SEED=17` has it as the run that printed that.
+    let seed = number("ROOMS_SEED", rand::random::<u32>().into());
+    println!("ROOMS_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
     let house = House::configured("grace = \"1s\"", MANY).await;
     let (ana, bob) = (house.token("ana").await, house.token("bob").await);
     let address = house.address.clone();
@@ -118,7 +124,7 @@ async fn each_member_has_every_message_once_and_in_order_whatever_breaks() {
             // Some are cut off often, some never.
             let lifetime = match n % 5 {
                 0 => Duration::from_secs(3_600),
-                n => Duration::from_millis(300 * n as u64),
+                _ => Duration::from_millis(random.random_range(200..1_500)),
             };
             tokio::spawn(async move {
                 member.hear(lifetime, "the end").await;
@@ -133,7 +139,7 @@ async fn each_member_has_every_message_once_and_in_order_whatever_breaks() {
     });
     let posting: Vec<_> = posting.collect();
     let began = Instant::now();
-    tokio::time::sleep(seconds / 2).await;
+    tokio::time::sleep(seconds.mul_f64(random.random_range(0.2..0.8))).await;
     // Killed, and started again on the same data.
     house.lock().await.server.restart();
     tokio::time::sleep(seconds.saturating_sub(began.elapsed())).await;

@@ -41,9 +41,9 @@ async fn item_02_who_has_not_subscribed_is_told_nothing() {
     assert_eq!(chat.text().await, "hi");
     house.tell(task("t")).await;
     while events.frame().await.get("TaskUpdated").is_none() {}
-    for socket in &mut silent {
-        socket.has_nothing(Duration::from_millis(500)).await;
-    }
+    let [events, chat] = &mut silent;
+    let patience = Duration::from_secs(3);
+    tokio::join!(events.has_nothing(patience), chat.has_nothing(patience));
     // One that stays nobody is closed in the end.
     assert_eq!(
         silent[0].closed().await,
@@ -136,4 +136,47 @@ async fn item_05_unsubscribed_is_silent_and_open_and_can_subscribe_again() {
     chat.user = "ana".to_owned();
     chat.join(node("n-1")).await;
     assert_eq!(chat.text().await, "to nobody");
+}
+
+#[tokio::test]
+async fn who_subscribes_as_another_has_what_that_one_has() {
+    let house = House::new().await;
+    let mut socket = house.events("ana").await;
+    let eve = house.token("eve").await;
+    socket.subscribe(&eve).await;
+    let gone = json!({ "Type": "DELETE", "Source": { "Uuid": "z", "Path": "/data/team/x" } });
+    house.tell(gone.clone()).await;
+    house.tell(task("t1")).await;
+    let ana = house.token("ana").await;
+    socket.subscribe(&ana).await;
+    house.tell(gone).await;
+    assert_eq!(socket.frame().await["Source"]["Path"], "team/x");
+    house.tell(task("t2")).await;
+    assert_eq!(socket.frame().await["TaskUpdated"]["ID"], "t2");
+}
+
+#[tokio::test]
+async fn who_has_unsubscribed_takes_no_place_of_those_who_come() {
+    let limits = "[limits]\nsessions_per_principal_max = 4";
+    let house = House::configured("", limits).await;
+    let token = house.token("ana").await;
+    let mut unsubscribed = Vec::new();
+    for _ in 0..4 {
+        let mut socket = house.open("/chat").await.unwrap();
+        socket.subscribe(&token).await;
+        socket.say(json!({ "@type": "unsubscribe" })).await;
+        // Behind it, so that it has been heard.
+        socket.subscribe(&token).await;
+        socket.say(json!({ "@type": "unsubscribe" })).await;
+        unsubscribed.push(socket);
+    }
+    for path in ["/chat", "/event"] {
+        house.socket(path, "bob").await;
+    }
+    // Nor are there more of hers than she may have.
+    let mut fifth = house.open("/chat").await.unwrap();
+    fifth
+        .say(json!({ "@type": "subscribe", "jwt": token }))
+        .await;
+    assert!(fifth.error().await.contains('4'));
 }

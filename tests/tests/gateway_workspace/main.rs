@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test: what fails is the finding")]
 
+mod backlog;
 mod chat;
 mod client;
 mod events;

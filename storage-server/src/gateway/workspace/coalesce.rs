@@ -18,6 +18,8 @@ const NODES_MAX: usize = 10_000;
 pub(super) struct Coalescer {
     quiet: Duration,
     waiting: HashMap<String, Waiting>,
+    /// Which node waits with a path: an event may know it by that alone.
+    by_path: HashMap<String, String>,
     /// The nodes by when they are due, and a number that tells those of one time apart.
     due: BTreeMap<(Instant, u64), String>,
     number: u64,
@@ -44,6 +46,7 @@ impl Coalescer {
         Self {
             quiet,
             waiting: HashMap::new(),
+            by_path: HashMap::new(),
             due: BTreeMap::new(),
             number: 0,
         }
@@ -56,9 +59,15 @@ impl Coalescer {
             Kind::Create | Kind::UpdateContent | Kind::UpdateMeta
         );
         let before = self.remove(event.node());
+        // Another that waits with one of its paths was before it, and is told so.
+        let at_paths = event.paths().map(|path| self.by_path.get(path).cloned());
+        let at_paths: Vec<String> = at_paths.flatten().collect();
+        let others = at_paths.iter().filter_map(|node| self.remove(node));
+        let mut told: Vec<TreeEvent> = others.map(|waiting| waiting.event).collect();
         if !waits || self.quiet.is_zero() {
-            let before = before.map(|waiting| waiting.event);
-            return before.into_iter().chain([event]).collect();
+            told.extend(before.map(|waiting| waiting.event));
+            told.push(event);
+            return told;
         }
         let (mut event, mut first) = (event, now);
         if let Some(before) = before {
@@ -72,12 +81,15 @@ impl Coalescer {
         let due = ((now + self.quiet).min(latest), self.number);
         let node = event.node().to_owned();
         self.due.insert(due, node.clone());
+        for path in event.paths() {
+            self.by_path.insert(path.to_owned(), node.clone());
+        }
         self.waiting.insert(node, Waiting { event, first, due });
-        let mut told = Vec::new();
         if self.waiting.len() > NODES_MAX
-            && let Some((_, node)) = self.due.pop_first()
+            && let Some((_, node)) = self.due.first_key_value()
         {
-            told.extend(self.waiting.remove(&node).map(|waiting| waiting.event));
+            let node = node.clone();
+            told.extend(self.remove(&node).map(|waiting| waiting.event));
         }
         told
     }
@@ -85,6 +97,9 @@ impl Coalescer {
     fn remove(&mut self, node: &str) -> Option<Waiting> {
         let waiting = self.waiting.remove(node)?;
         self.due.remove(&waiting.due);
+        for path in waiting.event.paths() {
+            self.by_path.remove(path);
+        }
         Some(waiting)
     }
 
@@ -96,12 +111,12 @@ impl Coalescer {
     /// What is due.
     pub(super) fn take_due(&mut self, now: Instant) -> Vec<TreeEvent> {
         let mut told = Vec::new();
-        while let Some(entry) = self.due.first_entry() {
-            if entry.key().0 > now {
+        while let Some(((due, _), node)) = self.due.first_key_value() {
+            if *due > now {
                 break;
             }
-            let node = entry.remove();
-            told.extend(self.waiting.remove(&node).map(|waiting| waiting.event));
+            let node = node.clone();
+            told.extend(self.remove(&node).map(|waiting| waiting.event));
         }
         told
     }
@@ -137,6 +152,23 @@ mod tests {
 
     fn kinds(events: &[TreeEvent]) -> Vec<Kind> {
         events.iter().map(|event| event.kind).collect()
+    }
+
+    #[test]
+    fn a_deletion_by_path_alone_is_behind_the_creation_that_waits() {
+        let (mut waiting, now) = (Coalescer::new(QUIET), Instant::now());
+        assert!(waiting.offer(event(Kind::Create, "n", "a"), now).is_empty());
+        let told = waiting.offer(event(Kind::Delete, "", "a"), now);
+        let kinds: Vec<Kind> = told.iter().map(|event| event.kind).collect();
+        assert_eq!(kinds, [Kind::Create, Kind::Delete]);
+        assert!(waiting.take_due(now + QUIET * 2).is_empty());
+        // Another node at a path does not merge with the one that was there.
+        assert!(waiting.offer(event(Kind::Create, "n", "a"), now).is_empty());
+        let told = waiting.offer(event(Kind::UpdateMeta, "m", "a"), now);
+        assert_eq!(told, [event(Kind::Create, "n", "a")]);
+        let left = waiting.take_due(now + QUIET * 2);
+        assert_eq!(left, [event(Kind::UpdateMeta, "m", "a")]);
+        assert!(waiting.by_path.is_empty());
     }
 
     #[test]

@@ -87,11 +87,18 @@ impl Conversation {
                 None => pending().await,
             }
         };
+        let step = async {
+            tokio::select! {
+                said = self.session.socket.receive() => Step::Said(said),
+                taken = self.session.outbox.take() => Step::Taken(taken),
+                () = resync => Step::Resync,
+            }
+        };
+        // Nothing is taken for one whose token has ended, whatever waits.
         tokio::select! {
-            said = self.session.socket.receive() => Step::Said(said),
-            taken = self.session.outbox.take() => Step::Taken(taken),
-            () = resync => Step::Resync,
+            biased;
             end = self.session.expiry() => Step::End(end),
+            step = step => step,
         }
     }
 
@@ -114,10 +121,17 @@ impl Conversation {
 
     async fn subscribe(&mut self, jwt: &str, ack: bool) -> Result<(), End> {
         let session = &mut self.session;
+        let before = session.who.clone();
         session.log_in(jwt, "empty jwt").await?;
         let Some(who) = &session.who else {
             return Ok(());
         };
+        if before.is_some_and(|before| !before.is_same_user(who)) {
+            // What waits was for somebody else.
+            self.registered = None;
+            self.resync = None;
+            session.outbox.clear();
+        }
         let config = &session.state.config;
         let rate = Rate::new(config.events_per_second, config.events_burst);
         let receiver = Receiver::new(session.outbox.clone(), who.claims.clone(), rate);

@@ -293,7 +293,7 @@ pub(super) fn room_update(room: &Room, users: &[&str], last_updated: u64) -> Utf
         told["RoomTypeObject"] = room.key.object().into();
     }
     if !room.label.is_empty() {
-        told["RoomLabel"] = room.label.as_str().into();
+        told["RoomLabel"] = sanitised(&room.label).into();
     }
     if let Ok(seconds) = i32::try_from(last_updated / 1000)
         && seconds > 0
@@ -311,7 +311,8 @@ fn message_object(room: &str, message: &Message) -> Value {
         "Uuid": message.id.to_string(),
         "RoomUuid": room,
         "Message": sanitised(&message.text),
-        "Author": sanitised(&message.author),
+        // A name as others have it, by which clients find them: no HTML.
+        "Author": message.author,
         "Timestamp": (message.time.0 / 1000).to_string(),
     });
     if !message.info.is_empty() {

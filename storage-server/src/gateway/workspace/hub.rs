@@ -18,10 +18,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use storage_protocol::{
-    ChangeKind, CommitRecord, KeyRange, Position, Result, Storage, StorageError, Watch, WatchEvent,
-    WatchOptions, WatchStart,
+    ChangeKind, CommitRecord, KeyRange, Position, Result, Revision, Storage, StorageError, Watch,
+    WatchEvent, WatchOptions, WatchStart,
 };
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, watch};
 
 use super::Metrics;
 use super::coalesce::Coalescer;
@@ -49,6 +49,8 @@ pub(super) struct Hub {
     own: Arc<dyn Storage>,
     /// Counts changes of who has what: who has looked since then need not look again.
     version: AtomicU64,
+    /// All commits up to here have been taken notice of: [`Hub::version`] counts what they changed.
+    seen: watch::Sender<Revision>,
     /// Set once the watch is there.
     started: OnceCell<()>,
     quiet: Duration,
@@ -109,6 +111,7 @@ impl Hub {
             registry: Mutex::default(),
             own,
             version: AtomicU64::new(0),
+            seen: watch::Sender::new(Revision::ZERO),
             started: OnceCell::new(),
             quiet,
             metrics: metrics.clone(),
@@ -128,10 +131,24 @@ impl Hub {
         self.version.load(Ordering::Acquire)
     }
 
+    /// Waits until what a commit of this revision, and all before it, changed of who has what is counted by
+    /// [`Hub::version`]. Rights and messages come by two feeds: who is told of a commit waits for this one.
+    pub(super) async fn has_seen(&self, revision: Revision) {
+        if *self.seen.borrow() < revision {
+            // The sender is ours.
+            let _ = self
+                .seen
+                .subscribe()
+                .wait_for(|seen| *seen >= revision)
+                .await;
+        }
+    }
+
     /// Sees to it that all that is committed from now on is told.
     pub(super) async fn start(self: &Arc<Self>, server: &ServerHandle) -> Result<()> {
         let starting = self.started.get_or_try_init(|| async {
             let watch = self.watch(WatchStart::Now).await?;
+            self.seen.send_replace(watch.start().revision);
             let (hub, shared) = (self.clone(), server.shared().clone());
             let end = shared.drain.clone();
             shared.tasks.spawn(async move {
@@ -165,7 +182,10 @@ impl Hub {
                 }
             };
             match told {
-                Ok(Some(WatchEvent::Commit(commit))) => self.tell(&commit, &mut waiting).await,
+                Ok(Some(WatchEvent::Commit(commit))) => {
+                    self.note(&commit);
+                    self.tell(&commit, &mut waiting).await;
+                }
                 Ok(Some(_)) => {}
                 Ok(None) => watch = self.again(watch.status().position, None).await,
                 Err(error) => watch = self.again(watch.status().position, Some(error)).await,
@@ -183,6 +203,9 @@ impl Hub {
             match self.watch(start).await {
                 Ok(watch) => {
                     if start == WatchStart::Now {
+                        // Whatever changed meanwhile is not known: everybody looks again.
+                        self.version.fetch_add(1, Ordering::AcqRel);
+                        self.seen.send_replace(watch.start().revision);
                         let all = self.registry().all();
                         self.look_again(&all.into_iter().collect()).await;
                         self.registry().resync();
@@ -198,6 +221,20 @@ impl Hub {
                 }
             }
         }
+    }
+
+    /// Takes notice of what a commit changed of who has what, before anybody is told of it.
+    fn note(&self, commit: &CommitRecord) {
+        const OF_RIGHTS: [&str; 5] = [USERS, ROLES, WORKSPACES, NODE_IDS, IDM];
+        let is_of_rights = |key: &[u8]| OF_RIGHTS.iter().any(|of| key.starts_with(of.as_bytes()));
+        if commit
+            .changes
+            .iter()
+            .any(|change| is_of_rights(&change.key))
+        {
+            self.version.fetch_add(1, Ordering::AcqRel);
+        }
+        self.seen.send_replace(commit.revision);
     }
 
     /// Tells what a commit did.
@@ -227,20 +264,21 @@ impl Hub {
                     .ok()
                     .filter(Value::is_object)
             };
-            if key.starts_with(TASKS) {
+            // What a value says it is about has to be what its key is about: that is what its writer may write.
+            if let Some(id) = key.strip_prefix(TASKS) {
                 event()
+                    .filter(|event| event["TaskUpdated"]["ID"] == id)
                     .into_iter()
                     .for_each(|event| self.tell_of_task(event));
-            } else if key.starts_with(ACTIVITIES) {
+            } else if let Some(of) = key.strip_prefix(ACTIVITIES) {
                 event()
+                    .filter(|event| is_activity_of(event, of))
                     .into_iter()
                     .for_each(|event| self.tell_of_activity(event));
             } else if key.starts_with(IDM) {
                 if let Some(event) = event() {
                     self.tell_of_identity(event).await;
                 }
-            } else if key.starts_with(NODE_IDS) {
-                self.version.fetch_add(1, Ordering::AcqRel);
             } else if let Some(event) = of_directory(key, &change.kind) {
                 self.tell_of_identity(event).await;
             }
@@ -259,7 +297,8 @@ impl Hub {
         self.metrics.events.inc_by(told);
     }
 
-    fn tell_of_task(&self, event: Value) {
+    fn tell_of_task(&self, mut event: Value) {
+        without_first(&mut event["TaskUpdated"], "Status", "Unknown");
         let owner = event["TaskUpdated"]["TriggerOwner"].as_str();
         let ids = match owner {
             Some(SYSTEM_USER) => self.registry().admins(),
@@ -286,7 +325,6 @@ impl Hub {
 
     /// Tells those whom it concerns, before or after it, and looks up again what they have.
     async fn tell_of_identity(&self, mut event: Value) {
-        self.version.fetch_add(1, Ordering::AcqRel);
         let is_silent = |event: &Value| {
             let action = event["Acl"]["Action"]["Name"].as_str().unwrap_or_default();
             SILENT_ACTIONS
@@ -306,6 +344,7 @@ impl Hub {
         self.look_again(&ids).await;
         ids.extend(concerned(&event));
         if !is_silent(&event) {
+            without_first(&mut event, "Type", "CREATE");
             event["@type"] = "idm".into();
             self.tell_them(&ids, event);
         }
@@ -314,7 +353,7 @@ impl Hub {
     /// Looks up what some of them have now. Who cannot be looked up has nothing.
     async fn look_again(&self, ids: &HashSet<ReceiverId>) {
         for id in ids {
-            let Some((receiver, _)) = self.registry().rights(*id) else {
+            let Some((receiver, before)) = self.registry().rights(*id) else {
                 continue;
             };
             let rights = directory::rights(&*self.own, &receiver.claims).await;
@@ -332,6 +371,9 @@ impl Hub {
                 .rights(*id)
                 .is_some_and(|(now, _)| Arc::ptr_eq(&now, &receiver))
             {
+                if *before != rights {
+                    receiver.outbox.withdraw();
+                }
                 registry.put(*id, receiver, Arc::new(rights));
             }
         }
@@ -360,6 +402,22 @@ async fn until(due: Option<Instant>) {
     }
 }
 
+/// Leaves out a member that is the first one of its enumeration, as protobuf does.
+fn without_first(object: &mut Value, name: &str, first: &str) {
+    if let Some(members) = object.as_object_mut()
+        && members.get(name).is_some_and(|value| value == first)
+    {
+        members.remove(name);
+    }
+}
+
+/// Whether an activity is of the owner whom its key names: `activities/OWNER`, and anything behind another slash.
+fn is_activity_of(event: &Value, of: &str) -> bool {
+    let owner = event["OwnerId"].as_str().unwrap_or_default();
+    let rest = of.strip_prefix(owner).filter(|_| !owner.is_empty());
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 /// The identity event that a change of the directory is.
 fn of_directory(key: &str, kind: &ChangeKind) -> Option<Value> {
     let word = match kind {
@@ -375,5 +433,85 @@ fn of_directory(key: &str, kind: &ChangeKind) -> Option<Value> {
         named("Role", "Uuid", role)
     } else {
         named("Workspace", "UUID", key.strip_prefix(WORKSPACES)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use storage_protocol::{
+        Batch, CommitOptions, Entry, Epoch, Key, Keyspace, Limits, Reading, Scan, ScanOptions,
+    };
+
+    use super::*;
+    use crate::testing::{KEYSPACE, MemoryEngine, server};
+
+    /// A storage whose history is another one than before.
+    #[derive(Debug)]
+    struct SetBack(Arc<dyn Storage>);
+
+    #[async_trait]
+    impl Storage for SetBack {
+        async fn get(&self, keys: &[Key]) -> Result<Reading<Vec<Option<Entry>>>> {
+            self.0.get(keys).await
+        }
+
+        async fn scan(&self, range: KeyRange, options: ScanOptions) -> Result<Scan> {
+            self.0.scan(range, options).await
+        }
+
+        async fn commit(&self, batch: Batch, options: CommitOptions) -> Result<Position> {
+            self.0.commit(batch, options).await
+        }
+
+        fn commit_unattended(&self, batch: Batch, options: CommitOptions) {
+            self.0.commit_unattended(batch, options);
+        }
+
+        async fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch> {
+            match options.start {
+                WatchStart::After(position) => Err(StorageError::Compacted {
+                    oldest: position.revision,
+                }),
+                _ => self.0.watch(range, options).await,
+            }
+        }
+
+        async fn limits(&self) -> Result<Limits> {
+            self.0.limits().await
+        }
+    }
+
+    #[tokio::test]
+    async fn who_looked_before_a_gap_in_the_feed_looks_again() {
+        let shared = server(&MemoryEngine::new(), |_| {});
+        let keyspace = Keyspace::new(KEYSPACE).unwrap();
+        let own = ServerHandle::new(&shared).own_storage(&keyspace);
+        let hub = Hub::new(Arc::new(SetBack(own)), Duration::ZERO, &Metrics::default());
+        let looked = hub.version();
+        let from = Position {
+            epoch: Epoch(7),
+            revision: Revision(1),
+        };
+        let watch = hub.again(from, None).await;
+        assert_ne!(hub.version(), looked);
+        // Nobody waits for what came before it.
+        hub.has_seen(watch.start().revision).await;
+    }
+
+    #[test]
+    fn an_activity_is_of_whom_its_key_names() {
+        let of = |owner: &str| json!({ "OwnerId": owner });
+        assert!(is_activity_of(&of("ana"), "ana"));
+        assert!(is_activity_of(&of("ana"), "ana/7"));
+        for (owner, key) in [
+            ("ana", "bob"),
+            ("ana", "anabel"),
+            ("an", "ana"),
+            ("", ""),
+            ("", "/"),
+        ] {
+            assert!(!is_activity_of(&of(owner), key), "{owner} {key}");
+        }
     }
 }

@@ -31,6 +31,12 @@ pub(super) struct Who {
     pub(super) token: u64,
 }
 
+impl Who {
+    pub(super) fn is_same_user(&self, other: &Self) -> bool {
+        self.identity.principal() == other.identity.principal()
+    }
+}
+
 /// What a token of another issuer says.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -81,10 +87,17 @@ fn token(jwt: &str) -> u64 {
     hasher.finish()
 }
 
-/// The login of a principal: the name of a user; of others all of it, so that no certificate passes for a user.
-fn login_of(principal: &Principal) -> &str {
+/// The login of a principal: the name of a user; of others all of it. Neither passes for the other, since a user whose name has
+/// a colon has none.
+fn login_of(principal: &Principal) -> Result<&str, String> {
     let text = principal.as_str();
-    text.strip_prefix("user:").unwrap_or(text)
+    match text.strip_prefix("user:") {
+        Some(name) if name.contains(':') => Err(format!(
+            "the name of a user has no ':' here, this is {name:?}"
+        )),
+        Some(name) => Ok(name),
+        None => Ok(text),
+    }
 }
 
 impl State {
@@ -110,6 +123,7 @@ impl State {
             let principal = Principal::user(&good.claims.name);
             let principal =
                 principal.map_err(|_| "the token has no name that is one".to_owned())?;
+            login_of(&principal)?;
             return Ok(Who {
                 identity: Identity::vouched(principal).at(Some(guest.address())),
                 claims: good.claims.into(),
@@ -122,7 +136,7 @@ impl State {
         let identity = identity.map_err(|why| why.to_string())?;
         Ok(Who {
             claims: Claims {
-                login: login_of(identity.principal()).to_owned(),
+                login: login_of(identity.principal())?.to_owned(),
                 ..Claims::default()
             },
             until: identity.until(),
@@ -206,8 +220,10 @@ mod tests {
     }
 
     #[test]
-    fn no_certificate_passes_for_a_user() {
-        assert_eq!(login_of(&Principal::user("ana").unwrap()), "ana");
-        assert_eq!(login_of(&Principal::parse("cert:ana").unwrap()), "cert:ana");
+    fn no_certificate_passes_for_a_user_and_no_user_for_one() {
+        let login = |text: &str| login_of(&Principal::parse(text).unwrap()).map(str::to_owned);
+        assert_eq!(login("user:ana"), Ok("ana".to_owned()));
+        assert_eq!(login("cert:ana"), Ok("cert:ana".to_owned()));
+        assert!(login("user:cert:ana").is_err());
     }
 }

@@ -21,6 +21,7 @@ pub(crate) mod frame;
 pub(crate) mod html;
 mod hub;
 mod ingest;
+mod linger;
 mod login;
 mod outbox;
 mod rate;
@@ -36,16 +37,14 @@ use axum::routing::post;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry as MetricsRegistry;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use self::chat::Channels;
 use self::hub::Hub;
+use self::linger::Lingering;
+use self::rate::Makers;
 use super::{Demo, Gateway, Ping, ServerHandle, SocketOptions, WebSocketProtocol};
 use crate::auth::tokens::ForeignTokens;
 use crate::config::WorkspaceConfig;
-
-/// The most closed sockets whose users stay in rooms for a while: each holds a session of the store.
-const LINGERING_MAX: usize = 10_000;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -74,8 +73,8 @@ struct State {
     ids: AtomicU64,
     /// Its examples were made.
     demo: AtomicBool,
-    /// A permit for each socket that is closed and whose user stays in rooms for a while.
-    lingering: Arc<Semaphore>,
+    lingering: Lingering,
+    makers: Makers,
 }
 
 impl State {
@@ -90,11 +89,6 @@ impl State {
     /// A number for a socket.
     fn next_id(&self) -> u64 {
         self.ids.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// A place for one whose socket is closed; `None`: there are too many, so it leaves at once.
-    fn linger(&self) -> Option<OwnedSemaphorePermit> {
-        self.lingering.clone().try_acquire_owned().ok()
     }
 
     fn is_demo(&self) -> bool {
@@ -124,7 +118,8 @@ impl WorkspaceGateway {
                 // Sockets of an earlier start may still be in rooms.
                 ids: AtomicU64::new(rand::random::<u64>() >> 1),
                 demo: AtomicBool::new(false),
-                lingering: Arc::new(Semaphore::new(LINGERING_MAX)),
+                lingering: Lingering::default(),
+                makers: Makers::default(),
                 config,
             })
         };

@@ -83,6 +83,17 @@ impl Outbox {
         self.arrived.notify_one();
     }
 
+    /// Takes back what waits, since it may not be for the peer any more; who is told less is told to look again.
+    pub(super) fn withdraw(&self) {
+        let mut state = self.state();
+        if !state.frames.is_empty() {
+            *state = State {
+                lacks: true,
+                ..State::default()
+            };
+        }
+    }
+
     /// Forgets what waits.
     pub(super) fn clear(&self) {
         *self.state() = State::default();
@@ -173,6 +184,17 @@ mod tests {
         assert_eq!(taken(&outbox), None);
         assert!(outbox.push(frame(1_002, "x")));
         assert_eq!(taken(&outbox), Some(Taken::Frame(frame(1_002, "x"))));
+    }
+
+    #[test]
+    fn what_is_taken_back_is_a_hint() {
+        let outbox = Outbox::default();
+        outbox.withdraw();
+        assert_eq!(taken(&outbox), None);
+        assert!(outbox.push(frame(1, "x")));
+        outbox.withdraw();
+        assert_eq!(taken(&outbox), Some(Taken::Behind));
+        assert_eq!(taken(&outbox), None);
     }
 
     #[test]

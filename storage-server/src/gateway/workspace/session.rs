@@ -9,7 +9,7 @@ use super::login::Who;
 use super::outbox::Outbox;
 use super::registry::ReceiverId;
 use crate::gateway::{
-    Close, Guest, Identity, Message, SendError, ServerHandle, UpgradeRequest, Utf8Bytes, WebSocket,
+    Close, Guest, Message, SendError, ServerHandle, UpgradeRequest, Utf8Bytes, WebSocket,
     close_code,
 };
 
@@ -69,11 +69,27 @@ impl Session {
         }
     }
 
+    /// Sends a frame, unless the token ends before there is room for it. One that is longer than messages may be is not left out
+    /// in silence: its client is told to look again.
     pub(super) async fn send(&self, text: impl Into<Utf8Bytes>) -> Result<(), End> {
-        match self.socket.send(Message::text(text)).await {
-            // A frame is within what any message may have, unless that is configured to be very small.
-            Ok(()) | Err(SendError::TooLong { .. }) => Ok(()),
+        match self.send_in_time(text.into()).await? {
+            Ok(()) => Ok(()),
+            Err(SendError::TooLong { .. }) => {
+                self.state.metrics.resyncs.inc();
+                match self.send_in_time(frame::resync().into()).await? {
+                    Ok(()) | Err(SendError::TooLong { .. }) => Ok(()),
+                    Err(error) => Err(error.into()),
+                }
+            }
             Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn send_in_time(&self, text: Utf8Bytes) -> Result<Result<(), SendError>, End> {
+        tokio::select! {
+            biased;
+            end = self.expiry() => Err(end),
+            sent = self.socket.send(Message::text(text)) => Ok(sent),
         }
     }
 
@@ -104,12 +120,10 @@ impl Session {
         Ok(())
     }
 
-    /// Forgets who the peer is.
+    /// Forgets who the peer is. Its connection still counts as one of that user: who has said once who it is must not fill the
+    /// places of those who have yet to say so.
     pub(super) fn log_out(&mut self) {
-        if self.who.take().is_some() {
-            // As before its first word, and counted so. There is always room for one that is there.
-            let _ = self.socket.log_in(Identity::pending());
-        }
+        self.who = None;
         self.outbox.clear();
     }
 

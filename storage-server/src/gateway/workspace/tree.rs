@@ -4,7 +4,7 @@
 //! metadata as what they are: `{"Uuid":"n-1","Type":"LEAF","Size":"1204","MetaStore":{"name":"a.txt"}}`. An event that another
 //! service tells is a signal at such a key, with paths that are absolute.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::{Map, Value, json};
 use storage_protocol::{ChangeKind, CommitRecord};
@@ -330,6 +330,12 @@ impl TreeEvent {
                 }
             }
         }
+        // Whoever wrote there was allowed to: no event is about anything else.
+        let written: HashSet<String> = commit
+            .changes
+            .iter()
+            .filter_map(|change| path_of(&change.key))
+            .collect();
         let label = commit.label.as_deref();
         let changes = commit.changes.iter();
         let events = changes.filter_map(|change| {
@@ -337,7 +343,10 @@ impl TreeEvent {
             match &change.kind {
                 ChangeKind::Signalled { bytes } => {
                     let told = serde_json::from_slice(bytes).ok()?;
-                    Self::told(&told).ok()
+                    let event = Self::told(&told).ok()?;
+                    let is_here = event.keys().first() == Some(&format!("{NODES}{path}"));
+                    let is_written = event.paths().all(|path| written.contains(path));
+                    (is_here && is_written).then_some(event)
                 }
                 ChangeKind::Put {
                     value, previous, ..
@@ -510,6 +519,33 @@ mod tests {
             json!({ "Target": 7 }),
         ] {
             assert!(TreeEvent::told(&bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_signal_tells_of_what_its_commit_has_written_and_of_nothing_else() {
+        let signal = |path: &str, event: Value| Change {
+            key: format!("nodes/{path}").into(),
+            kind: ChangeKind::Signalled {
+                bytes: event.to_string().into(),
+            },
+        };
+        let empty = |path: &str| Change {
+            key: format!("nodes/{path}").into(),
+            kind: ChangeKind::Signalled { bytes: "".into() },
+        };
+        let created = json!({ "Target": { "Path": "/a/b" } });
+        let moved = json!({ "Type": "UPDATE_PATH", "Source": { "Path": "/a/b" }, "Target": { "Path": "/c/b" } });
+        assert_eq!(kinds(None, vec![signal("a/b", created.clone())]).len(), 1);
+        let both = vec![signal("c/b", moved.clone()), empty("a/b")];
+        assert_eq!(kinds(None, both).len(), 1);
+        for other in [
+            vec![signal("a", created.clone())],
+            vec![signal("c", created), empty("a/b")],
+            vec![signal("c/b", moved.clone())],
+            vec![signal("a/b", moved), empty("c/d")],
+        ] {
+            assert_eq!(kinds(None, other), []);
         }
     }
 

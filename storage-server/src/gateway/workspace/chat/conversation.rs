@@ -2,10 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
-use storage_protocol::rooms::{
-    HistoryPage, HistoryWish, MessageId, PAGE_MESSAGES_MAX, Room, RoomId, RoomKey, Rooms,
-};
+use storage_protocol::rooms::{MessageId, Room, RoomId, RoomKey, Rooms};
 use storage_protocol::{Lifetime, Revision, Storage, StorageError};
 
 use super::super::State;
@@ -13,11 +12,11 @@ use super::super::directory::{self, Rights};
 use super::super::frame::{self, Command, Op, Said, SaidRoom};
 use super::super::hub::Hub;
 use super::super::outbox::{Frame, Taken, What};
+use super::super::rate::ROOMS_BURST;
 use super::super::session::{End, Session};
 use super::access::{Access, access};
 use super::channel::OwnRooms;
 use super::channels::Attached;
-use crate::auth::rules::RuleSet;
 use crate::gateway::{
     Close, Message, ServerHandle, UpgradeRequest, Utf8Bytes, WebSocket, close_code,
 };
@@ -41,7 +40,6 @@ pub(in super::super) async fn serve(
     let session = Session::new(socket, request, state, server);
     let mut conversation = Conversation {
         name: session.id.to_string(),
-        rules: session.server.shared().access.rules(),
         hub: session.state.hub(&session.server),
         session,
         rights: Rights::default(),
@@ -60,9 +58,9 @@ pub(super) struct Joined {
     pub(super) attached: Attached,
     pub(super) access: Access,
     /// All messages up to here were sent, as far as they were to be.
-    last: Revision,
+    pub(super) last: Revision,
     /// Who was in the room, as it was last told.
-    told: Utf8Bytes,
+    pub(super) told: Utf8Bytes,
 }
 
 pub(super) struct Conversation {
@@ -71,10 +69,9 @@ pub(super) struct Conversation {
     name: String,
     pub(super) hub: Arc<Hub>,
     pub(super) rights: Rights,
-    /// With which changes these were looked up, and which rules hold.
+    /// With which changes these were looked up.
     version: u64,
-    rules: Arc<RuleSet>,
-    /// As the peer sees them; while it has subscribed.
+    /// In the name of the peer, who may do there what is judged here; while it has subscribed.
     pub(super) rooms: Option<OwnRooms>,
     pub(super) joined: HashMap<RoomId, Joined>,
 }
@@ -121,10 +118,17 @@ impl Conversation {
     async fn run(&mut self) -> Result<(), End> {
         loop {
             let session = &self.session;
+            let step = async {
+                tokio::select! {
+                    said = session.socket.receive() => Step::Said(said),
+                    taken = session.outbox.take() => Step::Taken(taken),
+                }
+            };
+            // Nothing is taken for one whose token has ended, whatever waits.
             let step = tokio::select! {
-                said = session.socket.receive() => Step::Said(said),
-                taken = session.outbox.take() => Step::Taken(taken),
+                biased;
                 end = session.expiry() => Step::End(end),
+                step = step => step,
             };
             match step {
                 Step::Said(None) => return Ok(()),
@@ -170,10 +174,9 @@ impl Conversation {
         let Some(who) = &self.session.who else {
             return Ok(());
         };
-        let principal = who.identity.principal();
         let is_same = before
             .as_ref()
-            .is_some_and(|before| before.identity.principal() == principal);
+            .is_some_and(|before| before.is_same_user(who));
         let is_new_token = before.is_none_or(|before| before.token != who.token);
         let login = who.claims.login.clone();
         if let Err(error) = self.hub.start(&self.session.server).await {
@@ -196,8 +199,11 @@ impl Conversation {
 
     /// Opens the storage by the token that the peer has shown last: that of an earlier one ends with it.
     async fn open_rooms(&mut self, login: &str) {
-        let keyspace = &self.session.state.config.keyspace;
-        let rooms: OwnRooms = Rooms::new(self.session.socket.storage(keyspace));
+        let (session, keyspace) = (&self.session, &self.session.state.config.keyspace);
+        let identity = session.socket.identity();
+        // Whether a room is for the peer is judged here: it needs no rule for it, and can do nothing there by other means.
+        let storage = session.server.storage_on_behalf_of(&identity, keyspace);
+        let rooms: OwnRooms = Rooms::new(storage);
         for joined in self.joined.values() {
             // The keys of the session before would go with it.
             let joining = rooms.join(&joined.room, login, &self.name, Lifetime::Session);
@@ -209,15 +215,12 @@ impl Conversation {
     }
 
     /// Finds out what the peer has now, and leaves rooms that are not for it any more.
-    async fn look_again(&mut self) -> Result<(), End> {
+    pub(super) async fn look_again(&mut self) -> Result<(), End> {
         let Some(who) = &self.session.who else {
             return Ok(());
         };
-        // Ordering: these first, so that a change from here on is seen the next time.
-        let (version, rules) = (
-            self.hub.version(),
-            self.session.server.shared().access.rules(),
-        );
+        // Ordering: this first, so that a change from here on is seen the next time.
+        let version = self.hub.version();
         let own = self.hub.own().clone();
         self.rights = match directory::rights(&*own, &who.claims).await {
             Ok(rights) => rights,
@@ -233,30 +236,43 @@ impl Conversation {
                 self.session.send(frame::refused(Op::Join, &why)).await?;
             }
         }
-        (self.version, self.rules) = (version, rules);
+        self.version = version;
         Ok(())
     }
 
     async fn not_for_it_any_more(&mut self, own: &Arc<dyn Storage>, id: RoomId) -> Option<String> {
-        let (rooms, joined) = (self.rooms.as_ref()?, self.joined.get_mut(&id)?);
+        let joined = self.joined.get_mut(&id)?;
         let node_rooms = self.session.state.config.node_rooms;
         match access(&**own, node_rooms, &self.rights, &joined.room.key).await {
-            Ok(access) => joined.access = access,
-            Err(why) => return Some(why),
-        }
-        match rooms.get(id).await {
-            Err(error @ StorageError::AccessDenied { .. }) => Some(error.to_string()),
-            _ => None,
+            Ok(access) => {
+                joined.access = access;
+                None
+            }
+            Err(why) => Some(why),
         }
     }
 
-    fn is_out_of_date(&self) -> bool {
+    pub(super) fn is_out_of_date(&self) -> bool {
         self.version != self.hub.version()
-            || !Arc::ptr_eq(&self.rules, &self.session.server.shared().access.rules())
+    }
+
+    /// Waits until it is known who had what when a message was posted.
+    pub(super) async fn rights_as_of(&self, revision: Revision) -> Result<(), End> {
+        let shared = self.session.server.shared();
+        tokio::select! {
+            biased;
+            end = self.session.expiry() => Err(end),
+            () = self.hub.has_seen(revision) => Ok(()),
+            // Nobody takes notice any more.
+            () = shared.drain.cancelled() => Err(End::Gone),
+        }
     }
 
     /// Sends what happened in a room.
     async fn tell(&mut self, frame: Frame) -> Result<(), End> {
+        if let What::Message(_, revision) = frame.what {
+            self.rights_as_of(revision).await?;
+        }
         if self.is_out_of_date() {
             Box::pin(self.look_again()).await?;
         }
@@ -299,13 +315,16 @@ impl Conversation {
             let (update, last) = (joined.attached.channel.update(), joined.last);
             joined.told = update.clone();
             self.session.send(update).await?;
-            match self.send_after(id, last).await {
+            let room = joined.room.clone();
+            match self.send_after(&room, last).await {
                 Ok(()) => {}
                 Err(Not::End(end)) => return Err(end),
-                Err(Not::Done(why)) => {
+                // It may be out already, and told.
+                Err(Not::Done(why)) if self.joined.contains_key(&id) => {
                     self.leave(id).await;
                     self.session.send(frame::refused(Op::Join, &why)).await?;
                 }
+                Err(Not::Done(_)) => {}
             }
         }
         self.session.send(frame::resync()).await
@@ -353,7 +372,7 @@ impl Conversation {
     }
 
     /// What a room that a client names belongs to.
-    async fn key_of(&self, said: &SaidRoom) -> Result<RoomKey, Not> {
+    pub(super) async fn key_of(&self, said: &SaidRoom) -> Result<RoomKey, Not> {
         if said.object.is_empty()
             && let Ok(id) = said.uuid.parse()
         {
@@ -367,17 +386,21 @@ impl Conversation {
         Ok(RoomKey::new(said.kind.name(), said.object.as_str())?)
     }
 
-    async fn access_to(&self, key: &RoomKey) -> Result<Access, Not> {
+    pub(super) async fn access_to(&self, key: &RoomKey) -> Result<Access, Not> {
         let own = self.hub.own();
         let node_rooms = self.session.state.config.node_rooms;
         Ok(access(&**own, node_rooms, &self.rights, key).await?)
     }
 
-    fn joined_by(&self, said: &SaidRoom) -> Option<RoomId> {
+    pub(super) fn joined_by(&self, said: &SaidRoom) -> Option<RoomId> {
         if let Ok(id) = said.uuid.parse::<RoomId>()
             && self.joined.contains_key(&id)
         {
             return Some(id);
+        }
+        // One that is named by its id alone is not the one without an object.
+        if !said.uuid.is_empty() && said.object.is_empty() {
+            return None;
         }
         let is_it = |joined: &&Joined| {
             joined.room.key.kind() == said.kind.name() && joined.room.key.object() == said.object
@@ -400,19 +423,40 @@ impl Conversation {
                     Some(room) => room,
                     None => return Ok(()),
                 },
-                false => rooms.open_or_create(&key, &said.label).await?.0,
+                false => match rooms.open(&key).await? {
+                    Some(room) => room,
+                    None => {
+                        self.may_make_one()?;
+                        rooms.open_or_create(&key, &said.label).await?.0
+                    }
+                },
             };
+            // One of the same object that was removed meanwhile.
+            let mut gone = self.joined.values();
+            let gone = gone.find(|joined| joined.room.key == key && joined.room.id != room.id);
+            if let Some(gone) = gone.map(|joined| joined.room.id) {
+                self.leave(gone).await;
+            }
             match self.enter(&rooms, &room, access.clone(), is_ping).await {
                 Ok(false) => return Ok(()),
                 Ok(true) => return self.greet(&room, after).await,
                 // It was removed meanwhile; so there is another one.
-                Err(StorageError::CheckFailed { .. }) => {
-                    self.joined.remove(&room.id);
-                }
+                Err(StorageError::CheckFailed { .. }) => self.leave(room.id).await,
                 Err(error) => return Err(error.into()),
             }
         }
         Err("the room is removed again and again".into())
+    }
+
+    fn may_make_one(&self) -> Result<(), Not> {
+        let identity = self.session.socket.identity();
+        let makers = &self.session.state.makers;
+        match makers.allows(identity.principal(), Instant::now()) {
+            true => Ok(()),
+            false => Err(Not::Done(format!(
+                "a user makes {ROOMS_BURST} rooms at once, and then one in a second"
+            ))),
+        }
     }
 
     /// Puts the socket into a room; false: a ping of one that is there.
@@ -467,125 +511,14 @@ impl Conversation {
         Ok(true)
     }
 
-    /// Tells one who has joined who is in the room, and then its messages: those behind one of them, or the newest.
-    async fn greet(&mut self, room: &Room, after: Option<MessageId>) -> Done {
-        let Some(joined) = self.joined.get_mut(&room.id) else {
-            return Ok(());
-        };
-        let update = joined.attached.channel.update_with(&self.rights.login);
-        joined.told = update.clone();
-        self.session.send(update).await?;
-        if let Some(after) = after {
-            return self.send_after(room.id, after.revision).await;
-        }
-        let limit = self.session.state.config.join_messages;
-        let (page, more) = self.newest(room.id, 0, limit).await?;
-        self.send_page(room.id, &page).await?;
-        if let Some(joined) = self.joined.get_mut(&room.id) {
-            joined.last = joined.last.max(page.position.revision);
-        }
-        if more {
-            let text = frame::may_have_more(
-                &room.id.to_string(),
-                page.messages.first(),
-                page.messages.len() as u64,
-                limit,
-            );
-            self.session.send(text).await?;
-        }
-        Ok(())
-    }
-
-    /// So many of the newest messages but some, the oldest first, and whether there are more before them.
-    async fn newest(
-        &self,
-        room: RoomId,
-        offset: u64,
-        limit: usize,
-    ) -> Result<(HistoryPage, bool), Not> {
-        let rooms = self.rooms()?;
-        let wish = HistoryWish {
-            offset,
-            limit: limit.min(PAGE_MESSAGES_MAX),
-            before: None,
-        };
-        let page = rooms.history(room, wish).await?;
-        let more = page.more;
-        Ok((page, more))
-    }
-
-    async fn send_page(&self, room: RoomId, page: &HistoryPage) -> Result<(), End> {
-        let name = room.to_string();
-        for message in &page.messages {
-            self.session
-                .send(frame::message_frame(&name, message))
-                .await?;
-        }
-        Ok(())
-    }
-
-    /// Sends all messages behind a revision.
-    async fn send_after(&mut self, room: RoomId, after: Revision) -> Done {
-        let rooms = self.rooms()?;
-        let mut after = after;
-        loop {
-            let page = rooms.messages_after(room, after, PAGE_MESSAGES_MAX).await?;
-            self.send_page(room, &page).await?;
-            after = match page.messages.last() {
-                Some(last) if page.more => last.id.revision,
-                _ => page.position.revision,
-            };
-            if let Some(joined) = self.joined.get_mut(&room) {
-                joined.last = joined.last.max(after);
-            }
-            if !page.more {
-                return Ok(());
-            }
-        }
-    }
-
-    async fn history(&mut self, said: &SaidRoom, wish: Option<&str>) -> Done {
-        let key = self.key_of(said).await?;
-        self.access_to(&key).await?;
-        let rooms = self.rooms()?;
-        let Some(room) = rooms.open(&key).await? else {
-            return Ok(());
-        };
-        let update = match self.joined.get(&room.id) {
-            Some(joined) => joined.attached.channel.update_with(&self.rights.login),
-            None => {
-                let members = rooms.members(room.id).await?.value;
-                let users: Vec<&str> = members.iter().map(|member| member.user.as_str()).collect();
-                frame::room_update(&room, &users, room.created.0)
-            }
-        };
-        self.session.send(update).await?;
-        let limit_default = self
-            .session
-            .state
-            .config
-            .join_messages
-            .min(PAGE_MESSAGES_MAX);
-        let (offset, limit) = frame::history_wish(wish.unwrap_or_default(), limit_default);
-        let (page, more) = self.newest(room.id, offset, limit).await?;
-        self.send_page(room.id, &page).await?;
-        if more {
-            let next = offset.saturating_add(page.messages.len() as u64);
-            let name = room.id.to_string();
-            let text = frame::may_have_more(&name, page.messages.first(), next, limit);
-            self.session.send(text).await?;
-        }
-        Ok(())
-    }
-
     /// Takes the socket out of a room. Its presence ends with its session at the latest.
     pub(super) async fn leave(&mut self, room: RoomId) {
         if self.joined.remove(&room).is_none() {
             return;
         }
-        if let Some(rooms) = &self.rooms
-            && let Err(error) = rooms.leave(room, &self.rights.login, &self.name).await
-        {
+        // With the rights of the server: whoever may not be there any more has to be out, too.
+        let own = Rooms::new(self.hub.own().clone());
+        if let Err(error) = own.leave(room, &self.rights.login, &self.name).await {
             tracing::debug!(%error, "a socket could not leave a room");
         }
     }
@@ -597,7 +530,8 @@ impl Conversation {
         let Some(rooms) = rooms.filter(|_| !self.joined.is_empty() && !grace.is_zero()) else {
             return;
         };
-        let Some(place) = self.session.state.linger() else {
+        let identity = self.session.socket.identity();
+        let Some(place) = self.session.state.lingering.place(identity.principal()) else {
             return;
         };
         let shared = self.session.server.shared();

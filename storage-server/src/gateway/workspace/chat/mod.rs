@@ -14,6 +14,7 @@ mod access;
 mod channel;
 mod channels;
 mod conversation;
+mod pages;
 mod posts;
 
 pub(super) use self::channels::Channels;

@@ -19,7 +19,10 @@ impl Conversation {
     /// Posts a message. It comes back to this socket too, by way of the store.
     pub(super) async fn post(&mut self, room: Option<SaidRoom>, said: SaidMessage) -> Done {
         let name = match said.room.as_str() {
-            "" => room.map(|room| room.uuid).unwrap_or_default(),
+            "" => {
+                let id = room.and_then(|room| self.joined_by(&room));
+                id.map(|id| id.to_string()).unwrap_or_default()
+            }
             name => name.to_owned(),
         };
         let joined = self.joined(&name)?;
@@ -44,7 +47,7 @@ impl Conversation {
             Ok(_) => {}
             Err(StorageError::CheckFailed { .. }) => {
                 let gone = joined.room.id;
-                self.joined.remove(&gone);
+                self.leave(gone).await;
                 return Err("the room was removed or changed: JOIN it again".into());
             }
             Err(error) => return Err(error.into()),
