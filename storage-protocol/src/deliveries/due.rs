@@ -7,7 +7,9 @@
 use super::change::Before;
 use super::keys::Place;
 use super::{Deliveries, Job, JobId, JobState, Step, Stored};
-use crate::{Batch, CommitOptions, Entry, Key, KeyRange, Result, ScanOptions, StorageError, UnixMillis};
+use crate::{
+    Batch, CommitOptions, Entry, Key, KeyRange, Result, ScanOptions, StorageError, UnixMillis,
+};
 
 /// Jobs that are looked at, and moved, at once.
 const JOBS_AT_ONCE: usize = 64;
@@ -227,14 +229,24 @@ impl Deliveries {
     }
 
     /// These records, as many at once as an answer may have.
-    async fn read(&self, records: &[Key]) -> Result<Vec<std::result::Result<Option<Entry>, TooLong>>> {
+    async fn read(
+        &self,
+        records: &[Key],
+    ) -> Result<Vec<std::result::Result<Option<Entry>, TooLong>>> {
         let mut entries = Vec::with_capacity(records.len());
         let mut at_once = records.len();
         while entries.len() < records.len() {
-            let part: Vec<_> = records.iter().skip(entries.len()).take(at_once).cloned().collect();
+            let part: Vec<_> = records
+                .iter()
+                .skip(entries.len())
+                .take(at_once)
+                .cloned()
+                .collect();
             match self.storage.get(&part).await {
                 Ok(read) => entries.extend(read.value.into_iter().map(Ok)),
-                Err(StorageError::LimitExceeded { .. }) if part.len() > 1 => at_once = part.len() / 2,
+                Err(StorageError::LimitExceeded { .. }) if part.len() > 1 => {
+                    at_once = part.len() / 2
+                }
                 Err(StorageError::LimitExceeded { .. }) => entries.push(Err(TooLong)),
                 Err(error) => return Err(error),
             }

@@ -41,7 +41,11 @@ impl Storage for Narrow {
         let operations = batch.operations.len();
         self.check(Limit::OperationsPerCommit, operations, self.operations_max)?;
         let mut keys = batch.operations.iter().map(|operation| operation.key());
-        if self.full.as_ref().is_some_and(|full| keys.any(|key| key == full)) {
+        if self
+            .full
+            .as_ref()
+            .is_some_and(|full| keys.any(|key| key == full))
+        {
             return Err(StorageError::QuotaExceeded {
                 limit: Limit::KeyspaceBytes,
                 max: 1,
@@ -167,8 +171,13 @@ async fn one_that_is_too_large_is_a_dead_letter_and_the_others_go_on() {
     let JobState::Failed { reason } = world.state(&large).await else {
         panic!("{:?}", world.state(&large).await);
     };
-    assert!(reason.contains("cannot be moved on: operations"), "{reason}");
-    assert!(matches!(world.state(&small).await, JobState::Failed { reason } if reason.contains("1000 ms")));
+    assert!(
+        reason.contains("cannot be moved on: operations"),
+        "{reason}"
+    );
+    assert!(
+        matches!(world.state(&small).await, JobState::Failed { reason } if reason.contains("1000 ms"))
+    );
 }
 
 /// A job has the id that the run of a recurring one would have, and both are due.
@@ -191,10 +200,16 @@ async fn a_job_that_has_the_id_of_a_run_holds_up_neither() {
 async fn without_room_for_one_the_others_go_on() {
     let world = World::new();
     let full = world.schedule("b", |_| {}).await;
-    let others = [world.schedule("a", |_| {}).await, world.schedule("c", |_| {}).await];
+    let others = [
+        world.schedule("a", |_| {}).await,
+        world.schedule("c", |_| {}).await,
+    ];
     let narrow = world.narrow(|narrow| narrow.full = Some("deliveries/jobs/b".into()));
     let error = narrow.run_due(&Once, UnixMillis::ZERO).await.unwrap_err();
-    assert!(matches!(error, StorageError::QuotaExceeded { .. }), "{error}");
+    assert!(
+        matches!(error, StorageError::QuotaExceeded { .. }),
+        "{error}"
+    );
     for id in &others {
         assert_eq!(world.state(id).await.kind(), StateKind::Ready);
     }
@@ -208,11 +223,20 @@ async fn without_room_for_one_the_others_go_on() {
 async fn no_record_has_keys_removed_that_are_not_its_own() {
     let world = World::new();
     let names: [&[u8]; 3] = [b"secret", b"../../secret", b"deliveries/jobs/other"];
-    world.storage.put("secret".into(), "x".into()).await.unwrap();
-    let other = world.schedule("other", |new| new.due = UnixMillis(START.0 + 1_000)).await;
+    world
+        .storage
+        .put("secret".into(), "x".into())
+        .await
+        .unwrap();
+    let other = world
+        .schedule("other", |new| new.due = UnixMillis(START.0 + 1_000))
+        .await;
     let thief = world
         .schedule("thief", |new| {
-            new.attached = names.iter().map(|name| Key::copy_from_slice(name)).collect();
+            new.attached = names
+                .iter()
+                .map(|name| Key::copy_from_slice(name))
+                .collect();
         })
         .await;
     let own = world.all.attached_key(&thief, b"secret");
@@ -221,6 +245,13 @@ async fn no_record_has_keys_removed_that_are_not_its_own() {
     world.all.run_due(&Once, UnixMillis::ZERO).await.unwrap();
     world.all.fail(&thief, "over").await.unwrap();
     assert!(world.storage.get_one(own).await.unwrap().is_none());
-    assert!(world.storage.get_one("secret".into()).await.unwrap().is_some());
+    assert!(
+        world
+            .storage
+            .get_one("secret".into())
+            .await
+            .unwrap()
+            .is_some()
+    );
     assert_eq!(world.state(&other).await.kind(), StateKind::Pending);
 }
