@@ -5,8 +5,8 @@
 
 #[path = "deliveries/fire.rs"]
 mod fire;
-#[path = "deliveries/stuck.rs"]
-mod stuck;
 #[expect(clippy::future_not_send, reason = "a run is one task on one thread")]
 #[path = "deliveries/steps.rs"]
 mod steps;
+#[path = "deliveries/stuck.rs"]
+mod stuck;
