@@ -8,3 +8,5 @@ mod fire;
 #[expect(clippy::future_not_send, reason = "a run is one task on one thread")]
 #[path = "deliveries/steps.rs"]
 mod steps;
+#[path = "deliveries/stuck.rs"]
+mod stuck;

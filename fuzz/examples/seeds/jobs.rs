@@ -32,7 +32,7 @@ pub(crate) fn write(seeds: &Seeds) {
             attempts: 2,
             policy: Policy::default(),
             recurrence: Some("every 15m".to_owned()),
-            attached: vec!["packages/a_1".into()],
+            attached: vec!["a_1".into()],
         };
         seeds.write("job_record", name, &job.encode());
     }

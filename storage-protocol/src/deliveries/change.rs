@@ -54,9 +54,15 @@ impl Place {
             }
         }
         if !is_open && before.is_some_and(|before| before.job.state.kind().is_open()) {
-            batch = job.attached.iter().cloned().fold(batch, Batch::remove);
+            batch = self.without_attached(batch, id, job);
         }
         batch
+    }
+
+    /// Removes what belongs to the job alone: by names below a key of its own, so that no record has others' keys removed.
+    fn without_attached(&self, batch: Batch, id: &JobId, job: &Job) -> Batch {
+        let keys = job.attached.iter().map(|name| self.attached(id, name));
+        keys.fold(batch, Batch::remove)
     }
 
     /// Adds to a batch what removes a job with all that is its own.
@@ -70,7 +76,7 @@ impl Place {
             batch = batch
                 .remove(self.due(wake, id))
                 .remove(self.to(&job.recipient, job.due, id));
-            batch = job.attached.iter().cloned().fold(batch, Batch::remove);
+            batch = self.without_attached(batch, id, job);
         }
         batch
     }

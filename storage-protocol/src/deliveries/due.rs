@@ -1,12 +1,15 @@
 //! Who looks at the clock: what is due becomes ready, and what has waited for too long ends.
 //!
 //! What is due is found by one seek, and moved in commits of several jobs. A commit that fails on one job, since somebody else
-//! was before, is tried again without that one.
+//! was before, is tried again without that one. A commit that is not taken as it is, since it is larger than a limit allows for
+//! instance, is made two, so that in the end only the job is left behind that it is about; that one is a dead letter then.
 
 use super::change::Before;
 use super::keys::Place;
 use super::{Deliveries, Job, JobId, JobState, Step, Stored};
-use crate::{Batch, CommitOptions, Key, KeyRange, Result, ScanOptions, StorageError, UnixMillis};
+use crate::{
+    Batch, CommitOptions, Entry, Key, KeyRange, Result, ScanOptions, StorageError, UnixMillis,
+};
 
 /// Jobs that are looked at, and moved, at once.
 const JOBS_AT_ONCE: usize = 64;
@@ -39,9 +42,12 @@ pub struct DueRun {
     pub next: Option<UnixMillis>,
     /// Somebody else changed some of the jobs meanwhile: look again soon.
     pub is_contended: bool,
-    /// Rows whose jobs cannot be read; they are left as they are.
+    /// Rows whose jobs cannot be read, or not moved on in any way; they are left as they are.
     pub unreadable: usize,
 }
+
+/// A record that no answer may have.
+struct TooLong;
 
 /// What is to be done with one row.
 struct Move {
@@ -51,6 +57,41 @@ struct Move {
     parts: Vec<Part>,
     row: Option<Key>,
     fails: bool,
+    /// It was refused once, and is a dead letter for that.
+    is_given_up: bool,
+}
+
+impl Move {
+    /// The job as a dead letter, with nothing else: for one that the storage does not take as it would be. `None`: there is none,
+    /// or it is that already.
+    fn given_up(&self, error: &StorageError, now: UnixMillis) -> Option<Self> {
+        let (id, stored) = self.parts.iter().find_map(|part| match part {
+            Part::Job {
+                id,
+                before: Some(stored),
+                ..
+            } => Some((id, stored)),
+            Part::Job { before: None, .. } | Part::Stale { .. } => None,
+        })?;
+        if self.is_given_up {
+            return None;
+        }
+        let reason = format!("it cannot be moved on: {error}");
+        let mut job = stored.job.after(&Step::Fail { reason }, now).ok()?;
+        // What goes with it may be what is too much.
+        job.attached.clear();
+        Some(Self {
+            record: self.record.clone(),
+            parts: vec![Part::Job {
+                id: id.clone(),
+                before: Some(stored.clone()),
+                job: Box::new(job),
+            }],
+            row: None,
+            fails: true,
+            is_given_up: true,
+        })
+    }
 }
 
 enum Part {
@@ -89,11 +130,15 @@ impl Deliveries {
     /// Moves on all that is due, of the rows from this time on: who has looked before need not pass again what is gone. 0 is
     /// always good.
     ///
+    /// A job that the storage does not take as it would be, whatever is tried, has failed with the storage's reason.
+    ///
     /// # Errors
-    /// As scans, gets and commits. What was moved before stays so.
+    /// As scans, gets and commits. What was moved before stays so. Of [`StorageError::QuotaExceeded`] and
+    /// [`StorageError::StorageFull`] only once all that needs no room was moved.
     pub async fn run_due(&self, recurrence: &dyn Recurrence, from: UnixMillis) -> Result<DueRun> {
         let mut run = DueRun::default();
         let mut range = self.place.due_from(from);
+        let mut no_room = None;
         loop {
             let now = self.now();
             let keys = self.due_keys(range.clone(), JOBS_AT_ONCE).await?;
@@ -116,28 +161,34 @@ impl Deliveries {
                 }
             }
             if !due.is_empty() {
-                self.move_on(due, recurrence, now, &mut run).await?;
+                let refused = self.move_on(due, recurrence, now, &mut run).await?;
+                no_room = no_room.or(refused);
             }
             if is_last {
-                return Ok(run);
+                return no_room.map_or(Ok(run), Err);
             }
         }
     }
 
+    /// Moves on these. `Some`: there was no room for one of them.
     async fn move_on(
         &self,
         due: Vec<(Key, JobId)>,
         recurrence: &dyn Recurrence,
         now: UnixMillis,
         run: &mut DueRun,
-    ) -> Result<()> {
+    ) -> Result<Option<StorageError>> {
         let records: Vec<_> = due.iter().map(|(_, id)| self.place.job(id)).collect();
-        let entries = self.storage.get(&records).await?.value;
+        let entries = self.read(&records).await?;
         let mut moves = Vec::with_capacity(due.len());
         for ((row, id), entry) in due.into_iter().zip(entries) {
             let stored = match entry {
-                None => None,
-                Some(entry) => match self.stored(&id, &entry.value, entry.revision) {
+                Err(TooLong) => {
+                    run.unreadable += 1;
+                    continue;
+                }
+                Ok(None) => None,
+                Ok(Some(entry)) => match self.stored(&id, &entry.value, entry.revision) {
                     Ok(stored) => Some(stored),
                     Err(_) => {
                         run.unreadable += 1;
@@ -147,6 +198,67 @@ impl Deliveries {
             };
             moves.push(self.judge(row, id, stored, recurrence, now));
         }
+        let mut no_room = None;
+        // The first of them last.
+        let mut groups = vec![moves];
+        while let Some(mut moves) = groups.pop() {
+            let Err(error) = self.commit(&mut moves, run).await else {
+                continue;
+            };
+            let is_about_room = match &error {
+                StorageError::LimitExceeded { .. }
+                | StorageError::InvalidArgument { .. }
+                | StorageError::Unsupported { .. } => false,
+                StorageError::QuotaExceeded { .. } | StorageError::StorageFull { .. } => true,
+                _ => return Err(error),
+            };
+            if moves.len() > 1 {
+                let behind = moves.split_off(moves.len() / 2);
+                groups.extend([behind, moves]);
+                continue;
+            }
+            let given_up = moves.iter().find_map(|one| one.given_up(&error, now));
+            match given_up {
+                // It is tried again when there may be room.
+                _ if is_about_room => no_room = no_room.or(Some(error)),
+                Some(one) => groups.push(vec![one]),
+                None => run.unreadable += 1,
+            }
+        }
+        Ok(no_room)
+    }
+
+    /// These records, as many at once as an answer may have.
+    async fn read(
+        &self,
+        records: &[Key],
+    ) -> Result<Vec<std::result::Result<Option<Entry>, TooLong>>> {
+        let mut entries = Vec::with_capacity(records.len());
+        let mut at_once = records.len();
+        while entries.len() < records.len() {
+            let part: Vec<_> = records
+                .iter()
+                .skip(entries.len())
+                .take(at_once)
+                .cloned()
+                .collect();
+            match self.storage.get(&part).await {
+                Ok(read) => entries.extend(read.value.into_iter().map(Ok)),
+                Err(StorageError::LimitExceeded { .. }) if part.len() > 1 => {
+                    at_once = part.len() / 2
+                }
+                Err(StorageError::LimitExceeded { .. }) => entries.push(Err(TooLong)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Makes these moves, but for those of jobs that somebody else has moved meanwhile.
+    ///
+    /// # Errors
+    /// Those of a commit; then none of the moves that are left was made.
+    async fn commit(&self, moves: &mut Vec<Move>, run: &mut DueRun) -> Result<()> {
         while !moves.is_empty() {
             let batch = moves.iter().fold(Batch::new(), |batch, one| {
                 one.parts
@@ -203,6 +315,7 @@ impl Deliveries {
             }],
             row: Some(row.clone()),
             fails: false,
+            is_given_up: false,
         };
         let Some(stored) = stored else {
             return stale(None);
@@ -228,6 +341,7 @@ impl Deliveries {
             parts,
             row: None,
             fails,
+            is_given_up: false,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What a job is.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -257,7 +258,8 @@ pub struct Job {
     /// Of a recurring job when it recurs; what the text means is known to who looks at the clock: see
     /// [`Recurrence`](super::Recurrence).
     pub recurrence: Option<String>,
-    /// Keys that are removed with the commit that ends it.
+    /// What goes with it: names of keys below [`Deliveries::attached_key`](super::Deliveries::attached_key), which are removed
+    /// with the commit that ends it.
     pub attached: Vec<Key>,
 }
 
@@ -292,8 +294,9 @@ pub struct NewJob {
     pub policy: Policy,
     /// When it recurs, if it does. It is not judged here.
     pub recurrence: Option<String>,
-    /// Keys that are removed with the commit that ends it, at most [`ATTACHED_MAX`]: what belongs to it alone. (Not objects of
-    /// several parts.) A recurring job's runs have none.
+    /// What goes with it: names of keys below [`Deliveries::attached_key`](super::Deliveries::attached_key), which are removed
+    /// with the commit that ends it. At most [`ATTACHED_MAX`], each once, of 1 to [`TEXT_BYTES_MAX`] bytes. (Not objects of several
+    /// parts.) A recurring job's runs have none.
     pub attached: Vec<Key>,
 }
 
@@ -372,9 +375,14 @@ impl Job {
         if recurrence.is_empty() {
             return Err("recurrence: at least one byte".to_owned());
         }
-        if self.attached.len() > ATTACHED_MAX || self.attached.iter().any(Key::is_empty) {
+        let is_name = |name: &Key| (1..=TEXT_BYTES_MAX).contains(&name.len());
+        let names: HashSet<_> = self.attached.iter().collect();
+        if names.len() > ATTACHED_MAX
+            || names.len() < self.attached.len()
+            || !self.attached.iter().all(is_name)
+        {
             return Err(format!(
-                "attached: at most {ATTACHED_MAX} keys, none of them empty"
+                "attached: at most {ATTACHED_MAX} names, each once, of 1 to {TEXT_BYTES_MAX} bytes"
             ));
         }
         self.policy.check().map_err(str::to_owned)

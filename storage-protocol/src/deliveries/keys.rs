@@ -5,6 +5,7 @@
 //! | `jobs/ID` | the record |
 //! | `due/TIME ID` | nothing: at this time something is to be done with the job. One for each job that is open |
 //! | `to/RECIPIENT/TIME ID` | a letter, what the job is. One for each job that is open; `TIME` is when it was to be due |
+//! | `with/ID/NAME` | whatever goes with the job as long as it is open, by the names that its record has |
 //!
 //! `TIME` is milliseconds since 1970 as 12 lowercase hexadecimal digits, with nothing behind it: digits sort as numbers, and
 //! show in lists of keys.
@@ -178,6 +179,11 @@ impl Place {
         KeyRange::prefix(self.key(&["to/", recipient.as_str(), "/"]))
     }
 
+    pub(super) fn attached(&self, id: &JobId, name: &[u8]) -> Key {
+        let start = self.key(&["with/", id.as_str(), "/"]);
+        [&start, name].concat().into()
+    }
+
     /// Of a key below [`Place::all_to`].
     pub(super) fn parse_to(&self, recipient: &Recipient, key: &[u8]) -> Option<JobId> {
         let start = self.key(&["to/", recipient.as_str(), "/"]);
@@ -200,6 +206,7 @@ mod tests {
             place.to(&to, time, &id),
             "deliveries/to/LAB-3/018bcfe5680017"
         );
+        assert_eq!(place.attached(&id, b"a/b"), "deliveries/with/17/a/b");
         assert_eq!(
             place.parse_due(b"deliveries/due/018bcfe5680017"),
             Some((time, id.clone()))

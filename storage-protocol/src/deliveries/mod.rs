@@ -53,9 +53,9 @@ pub use self::store::{Clock, Deliveries, Stored};
 /// The most bytes of a payload.
 pub const PAYLOAD_BYTES_MAX: usize = 64 << 10;
 
-/// The most bytes of a reason, of an owner, of a holder's name and of a recurrence. What is longer is cut, or refused where it
+/// The most bytes of a reason, of an owner, of a holder's name, of a recurrence and of the name of an attached key. What is longer is cut, or refused where it
 /// says what to do.
 pub const TEXT_BYTES_MAX: usize = 512;
 
-/// The most keys that go with a job: see [`NewJob::attached`].
+/// The most keys that go with a job, by their names: see [`NewJob::attached`].
 pub const ATTACHED_MAX: usize = 8;

@@ -92,7 +92,13 @@ impl Deliveries {
         crate::KeyRange::single(self.place.job(id))
     }
 
-    /// The time of a key of that range.
+    /// The key of what goes with a job, by its name in [`Job::attached`].
+    #[must_use]
+    pub fn attached_key(&self, id: &JobId, name: &[u8]) -> Key {
+        self.place.attached(id, name)
+    }
+
+    /// The time of a key of [`due_range`](Self::due_range).
     #[must_use]
     pub fn time_of(&self, key: &[u8]) -> Option<UnixMillis> {
         self.place.parse_due(key).map(|(time, _)| time)

@@ -200,7 +200,17 @@ fn what_a_job_may_not_be_is_said() {
     assert!(text(|job| job.recurrence = Some(String::new())).contains("recurrence"));
     assert!(text(|job| job.policy.attempts_max = 0).contains("attempts_max"));
     assert!(text(|job| job.policy.window = Duration::ZERO).contains("window"));
-    assert!(text(|job| job.attached = vec![Key::from("a"); 9]).contains("attached"));
+    for names in [
+        (0..9).map(|n| Key::from(n.to_string())).collect(),
+        vec![Key::from("a"), Key::from("b"), Key::from("a")],
+        vec![Key::new()],
+        vec![Key::from("x".repeat(TEXT_BYTES_MAX + 1))],
+    ] {
+        let mut new = new();
+        new.attached = names;
+        let error = new.begin(NOW).unwrap_err().to_string();
+        assert!(error.contains("attached"), "{error}");
+    }
     assert!(text(|job| job.due = UnixMillis(u64::MAX)).contains("due"));
 }
 
@@ -236,7 +246,7 @@ prop_compose! {
         durations in (duration(0), duration(0), duration(1_000), duration(10), duration(1_000)),
         is_done: bool,
         recurrence in prop::option::of(".{1,20}"),
-        attached in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..9), 0..4),
+        attached in prop::collection::btree_set(prop::collection::vec(any::<u8>(), 1..9), 0..4),
     ) -> Job {
         Job {
             recipient: Recipient::new(&recipient).unwrap(),

@@ -58,8 +58,8 @@ pub struct RobotsConfig {
     /// Robots that are remembered. Default 100,000.
     #[serde(deserialize_with = "size")]
     pub robots_max: u64,
-    /// Daily logs, and the logs of robots, are in the folders `ServerLogs` and `ClientLogs` of this one. Default: `robots` in
-    /// the data folder.
+    /// Daily logs, and the logs of robots, are in the folders `ServerLogs` and `RobotLogs` of this one, with links by the robots'
+    /// names in `ClientLogs`. Default: `robots` in the data folder.
     pub logs: Option<PathBuf>,
     /// Days that the daily logs are kept, today included. Default 30.
     #[serde(deserialize_with = "size")]
@@ -67,6 +67,10 @@ pub struct RobotsConfig {
     /// Bytes of a daily log, and of a robot's log; what was before stays once more beside that. Default 16 MiB.
     #[serde(deserialize_with = "size")]
     pub log_bytes_max: u64,
+    /// Bytes that the logs of all robots take of the disk together; beyond that the one goes that was written longest ago. At
+    /// least four times `log_bytes_max`. Default 1 GiB.
+    #[serde(deserialize_with = "size")]
+    pub robot_logs_bytes_max: u64,
 }
 
 impl Default for RobotsConfig {
@@ -90,6 +94,7 @@ impl Default for RobotsConfig {
             logs: None,
             log_days: 30,
             log_bytes_max: 16 << 20,
+            robot_logs_bytes_max: 1 << 30,
         }
     }
 }
@@ -137,6 +142,12 @@ impl RobotsConfig {
                 self.log_bytes_max,
                 64 << 10,
                 1 << 40,
+            ),
+            (
+                "robots.robot_logs_bytes_max",
+                self.robot_logs_bytes_max,
+                4 * self.log_bytes_max,
+                1 << 50,
             ),
         ] {
             if !(least..=most).contains(&value) {

@@ -158,10 +158,10 @@ impl World {
         let new = NewJob {
             id: Some(id.clone()),
             policy: policy(),
-            attached: vec![format!("attached/{id}").into()],
+            attached: vec!["file".into()],
             ..NewJob::new(recipient(of), due, "payload")
         };
-        let batch = Batch::new().put(format!("attached/{id}"), "x");
+        let batch = Batch::new().put(self.deliveries.attached_key(&id, b"file"), "x");
         self.deliveries.schedule_with(&new, batch).await.unwrap();
         let again = self.deliveries.schedule(&new).await;
         assert_eq!(again, Err(DeliveryError::Exists(id.clone())));
@@ -290,7 +290,7 @@ impl World {
             }
             let attached = self
                 .storage
-                .get_one(format!("attached/{id}").into())
+                .get_one(self.deliveries.attached_key(id, b"file"))
                 .await
                 .unwrap();
             assert_eq!(attached.is_some(), kind.is_open(), "{id}: {kind}");

@@ -130,6 +130,14 @@ async fn an_address_belongs_to_whoever_has_registered_it_by_name() {
         thief.hear().await,
         Some(Heard::Text("decline metadata reception".to_owned()))
     );
+    // Nor is it deleted by somebody else, which would let anybody register it anew.
+    let number = house.send("GET", "/api/robots/get/", &login, "").await;
+    let number = serde_json::from_slice::<Value>(&number.body).unwrap()["robots"][0]["id"].clone();
+    let path = format!("/api/robots/delete/{number}");
+    let bob = basic("bob@abc.com", "1234");
+    let refused = house.send("DELETE", &path, &bob, "").await;
+    assert_eq!(refused.status, 403, "{}", refused.text());
+    assert_eq!(own().await, 1);
     // By the header too.
     let again = Robot::try_connect(
         house.address(),
@@ -140,6 +148,9 @@ async fn an_address_belongs_to_whoever_has_registered_it_by_name() {
     let again = again.unwrap_or_else(|status| panic!("{status}"));
     again.say(&metadata("LAB", "AA")).await;
     until("it is connected", async || own().await == 1).await;
+    let deleted = house.send("DELETE", &path, &login, "").await;
+    assert_eq!(deleted.status, 200, "{}", deleted.text());
+    assert_eq!(again.closed().await, 1000);
 }
 
 /// A page of another site can have a browser send a GET, without knowing what it is answered.

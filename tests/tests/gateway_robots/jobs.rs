@@ -276,7 +276,7 @@ async fn lists_have_parts_and_what_is_deleted_is_gone() {
     assert_eq!(house.get("/api/home").await["packages"], 5);
     // The package of a job is there as long as the job is open.
     let storage = house.storage();
-    let package = format!("packages/p0_{}", jobs[0]);
+    let package = format!("deliveries/with/{:010}/p0_{}", jobs[0], jobs[0]);
     let is_there = async || {
         use storage_protocol::StorageExt;
         storage

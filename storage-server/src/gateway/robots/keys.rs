@@ -5,9 +5,8 @@
 //! | `robots/ADDRESS` | a robot, as JSON |
 //! | `robots/ADDRESS!online` | its connection, as JSON; as long as that is there |
 //! | `catalog/NAME` | a package that was scheduled once, as JSON |
-//! | `packages/NAME_ID` | the package of a job that has not ended, as JSON |
 //! | `ids/KIND` | the next number of this kind |
-//! | `deliveries/...` | the jobs: see `storage_protocol::deliveries` |
+//! | `deliveries/...` | the jobs: see `storage_protocol::deliveries`. With each that has not ended its package, `NAME_ID`, as JSON |
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use storage_protocol::deliveries::{JobId, Recipient};
@@ -71,8 +70,9 @@ pub(super) fn all_catalog() -> KeyRange {
     KeyRange::prefix("catalog/")
 }
 
+/// The name of the package among what goes with its job.
 pub(super) fn package(name: &str, job: u64) -> Key {
-    Key::from(format!("packages/{}_{job}", encoded(name)))
+    Key::from(format!("{}_{job}", encoded(name)))
 }
 
 pub(super) fn numbers(kind: &str) -> Key {

@@ -1,23 +1,34 @@
-//! Log files: one of the gateway for each day, `ServerLogs/2026-11-30.txt`, and one for each robot, `ClientLogs/NAME`.
+//! Log files: one of the gateway for each day, `ServerLogs/2026-11-30.txt`, and one for each robot
+//! ([`client_logs`](super::client_logs)).
 //!
-//! A thread of its own writes them. What it cannot write in time is dropped and counted. A file that has reached its bound is
-//! renamed to `NAME.1`, in place of the one before.
+//! A thread of its own writes them. What it cannot write in time is dropped and counted, and so is what a robot says beyond its
+//! rate. A file that has reached its bound is renamed to `NAME.1`, in place of the one before.
 
+use std::collections::HashMap;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::counter::Counter;
 use storage_protocol::UnixMillis;
 use storage_schedule::Zone;
 
+use super::client_logs::{self, ClientLogs};
 use crate::config::RobotsConfig;
 
-/// Lines that wait to be written.
+/// Lines that wait to be written, and their bytes.
 const LINES_MAX: usize = 4_096;
+const WAITING_BYTES_MAX: usize = 8 << 20;
+/// What a robot may have written to its log in a second, and at once, in bytes.
+const ROBOT_BYTES_PER_SECOND: usize = 64 << 10;
+const ROBOT_BYTES_AT_ONCE: usize = 1 << 20;
+/// So many robots are remembered at least that have said something lately.
+const TALKERS: usize = 1_024;
 /// The longest line of the daily log, and the longest entry of a robot's, in bytes.
 const LINE_BYTES_MAX: usize = 2 << 10;
 const ENTRY_BYTES_MAX: usize = super::frame::FRAME_BYTES_MAX + (4 << 10);
@@ -29,14 +40,31 @@ const NAME_BYTES_MAX: usize = 200;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 enum Line {
-    Server { at: UnixMillis, text: String },
-    Client { robot: String, text: String },
+    Server {
+        at: UnixMillis,
+        text: String,
+    },
+    Client {
+        robot: u64,
+        name: String,
+        text: String,
+    },
+}
+
+impl Line {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Server { text, .. } | Self::Client { text, .. } => text.len(),
+        }
+    }
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Logs {
     lines: SyncSender<Line>,
+    waiting_bytes: Arc<AtomicUsize>,
+    talkers: Mutex<Talkers>,
     dropped: Counter,
     folder: PathBuf,
 }
@@ -44,6 +72,7 @@ pub(super) struct Logs {
 /// What a robot has said.
 #[derive(Debug)]
 pub(super) struct Said<'a> {
+    pub(super) number: u64,
     pub(super) robot: &'a str,
     pub(super) socket: &'a str,
     pub(super) message: &'a str,
@@ -60,24 +89,30 @@ impl Logs {
             zone,
             days: config.log_days,
             bytes_max: config.log_bytes_max,
+            clients: ClientLogs::new(&folder, config.log_bytes_max, config.robot_logs_bytes_max),
             today: String::new(),
             failed: false,
         };
+        let waiting_bytes = Arc::new(AtomicUsize::new(0));
+        let waiting = waiting_bytes.clone();
         let thread = std::thread::Builder::new().name("robots-log".to_owned());
-        if let Err(error) = thread.spawn(move || files.run(&taken)) {
+        if let Err(error) = thread.spawn(move || files.run(&taken, &waiting)) {
             tracing::error!(%error, "the logs of robots are not written");
         }
         Self {
             lines,
+            waiting_bytes,
+            talkers: Mutex::default(),
             dropped,
             folder,
         }
     }
 
     fn put(&self, line: Line) {
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
-            self.lines.try_send(line)
-        {
+        let bytes = line.bytes();
+        let waiting = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if waiting + bytes > WAITING_BYTES_MAX || self.lines.try_send(line).is_err() {
+            self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
             self.dropped.inc();
         }
     }
@@ -97,13 +132,23 @@ impl Logs {
             one_line(said.message),
             said.at
         );
-        let robot = said.robot.to_owned();
-        self.put(Line::Client { robot, text });
+        let mut talkers = self.talkers.lock().unwrap_or_else(PoisonError::into_inner);
+        let may_talk = talkers.take(said.number, text.len(), Instant::now());
+        drop(talkers);
+        if !may_talk {
+            self.dropped.inc();
+            return;
+        }
+        self.put(Line::Client {
+            robot: said.number,
+            name: said.robot.to_owned(),
+            text,
+        });
     }
 
     /// The end of a robot's log. Blocks.
-    pub(super) fn of_robot(&self, robot: &str) -> io::Result<String> {
-        let path = self.folder.join(CLIENTS).join(file_name(robot));
+    pub(super) fn of_robot(&self, robot: u64) -> io::Result<String> {
+        let path = self.folder.join(client_logs::LOGS).join(robot.to_string());
         let mut file = match fs::File::open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(String::new()),
@@ -118,10 +163,42 @@ impl Logs {
 }
 
 const SERVER: &str = "ServerLogs";
-const CLIENTS: &str = "ClientLogs";
 
-/// The name of a robot's file: whatever the robot is called, it is a file of its folder.
-fn file_name(robot: &str) -> String {
+/// What robots may still have written, by their numbers. Those that have said nothing for a while are forgotten.
+#[derive(Debug, Default)]
+struct Talkers {
+    left: HashMap<u64, (usize, Instant)>,
+    /// With so many it is looked for those that can be forgotten.
+    look_at: usize,
+}
+
+impl Talkers {
+    /// Whether the robot may say so many bytes now.
+    fn take(&mut self, robot: u64, bytes: usize, now: Instant) -> bool {
+        let refilled = |left: usize, then: Instant| {
+            let seconds = now.saturating_duration_since(then).as_secs_f64();
+            let more = (seconds * ROBOT_BYTES_PER_SECOND as f64) as usize;
+            left.saturating_add(more).min(ROBOT_BYTES_AT_ONCE)
+        };
+        if self.left.len() >= self.look_at.max(TALKERS) {
+            self.left
+                .retain(|_, (left, then)| refilled(*left, *then) < ROBOT_BYTES_AT_ONCE);
+            self.look_at = 2 * self.left.len();
+        }
+        let (left, then) = self.left.entry(robot).or_insert((ROBOT_BYTES_AT_ONCE, now));
+        let has = refilled(*left, *then);
+        match has.checked_sub(bytes) {
+            Some(rest) => {
+                (*left, *then) = (rest, now);
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// The name of a file for a robot: whatever the robot is called, it is a file of its folder.
+pub(super) fn file_name(robot: &str) -> String {
     let mut name = super::keys::encoded(robot);
     if name.starts_with('.') {
         name.replace_range(..1, "%2E");
@@ -142,6 +219,7 @@ struct Files {
     zone: Zone,
     days: usize,
     bytes_max: u64,
+    clients: ClientLogs,
     /// The day of the last line.
     today: String,
     /// The last line could not be written, and that was told.
@@ -149,8 +227,9 @@ struct Files {
 }
 
 impl Files {
-    fn run(&mut self, lines: &Receiver<Line>) {
+    fn run(&mut self, lines: &Receiver<Line>, waiting_bytes: &AtomicUsize) {
         while let Ok(line) = lines.recv() {
+            waiting_bytes.fetch_sub(line.bytes(), Ordering::Relaxed);
             match self.write(line) {
                 Ok(()) => self.failed = false,
                 Err(error) if !self.failed => {
@@ -166,7 +245,7 @@ impl Files {
     fn write(&mut self, line: Line) -> io::Result<()> {
         match line {
             Line::Server { at, text } => {
-                let folder = self.made(SERVER)?;
+                let folder = made(&self.folder, SERVER)?;
                 let day = self.zone.day(at);
                 if day != self.today {
                     self.today.clone_from(&day);
@@ -175,38 +254,13 @@ impl Files {
                 let text = one_line(&text);
                 let end = text.floor_char_boundary(LINE_BYTES_MAX);
                 let line = format!("[{}] {}\n", self.zone.text(at), &text[..end]);
-                self.append(&folder.join(format!("{day}.txt")), &line)
+                append(&folder.join(format!("{day}.txt")), &line, self.bytes_max)
             }
-            Line::Client { robot, text } => {
-                let folder = self.made(CLIENTS)?;
+            Line::Client { robot, name, text } => {
                 let end = text.floor_char_boundary(ENTRY_BYTES_MAX);
-                self.append(&folder.join(file_name(&robot)), &text[..end])
+                self.clients.write(robot, &name, &text[..end])
             }
         }
-    }
-
-    fn made(&self, name: &str) -> io::Result<PathBuf> {
-        let folder = self.folder.join(name);
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&folder)?;
-        Ok(folder)
-    }
-
-    fn append(&self, path: &Path, text: &str) -> io::Result<()> {
-        let held = fs::metadata(path).map_or(0, |metadata| metadata.len());
-        if held > 0 && held + text.len() as u64 > self.bytes_max {
-            let mut before = path.as_os_str().to_owned();
-            before.push(".1");
-            fs::rename(path, before)?;
-        }
-        let mut file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(path)?;
-        file.write_all(text.as_bytes())
     }
 
     fn remove_old(&self, folder: &Path, now: UnixMillis) -> io::Result<()> {
@@ -224,6 +278,36 @@ impl Files {
         }
         Ok(())
     }
+}
+
+/// A folder of the logs, which is there then.
+pub(super) fn made(logs: &Path, name: &str) -> io::Result<PathBuf> {
+    let folder = logs.join(name);
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&folder)?;
+    Ok(folder)
+}
+
+/// Where a file goes when it has reached its bound.
+pub(super) fn before(path: &Path) -> PathBuf {
+    let mut before = path.as_os_str().to_owned();
+    before.push(".1");
+    before.into()
+}
+
+pub(super) fn append(path: &Path, text: &str, bytes_max: u64) -> io::Result<()> {
+    let held = fs::metadata(path).map_or(0, |metadata| metadata.len());
+    if held > 0 && held + text.len() as u64 > bytes_max {
+        fs::rename(path, before(path))?;
+    }
+    let mut file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(text.as_bytes())
 }
 
 fn is_day(text: &str) -> bool {
@@ -254,6 +338,22 @@ mod tests {
     }
 
     #[test]
+    fn a_robot_that_says_too_much_is_not_written_and_others_are() {
+        let (mut talkers, now) = (Talkers::default(), Instant::now());
+        assert!(talkers.take(1, ROBOT_BYTES_AT_ONCE, now));
+        assert!(!talkers.take(1, 1, now));
+        assert!(talkers.take(2, 1, now));
+        let later = now + Duration::from_secs(2);
+        assert!(talkers.take(1, 2 * ROBOT_BYTES_PER_SECOND, later));
+        assert!(!talkers.take(1, 1, later));
+        for robot in 0..3 * TALKERS as u64 {
+            let then = later + Duration::from_secs(60 * robot);
+            assert!(talkers.take(robot, 1, then));
+            assert!(talkers.left.len() <= TALKERS);
+        }
+    }
+
+    #[test]
     fn files_are_bounded_and_days_end() {
         let folder = tempfile::tempdir().unwrap();
         let mut files = Files {
@@ -261,6 +361,7 @@ mod tests {
             zone: Zone::UTC,
             days: 2,
             bytes_max: 100,
+            clients: ClientLogs::new(folder.path(), 100, 100),
             today: String::new(),
             failed: false,
         };

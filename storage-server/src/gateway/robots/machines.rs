@@ -12,7 +12,7 @@ use storage_protocol::deliveries::DeliveryError;
 use super::answer::{Answer, Fault, ok};
 use super::house::House;
 use super::login::Visitor;
-use super::registry::Known;
+use super::registry::{Known, NotRegistered};
 
 /// The robots that pass.
 async fn find(
@@ -119,11 +119,14 @@ pub(super) async fn by_name(
 ) -> Response<Body> {
     let answer = async {
         let robots = find(&house, &visitor, |known| known.robot.robot_name == name).await?;
-        let Some(known) = robots.first() else {
+        // Of several, the caller's own.
+        let by = visitor.caller.identity.principal().as_str();
+        let own = robots.iter().find(|known| known.robot.principal == by);
+        let Some(known) = own.or(robots.first()) else {
             return ok(&json!({ "alert": "Robot doesn't exist" }));
         };
-        let reading = house.clone();
-        let read = tokio::task::spawn_blocking(move || reading.logs.of_robot(&name)).await;
+        let (reading, number) = (house.clone(), known.robot.id);
+        let read = tokio::task::spawn_blocking(move || reading.logs.of_robot(number)).await;
         let logs = match read {
             Ok(Ok(logs)) => logs,
             Ok(Err(error)) => format!("the log cannot be read: {error}"),
@@ -133,6 +136,11 @@ pub(super) async fn by_name(
     };
     let answer = Box::pin(answer).await;
     answered(answer, &headers)
+}
+
+fn no_robot(number: &str) -> Fault {
+    let error = DeliveryError::Invalid(format!("there is no robot {number}"));
+    Fault::job("Failed to delete robot", &error)
 }
 
 pub(super) async fn delete(
@@ -148,12 +156,17 @@ pub(super) async fn delete(
         })
         .await?;
         let Some(known) = robots.first() else {
-            let error = DeliveryError::Invalid(format!("there is no robot {number}"));
-            return Err(Fault::job("Failed to delete robot", &error));
+            return Err(no_robot(&number));
         };
-        let by = visitor.caller.identity.principal().as_str();
-        house.remove_robot(&*storage, &known.robot).await?;
-        house.note(format!("robot {}: deleted by {by}", known.robot.robot_name));
+        let by = visitor.caller.identity.principal();
+        let removing = house.remove_robot(&*storage, by, &known.robot.robot_address);
+        let robot = match removing.await {
+            Ok(Some(robot)) => robot,
+            Ok(None) => return Err(no_robot(&number)),
+            Err(NotRegistered::Refused(why)) => return Err(Fault::forbidden(why)),
+            Err(NotRegistered::Failed(error)) => return Err(error.into()),
+        };
+        house.note(format!("robot {}: deleted by {by}", robot.robot_name));
         ok(&json!({ "robotID": number, "status": "Deleted" }))
     };
     let answer = Box::pin(answer).await;

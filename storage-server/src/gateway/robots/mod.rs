@@ -17,6 +17,7 @@
 
 mod answer;
 mod blocks;
+mod client_logs;
 mod demo;
 pub(crate) mod frame;
 mod house;

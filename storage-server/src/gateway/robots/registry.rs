@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use storage_protocol::{
     Batch, CommitOptions, Entry, KeyState, Lifetime, Revision, ScanOptions, Storage, StorageError,
+    StorageExt,
 };
 use storage_schedule::instant_text;
 
@@ -13,7 +14,7 @@ use super::frame::Metadata;
 use super::house::House;
 use super::ids::Kind;
 use super::keys;
-use crate::gateway::Identity;
+use crate::gateway::{Identity, Principal};
 
 /// Others may register the same robot meanwhile, so many times.
 const TRIES_MAX: usize = 64;
@@ -65,6 +66,19 @@ impl Known {
             "createdAt": robot.created_at,
             "updatedAt": robot.updated_at,
         })
+    }
+}
+
+impl Robot {
+    /// Whom it belongs to is said by who was first; nobody's is anybody's.
+    fn check_owner(&self, principal: &Principal) -> Result<(), NotRegistered> {
+        match self.principal == principal.as_str() || self.principal == "anonymous" {
+            true => Ok(()),
+            false => {
+                let why = "this address belongs to another principal";
+                Err(NotRegistered::Refused(why.to_owned()))
+            }
+        }
     }
 }
 
@@ -135,12 +149,7 @@ impl House {
             let is_new = known.is_none();
             let robot = match known {
                 Some(known) => {
-                    // Whom it belongs to is said by who was first; nobody's is anybody's.
-                    let is_owner = known.principal == principal.as_str();
-                    if !is_owner && known.principal != "anonymous" {
-                        let why = "this address belongs to another principal";
-                        return Err(NotRegistered::Refused(why.to_owned()));
-                    }
+                    known.check_owner(principal)?;
                     Robot {
                         robot_name: metadata.name.clone(),
                         user_id: metadata.owner.clone(),
@@ -288,22 +297,41 @@ impl House {
         Ok(found.into_values().collect())
     }
 
-    /// Forgets a robot, and closes its connection.
+    /// Forgets the robot of an address, if it belongs to this principal, or to nobody, and closes its connection; what it was.
+    /// `None`: there is none.
     pub(super) async fn remove_robot(
         &self,
         storage: &dyn Storage,
-        robot: &Robot,
-    ) -> Result<(), StorageError> {
-        let address = &robot.robot_address;
-        let batch = Batch::new()
-            .remove(keys::robot(address))
-            .remove(keys::online(address));
-        let options = CommitOptions::labelled("robot removed");
-        storage.commit(batch, options).await?;
-        if let Some(count) = &mut *self.robots.lock().await {
-            *count = count.saturating_sub(1);
+        principal: &Principal,
+        address: &str,
+    ) -> Result<Option<Robot>, NotRegistered> {
+        let key = keys::robot(address);
+        for _ in 0..TRIES_MAX {
+            let Some(entry) = storage.get_one(key.clone()).await? else {
+                return Ok(None);
+            };
+            let Some(robot) = read::<Robot>(&entry) else {
+                return Ok(None);
+            };
+            robot.check_owner(principal)?;
+            // What was judged is what is removed: it may be somebody else's in a moment.
+            let batch = Batch::new()
+                .check_revision(key.clone(), entry.revision)
+                .remove(key.clone())
+                .remove(keys::online(address));
+            let options = CommitOptions::labelled("robot removed");
+            match storage.commit(batch, options).await {
+                Ok(_) => {}
+                Err(StorageError::CheckFailed { .. }) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            if let Some(count) = &mut *self.robots.lock().await {
+                *count = count.saturating_sub(1);
+            }
+            self.live.remove(address);
+            return Ok(Some(robot));
         }
-        self.live.remove(address);
-        Ok(())
+        let why = "others change this robot again and again";
+        Err(NotRegistered::Refused(why.to_owned()))
     }
 }

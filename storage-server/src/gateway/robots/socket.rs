@@ -133,6 +133,7 @@ struct Conversation {
 
 /// The robot whose connection this is, or was.
 struct Served {
+    number: u64,
     name: String,
     address: String,
     online: (Key, Revision),
@@ -271,6 +272,7 @@ impl Conversation {
             return;
         };
         self.house.logs.client(&Said {
+            number: robot.number,
             robot: &robot.name,
             socket: &self.id,
             message: content,
@@ -335,10 +337,11 @@ impl Conversation {
             Some(_) => {}
         }
         self.robot = Some(Served {
+            number: robot.id,
             name: robot.robot_name,
             address: address.to_owned(),
             online: (keys::online(address), revision),
-            presence: house.live.enter(address, &self.id),
+            presence: house.live.enter(address, &self.id, revision),
             receiver: Some(house.jobs().receive(&recipient, &self.id)),
             unproven: VecDeque::new(),
             proven: self.socket.probe().await?,

@@ -155,6 +155,7 @@ async fn carry_out(house: &House, caller: &Caller, body: Body) -> Answer {
     let recipient = keys::recipient(&wanted.address)
         .ok_or_else(|| not_received("robot_address is too long"))?;
     let number = house.ids.next(&*house.own, Kind::Job).await?;
+    let id = keys::job(number).ok_or_else(|| not_received("there are no more numbers"))?;
     let jobs = house.jobs_of(caller);
     let mut package_number = None;
     for _ in 0..TRIES_MAX {
@@ -169,18 +170,18 @@ async fn carry_out(house: &House, caller: &Caller, body: Body) -> Answer {
             date: wanted.date.clone(),
             time: wanted.time.clone(),
         };
-        let package_key = keys::package(&wanted.package.package_name, number);
+        let file_name = keys::package(&wanted.package.package_name, number);
         let file = format!(
             "{{\"Package\":{},\"JobID\":{number}}}",
             serde_json::to_string(&order.package).unwrap_or_default()
         );
-        batch = batch.put(package_key.clone(), file);
+        batch = batch.put(jobs.attached_key(&id, &file_name), file);
         let payload = serde_json::to_vec(&order).unwrap_or_default();
         let new = NewJob {
-            id: keys::job(number),
+            id: Some(id.clone()),
             owner: caller.identity.principal().as_str().to_owned(),
             policy: house.policy(),
-            attached: vec![package_key],
+            attached: vec![file_name],
             ..NewJob::new(recipient.clone(), due, payload)
         };
         match jobs.schedule_with(&new, batch).await {
