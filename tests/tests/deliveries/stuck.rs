@@ -17,6 +17,7 @@ const START: UnixMillis = UnixMillis(1_700_000_000_000);
 const PAGE: usize = 64;
 
 /// A storage with limits of its own.
+#[derive(Debug)]
 struct Narrow {
     inner: Arc<dyn Storage>,
     operations_max: usize,
