@@ -178,5 +178,5 @@ async fn who_has_unsubscribed_takes_no_place_of_those_who_come() {
     fifth
         .say(json!({ "@type": "subscribe", "jwt": token }))
         .await;
-    assert!(fifth.error().await.contains('4'));
+    assert!(fifth.error().await.contains("sessions_per_principal_max"));
 }
