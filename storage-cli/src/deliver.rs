@@ -3,7 +3,7 @@
 use std::process::Stdio;
 
 use clap::Args;
-use storage_protocol::deliveries::{Delivery, NameError, Recipient};
+use storage_protocol::deliveries::{Delivery, DeliveryError, NameError, Recipient};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
@@ -48,7 +48,15 @@ impl Deliver {
         app.tell_outages();
         let mut left = self.count.unwrap_or(u64::MAX);
         while left > 0 {
-            let delivery = receiver.next().await.map_err(job::error)?;
+            let delivery = match receiver.next().await {
+                Ok(delivery) => delivery,
+                // It stays as it is.
+                Err(error @ DeliveryError::Record { .. }) => {
+                    tell(format_args!("{error}; it is passed over"));
+                    continue;
+                }
+                Err(error) => return Err(job::error(error)),
+            };
             app.writing();
             let done = self.carry_out(app, out, &delivery).await;
             app.written();
@@ -67,15 +75,27 @@ impl Deliver {
         let Some((program, arguments)) = self.command.split_first() else {
             out.line(&show(app, delivery))?;
             out.flush()?;
-            return delivery.acknowledge().await.map_err(job::error);
+            return settled(delivery, delivery.acknowledge().await);
         };
         match run(program, arguments, delivery).await {
-            Ok(()) => delivery.acknowledge().await.map_err(job::error),
+            Ok(()) => settled(delivery, delivery.acknowledge().await),
             Err(why) => {
                 tell(format_args!("job {}: {why}; it is declined", delivery.id()));
-                delivery.decline(&why).await.map_err(job::error)
+                settled(delivery, delivery.decline(&why).await)
             }
         }
+    }
+}
+
+/// What became of an answer: somebody may have cancelled or removed the job meanwhile, which is no failure of this command's.
+fn settled(delivery: &Delivery, done: Result<(), DeliveryError>) -> anyhow::Result<()> {
+    match done {
+        Ok(()) => Ok(()),
+        Err(error @ (DeliveryError::Refused { .. } | DeliveryError::NoJob(_))) => {
+            tell(format_args!("job {}: {error}", delivery.id()));
+            Ok(())
+        }
+        Err(error) => Err(job::error(error)),
     }
 }
 

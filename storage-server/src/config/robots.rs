@@ -46,13 +46,14 @@ pub struct RobotsConfig {
     /// `ping`. Default 24s.
     #[serde(with = "duration")]
     pub silence: Duration,
-    /// The second refusal of a connection waits for so long, and each further one twice as long. Default 1s.
+    /// The second refusal of a connection, or of a robot over its connections, waits for so long, and each further one twice as
+    /// long. Default 1s.
     #[serde(with = "duration")]
     pub refusal_delay: Duration,
-    /// With so many refusals a connection is closed at the next one, and its robot's address blocked. Default 10.
+    /// With so many refusals a connection is closed at the next one, and its robot blocked. Default 10.
     #[serde(deserialize_with = "size")]
     pub refusals_max: u32,
-    /// For so long. Default 10m.
+    /// For so long; so long refusals of a robot are remembered as well. Default 10m.
     #[serde(with = "duration")]
     pub blocked: Duration,
     /// Robots that are remembered. Default 100,000.

@@ -196,6 +196,14 @@ impl Scheduler {
         let run = self.deliveries.run_due(&Calendar, self.floor).await?;
         self.metrics.moved.inc_by(run.moved as u64);
         self.metrics.failed.inc_by(run.failed as u64);
+        if run.unreadable > 0 {
+            let keys = self.deliveries.due_range().start;
+            tracing::warn!(
+                jobs = run.unreadable,
+                below = %keys.escape_ascii(),
+                "jobs that are due cannot be read, or not be moved on; they are left as they are"
+            );
+        }
         if let Some(first) = run.first {
             let late = self.clock.now().0.saturating_sub(first.0);
             self.metrics

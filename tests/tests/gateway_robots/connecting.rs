@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures_util::SinkExt;
+use futures_util::{SinkExt, StreamExt};
 use serde_json::json;
 use tokio::net::TcpStream;
 use tokio_tungstenite::client_async;
@@ -208,4 +208,43 @@ async fn item_27_the_frames_of_the_published_client_work() {
         house.pass(20);
     }
     assert_eq!(ids[0], ids[2]);
+}
+
+/// A robot may say its metadata at any time. What is on its way to it meanwhile is not sent again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metadata_said_again_on_the_same_socket_double_no_package() {
+    let house = House::open().await;
+    let stream = TcpStream::connect(house.address()).await.unwrap();
+    let (mut robot, _) = client_async(format!("ws://{}/", house.address()), stream)
+        .await
+        .unwrap();
+    // It reads nothing for a while, so that the ping behind the package is not answered.
+    let said = |name: &str| Message::text(metadata(name, "AA"));
+    robot.send(said("LAB")).await.unwrap();
+    until("it is connected", async || {
+        house.robot("AA").await["connected"] == true
+    })
+    .await;
+    let job = house.trigger("AA", "one", "31-12", "9:00").await;
+    let (status, _) = house.ask("GET", &format!("/jobs/force/{job}")).await;
+    assert_eq!(status, 200);
+    house.comes_to(job, "Executed").await;
+    robot.send(said("LAB-2")).await.unwrap();
+    until("it has said so again", async || {
+        house.robot("AA").await["robotName"] == "LAB-2"
+    })
+    .await;
+    // One of the new name, behind which a double would not come any more.
+    let mark = house.trigger("AA", "mark", "31-12", "9:00").await;
+    let (status, _) = house.ask("GET", &format!("/jobs/force/{mark}")).await;
+    assert_eq!(status, 200);
+    let mut packages = Vec::new();
+    while packages.last() != Some(&notification("mark")) {
+        let message = storage_testkit::raw::in_time("a frame", robot.next()).await;
+        if let Message::Text(text) = message.unwrap().unwrap() {
+            packages.push(text.as_str().to_owned());
+        }
+    }
+    assert_eq!(packages, [notification("one"), notification("mark")]);
+    assert_eq!(house.job(job).await["attempts"], 1);
 }

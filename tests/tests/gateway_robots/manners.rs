@@ -72,6 +72,37 @@ async fn item_24_with_too_many_refusals_a_robot_is_blocked_for_a_while() {
     again.has_heard_nothing(&house, "AA").await;
 }
 
+/// As with a client that connects anew after each of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refusals_of_one_robot_count_over_its_connections() {
+    let house = House::with(|config| {
+        config.robots.refusal_delay = Duration::from_millis(1);
+        config.robots.refusals_max = 3;
+    })
+    .await;
+    let bad = r#"{"event":"client robot metaData","value":{"robotAddress":"AA"}}"#;
+    let hears = async |frame: &str| {
+        let robot = Robot::connect(house.address(), "/").await;
+        robot.say(frame).await;
+        robot.hear().await
+    };
+    let refused = Some(Heard::Text("decline metadata reception".to_owned()));
+    for _ in 1..=3 {
+        assert_eq!(hears(bad).await, refused);
+    }
+    // Once it is let in they are forgotten.
+    drop(house.connected("LAB", "AA").await);
+    for _ in 1..=3 {
+        assert_eq!(hears(bad).await, refused);
+    }
+    assert_eq!(hears(bad).await, Some(Heard::Closed(1008)));
+    assert_eq!(
+        hears(&metadata("LAB", "AA")).await,
+        Some(Heard::Closed(1008))
+    );
+    let _other = house.connected("OTHER", "BB").await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refusals_are_in_the_robots_dialect() {
     let house = House::open().await;

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use storage_protocol::{
-    Batch, CommitOptions, Entry, KeyState, Lifetime, Revision, ScanOptions, Storage, StorageError,
-    StorageExt,
+    Batch, CommitOptions, Entry, Key, KeyState, Lifetime, Revision, ScanOptions, Storage,
+    StorageError, StorageExt,
 };
 use storage_schedule::instant_text;
 
@@ -106,6 +106,18 @@ impl From<StorageError> for NotRegistered {
             StorageError::AccessDenied { message } => Self::Refused(message),
             error => Self::Failed(error),
         }
+    }
+}
+
+/// Another robot has the connection now: this one is not connected any more.
+pub(super) async fn left(storage: &dyn Storage, (online, revision): (Key, Revision)) {
+    let batch = Batch::new()
+        .check_revision(online.clone(), revision)
+        .remove(online);
+    let options = CommitOptions::labelled("robot disconnected");
+    match storage.commit(batch, options).await {
+        Ok(_) | Err(StorageError::CheckFailed { .. }) => {}
+        Err(error) => tracing::warn!(%error, "cannot note that a robot is disconnected"),
     }
 }
 

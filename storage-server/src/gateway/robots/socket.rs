@@ -12,15 +12,16 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use storage_protocol::deliveries::{DeliveryError, JobId, Receiver, Step, Stored};
-use storage_protocol::{Batch, CommitOptions, Key, Revision, Storage, StorageError};
+use storage_protocol::{Batch, Key, Revision, Storage, StorageError};
 use storage_schedule::instant_text;
 
 use super::frame::{Dialect, Event, Frame, Metadata, parse_frame};
 use super::house::House;
+use super::ids::uuid;
 use super::keys;
 use super::live::Presence;
 use super::logs::Said;
-use super::registry::{NotRegistered, Registered};
+use super::registry::{NotRegistered, Registered, left};
 use super::trigger::Order;
 use crate::auth::Proof;
 use crate::gateway::{Close, Guest, Message, SendError, UpgradeRequest, WebSocket, close_code};
@@ -69,34 +70,6 @@ pub(super) async fn serve(
         Ok(()) | Err(End::Gone) => Ok(()),
         Err(End::Close(close)) => Err(close),
     }
-}
-
-/// Another robot has the connection now.
-async fn left(storage: &dyn Storage, (online, revision): (Key, Revision)) {
-    let batch = Batch::new()
-        .check_revision(online.clone(), revision)
-        .remove(online);
-    let options = CommitOptions::labelled("robot disconnected");
-    match storage.commit(batch, options).await {
-        Ok(_) | Err(StorageError::CheckFailed { .. }) => {}
-        Err(error) => tracing::warn!(%error, "cannot note that a robot is disconnected"),
-    }
-}
-
-/// A random UUID, of version 4.
-fn uuid() -> String {
-    let mut bytes: [u8; 16] = rand::random();
-    bytes[6] = bytes[6] & 0x0f | 0x40;
-    bytes[8] = bytes[8] & 0x3f | 0x80;
-    let digits = hex::encode(bytes);
-    let parts = [
-        &digits[..8],
-        &digits[8..12],
-        &digits[12..16],
-        &digits[16..20],
-        &digits[20..],
-    ];
-    parts.join("-")
 }
 
 enum End {
@@ -302,8 +275,13 @@ impl Conversation {
             let why = "robotAddress is too long";
             return self.refuse(dialect, Some(address), why).await;
         };
-        // Of another robot, or again of the same one, whose name may have changed.
-        self.give_back().await;
+        if self
+            .robot
+            .as_ref()
+            .is_some_and(|robot| robot.address != address)
+        {
+            self.give_back().await;
+        }
         let identity = self.socket.identity();
         let registering = house.register(&*storage, &identity, metadata, &self.id);
         let Registered {
@@ -320,34 +298,52 @@ impl Conversation {
                 return Err(closed(close_code::TRY_AGAIN, &error.to_string()));
             }
         };
+        house.blocks.forget(self.ip, address);
         let what = if is_new { "registered" } else { "connected" };
         house.note(format!(
             "robot {} ({address}): {what}, socket {}",
             robot.robot_name, self.id
         ));
-        match self.robot.take() {
-            None => {
-                house.metrics.connected.inc();
+        let receiver = || house.jobs().receive(&recipient, &self.id);
+        let (number, name) = (robot.id, robot.robot_name);
+        let online = (keys::online(address), revision);
+        let presence = house.live.enter(address, &self.id, revision);
+        let served = match self.robot.take() {
+            // Again of the same one, whose name may have changed. What was sent to it is on its way still.
+            Some(before) if before.address == address => Served {
+                number,
+                name,
+                online,
+                presence,
+                receiver: Some(before.receiver.unwrap_or_else(receiver)),
+                ..before
+            },
+            before => {
+                match before {
+                    None => {
+                        house.metrics.connected.inc();
+                    }
+                    Some(before) => {
+                        let online = before.online.clone();
+                        drop(before);
+                        left(&*storage, online).await;
+                    }
+                }
+                Served {
+                    number,
+                    name,
+                    address: address.to_owned(),
+                    online,
+                    presence,
+                    receiver: Some(receiver()),
+                    unproven: VecDeque::new(),
+                    proven: self.socket.probe().await?,
+                    sent: VecDeque::new(),
+                    failures: 0,
+                }
             }
-            Some(before) if before.address != address => {
-                let online = before.online.clone();
-                drop(before);
-                left(&*storage, online).await;
-            }
-            Some(_) => {}
-        }
-        self.robot = Some(Served {
-            number: robot.id,
-            name: robot.robot_name,
-            address: address.to_owned(),
-            online: (keys::online(address), revision),
-            presence: house.live.enter(address, &self.id, revision),
-            receiver: Some(house.jobs().receive(&recipient, &self.id)),
-            unproven: VecDeque::new(),
-            proven: self.socket.probe().await?,
-            sent: VecDeque::new(),
-            failures: 0,
-        });
+        };
+        self.robot = Some(served);
         Ok(())
     }
 
@@ -374,17 +370,21 @@ impl Conversation {
         house.metrics.refused.inc();
         house.note(format!("socket {}: metadata refused: {why}", self.id));
         self.refusals += 1;
-        if self.refusals > house.config.refusals_max {
-            if let Some(address) = address {
-                let now = house.now();
-                let until = now.after(house.config.blocked);
-                house.blocks.add(self.ip, address, until, now);
+        let (max, now) = (house.config.refusals_max, house.now());
+        // Of this connection, or of this robot over several ones.
+        let refusals = address.map_or(self.refusals, |address| {
+            let until = now.after(house.config.blocked);
+            let of_robot = house.blocks.refused(self.ip, address, max, until, now);
+            if of_robot > max {
                 house.note(format!("robot {address:?} from {} is blocked", self.ip));
             }
+            of_robot.max(self.refusals)
+        });
+        if refusals > max {
             return Err(closed(close_code::POLICY, "too many refused metadata"));
         }
-        let doubled = 2u32.saturating_pow(self.refusals.saturating_sub(2));
-        let delay = match self.refusals {
+        let doubled = 2u32.saturating_pow(refusals.saturating_sub(2));
+        let delay = match refusals {
             1 => Duration::ZERO,
             _ => house
                 .config
@@ -423,6 +423,12 @@ impl Conversation {
             Err(DeliveryError::Storage(StorageError::CheckFailed { key, .. })) if key == online => {
                 // Known to another server, or to this one in a moment.
                 self.superseded().await;
+                return Ok(());
+            }
+            // It stays as it is, and the others go on.
+            Err(error @ DeliveryError::Record { .. }) => {
+                house.note(format!("robot {}: {error}", robot.name));
+                tracing::warn!(%error, "a package of a robot cannot be read");
                 return Ok(());
             }
             Err(error) => {
