@@ -217,7 +217,10 @@ mod tests {
         let mut told = 0;
         for n in 0..NODES_MAX + 5 {
             told += waiting
-                .offer(event(Kind::Create, &format!("x{n}"), "a"), start)
+                .offer(
+                    event(Kind::Create, &format!("x{n}"), &format!("p{n}")),
+                    start,
+                )
                 .len();
         }
         assert_eq!(told, 6);
