@@ -205,13 +205,19 @@ impl Deliveries {
             let Err(error) = self.commit(&mut moves, run).await else {
                 continue;
             };
-            let is_about_room = match &error {
+            let is_about_room = matches!(
+                error,
+                StorageError::QuotaExceeded { .. } | StorageError::StorageFull { .. }
+            );
+            let is_about_it = matches!(
+                error,
                 StorageError::LimitExceeded { .. }
-                | StorageError::InvalidArgument { .. }
-                | StorageError::Unsupported { .. } => false,
-                StorageError::QuotaExceeded { .. } | StorageError::StorageFull { .. } => true,
-                _ => return Err(error),
-            };
+                    | StorageError::InvalidArgument { .. }
+                    | StorageError::Unsupported { .. }
+            );
+            if !is_about_room && !is_about_it {
+                return Err(error);
+            }
             if moves.len() > 1 {
                 let behind = moves.split_off(moves.len() / 2);
                 groups.extend([behind, moves]);

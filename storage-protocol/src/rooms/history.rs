@@ -130,7 +130,7 @@ impl<S: Storage> Rooms<S> {
                 ..ScanOptions::default()
             };
             let mut scan = self.storage.scan(range.clone(), options).await?;
-            let position = *at.get_or_insert(scan.position());
+            let position = *at.get_or_insert_with(|| scan.position());
             let (mut read, mut last) = (0, None);
             while let Some(items) = scan.next_page().await? {
                 for ScanItem { key, state } in items {

@@ -176,8 +176,9 @@ impl Talkers {
     /// Whether the robot may say so many bytes now.
     fn take(&mut self, robot: u64, bytes: usize, now: Instant) -> bool {
         let refilled = |left: usize, then: Instant| {
-            let seconds = now.saturating_duration_since(then).as_secs_f64();
-            let more = (seconds * ROBOT_BYTES_PER_SECOND as f64) as usize;
+            let millis = now.saturating_duration_since(then).as_millis();
+            let millis = usize::try_from(millis).unwrap_or(usize::MAX);
+            let more = millis.saturating_mul(ROBOT_BYTES_PER_SECOND) / 1_000;
             left.saturating_add(more).min(ROBOT_BYTES_AT_ONCE)
         };
         if self.left.len() >= self.look_at.max(TALKERS) {

@@ -122,7 +122,7 @@ pub(super) async fn by_name(
         // Of several, the caller's own.
         let by = visitor.caller.identity.principal().as_str();
         let own = robots.iter().find(|known| known.robot.principal == by);
-        let Some(known) = own.or(robots.first()) else {
+        let Some(known) = own.or_else(|| robots.first()) else {
             return ok(&json!({ "alert": "Robot doesn't exist" }));
         };
         let (reading, number) = (house.clone(), known.robot.id);
