@@ -3,8 +3,7 @@
 use serde::{Deserialize, Serialize};
 use storage_protocol::Keyspace;
 
-use super::{ConfigError, ServerConfig, text};
-use crate::auth::rules::KeyspaceKind;
+use super::{ConfigError, ServerConfig, checks, text};
 
 /// The most keyspaces: each costs a task and a watch.
 const KEYSPACES_MAX: usize = 1_000;
@@ -26,15 +25,9 @@ impl DeliveriesConfig {
             let allowed = format!("at most {KEYSPACES_MAX}");
             return Err(ConfigError::value(key, self.keyspaces.len(), allowed));
         }
-        let is_own = |keyspace: &&Keyspace| KeyspaceKind::of(keyspace) != KeyspaceKind::Ordinary;
-        match self.keyspaces.iter().find(is_own) {
-            None => Ok(()),
-            Some(keyspace) => {
-                let value = format!("{:?}", keyspace.as_str());
-                let allowed = "keyspaces that are not the server's own";
-                Err(ConfigError::value(key, value, allowed))
-            }
-        }
+        self.keyspaces
+            .iter()
+            .try_for_each(|keyspace| checks::ordinary_keyspace(key, keyspace))
     }
 }
 

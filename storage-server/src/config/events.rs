@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use storage_protocol::Keyspace;
 
 use super::ConfigError;
+use super::checks;
 use super::text::{self, duration};
-use crate::auth::rules::KeyspaceKind;
 
 /// What a write of parameters is called in its event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,22 +58,8 @@ impl Default for EventsConfig {
 
 impl EventsConfig {
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
-        let told = |duration| humantime::format_duration(duration);
-        let (ping, silence) = (self.ping, self.silence);
-        let range = Duration::from_millis(100)..=Duration::from_secs(12 * 3600);
-        if !range.contains(&ping) {
-            let allowed = "allowed are 100ms to 12h";
-            return Err(ConfigError::value("events.ping", told(ping), allowed));
-        }
-        if silence < 2 * ping || silence > Duration::from_secs(24 * 3600) {
-            let allowed = format!("at least twice events.ping ({}), at most 24h", told(ping));
-            return Err(ConfigError::value("events.silence", told(silence), allowed));
-        }
-        if KeyspaceKind::of(&self.keyspace) != KeyspaceKind::Ordinary {
-            let value = format!("{:?}", self.keyspace.as_str());
-            let allowed = "a keyspace that is not the server's own";
-            return Err(ConfigError::value("events.keyspace", value, allowed));
-        }
+        checks::pings("events", self.ping, self.silence)?;
+        checks::ordinary_keyspace("events.keyspace", &self.keyspace)?;
         Ok(())
     }
 }

@@ -7,6 +7,7 @@
 //!
 //! Sizes are bytes, or text such as "64 MiB"; durations are text such as "15s" or "24h".
 
+mod checks;
 mod deliveries;
 mod error;
 mod events;

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 use storage_protocol::Keyspace;
 
 use super::ConfigError;
+use super::checks;
 use super::text::{self, size};
-use crate::auth::rules::KeyspaceKind;
 
 /// From where users may be made, and given other passwords, over the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,11 +46,7 @@ impl Default for RepositoryConfig {
 
 impl RepositoryConfig {
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
-        if KeyspaceKind::of(&self.keyspace) != KeyspaceKind::Ordinary {
-            let value = format!("{:?}", self.keyspace.as_str());
-            let allowed = "a keyspace that is not the server's own";
-            return Err(ConfigError::value("repository.keyspace", value, allowed));
-        }
+        checks::ordinary_keyspace("repository.keyspace", &self.keyspace)?;
         let bytes = self.object_bytes_max;
         if bytes == 0 || bytes > 1 << 50 {
             let allowed = "allowed are 1 to 1125899906842624";

@@ -8,8 +8,8 @@ use storage_protocol::Keyspace;
 use storage_schedule::Zone;
 
 use super::ConfigError;
+use super::checks;
 use super::text::{self, duration, size};
-use crate::auth::rules::KeyspaceKind;
 
 /// What the gateway `robots` goes by: `[robots]`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -114,7 +114,12 @@ impl RobotsConfig {
             ("robots.resend", self.resend, millis(1), day),
             ("robots.keep", self.keep, millis(1_000), 5 * YEAR),
             ("robots.ping", self.ping, millis(100), millis(10_000)),
-            ("robots.silence", self.silence, 2 * self.ping, day),
+            (
+                "robots.silence",
+                self.silence,
+                self.ping.saturating_mul(2),
+                day,
+            ),
             (
                 "robots.refusal_delay",
                 self.refusal_delay,
@@ -147,7 +152,7 @@ impl RobotsConfig {
             (
                 "robots.robot_logs_bytes_max",
                 self.robot_logs_bytes_max,
-                4 * self.log_bytes_max,
+                self.log_bytes_max.saturating_mul(4),
                 1 << 50,
             ),
         ] {
@@ -164,11 +169,28 @@ impl RobotsConfig {
                 error.to_string(),
             ));
         }
-        if KeyspaceKind::of(&self.keyspace) != KeyspaceKind::Ordinary {
-            let value = format!("{:?}", self.keyspace.as_str());
-            let allowed = "a keyspace that is not the server's own";
-            return Err(ConfigError::value("robots.keyspace", value, allowed));
-        }
+        checks::ordinary_keyspace("robots.keyspace", &self.keyspace)?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_without_measure_are_refused_by_name() {
+        let refused = |config: RobotsConfig| config.validate().unwrap_err().to_string();
+        let ping = refused(RobotsConfig {
+            ping: Duration::MAX,
+            ..RobotsConfig::default()
+        });
+        assert!(ping.starts_with("robots.ping = "), "{ping}");
+        let log = refused(RobotsConfig {
+            log_bytes_max: u64::MAX,
+            ..RobotsConfig::default()
+        });
+        assert!(log.starts_with("robots.log_bytes_max = "), "{log}");
+        assert!(RobotsConfig::default().validate().is_ok());
     }
 }

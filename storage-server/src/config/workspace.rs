@@ -8,8 +8,8 @@ use storage_protocol::Keyspace;
 use storage_protocol::rooms::PAGE_MESSAGES_MAX;
 
 use super::ConfigError;
+use super::checks;
 use super::text::{self, duration, size};
-use crate::auth::rules::KeyspaceKind;
 use crate::auth::tokens::SECRET_BYTES_MIN;
 
 /// Who may be in the rooms of nodes.
@@ -79,20 +79,7 @@ impl Default for WorkspaceConfig {
 impl WorkspaceConfig {
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         let told = |duration| humantime::format_duration(duration);
-        let (ping, silence) = (self.ping, self.silence);
-        let range = Duration::from_millis(100)..=Duration::from_secs(12 * 3600);
-        if !range.contains(&ping) {
-            let allowed = "allowed are 100ms to 12h";
-            return Err(ConfigError::value("workspace.ping", told(ping), allowed));
-        }
-        if silence < 2 * ping || silence > Duration::from_secs(24 * 3600) {
-            let allowed = format!(
-                "at least twice workspace.ping ({}), at most 24h",
-                told(ping)
-            );
-            let key = "workspace.silence";
-            return Err(ConfigError::value(key, told(silence), allowed));
-        }
+        checks::pings("workspace", self.ping, self.silence)?;
         if self.grace > Duration::from_secs(3600) {
             let allowed = "at most 1h";
             return Err(ConfigError::value(
@@ -129,11 +116,7 @@ impl WorkspaceConfig {
             let (key, allowed) = ("workspace.join_messages", "allowed are 1 to 1000");
             return Err(ConfigError::value(key, self.join_messages, allowed));
         }
-        if KeyspaceKind::of(&self.keyspace) != KeyspaceKind::Ordinary {
-            let value = format!("{:?}", self.keyspace.as_str());
-            let allowed = "a keyspace that is not the server's own";
-            return Err(ConfigError::value("workspace.keyspace", value, allowed));
-        }
+        checks::ordinary_keyspace("workspace.keyspace", &self.keyspace)?;
         self.validate_jwt()
     }
 
