@@ -157,7 +157,7 @@ async fn item_23_the_newest_connection_of_an_address_has_the_robot() {
     let job = house.trigger("AA", "one", "30-11", "12:00:10").await;
     house.pass(10);
     assert_eq!(new.frame().await, notification("one"));
-    house.comes_to(job, "Executed").await;
+    house.arrives(job).await;
     old.close().await;
     // It has ended for the server too once it answers the close.
     assert_eq!(old.hear().await, Some(crate::house::Heard::Closed(1000)));
@@ -198,7 +198,7 @@ async fn item_27_the_frames_of_the_published_client_work() {
         .await;
         house.pass(1);
         assert_eq!(robot.frame().await, expected);
-        house.comes_to(job, "Executed").await;
+        house.arrives(job).await;
         // It goes without a word.
         drop(robot);
         until("it is disconnected", async || {
@@ -228,7 +228,7 @@ async fn metadata_said_again_on_the_same_socket_double_no_package() {
     let job = house.trigger("AA", "one", "31-12", "9:00").await;
     let (status, _) = house.ask("GET", &format!("/jobs/force/{job}")).await;
     assert_eq!(status, 200);
-    house.comes_to(job, "Executed").await;
+    house.arrives(job).await;
     robot.send(said("LAB-2")).await.unwrap();
     until("it has said so again", async || {
         house.robot("AA").await["robotName"] == "LAB-2"

@@ -217,6 +217,13 @@ impl House {
         until(&format!("job {id} is {status}"), comes).await;
     }
 
+    /// Until it is known that a package has arrived. A connection that ends before that is no proof that it has, and
+    /// the robot's next one is sent the package again.
+    pub(crate) async fn arrives(&self, id: u64) {
+        let arrives = async || self.job(id).await["confirmed"] == true;
+        until(&format!("the package of job {id} has arrived"), arrives).await;
+    }
+
     /// A robot that has registered in the first dialect.
     pub(crate) async fn connected(&self, name: &str, address: &str) -> Robot {
         let robot = Robot::connect(self.address(), "/").await;
@@ -412,5 +419,6 @@ impl Robot {
         let (status, _) = house.ask("GET", &format!("/jobs/force/{job}")).await;
         assert_eq!(status, 200);
         assert_eq!(self.frame().await, notification(&mark));
+        house.arrives(job).await;
     }
 }

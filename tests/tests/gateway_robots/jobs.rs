@@ -19,6 +19,7 @@ async fn item_11_a_job_is_executed_once() {
     house.pass(5);
     assert_eq!(robot.frame().await, notification("one"));
     assert_eq!(house.status(job).await, "Executed");
+    house.arrives(job).await;
     assert!(house.job(job).await["deliveredAt"].is_string());
     // Neither later, nor in a year, nor to the robot's next connection.
     house.pass(3600);
@@ -85,6 +86,7 @@ async fn item_13_a_job_that_is_forced_comes_now_and_not_again() {
     );
     assert_eq!(robot.frame().await, notification("one"));
     assert_eq!(house.status(job).await, "Executed");
+    house.arrives(job).await;
     house.pass(10);
     robot.has_heard_nothing(&house, "AA").await;
     for id in [job, 999_999] {
@@ -130,7 +132,7 @@ async fn item_15_a_job_whose_robot_is_absent_waits_and_then_has_failed() {
     assert_eq!(house.status(late).await, "Pending");
     let robot = house.connected("ONE", "AA").await;
     assert_eq!(robot.frame().await, notification("late"));
-    house.comes_to(late, "Executed").await;
+    house.arrives(late).await;
     robot.close().await;
     until("it is disconnected", async || {
         house.robot("AA").await["connected"] == false

@@ -31,9 +31,10 @@ async fn item_16_jobs_survive_a_restart_and_can_be_cancelled_before_their_robot_
     );
     let robot = house.connected("ONE", "AA").await;
     assert_eq!(robot.frame().await, notification("forced"));
+    house.arrives(forced).await;
     house.pass(3600);
     assert_eq!(robot.frame().await, notification("kept"));
-    house.comes_to(kept, "Executed").await;
+    house.arrives(kept).await;
     house.pass(3600);
     robot.has_heard_nothing(&house, "AA").await;
     assert_eq!(house.status(cancelled).await, "Cancelled");
@@ -53,7 +54,7 @@ async fn item_17_what_came_due_while_the_server_was_down_is_delivered_or_has_fai
     house.start().await;
     let robot = house.connected("ONE", "AA").await;
     assert_eq!(robot.frame().await, notification("delivered"));
-    house.comes_to(delivered, "Executed").await;
+    house.arrives(delivered).await;
     until("it waits", async || {
         crate::jobs::is_ready(&house, failed).await
     })
