@@ -26,15 +26,14 @@ impl Zone {
     /// The zone of a name, such as `Europe/Berlin` or `UTC`; `system` is that of this machine.
     ///
     /// # Errors
-    /// There is none of this name in this machine's data base.
+    /// There is none of this name: neither in this machine's data base, nor in the copy that is linked for machines without one.
     pub fn named(name: &str) -> Result<Self, ScheduleError> {
         match name {
             "UTC" | "Z" => Ok(Self::UTC),
             "system" => Ok(Self::system()),
             name => TimeZone::get(name).map(Self).map_err(|_| {
                 ScheduleError::new(format!(
-                    "{name:?} is no time zone that this machine knows; one is \"UTC\", \"system\" or a name such as \
-                     \"Europe/Berlin\" (from the package tzdata)"
+                    "{name:?} is no time zone; one is \"UTC\", \"system\" or a name such as \"Europe/Berlin\""
                 ))
             }),
         }
