@@ -17,7 +17,7 @@ const SHORTEST: Duration = Duration::from_secs(1);
 
 /// When a job recurs.
 ///
-/// As text: `every 15m` (counted from the first time), or `cron 0 9 * * MON-FRI in Europe/Berlin`: minute, hour, day of the month,
+/// As text: `every 15m` (counted from its first time, or any other one), or `cron 0 9 * * MON-FRI in Europe/Berlin`: minute, hour, day of the month,
 /// month, day of the week, with seconds before them if there are six; without a zone in UTC. A time that the clock leaves
 /// out when it is put forward comes at the end of the gap, and one that it shows twice when it is put back comes once.
 #[derive(Clone, Debug)]
@@ -34,18 +34,18 @@ pub enum Recurring {
 }
 
 impl Recurring {
-    /// The first time behind `after`, of what began at `anchor`.
+    /// The first time behind `after`, of what has `anchor` as one of its times. It may lie before that.
     #[must_use]
     pub fn next(&self, anchor: UnixMillis, after: UnixMillis) -> Option<UnixMillis> {
         match self {
             Self::Every(period) => {
                 let period = u64::try_from(period.as_millis()).ok()?.max(1);
-                if after < anchor {
-                    return Some(anchor);
-                }
-                let times = (after.0 - anchor.0) / period + 1;
-                let next = anchor.0.checked_add(times.checked_mul(period)?)?;
-                Some(UnixMillis(next))
+                // From the time at or before `after` that is a whole number of periods away from the anchor.
+                let since = match after.0.checked_sub(anchor.0) {
+                    Some(behind) => behind % period,
+                    None => (period - (anchor.0 - after.0) % period) % period,
+                };
+                Some(UnixMillis(after.0.checked_add(period - since)?))
             }
             Self::Cron { cron, zone } => {
                 let from = timestamp(after).to_zoned(zone.0.clone());
@@ -156,7 +156,7 @@ mod tests {
         );
         assert_eq!(
             next("every 1h", "2026-11-01T12:30:00Z"),
-            "2026-11-30T12:00:00.000Z"
+            "2026-11-01T13:00:00.000Z"
         );
     }
 
@@ -218,8 +218,9 @@ mod tests {
         fn the_next_time_lies_behind(anchor in 0..1u64 << 42, after in 0..1u64 << 42, seconds in 1..100_000u64) {
             let every = Recurring::Every(Duration::from_secs(seconds));
             let next = every.next(UnixMillis(anchor), UnixMillis(after)).unwrap();
-            prop_assert!(next.0 > after || next.0 == anchor);
-            prop_assert_eq!((next.0 - anchor) % (seconds * 1000), 0);
+            let period = seconds * 1000;
+            prop_assert!((after + 1..=after + period).contains(&next.0));
+            prop_assert_eq!(next.0.abs_diff(anchor) % period, 0);
         }
 
         #[test]

@@ -12,6 +12,9 @@ use tokio::sync::Notify;
 /// The longest sleep without a look at the clock: one that was put forward is noticed within that.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// A clock that goes back by less is being corrected, as clocks are all the time.
+const STEP: Duration = Duration::from_secs(1);
+
 /// A wall clock: this machine's, or one that stands until it is set. Clones are the same clock.
 #[derive(Clone)]
 pub struct WallClock(Arc<Inner>);
@@ -93,6 +96,24 @@ impl WallClock {
         }
     }
 
+    /// Waits until it shows an earlier time than `latest`, which is the latest that it has shown: it was put back. Cancel-safe.
+    pub(crate) async fn goes_back(&self, latest: &mut UnixMillis) {
+        loop {
+            let mut changed = std::pin::pin!(self.0.changed.notified());
+            changed.as_mut().enable();
+            let now = self.now();
+            if now.after(STEP) < *latest {
+                *latest = now;
+                return;
+            }
+            *latest = now.max(*latest);
+            match self.0.set {
+                Some(_) => changed.await,
+                None => tokio::time::sleep(LOOK).await,
+            }
+        }
+    }
+
     /// As jobs take it.
     pub(crate) fn of_deliveries(&self) -> Clock {
         let clock = self.clone();
@@ -118,5 +139,23 @@ mod tests {
         assert!(!waiting.is_finished());
         clock.advance(Duration::from_millis(1_500));
         waiting.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_it_to_go_back_is_woken_by_that_alone() {
+        let clock = WallClock::standing(UnixMillis(10_000));
+        let mut latest = UnixMillis::ZERO;
+        let mut waits = Box::pin(clock.goes_back(&mut latest));
+        assert!(futures_util::poll!(&mut waits).is_pending());
+        for time in [20_000, 19_000, 19_500] {
+            clock.set(UnixMillis(time));
+            assert!(futures_util::poll!(&mut waits).is_pending(), "{time}");
+        }
+        clock.set(UnixMillis(18_999));
+        waits.await;
+        assert_eq!(latest, UnixMillis(18_999));
+        // What it has shown is known to who waits again.
+        clock.set(UnixMillis(17_000));
+        clock.goes_back(&mut latest).await;
     }
 }

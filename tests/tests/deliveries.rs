@@ -5,6 +5,8 @@
 
 #[path = "deliveries/fire.rs"]
 mod fire;
+#[path = "deliveries/recurring.rs"]
+mod recurring;
 #[expect(clippy::future_not_send, reason = "a run is one task on one thread")]
 #[path = "deliveries/steps.rs"]
 mod steps;

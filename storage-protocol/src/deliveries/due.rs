@@ -4,9 +4,10 @@
 //! was before, is tried again without that one. A commit that is not taken as it is, since it is larger than a limit allows for
 //! instance, is made two, so that in the end only the job is left behind that it is about; that one is a dead letter then.
 
-use super::change::Before;
-use super::keys::Place;
-use super::{Deliveries, Job, JobId, JobState, Step, Stored};
+use std::collections::HashMap;
+
+use super::moves::{Move, Part};
+use super::{Deliveries, Job, JobId, JobState, Step, Stored, TIME_MAX};
 use crate::{
     Batch, CommitOptions, Entry, Key, KeyRange, Result, ScanOptions, StorageError, UnixMillis,
 };
@@ -16,8 +17,8 @@ const JOBS_AT_ONCE: usize = 64;
 
 /// Says when a recurring job recurs.
 pub trait Recurrence: Send + Sync {
-    /// The first time behind `after`, of a job that was first due at `anchor`; `None`: there is none any more. An error says
-    /// what is wrong with the text: the job has failed then.
+    /// The first time behind `after`, of a job that has `anchor` as one of its times, whichever of the two is earlier; `None`:
+    /// there is none any more. An error says what is wrong with the text: the job has failed then.
     ///
     /// # Errors
     /// What is wrong with the text.
@@ -47,65 +48,7 @@ pub struct DueRun {
 }
 
 /// A record that no answer may have.
-struct TooLong;
-
-/// What is to be done with one row.
-struct Move {
-    /// The record whose check may fail.
-    record: Key,
-    /// Adds it to a commit.
-    parts: Vec<Part>,
-    row: Option<Key>,
-    fails: bool,
-    /// It was refused once, and is a dead letter for that.
-    is_given_up: bool,
-}
-
-impl Move {
-    /// The job as a dead letter, with nothing else: for one that the storage does not take as it would be. `None`: there is none,
-    /// or it is that already.
-    fn given_up(&self, error: &StorageError, now: UnixMillis) -> Option<Self> {
-        let (id, stored) = self.parts.iter().find_map(|part| match part {
-            Part::Job {
-                id,
-                before: Some(stored),
-                ..
-            } => Some((id, stored)),
-            Part::Job { before: None, .. } | Part::Stale { .. } => None,
-        })?;
-        if self.is_given_up {
-            return None;
-        }
-        let reason = format!("it cannot be moved on: {error}");
-        let mut job = stored.job.after(&Step::Fail { reason }, now).ok()?;
-        // What goes with it may be what is too much.
-        job.attached.clear();
-        Some(Self {
-            record: self.record.clone(),
-            parts: vec![Part::Job {
-                id: id.clone(),
-                before: Some(stored.clone()),
-                job: Box::new(job),
-            }],
-            row: None,
-            fails: true,
-            is_given_up: true,
-        })
-    }
-}
-
-enum Part {
-    Job {
-        id: JobId,
-        before: Option<Box<Stored>>,
-        job: Box<Job>,
-    },
-    /// A row that no job has: nothing but a record of its own revision, or none, is checked.
-    Stale {
-        row: Key,
-        before: Option<crate::Revision>,
-    },
-}
+pub(super) struct TooLong;
 
 impl Deliveries {
     /// When something is to be done with a job next.
@@ -113,11 +56,19 @@ impl Deliveries {
     /// # Errors
     /// As a scan.
     pub async fn next_due(&self) -> Result<Option<UnixMillis>> {
-        let keys = self.due_keys(self.place.all_due(), 1).await?;
-        Ok(keys.iter().find_map(|key| self.time_of(key)))
+        let mut range = self.place.all_due();
+        loop {
+            // A key that is no row of a job is somebody else's, and passed over.
+            let keys = self.due_keys(range.clone(), JOBS_AT_ONCE).await?;
+            let found = keys.iter().find_map(|key| self.time_of(key));
+            match keys.last() {
+                Some(last) if found.is_none() => range.start = behind(last),
+                _ => return Ok(found),
+            }
+        }
     }
 
-    async fn due_keys(&self, range: KeyRange, limit: usize) -> Result<Vec<Key>> {
+    pub(super) async fn due_keys(&self, range: KeyRange, limit: usize) -> Result<Vec<Key>> {
         let options = ScanOptions {
             keys_only: true,
             limit: Some(limit as u64),
@@ -198,6 +149,56 @@ impl Deliveries {
             };
             moves.push(self.judge(row, id, stored, recurrence, now));
         }
+        self.supersede(&mut moves, &records, now).await?;
+        self.carry_out(moves, now, run).await
+    }
+
+    /// Has each run that a recurring job makes take the place of its last one, if that still waits for its recipient. So
+    /// a recipient that is away for long finds one run, and not all that were due meanwhile.
+    async fn supersede(&self, moves: &mut [Move], records: &[Key], now: UnixMillis) -> Result<()> {
+        let last_runs = moves.iter().map(|one| {
+            let id = one.parts.iter().find_map(Part::last_run)?;
+            let new = one.parts.iter().find_map(Part::new_job)?;
+            // What is moved on its own account in the same commit is left alone by others.
+            let is_free = *new != id && !records.contains(&self.place.job(&id));
+            is_free.then_some(id)
+        });
+        let last_runs: Vec<_> = last_runs.collect();
+        let ids: Vec<_> = last_runs.iter().flatten().collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let keys: Vec<_> = ids.iter().map(|id| self.place.job(id)).collect();
+        let entries = self.read(&keys).await?;
+        let mut found: HashMap<_, _> = ids.into_iter().zip(entries).collect();
+        for (one, id) in moves.iter_mut().zip(&last_runs) {
+            let Some(id) = id else { continue };
+            let Some(Ok(Some(entry))) = found.remove(id) else {
+                continue;
+            };
+            let Ok(stored) = self.stored(id, &entry.value, entry.revision) else {
+                continue;
+            };
+            if let JobState::Pending { .. } | JobState::Ready { .. } = stored.job.state
+                && let Ok(job) = stored.job.after(&superseded(), now)
+            {
+                one.parts.push(Part::Job {
+                    id: id.clone(),
+                    before: Some(Box::new(stored)),
+                    job: Box::new(job),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes these moves, as many at once as the storage takes. `Some`: there was no room for one of them.
+    pub(super) async fn carry_out(
+        &self,
+        moves: Vec<Move>,
+        now: UnixMillis,
+        run: &mut DueRun,
+    ) -> Result<Option<StorageError>> {
         let mut no_room = None;
         // The first of them last.
         let mut groups = vec![moves];
@@ -235,7 +236,7 @@ impl Deliveries {
     }
 
     /// These records, as many at once as an answer may have.
-    async fn read(
+    pub(super) async fn read(
         &self,
         records: &[Key],
     ) -> Result<Vec<std::result::Result<Option<Entry>, TooLong>>> {
@@ -276,20 +277,23 @@ impl Deliveries {
                 Ok(_) => {
                     let is_job = |one: &&Move| one.row.is_none();
                     run.moved += moves.iter().filter(is_job).count();
-                    run.failed += moves.iter().filter(|one| one.fails).count();
+                    let parts = || moves.iter().flat_map(|one| &one.parts);
+                    run.failed += parts().filter(|part| part.is_failure()).count();
                     // Their new rows may lie behind all that was read.
-                    let parts = moves.iter().flat_map(|one| &one.parts);
-                    parts
+                    parts()
                         .filter_map(Part::wake)
                         .for_each(|time| run.is_next(time));
                     return Ok(());
                 }
                 Err(StorageError::CheckFailed { key, .. }) => {
                     run.is_contended = true;
-                    // A run that is there already need not be made; else all of the job is somebody else's now.
-                    let made = |part: &Part| part.is_run_at(&self.place, &key);
-                    if let Some(one) = moves.iter_mut().find(|one| one.parts.iter().any(made)) {
-                        one.parts.retain(|part| !made(part));
+                    // A run that is there already need not be made, and one that was taken since does not give way; else
+                    // all of the job is somebody else's now.
+                    let is_about = |part: &Part| part.record(&self.place).as_ref() == Some(&key);
+                    let is_run =
+                        |one: &&mut Move| one.record != key && one.parts.iter().any(is_about);
+                    if let Some(one) = moves.iter_mut().find(is_run) {
+                        one.parts.retain(|part| !is_about(part));
                         continue;
                     }
                     let before = moves.len();
@@ -320,7 +324,6 @@ impl Deliveries {
                 before: stored.map(|stored| stored.revision),
             }],
             row: Some(row.clone()),
-            fails: false,
             is_given_up: false,
         };
         let Some(stored) = stored else {
@@ -341,15 +344,19 @@ impl Deliveries {
                 Err(_) => return stale(Some(stored)),
             },
         };
-        let fails = parts.iter().any(Part::is_failure);
         Move {
             record,
             parts,
             row: None,
-            fails,
             is_given_up: false,
         }
     }
+}
+
+/// What becomes of a run that waits when the next one is made.
+fn superseded() -> Step {
+    let reason = "it had not been handed over when the next run was due".to_owned();
+    Step::Fail { reason }
 }
 
 /// A recurring job at its time: a job of this time, and the next time.
@@ -363,6 +370,7 @@ fn run_of(
     let series = &stored.job;
     let mut next = series.clone();
     next.changed = now;
+    next.handed_over = Some(series.due);
     let ended = |mut next: Job, state: JobState| {
         next.state = state;
         Part::Job {
@@ -374,7 +382,7 @@ fn run_of(
     // One that was forced has had the run of its next time.
     let after = now.max(series.due);
     let following = match recurrence.next(text, series.due, after) {
-        Ok(following) => following.filter(|next| *next > after),
+        Ok(following) => following.filter(|next| *next > after && *next <= TIME_MAX),
         Err(error) => {
             let reason = super::job::cut(&format!("recurrence {text:?}: {error}"));
             return vec![ended(next, JobState::Failed { reason })];
@@ -418,52 +426,7 @@ impl DueRun {
     }
 }
 
-impl Part {
-    fn wake(&self) -> Option<UnixMillis> {
-        match self {
-            Self::Job { job, .. } => job.state.wake(),
-            Self::Stale { .. } => None,
-        }
-    }
-
-    /// Whether it makes a job with this record.
-    fn is_run_at(&self, place: &Place, record: &Key) -> bool {
-        match self {
-            Self::Job { id, before, .. } => before.is_none() && place.job(id) == *record,
-            Self::Stale { .. } => false,
-        }
-    }
-
-    fn is_failure(&self) -> bool {
-        match self {
-            Self::Job { job, .. } => matches!(job.state, JobState::Failed { .. }),
-            Self::Stale { .. } => false,
-        }
-    }
-
-    fn add(&self, place: &Place, batch: Batch) -> Batch {
-        match self {
-            Self::Job { id, before, job } => {
-                let before = before.as_ref().map(|stored| Before {
-                    job: &stored.job,
-                    revision: stored.revision,
-                });
-                place.moved(batch, id, before, job)
-            }
-            Self::Stale { row, before } => {
-                let id = place.parse_due(row).map(|(_, id)| place.job(&id));
-                let batch = match (id, before) {
-                    (Some(record), Some(revision)) => batch.check_revision(record, *revision),
-                    (Some(record), None) => batch.check_absent(record),
-                    (None, _) => batch,
-                };
-                batch.remove(row.clone())
-            }
-        }
-    }
-}
-
-fn behind(key: &[u8]) -> Key {
+pub(super) fn behind(key: &[u8]) -> Key {
     [key, &[0]].concat().into()
 }
 

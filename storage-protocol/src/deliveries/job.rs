@@ -247,7 +247,7 @@ pub struct Job {
     pub created: UnixMillis,
     /// When it was changed last.
     pub changed: UnixMillis,
-    /// When it was handed over last, if it was.
+    /// When it was handed over last, if it was. Of a recurring job: the time for which it made its last run.
     pub handed_over: Option<UnixMillis>,
     /// Where it is on its way.
     pub state: JobState,

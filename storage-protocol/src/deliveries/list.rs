@@ -1,7 +1,8 @@
 //! Lists of jobs, page by page, and how many there are of each kind.
 
+use super::due::behind;
 use super::{Deliveries, DeliveryError, Job, JobId, Recipient, StateKind, Stored};
-use crate::{Key, KeyState, ScanOptions};
+use crate::{KeyState, ScanOptions};
 
 /// The most jobs of a page.
 pub const LIST_MAX: usize = 1_000;
@@ -136,8 +137,4 @@ impl Deliveries {
         }
         Ok(counters)
     }
-}
-
-fn behind(key: &[u8]) -> Key {
-    [key, &[0]].concat().into()
 }

@@ -23,7 +23,9 @@
 //!   long; a server does so for its configured keyspaces. It looks at what is due, however many jobs wait.
 //! * **Claims end.** A claim has an end, behind which the job is ready again: nobody holds a job by having died with it.
 //! * **Recurring jobs** never are handed over themselves: at each time a job of its own comes into being, `ID@TIME`. Times that
-//!   passed while nobody looked at the clock become one.
+//!   passed while nobody looked at the clock become one, and a run that still waits for its recipient when the next one is made
+//!   gives way to it.
+//! * **Clocks may be wrong.** What was reckoned by a clock that was ahead is reckoned anew by [`Deliveries::set_back`].
 //!
 //! Who may write below the prefix may do everything with its jobs. Recipients that are not trusted so far are to be served by a
 //! gateway, which acts for them.
@@ -34,8 +36,10 @@ mod error;
 mod job;
 mod keys;
 mod list;
+mod moves;
 mod receive;
 mod record;
+mod set_back;
 mod step;
 mod store;
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Who looks at the clock for jobs: one task for each keyspace that is configured.
 //!
 //! It sleeps until the first of the rows of `deliveries/due/`, and a watch of these tells it of earlier ones. So it costs
-//! nothing while nothing is due, however many jobs wait. What it does is [`Deliveries::run_due`]; any number of servers may do
+//! nothing while nothing is due, however many jobs wait. When it begins, and when the clock is put back, it reads all jobs once, to
+//! reckon anew what was reckoned by a clock that was ahead ([`Deliveries::set_back`]). What it does is [`Deliveries::run_due`]; any number of servers may do
 //! so for one store.
 
 use std::sync::Arc;
@@ -81,6 +82,7 @@ async fn run(
         clock,
         metrics,
         floor: UnixMillis::ZERO,
+        latest: UnixMillis::ZERO,
     };
     let running = async {
         loop {
@@ -106,6 +108,8 @@ struct Scheduler {
     metrics: Metrics,
     /// No row has an earlier time: those that are gone have left tombstones, which need not be passed again.
     floor: UnixMillis,
+    /// The latest time that the clock has shown.
+    latest: UnixMillis,
 }
 
 impl Scheduler {
@@ -122,6 +126,7 @@ impl Scheduler {
         let batch = Batch::new().put_with(beacon, "", Lifetime::Session);
         let options = CommitOptions::labelled("scheduler begun");
         self.storage.commit(batch, options).await?;
+        self.set_back().await?;
         let mut next = Some(UnixMillis::ZERO);
         loop {
             let due = next;
@@ -138,6 +143,11 @@ impl Scheduler {
                     Heard::Nothing => {}
                     Heard::Broken => return Ok(()),
                 },
+                () = self.clock.goes_back(&mut self.latest) => {
+                    self.set_back().await?;
+                    // Rows of earlier times than all before are told by the watch.
+                    self.floor = UnixMillis::ZERO;
+                }
                 () = waiting => {
                     match self.drain(&mut watch)? {
                         true => {}
@@ -147,6 +157,24 @@ impl Scheduler {
                 }
             }
         }
+    }
+
+    async fn set_back(&self) -> Result<()> {
+        match self.deliveries.set_back(&Calendar).await {
+            Ok(0) => {}
+            Ok(jobs) => tracing::warn!(
+                jobs,
+                "the clock was ahead, and is back: times of jobs that were reckoned by it are reckoned anew"
+            ),
+            // What needs no room is moved on nevertheless.
+            Err(
+                error @ (StorageError::QuotaExceeded { .. } | StorageError::StorageFull { .. }),
+            ) => {
+                tracing::warn!(%error, "times of jobs by a clock that was ahead cannot all be reckoned anew");
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     /// What has been told already is seen by the look that follows.

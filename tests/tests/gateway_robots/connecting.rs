@@ -228,7 +228,7 @@ async fn metadata_said_again_on_the_same_socket_double_no_package() {
     let job = house.trigger("AA", "one", "31-12", "9:00").await;
     let (status, _) = house.ask("GET", &format!("/jobs/force/{job}")).await;
     assert_eq!(status, 200);
-    house.arrives(job).await;
+    house.comes_to(job, "Executed").await;
     robot.send(said("LAB-2")).await.unwrap();
     until("it has said so again", async || {
         house.robot("AA").await["robotName"] == "LAB-2"

@@ -346,3 +346,33 @@ async fn jobs_of_native_programs_are_jobs_like_all_others() {
     })
     .await;
 }
+
+/// The clock is put years ahead, as on a machine whose battery is empty, and back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recurring_job_outlives_a_clock_that_was_ahead() {
+    let house = House::open().await;
+    let robot = house.connected("ONE", "AA").await;
+    let deliveries = Deliveries::new(house.storage());
+    let new = NewJob {
+        recurrence: Some("every 10s".to_owned()),
+        ..NewJob::new(
+            Recipient::new("AA").unwrap(),
+            NOON.after(Duration::from_secs(10)),
+            r#"{"package_name":"n","path":"store/n.std"}"#,
+        )
+    };
+    let (series, _) = deliveries.schedule(&new).await.unwrap();
+    let years = Duration::from_secs(7 * 366 * 24 * 3600);
+    for time in [Duration::from_secs(10), years] {
+        house.clock.set(NOON.after(time));
+        assert_eq!(robot.frame().await, notification("n"));
+    }
+    house.clock.set(NOON.after(Duration::from_secs(25)));
+    until("it is due soon again", async || {
+        let stored = deliveries.get(&series).await.unwrap().unwrap();
+        stored.job.due == NOON.after(Duration::from_secs(30))
+    })
+    .await;
+    house.pass(5);
+    assert_eq!(robot.frame().await, notification("n"));
+}
