@@ -74,6 +74,19 @@ impl Fault {
         Self::new(status, json!({ "error": "forbidden" }), status, reason)
     }
 
+    /// Not now; again in a second.
+    pub(super) fn for_now(reason: impl Into<String>) -> Self {
+        let (status, reason) = (StatusCode::SERVICE_UNAVAILABLE, reason.into());
+        let mut fault = Self::new(status, json!({ "error": reason }), status, reason);
+        fault.retry_after = Some(1);
+        fault
+    }
+
+    /// Why.
+    pub(super) fn reason(&self) -> &str {
+        &self.reason
+    }
+
     /// Of a list, or one of it.
     pub(super) fn list(name: &str, error: &DeliveryError) -> Self {
         let status = StatusCode::INTERNAL_SERVER_ERROR;

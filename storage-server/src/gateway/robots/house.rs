@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use axum::extract::Query;
 use hyper::Uri;
@@ -16,12 +17,19 @@ use super::ids::Ids;
 use super::live::Live;
 use super::logs::Logs;
 use super::metrics::Metrics;
+use super::registry::Counted;
 use crate::clock::WallClock;
 use crate::config::RobotsConfig;
 use crate::gateway::{Caller, Credential, Guest, Identity, NotLetIn, ServerHandle};
+use crate::limits::turns::{NoTurn, Turn, Turns};
 
 /// Parameters of a request's query that may have a token.
 pub(super) const TOKEN_PARAMETERS: &[&str] = &["token"];
+
+/// Lists at a time, half of them for one peer: each may read all jobs and robots, and have some megabytes.
+const LISTS_MAX: usize = 8;
+/// So long a list waits for its place.
+const TURN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// See the module.
 #[derive(Debug)]
@@ -41,7 +49,9 @@ pub(super) struct House {
     pub(super) blocks: Blocks,
     pub(super) logs: Logs,
     /// How many robots there are, once they were counted.
-    pub(super) robots: Mutex<Option<u64>>,
+    pub(super) robots: Mutex<Option<Counted>>,
+    /// Places for lists, which are read and answered as a whole.
+    lists: Turns,
     /// A demonstration: robots need no token.
     open: AtomicBool,
 }
@@ -68,6 +78,7 @@ impl House {
             live: Arc::default(),
             blocks: Blocks::default(),
             robots: Mutex::default(),
+            lists: Turns::new(LISTS_MAX),
             open: AtomicBool::new(false),
         }
     }
@@ -79,6 +90,14 @@ impl House {
 
     pub(super) fn now(&self) -> UnixMillis {
         self.clock.now()
+    }
+
+    /// A place among the lists, to be held until one is taken.
+    ///
+    /// # Errors
+    /// There is none for too long.
+    pub(super) async fn list_place(&self, caller: &Caller) -> Result<Turn, NoTurn> {
+        self.lists.take(&caller.peer_name(), TURN_PATIENCE).await
     }
 
     /// A line of the daily log.

@@ -17,7 +17,7 @@ use storage_protocol::{KeyState, ScanOptions, Storage};
 use super::answer::{Answer, Fault, ok};
 use super::house::House;
 use super::keys;
-use super::login::Visitor;
+use super::login::{Reader, Visitor};
 use super::trigger::{Row, job_json, user_of};
 
 /// A header of a list that has more than was asked for: what `after` is to be for the rest.
@@ -172,23 +172,23 @@ async fn list(house: &House, visitor: &Visitor, filter: &JobFilter, part: &Part)
 
 pub(super) async fn all(
     State(house): State<Arc<House>>,
-    visitor: Visitor,
+    reader: Reader,
     Query(part): Query<Part>,
     headers: HeaderMap,
 ) -> Response<Body> {
-    let answer = list(&house, &visitor, &JobFilter::default(), &part).await;
-    answer.unwrap_or_else(|fault| fault.respond(&headers))
+    let answer = list(&house, &reader.visitor, &JobFilter::default(), &part).await;
+    reader.respond(answer, &headers).await
 }
 
 pub(super) async fn of_robot(
     State(house): State<Arc<House>>,
-    visitor: Visitor,
+    reader: Reader,
     Path(number): Path<String>,
     Query(part): Query<Part>,
     headers: HeaderMap,
 ) -> Response<Body> {
     let answer = async {
-        let storage = visitor.caller.storage(&house.keyspace);
+        let storage = reader.visitor.caller.storage(&house.keyspace);
         let has_number = |known: &super::registry::Known| known.robot.id.to_string() == number;
         let robots = house.robots(&*storage, has_number).await?;
         let recipient = robots
@@ -201,10 +201,10 @@ pub(super) async fn of_robot(
             recipient: Some(recipient),
             ..JobFilter::default()
         };
-        list(&house, &visitor, &filter, &part).await
+        list(&house, &reader.visitor, &filter, &part).await
     };
-    let answer = Box::pin(answer).await;
-    answer.unwrap_or_else(|fault| fault.respond(&headers))
+    let answer: Answer = Box::pin(answer).await;
+    reader.respond(answer, &headers).await
 }
 
 pub(super) async fn one(
@@ -262,14 +262,14 @@ async fn packages(storage: &dyn Storage, user: Option<&Value>) -> Result<Vec<Row
 /// What the caller has: jobs, packages, robots.
 pub(super) async fn own(
     State(house): State<Arc<House>>,
-    visitor: Visitor,
+    reader: Reader,
     Query(part): Query<Part>,
     headers: HeaderMap,
 ) -> Response<Body> {
     let answer = async {
-        let by = visitor.caller.identity.principal().as_str();
-        let storage = visitor.caller.storage(&house.keyspace);
-        let jobs = house.jobs_of(&visitor.caller);
+        let by = reader.visitor.caller.identity.principal().as_str();
+        let storage = reader.visitor.caller.storage(&house.keyspace);
+        let jobs = house.jobs_of(&reader.visitor.caller);
         let filter = JobFilter {
             owner: Some(by.to_owned()),
             ..JobFilter::default()
@@ -289,20 +289,20 @@ pub(super) async fn own(
         });
         with_next(ok(&body), next)
     };
-    let answer = Box::pin(answer).await;
-    answer.unwrap_or_else(|fault: Fault| fault.respond(&headers))
+    let answer: Answer = Box::pin(answer).await;
+    reader.respond(answer, &headers).await
 }
 
 /// How many jobs, packages and robots there are.
 pub(super) async fn home(
     State(house): State<Arc<House>>,
-    visitor: Visitor,
+    reader: Reader,
     headers: HeaderMap,
 ) -> Response<Body> {
     let answer = async {
-        let storage = visitor.caller.storage(&house.keyspace);
+        let storage = reader.visitor.caller.storage(&house.keyspace);
         let counted = house
-            .jobs_of(&visitor.caller)
+            .jobs_of(&reader.visitor.caller)
             .count(&JobFilter::default())
             .await?;
         let robots = house.count_robots(&*storage).await?;
@@ -314,6 +314,6 @@ pub(super) async fn home(
             "robots": robots,
         }))
     };
-    let answer = Box::pin(answer).await;
-    answer.unwrap_or_else(|fault: Fault| fault.respond(&headers))
+    let answer: Answer = Box::pin(answer).await;
+    reader.respond(answer, &headers).await
 }

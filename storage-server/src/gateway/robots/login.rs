@@ -1,4 +1,4 @@
-//! Who sent a request for a route: an extractor.
+//! Who sent a request for a route: extractors.
 
 use std::sync::Arc;
 
@@ -6,12 +6,14 @@ use axum::body::Body;
 use axum::extract::FromRequestParts;
 use axum::response::{IntoResponse, Response};
 use hyper::Method;
-use hyper::header::{AUTHORIZATION, ORIGIN};
+use hyper::header::{AUTHORIZATION, HeaderMap, ORIGIN};
 use hyper::http::request::Parts;
 
-use super::answer::Fault;
+use super::answer::{Answer, Fault};
 use super::house::House;
 use crate::gateway::{Caller, Guest};
+use crate::http::held::held;
+use crate::limits::turns::Turn;
 
 /// See the module.
 #[derive(Debug)]
@@ -38,6 +40,41 @@ impl FromRequestParts<Arc<House>> for Visitor {
         Ok(Self {
             caller: guest.caller(identity),
         })
+    }
+}
+
+/// Somebody who asks for a list, with a place for it.
+#[derive(Debug)]
+pub(super) struct Reader {
+    pub(super) visitor: Visitor,
+    place: Turn,
+}
+
+impl FromRequestParts<Arc<House>> for Reader {
+    type Rejection = Response<Body>;
+
+    async fn from_request_parts(
+        parts: &mut Parts,
+        house: &Arc<House>,
+    ) -> Result<Self, Self::Rejection> {
+        let visitor = Visitor::from_request_parts(parts, house).await?;
+        let place = house.list_place(&visitor.caller).await;
+        let place =
+            place.map_err(|why| Fault::for_now(format!("lists: {why}")).respond(&parts.headers))?;
+        Ok(Self { visitor, place })
+    }
+}
+
+impl Reader {
+    /// The answer, which keeps the place until it is taken. `headers`: those of the request.
+    pub(super) async fn respond(self, answer: Answer, headers: &HeaderMap) -> Response<Body> {
+        let response = answer.unwrap_or_else(|fault| fault.respond(headers));
+        let (parts, body) = response.into_parts();
+        // It is in memory already.
+        let body = axum::body::to_bytes(body, usize::MAX)
+            .await
+            .unwrap_or_default();
+        Response::from_parts(parts, held(body, self.place))
     }
 }
 

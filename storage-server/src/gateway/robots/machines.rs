@@ -11,7 +11,7 @@ use storage_protocol::deliveries::DeliveryError;
 
 use super::answer::{Answer, Fault, ok};
 use super::house::House;
-use super::login::Visitor;
+use super::login::{Reader, Visitor};
 use super::registry::{Known, NotRegistered};
 
 /// The robots that pass.
@@ -35,22 +35,22 @@ fn answered(answer: Answer, headers: &HeaderMap) -> Response<Body> {
 
 pub(super) async fn all(
     State(house): State<Arc<House>>,
-    visitor: Visitor,
+    reader: Reader,
     headers: HeaderMap,
 ) -> Response<Body> {
-    let found = find(&house, &visitor, |_| true).await;
+    let found = find(&house, &reader.visitor, |_| true).await;
     let answer = found.and_then(|robots| ok(&json!({ "Robots": shown(&robots) })));
-    answered(answer, &headers)
+    reader.respond(answer, &headers).await
 }
 
 pub(super) async fn connected(
     State(house): State<Arc<House>>,
-    visitor: Visitor,
+    reader: Reader,
     headers: HeaderMap,
 ) -> Response<Body> {
-    let found = find(&house, &visitor, |known| known.online.is_some()).await;
+    let found = find(&house, &reader.visitor, |known| known.online.is_some()).await;
     let answer = found.and_then(|robots| ok(&json!({ "Robots": shown(&robots) })));
-    answered(answer, &headers)
+    reader.respond(answer, &headers).await
 }
 
 fn one(robots: &[Known]) -> Answer {
@@ -62,15 +62,16 @@ fn one(robots: &[Known]) -> Answer {
 
 pub(super) async fn by_number(
     State(house): State<Arc<House>>,
-    visitor: Visitor,
+    reader: Reader,
     Path(number): Path<String>,
     headers: HeaderMap,
 ) -> Response<Body> {
-    let found = find(&house, &visitor, |known| {
+    let found = find(&house, &reader.visitor, |known| {
         known.robot.id.to_string() == number
     })
     .await;
-    answered(found.and_then(|robots| one(&robots)), &headers)
+    let answer = found.and_then(|robots| one(&robots));
+    reader.respond(answer, &headers).await
 }
 
 pub(super) async fn by_address(
@@ -91,11 +92,11 @@ pub(super) async fn by_address(
 /// The caller's.
 pub(super) async fn own(
     State(house): State<Arc<House>>,
-    visitor: Visitor,
+    reader: Reader,
     headers: HeaderMap,
 ) -> Response<Body> {
-    let by = visitor.caller.identity.principal().as_str();
-    let found = find(&house, &visitor, |known| known.robot.principal == by).await;
+    let by = reader.visitor.caller.identity.principal().as_str();
+    let found = find(&house, &reader.visitor, |known| known.robot.principal == by).await;
     let answer = found.and_then(|robots| {
         let connected = robots.iter().filter(|known| known.online.is_some()).count();
         ok(&json!({
@@ -107,20 +108,23 @@ pub(super) async fn own(
             "robots": shown(&robots),
         }))
     });
-    answered(answer, &headers)
+    reader.respond(answer, &headers).await
 }
 
 /// A robot by its name, with the end of its log.
 pub(super) async fn by_name(
     State(house): State<Arc<House>>,
-    visitor: Visitor,
+    reader: Reader,
     Path(name): Path<String>,
     headers: HeaderMap,
 ) -> Response<Body> {
     let answer = async {
-        let robots = find(&house, &visitor, |known| known.robot.robot_name == name).await?;
+        let robots = find(&house, &reader.visitor, |known| {
+            known.robot.robot_name == name
+        })
+        .await?;
         // Of several, the caller's own.
-        let by = visitor.caller.identity.principal().as_str();
+        let by = reader.visitor.caller.identity.principal().as_str();
         let own = robots.iter().find(|known| known.robot.principal == by);
         let Some(known) = own.or_else(|| robots.first()) else {
             return ok(&json!({ "alert": "Robot doesn't exist" }));
@@ -135,7 +139,7 @@ pub(super) async fn by_name(
         ok(&json!({ "robot": known.json(), "robotLogs": logs }))
     };
     let answer = Box::pin(answer).await;
-    answered(answer, &headers)
+    reader.respond(answer, &headers).await
 }
 
 fn no_robot(number: &str) -> Fault {
@@ -145,20 +149,20 @@ fn no_robot(number: &str) -> Fault {
 
 pub(super) async fn delete(
     State(house): State<Arc<House>>,
-    visitor: Visitor,
+    reader: Reader,
     Path(number): Path<String>,
     headers: HeaderMap,
 ) -> Response<Body> {
     let answer = async {
-        let storage = visitor.caller.storage(&house.keyspace);
-        let robots = find(&house, &visitor, |known| {
+        let storage = reader.visitor.caller.storage(&house.keyspace);
+        let robots = find(&house, &reader.visitor, |known| {
             known.robot.id.to_string() == number
         })
         .await?;
         let Some(known) = robots.first() else {
             return Err(no_robot(&number));
         };
-        let by = visitor.caller.identity.principal();
+        let by = reader.visitor.caller.identity.principal();
         let removing = house.remove_robot(&*storage, by, &known.robot.robot_address);
         let robot = match removing.await {
             Ok(Some(robot)) => robot,
@@ -170,5 +174,5 @@ pub(super) async fn delete(
         ok(&json!({ "robotID": number, "status": "Deleted" }))
     };
     let answer = Box::pin(answer).await;
-    answered(answer, &headers)
+    reader.respond(answer, &headers).await
 }

@@ -1,6 +1,7 @@
 //! The robots that are known, each with its connection if it has one.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -18,6 +19,10 @@ use crate::gateway::{Identity, Principal};
 
 /// Others may register the same robot meanwhile, so many times.
 const TRIES_MAX: usize = 64;
+/// The most addresses that one connection makes known, so that nobody fills the table with one connection.
+const NEW_ROBOTS_MAX: usize = 16;
+/// Where there is no room, robots are counted again after so long.
+const COUNTED_AGAIN: Duration = Duration::from_secs(60);
 /// The most robots of a list.
 pub(super) const LIST_MAX: usize = 10_000;
 
@@ -34,6 +39,22 @@ pub(super) struct Robot {
     pub(super) updated_at: String,
     /// Who has registered it, and may do so again.
     pub(super) principal: String,
+}
+
+/// How many robots are known.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Counted {
+    robots: u64,
+    /// When they were counted.
+    at: Instant,
+}
+
+/// The socket that registers a robot.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Socket<'a> {
+    pub(super) id: &'a str,
+    /// So many robots it has made known.
+    pub(super) new_robots: usize,
 }
 
 /// The connection of one.
@@ -137,7 +158,28 @@ impl House {
         storage: &dyn Storage,
         identity: &Identity,
         metadata: &Metadata,
-        socket: &str,
+        socket: &Socket<'_>,
+    ) -> Result<Registered, NotRegistered> {
+        let mut has_room = false;
+        let registering = self.try_register(storage, identity, metadata, socket, &mut has_room);
+        let registered = registering.await;
+        let is_new = registered
+            .as_ref()
+            .is_ok_and(|registered| registered.is_new);
+        if has_room && !is_new {
+            self.give_back_room().await;
+        }
+        registered
+    }
+
+    /// `has_room`: whether room was taken for a new robot.
+    async fn try_register(
+        &self,
+        storage: &dyn Storage,
+        identity: &Identity,
+        metadata: &Metadata,
+        socket: &Socket<'_>,
+        has_room: &mut bool,
     ) -> Result<Registered, NotRegistered> {
         let (key, online) = (
             keys::robot(&metadata.address),
@@ -174,7 +216,14 @@ impl House {
                     let id = match number {
                         Some(number) => number,
                         None => {
-                            self.check_room().await?;
+                            if socket.new_robots >= NEW_ROBOTS_MAX {
+                                let why = format!(
+                                    "a connection makes at most {NEW_ROBOTS_MAX} addresses known"
+                                );
+                                return Err(NotRegistered::Refused(why));
+                            }
+                            self.take_room().await?;
+                            *has_room = true;
                             self.ids.next(&*self.own, Kind::Robot).await?
                         }
                     };
@@ -191,7 +240,7 @@ impl House {
                 }
             };
             let connection = Online {
-                socket_id: socket.to_owned(),
+                socket_id: socket.id.to_owned(),
                 since: now,
             };
             let batch = batch.put(key.clone(), written(&robot)).put_with(
@@ -202,9 +251,6 @@ impl House {
             let options = CommitOptions::labelled("robot connected");
             match storage.commit(batch, options).await {
                 Ok(position) => {
-                    if is_new && let Some(count) = &mut *self.robots.lock().await {
-                        *count += 1;
-                    }
                     return Ok(Registered {
                         robot,
                         is_new,
@@ -219,20 +265,34 @@ impl House {
         Err(NotRegistered::Refused(why.to_owned()))
     }
 
-    /// That one robot more may be remembered.
-    async fn check_room(&self) -> Result<(), NotRegistered> {
-        let mut count = self.robots.lock().await;
-        let robots = match *count {
-            Some(robots) => robots,
-            None => self.count_robots(&*self.own).await?,
-        };
-        *count = Some(robots);
+    /// Room for one robot more.
+    async fn take_room(&self) -> Result<(), NotRegistered> {
+        let mut counted = self.robots.lock().await;
         let max = self.config.robots_max;
-        match robots < max {
+        // Others remove robots too. So where there seems to be no room they are counted again, now and then.
+        let is_good =
+            |counted: &Counted| counted.robots < max || counted.at.elapsed() < COUNTED_AGAIN;
+        let Counted { robots, at } = match counted.filter(is_good) {
+            Some(counted) => counted,
+            None => Counted {
+                robots: self.count_robots(&*self.own).await?,
+                at: Instant::now(),
+            },
+        };
+        let is_room = robots < max;
+        let robots = robots + u64::from(is_room);
+        *counted = Some(Counted { robots, at });
+        match is_room {
             true => Ok(()),
             false => Err(NotRegistered::Refused(format!(
                 "robots.robots_max is {max}"
             ))),
+        }
+    }
+
+    async fn give_back_room(&self) {
+        if let Some(counted) = &mut *self.robots.lock().await {
+            counted.robots = counted.robots.saturating_sub(1);
         }
     }
 
@@ -337,9 +397,7 @@ impl House {
                 Err(StorageError::CheckFailed { .. }) => continue,
                 Err(error) => return Err(error.into()),
             }
-            if let Some(count) = &mut *self.robots.lock().await {
-                *count = count.saturating_sub(1);
-            }
+            self.give_back_room().await;
             self.live.remove(address);
             return Ok(Some(robot));
         }

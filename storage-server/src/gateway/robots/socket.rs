@@ -21,7 +21,7 @@ use super::ids::uuid;
 use super::keys;
 use super::live::Presence;
 use super::logs::Said;
-use super::registry::{NotRegistered, Registered, left};
+use super::registry::{self, NotRegistered, Registered, left};
 use super::trigger::Order;
 use crate::auth::Proof;
 use crate::gateway::{Close, Guest, Message, SendError, UpgradeRequest, WebSocket, close_code};
@@ -60,6 +60,7 @@ pub(super) async fn serve(
         dialect: None,
         robot: None,
         refusals: 0,
+        new_robots: 0,
         junk: 0,
         house,
         socket,
@@ -101,6 +102,8 @@ struct Conversation {
     /// From the first metadata that were taken on.
     robot: Option<Served>,
     refusals: u32,
+    /// Addresses that it has made known.
+    new_robots: usize,
     junk: u32,
 }
 
@@ -283,7 +286,11 @@ impl Conversation {
             self.give_back().await;
         }
         let identity = self.socket.identity();
-        let registering = house.register(&*storage, &identity, metadata, &self.id);
+        let socket = registry::Socket {
+            id: &self.id,
+            new_robots: self.new_robots,
+        };
+        let registering = house.register(&*storage, &identity, metadata, &socket);
         let Registered {
             robot,
             is_new,
@@ -298,6 +305,7 @@ impl Conversation {
                 return Err(closed(close_code::TRY_AGAIN, &error.to_string()));
             }
         };
+        self.new_robots += usize::from(is_new);
         house.blocks.forget(self.ip, address);
         let what = if is_new { "registered" } else { "connected" };
         house.note(format!(

@@ -130,7 +130,7 @@ pub(super) async fn trigger(
     let (parts, body) = request.into_parts();
     let triggered = Box::pin(carry_out(&house, &visitor.caller, body)).await;
     triggered.unwrap_or_else(|fault| {
-        house.note("a trigger was not taken");
+        house.note(format!("a trigger was not taken: {}", fault.reason()));
         fault.respond(&parts.headers)
     })
 }
