@@ -83,16 +83,28 @@ gateways = ["robots"]
 /// How long an answer is waited for, and how long everything may take to come to its end.
 const ANSWER: Duration = Duration::from_secs(5);
 const END: Duration = Duration::from_secs(180);
+/// As in [`CONFIG`] and in the jobs of native clients: what is not known to have arrived for so long is sent again.
+const CONFIRM: Duration = Duration::from_secs(2);
 
 /// What was seen, by all.
 #[derive(Debug, Default)]
 struct Ledger {
-    /// Robot and package of each notification.
-    received: Mutex<Vec<(usize, String)>>,
+    received: Mutex<Vec<Received>>,
+    /// Connections of robots, by the order of their beginning: so often each has declined something.
+    declines: Mutex<Vec<usize>>,
     /// Jobs whose triggers were answered, and their packages.
     triggered: Mutex<BTreeMap<JobId, String>>,
     cancelled: Mutex<BTreeSet<JobId>>,
     unanswered: Mutex<usize>,
+}
+
+/// A notification.
+#[derive(Clone, Debug)]
+struct Received {
+    robot: usize,
+    package: String,
+    connection: usize,
+    at: Instant,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -197,6 +209,11 @@ async fn live(n: usize, seed: u64, at: SocketAddr, ledger: &Ledger) {
             sleep(Duration::from_millis(random.random_range(20..200))).await;
             continue;
         };
+        let connection = {
+            let mut declines = lock(&ledger.declines);
+            declines.push(0);
+            declines.len() - 1
+        };
         // A robot notices by the pings that it does not get.
         while let Ok(Some(Ok(message))) = timeout(Duration::from_secs(2), socket.next()).await {
             let Message::Text(text) = message else {
@@ -206,11 +223,19 @@ async fn live(n: usize, seed: u64, at: SocketAddr, ledger: &Ledger) {
             let Some(package) = frame["value"]["package_name"].as_str() else {
                 continue;
             };
-            lock(&ledger.received).push((n, package.to_owned()));
+            lock(&ledger.received).push(Received {
+                robot: n,
+                package: package.to_owned(),
+                connection,
+                at: Instant::now(),
+            });
             match random.random_range(0..20) {
                 // Gone, before it could answer a ping.
                 0 => break,
                 1 | 2 => {
+                    if let Some(declines) = lock(&ledger.declines).get_mut(connection) {
+                        *declines += 1;
+                    }
                     let value = if random.random_bool(0.5) { package } else { "" };
                     let decline = json!({ "event": "decline pkg reception", "value": value });
                     if socket
@@ -333,7 +358,7 @@ async fn schedule_all(
             policy: Policy {
                 attempts_max: 50,
                 backoff: Duration::from_millis(50),
-                ack: Duration::from_secs(2),
+                ack: CONFIRM,
                 ..Policy::default()
             },
             ..NewJob::new(Recipient::new(&robot(of)).expect("a name"), due, payload)
@@ -380,6 +405,18 @@ async fn until_ended(
     }
 }
 
+/// What came again by one connection before the time for its confirmation was over: only a decline is a reason for that.
+/// (By another connection it comes again if the one before has ended too soon.)
+fn needless(received: &[Received], connection: usize) -> Vec<&str> {
+    let mut last: BTreeMap<&str, Instant> = BTreeMap::new();
+    let of_it = received.iter().filter(|one| one.connection == connection);
+    let repeats = of_it.filter(|one| {
+        let before = last.insert(&one.package, one.at);
+        before.is_some_and(|before| one.at.duration_since(before) < CONFIRM / 2)
+    });
+    repeats.map(|one| one.package.as_str()).collect()
+}
+
 fn judge(ledger: &Ledger, jobs: &[Stored]) -> Outcome {
     let received = lock(&ledger.received).clone();
     let mut outcome = Outcome {
@@ -389,11 +426,19 @@ fn judge(ledger: &Ledger, jobs: &[Stored]) -> Outcome {
     };
     let mut wrong = |text: String| outcome.violations.push(text);
     let mut times: BTreeMap<&str, usize> = BTreeMap::new();
-    for (robot, package) in &received {
+    for Received { robot, package, .. } in &received {
         if owner(package) != Some(*robot) {
             wrong(format!("robot {robot} was sent {package}"));
         }
         *times.entry(package).or_default() += 1;
+    }
+    for (connection, declines) in lock(&ledger.declines).iter().enumerate() {
+        let repeats = needless(&received, connection);
+        if repeats.len() > *declines {
+            wrong(format!(
+                "a robot declined {declines} times, and was sent again by the same connection at once: {repeats:?}"
+            ));
+        }
     }
     let known: BTreeMap<&JobId, &Stored> = jobs.iter().map(|stored| (&stored.id, stored)).collect();
     for (id, package) in lock(&ledger.triggered).iter() {
