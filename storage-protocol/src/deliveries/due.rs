@@ -153,16 +153,12 @@ impl Deliveries {
         self.carry_out(moves, now, run).await
     }
 
-    /// Has each run that a recurring job makes take the place of its last one, if that still waits for its recipient. So
-    /// a recipient that is away for long finds one run, and not all that were due meanwhile.
+    /// Has each run that a recurring job makes take the place of its last one, if nobody was handed that. So a recipient that
+    /// is away for long finds one run, and not all that were due meanwhile.
     async fn supersede(&self, moves: &mut [Move], records: &[Key], now: UnixMillis) -> Result<()> {
-        let last_runs = moves.iter().map(|one| {
-            let id = one.parts.iter().find_map(Part::last_run)?;
-            let new = one.parts.iter().find_map(Part::new_job)?;
-            // What is moved on its own account in the same commit is left alone by others.
-            let is_free = *new != id && !records.contains(&self.place.job(&id));
-            is_free.then_some(id)
-        });
+        // What is moved on its own account in the same commit is left alone by others.
+        let is_free = |run: &JobId| !records.contains(&self.place.job(run));
+        let last_runs = moves.iter().map(|one| one.last_run().filter(is_free));
         let last_runs: Vec<_> = last_runs.collect();
         let ids: Vec<_> = last_runs.iter().flatten().collect();
         if ids.is_empty() {
@@ -179,7 +175,19 @@ impl Deliveries {
             let Ok(stored) = self.stored(id, &entry.value, entry.revision) else {
                 continue;
             };
-            if let JobState::Pending { .. } | JobState::Ready { .. } = stored.job.state
+            let waits = matches!(
+                stored.job.state,
+                JobState::Pending { .. } | JobState::Ready { .. }
+            );
+            // Somebody may have given another job the id of a run.
+            let is_run = one.series().is_some_and(|series| {
+                !stored.job.is_recurring()
+                    && stored.job.recipient == series.recipient
+                    && Some(stored.job.due) == series.handed_over
+            });
+            if waits
+                && is_run
+                && stored.job.attempts == 0
                 && let Ok(job) = stored.job.after(&superseded(), now)
             {
                 one.parts.push(Part::Job {
@@ -287,13 +295,8 @@ impl Deliveries {
                 }
                 Err(StorageError::CheckFailed { key, .. }) => {
                     run.is_contended = true;
-                    // A run that is there already need not be made, and one that was taken since does not give way; else
-                    // all of the job is somebody else's now.
-                    let is_about = |part: &Part| part.record(&self.place).as_ref() == Some(&key);
-                    let is_run =
-                        |one: &&mut Move| one.record != key && one.parts.iter().any(is_about);
-                    if let Some(one) = moves.iter_mut().find(is_run) {
-                        one.parts.retain(|part| !is_about(part));
+                    // It is about one of the runs of a recurring job, or else all of the job is somebody else's now.
+                    if moves.iter_mut().any(|one| one.leave_out(&self.place, &key)) {
                         continue;
                     }
                     let before = moves.len();
@@ -355,7 +358,7 @@ impl Deliveries {
 
 /// What becomes of a run that waits when the next one is made.
 fn superseded() -> Step {
-    let reason = "it had not been handed over when the next run was due".to_owned();
+    let reason = "nobody had been handed it when the next run was due".to_owned();
     Step::Fail { reason }
 }
 
@@ -367,10 +370,13 @@ fn run_of(
     recurrence: &dyn Recurrence,
     now: UnixMillis,
 ) -> Vec<Part> {
-    let series = &stored.job;
+    // It may be due since somebody forced it, behind a clock that was ahead.
+    let right = stored.job.set_back(now, recurrence);
+    let series = right.as_ref().unwrap_or(&stored.job);
     let mut next = series.clone();
     next.changed = now;
     next.handed_over = Some(series.due);
+    next.attempts = series.attempts.saturating_add(1);
     let ended = |mut next: Job, state: JobState| {
         next.state = state;
         Part::Job {

@@ -251,7 +251,7 @@ pub struct Job {
     pub handed_over: Option<UnixMillis>,
     /// Where it is on its way.
     pub state: JobState,
-    /// So many times it was handed over, or began to be.
+    /// So many times it was handed over, or began to be. Of a recurring job: the runs that it has made.
     pub attempts: u32,
     /// How it is delivered.
     pub policy: Policy,

@@ -32,6 +32,72 @@ impl Move {
         }
     }
 
+    /// The recurring job that makes a run by it, as it was before.
+    pub(super) fn series(&self) -> Option<&Job> {
+        let makes_run = self.parts.iter().any(Part::is_new);
+        let before = self.parts.iter().find_map(|part| match part {
+            Part::Job {
+                before: Some(before),
+                ..
+            } => Some(&before.job),
+            Part::Job { before: None, .. } | Part::Stale { .. } => None,
+        });
+        before.filter(|job| makes_run && job.is_recurring())
+    }
+
+    /// Of a recurring job that makes a run by it, the run before that; not if that is of the same time.
+    pub(super) fn last_run(&self) -> Option<JobId> {
+        let last = self.series()?.handed_over?;
+        let id = self.parts.iter().find_map(|part| match part {
+            Part::Job {
+                id,
+                before: Some(_),
+                ..
+            } => Some(id),
+            Part::Job { before: None, .. } | Part::Stale { .. } => None,
+        });
+        let run = id?.of_run(last).ok()?;
+        let is_same = self.parts.iter().any(|part| match part {
+            Part::Job { id, .. } => *id == run,
+            Part::Stale { .. } => false,
+        });
+        (!is_same).then_some(run)
+    }
+
+    /// Leaves out what is about the record of a run, whose check has failed; whether there was anything. A run that is there
+    /// already is not made, and none gives way to it. One that was handed over since does not give way.
+    pub(super) fn leave_out(&mut self, place: &Place, record: &Key) -> bool {
+        let is_about = |part: &Part| part.record(place).as_ref() == Some(record);
+        if self.record == *record || !self.parts.iter().any(is_about) {
+            return false;
+        }
+        let is_there = self
+            .parts
+            .iter()
+            .any(|part| is_about(part) && part.is_new());
+        match is_there {
+            false => self.parts.retain(|part| !is_about(part)),
+            true => {
+                let own = self.record.clone();
+                let is_own = |part: &Part| part.record(place).as_ref() == Some(&own);
+                self.parts.retain(is_own);
+                // What it made last stays what it made last.
+                for part in &mut self.parts {
+                    if let Part::Job {
+                        before: Some(before),
+                        job,
+                        ..
+                    } = part
+                    {
+                        job.handed_over = before.job.handed_over;
+                        job.attempts = before.job.attempts;
+                    }
+                }
+            }
+        }
+        true
+    }
+
     /// The job as a dead letter, with nothing else: for one that the storage does not take as it would be. `None`: there is none,
     /// or it is that already.
     pub(super) fn given_up(&self, error: &StorageError, now: UnixMillis) -> Option<Self> {
@@ -83,33 +149,15 @@ impl Part {
     }
 
     /// The record that it checks and changes.
-    pub(super) fn record(&self, place: &Place) -> Option<Key> {
+    fn record(&self, place: &Place) -> Option<Key> {
         match self {
             Self::Job { id, .. } => Some(place.job(id)),
             Self::Stale { .. } => None,
         }
     }
 
-    /// The job that it makes.
-    pub(super) fn new_job(&self) -> Option<&JobId> {
-        match self {
-            Self::Job {
-                id, before: None, ..
-            } => Some(id),
-            Self::Job { .. } | Self::Stale { .. } => None,
-        }
-    }
-
-    /// Of a recurring job, the run that it made last.
-    pub(super) fn last_run(&self) -> Option<JobId> {
-        match self {
-            Self::Job {
-                id,
-                before: Some(before),
-                ..
-            } if before.job.is_recurring() => id.of_run(before.job.handed_over?).ok(),
-            Self::Job { .. } | Self::Stale { .. } => None,
-        }
+    fn is_new(&self) -> bool {
+        matches!(self, Self::Job { before: None, .. })
     }
 
     pub(super) fn is_failure(&self) -> bool {

@@ -2,7 +2,8 @@
 //!
 //! While it was ahead, times were reckoned from it: when a recurring job is due next, until when a recipient may take a job or
 //! acknowledge it, how long one is left alone after an attempt. These may lie years ahead of the right clock. What was said in absolute
-//! terms, the time for which somebody scheduled a job, stays; and what has ended stays so.
+//! terms, the time for which somebody scheduled a job, stays; and what has ended stays so, as a recurring job has that has no
+//! time behind the one that the clock showed.
 
 use super::due::{DueRun, behind};
 use super::moves::Move;
@@ -61,7 +62,7 @@ impl Deliveries {
 
 impl Job {
     /// The job by a clock that shows this, if it was changed by one that was ahead of it.
-    fn set_back(&self, now: UnixMillis, recurrence: &dyn Recurrence) -> Option<Self> {
+    pub(super) fn set_back(&self, now: UnixMillis, recurrence: &dyn Recurrence) -> Option<Self> {
         let ahead = self.changed.0.checked_sub(now.0).filter(|by| *by > 0)?;
         let earlier = |time: UnixMillis| UnixMillis(time.0.saturating_sub(ahead)).max(now);
         let mut job = self.clone();
@@ -84,16 +85,17 @@ impl Job {
             | JobState::Delivered { until, .. } => *until = earlier(*until),
             JobState::Done | JobState::Failed { .. } | JobState::Cancelled => return None,
         }
-        (job.state != self.state).then_some(job)
+        (job.state != self.state || job.due != self.due).then_some(job)
     }
 
     /// The first time of a recurring job behind now; `None`: there is none, or it has made no run yet, and is due when it was
     /// said to be.
     fn next_of(&self, now: UnixMillis, recurrence: &dyn Recurrence) -> Option<UnixMillis> {
-        let text = self
-            .recurrence
-            .as_deref()
-            .filter(|_| self.handed_over.is_some())?;
+        let (last, text) = (self.handed_over?, self.recurrence.as_deref()?);
+        if self.attempts == 1 && last > now {
+            // The first time that somebody wanted, which has yet to come.
+            return Some(last);
+        }
         let next = recurrence.next(text, self.due, now);
         next.ok()?.filter(|next| *next > now)
     }

@@ -81,7 +81,9 @@ impl Job {
     /// The job after a step at a time.
     pub(super) fn after(&self, step: &Step, now: UnixMillis) -> Result<Self, NotPossible> {
         let mut next = self.clone();
-        next.changed = now;
+        // What a clock has reckoned that was ahead is known by this: a recurring job that is forced keeps its time.
+        let keeps = matches!(step, Step::Force) && self.is_recurring();
+        next.changed = if keeps { self.changed.max(now) } else { now };
         next.state = match step {
             Step::Time => self.on_time(now)?,
             Step::Force => self.forced(now)?,
@@ -108,7 +110,8 @@ impl Job {
                 self.delivered_by(holder, now)
             }
             Step::Acknowledge => {
-                let is_known = self.attempts > 0 && self.state.kind().is_open();
+                let is_known =
+                    self.attempts > 0 && self.state.kind().is_open() && !self.is_recurring();
                 is_known.then_some(JobState::Done).ok_or(NotPossible)?
             }
             Step::Decline { reason } => match self.state.kind() {

@@ -18,6 +18,7 @@ use storage_protocol::{
     UnixMillis, Watch, WatchEvent, WatchOptions,
 };
 use storage_schedule::Calendar;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::WallClock;
@@ -27,6 +28,8 @@ use crate::shared::Shared;
 const BEACON: &str = "scheduler";
 /// After a failure of the store.
 const RETRY: Duration = Duration::from_secs(1);
+/// Until there may be room again.
+const ROOM: Duration = Duration::from_secs(60);
 /// When others had changed some of the jobs meanwhile.
 const CONTENDED: Duration = Duration::from_millis(20);
 
@@ -83,6 +86,7 @@ async fn run(
         metrics,
         floor: UnixMillis::ZERO,
         latest: UnixMillis::ZERO,
+        set_back_at: Some(Instant::now()),
     };
     let running = async {
         loop {
@@ -110,11 +114,14 @@ struct Scheduler {
     floor: UnixMillis,
     /// The latest time that the clock has shown.
     latest: UnixMillis,
+    /// All jobs are to be read then, to reckon anew what a clock has reckoned that was ahead.
+    set_back_at: Option<Instant>,
 }
 
 impl Scheduler {
     /// Until the watch breaks off, which then begins anew.
     async fn attend(&mut self) -> Result<()> {
+        self.latest = self.latest.max(self.clock.now());
         // Ordering: the watch first, so that no row is missed between the look and the watch.
         let options = WatchOptions::default();
         let mut watch = self
@@ -126,13 +133,19 @@ impl Scheduler {
         let batch = Batch::new().put_with(beacon, "", Lifetime::Session);
         let options = CommitOptions::labelled("scheduler begun");
         self.storage.commit(batch, options).await?;
-        self.set_back().await?;
         let mut next = Some(UnixMillis::ZERO);
         loop {
             let due = next;
             let waiting = async {
                 match due {
                     Some(due) => self.clock.reaches(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let set_back_at = self.set_back_at;
+            let setting_back = async {
+                match set_back_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
                     None => std::future::pending().await,
                 }
             };
@@ -144,9 +157,11 @@ impl Scheduler {
                     Heard::Broken => return Ok(()),
                 },
                 () = self.clock.goes_back(&mut self.latest) => {
+                    self.set_back_at = Some(Instant::now());
+                }
+                () = setting_back => {
                     self.set_back().await?;
-                    // Rows of earlier times than all before are told by the watch.
-                    self.floor = UnixMillis::ZERO;
+                    (self.floor, next) = (UnixMillis::ZERO, Some(UnixMillis::ZERO));
                 }
                 () = waiting => {
                     match self.drain(&mut watch)? {
@@ -159,17 +174,22 @@ impl Scheduler {
         }
     }
 
-    async fn set_back(&self) -> Result<()> {
+    async fn set_back(&mut self) -> Result<()> {
         match self.deliveries.set_back(&Calendar).await {
-            Ok(0) => {}
-            Ok(jobs) => tracing::warn!(
-                jobs,
-                "the clock was ahead, and is back: times of jobs that were reckoned by it are reckoned anew"
-            ),
+            Ok(jobs) => {
+                self.set_back_at = None;
+                if jobs > 0 {
+                    tracing::warn!(
+                        jobs,
+                        "the clock was ahead, and is back: times of jobs that were reckoned by it are reckoned anew"
+                    );
+                }
+            }
             // What needs no room is moved on nevertheless.
             Err(
                 error @ (StorageError::QuotaExceeded { .. } | StorageError::StorageFull { .. }),
             ) => {
+                self.set_back_at = Some(Instant::now() + ROOM);
                 tracing::warn!(%error, "times of jobs by a clock that was ahead cannot all be reckoned anew");
             }
             Err(error) => return Err(error),
@@ -221,6 +241,7 @@ impl Scheduler {
     /// Moves on what is due; when to look again.
     async fn look(&mut self) -> Result<Option<UnixMillis>> {
         let began = self.clock.now();
+        self.latest = self.latest.max(began);
         let run = self.deliveries.run_due(&Calendar, self.floor).await?;
         self.metrics.moved.inc_by(run.moved as u64);
         self.metrics.failed.inc_by(run.failed as u64);

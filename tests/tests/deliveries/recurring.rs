@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use storage_protocol::deliveries::{
-    Deliveries, JobFilter, JobId, JobState, NewJob, NoRecurrence, Policy, Recipient, StateKind,
+    Deliveries, DeliveryError, JobFilter, JobId, JobState, NewJob, NoRecurrence, Policy, Recipient,
+    StateKind,
 };
 use storage_protocol::{Keyspace, Storage, StorageExt, UnixMillis};
 use storage_schedule::Calendar;
@@ -188,6 +189,80 @@ async fn a_time_that_had_its_run_has_no_second_one() {
     }
     assert_eq!(world.open_runs().await, [run("s", 40 * SECOND)]);
     assert_eq!(world.state(&run("s", 30 * SECOND)).await, JobState::Done);
+}
+
+/// Where a time has had its run already, nothing takes the place of one that waits.
+#[tokio::test]
+async fn only_a_run_that_is_made_takes_the_place_of_another() {
+    let world = World::new();
+    let id = world.every("s", "10s").await;
+    for time in [10 * SECOND, 7 * YEAR, 7 * YEAR + 10 * SECOND] {
+        world.at(time).await;
+    }
+    let waiting = world.open_runs().await;
+    assert_eq!(waiting.len(), 1);
+    world.at(12 * SECOND).await;
+    world.deliveries.set_back(&Calendar).await.unwrap();
+    assert_eq!(world.due(&id).await, 20 * SECOND);
+    world.at(20 * SECOND).await;
+    assert_eq!(world.open_runs().await, waiting);
+    // This one is made.
+    world.at(30 * SECOND).await;
+    assert_eq!(world.open_runs().await, [run("s", 30 * SECOND)]);
+}
+
+#[tokio::test]
+async fn a_job_that_has_the_id_of_a_run_does_not_give_way() {
+    let world = World::new();
+    let other = world.every(&run("s", 10 * SECOND), "1h").await;
+    world.every("s", "10s").await;
+    for time in [10, 20, 30] {
+        world.at(time * SECOND).await;
+    }
+    let kind = world.state(other.as_str()).await.kind();
+    assert_eq!(kind, StateKind::Pending);
+    let runs = world.open_runs().await;
+    assert_eq!(runs.len(), 2, "{runs:?}");
+    assert!(runs.contains(&run("s", 30 * SECOND)), "{runs:?}");
+}
+
+#[tokio::test]
+async fn the_first_time_that_somebody_wanted_stays() {
+    const MONTH: u64 = 30 * 24 * 3_600 * SECOND;
+    let world = World::new();
+    let id = world
+        .schedule("s", |new| {
+            new.recurrence = Some("every 1d".to_owned());
+            new.due = UnixMillis(START + MONTH);
+        })
+        .await;
+    world.at(2 * YEAR).await;
+    world.at(5 * SECOND).await;
+    world.deliveries.set_back(&Calendar).await.unwrap();
+    assert_eq!(world.due(&id).await, MONTH);
+}
+
+/// Somebody forces it before the scheduler has noticed that the clock is back.
+#[tokio::test]
+async fn who_forces_a_job_of_a_clock_that_was_ahead_does_not_keep_it_there() {
+    let world = World::new();
+    let id = world.every("s", "10s").await;
+    world.at(10 * SECOND).await;
+    world.at(7 * YEAR).await;
+    world.clock.store(START + 15 * SECOND, Ordering::SeqCst);
+    world.deliveries.force(&id).await.unwrap();
+    world.at(15 * SECOND).await;
+    // It stands for the time at 20 s.
+    assert_eq!(world.due(&id).await, 30 * SECOND);
+}
+
+#[tokio::test]
+async fn a_recurring_job_is_not_acknowledged() {
+    let world = World::new();
+    let id = world.every("s", "10s").await;
+    world.at(10 * SECOND).await;
+    let error = world.deliveries.acknowledge(&id).await.unwrap_err();
+    assert!(matches!(error, DeliveryError::Refused { .. }), "{error}");
 }
 
 #[tokio::test]

@@ -139,6 +139,11 @@ async fn an_address_belongs_to_whoever_has_registered_it_by_name() {
     assert_eq!(refused.status, 403, "{}", refused.text());
     assert_eq!(own().await, 1);
     // By the header too.
+    let socket = async || {
+        let answer = house.send("GET", "/api/robots/get/", &login, "").await;
+        serde_json::from_slice::<Value>(&answer.body).unwrap()["robots"][0]["socketID"].clone()
+    };
+    let first = socket().await;
     let again = Robot::try_connect(
         house.address(),
         "/",
@@ -147,7 +152,7 @@ async fn an_address_belongs_to_whoever_has_registered_it_by_name() {
     .await;
     let again = again.unwrap_or_else(|status| panic!("{status}"));
     again.say(&metadata("LAB", "AA")).await;
-    until("it is connected", async || own().await == 1).await;
+    until("it has the robot", async || socket().await != first).await;
     let deleted = house.send("DELETE", &path, &login, "").await;
     assert_eq!(deleted.status, 200, "{}", deleted.text());
     assert_eq!(again.closed().await, 1000);

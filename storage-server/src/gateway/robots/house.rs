@@ -10,14 +10,13 @@ use hyper::header::{AUTHORIZATION, HeaderMap};
 use storage_protocol::deliveries::{Deliveries, Policy, Silence};
 use storage_protocol::{Keyspace, Storage, UnixMillis};
 use storage_schedule::Zone;
-use tokio::sync::Mutex;
 
 use super::blocks::Blocks;
 use super::ids::Ids;
 use super::live::Live;
 use super::logs::Logs;
 use super::metrics::Metrics;
-use super::registry::Counted;
+use super::room::Room;
 use crate::clock::WallClock;
 use crate::config::RobotsConfig;
 use crate::gateway::{Caller, Credential, Guest, Identity, NotLetIn, ServerHandle};
@@ -48,8 +47,7 @@ pub(super) struct House {
     pub(super) live: Arc<Live>,
     pub(super) blocks: Blocks,
     pub(super) logs: Logs,
-    /// How many robots there are, once they were counted.
-    pub(super) robots: Mutex<Option<Counted>>,
+    pub(super) room: Arc<Room>,
     /// Places for lists, which are read and answered as a whole.
     lists: Turns,
     /// A demonstration: robots need no token.
@@ -68,6 +66,7 @@ impl House {
             logs: Logs::start(&config, &server.config().data, zone.clone(), dropped),
             deliveries: Deliveries::new(own.clone()).with_clock(clock.of_deliveries()),
             server: server.clone(),
+            room: Room::new(config.robots_max),
             config,
             keyspace,
             zone,
@@ -77,7 +76,6 @@ impl House {
             ids: Ids::default(),
             live: Arc::default(),
             blocks: Blocks::default(),
-            robots: Mutex::default(),
             lists: Turns::new(LISTS_MAX),
             open: AtomicBool::new(false),
         }

@@ -13,7 +13,7 @@
 //! ([`socket`]) hands over what is for its robot. All state is ordinary keys ([`keys`]); in memory are only the connections.
 //!
 //! * [`frame`]: the frames, in both dialects. [`registry`]: robots. [`trigger`], [`jobs`], [`machines`]: the routes.
-//! * [`house`]: what all share. [`live`], [`blocks`], [`ids`], [`logs`]: parts of that.
+//! * [`house`]: what all share. [`live`], [`blocks`], [`ids`], [`logs`], [`room`]: parts of that.
 
 mod answer;
 mod blocks;
@@ -30,6 +30,7 @@ mod logs;
 mod machines;
 mod metrics;
 mod registry;
+mod room;
 mod socket;
 mod trigger;
 

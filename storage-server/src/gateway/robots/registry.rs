@@ -1,7 +1,6 @@
 //! The robots that are known, each with its connection if it has one.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -15,14 +14,13 @@ use super::frame::Metadata;
 use super::house::House;
 use super::ids::Kind;
 use super::keys;
+use super::room::Place;
 use crate::gateway::{Identity, Principal};
 
 /// Others may register the same robot meanwhile, so many times.
 const TRIES_MAX: usize = 64;
 /// The most addresses that one connection makes known, so that nobody fills the table with one connection.
 const NEW_ROBOTS_MAX: usize = 16;
-/// Where there is no room, robots are counted again after so long.
-const COUNTED_AGAIN: Duration = Duration::from_secs(60);
 /// The most robots of a list.
 pub(super) const LIST_MAX: usize = 10_000;
 
@@ -39,14 +37,6 @@ pub(super) struct Robot {
     pub(super) updated_at: String,
     /// Who has registered it, and may do so again.
     pub(super) principal: String,
-}
-
-/// How many robots are known.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Counted {
-    robots: u64,
-    /// When they were counted.
-    at: Instant,
 }
 
 /// The socket that registers a robot.
@@ -160,33 +150,13 @@ impl House {
         metadata: &Metadata,
         socket: &Socket<'_>,
     ) -> Result<Registered, NotRegistered> {
-        let mut has_room = false;
-        let registering = self.try_register(storage, identity, metadata, socket, &mut has_room);
-        let registered = registering.await;
-        let is_new = registered
-            .as_ref()
-            .is_ok_and(|registered| registered.is_new);
-        if has_room && !is_new {
-            self.give_back_room().await;
-        }
-        registered
-    }
-
-    /// `has_room`: whether room was taken for a new robot.
-    async fn try_register(
-        &self,
-        storage: &dyn Storage,
-        identity: &Identity,
-        metadata: &Metadata,
-        socket: &Socket<'_>,
-        has_room: &mut bool,
-    ) -> Result<Registered, NotRegistered> {
         let (key, online) = (
             keys::robot(&metadata.address),
             keys::online(&metadata.address),
         );
         let principal = identity.principal();
-        let mut number = None;
+        // Of one that is new.
+        let (mut number, mut place) = (None, None);
         for _ in 0..TRIES_MAX {
             let found = storage
                 .get(std::slice::from_ref(&key))
@@ -222,8 +192,7 @@ impl House {
                                 );
                                 return Err(NotRegistered::Refused(why));
                             }
-                            self.take_room().await?;
-                            *has_room = true;
+                            place = Some(self.place().await?);
                             self.ids.next(&*self.own, Kind::Robot).await?
                         }
                     };
@@ -251,6 +220,9 @@ impl House {
             let options = CommitOptions::labelled("robot connected");
             match storage.commit(batch, options).await {
                 Ok(position) => {
+                    if is_new && let Some(place) = place {
+                        place.fill();
+                    }
                     return Ok(Registered {
                         robot,
                         is_new,
@@ -265,35 +237,11 @@ impl House {
         Err(NotRegistered::Refused(why.to_owned()))
     }
 
-    /// Room for one robot more.
-    async fn take_room(&self) -> Result<(), NotRegistered> {
-        let mut counted = self.robots.lock().await;
+    /// A place for one robot more.
+    async fn place(&self) -> Result<Place, NotRegistered> {
+        let place = self.room.take(self.count_robots(&*self.own)).await?;
         let max = self.config.robots_max;
-        // Others remove robots too. So where there seems to be no room they are counted again, now and then.
-        let is_good =
-            |counted: &Counted| counted.robots < max || counted.at.elapsed() < COUNTED_AGAIN;
-        let Counted { robots, at } = match counted.filter(is_good) {
-            Some(counted) => counted,
-            None => Counted {
-                robots: self.count_robots(&*self.own).await?,
-                at: Instant::now(),
-            },
-        };
-        let is_room = robots < max;
-        let robots = robots + u64::from(is_room);
-        *counted = Some(Counted { robots, at });
-        match is_room {
-            true => Ok(()),
-            false => Err(NotRegistered::Refused(format!(
-                "robots.robots_max is {max}"
-            ))),
-        }
-    }
-
-    async fn give_back_room(&self) {
-        if let Some(counted) = &mut *self.robots.lock().await {
-            counted.robots = counted.robots.saturating_sub(1);
-        }
+        place.ok_or_else(|| NotRegistered::Refused(format!("robots.robots_max is {max}")))
     }
 
     pub(super) async fn count_robots(&self, storage: &dyn Storage) -> Result<u64, StorageError> {
@@ -392,12 +340,17 @@ impl House {
                 .remove(key.clone())
                 .remove(keys::online(address));
             let options = CommitOptions::labelled("robot removed");
-            match storage.commit(batch, options).await {
-                Ok(_) => {}
-                Err(StorageError::CheckFailed { .. }) => continue,
-                Err(error) => return Err(error.into()),
+            let mut failed = None;
+            let removing = async {
+                let removed = storage.commit(batch, options).await;
+                removed.map_err(|error| failed = Some(error)).ok()
+            };
+            let removed = self.room.freed_by(removing).await;
+            match (removed, failed) {
+                (Some(_), _) => {}
+                (None, None | Some(StorageError::CheckFailed { .. })) => continue,
+                (None, Some(error)) => return Err(error.into()),
             }
-            self.give_back_room().await;
             self.live.remove(address);
             return Ok(Some(robot));
         }
