@@ -63,7 +63,7 @@ impl Channel {
             ..HistoryWish::default()
         };
         let newest = rooms.history(room.id, wish).await?;
-        let count = rooms.count(room.id, COUNT_MAX).await?;
+        let count = rooms.count(room.id, COUNT_MAX).await?.value;
         let feed = rooms.follow(room.id, WatchStart::After(position)).await?;
         let newest = newest.messages.first().map(|message| message.time.0);
         let state = State {
