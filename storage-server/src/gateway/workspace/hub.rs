@@ -7,6 +7,7 @@
 //! | `idm/…` | `{"Type":"UPDATE","Role":{"Uuid":"team"}}` and the like, to those whom it concerns |
 //! | `activities/…` | `{"OwnerType":"USER","OwnerId":"ana","BoxName":"inbox","Activity":{…}}`, to the owner |
 //! | `users/`, `roles/`, `workspaces/` | an identity event, to those whom it concerns; what they have is looked up again |
+//! | `rooms/…/m/…` | a post is an event of the node of its room: see [`super::comments`] |
 //!
 //! A value that is put and a signal are told alike.
 
@@ -24,6 +25,7 @@ use tokio::sync::{OnceCell, watch};
 
 use super::Metrics;
 use super::coalesce::Coalescer;
+use super::comments::Comments;
 use super::directory::{NODE_IDS, ROLES, USERS, WORKSPACES};
 use super::frame::without_defaults;
 use super::records::Records;
@@ -168,6 +170,7 @@ impl Hub {
 
     async fn run(self: Arc<Self>, mut watch: Watch) {
         let mut waiting = Coalescer::new(self.quiet);
+        let mut comments = Comments::new(self.own.clone(), self.records.clone());
         let mut retry = None;
         loop {
             let due = waiting.next_due();
@@ -188,15 +191,26 @@ impl Hub {
                     retry = None;
                     continue;
                 }
+                events = comments.next() => {
+                    self.offer(events, &mut waiting);
+                    continue;
+                }
             };
             match told {
                 Ok(Some(WatchEvent::Commit(commit))) => {
                     self.note(&commit);
                     self.tell(&commit, &mut waiting).await;
+                    self.offer(comments.note(&commit), &mut waiting);
                 }
                 Ok(Some(_)) => {}
-                Ok(None) => watch = self.again(watch.status().position, None).await,
-                Err(error) => watch = self.again(watch.status().position, Some(error)).await,
+                Ok(None) => {
+                    watch = self.again(watch.status().position, None).await;
+                    comments.forget();
+                }
+                Err(error) => {
+                    watch = self.again(watch.status().position, Some(error)).await;
+                    comments.forget();
+                }
             }
         }
     }
@@ -321,7 +335,7 @@ impl Hub {
     }
 
     /// Tells an event of the tree to all whom it is for.
-    pub(super) fn tell_of_tree(&self, event: &TreeEvent, now: Instant) {
+    fn tell_of_tree(&self, event: &TreeEvent, now: Instant) {
         let told = self.registry().tell_of_tree(event, now);
         self.metrics.events.inc_by(told);
     }

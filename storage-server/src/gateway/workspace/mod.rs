@@ -14,6 +14,7 @@
 
 mod chat;
 mod coalesce;
+mod comments;
 mod demo;
 mod directory;
 mod events;

@@ -14,19 +14,13 @@ use crate::config::NodeRooms;
 #[derive(Clone, Debug)]
 pub(super) struct Access {
     pub(super) writes: bool,
-    /// Of the node that the room belongs to, if it is known.
-    pub(super) path: Option<String>,
     /// Of the node that the room belongs to, where that was asked: beside the peer's rights it goes by this.
     node: Option<Arc<Record>>,
 }
 
 impl Access {
     fn new(writes: bool) -> Self {
-        Self {
-            writes,
-            path: None,
-            node: None,
-        }
+        Self { writes, node: None }
     }
 
     /// Whether the node may be elsewhere by now.
@@ -67,16 +61,13 @@ pub(super) async fn access(
             let granted = rights.workspaces.get(key.object()).ok_or(OF_WORKSPACE)?;
             Ok(Access::new(granted.writes))
         }
+        Some(RoomKind::Node) if node_rooms == NodeRooms::Open => Ok(Access::new(true)),
         Some(RoomKind::Node) => {
             let place = directory::place_of_node(records, key.object()).await;
             let place = place.map_err(NoAccess::Unknown)?;
-            let writes = match node_rooms {
-                NodeRooms::Open => Some(true),
-                NodeRooms::Checked => place.path.as_ref().and_then(|path| rights.of_path(path)),
-            };
+            let writes = place.path.and_then(|path| rights.of_path(&path));
             Ok(Access {
                 writes: writes.ok_or(OF_NODE)?,
-                path: place.path,
                 node: place.record,
             })
         }

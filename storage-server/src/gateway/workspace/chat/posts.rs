@@ -1,7 +1,5 @@
 //! What is said in rooms, and taken back.
 
-use std::time::Instant;
-
 use storage_protocol::StorageError;
 use storage_protocol::rooms::{Deleted, DeletedBy, Draft, MessageId, RoomId};
 
@@ -53,10 +51,6 @@ impl Conversation {
             Err(error) => return Err(error.into()),
         }
         self.session.state.metrics.messages.inc();
-        if let Some(path) = &joined.access.path {
-            let event = joined.attached.channel.commented(path);
-            self.hub.tell_of_tree(&event, Instant::now());
-        }
         Ok(())
     }
 
