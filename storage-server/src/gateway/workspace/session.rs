@@ -140,7 +140,7 @@ impl Session {
         };
         let who = match Box::pin(self.state.who(guest, jwt)).await {
             Ok(who) => who,
-            Err(why) => return Err(self.refuse(close_code::POLICY, &why).await),
+            Err(why) => return Err(self.refuse(close_code::POLICY, &why.to_string()).await),
         };
         if let Err(error) = self.socket.log_in(who.identity.clone()) {
             return Err(self.refuse(close_code::TRY_AGAIN, &error.to_string()).await);
