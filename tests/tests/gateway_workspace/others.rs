@@ -80,6 +80,37 @@ async fn tokens_of_another_issuer_say_who_it_is() {
 }
 
 #[tokio::test]
+async fn a_token_of_another_issuer_is_for_the_audience_that_is_configured() {
+    let secret = b"a secret of thirty-two bytes at least";
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), secret).unwrap();
+    let table = format!(
+        "jwt_issuer = \"cells\"\njwt_audience = \"storage\"\njwt_secret_file = \"{}\"",
+        file.path().display()
+    );
+    let house = House::configured(&table, "").await;
+    let token = |aud: Value| {
+        let claims = json!({ "iss": "cells", "exp": 4_000_000_000_u64, "name": "zoe", "aud": aud });
+        foreign(secret, &claims)
+    };
+    for good in [json!("storage"), json!(["other", "storage"])] {
+        let mut socket = house.open("/event").await.unwrap();
+        socket.subscribe(&token(good)).await;
+    }
+    for other in [json!("other"), json!(["other"]), Value::Null] {
+        let mut socket = house.open("/event").await.unwrap();
+        let jwt = token(other);
+        socket
+            .say(json!({ "@type": "subscribe", "jwt": jwt }))
+            .await;
+        let error = socket.error().await;
+        assert!(error.contains("another audience"), "{error}");
+        assert_eq!(socket.closed().await.0, 1008);
+    }
+    house.events("ana").await;
+}
+
+#[tokio::test]
 async fn events_of_services_ask_for_a_credential_and_a_good_one_is_not_asked_for_again() {
     let secret = b"a secret of thirty-two bytes at least";
     let file = tempfile::NamedTempFile::new().unwrap();

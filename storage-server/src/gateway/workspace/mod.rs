@@ -123,7 +123,9 @@ impl WorkspaceGateway {
             // Checked with the configuration. If it went since, none of these tokens is good.
             let foreign = config.jwt_secret().map_err(|error| error.to_string());
             let foreign = foreign.and_then(|secret| {
-                let tokens = secret.map(|(issuer, secret)| ForeignTokens::new(&issuer, &secret));
+                let audience = config.jwt_audience.as_deref();
+                let tokens =
+                    secret.map(|(issuer, secret)| ForeignTokens::new(&issuer, audience, &secret));
                 tokens.transpose().map_err(|error| error.to_string())
             });
             let foreign = foreign.unwrap_or_else(|error| {
