@@ -2,7 +2,9 @@
 
 use super::library::message_at;
 use super::{Message, PAGE_BYTES_MAX, PAGE_MESSAGES_MAX, PlaceKind, RoomId, Rooms};
-use crate::{Key, KeyRange, KeyState, Position, Result, Revision, ScanItem, ScanOptions, Storage};
+use crate::{
+    Key, KeyRange, KeyState, Position, Reading, Result, Revision, ScanItem, ScanOptions, Storage,
+};
 
 /// Which page of a history. The default is the newest one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,11 +82,11 @@ impl<S: Storage> Rooms<S> {
         self.page(range, false, limit).await
     }
 
-    /// How many messages there are; at most `max` are counted.
+    /// How many messages there are, and where in the history of the store that is so; at most `max` are counted.
     ///
     /// # Errors
     /// As [`Storage::scan`].
-    pub async fn count(&self, room: RoomId, max: u64) -> Result<u64> {
+    pub async fn count(&self, room: RoomId, max: u64) -> Result<Reading<u64>> {
         let options = ScanOptions {
             keys_only: true,
             limit: Some(max),
@@ -92,11 +94,11 @@ impl<S: Storage> Rooms<S> {
         };
         let range = self.keys.messages_before(room, None);
         let mut scan = self.storage.scan(range, options).await?;
-        let mut count = 0;
+        let (position, mut value) = (scan.position(), 0);
         while let Some(page) = scan.next_page().await? {
-            count += page.len() as u64;
+            value += page.len() as u64;
         }
-        Ok(count)
+        Ok(Reading { position, value })
     }
 
     /// The key of the last entry that is passed over; `None`: there are no more.

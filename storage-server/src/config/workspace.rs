@@ -53,6 +53,9 @@ pub struct WorkspaceConfig {
     /// Whose tokens are taken besides the server's own: JWTs with HS256 and this `iss`. Default none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jwt_issuer: Option<String>,
+    /// Of its tokens those alone are taken that are for this audience: `aud` is this, or a list with it. Default: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jwt_audience: Option<String>,
     /// The file with the secret of that issuer, as it is (32 bytes at least; a line break at its end does not count).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jwt_secret_file: Option<PathBuf>,
@@ -71,6 +74,7 @@ impl Default for WorkspaceConfig {
             ping: Duration::from_secs(30),
             silence: Duration::from_secs(60),
             jwt_issuer: None,
+            jwt_audience: None,
             jwt_secret_file: None,
         }
     }
@@ -121,6 +125,18 @@ impl WorkspaceConfig {
     }
 
     fn validate_jwt(&self) -> Result<(), ConfigError> {
+        let key = "workspace.jwt_audience";
+        match (&self.jwt_audience, &self.jwt_issuer) {
+            (Some(audience), _) if audience.is_empty() => {
+                let allowed = "the aud of the tokens that are to be taken";
+                return Err(ConfigError::value(key, "\"\"", allowed));
+            }
+            (Some(audience), None) => {
+                let allowed = "only with jwt_issuer: the server's own tokens have no audience";
+                return Err(ConfigError::value(key, format!("{audience:?}"), allowed));
+            }
+            _ => {}
+        }
         match (&self.jwt_issuer, &self.jwt_secret_file) {
             (None, None) => Ok(()),
             (Some(issuer), Some(_)) if issuer.is_empty() => {

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use axum::extract::FromRequestParts;
 use hyper::StatusCode;
+use hyper::header::HeaderValue;
 use hyper::http::request::Parts;
 use zeroize::Zeroizing;
 
 use super::caller::Caller;
-use super::refusal::refused;
+use super::refusal::{challenges, refused};
 use super::{Front, Refusal};
 use crate::auth::passwords::LoginError;
 use crate::auth::{AuthError, Identity, LivePeer, tokens};
@@ -175,6 +176,12 @@ impl Guest {
     #[must_use]
     pub fn takes(&self, method: AuthMethod) -> bool {
         self.front.listener.auth().contains(&method)
+    }
+
+    /// How who shows nothing good is asked for a credential of the listener: the values of `WWW-Authenticate` in an answer
+    /// with 401. None, where it takes none that can be asked for.
+    pub fn challenges(&self) -> impl Iterator<Item = HeaderValue> + '_ {
+        challenges(self.front.listener.auth())
     }
 
     /// Who it is. The certificate of its connection decides, if it has one, whatever is shown; `None` is nothing, which is

@@ -37,7 +37,7 @@ use crate::metrics::RefusedLabel;
 use crate::net::admission::Place;
 use crate::shared::{Phase, Shared};
 use protocol::WebSocketProtocol;
-use refusal::challenge;
+use refusal::challenges;
 use slots::HttpSlots;
 use visit::Visit;
 
@@ -188,10 +188,8 @@ impl Front {
             upgrade::demand(&mut response);
         } else if refusal.status == StatusCode::UNAUTHORIZED {
             let headers = response.headers_mut();
-            for method in self.listener.auth() {
-                if let Some(challenge) = challenge(*method) {
-                    headers.append(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
-                }
+            for challenge in challenges(self.listener.auth()) {
+                headers.append(WWW_AUTHENTICATE, challenge);
             }
         } else if let Some(retry_after) = refusal.retry_after {
             let seconds = HeaderValue::from(retry_after.as_secs().max(1));

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use hyper::StatusCode;
+use hyper::header::HeaderValue;
 use storage_protocol::{Limit, StorageError};
 
 use crate::auth::AuthError;
@@ -51,13 +52,15 @@ impl Refusal {
     }
 }
 
-/// How a client without a credential is asked for one.
-pub(super) fn challenge(method: AuthMethod) -> Option<&'static str> {
-    match method {
+/// How a client without a credential is asked for one of these.
+pub(super) fn challenges(methods: &[AuthMethod]) -> impl Iterator<Item = HeaderValue> + '_ {
+    let challenge = |method: &AuthMethod| match method {
         AuthMethod::Token => Some("Bearer"),
         AuthMethod::Password => Some("Basic realm=\"storage-sync\", charset=\"UTF-8\""),
         AuthMethod::Certificate | AuthMethod::Anonymous => None,
-    }
+    };
+    let challenges = methods.iter().filter_map(challenge);
+    challenges.map(HeaderValue::from_static)
 }
 
 /// The answer to who is not let in for what it has shown.

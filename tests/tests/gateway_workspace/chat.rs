@@ -1,6 +1,9 @@
 //! Rooms: who is in them, what is said.
 
 use serde_json::{Value, json};
+use storage_client::RemoteStorage;
+use storage_protocol::Batch;
+use storage_protocol::rooms::{Deleted, DeletedBy, Draft, Room, RoomKey, Rooms};
 
 use crate::client::{House, node};
 
@@ -186,10 +189,55 @@ async fn item_26_what_the_browser_says_works_as_it_says_it() {
     let told = events.frame().await;
     assert_eq!(told["Type"], "UPDATE_USER_META", "{told}");
     assert_eq!(told["Target"]["Path"], "team/a.txt");
-    let count: u64 = told["Target"]["MetaStore"]["has_comments"]
-        .as_str()
-        .unwrap()
-        .parse()
-        .unwrap();
-    assert!((1..=2).contains(&count), "{told}");
+    // This one counts, too.
+    assert_eq!(told["Target"]["MetaStore"]["has_comments"], "2", "{told}");
+}
+
+#[tokio::test]
+async fn a_post_is_an_event_of_its_node_whoever_makes_it() {
+    let house = House::configured("quiet = \"2s\"", "").await;
+    let mut events = house.events("ana").await;
+    let rooms: Rooms<RemoteStorage> = Rooms::new(house.native().await);
+    let of = async |object: &str| {
+        let key = RoomKey::new("NODE", object).unwrap();
+        rooms.open_or_create(&key, "").await.unwrap().0
+    };
+    let (room, beside) = (of("n-9").await, of("n-2").await);
+    let post = async |room: &Room, text: &str| {
+        let draft = Draft::new("robot", text).unwrap();
+        rooms.post(room, &draft).await.unwrap().id
+    };
+    // It waits for quiet about the node; comments do not, and come behind it all the same.
+    let new = json!({ "Uuid": "n-9", "Type": "LEAF", "Etag": "e" }).to_string();
+    let batch = Batch::new()
+        .put("nodes/data/team/x", new)
+        .put("node-ids/n-9", "/data/team/x");
+    house.commit(batch).await;
+    let first = post(&room, "one").await;
+    let created = events.frame().await;
+    assert_eq!(created.get("Type"), None, "{created}");
+    assert_eq!(created["Target"]["Path"], "team/x");
+    let mut comments = async |path: &str| {
+        let told = events.frame().await;
+        assert_eq!(told["Type"], "UPDATE_USER_META", "{told}");
+        assert_eq!(told["Target"]["Uuid"], "n-9", "{told}");
+        assert_eq!(told["Target"]["Path"], path, "{told}");
+        told["Target"]["MetaStore"]["has_comments"].clone()
+    };
+    assert_eq!(comments("team/x").await, "1");
+    // Of a node that she has not she is told nothing.
+    post(&beside, "not for ana").await;
+    for (text, count) in [("two", "2"), ("three", "3")] {
+        post(&room, text).await;
+        assert_eq!(comments("team/x").await, count);
+    }
+    let deleted = rooms.delete(room.id, first, DeletedBy::Anyone).await;
+    assert!(matches!(deleted.unwrap(), Deleted::Done(..)));
+    post(&room, "four").await;
+    assert_eq!(comments("team/x").await, "3");
+    house
+        .commit(Batch::new().put("node-ids/n-9", "/data/team/y"))
+        .await;
+    post(&room, "five").await;
+    assert_eq!(comments("team/y").await, "4");
 }

@@ -11,7 +11,7 @@ use storage_testkit::harness::{Certificates, Launch, ServerProcess};
 use storage_testkit::raw::{self, HttpAnswer, in_time};
 use storage_testkit::served::ADMIN;
 use tempfile::TempDir;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{WebSocketStream, client_async};
 
@@ -173,10 +173,22 @@ gateways = ["workspace"]
         assert_eq!(answer.status, 200, "{}", answer.text());
     }
 
+    /// A connection for which the system holds little that is not read.
+    pub(crate) async fn narrow_tcp(&self) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(64 << 10).unwrap();
+        let connecting = socket.connect(self.address.parse().unwrap());
+        in_time("TCP", connecting).await.unwrap()
+    }
+
     /// A socket that has said nothing.
     pub(crate) async fn open(&self, path: &str) -> Result<Socket, u16> {
+        self.open_over(self.tcp().await, path).await
+    }
+
+    /// The same, over a connection that is there.
+    pub(crate) async fn open_over(&self, stream: TcpStream, path: &str) -> Result<Socket, u16> {
         let uri = format!("ws://{}{path}", self.address);
-        let stream = self.tcp().await;
         match in_time("an upgrade", client_async(uri, stream)).await {
             Ok((stream, _)) => Ok(Socket {
                 stream,

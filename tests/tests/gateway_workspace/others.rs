@@ -80,14 +80,113 @@ async fn tokens_of_another_issuer_say_who_it_is() {
 }
 
 #[tokio::test]
-async fn events_of_services_need_a_credential_and_sense() {
+async fn a_token_of_another_issuer_is_for_the_audience_that_is_configured() {
+    let secret = b"a secret of thirty-two bytes at least";
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), secret).unwrap();
+    let table = format!(
+        "jwt_issuer = \"cells\"\njwt_audience = \"storage\"\njwt_secret_file = \"{}\"",
+        file.path().display()
+    );
+    let house = House::configured(&table, "").await;
+    let token = |aud: Value| {
+        let claims = json!({ "iss": "cells", "exp": 4_000_000_000_u64, "name": "zoe", "aud": aud });
+        foreign(secret, &claims)
+    };
+    for good in [json!("storage"), json!(["other", "storage"])] {
+        let mut socket = house.open("/event").await.unwrap();
+        socket.subscribe(&token(good)).await;
+    }
+    for other in [json!("other"), json!(["other"]), Value::Null] {
+        let mut socket = house.open("/event").await.unwrap();
+        let jwt = token(other);
+        socket
+            .say(json!({ "@type": "subscribe", "jwt": jwt }))
+            .await;
+        let error = socket.error().await;
+        assert!(error.contains("another audience"), "{error}");
+        assert_eq!(socket.closed().await.0, 1008);
+    }
+    house.events("ana").await;
+}
+
+#[tokio::test]
+async fn events_of_services_ask_for_a_credential_and_a_good_one_is_not_asked_for_again() {
+    let secret = b"a secret of thirty-two bytes at least";
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), secret).unwrap();
+    let table = format!(
+        "jwt_issuer = \"cells\"\njwt_secret_file = \"{}\"",
+        file.path().display()
+    );
+    let rules = r#"
+[[rule]]
+principal = "cert:boss"
+keyspace = "*"
+allow = ["read", "write", "watch", "admin"]
+
+[[rule]]
+principal = "cert:boss"
+keyspace = "system"
+allow = ["admin"]
+
+[[rule]]
+principal = "user:admin"
+keyspace = "workspace"
+allow = ["write"]
+"#;
+    let house = House::configured(&table, rules).await;
+    let event = json!({ "Type": "DELETE", "Source": { "Uuid": "z", "Path": "/data/team/x" } });
+    let event = event.to_string();
+    let answer = async |more: &str| house.post("/workspace/events", more, &event).await;
+    let bearer = |token: &str| format!("Authorization: Bearer {token}\r\n");
+    let claims = |exp: u64, name: &str| json!({ "iss": "cells", "exp": exp, "name": name });
+    let far = 4_000_000_000;
+    let another = b"another secret of thirty-two bytes.";
+    let ended = bearer(&foreign(secret, &claims(1, "zoe")));
+    let forged = bearer(&foreign(another, &claims(far, "zoe")));
+    let nameless = bearer(&foreign(secret, &claims(far, "")));
+    for (not_good, more) in [
+        ("nothing", ""),
+        ("no token", "Authorization: Bearer x.y.z\r\n"),
+        ("an empty one", "Authorization: Bearer \r\n"),
+        ("a word", "Authorization: Bearer\r\n"),
+        ("another scheme", "Authorization: Digest a\r\n"),
+        ("no password", "Authorization: Basic ???\r\n"),
+        // eve:wrong
+        ("a wrong one", "Authorization: Basic ZXZlOndyb25n\r\n"),
+        ("one that has ended", &ended),
+        ("one with a wrong signature", &forged),
+        ("one without a name", &nameless),
+        (
+            "two",
+            "Authorization: Bearer a\r\nAuthorization: Bearer a\r\n",
+        ),
+    ] {
+        let refused = answer(more).await;
+        assert_eq!(refused.status, StatusCode::UNAUTHORIZED, "{not_good}");
+        let asked = refused.header("WWW-Authenticate").unwrap_or_default();
+        assert!(asked.starts_with("Bearer"), "{not_good}: {asked}");
+        assert!(refused.text().contains("error"), "{not_good}");
+    }
+    // Whoever that is is known, and may not.
+    let good = bearer(&foreign(secret, &claims(far, "zoe")));
+    for more in [&good, &bearer(&house.token("ana").await)] {
+        let refused = answer(more).await;
+        assert_eq!(refused.status, StatusCode::FORBIDDEN);
+        assert_eq!(refused.header("WWW-Authenticate"), None);
+    }
+    let admin = bearer(&house.token("admin").await);
+    assert_eq!(answer(&admin).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn events_of_services_need_sense() {
     let house = House::new().await;
     let status = async |more: &str, body: &str| {
         let answer = house.post("/workspace/events", more, body).await;
         (answer.status, answer.text())
     };
-    assert_eq!(status("", "[]").await.0, StatusCode::UNAUTHORIZED);
-    assert_eq!(status("Authorization: Bearer x.y.z\r\n", "[]").await.0, 403);
     let bearer = format!("Authorization: Bearer {}\r\n", house.token("ana").await);
     for (body, why) in [
         ("{", "not JSON"),

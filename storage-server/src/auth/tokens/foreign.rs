@@ -9,6 +9,7 @@ use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{TokenError, UnixSeconds, hs256};
 
@@ -19,6 +20,8 @@ pub(crate) const SECRET_BYTES_MIN: usize = 32;
 #[derive(Clone)]
 pub(crate) struct ForeignTokens {
     issuer: String,
+    /// For whom they have to be; `None`: for anybody.
+    audience: Option<String>,
     key: DecodingKey,
     validation: Validation,
 }
@@ -28,6 +31,7 @@ impl fmt::Debug for ForeignTokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ForeignTokens")
             .field("issuer", &self.issuer)
+            .field("audience", &self.audience)
             .finish_non_exhaustive()
     }
 }
@@ -39,8 +43,21 @@ pub(crate) struct Foreign<C> {
     /// From when on it is good for nothing.
     pub(crate) exp: UnixSeconds,
     nbf: Option<UnixSeconds>,
+    #[serde(default)]
+    aud: Value,
     #[serde(flatten)]
     pub(crate) claims: C,
+}
+
+impl<C> Foreign<C> {
+    /// Whether it is for this audience: `aud` is a text, or a list of texts (RFC 7519, section 4.1.3). Without one it is for
+    /// nobody in particular.
+    fn is_for(&self, audience: &str) -> bool {
+        match &self.aud {
+            Value::Array(all) => all.iter().any(|one| one == audience),
+            one => one == audience,
+        }
+    }
 }
 
 /// What is read before the signature is checked: it only chooses who checks it.
@@ -50,10 +67,15 @@ struct Unchecked {
 }
 
 impl ForeignTokens {
-    /// Those of `issuer`. The secret has [`SECRET_BYTES_MIN`] bytes at least, which the caller has seen to.
-    pub(crate) fn new(issuer: &str, secret: &[u8]) -> Result<Self, TokenError> {
+    /// Those of `issuer`, and of these those that are for `audience`; `None`: all of them. The secret has [`SECRET_BYTES_MIN`]
+    /// bytes at least, which the caller has seen to.
+    pub(crate) fn new(
+        issuer: &str,
+        audience: Option<&str>,
+        secret: &[u8],
+    ) -> Result<Self, TokenError> {
         hs256::install();
-        // As for our own: the times are judged here, by the caller's clock and without leeway.
+        // As for our own: the times are judged here, by the caller's clock and without leeway; and so is the audience.
         let mut validation = Validation::new(Algorithm::HS256);
         validation.validate_exp = false;
         validation.validate_aud = false;
@@ -62,6 +84,7 @@ impl ForeignTokens {
             .map_err(|error| TokenError::Signing(error.to_string()))?;
         Ok(Self {
             issuer: issuer.to_owned(),
+            audience: audience.map(str::to_owned),
             key,
             validation,
         })
@@ -84,7 +107,7 @@ impl ForeignTokens {
         token: &str,
         now: UnixSeconds,
     ) -> Result<Foreign<C>, TokenError> {
-        let decoded = jsonwebtoken::decode::<serde_json::Value>(token, &self.key, &self.validation);
+        let decoded = jsonwebtoken::decode::<Value>(token, &self.key, &self.validation);
         let decoded = decoded.map_err(|error| match error.kind() {
             ErrorKind::InvalidSignature => TokenError::BadSignature,
             ErrorKind::InvalidAlgorithm | ErrorKind::UnsupportedAlgorithm => TokenError::Algorithm,
@@ -95,6 +118,10 @@ impl ForeignTokens {
         })?;
         if foreign.iss != self.issuer {
             return Err(TokenError::OtherServer);
+        }
+        let audience = self.audience.as_deref();
+        if audience.is_some_and(|audience| !foreign.is_for(audience)) {
+            return Err(TokenError::Audience);
         }
         if foreign.nbf.is_some_and(|from| now < from) {
             return Err(TokenError::Malformed("it is not good yet"));
@@ -109,7 +136,7 @@ impl ForeignTokens {
 #[cfg(test)]
 mod tests {
     use jsonwebtoken::{EncodingKey, Header};
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -123,7 +150,7 @@ mod tests {
 
     #[test]
     fn a_token_is_good_by_its_signature_its_issuer_and_its_times() {
-        let tokens = ForeignTokens::new("cells", SECRET).unwrap();
+        let tokens = ForeignTokens::new("cells", None, SECRET).unwrap();
         let verify = |token: &str| tokens.verify::<Value>(token, UnixSeconds(100));
         let token = |claims: Value| signed(Algorithm::HS256, SECRET, &claims);
         let good = token(json!({ "iss": "cells", "exp": 101, "name": "ana" }));
@@ -156,5 +183,44 @@ mod tests {
             URL_SAFE_NO_PAD.encode(r#"{"iss":"cells","exp":101}"#)
         );
         assert!(verify(&none).is_err());
+    }
+
+    #[test]
+    fn a_token_is_for_the_audience_that_is_asked_for() {
+        let of = |audience: Option<&str>| ForeignTokens::new("cells", audience, SECRET).unwrap();
+        let verify = |tokens: &ForeignTokens, aud: Value| {
+            let claims = json!({ "iss": "cells", "exp": 101, "aud": aud });
+            let token = signed(Algorithm::HS256, SECRET, &claims);
+            tokens.verify::<Value>(&token, UnixSeconds(100)).map(drop)
+        };
+        let ours = of(Some("storage"));
+        for good in [json!("storage"), json!(["other", "storage"])] {
+            assert_eq!(verify(&ours, good), Ok(()));
+        }
+        let others = [
+            json!("other"),
+            json!(["other"]),
+            json!([]),
+            json!(""),
+            json!("storage2"),
+            json!({ "storage": "storage" }),
+            json!(7),
+            Value::Null,
+        ];
+        for other in &others {
+            let refused = verify(&ours, other.clone());
+            assert_eq!(refused, Err(TokenError::Audience), "{other}");
+        }
+        let absent = signed(
+            Algorithm::HS256,
+            SECRET,
+            &json!({ "iss": "cells", "exp": 101 }),
+        );
+        let refused = ours.verify::<Value>(&absent, UnixSeconds(100));
+        assert_eq!(refused.unwrap_err(), TokenError::Audience);
+        // Where none is asked for it is not looked at.
+        for any in others {
+            assert_eq!(verify(&of(None), any), Ok(()));
+        }
     }
 }

@@ -158,6 +158,9 @@ pub(crate) enum TokenError {
     /// The key is this server's, but the token is for another.
     #[error("the token is of another server")]
     OtherServer,
+    /// It is of another issuer whose tokens are taken, and not for this server.
+    #[error("the token is for another audience")]
+    Audience,
     /// Its time is over.
     #[error("the token expired at {at}")]
     Expired {

@@ -1,4 +1,5 @@
-//! Who has which workspaces: users, roles and workspaces are ordinary entries, read with the rights of the server.
+//! Who has which workspaces: users, roles and workspaces are ordinary entries, read with the rights of the server, and once for
+//! all who go by them ([`Records`]).
 //!
 //! | key | value, as JSON |
 //! | --- | --- |
@@ -14,8 +15,9 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use storage_protocol::{Entry, Key, Result, Storage, StorageExt};
+use storage_protocol::{Key, Result};
 
+use super::records::{Record, Records};
 use super::tree::normal;
 
 pub(super) const USERS: &str = "users/";
@@ -32,7 +34,7 @@ const ROOTS_MAX: usize = 64;
 const NAME_BYTES_MAX: usize = 1024;
 
 /// What is known of a peer by its token.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Claims {
     pub(super) login: String,
     pub(super) uuid: Option<String>,
@@ -60,6 +62,28 @@ pub(super) struct Rights {
     pub(super) roles: BTreeSet<String>,
     /// Those that it may read, and whether it may write there.
     pub(super) workspaces: BTreeMap<String, Granted>,
+}
+
+/// What a peer has, and the records that say so.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Looked {
+    pub(super) rights: Rights,
+    records: Vec<Arc<Record>>,
+}
+
+impl Looked {
+    /// Whether one of the records was changed since.
+    pub(super) fn is_stale(&self) -> bool {
+        self.records.iter().any(|record| record.is_stale())
+    }
+}
+
+impl From<Rights> for Looked {
+    /// What holds whatever records say.
+    fn from(rights: Rights) -> Self {
+        let records = Vec::new();
+        Self { rights, records }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,25 +179,28 @@ fn is_name(name: &str) -> bool {
     (1..=NAME_BYTES_MAX).contains(&name.len())
 }
 
-fn read<R: DeserializeOwned + Default>(entry: Option<&Entry>, what: &str, name: &str) -> R {
-    let Some(entry) = entry else {
+fn read<R: DeserializeOwned + Default>(record: &Record, what: &str, name: &str) -> R {
+    let Some(value) = record.value() else {
         return R::default();
     };
-    serde_json::from_slice(&entry.value).unwrap_or_else(|error| {
+    serde_json::from_slice(value).unwrap_or_else(|error| {
         tracing::warn!(key = format!("{what}{name}"), %error, "a record of the gateway workspace cannot be read");
         R::default()
     })
 }
 
-/// What a peer has now.
+/// What a peer has now. Records that others hold are not read again.
 ///
 /// # Errors
-/// As [`Storage::get`].
-pub(super) async fn rights(storage: &dyn Storage, claims: &Claims) -> Result<Rights> {
+/// As [`Records::get`]: what it has is not known then, which is another thing than that it has nothing.
+pub(super) async fn rights(records: &Records, claims: &Claims) -> Result<Looked> {
+    let mut held = Vec::new();
     let user: UserRecord = match is_name(&claims.login) {
         true => {
-            let entry = storage.get_one(key(USERS, &claims.login)).await?;
-            read(entry.as_ref(), USERS, &claims.login)
+            let record = records.get(key(USERS, &claims.login)).await?;
+            let user = read(&record, USERS, &claims.login);
+            held.push(record);
+            user
         }
         false => UserRecord::default(),
     };
@@ -183,8 +210,9 @@ pub(super) async fn rights(storage: &dyn Storage, claims: &Claims) -> Result<Rig
     let named = named.filter(|role| is_name(role)).take(ROLES_MAX);
     let roles: BTreeSet<String> = named.cloned().collect();
     let mut granted = BTreeMap::<String, (bool, bool)>::new();
-    for (role, entry) in entries(storage, ROLES, &roles).await? {
-        let record: RoleRecord = read(entry.as_ref(), ROLES, role);
+    let of_roles = records.get_all(keys(ROLES, &roles)).await?;
+    for (role, record) in roles.iter().zip(&of_roles) {
+        let record: RoleRecord = read(record, ROLES, role);
         for (workspace, rights) in record.workspaces {
             let (reads, writes) = granted.entry(workspace).or_default();
             *reads |= rights.contains('r');
@@ -201,23 +229,25 @@ pub(super) async fn rights(storage: &dyn Storage, claims: &Claims) -> Result<Rig
         .map(|(name, _)| name.clone())
         .take(WORKSPACES_MAX)
         .collect();
+    let of_workspaces = records.get_all(keys(WORKSPACES, &readable)).await?;
     let mut workspaces = BTreeMap::new();
-    for (name, entry) in entries(storage, WORKSPACES, &readable).await? {
-        let record = match entry {
-            Some(_) => read(entry.as_ref(), WORKSPACES, name),
-            // Nothing can be in it, but who has it has it.
-            None => WorkspaceRecord::default(),
-        };
-        let workspace = Arc::new(Workspace::of(name, record));
+    for (name, record) in readable.iter().zip(&of_workspaces) {
+        // Nothing can be in one without a record, but who has it has it.
+        let workspace = Arc::new(Workspace::of(name, read(record, WORKSPACES, name)));
         let writes = granted.get(name).is_some_and(|(_, writes)| *writes);
         workspaces.insert(name.clone(), Granted { workspace, writes });
     }
-    Ok(Rights {
+    held.extend(of_roles.into_iter().chain(of_workspaces));
+    let rights = Rights {
         login: claims.login.clone(),
         is_admin: profile == "admin",
         uuid,
         roles,
         workspaces,
+    };
+    Ok(Looked {
+        rights,
+        records: held,
     })
 }
 
@@ -225,30 +255,38 @@ fn key(prefix: &str, name: &str) -> Key {
     format!("{prefix}{name}").into()
 }
 
-async fn entries<'a>(
-    storage: &dyn Storage,
-    prefix: &str,
-    names: &'a BTreeSet<String>,
-) -> Result<Vec<(&'a String, Option<Entry>)>> {
-    if names.is_empty() {
-        return Ok(Vec::new());
-    }
-    let keys: Vec<Key> = names.iter().map(|name| key(prefix, name)).collect();
-    let found = storage.get(&keys).await?.value;
-    Ok(names.iter().zip(found).collect())
+fn keys(prefix: &str, names: &BTreeSet<String>) -> Vec<Key> {
+    names.iter().map(|name| key(prefix, name)).collect()
 }
 
-/// The absolute path of a node; `None`: it is not known.
+/// Where a node is.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    /// Absolute; `None`: it is not known.
+    pub(super) path: Option<String>,
+    /// What says so; `None`: no record can.
+    pub(super) record: Option<Arc<Record>>,
+}
+
+/// Where a node is now.
 ///
 /// # Errors
-/// As [`Storage::get`].
-pub(super) async fn path_of_node(storage: &dyn Storage, uuid: &str) -> Result<Option<String>> {
+/// As [`Records::get`].
+pub(super) async fn place_of_node(records: &Records, uuid: &str) -> Result<Place> {
     if !is_name(uuid) {
-        return Ok(None);
+        return Ok(Place {
+            path: None,
+            record: None,
+        });
     }
-    let entry = storage.get_one(key(NODE_IDS, uuid)).await?;
-    let path = entry.and_then(|entry| normal(std::str::from_utf8(&entry.value).ok()?));
-    Ok(path)
+    let record = records.get(key(NODE_IDS, uuid)).await?;
+    let path = record
+        .value()
+        .and_then(|value| std::str::from_utf8(value).ok());
+    Ok(Place {
+        path: path.and_then(normal),
+        record: Some(record),
+    })
 }
 
 #[cfg(test)]

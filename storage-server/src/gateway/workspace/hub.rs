@@ -7,12 +7,12 @@
 //! | `idm/…` | `{"Type":"UPDATE","Role":{"Uuid":"team"}}` and the like, to those whom it concerns |
 //! | `activities/…` | `{"OwnerType":"USER","OwnerId":"ana","BoxName":"inbox","Activity":{…}}`, to the owner |
 //! | `users/`, `roles/`, `workspaces/` | an identity event, to those whom it concerns; what they have is looked up again |
+//! | `rooms/…/m/…` | a post is an event of the node of its room: see [`super::comments`] |
 //!
 //! A value that is put and a signal are told alike.
 
 use std::collections::HashSet;
 use std::future::pending;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,9 +25,11 @@ use tokio::sync::{OnceCell, watch};
 
 use super::Metrics;
 use super::coalesce::Coalescer;
-use super::directory::{self, NODE_IDS, ROLES, USERS, WORKSPACES};
+use super::comments::Comments;
+use super::directory::{NODE_IDS, ROLES, USERS, WORKSPACES};
 use super::frame::without_defaults;
-use super::registry::{Receiver, ReceiverId, Registry};
+use super::records::Records;
+use super::registry::{ReceiverId, Registry};
 use super::tree::{NODES, TreeEvent};
 use crate::gateway::{ServerHandle, Utf8Bytes};
 
@@ -38,7 +40,7 @@ pub(super) const ACTIVITIES: &str = "activities/";
 const SYSTEM_USER: &str = "pydio.system.user";
 /// What of access lists is nobody's to reload for.
 const SILENT_ACTIONS: [&str; 2] = ["parameter:", "action:"];
-/// After a watch that broke off.
+/// After a watch that broke off, and after rights that could not be looked up.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// See the module.
@@ -47,9 +49,9 @@ pub(super) struct Hub {
     registry: Mutex<Registry>,
     /// The server's own storage of the keyspace.
     own: Arc<dyn Storage>,
-    /// Counts changes of who has what: who has looked since then need not look again.
-    version: AtomicU64,
-    /// All commits up to here have been taken notice of: [`Hub::version`] counts what they changed.
+    /// Who has what, and where nodes are.
+    records: Arc<Records>,
+    /// All commits up to here have been taken notice of: [`Hub::records`] know what they changed.
     seen: watch::Sender<Revision>,
     /// Set once the watch is there.
     started: OnceCell<()>,
@@ -109,8 +111,8 @@ impl Hub {
     pub(super) fn new(own: Arc<dyn Storage>, quiet: Duration, metrics: &Metrics) -> Self {
         Self {
             registry: Mutex::default(),
+            records: Arc::new(Records::new(own.clone())),
             own,
-            version: AtomicU64::new(0),
             seen: watch::Sender::new(Revision::ZERO),
             started: OnceCell::new(),
             quiet,
@@ -126,13 +128,12 @@ impl Hub {
         &self.own
     }
 
-    /// Of who has what: see the field.
-    pub(super) fn version(&self) -> u64 {
-        self.version.load(Ordering::Acquire)
+    pub(super) fn records(&self) -> &Arc<Records> {
+        &self.records
     }
 
-    /// Waits until what a commit of this revision, and all before it, changed of who has what is counted by
-    /// [`Hub::version`]. Rights and messages come by two feeds: who is told of a commit waits for this one.
+    /// Waits until [`Hub::records`] know what a commit of this revision, and all before it, changed of who has what. Rights and
+    /// messages come by two feeds: who is told of a commit waits for this one.
     pub(super) async fn has_seen(&self, revision: Revision) {
         if *self.seen.borrow() < revision {
             // The sender is ours.
@@ -169,8 +170,13 @@ impl Hub {
 
     async fn run(self: Arc<Self>, mut watch: Watch) {
         let mut waiting = Coalescer::new(self.quiet);
+        let mut comments = Comments::new(self.own.clone(), self.records.clone());
+        let mut retry = None;
         loop {
             let due = waiting.next_due();
+            if retry.is_none() && self.has_unknown() {
+                retry = Some(Instant::now() + RETRY);
+            }
             let told = tokio::select! {
                 told = watch.next() => told,
                 () = until(due) => {
@@ -180,15 +186,31 @@ impl Hub {
                     }
                     continue;
                 }
+                () = until(retry) => {
+                    self.look_for_unknown().await;
+                    retry = None;
+                    continue;
+                }
+                events = comments.next() => {
+                    self.offer(events, &mut waiting);
+                    continue;
+                }
             };
             match told {
                 Ok(Some(WatchEvent::Commit(commit))) => {
                     self.note(&commit);
                     self.tell(&commit, &mut waiting).await;
+                    self.offer(comments.note(&commit), &mut waiting);
                 }
                 Ok(Some(_)) => {}
-                Ok(None) => watch = self.again(watch.status().position, None).await,
-                Err(error) => watch = self.again(watch.status().position, Some(error)).await,
+                Ok(None) => {
+                    watch = self.again(watch.status().position, None).await;
+                    comments.forget();
+                }
+                Err(error) => {
+                    watch = self.again(watch.status().position, Some(error)).await;
+                    comments.forget();
+                }
             }
         }
     }
@@ -204,10 +226,10 @@ impl Hub {
                 Ok(watch) => {
                     if start == WatchStart::Now {
                         // Whatever changed meanwhile is not known: everybody looks again.
-                        self.version.fetch_add(1, Ordering::AcqRel);
+                        self.records.all_changed();
                         self.seen.send_replace(watch.start().revision);
                         let all = self.registry().all();
-                        self.look_again(&all.into_iter().collect()).await;
+                        self.look_again(&all).await;
                         self.registry().resync();
                     }
                     return watch;
@@ -225,31 +247,26 @@ impl Hub {
 
     /// Takes notice of what a commit changed of who has what, before anybody is told of it.
     fn note(&self, commit: &CommitRecord) {
-        const OF_RIGHTS: [&str; 5] = [USERS, ROLES, WORKSPACES, NODE_IDS, IDM];
-        let is_of_rights = |key: &[u8]| OF_RIGHTS.iter().any(|of| key.starts_with(of.as_bytes()));
-        if commit
-            .changes
-            .iter()
-            .any(|change| is_of_rights(&change.key))
-        {
-            self.version.fetch_add(1, Ordering::AcqRel);
+        const DIRECTORY: [&str; 4] = [USERS, ROLES, WORKSPACES, NODE_IDS];
+        let is_record = |key: &[u8]| DIRECTORY.iter().any(|of| key.starts_with(of.as_bytes()));
+        for change in &commit.changes {
+            let is_change = !matches!(change.kind, ChangeKind::Signalled { .. });
+            if is_change && is_record(&change.key) {
+                self.records.changed(&change.key);
+            }
         }
         self.seen.send_replace(commit.revision);
     }
 
-    /// Tells what a commit did.
+    /// Tells what a commit did, by the rights that are behind it.
     async fn tell(&self, commit: &CommitRecord, waiting: &mut Coalescer) {
-        let now = Instant::now();
+        self.tell_of_directory(commit).await;
         if commit
             .changes
             .iter()
             .any(|change| change.key.starts_with(NODES.as_bytes()))
         {
-            for event in TreeEvent::of_commit(commit) {
-                for event in waiting.offer(event, now) {
-                    self.tell_of_tree(&event, now);
-                }
-            }
+            self.offer(TreeEvent::of_commit(commit), waiting);
         }
         for change in &commit.changes {
             let Ok(key) = std::str::from_utf8(&change.key) else {
@@ -276,17 +293,49 @@ impl Hub {
                     .into_iter()
                     .for_each(|event| self.tell_of_activity(event));
             } else if key.starts_with(IDM) {
+                // It says nothing of what they have: that is in records, which are looked at when they change.
                 if let Some(event) = event() {
-                    self.tell_of_identity(event).await;
+                    let ids = self.concerned(&event);
+                    self.tell_of_identity(event, &ids);
                 }
-            } else if let Some(event) = of_directory(key, &change.kind) {
-                self.tell_of_identity(event).await;
+            }
+        }
+    }
+
+    /// Tells what a commit did to users, roles and workspaces, and looks up again, once, what those have whom that concerns.
+    async fn tell_of_directory(&self, commit: &CommitRecord) {
+        let changes = commit.changes.iter();
+        let events = changes.filter_map(|change| {
+            let key = std::str::from_utf8(&change.key).ok()?;
+            of_directory(key, &change.kind)
+        });
+        let events: Vec<(Value, HashSet<ReceiverId>)> = events
+            .map(|event| {
+                let ids = self.concerned(&event);
+                (event, ids)
+            })
+            .collect();
+        let all: HashSet<ReceiverId> = events.iter().flat_map(|(_, ids)| ids).copied().collect();
+        self.look_again(&all).await;
+        for (event, mut ids) in events {
+            // Those whom it concerned before it, and those whom it concerns now.
+            ids.extend(self.concerned(&event));
+            self.tell_of_identity(event, &ids);
+        }
+    }
+
+    /// Tells events of the tree, each when it is time.
+    fn offer(&self, events: Vec<TreeEvent>, waiting: &mut Coalescer) {
+        let now = Instant::now();
+        for event in events {
+            for event in waiting.offer(event, now) {
+                self.tell_of_tree(&event, now);
             }
         }
     }
 
     /// Tells an event of the tree to all whom it is for.
-    pub(super) fn tell_of_tree(&self, event: &TreeEvent, now: Instant) {
+    fn tell_of_tree(&self, event: &TreeEvent, now: Instant) {
         let told = self.registry().tell_of_tree(event, now);
         self.metrics.events.inc_by(told);
     }
@@ -323,74 +372,26 @@ impl Hub {
         self.tell_them(&ids, event);
     }
 
-    /// Tells those whom it concerns, before or after it, and looks up again what they have.
-    async fn tell_of_identity(&self, mut event: Value) {
-        let is_silent = |event: &Value| {
-            let action = event["Acl"]["Action"]["Name"].as_str().unwrap_or_default();
-            SILENT_ACTIONS
-                .iter()
-                .any(|silent| action.starts_with(silent))
-        };
-        let concerned = |event: &Value| {
-            let registry = self.registry();
-            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-            let mut ids = registry.of_role(&text(&event["Role"]["Uuid"]));
-            ids.extend(registry.of_role(&text(&event["Acl"]["RoleID"])));
-            ids.extend(registry.of_user(&text(&event["User"]["Login"])));
-            ids.extend(registry.of_workspace(&text(&event["Workspace"]["UUID"])));
-            ids
-        };
-        let mut ids = concerned(&event);
-        self.look_again(&ids).await;
-        ids.extend(concerned(&event));
-        if !is_silent(&event) {
+    /// Whom an identity event concerns, of those of whom it is known what they have.
+    fn concerned(&self, event: &Value) -> HashSet<ReceiverId> {
+        let registry = self.registry();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let mut ids = registry.of_role(&text(&event["Role"]["Uuid"]));
+        ids.extend(registry.of_role(&text(&event["Acl"]["RoleID"])));
+        ids.extend(registry.of_user(&text(&event["User"]["Login"])));
+        ids.extend(registry.of_workspace(&text(&event["Workspace"]["UUID"])));
+        ids
+    }
+
+    fn tell_of_identity(&self, mut event: Value, ids: &HashSet<ReceiverId>) {
+        let action = event["Acl"]["Action"]["Name"].as_str().unwrap_or_default();
+        let is_silent = SILENT_ACTIONS
+            .iter()
+            .any(|silent| action.starts_with(silent));
+        if !is_silent {
             without_first(&mut event, "Type", "CREATE");
             event["@type"] = "idm".into();
-            self.tell_them(&ids, event);
-        }
-    }
-
-    /// Looks up what some of them have now. Who cannot be looked up has nothing.
-    async fn look_again(&self, ids: &HashSet<ReceiverId>) {
-        for id in ids {
-            let Some((receiver, before)) = self.registry().rights(*id) else {
-                continue;
-            };
-            let rights = directory::rights(&*self.own, &receiver.claims).await;
-            let rights = rights.unwrap_or_else(|error| {
-                tracing::warn!(%error, "rights of the gateway workspace cannot be looked up");
-                receiver.outbox.lack();
-                directory::Rights {
-                    login: receiver.claims.login.clone(),
-                    ..directory::Rights::default()
-                }
-            });
-            let mut registry = self.registry();
-            // It may be gone, or have subscribed anew, meanwhile.
-            if registry
-                .rights(*id)
-                .is_some_and(|(now, _)| Arc::ptr_eq(&now, &receiver))
-            {
-                if *before != rights {
-                    receiver.outbox.withdraw();
-                }
-                registry.put(*id, receiver, Arc::new(rights));
-            }
-        }
-    }
-
-    /// Registers a socket with what it has.
-    pub(super) async fn subscribe(&self, id: ReceiverId, receiver: Receiver) -> Result<()> {
-        let receiver = Arc::new(receiver);
-        loop {
-            let version = self.version();
-            let rights = directory::rights(&*self.own, &receiver.claims).await?;
-            let mut registry = self.registry();
-            // A change in between would be missed.
-            if version == self.version() {
-                registry.put(id, receiver, Arc::new(rights));
-                return Ok(());
-            }
+            self.tell_them(ids, event);
         }
     }
 }
@@ -438,65 +439,103 @@ fn of_directory(key: &str, kind: &ChangeKind) -> Option<Value> {
 
 #[cfg(test)]
 mod tests {
-    use async_trait::async_trait;
-    use storage_protocol::{
-        Batch, CommitOptions, Entry, Epoch, Key, Keyspace, Limits, Reading, Scan, ScanOptions,
-    };
+    use futures_util::FutureExt;
+    use storage_protocol::Epoch;
 
+    use super::super::directory::Claims;
+    use super::super::faulty::Faulty;
+    use super::super::outbox::{Outbox, Taken};
+    use super::super::rate::Rate;
+    use super::super::registry::Receiver;
     use super::*;
-    use crate::testing::{KEYSPACE, MemoryEngine, server};
 
-    /// A storage whose history is another one than before.
-    #[derive(Debug)]
-    struct SetBack(Arc<dyn Storage>);
+    fn hub(own: &Arc<Faulty>) -> Hub {
+        Hub::new(own.clone(), Duration::ZERO, &Metrics::default())
+    }
 
-    #[async_trait]
-    impl Storage for SetBack {
-        async fn get(&self, keys: &[Key]) -> Result<Reading<Vec<Option<Entry>>>> {
-            self.0.get(keys).await
+    async fn subscribed(hub: &Hub, id: ReceiverId, login: &str) -> Arc<Outbox> {
+        let outbox = Arc::<Outbox>::default();
+        let claims = Claims {
+            login: login.to_owned(),
+            ..Claims::default()
+        };
+        let receiver = Receiver::new(outbox.clone(), claims, Rate::new(30, 20));
+        hub.subscribe(id, receiver).await.unwrap();
+        outbox
+    }
+
+    /// Users with a role, and their workspace.
+    async fn team(own: &Faulty, users: usize) {
+        for n in 0..users {
+            own.set(&format!("users/u{n}"), r#"{"roles":["team"]}"#)
+                .await;
         }
+        own.set("roles/team", r#"{"workspaces":{"ws":"rw"}}"#).await;
+        own.set("workspaces/ws", r#"{"roots":["/a"]}"#).await;
+    }
 
-        async fn scan(&self, range: KeyRange, options: ScanOptions) -> Result<Scan> {
-            self.0.scan(range, options).await
-        }
-
-        async fn commit(&self, batch: Batch, options: CommitOptions) -> Result<Position> {
-            self.0.commit(batch, options).await
-        }
-
-        fn commit_unattended(&self, batch: Batch, options: CommitOptions) {
-            self.0.commit_unattended(batch, options);
-        }
-
-        async fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch> {
-            match options.start {
-                WatchStart::After(position) => Err(StorageError::Compacted {
-                    oldest: position.revision,
-                }),
-                _ => self.0.watch(range, options).await,
-            }
-        }
-
-        async fn limits(&self) -> Result<Limits> {
-            self.0.limits().await
-        }
+    fn taken(outbox: &Outbox) -> Vec<Taken> {
+        std::iter::from_fn(|| outbox.take().now_or_never()).collect()
     }
 
     #[tokio::test]
     async fn who_looked_before_a_gap_in_the_feed_looks_again() {
-        let shared = server(&MemoryEngine::new(), |_| {});
-        let keyspace = Keyspace::new(KEYSPACE).unwrap();
-        let own = ServerHandle::new(&shared).own_storage(&keyspace);
-        let hub = Hub::new(Arc::new(SetBack(own)), Duration::ZERO, &Metrics::default());
-        let looked = hub.version();
+        let own = Faulty::new();
+        own.set_back();
+        let hub = hub(&own);
+        let looked = hub.records().version();
         let from = Position {
             epoch: Epoch(7),
             revision: Revision(1),
         };
         let watch = hub.again(from, None).await;
-        assert_ne!(hub.version(), looked);
+        assert_ne!(hub.records().version(), looked);
         // Nobody waits for what came before it.
         hub.has_seen(watch.start().revision).await;
+    }
+
+    #[tokio::test]
+    async fn a_change_is_read_once_however_many_it_concerns() {
+        let (own, users) = (Faulty::new(), 10);
+        team(&own, users).await;
+        let hub = hub(&own);
+        for id in 0..500 {
+            let login = format!("u{}", id % users as u64);
+            subscribed(&hub, id, &login).await;
+        }
+        // Their records, the role and the workspace.
+        assert_eq!(own.reads(), users as u64 + 2);
+        own.set("roles/team", r#"{"workspaces":{"ws":"r"}}"#).await;
+        hub.records().changed(b"roles/team");
+        let all = hub.registry().all();
+        hub.look_again(&all).await;
+        assert_eq!(own.reads(), users as u64 + 3);
+    }
+
+    #[tokio::test]
+    async fn who_cannot_be_looked_up_is_told_nothing_until_it_can() {
+        let own = Faulty::new();
+        team(&own, 1).await;
+        let hub = hub(&own);
+        let outbox = subscribed(&hub, 1, "u0").await;
+        let event = || {
+            let told = json!({ "Type": "DELETE", "Source": { "Path": "/a/x" } });
+            hub.tell_of_tree(&TreeEvent::told(&told).unwrap(), Instant::now());
+        };
+        event();
+        own.fail(true);
+        hub.records().changed(b"roles/team");
+        hub.look_again(&HashSet::from([1])).await;
+        assert!(hub.has_unknown());
+        event();
+        // What waited is not told either.
+        assert_eq!(taken(&outbox), [Taken::Behind]);
+        own.fail(false);
+        hub.look_for_unknown().await;
+        assert!(!hub.has_unknown());
+        event();
+        let taken = taken(&outbox);
+        assert!(matches!(taken[..], [Taken::Frame(_), Taken::Behind]));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::hash::{Hash, Hasher};
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use hyper::StatusCode;
-use hyper::header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use hyper::header::{AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -18,7 +18,7 @@ use super::frame::JWT_BYTES_MAX;
 use crate::auth::now;
 use crate::auth::tokens::UnixSeconds;
 use crate::config::AuthMethod;
-use crate::gateway::{Credential, Guest, Identity, NotLetInKind, Principal};
+use crate::gateway::{Credential, Guest, Identity, NotLetIn, NotLetInKind, Principal};
 
 /// A peer that has said who it is.
 #[derive(Clone, Debug)]
@@ -81,6 +81,28 @@ impl From<ForeignClaims> for Claims {
     }
 }
 
+/// Why a peer is nobody here; safe to show.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Nobody {
+    /// What it shows is not good.
+    #[error(transparent)]
+    NotLetIn(#[from] NotLetIn),
+    /// What it shows is good, and nothing that it may use here.
+    #[error("{0}")]
+    Forbidden(String),
+}
+
+impl Nobody {
+    /// Of a token that is not good.
+    fn token(kind: NotLetInKind, reason: impl Into<String>) -> Self {
+        Self::NotLetIn(NotLetIn {
+            kind,
+            reason: reason.into(),
+            retry_after: None,
+        })
+    }
+}
+
 fn token(jwt: &str) -> u64 {
     let mut hasher = std::hash::DefaultHasher::new();
     jwt.hash(&mut hasher);
@@ -89,12 +111,12 @@ fn token(jwt: &str) -> u64 {
 
 /// The login of a principal: the name of a user; of others all of it. Neither passes for the other, since a user whose name has
 /// a colon has none.
-fn login_of(principal: &Principal) -> Result<&str, String> {
+fn login_of(principal: &Principal) -> Result<&str, Nobody> {
     let text = principal.as_str();
     match text.strip_prefix("user:") {
-        Some(name) if name.contains(':') => Err(format!(
+        Some(name) if name.contains(':') => Err(Nobody::Forbidden(format!(
             "the name of a user has no ':' here, this is {name:?}"
-        )),
+        ))),
         Some(name) => Ok(name),
         None => Ok(text),
     }
@@ -104,25 +126,28 @@ impl State {
     /// Who shows a token.
     ///
     /// # Errors
-    /// Why it is not good; safe to show.
-    pub(super) async fn who(&self, guest: &Guest, jwt: &str) -> Result<Who, String> {
+    /// Why it is nobody.
+    pub(super) async fn who(&self, guest: &Guest, jwt: &str) -> Result<Who, Nobody> {
         if jwt.len() > JWT_BYTES_MAX {
-            return Err(format!(
+            let why = format!(
                 "jwt: a token has at most {JWT_BYTES_MAX} bytes, this has {}",
                 jwt.len()
-            ));
+            );
+            return Err(Nobody::token(NotLetInKind::Token, why));
         }
         if let Some(foreign) = &self.foreign
             && foreign.claims_to_be(jwt)
         {
             if !guest.takes(AuthMethod::Token) {
-                return Err("this listener does not take tokens".to_owned());
+                let why = "this listener does not take tokens";
+                return Err(Nobody::token(NotLetInKind::NotTaken, why));
             }
+            let bad = |why: String| Nobody::token(NotLetInKind::Token, why);
             let good = foreign.verify::<ForeignClaims>(jwt, UnixSeconds(now()));
-            let good = good.map_err(|error| error.to_string())?;
+            let good = good.map_err(|error| bad(error.to_string()))?;
             let principal = Principal::user(&good.claims.name);
             let principal =
-                principal.map_err(|_| "the token has no name that is one".to_owned())?;
+                principal.map_err(|_| bad("the token has no name that is one".to_owned()))?;
             login_of(&principal)?;
             return Ok(Who {
                 identity: Identity::vouched(principal).at(Some(guest.address())),
@@ -132,8 +157,7 @@ impl State {
             });
         }
         let shown = Credential::Token(jwt.to_owned().into());
-        let identity = guest.let_in(Some(&shown)).await;
-        let identity = identity.map_err(|why| why.to_string())?;
+        let identity = guest.let_in(Some(&shown)).await?;
         Ok(Who {
             claims: Claims {
                 login: login_of(identity.principal())?.to_owned(),
@@ -148,47 +172,61 @@ impl State {
     /// Who sends a request for a route: by its header `Authorization`, or its certificate.
     ///
     /// # Errors
-    /// The answer.
+    /// The answer: 401, which asks for a credential, where none is shown or one that is not good.
     pub(super) async fn let_in(
         &self,
         guest: &Guest,
         headers: &HeaderMap,
     ) -> Result<Identity, Response<Body>> {
-        let value = headers
-            .get(AUTHORIZATION)
-            .and_then(|value| value.to_str().ok());
-        let parts = value.and_then(|value| value.split_once(' '));
-        let shown = match parts {
-            Some((word, token)) if word.eq_ignore_ascii_case("bearer") => {
-                // Those of the other issuer are good here, too.
-                return match self.who(guest, token.trim()).await {
-                    Ok(who) => Ok(who.identity),
-                    Err(why) => {
-                        Err((StatusCode::FORBIDDEN, super::ingest::problem(&why)).into_response())
-                    }
-                };
+        let let_in = match shown(headers) {
+            // Those of the other issuer are good here, too.
+            Some(Credential::Token(jwt)) => {
+                let who = self.who(guest, &jwt).await;
+                who.map(|who| who.identity)
             }
-            Some((word, encoded)) if word.eq_ignore_ascii_case("basic") => {
-                Credential::basic(encoded.trim())
-            }
-            _ => None,
+            shown => guest.let_in(shown.as_ref()).await.map_err(Nobody::from),
         };
-        let identity = guest.let_in(shown.as_ref()).await;
-        identity.map_err(|why| {
-            let status = match why.kind {
-                NotLetInKind::Missing | NotLetInKind::NotTaken => StatusCode::UNAUTHORIZED,
-                NotLetInKind::TooMany => StatusCode::TOO_MANY_REQUESTS,
-                NotLetInKind::Busy | NotLetInKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-                _ => StatusCode::FORBIDDEN,
-            };
-            let mut answer = (status, super::ingest::problem(&why.reason)).into_response();
-            if status == StatusCode::UNAUTHORIZED {
-                let challenge = HeaderValue::from_static("Bearer");
-                answer.headers_mut().insert(WWW_AUTHENTICATE, challenge);
-            }
-            answer
-        })
+        let_in.map_err(|why| refused(guest, &why))
     }
+}
+
+/// What a request shows. What cannot be read is shown too, as a token that is not good: it is not the same as nothing.
+fn shown(headers: &HeaderMap) -> Option<Credential> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let value = values.next()?;
+    let only = value.to_str().ok().filter(|_| values.next().is_none());
+    let credential = only.and_then(|value| match value.split_once(' ')? {
+        (word, token) if word.eq_ignore_ascii_case("bearer") => {
+            Some(Credential::Token(token.trim().to_owned().into()))
+        }
+        (word, encoded) if word.eq_ignore_ascii_case("basic") => Credential::basic(encoded.trim()),
+        _ => None,
+    });
+    Some(credential.unwrap_or_else(|| Credential::Token(String::new().into())))
+}
+
+fn refused(guest: &Guest, why: &Nobody) -> Response<Body> {
+    let problem = super::ingest::problem(&why.to_string());
+    let why = match why {
+        Nobody::NotLetIn(why) => why,
+        Nobody::Forbidden(_) => return (StatusCode::FORBIDDEN, problem).into_response(),
+    };
+    let status = match why.kind {
+        NotLetInKind::TooMany => StatusCode::TOO_MANY_REQUESTS,
+        NotLetInKind::Busy | NotLetInKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::UNAUTHORIZED,
+    };
+    let mut answer = (status, problem).into_response();
+    let headers = answer.headers_mut();
+    if status == StatusCode::UNAUTHORIZED {
+        for challenge in guest.challenges() {
+            headers.append(WWW_AUTHENTICATE, challenge);
+        }
+    }
+    if let Some(after) = why.retry_after {
+        headers.insert(RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
+    }
+    answer
 }
 
 #[cfg(test)]
@@ -224,6 +262,33 @@ mod tests {
         let login = |text: &str| login_of(&Principal::parse(text).unwrap()).map(str::to_owned);
         assert_eq!(login("user:ana"), Ok("ana".to_owned()));
         assert_eq!(login("cert:ana"), Ok("cert:ana".to_owned()));
-        assert!(login("user:cert:ana").is_err());
+        assert!(matches!(login("user:cert:ana"), Err(Nobody::Forbidden(_))));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_nothing() {
+        let of = |values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(AUTHORIZATION, value.parse().unwrap());
+            }
+            shown(&headers).map(|shown| match shown {
+                Credential::Token(token) => format!("token {}", *token),
+                Credential::Password { user, .. } => user,
+            })
+        };
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&["bearer  abc"]), some("token abc"));
+        assert_eq!(of(&["Basic YW5uOnA6dw=="]), some("ann"));
+        for bad in [
+            &["Bearer"][..],
+            &["Basic ???"],
+            &["abc"],
+            &["Digest a"],
+            &["Bearer abc", "Bearer abc"],
+        ] {
+            assert_eq!(of(bad), some("token "), "{bad:?}");
+        }
     }
 }

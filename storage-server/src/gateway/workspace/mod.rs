@@ -14,17 +14,22 @@
 
 mod chat;
 mod coalesce;
+mod comments;
 mod demo;
 mod directory;
 mod events;
+#[cfg(test)]
+mod faulty;
 pub(crate) mod frame;
 pub(crate) mod html;
 mod hub;
 mod ingest;
 mod linger;
 mod login;
+mod looking;
 mod outbox;
 mod rate;
+mod records;
 mod registry;
 mod session;
 mod tree;
@@ -78,6 +83,21 @@ struct State {
 }
 
 impl State {
+    fn new(config: WorkspaceConfig, metrics: &Metrics, foreign: Option<ForeignTokens>) -> Self {
+        Self {
+            metrics: metrics.clone(),
+            channels: Arc::new(Channels::new(metrics)),
+            foreign,
+            hub: OnceLock::new(),
+            // Sockets of an earlier start may still be in rooms.
+            ids: AtomicU64::new(rand::random::<u64>() >> 1),
+            demo: AtomicBool::new(false),
+            lingering: Lingering::default(),
+            makers: Makers::default(),
+            config,
+        }
+    }
+
     fn hub(&self, server: &ServerHandle) -> Arc<Hub> {
         let new = || {
             let own = server.own_storage(&self.config.keyspace);
@@ -103,25 +123,16 @@ impl WorkspaceGateway {
             // Checked with the configuration. If it went since, none of these tokens is good.
             let foreign = config.jwt_secret().map_err(|error| error.to_string());
             let foreign = foreign.and_then(|secret| {
-                let tokens = secret.map(|(issuer, secret)| ForeignTokens::new(&issuer, &secret));
+                let audience = config.jwt_audience.as_deref();
+                let tokens =
+                    secret.map(|(issuer, secret)| ForeignTokens::new(&issuer, audience, &secret));
                 tokens.transpose().map_err(|error| error.to_string())
             });
             let foreign = foreign.unwrap_or_else(|error| {
                 tracing::error!(error, "no tokens of another issuer are taken");
                 None
             });
-            Arc::new(State {
-                metrics: self.metrics.clone(),
-                channels: Arc::new(Channels::new(&self.metrics)),
-                foreign,
-                hub: OnceLock::new(),
-                // Sockets of an earlier start may still be in rooms.
-                ids: AtomicU64::new(rand::random::<u64>() >> 1),
-                demo: AtomicBool::new(false),
-                lingering: Lingering::default(),
-                makers: Makers::default(),
-                config,
-            })
+            Arc::new(State::new(config, &self.metrics, foreign))
         };
         self.state.get_or_init(new).clone()
     }

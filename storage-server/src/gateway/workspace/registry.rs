@@ -6,7 +6,7 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use super::directory::{Claims, Rights, Workspace};
+use super::directory::{Claims, Looked, Workspace};
 use super::outbox::{Frame, Outbox, What};
 use super::rate::Rate;
 use super::tree::{TreeEvent, ancestors};
@@ -52,13 +52,16 @@ type Index<K> = HashMap<K, HashSet<ReceiverId>>;
 #[derive(Debug)]
 struct Held {
     receiver: Arc<Receiver>,
-    rights: Arc<Rights>,
+    /// `None`: it could not be looked up, so it is found by nothing, and told nothing.
+    looked: Option<Arc<Looked>>,
 }
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     held: HashMap<ReceiverId, Held>,
+    /// Those that could not be looked up.
+    unknown: HashSet<ReceiverId>,
     admins: HashSet<ReceiverId>,
     by_user: Index<String>,
     by_role: Index<String>,
@@ -87,8 +90,9 @@ fn remove(index: &mut Index<String>, key: &str, id: ReceiverId) -> bool {
 
 impl Registry {
     /// Puts a receiver with what it has in the place of what was there under this number.
-    pub(super) fn put(&mut self, id: ReceiverId, receiver: Arc<Receiver>, rights: Arc<Rights>) {
+    pub(super) fn put(&mut self, id: ReceiverId, receiver: Arc<Receiver>, looked: Arc<Looked>) {
         self.remove(id);
+        let rights = &looked.rights;
         insert(&mut self.by_user, rights.login.clone(), id);
         for role in &rights.roles {
             insert(&mut self.by_role, role.clone(), id);
@@ -100,13 +104,28 @@ impl Registry {
         if rights.is_admin {
             self.admins.insert(id);
         }
-        self.held.insert(id, Held { receiver, rights });
+        let looked = Some(looked);
+        self.held.insert(id, Held { receiver, looked });
+    }
+
+    /// Puts a receiver of which it is not known what it has in the place of what was there: it is told nothing until it is put
+    /// with that.
+    pub(super) fn put_unknown(&mut self, id: ReceiverId, receiver: Arc<Receiver>) {
+        self.remove(id);
+        self.unknown.insert(id);
+        let looked = None;
+        self.held.insert(id, Held { receiver, looked });
     }
 
     pub(super) fn remove(&mut self, id: ReceiverId) {
-        let Some(Held { rights, .. }) = self.held.remove(&id) else {
+        let Some(Held { looked, .. }) = self.held.remove(&id) else {
             return;
         };
+        self.unknown.remove(&id);
+        let Some(looked) = looked else {
+            return;
+        };
+        let rights = &looked.rights;
         self.admins.remove(&id);
         remove(&mut self.by_user, &rights.login, id);
         for role in &rights.roles {
@@ -150,13 +169,19 @@ impl Registry {
         }
     }
 
-    pub(super) fn rights(&self, id: ReceiverId) -> Option<(Arc<Receiver>, Arc<Rights>)> {
+    /// A receiver, and what it has; `None` of the latter: that is not known.
+    pub(super) fn get(&self, id: ReceiverId) -> Option<(Arc<Receiver>, Option<Arc<Looked>>)> {
         let held = self.held.get(&id)?;
-        Some((held.receiver.clone(), held.rights.clone()))
+        Some((held.receiver.clone(), held.looked.clone()))
     }
 
-    pub(super) fn all(&self) -> Vec<ReceiverId> {
+    pub(super) fn all(&self) -> HashSet<ReceiverId> {
         self.held.keys().copied().collect()
+    }
+
+    /// Those that were put without what they have.
+    pub(super) fn unknown(&self) -> HashSet<ReceiverId> {
+        self.unknown.clone()
     }
 
     pub(super) fn of_user(&self, login: &str) -> HashSet<ReceiverId> {
@@ -219,22 +244,23 @@ mod tests {
     use futures_util::FutureExt;
     use serde_json::{Value, json};
 
-    use super::super::directory::Granted;
+    use super::super::directory::{Granted, Rights};
     use super::super::outbox::Taken;
     use super::*;
 
-    fn rights(login: &str, roles: &[&str], workspaces: &[(&str, &str)]) -> Arc<Rights> {
+    fn rights(login: &str, roles: &[&str], workspaces: &[(&str, &str)]) -> Arc<Looked> {
         let granted = |(uuid, root): &(&str, &str)| {
             let workspace = Arc::new(Workspace::for_test(uuid, uuid, &[root]));
             let writes = true;
             ((*uuid).to_owned(), Granted { workspace, writes })
         };
-        Arc::new(Rights {
+        let rights = Rights {
             login: login.to_owned(),
             roles: roles.iter().map(ToString::to_string).collect(),
             workspaces: workspaces.iter().map(granted).collect(),
             ..Rights::default()
-        })
+        };
+        Arc::new(rights.into())
     }
 
     fn receiver() -> Arc<Receiver> {
@@ -294,6 +320,25 @@ mod tests {
             assert!(index.is_empty());
         }
         assert!(registry.roots.is_empty() && registry.workspaces.is_empty());
+    }
+
+    #[test]
+    fn of_whom_it_is_not_known_what_it_has_is_told_nothing() {
+        let (mut registry, now) = (Registry::default(), Instant::now());
+        let receiver = receiver();
+        let has = rights("ana", &["r"], &[("ws-1", "/a")]);
+        registry.put(1, receiver.clone(), has.clone());
+        registry.put_unknown(1, receiver.clone());
+        assert_eq!(registry.tell_of_tree(&created("a/x"), now), 0);
+        assert_eq!(registry.of_user("ana"), HashSet::new());
+        assert_eq!(registry.unknown(), HashSet::from([1]));
+        assert_eq!(registry.all(), HashSet::from([1]));
+        registry.put(1, receiver.clone(), has);
+        assert_eq!(registry.unknown(), HashSet::new());
+        assert_eq!(registry.tell_of_tree(&created("a/y"), now), 1);
+        registry.put_unknown(1, receiver);
+        registry.remove(1);
+        assert!(registry.unknown.is_empty() && registry.held.is_empty());
     }
 
     #[test]

@@ -69,6 +69,35 @@ impl Session {
         }
     }
 
+    /// One of a user whose token has no end.
+    #[cfg(test)]
+    pub(super) fn new_for_test(
+        socket: WebSocket,
+        state: Arc<State>,
+        server: ServerHandle,
+        login: &str,
+    ) -> Self {
+        let claims = super::directory::Claims {
+            login: login.to_owned(),
+            ..Default::default()
+        };
+        let who = Who {
+            identity: socket.identity(),
+            claims,
+            until: None,
+            token: 0,
+        };
+        Self {
+            socket,
+            id: state.next_id(),
+            state,
+            server,
+            outbox: Arc::default(),
+            guest: None,
+            who: Some(who),
+        }
+    }
+
     /// Sends a frame, unless the token ends before there is room for it. One that is longer than messages may be is not left out
     /// in silence: its client is told to look again.
     pub(super) async fn send(&self, text: impl Into<Utf8Bytes>) -> Result<(), End> {
@@ -111,7 +140,7 @@ impl Session {
         };
         let who = match Box::pin(self.state.who(guest, jwt)).await {
             Ok(who) => who,
-            Err(why) => return Err(self.refuse(close_code::POLICY, &why).await),
+            Err(why) => return Err(self.refuse(close_code::POLICY, &why.to_string()).await),
         };
         if let Err(error) = self.socket.log_in(who.identity.clone()) {
             return Err(self.refuse(close_code::TRY_AGAIN, &error.to_string()).await);

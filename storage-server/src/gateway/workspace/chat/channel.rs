@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use serde_json::json;
 use storage_protocol::rooms::{
     HistoryWish, Message, PAGE_MESSAGES_MAX, Room, RoomEvent, RoomFeed, Rooms,
 };
@@ -15,15 +14,12 @@ use tokio_util::sync::CancellationToken;
 use super::super::frame;
 use super::super::outbox::{Frame, Outbox, What};
 use super::super::registry::ReceiverId;
-use super::super::tree::{Kind, Node, TreeEvent};
 use crate::gateway::Utf8Bytes;
 
 /// So many events are taken before those who are in the room are told of members.
 const EVENTS_AT_ONCE: usize = 256;
 /// After a watch that broke off.
 const RETRY: Duration = Duration::from_secs(1);
-/// The most messages that are counted.
-const COUNT_MAX: u64 = 10_000;
 
 /// The rooms of the keyspace, with the rights of the server.
 pub(super) type OwnRooms = Rooms<Arc<dyn Storage>>;
@@ -50,8 +46,6 @@ struct State {
     last_updated: u64,
     /// Of the newest message that was told.
     told: Revision,
-    /// Up to [`COUNT_MAX`].
-    count: u64,
 }
 
 impl Channel {
@@ -63,7 +57,6 @@ impl Channel {
             ..HistoryWish::default()
         };
         let newest = rooms.history(room.id, wish).await?;
-        let count = rooms.count(room.id, COUNT_MAX).await?;
         let feed = rooms.follow(room.id, WatchStart::After(position)).await?;
         let newest = newest.messages.first().map(|message| message.time.0);
         let state = State {
@@ -72,7 +65,6 @@ impl Channel {
             update: None,
             last_updated: newest.unwrap_or(room.created.0),
             told: position.revision,
-            count,
         };
         let channel = Self {
             name: room.id.to_string(),
@@ -149,17 +141,6 @@ impl Channel {
         frame::room_update(&self.room, &users, state.last_updated)
     }
 
-    /// That there are comments on the node of the room, which has this path.
-    pub(super) fn commented(&self, path: &str) -> TreeEvent {
-        let count = json!(self.state().count.max(1));
-        let node = Node::at(self.room.key.object(), path).with_meta("has_comments", &count);
-        TreeEvent {
-            kind: Kind::UpdateUserMeta,
-            source: None,
-            target: Some(node),
-        }
-    }
-
     /// Tells those who are in the room what happens there, until it is stopped.
     pub(super) async fn run(self: Arc<Self>, rooms: OwnRooms, mut feed: RoomFeed) {
         loop {
@@ -220,7 +201,6 @@ impl Channel {
                 false
             }
             RoomEvent::Deleted { message, .. } => {
-                state.count = state.count.saturating_sub(1);
                 match message {
                     Some(message) => {
                         let text = frame::deleted_frame(&self.name, &message);
@@ -313,7 +293,6 @@ impl State {
             return;
         }
         self.told = revision;
-        self.count = (self.count + 1).min(COUNT_MAX);
         if message.time.0 / 1000 != self.last_updated / 1000 {
             self.update = None;
         }

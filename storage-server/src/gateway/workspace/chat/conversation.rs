@@ -2,19 +2,19 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use storage_protocol::rooms::{MessageId, Room, RoomId, RoomKey, Rooms};
-use storage_protocol::{Lifetime, Revision, Storage, StorageError};
+use storage_protocol::{Lifetime, Revision, StorageError};
 
 use super::super::State;
-use super::super::directory::{self, Rights};
+use super::super::directory::Looked;
 use super::super::frame::{self, Command, Op, Said, SaidRoom};
 use super::super::hub::Hub;
 use super::super::outbox::{Frame, Taken, What};
 use super::super::rate::ROOMS_BURST;
 use super::super::session::{End, Session};
-use super::access::{Access, access};
+use super::access::{Access, NoAccess};
 use super::channel::OwnRooms;
 use super::channels::Attached;
 use crate::gateway::{
@@ -27,6 +27,8 @@ const ROOMS_MAX: usize = 64;
 const USERS_MAX: usize = 10_000;
 /// How often a room is opened that others remove meanwhile.
 const ATTEMPTS_MAX: usize = 4;
+/// What cannot be told since something could not be read is tried again after this.
+const RETRY: Duration = Duration::from_secs(1);
 /// What a client says to stay.
 const PING: &str = "PING";
 
@@ -38,15 +40,7 @@ pub(in super::super) async fn serve(
     server: ServerHandle,
 ) -> Result<(), Close> {
     let session = Session::new(socket, request, state, server);
-    let mut conversation = Conversation {
-        name: session.id.to_string(),
-        hub: session.state.hub(&session.server),
-        session,
-        rights: Rights::default(),
-        version: 0,
-        rooms: None,
-        joined: HashMap::new(),
-    };
+    let mut conversation = Conversation::new(session);
     let ended = conversation.run().await;
     conversation.linger();
     End::result(ended)
@@ -57,6 +51,8 @@ pub(super) struct Joined {
     pub(super) room: Room,
     pub(super) attached: Attached,
     pub(super) access: Access,
+    /// Access was judged by what the peer has now.
+    pub(super) is_judged: bool,
     /// All messages up to here were sent, as far as they were to be.
     pub(super) last: Revision,
     /// Who was in the room, as it was last told.
@@ -68,17 +64,21 @@ pub(super) struct Conversation {
     /// The socket, among those of its user.
     name: String,
     pub(super) hub: Arc<Hub>,
-    pub(super) rights: Rights,
-    /// With which changes these were looked up.
-    version: u64,
+    pub(super) looked: Looked,
+    /// Which changes of records do not concern the peer, or were looked at; `None`: what it has is not known.
+    pub(super) version: Option<u64>,
     /// In the name of the peer, who may do there what is judged here; while it has subscribed.
     pub(super) rooms: Option<OwnRooms>,
     pub(super) joined: HashMap<RoomId, Joined>,
+    /// What could not be told, and when it is tried again. Nothing else is told before it.
+    waiting: Option<(Taken, Instant)>,
 }
 
 /// An operation that is not done: the peer is told why.
 pub(super) enum Not {
     Done(String),
+    /// Something could not be read that may be read later: nothing follows from that.
+    Later(StorageError),
     End(End),
 }
 
@@ -90,7 +90,24 @@ impl From<End> for Not {
 
 impl From<StorageError> for Not {
     fn from(error: StorageError) -> Self {
-        Self::Done(error.to_string())
+        match error {
+            StorageError::CheckFailed { .. }
+            | StorageError::LimitExceeded { .. }
+            | StorageError::InvalidArgument { .. }
+            | StorageError::QuotaExceeded { .. }
+            | StorageError::AccessDenied { .. }
+            | StorageError::Unsupported { .. } => Self::Done(error.to_string()),
+            error => Self::Later(error),
+        }
+    }
+}
+
+impl From<NoAccess> for Not {
+    fn from(why: NoAccess) -> Self {
+        match why {
+            NoAccess::Forbidden(why) => Self::Done(why.to_owned()),
+            NoAccess::Unknown(error) => Self::Later(error),
+        }
     }
 }
 
@@ -111,17 +128,41 @@ pub(super) type Done = Result<(), Not>;
 enum Step {
     Said(Option<Message>),
     Taken(Taken),
+    /// It is time for what waits.
+    Again,
     End(End),
 }
 
 impl Conversation {
-    async fn run(&mut self) -> Result<(), End> {
+    pub(super) fn new(session: Session) -> Self {
+        Self {
+            name: session.id.to_string(),
+            hub: session.state.hub(&session.server),
+            session,
+            looked: Looked::default(),
+            version: None,
+            rooms: None,
+            joined: HashMap::new(),
+            waiting: None,
+        }
+    }
+
+    pub(super) async fn run(&mut self) -> Result<(), End> {
         loop {
-            let session = &self.session;
+            let (session, waiting) = (&self.session, self.waiting.as_ref());
+            let next = async {
+                match waiting {
+                    Some((_, due)) => {
+                        tokio::time::sleep_until((*due).into()).await;
+                        Step::Again
+                    }
+                    None => Step::Taken(session.outbox.take().await),
+                }
+            };
             let step = async {
                 tokio::select! {
                     said = session.socket.receive() => Step::Said(said),
-                    taken = session.outbox.take() => Step::Taken(taken),
+                    next = next => next,
                 }
             };
             // Nothing is taken for one whose token has ended, whatever waits.
@@ -134,8 +175,12 @@ impl Conversation {
                 Step::Said(None) => return Ok(()),
                 Step::Said(Some(Message::Text(text))) => self.hear(&text).await?,
                 Step::Said(Some(Message::Binary(_))) => {}
-                Step::Taken(Taken::Frame(frame)) => self.tell(frame).await?,
-                Step::Taken(Taken::Behind) => self.catch_up().await?,
+                Step::Taken(taken) => self.deliver(taken).await?,
+                Step::Again => {
+                    if let Some((taken, _)) = self.waiting.take() {
+                        self.deliver(taken).await?;
+                    }
+                }
                 Step::End(end) => return Err(end),
             }
         }
@@ -155,6 +200,10 @@ impl Conversation {
                     Ok(()) => Ok(()),
                     Err(Not::End(end)) => Err(end),
                     Err(Not::Done(why)) => self.session.send(frame::refused(op, &why)).await,
+                    Err(Not::Later(error)) => {
+                        let why = error.to_string();
+                        self.session.send(frame::refused(op, &why)).await
+                    }
                 }
             }
             // Of a peer that is nobody, or of no meaning: ignored, as clients know it.
@@ -166,6 +215,7 @@ impl Conversation {
     fn forget(&mut self) {
         self.joined.clear();
         self.rooms = None;
+        self.waiting = None;
     }
 
     async fn subscribe(&mut self, jwt: &str, ack: bool) -> Result<(), End> {
@@ -190,7 +240,18 @@ impl Conversation {
         if is_new_token || self.rooms.is_none() {
             self.open_rooms(&login).await;
         }
-        self.look_again().await?;
+        self.version = None;
+        match self.look_again().await {
+            Ok(()) => {}
+            Err(Not::End(end)) => return Err(end),
+            // It is in rooms, and stays there until it is known that it may not: it is told nothing before that is looked up.
+            Err(Not::Later(_)) if !self.joined.is_empty() => {}
+            Err(Not::Later(error)) => {
+                let code = close_code::TRY_AGAIN;
+                return Err(self.session.refuse(code, &error.to_string()).await);
+            }
+            Err(Not::Done(why)) => return Err(self.session.refuse(close_code::POLICY, &why).await),
+        }
         match ack {
             true => self.session.send(frame::subscribed(&login)).await,
             false => Ok(()),
@@ -214,62 +275,25 @@ impl Conversation {
         self.rooms = Some(rooms);
     }
 
-    /// Finds out what the peer has now, and leaves rooms that are not for it any more.
-    pub(super) async fn look_again(&mut self) -> Result<(), End> {
-        let Some(who) = &self.session.who else {
-            return Ok(());
+    /// Tells what was taken. What cannot be told now waits, and all behind it.
+    async fn deliver(&mut self, taken: Taken) -> Result<(), End> {
+        let told = match &taken {
+            Taken::Frame(frame) => self.tell(frame).await,
+            Taken::Behind => self.catch_up().await,
         };
-        // Ordering: this first, so that a change from here on is seen the next time.
-        let version = self.hub.version();
-        let own = self.hub.own().clone();
-        self.rights = match directory::rights(&*own, &who.claims).await {
-            Ok(rights) => rights,
-            Err(error) => {
-                let code = close_code::TRY_AGAIN;
-                return Err(self.session.refuse(code, &error.to_string()).await);
+        match told {
+            Ok(()) | Err(Not::Done(_)) => Ok(()),
+            Err(Not::End(end)) => Err(end),
+            Err(Not::Later(error)) => {
+                tracing::debug!(socket = self.name, %error, "a member is told nothing for now");
+                self.waiting = Some((taken, Instant::now() + RETRY));
+                Ok(())
             }
-        };
-        let ids: Vec<RoomId> = self.joined.keys().copied().collect();
-        for id in ids {
-            if let Some(why) = self.not_for_it_any_more(&own, id).await {
-                self.leave(id).await;
-                self.session.send(frame::refused(Op::Join, &why)).await?;
-            }
-        }
-        self.version = version;
-        Ok(())
-    }
-
-    async fn not_for_it_any_more(&mut self, own: &Arc<dyn Storage>, id: RoomId) -> Option<String> {
-        let joined = self.joined.get_mut(&id)?;
-        let node_rooms = self.session.state.config.node_rooms;
-        match access(&**own, node_rooms, &self.rights, &joined.room.key).await {
-            Ok(access) => {
-                joined.access = access;
-                None
-            }
-            Err(why) => Some(why),
-        }
-    }
-
-    pub(super) fn is_out_of_date(&self) -> bool {
-        self.version != self.hub.version()
-    }
-
-    /// Waits until it is known who had what when a message was posted.
-    pub(super) async fn rights_as_of(&self, revision: Revision) -> Result<(), End> {
-        let shared = self.session.server.shared();
-        tokio::select! {
-            biased;
-            end = self.session.expiry() => Err(end),
-            () = self.hub.has_seen(revision) => Ok(()),
-            // Nobody takes notice any more.
-            () = shared.drain.cancelled() => Err(End::Gone),
         }
     }
 
     /// Sends what happened in a room.
-    async fn tell(&mut self, frame: Frame) -> Result<(), End> {
+    async fn tell(&mut self, frame: &Frame) -> Done {
         if let What::Message(_, revision) = frame.what {
             self.rights_as_of(revision).await?;
         }
@@ -296,13 +320,13 @@ impl Conversation {
             },
         };
         match is_due {
-            true => self.session.send(frame.text).await,
+            true => Ok(self.session.send(frame.text.clone()).await?),
             false => Ok(()),
         }
     }
 
     /// Sends what found no room in the outbox, from the store. What was deleted is not known: the client is told to look.
-    async fn catch_up(&mut self) -> Result<(), End> {
+    async fn catch_up(&mut self) -> Done {
         self.session.state.metrics.resyncs.inc();
         if self.is_out_of_date() {
             Box::pin(self.look_again()).await?;
@@ -318,7 +342,7 @@ impl Conversation {
             let room = joined.room.clone();
             match self.send_after(&room, last).await {
                 Ok(()) => {}
-                Err(Not::End(end)) => return Err(end),
+                Err(why @ (Not::End(_) | Not::Later(_))) => return Err(why),
                 // It may be out already, and told.
                 Err(Not::Done(why)) if self.joined.contains_key(&id) => {
                     self.leave(id).await;
@@ -327,11 +351,12 @@ impl Conversation {
                 Err(Not::Done(_)) => {}
             }
         }
-        self.session.send(frame::resync()).await
+        Ok(self.session.send(frame::resync()).await?)
     }
 
     async fn operate(&mut self, command: Command) -> Done {
-        if self.is_out_of_date() {
+        // Whoever leaves needs no right to.
+        if command.op != Op::Leave && self.is_out_of_date() {
             Box::pin(self.look_again()).await?;
         }
         let message = command.message;
@@ -384,12 +409,6 @@ impl Conversation {
             };
         }
         Ok(RoomKey::new(said.kind.name(), said.object.as_str())?)
-    }
-
-    pub(super) async fn access_to(&self, key: &RoomKey) -> Result<Access, Not> {
-        let own = self.hub.own();
-        let node_rooms = self.session.state.config.node_rooms;
-        Ok(access(&**own, node_rooms, &self.rights, key).await?)
     }
 
     pub(super) fn joined_by(&self, said: &SaidRoom) -> Option<RoomId> {
@@ -467,9 +486,9 @@ impl Conversation {
         access: Access,
         is_ping: bool,
     ) -> Result<bool, StorageError> {
-        let login = self.rights.login.clone();
+        let login = self.looked.rights.login.clone();
         if let Some(joined) = self.joined.get_mut(&room.id) {
-            joined.access = access;
+            (joined.access, joined.is_judged) = (access, true);
             let is_there = joined.attached.channel.has(&login, &self.name);
             if !is_there {
                 // Removed by somebody else, with a session that has ended for instance.
@@ -504,6 +523,7 @@ impl Conversation {
             room: room.clone(),
             attached,
             access,
+            is_judged: true,
             last: Revision::ZERO,
             told: Utf8Bytes::default(),
         };
@@ -518,7 +538,7 @@ impl Conversation {
         }
         // With the rights of the server: whoever may not be there any more has to be out, too.
         let own = Rooms::new(self.hub.own().clone());
-        if let Err(error) = own.leave(room, &self.rights.login, &self.name).await {
+        if let Err(error) = own.leave(room, &self.looked.rights.login, &self.name).await {
             tracing::debug!(%error, "a socket could not leave a room");
         }
     }

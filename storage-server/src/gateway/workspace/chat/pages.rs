@@ -6,13 +6,25 @@ use storage_protocol::rooms::{HistoryPage, HistoryWish, MessageId, PAGE_MESSAGES
 use super::super::frame::{self, SaidRoom};
 use super::conversation::{Conversation, Done, Not};
 
+/// Which part of a room's messages a page is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// What follows what was sent.
+    Next,
+    /// What was asked for.
+    Asked,
+}
+
 impl Conversation {
     /// Tells one who has joined who is in the room, and then its messages: those behind one of them, or the newest.
     pub(super) async fn greet(&mut self, room: &Room, after: Option<MessageId>) -> Done {
         let Some(joined) = self.joined.get_mut(&room.id) else {
             return Ok(());
         };
-        let update = joined.attached.channel.update_with(&self.rights.login);
+        let update = joined
+            .attached
+            .channel
+            .update_with(&self.looked.rights.login);
         joined.told = update.clone();
         self.session.send(update).await?;
         let is_known = match after {
@@ -26,10 +38,8 @@ impl Conversation {
         }
         let limit = self.session.state.config.join_messages;
         let page = self.newest(room, 0, limit).await?;
-        self.send_page(room, &page).await?;
-        if let Some(joined) = self.joined.get_mut(&room.id) {
-            joined.last = joined.last.max(page.position.revision);
-        }
+        self.send_page(room, &page, Part::Next).await?;
+        self.has_sent(room, page.position.revision);
         if page.more {
             let name = room.id.to_string();
             let text = frame::may_have_more(&name, page.messages.first(), page.rows, limit);
@@ -63,39 +73,49 @@ impl Conversation {
     }
 
     /// Sends messages for as long as the room is for the peer, which is looked at before each of them.
-    async fn send_page(&mut self, room: &Room, page: &HistoryPage) -> Done {
+    async fn send_page(&mut self, room: &Room, page: &HistoryPage, part: Part) -> Done {
         let name = room.id.to_string();
         let revisions = page.messages.iter().map(|message| message.id.revision);
         if let Some(newest) = revisions.max() {
             self.rights_as_of(newest).await?;
         }
+        let mut access = self.access_to(&room.key).await?;
         for message in &page.messages {
-            if self.is_out_of_date() {
+            if self.is_out_of_date() || access.is_stale() {
                 Box::pin(self.look_again()).await?;
-                self.access_to(&room.key).await?;
+                access = self.access_to(&room.key).await?;
             }
             self.session
                 .send(frame::message_frame(&name, message))
                 .await?;
+            if part == Part::Next {
+                // What breaks off here goes on here.
+                self.has_sent(room, message.id.revision);
+            }
         }
         Ok(())
     }
 
-    /// Sends all messages behind a revision.
+    /// All messages of a room up to here were sent, as far as they were to be.
+    fn has_sent(&mut self, room: &Room, revision: Revision) {
+        if let Some(joined) = self.joined.get_mut(&room.id) {
+            joined.last = joined.last.max(revision);
+        }
+    }
+
+    /// Sends all messages behind a revision. What was sent before an error is not sent again.
     pub(super) async fn send_after(&mut self, room: &Room, after: Revision) -> Done {
         let rooms = self.rooms()?;
         let mut after = after;
         loop {
             let page = rooms.messages_after(room.id, after, PAGE_MESSAGES_MAX);
             let page = page.await?;
-            self.send_page(room, &page).await?;
+            self.send_page(room, &page, Part::Next).await?;
             after = match page.messages.last() {
                 Some(last) if page.more => last.id.revision,
                 _ => page.position.revision,
             };
-            if let Some(joined) = self.joined.get_mut(&room.id) {
-                joined.last = joined.last.max(after);
-            }
+            self.has_sent(room, after);
             if !page.more {
                 return Ok(());
             }
@@ -104,13 +124,17 @@ impl Conversation {
 
     pub(super) async fn history(&mut self, said: &SaidRoom, wish: Option<&str>) -> Done {
         let key = self.key_of(said).await?;
-        self.access_to(&key).await?;
+        // Held, so that what it goes by is known.
+        let _access = self.access_to(&key).await?;
         let rooms = self.rooms()?;
         let Some(room) = rooms.open(&key).await? else {
             return Ok(());
         };
         let update = match self.joined.get(&room.id) {
-            Some(joined) => joined.attached.channel.update_with(&self.rights.login),
+            Some(joined) => joined
+                .attached
+                .channel
+                .update_with(&self.looked.rights.login),
             None => {
                 let members = rooms.members(room.id).await?.value;
                 let users: Vec<&str> = members.iter().map(|member| member.user.as_str()).collect();
@@ -122,7 +146,7 @@ impl Conversation {
         let limit_max = limit_max.min(PAGE_MESSAGES_MAX);
         let (offset, limit) = frame::history_wish(wish.unwrap_or_default(), limit_max);
         let page = self.newest(&room, offset, limit).await?;
-        self.send_page(&room, &page).await?;
+        self.send_page(&room, &page, Part::Asked).await?;
         if page.more {
             let next = offset.saturating_add(page.rows);
             let name = room.id.to_string();

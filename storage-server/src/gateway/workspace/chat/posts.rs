@@ -1,7 +1,5 @@
 //! What is said in rooms, and taken back.
 
-use std::time::Instant;
-
 use storage_protocol::StorageError;
 use storage_protocol::rooms::{Deleted, DeletedBy, Draft, MessageId, RoomId};
 
@@ -40,7 +38,7 @@ impl Conversation {
             .into());
         }
         // As it was said; it is made harmless on its way to pages.
-        let mut draft = Draft::new(self.rights.login.as_str(), said.text)?;
+        let mut draft = Draft::new(self.looked.rights.login.as_str(), said.text)?;
         draft.info = said.info;
         let rooms = self.rooms()?;
         match rooms.post(&joined.room, &draft).await {
@@ -53,10 +51,6 @@ impl Conversation {
             Err(error) => return Err(error.into()),
         }
         self.session.state.metrics.messages.inc();
-        if let Some(path) = &joined.access.path {
-            let event = joined.attached.channel.commented(path);
-            self.hub.tell_of_tree(&event, Instant::now());
-        }
         Ok(())
     }
 
@@ -64,9 +58,9 @@ impl Conversation {
     pub(super) async fn delete(&mut self, said: SaidMessage) -> Done {
         let joined = self.joined(&said.room)?;
         let id: MessageId = said.uuid.parse()?;
-        let by = match self.rights.is_admin {
+        let by = match self.looked.rights.is_admin {
             true => DeletedBy::Anyone,
-            false => DeletedBy::Author(&self.rights.login),
+            false => DeletedBy::Author(&self.looked.rights.login),
         };
         match self.rooms()?.delete(joined.room.id, id, by).await? {
             Deleted::Done(..) => Ok(()),

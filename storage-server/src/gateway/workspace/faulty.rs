@@ -1,0 +1,110 @@
+//! For tests: a storage in memory that counts its reads, and fails when it is to.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use storage_protocol::{
+    Batch, CommitOptions, Entry, Key, KeyRange, Keyspace, Limit, Limits, Position, Reading, Result,
+    Scan, ScanOptions, Storage, StorageError, Watch, WatchOptions, WatchStart,
+};
+
+use crate::gateway::ServerHandle;
+use crate::testing::{KEYSPACE, MemoryEngine, server};
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Faulty {
+    inner: Arc<dyn Storage>,
+    reads: AtomicU64,
+    fails: AtomicBool,
+    is_set_back: AtomicBool,
+}
+
+impl Faulty {
+    /// One of its own.
+    pub(super) fn new() -> Arc<Self> {
+        let shared = server(&MemoryEngine::new(), |_| {});
+        let keyspace = Keyspace::new(KEYSPACE).unwrap();
+        Self::over(ServerHandle::new(&shared).own_storage(&keyspace))
+    }
+
+    /// One that is another one but for its faults.
+    pub(super) fn over(inner: Arc<dyn Storage>) -> Arc<Self> {
+        Arc::new(Self {
+            inner,
+            reads: AtomicU64::new(0),
+            fails: AtomicBool::new(false),
+            is_set_back: AtomicBool::new(false),
+        })
+    }
+
+    /// How often it was asked for entries.
+    pub(super) fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
+    }
+
+    /// Lets reads fail from now on, or not.
+    pub(super) fn fail(&self, fails: bool) {
+        self.fails.store(fails, Ordering::Relaxed);
+    }
+
+    /// Its history is another one than before from now on.
+    pub(super) fn set_back(&self) {
+        self.is_set_back.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) async fn set(&self, key: &str, value: &str) -> Position {
+        let batch = Batch::new().put(key.to_owned(), value.to_owned());
+        self.commit(batch, CommitOptions::default()).await.unwrap()
+    }
+
+    fn read(&self) -> Result<()> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        match self.fails.load(Ordering::Relaxed) {
+            true => Err(StorageError::Overloaded {
+                limit: Limit::Outbox,
+                max: 0,
+            }),
+            false => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl Storage for Faulty {
+    async fn get(&self, keys: &[Key]) -> Result<Reading<Vec<Option<Entry>>>> {
+        self.read()?;
+        // So that those who ask at once are there at once.
+        tokio::task::yield_now().await;
+        self.inner.get(keys).await
+    }
+
+    async fn scan(&self, range: KeyRange, options: ScanOptions) -> Result<Scan> {
+        self.read()?;
+        self.inner.scan(range, options).await
+    }
+
+    async fn commit(&self, batch: Batch, options: CommitOptions) -> Result<Position> {
+        self.inner.commit(batch, options).await
+    }
+
+    fn commit_unattended(&self, batch: Batch, options: CommitOptions) {
+        self.inner.commit_unattended(batch, options);
+    }
+
+    async fn watch(&self, range: KeyRange, options: WatchOptions) -> Result<Watch> {
+        match options.start {
+            WatchStart::After(position) if self.is_set_back.load(Ordering::Relaxed) => {
+                Err(StorageError::Compacted {
+                    oldest: position.revision,
+                })
+            }
+            _ => self.inner.watch(range, options).await,
+        }
+    }
+
+    async fn limits(&self) -> Result<Limits> {
+        self.inner.limits().await
+    }
+}
