@@ -300,6 +300,18 @@ impl MemorySession {
         let revision = Revision(state.revision);
         let mut changes = Vec::new();
         for operation in batch.operations {
+            let operation = match operation {
+                Operation::PutStamped {
+                    prefix,
+                    value,
+                    lifetime,
+                } => Operation::Put {
+                    key: [&prefix[..], &revision.0.to_be_bytes()].concat().into(),
+                    value,
+                    lifetime,
+                },
+                operation => operation,
+            };
             match operation {
                 Operation::Put {
                     key,

@@ -18,7 +18,7 @@ use storage_protocol::{Change, ChangeKind, CommitRecord, Reading, Result, Revisi
 
 use super::directory::{self, Place};
 use super::frame::RoomKind;
-use super::records::Records;
+use super::records::{Look, Records, may_pass};
 use super::tree::{Kind, Node, TreeEvent};
 
 /// The most messages that are counted.
@@ -27,6 +27,8 @@ const COUNT_MAX: u64 = 10_000;
 const ROOMS_MAX: usize = 10_000;
 /// So many rooms are read at a time.
 const READS_AT_ONCE: usize = 8;
+/// So often a room is read again in which something else than posts happens meanwhile.
+const AGAIN_MAX: u32 = 3;
 /// After a read that failed.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -48,6 +50,8 @@ enum Known {
         posts: Vec<Revision>,
         /// What is read is not all.
         is_outdated: bool,
+        /// So often that was so.
+        again: u32,
     },
     /// It is no node's.
     Other,
@@ -109,10 +113,13 @@ impl Comments {
             Some(Known::OfNode(found)) if !found.is_stale() => return found.posted(revision),
             Some(Known::OfNode(_)) | None => {}
         }
-        self.make_place();
+        if !self.make_place() {
+            return None;
+        }
         let unread = Known::Unread {
             posts: vec![revision],
             is_outdated: false,
+            again: 0,
         };
         self.known.insert(room, unread);
         self.read(room);
@@ -136,11 +143,13 @@ impl Comments {
         rooms.into_iter().for_each(|room| self.changed(room));
     }
 
-    fn make_place(&mut self) {
+    /// Whether there is room for one more.
+    fn make_place(&mut self) -> bool {
         if self.known.len() >= ROOMS_MAX {
             self.known
                 .retain(|_, known| matches!(known, Known::Unread { .. }));
         }
+        self.known.len() < ROOMS_MAX
     }
 
     fn read(&mut self, room: RoomId) {
@@ -153,6 +162,10 @@ impl Comments {
             loop {
                 match find(&rooms, &records, room).await {
                     Ok(found) => return (room, found),
+                    Err(error) if !may_pass(&error) => {
+                        tracing::debug!(%room, %error, "a room cannot be read, and tells no comments");
+                        return (room, None);
+                    }
                     Err(error) => {
                         tracing::debug!(%room, %error, "a room cannot be read yet");
                         tokio::time::sleep(RETRY).await;
@@ -170,13 +183,23 @@ impl Comments {
         if let Some(next) = self.waiting.pop_front() {
             self.read(next);
         }
-        let Some(Known::Unread { posts, is_outdated }) = self.known.remove(&room) else {
+        let Some(Known::Unread {
+            posts,
+            is_outdated,
+            again,
+        }) = self.known.remove(&room)
+        else {
             return Vec::new();
         };
-        if is_outdated {
-            let is_outdated = false;
-            self.known
-                .insert(room, Known::Unread { posts, is_outdated });
+        // Where the node was does not do, however often it moves; and a count that is not quite right does in the end.
+        let is_elsewhere = found.as_ref().is_some_and(Found::is_stale);
+        if is_elsewhere || (is_outdated && again < AGAIN_MAX) {
+            let unread = Known::Unread {
+                posts,
+                is_outdated: false,
+                again: again.saturating_add(1),
+            };
+            self.known.insert(room, unread);
             self.read(room);
             return Vec::new();
         }
@@ -186,7 +209,9 @@ impl Comments {
         };
         let events = posts.into_iter().filter_map(|post| found.posted(post));
         let events = events.collect();
-        self.known.insert(room, Known::OfNode(found));
+        if !is_outdated {
+            self.known.insert(room, Known::OfNode(found));
+        }
         events
     }
 }
@@ -232,8 +257,129 @@ async fn find(
     }
     let node = room.key.object().to_owned();
     Ok(Some(Found {
-        place: directory::place_of_node(records, &node).await?,
+        place: directory::place_of_node(records, &node, Look::AsSeen).await?,
         messages: rooms.count(id, COUNT_MAX).await?,
         node,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use storage_protocol::rooms::{Draft, Room};
+    use storage_protocol::{Key, StorageExt, Watch, WatchEvent, WatchOptions, WatchStart};
+
+    use super::super::faulty::Faulty;
+    use super::*;
+
+    struct House {
+        own: Arc<Faulty>,
+        records: Arc<Records>,
+        comments: Comments,
+        watch: Watch,
+    }
+
+    impl House {
+        async fn new() -> Self {
+            let own = Faulty::new();
+            let records = Arc::new(Records::new(own.clone()));
+            let options = WatchOptions::every(WatchStart::Now);
+            let range = storage_protocol::KeyRange::all();
+            Self {
+                comments: Comments::new(own.clone(), records.clone()),
+                watch: own.watch(range, options).await.unwrap(),
+                own,
+                records,
+            }
+        }
+
+        fn rooms(&self) -> Rooms<Arc<dyn Storage>> {
+            Rooms::new(self.own.clone())
+        }
+
+        async fn room(&self, node: &str) -> Room {
+            let key = RoomKey::new(RoomKind::Node.name(), node).unwrap();
+            self.rooms().open_or_create(&key, "").await.unwrap().0
+        }
+
+        async fn post(&self, room: &Room) {
+            let draft = Draft::new("ana", "hello").unwrap();
+            self.rooms().post(room, &draft).await.unwrap();
+        }
+
+        /// Takes notice of all commits up to now, as the hub does.
+        async fn note(&mut self) -> Vec<String> {
+            let mark = self.own.set("mark", "").await.revision;
+            let mut events = Vec::new();
+            loop {
+                if let Some(WatchEvent::Commit(commit)) = self.watch.next().await.unwrap() {
+                    commit
+                        .changes
+                        .iter()
+                        .for_each(|change| self.records.changed(&change.key));
+                    events.extend(self.comments.note(&commit));
+                    if commit.revision == mark {
+                        return shown(events);
+                    }
+                }
+            }
+        }
+
+        /// What is told when what is being read has been read.
+        async fn read(&mut self) -> Vec<String> {
+            let next = tokio::time::timeout(Duration::from_secs(30), self.comments.next());
+            shown(next.await.unwrap())
+        }
+    }
+
+    fn shown(events: Vec<TreeEvent>) -> Vec<String> {
+        let shown = events.iter().map(|event| {
+            let paths: Vec<&str> = event.paths().collect();
+            format!("{paths:?}")
+        });
+        shown.collect()
+    }
+
+    #[tokio::test]
+    async fn a_node_that_moves_while_its_room_is_read_is_told_where_it_is() {
+        let mut house = House::new().await;
+        house.own.set("node-ids/n", "/a/x").await;
+        let room = house.room("n").await;
+        house.post(&room).await;
+        assert!(house.note().await.is_empty());
+        // The place is read now, and the count is still to come.
+        let polled = futures_util::poll!(std::pin::pin!(house.comments.next()));
+        assert!(polled.is_pending());
+        house.own.set("node-ids/n", "/b/x").await;
+        house.post(&room).await;
+        assert!(house.note().await.is_empty());
+        let mut told = Vec::new();
+        while told.is_empty() {
+            told = house.read().await;
+        }
+        assert_eq!(told, [r#"["b/x"]"#, r#"["b/x"]"#]);
+        house.post(&room).await;
+        assert_eq!(house.note().await, [r#"["b/x"]"#]);
+    }
+
+    #[tokio::test]
+    async fn rooms_that_cannot_be_read_hold_up_no_others() {
+        let mut house = House::new().await;
+        for n in 0..2 * READS_AT_ONCE {
+            let room = house.room(&format!("bad-{n}")).await;
+            let range = house.rooms().range(room.id);
+            let record: Key = [&range.start[..], b"room"].concat().into();
+            assert!(house.own.get_one(record.clone()).await.unwrap().is_some());
+            house.post(&room).await;
+            house.own.put(record, "x".into()).await.unwrap();
+        }
+        house.own.set("node-ids/n", "/a/x").await;
+        let room = house.room("n").await;
+        house.post(&room).await;
+        assert!(house.note().await.is_empty());
+        let mut told = Vec::new();
+        while told.is_empty() {
+            told = house.read().await;
+        }
+        assert_eq!(told, [r#"["a/x"]"#]);
+    }
 }

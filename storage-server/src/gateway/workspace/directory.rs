@@ -17,7 +17,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use storage_protocol::{Key, Result};
 
-use super::records::{Record, Records};
+use super::records::{Look, Record, Records};
 use super::tree::normal;
 
 pub(super) const USERS: &str = "users/";
@@ -189,15 +189,15 @@ fn read<R: DeserializeOwned + Default>(record: &Record, what: &str, name: &str) 
     })
 }
 
-/// What a peer has now. Records that others hold are not read again.
+/// What a peer has now. Records that others hold are not read again, unless they are to be fresh.
 ///
 /// # Errors
 /// As [`Records::get`]: what it has is not known then, which is another thing than that it has nothing.
-pub(super) async fn rights(records: &Records, claims: &Claims) -> Result<Looked> {
+pub(super) async fn rights(records: &Records, claims: &Claims, look: Look) -> Result<Looked> {
     let mut held = Vec::new();
     let user: UserRecord = match is_name(&claims.login) {
         true => {
-            let record = records.get(key(USERS, &claims.login)).await?;
+            let record = records.get(key(USERS, &claims.login), look).await?;
             let user = read(&record, USERS, &claims.login);
             held.push(record);
             user
@@ -210,7 +210,7 @@ pub(super) async fn rights(records: &Records, claims: &Claims) -> Result<Looked>
     let named = named.filter(|role| is_name(role)).take(ROLES_MAX);
     let roles: BTreeSet<String> = named.cloned().collect();
     let mut granted = BTreeMap::<String, (bool, bool)>::new();
-    let of_roles = records.get_all(keys(ROLES, &roles)).await?;
+    let of_roles = records.get_all(keys(ROLES, &roles), look).await?;
     for (role, record) in roles.iter().zip(&of_roles) {
         let record: RoleRecord = read(record, ROLES, role);
         for (workspace, rights) in record.workspaces {
@@ -229,7 +229,7 @@ pub(super) async fn rights(records: &Records, claims: &Claims) -> Result<Looked>
         .map(|(name, _)| name.clone())
         .take(WORKSPACES_MAX)
         .collect();
-    let of_workspaces = records.get_all(keys(WORKSPACES, &readable)).await?;
+    let of_workspaces = records.get_all(keys(WORKSPACES, &readable), look).await?;
     let mut workspaces = BTreeMap::new();
     for (name, record) in readable.iter().zip(&of_workspaces) {
         // Nothing can be in one without a record, but who has it has it.
@@ -272,14 +272,14 @@ pub(super) struct Place {
 ///
 /// # Errors
 /// As [`Records::get`].
-pub(super) async fn place_of_node(records: &Records, uuid: &str) -> Result<Place> {
+pub(super) async fn place_of_node(records: &Records, uuid: &str, look: Look) -> Result<Place> {
     if !is_name(uuid) {
         return Ok(Place {
             path: None,
             record: None,
         });
     }
-    let record = records.get(key(NODE_IDS, uuid)).await?;
+    let record = records.get(key(NODE_IDS, uuid), look).await?;
     let path = record
         .value()
         .and_then(|value| std::str::from_utf8(value).ok());

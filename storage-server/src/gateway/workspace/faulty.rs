@@ -18,6 +18,8 @@ pub(super) struct Faulty {
     inner: Arc<dyn Storage>,
     reads: AtomicU64,
     fails: AtomicBool,
+    /// The read with this number fails, from 1 on.
+    fails_at: AtomicU64,
     is_set_back: AtomicBool,
 }
 
@@ -35,6 +37,7 @@ impl Faulty {
             inner,
             reads: AtomicU64::new(0),
             fails: AtomicBool::new(false),
+            fails_at: AtomicU64::new(0),
             is_set_back: AtomicBool::new(false),
         })
     }
@@ -49,6 +52,12 @@ impl Faulty {
         self.fails.store(fails, Ordering::Relaxed);
     }
 
+    /// Lets one read fail: the first after so many.
+    pub(super) fn fail_once_after(&self, reads: u64) {
+        let at = self.reads() + reads + 1;
+        self.fails_at.store(at, Ordering::Relaxed);
+    }
+
     /// Its history is another one than before from now on.
     pub(super) fn set_back(&self) {
         self.is_set_back.store(true, Ordering::Relaxed);
@@ -60,8 +69,9 @@ impl Faulty {
     }
 
     fn read(&self) -> Result<()> {
-        self.reads.fetch_add(1, Ordering::Relaxed);
-        match self.fails.load(Ordering::Relaxed) {
+        let number = self.reads.fetch_add(1, Ordering::Relaxed) + 1;
+        let fails = self.fails.load(Ordering::Relaxed);
+        match fails || number == self.fails_at.load(Ordering::Relaxed) {
             true => Err(StorageError::Overloaded {
                 limit: Limit::Outbox,
                 max: 0,

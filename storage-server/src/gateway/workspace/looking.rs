@@ -8,18 +8,22 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::stream::{FuturesUnordered, StreamExt};
+use futures_util::stream::{self, FuturesUnordered, StreamExt};
 use storage_protocol::{Result, StorageError};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::directory::{self, Claims, Looked};
 use super::hub::Hub;
+use super::records::Look;
 use super::registry::{Receiver, ReceiverId};
 
 /// So many claims are looked up at a time.
 const LOOKUPS_AT_ONCE: usize = 64;
 /// So long all that is told waits for lookups.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// And so long a lookup may take that nothing waits for.
+const PATIENCE_OF_NOBODY: Duration = Duration::from_secs(30);
 
 /// Sockets with the same claims.
 type Group = Vec<(ReceiverId, Arc<Receiver>)>;
@@ -32,7 +36,7 @@ impl Hub {
         while !groups.is_empty() {
             let some = groups.split_off(groups.len().saturating_sub(LOOKUPS_AT_ONCE));
             let looking = some.into_iter().map(|(claims, group)| async move {
-                let looking = directory::rights(self.records(), &claims);
+                let looking = directory::rights(self.records(), &claims, Look::AsSeen);
                 let looked = timeout_at(end, looking).await;
                 (group, looked.unwrap_or(Err(StorageError::Cancelled)))
             });
@@ -72,16 +76,15 @@ impl Hub {
             if !Arc::ptr_eq(&now, &receiver) {
                 continue;
             }
-            match (&looked, before) {
-                (Some(looked), Some(before)) if before.rights == looked.rights => {}
-                (Some(_), Some(_)) => receiver.outbox.withdraw(),
-                // What was told meanwhile it has not been told.
-                (Some(_), None) => receiver.outbox.lack(),
-                (None, _) => receiver.outbox.withdraw(),
-            }
             match &looked {
-                Some(looked) => registry.put(id, receiver, looked.clone()),
-                None => registry.put_unknown(id, receiver),
+                Some(looked) => {
+                    receiver.outbox.judged_anew(before.as_deref(), looked);
+                    registry.put(id, receiver, looked.clone());
+                }
+                None => {
+                    receiver.outbox.withdraw();
+                    registry.put_unknown(id, receiver);
+                }
             }
         }
     }
@@ -91,10 +94,23 @@ impl Hub {
         !self.registry().unknown().is_empty()
     }
 
-    /// Looks those up again.
+    /// Looks those up again. Nobody waits for that, so it may take its time, and what changes meanwhile has them looked up
+    /// once more.
     pub(super) async fn look_for_unknown(&self) {
         let unknown = self.registry().unknown();
-        self.look_again(&unknown).await;
+        let looking = self.groups(&unknown).into_iter();
+        let looking = looking.map(|(claims, group)| async move {
+            let looking = directory::rights(self.records(), &claims, Look::AsSeen);
+            (group, timeout(PATIENCE_OF_NOBODY, looking).await)
+        });
+        let mut looking = stream::iter(looking).buffer_unordered(LOOKUPS_AT_ONCE);
+        while let Some((group, looked)) = looking.next().await {
+            if let Ok(Ok(looked)) = looked
+                && !looked.is_stale()
+            {
+                self.put(group, Ok(looked));
+            }
+        }
     }
 
     /// Registers a socket with what it has.
@@ -104,10 +120,13 @@ impl Hub {
     pub(super) async fn subscribe(&self, id: ReceiverId, receiver: Receiver) -> Result<()> {
         let receiver = Arc::new(receiver);
         loop {
-            let looked = directory::rights(self.records(), &receiver.claims).await?;
+            let looked = directory::rights(self.records(), &receiver.claims, Look::Fresh).await?;
             let mut registry = self.registry();
             // A change in between would be missed.
             if !looked.is_stale() {
+                if let Some((_, before)) = registry.get(id) {
+                    receiver.outbox.judged_anew(before.as_deref(), &looked);
+                }
                 registry.put(id, receiver, Arc::new(looked));
                 return Ok(());
             }

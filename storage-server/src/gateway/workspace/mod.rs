@@ -10,7 +10,7 @@
 //! Upgrades need no credential: a peer says within the socket who it is ([`login`]). State is ordinary entries of one keyspace:
 //! who has which workspaces ([`directory`]), nodes ([`tree`]), and rooms as `storage_protocol::rooms` has them. Events are its
 //! change feed ([`hub`]), told to those who are found by an index ([`registry`]). What a peer reads and writes in rooms goes
-//! through its own storage, so access rules hold; beside these a room is for those who have its workspace.
+//! through a storage of its own, with its token, bounds and quotas; whether a room is for it is said by its workspaces, and by no access rule.
 
 mod chat;
 mod coalesce;

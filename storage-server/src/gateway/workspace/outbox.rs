@@ -11,6 +11,7 @@ use storage_protocol::Revision;
 use storage_protocol::rooms::RoomId;
 use tokio::sync::Notify;
 
+use super::directory::Looked;
 use crate::gateway::Utf8Bytes;
 
 /// The most frames that wait for a socket.
@@ -33,8 +34,8 @@ pub(super) enum What {
     Members(RoomId),
     /// A message of a room, of this revision.
     Message(RoomId, Revision),
-    /// Something else of a room.
-    Room(RoomId),
+    /// That the message of this revision was deleted, with what it was.
+    Deleted(RoomId, Revision),
 }
 
 /// What is taken from an outbox.
@@ -81,6 +82,16 @@ impl Outbox {
     pub(super) fn lack(&self) {
         self.state().lacks = true;
         self.arrived.notify_one();
+    }
+
+    /// It is known what its peer has now; `before`: what it had, `None` if that was not known.
+    pub(super) fn judged_anew(&self, before: Option<&Looked>, now: &Looked) {
+        match before {
+            Some(before) if before.rights == now.rights => {}
+            Some(_) => self.withdraw(),
+            // What was told meanwhile it has not been told.
+            None => self.lack(),
+        }
     }
 
     /// Takes back what waits, since it may not be for the peer any more; who is told less is told to look again.

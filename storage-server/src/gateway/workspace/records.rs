@@ -33,6 +33,28 @@ struct Places {
     full: usize,
 }
 
+/// Whether what failed may be done later: nothing follows from it then.
+pub(super) fn may_pass(error: &StorageError) -> bool {
+    !matches!(
+        error,
+        StorageError::CheckFailed { .. }
+            | StorageError::LimitExceeded { .. }
+            | StorageError::InvalidArgument { .. }
+            | StorageError::QuotaExceeded { .. }
+            | StorageError::AccessDenied { .. }
+            | StorageError::Unsupported { .. }
+    )
+}
+
+/// How a record is looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    /// As the hub knows it: a change that was committed just now may be missing.
+    AsSeen,
+    /// As it is in the store.
+    Fresh,
+}
+
 /// A record, or that there is none.
 #[derive(Debug, Default)]
 pub(super) struct Record {
@@ -75,30 +97,66 @@ impl Records {
         self.version.load(Ordering::Acquire)
     }
 
-    /// A record. It is read only where nobody holds it who has read it since its last change; of those who ask at once, one
-    /// reads.
+    /// A record. Unless it is to be fresh, it is read only where nobody holds it who has read it since its last change; of those
+    /// who ask at once, one reads.
     ///
     /// # Errors
     /// As [`Storage::get`]; what it says is not known then.
-    pub(super) async fn get(&self, key: Key) -> Result<Arc<Record>> {
+    pub(super) async fn get(&self, key: Key, look: Look) -> Result<Arc<Record>> {
         // Ordering: it has its place before it is read, so that no change from here on is missed.
         let record = self.places().at(&key);
-        let reading = record.value.get_or_try_init(|| async {
-            let entry = self.own.get_one(key).await?;
-            Ok::<_, StorageError>(entry.map(|entry| entry.value))
-        });
+        if look == Look::Fresh && record.value.initialized() {
+            return self.get_fresh(&key, record).await;
+        }
+        let reading = record.value.get_or_try_init(|| self.read(&key));
         reading.await?;
         Ok(record)
+    }
+
+    /// The same though others hold it: the hub may not have seen yet that it was changed.
+    async fn get_fresh(&self, key: &Key, mut held: Arc<Record>) -> Result<Arc<Record>> {
+        loop {
+            let value = self.read(key).await?;
+            let mut places = self.places();
+            if held.is_stale() {
+                // What was read may be older than that.
+                held = places.at(key);
+                continue;
+            }
+            if held.value.get() == Some(&value) {
+                return Ok(held);
+            }
+            let record = Arc::new(Record {
+                is_stale: AtomicBool::new(false),
+                value: OnceCell::new_with(Some(value)),
+            });
+            places.known.insert(key.clone(), Arc::downgrade(&record));
+            // Ordering: who sees the version sees this, too.
+            held.is_stale.store(true, Ordering::Release);
+            self.version.fetch_add(1, Ordering::AcqRel);
+            return Ok(record);
+        }
+    }
+
+    async fn read(&self, key: &Key) -> Result<Option<Value>> {
+        match self.own.get_one(key.clone()).await {
+            Ok(entry) => Ok(entry.map(|entry| entry.value)),
+            // A name that no key can have.
+            Err(StorageError::LimitExceeded { .. } | StorageError::InvalidArgument { .. }) => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Records, in the order of their keys.
     ///
     /// # Errors
     /// As [`Records::get`].
-    pub(super) async fn get_all(&self, keys: Vec<Key>) -> Result<Vec<Arc<Record>>> {
+    pub(super) async fn get_all(&self, keys: Vec<Key>, look: Look) -> Result<Vec<Arc<Record>>> {
         let mut records = Vec::with_capacity(keys.len());
         for keys in keys.chunks(READS_AT_ONCE) {
-            let reading = keys.iter().map(|key| self.get(key.clone()));
+            let reading = keys.iter().map(|key| self.get(key.clone(), look));
             records.extend(try_join_all(reading).await?);
         }
         Ok(records)
@@ -152,7 +210,7 @@ mod tests {
         let own = Faulty::new();
         own.set("roles/team", "1").await;
         let records = Records::new(own.clone());
-        let get = || records.get(Key::from("roles/team"));
+        let get = || records.get(Key::from("roles/team"), Look::AsSeen);
         let held = join_all((0..500).map(|_| get())).await;
         assert_eq!(own.reads(), 1);
         let looked = records.version();
@@ -176,18 +234,41 @@ mod tests {
         let own = Faulty::new();
         let records = Records::new(own.clone());
         own.fail(true);
-        let failed = records.get(Key::from("roles/team")).await;
+        let get = || records.get(Key::from("roles/team"), Look::AsSeen);
+        let failed = get().await;
         assert!(matches!(failed, Err(StorageError::Overloaded { .. })));
         own.fail(false);
-        let none = records.get(Key::from("roles/team")).await.unwrap();
+        let none = get().await.unwrap();
         assert_eq!(none.value(), None);
+    }
+
+    #[tokio::test]
+    async fn a_fresh_one_has_what_the_hub_has_yet_to_see() {
+        let own = Faulty::new();
+        own.set("roles/team", "1").await;
+        let records = Records::new(own.clone());
+        let get = |look| records.get(Key::from("roles/team"), look);
+        let held = get(Look::AsSeen).await.unwrap();
+        assert!(Arc::ptr_eq(&held, &get(Look::Fresh).await.unwrap()));
+        let looked = records.version();
+        own.set("roles/team", "2").await;
+        assert!(Arc::ptr_eq(&held, &get(Look::AsSeen).await.unwrap()));
+        let fresh = get(Look::Fresh).await.unwrap();
+        assert_eq!(fresh.value().unwrap().as_ref(), b"2");
+        // Those who held what it was are told, and have the new one from now on.
+        assert!(held.is_stale() && !fresh.is_stale());
+        assert_ne!(records.version(), looked);
+        assert!(Arc::ptr_eq(&fresh, &get(Look::AsSeen).await.unwrap()));
+        records.changed(b"roles/team");
+        assert!(fresh.is_stale());
     }
 
     #[tokio::test]
     async fn what_nobody_holds_takes_no_room() {
         let records = Records::new(Faulty::new());
         for n in 0..10 * PLACES_MIN {
-            records.get(Key::from(format!("users/{n}"))).await.unwrap();
+            let key = Key::from(format!("users/{n}"));
+            records.get(key, Look::AsSeen).await.unwrap();
         }
         assert!(records.places().known.len() <= PLACES_MIN);
     }

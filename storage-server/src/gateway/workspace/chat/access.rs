@@ -7,7 +7,7 @@ use storage_protocol::rooms::RoomKey;
 
 use super::super::directory::{self, Rights};
 use super::super::frame::RoomKind;
-use super::super::records::{Record, Records};
+use super::super::records::{Look, Record, Records};
 use crate::config::NodeRooms;
 
 /// What a peer may do in a room.
@@ -45,7 +45,7 @@ const OF_NODE: NoAccess = NoAccess::Forbidden("the room is of a node that you ma
 const OF_NO_TYPE: NoAccess =
     NoAccess::Forbidden("a room has one of the types GLOBAL, WORKSPACE, USER, NODE");
 
-/// What a peer may do in the room of an object, by its workspaces. Access rules hold besides.
+/// What a peer may do in the room of an object, by its workspaces alone: access rules say nothing of that.
 ///
 /// # Errors
 /// Why it may not be there.
@@ -54,6 +54,7 @@ pub(super) async fn access(
     node_rooms: NodeRooms,
     rights: &Rights,
     key: &RoomKey,
+    look: Look,
 ) -> Result<Access, NoAccess> {
     match RoomKind::named(key.kind()) {
         Some(RoomKind::Global | RoomKind::User) => Ok(Access::new(true)),
@@ -63,7 +64,7 @@ pub(super) async fn access(
         }
         Some(RoomKind::Node) if node_rooms == NodeRooms::Open => Ok(Access::new(true)),
         Some(RoomKind::Node) => {
-            let place = directory::place_of_node(records, key.object()).await;
+            let place = directory::place_of_node(records, key.object(), look).await;
             let place = place.map_err(NoAccess::Unknown)?;
             let writes = place.path.and_then(|path| rights.of_path(&path));
             Ok(Access {

@@ -195,16 +195,16 @@ impl Channel {
     /// Takes an event; whether other users are in the room now.
     fn take(&self, event: RoomEvent) -> bool {
         let mut state = self.state();
-        match event {
+        let members_changed = match event {
             RoomEvent::Message(message) => {
                 state.tell_message(&self.name, self.room.id, &message);
                 false
             }
-            RoomEvent::Deleted { message, .. } => {
+            RoomEvent::Deleted { revision, message } => {
                 match message {
                     Some(message) => {
                         let text = frame::deleted_frame(&self.name, &message);
-                        state.tell(What::Room(self.room.id), &text);
+                        state.tell(What::Deleted(self.room.id, revision), &text);
                     }
                     // What it was is not known: clients have to look.
                     None => state.listeners.values().for_each(|outbox| outbox.lack()),
@@ -217,11 +217,11 @@ impl Channel {
                 is_new
             }
             RoomEvent::Left { user, socket } => {
-                let Some(sockets) = state.members.get_mut(&user) else {
-                    return false;
-                };
-                sockets.remove(&socket);
-                let is_gone = sockets.is_empty();
+                let sockets = state.members.get_mut(&user);
+                let is_gone = sockets.is_some_and(|sockets| {
+                    sockets.remove(&socket);
+                    sockets.is_empty()
+                });
                 if is_gone {
                     state.members.remove(&user);
                 }
@@ -232,11 +232,15 @@ impl Channel {
                 true
             }
             _ => false,
+        };
+        if members_changed {
+            // Whoever joins meanwhile is told who is there by now.
+            state.update = None;
         }
+        members_changed
     }
 
     fn tell_members(&self) {
-        self.state().update = None;
         let text = self.update();
         self.state().tell(What::Members(self.room.id), &text);
     }
@@ -247,7 +251,10 @@ impl Channel {
         let feed = rooms
             .follow(self.room.id, WatchStart::After(position))
             .await?;
-        self.state().members = members;
+        {
+            let mut state = self.state();
+            (state.members, state.update) = (members, None);
+        }
         loop {
             let told = self.state().told;
             let page = rooms

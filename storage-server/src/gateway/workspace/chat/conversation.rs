@@ -13,6 +13,7 @@ use super::super::frame::{self, Command, Op, Said, SaidRoom};
 use super::super::hub::Hub;
 use super::super::outbox::{Frame, Taken, What};
 use super::super::rate::ROOMS_BURST;
+use super::super::records::{Look, may_pass};
 use super::super::session::{End, Session};
 use super::access::{Access, NoAccess};
 use super::channel::OwnRooms;
@@ -90,14 +91,9 @@ impl From<End> for Not {
 
 impl From<StorageError> for Not {
     fn from(error: StorageError) -> Self {
-        match error {
-            StorageError::CheckFailed { .. }
-            | StorageError::LimitExceeded { .. }
-            | StorageError::InvalidArgument { .. }
-            | StorageError::QuotaExceeded { .. }
-            | StorageError::AccessDenied { .. }
-            | StorageError::Unsupported { .. } => Self::Done(error.to_string()),
-            error => Self::Later(error),
+        match may_pass(&error) {
+            true => Self::Later(error),
+            false => Self::Done(error.to_string()),
         }
     }
 }
@@ -238,10 +234,13 @@ impl Conversation {
             self.session.outbox.clear();
         }
         if is_new_token || self.rooms.is_none() {
-            self.open_rooms(&login).await;
+            if let Err(error) = self.open_rooms(&login).await {
+                let code = close_code::TRY_AGAIN;
+                return Err(self.session.refuse(code, &error.to_string()).await);
+            }
         }
         self.version = None;
-        match self.look_again().await {
+        match self.look_again(Look::Fresh).await {
             Ok(()) => {}
             Err(Not::End(end)) => return Err(end),
             // It is in rooms, and stays there until it is known that it may not: it is told nothing before that is looked up.
@@ -259,11 +258,19 @@ impl Conversation {
     }
 
     /// Opens the storage by the token that the peer has shown last: that of an earlier one ends with it.
-    async fn open_rooms(&mut self, login: &str) {
+    async fn open_rooms(&mut self, login: &str) -> Result<(), StorageError> {
         let (session, keyspace) = (&self.session, &self.session.state.config.keyspace);
         let identity = session.socket.identity();
         // Whether a room is for the peer is judged here: it needs no rule for it, and can do nothing there by other means.
-        let storage = session.server.storage_on_behalf_of(&identity, keyspace);
+        let open = || session.server.storage_on_behalf_of(&identity, keyspace);
+        let mut storage = open();
+        if let Err(StorageError::Overloaded { .. }) = storage.get(&[]).await
+            && self.rooms.take().is_some()
+        {
+            // The session before has the place that there is.
+            storage = open();
+        }
+        storage.get(&[]).await?;
         let rooms: OwnRooms = Rooms::new(storage);
         for joined in self.joined.values() {
             // The keys of the session before would go with it.
@@ -273,6 +280,7 @@ impl Conversation {
             }
         }
         self.rooms = Some(rooms);
+        Ok(())
     }
 
     /// Tells what was taken. What cannot be told now waits, and all behind it.
@@ -294,15 +302,16 @@ impl Conversation {
 
     /// Sends what happened in a room.
     async fn tell(&mut self, frame: &Frame) -> Done {
-        if let What::Message(_, revision) = frame.what {
+        // Who may not read a message is not told what it was either.
+        if let What::Message(_, revision) | What::Deleted(_, revision) = frame.what {
             self.rights_as_of(revision).await?;
         }
         if self.is_out_of_date() {
-            Box::pin(self.look_again()).await?;
+            Box::pin(self.look_again(Look::AsSeen)).await?;
         }
         let is_due = match frame.what {
             What::Event => false,
-            What::Room(room) => self.joined.contains_key(&room),
+            What::Deleted(room, _) => self.joined.contains_key(&room),
             What::Members(room) => match self.joined.get_mut(&room) {
                 // One who has joined was told so before the others were.
                 Some(joined) if joined.told != frame.text => {
@@ -329,7 +338,7 @@ impl Conversation {
     async fn catch_up(&mut self) -> Done {
         self.session.state.metrics.resyncs.inc();
         if self.is_out_of_date() {
-            Box::pin(self.look_again()).await?;
+            Box::pin(self.look_again(Look::AsSeen)).await?;
         }
         let ids: Vec<RoomId> = self.joined.keys().copied().collect();
         for id in ids {
@@ -337,9 +346,11 @@ impl Conversation {
                 continue;
             };
             let (update, last) = (joined.attached.channel.update(), joined.last);
+            let (room, is_news) = (joined.room.clone(), joined.told != update);
             joined.told = update.clone();
-            self.session.send(update).await?;
-            let room = joined.room.clone();
+            if is_news {
+                self.session.send(update).await?;
+            }
             match self.send_after(&room, last).await {
                 Ok(()) => {}
                 Err(why @ (Not::End(_) | Not::Later(_))) => return Err(why),
@@ -357,7 +368,7 @@ impl Conversation {
     async fn operate(&mut self, command: Command) -> Done {
         // Whoever leaves needs no right to.
         if command.op != Op::Leave && self.is_out_of_date() {
-            Box::pin(self.look_again()).await?;
+            Box::pin(self.look_again(Look::AsSeen)).await?;
         }
         let message = command.message;
         match command.op {
@@ -434,7 +445,12 @@ impl Conversation {
             uuid => Some(uuid.parse::<MessageId>()?),
         };
         let key = self.key_of(said).await?;
-        let access = self.access_to(&key).await?;
+        if !is_ping {
+            // What was given just now is enough, and what was taken is gone.
+            Box::pin(self.look_again(Look::Fresh)).await?;
+        }
+        let look = if is_ping { Look::AsSeen } else { Look::Fresh };
+        let access = self.access_to(&key, look).await?;
         let rooms = self.rooms()?;
         for _ in 0..ATTEMPTS_MAX {
             let room = match is_ping {
@@ -458,13 +474,33 @@ impl Conversation {
             }
             match self.enter(&rooms, &room, access.clone(), is_ping).await {
                 Ok(false) => return Ok(()),
-                Ok(true) => return self.greet(&room, after).await,
+                Ok(true) => return self.greet_all(&room, after).await,
                 // It was removed meanwhile; so there is another one.
                 Err(StorageError::CheckFailed { .. }) => self.leave(room.id).await,
                 Err(error) => return Err(error.into()),
             }
         }
         Err("the room is removed again and again".into())
+    }
+
+    /// Greets, and leaves no gap where that breaks off: it goes on later, before anything else is told; or, where nothing was
+    /// sent, the peer is out and may JOIN again.
+    async fn greet_all(&mut self, room: &Room, after: Option<MessageId>) -> Done {
+        let error = match self.greet(room, after).await {
+            Err(Not::Later(error)) => error,
+            done => return done,
+        };
+        match self.joined.get(&room.id) {
+            Some(joined) if joined.last > Revision::ZERO => {
+                tracing::debug!(socket = self.name, %error, "a member is told the rest later");
+                self.waiting = Some((Taken::Behind, Instant::now() + RETRY));
+                Ok(())
+            }
+            _ => {
+                self.leave(room.id).await;
+                Err(Not::Later(error))
+            }
+        }
     }
 
     fn may_make_one(&self) -> Result<(), Not> {

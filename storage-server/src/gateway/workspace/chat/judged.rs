@@ -8,6 +8,7 @@ use storage_protocol::rooms::{RoomId, RoomKey};
 
 use super::super::directory;
 use super::super::frame::{self, Op};
+use super::super::records::Look;
 use super::super::session::End;
 use super::access::{Access, NoAccess, access};
 use super::conversation::{Conversation, Done, Joined, Not};
@@ -23,15 +24,15 @@ impl Conversation {
     ///
     /// # Errors
     /// [`Not::Later`] where that cannot be read: it stays where it is, and is told nothing before this was done.
-    pub(super) async fn look_again(&mut self) -> Done {
+    pub(super) async fn look_again(&mut self, look: Look) -> Done {
         let Some(who) = &self.session.who else {
             return Ok(());
         };
         let records = self.hub.records().clone();
         // Ordering: this first, so that a change from here on is seen the next time.
         let version = records.version();
-        if self.version.is_none() || self.looked.is_stale() {
-            let looked = directory::rights(&records, &who.claims).await;
+        if look == Look::Fresh || self.version.is_none() || self.looked.is_stale() {
+            let looked = directory::rights(&records, &who.claims, look).await;
             self.looked = looked.map_err(Not::Later)?;
             for joined in self.joined.values_mut() {
                 joined.is_judged = false;
@@ -47,7 +48,8 @@ impl Conversation {
             let Some(joined) = self.joined.get_mut(&id) else {
                 continue;
             };
-            match access(&records, node_rooms, &self.looked.rights, &joined.room.key).await {
+            let (rights, key) = (&self.looked.rights, &joined.room.key);
+            match access(&records, node_rooms, rights, key, Look::AsSeen).await {
                 Ok(access) => (joined.access, joined.is_judged) = (access, true),
                 Err(NoAccess::Unknown(error)) => return Err(Not::Later(error)),
                 Err(NoAccess::Forbidden(why)) => {
@@ -89,9 +91,10 @@ impl Conversation {
     }
 
     /// What the peer may do in the room of an object.
-    pub(super) async fn access_to(&self, key: &RoomKey) -> Result<Access, Not> {
+    pub(super) async fn access_to(&self, key: &RoomKey, look: Look) -> Result<Access, Not> {
+        let (records, rights) = (self.hub.records(), &self.looked.rights);
         let node_rooms = self.session.state.config.node_rooms;
-        Ok(access(self.hub.records(), node_rooms, &self.looked.rights, key).await?)
+        Ok(access(records, node_rooms, rights, key, look).await?)
     }
 }
 
@@ -103,7 +106,7 @@ mod tests {
     use futures_util::{SinkExt, StreamExt};
     use serde_json::{Value, json};
     use storage_protocol::Storage;
-    use storage_protocol::rooms::{Room, Rooms};
+    use storage_protocol::rooms::{Draft, Room, Rooms};
     use tokio_tungstenite::tungstenite::Message;
 
     use super::super::super::faulty::Faulty;
@@ -129,6 +132,8 @@ mod tests {
         running: Running,
         /// What the gateway reads.
         own: Arc<Faulty>,
+        /// What she reads rooms with.
+        hers: Arc<Faulty>,
         /// The same, without faults.
         rooms: Rooms<Arc<dyn Storage>>,
         hub: Arc<Hub>,
@@ -152,14 +157,16 @@ mod tests {
             let hub = state.hub.get_or_init(|| Arc::new(hub)).clone();
             hub.start(&handle).await.unwrap();
             let outbox = Arc::<Outbox>::default();
-            let rooms: Rooms<Arc<dyn Storage>> = Rooms::new(plain);
+            let rooms: Rooms<Arc<dyn Storage>> = Rooms::new(plain.clone());
+            let hers = Faulty::over(plain);
             let serve = {
-                let (outbox, rooms) = (outbox.clone(), rooms.clone());
+                let outbox = outbox.clone();
+                let hers: Rooms<Arc<dyn Storage>> = Rooms::new(hers.clone());
                 async move |socket| {
                     let mut session = Session::new_for_test(socket, state, handle, "ana");
                     session.outbox = outbox;
                     let mut conversation = Conversation::new(session);
-                    conversation.rooms = Some(rooms);
+                    conversation.rooms = Some(hers);
                     End::result(conversation.run().await)
                 }
             };
@@ -172,13 +179,13 @@ mod tests {
             let mut house = Self {
                 running,
                 own,
+                hers,
                 rooms,
                 hub,
                 outbox,
                 room,
             };
-            let node = json!({ "Type": "NODE", "RoomTypeObject": "n-1" });
-            house.say(json!({ "@type": "JOIN", "Room": node })).await;
+            house.say(join("")).await;
             assert_eq!(house.frame().await["@type"], "ROOM_UPDATE");
             house
         }
@@ -210,6 +217,11 @@ mod tests {
             let members = self.rooms.members(self.room.id).await.unwrap().value;
             members.into_iter().map(|member| member.user).collect()
         }
+    }
+
+    fn join(after: &str) -> Value {
+        let node = json!({ "Type": "NODE", "RoomTypeObject": "n-1" });
+        json!({ "@type": "JOIN", "Room": node, "Message": { "Uuid": after } })
     }
 
     /// What is refused, so it is answered whatever can be read.
@@ -269,5 +281,61 @@ mod tests {
         house.tell_behind("node-ids/n-1", "/a/y", "five").await;
         assert_eq!(house.frame().await["Message"], "five");
         assert_eq!(house.own.reads(), reads + 1);
+    }
+
+    /// Whichever read of it fails, she misses no message, has none twice, and each in its place.
+    #[tokio::test]
+    async fn a_join_that_breaks_off_leaves_no_gap() {
+        const MESSAGES: usize = 5;
+        for reads in 0.. {
+            let mut house = House::new().await;
+            let (rooms, room) = (house.rooms.clone(), house.room.clone());
+            let post = async |text: &str| {
+                let draft = Draft::new("bob", text).unwrap();
+                rooms.post(&room, &draft).await.unwrap();
+            };
+            post("first").await;
+            let first = loop {
+                let frame = house.frame().await;
+                if frame["Message"] == "first" {
+                    break frame["Uuid"].as_str().unwrap().to_owned();
+                }
+            };
+            let node = json!({ "Type": "NODE", "RoomTypeObject": "n-1" });
+            house.say(json!({ "@type": "LEAVE", "Room": node })).await;
+            // It is answered, so she has left.
+            house
+                .say(json!({ "@type": "POST", "Message": { "RoomUuid": "none", "Message": "x" } }))
+                .await;
+            while house.frame().await["@type"] != "error" {}
+            for n in 0..MESSAGES {
+                post(&format!("m{n}")).await;
+            }
+            let before = house.hers.reads();
+            house.hers.fail_once_after(reads);
+            house.say(join(&first)).await;
+            let (mut told, mut last_uuid, mut is_posted) = (Vec::new(), first, false);
+            while told.last().map(String::as_str) != Some("last") {
+                let frame = house.frame().await;
+                if let Some(text) = frame["Message"].as_str() {
+                    told.push(text.to_owned());
+                    last_uuid = frame["Uuid"].as_str().unwrap().to_owned();
+                }
+                let is_refused = frame["@type"] == "error";
+                if !is_posted && (is_refused || told.len() == MESSAGES) {
+                    is_posted = true;
+                    post("last").await;
+                }
+                if is_refused {
+                    house.say(join(&last_uuid)).await;
+                }
+            }
+            let expected = (0..MESSAGES).map(|n| format!("m{n}"));
+            let expected: Vec<_> = expected.chain(["last".to_owned()]).collect();
+            assert_eq!(told, expected, "read {reads} failed");
+            if house.hers.reads() - before < reads {
+                return;
+            }
+        }
     }
 }

@@ -4,6 +4,7 @@ use storage_protocol::Revision;
 use storage_protocol::rooms::{HistoryPage, HistoryWish, MessageId, PAGE_MESSAGES_MAX, Room};
 
 use super::super::frame::{self, SaidRoom};
+use super::super::records::Look;
 use super::conversation::{Conversation, Done, Not};
 
 /// Which part of a room's messages a page is.
@@ -34,6 +35,8 @@ impl Conversation {
         if let Some(after) = after
             && is_known
         {
+            // What breaks off goes on behind this.
+            self.has_sent(room, after.revision);
             return self.send_after(room, after.revision).await;
         }
         let limit = self.session.state.config.join_messages;
@@ -79,11 +82,11 @@ impl Conversation {
         if let Some(newest) = revisions.max() {
             self.rights_as_of(newest).await?;
         }
-        let mut access = self.access_to(&room.key).await?;
+        let mut access = self.access_to(&room.key, Look::AsSeen).await?;
         for message in &page.messages {
             if self.is_out_of_date() || access.is_stale() {
-                Box::pin(self.look_again()).await?;
-                access = self.access_to(&room.key).await?;
+                Box::pin(self.look_again(Look::AsSeen)).await?;
+                access = self.access_to(&room.key, Look::AsSeen).await?;
             }
             self.session
                 .send(frame::message_frame(&name, message))
@@ -125,7 +128,7 @@ impl Conversation {
     pub(super) async fn history(&mut self, said: &SaidRoom, wish: Option<&str>) -> Done {
         let key = self.key_of(said).await?;
         // Held, so that what it goes by is known.
-        let _access = self.access_to(&key).await?;
+        let _access = self.access_to(&key, Look::AsSeen).await?;
         let rooms = self.rooms()?;
         let Some(room) = rooms.open(&key).await? else {
             return Ok(());
