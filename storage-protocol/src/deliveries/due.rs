@@ -59,7 +59,7 @@ impl Deliveries {
         let mut range = self.place.all_due();
         loop {
             // A key that is no row of a job is somebody else's, and passed over.
-            let keys = self.due_keys(range.clone(), JOBS_AT_ONCE).await?;
+            let keys = self.first_keys(range.clone(), JOBS_AT_ONCE).await?;
             let found = keys.iter().find_map(|key| self.time_of(key));
             match keys.last() {
                 Some(last) if found.is_none() => range.start = behind(last),
@@ -68,7 +68,7 @@ impl Deliveries {
         }
     }
 
-    pub(super) async fn due_keys(&self, range: KeyRange, limit: usize) -> Result<Vec<Key>> {
+    pub(super) async fn first_keys(&self, range: KeyRange, limit: usize) -> Result<Vec<Key>> {
         let options = ScanOptions {
             keys_only: true,
             limit: Some(limit as u64),
@@ -92,7 +92,7 @@ impl Deliveries {
         let mut no_room = None;
         loop {
             let now = self.now();
-            let keys = self.due_keys(range.clone(), JOBS_AT_ONCE).await?;
+            let keys = self.first_keys(range.clone(), JOBS_AT_ONCE).await?;
             let mut is_last = keys.len() < JOBS_AT_ONCE;
             let mut due = Vec::new();
             for key in keys {

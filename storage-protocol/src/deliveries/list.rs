@@ -2,7 +2,7 @@
 
 use super::due::behind;
 use super::{Deliveries, DeliveryError, Job, JobId, Recipient, StateKind, Stored};
-use crate::{KeyState, ScanOptions};
+use crate::{KeyState, ScanOptions, StorageError};
 
 /// The most jobs of a page.
 pub const LIST_MAX: usize = 1_000;
@@ -113,6 +113,21 @@ impl Deliveries {
             }
         }
         Ok(page)
+    }
+
+    /// The jobs for a recipient that are open, the first [`LIST_MAX`] of them, in the order of the times for which they were
+    /// scheduled. Looks at no other job.
+    ///
+    /// # Errors
+    /// As a scan.
+    pub async fn open_for(&self, recipient: &Recipient) -> Result<Vec<JobId>, StorageError> {
+        let keys = self
+            .first_keys(self.place.all_to(recipient), LIST_MAX)
+            .await?;
+        let ids = keys
+            .iter()
+            .filter_map(|key| self.place.parse_to(recipient, key));
+        Ok(ids.collect())
     }
 
     /// How many jobs pass: looks at all of them, a page of memory at a time.

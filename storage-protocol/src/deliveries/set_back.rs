@@ -29,7 +29,7 @@ impl Deliveries {
         let mut no_room = None;
         loop {
             let now = self.now();
-            let rows = self.due_keys(range.clone(), JOBS_AT_ONCE).await?;
+            let rows = self.first_keys(range.clone(), JOBS_AT_ONCE).await?;
             let Some(last) = rows.last() else {
                 return no_room.map_or(Ok(run.moved), Err);
             };

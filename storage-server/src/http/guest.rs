@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::FromRequestParts;
-use hyper::StatusCode;
 use hyper::header::HeaderValue;
 use hyper::http::request::Parts;
+use hyper::{Request, StatusCode};
 use zeroize::Zeroizing;
 
+use super::browser;
 use super::caller::Caller;
+use super::protocol::Origins;
 use super::refusal::{challenges, refused};
 use super::{Front, Refusal};
 use crate::auth::passwords::LoginError;
@@ -182,6 +184,18 @@ impl Guest {
     /// with 401. None, where it takes none that can be asked for.
     pub fn challenges(&self) -> impl Iterator<Item = HeaderValue> + '_ {
         challenges(self.front.listener.auth())
+    }
+
+    /// Whether a request with an `Origin` is of a page that may have it sent: the server's own, or one of the listener's
+    /// `allowed_origins`. For what changes something by a GET; other methods are judged before a handler is called.
+    pub fn is_of_allowed_page(&self, parts: &Parts) -> bool {
+        let request = Request::from_parts(parts.clone(), ());
+        browser::check_origin(&request, &self.front.listener, Origins::Own).is_ok()
+    }
+
+    /// Whether the certificate of its connection says who it is.
+    pub fn is_certified(&self) -> bool {
+        self.certified.is_some()
     }
 
     /// Who it is. The certificate of its connection decides, if it has one, whatever is shown; `None` is nothing, which is

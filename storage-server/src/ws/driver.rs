@@ -496,7 +496,7 @@ where
             if let Poll::Ready(ready) = self.socket.poll_ready_unpin(cx) {
                 ready.map_err(end_of)?;
                 self.socket
-                    .start_send_unpin(Message::Ping(Bytes::new()))
+                    .start_send_unpin(Message::Ping(self.dialect.ping()))
                     .map_err(end_of)?;
                 self.dirty = true;
             }

@@ -101,6 +101,13 @@ impl<B: Dialect + 'static> Dialect for ByKind<B> {
         }
     }
 
+    fn ping(&self) -> Bytes {
+        match &self.binary {
+            Some(binary) => binary.ping(),
+            None => self.text.ping(),
+        }
+    }
+
     fn pong(&mut self, bytes: &[u8]) {
         match &mut self.binary {
             Some(binary) => binary.pong(bytes),

@@ -141,6 +141,10 @@ pub(crate) trait Dialect: Send {
     fn receive(&mut self, cx: &mut Context<'_>, message: Bytes, now: Instant) -> Result<(), Close>;
     /// Takes a text message.
     fn receive_text(&mut self, text: Utf8Bytes, now: Instant) -> Result<(), Close>;
+    /// What a ping has that the connection sends of its own accord, behind all that was sent before.
+    fn ping(&self) -> Bytes {
+        Bytes::new()
+    }
     /// A pong arrived, with what its ping had.
     fn pong(&mut self, _: &[u8]) {}
     /// Whether it takes more messages now; while not, TCP holds the peer back.

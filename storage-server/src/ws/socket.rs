@@ -82,6 +82,8 @@ struct State {
     outbox: VecDeque<Outgoing>,
     /// Probes that were sent, and the highest that was answered.
     probes: u64,
+    /// The last one that was given to the connection.
+    probes_sent: u64,
     answered: u64,
     /// What `outbox` holds, in the session's budget within its principal's.
     outbox_permit: Permit,
@@ -203,7 +205,8 @@ impl WebSocket {
     }
 
     /// Sends a ping behind what was sent before, and returns its number: 1, 2 and so on. Once it is
-    /// [answered](WebSocket::answered), the peer's end of the connection has received all of that.
+    /// [answered](WebSocket::answered), the peer's end of the connection has received all of that. The pings that the connection
+    /// sends when it is quiet have the number of the last one, so a peer that answers only the last ping answers it too.
     ///
     /// # Errors
     /// [`SendError::Disconnected`].
@@ -305,6 +308,7 @@ impl Task {
             is_ended: false,
             outbox: VecDeque::new(),
             probes: 0,
+            probes_sent: 0,
             answered: 0,
             outbox_permit: outbox.count(),
             outbox_bytes_max: limits.outbox_bytes_max,
@@ -416,6 +420,14 @@ impl Dialect for Task {
         self.take(Message::Text(text))
     }
 
+    /// The number of the last probe once more: a peer may answer the last of several pings alone (RFC 6455, 5.5.3).
+    fn ping(&self) -> Bytes {
+        match self.pipe.state().probes_sent {
+            0 => Bytes::new(),
+            number => Bytes::copy_from_slice(&number.to_be_bytes()),
+        }
+    }
+
     fn pong(&mut self, bytes: &[u8]) {
         let Ok(number) = <[u8; 8]>::try_from(bytes).map(u64::from_be_bytes) else {
             return;
@@ -477,6 +489,7 @@ impl Dialect for Task {
             Outgoing::Message(Message::Text(text)) => tungstenite::Message::Text(text),
             Outgoing::Message(Message::Binary(bytes)) => tungstenite::Message::Binary(bytes),
             Outgoing::Probe(number) => {
+                state.probes_sent = number;
                 let number = Bytes::copy_from_slice(&number.to_be_bytes());
                 tungstenite::Message::Ping(number)
             }

@@ -61,6 +61,10 @@ async fn item_26_without_a_credential_nothing_is_done_and_nothing_of_others() {
     let answer = house.send("POST", "/pkg", &studio, &body).await;
     assert_eq!(answer.text(), "Server sent package to scheduler");
     let job = job_id(&answer);
+    // Of a page of another site: a browser adds the password of its own accord.
+    let of_page = format!("Origin: https://evil.example\r\n{studio}");
+    let path = format!("/jobs/cancel/{job}");
+    assert_eq!(house.send("GET", &path, &of_page, "").await.status, 403);
     // Of somebody else.
     let bob = basic("bob@abc.com", "1234");
     for (path, alert) in [
@@ -161,7 +165,7 @@ async fn an_address_belongs_to_whoever_has_registered_it_by_name() {
 /// A page of another site can have a browser send a GET, without knowing what it is answered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_web_page_of_another_site_changes_nothing() {
-    let house = House::open().await;
+    let house = House::of_pages("https://studio.example").await;
     let _robot = house.connected("LAB", "AA").await;
     let job = house.trigger("AA", "one", "31-12", "9:00").await;
     for header in [
@@ -172,11 +176,8 @@ async fn a_web_page_of_another_site_changes_nothing() {
             format!("/jobs/cancel/{job}"),
             format!("/api/jobs/force/{job}/"),
         ] {
-            assert_eq!(
-                house.send("GET", &path, header, "").await.status,
-                403,
-                "{path}"
-            );
+            let answer = house.send("GET", &path, header, "").await;
+            assert_eq!(answer.status, 403, "{path} {header}");
         }
     }
     let origin = "Origin: https://evil.example\r\n";
@@ -188,4 +189,33 @@ async fn a_web_page_of_another_site_changes_nothing() {
         403
     );
     assert_eq!(house.status(job).await, "Pending");
+    // One of a site that may, and reads which job it is.
+    let answer = house
+        .send(
+            "GET",
+            &format!("/jobs/cancel/{job}"),
+            "Origin: https://studio.example\r\n",
+            "",
+        )
+        .await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(house.status(job).await, "Cancelled");
+}
+
+/// What was meant for one robot does not come to another that has its address later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_registers_the_address_of_a_deleted_robot_gets_none_of_its_jobs() {
+    let house = House::open().await;
+    let robot = house.connected("ONE", "AA").await;
+    let job = house.trigger("AA", "secret", "31-12", "9:00").await;
+    let number = house.robot("AA").await["id"].clone();
+    let path = format!("/api/robots/delete/{number}");
+    assert_eq!(house.ask("DELETE", &path).await.0, 200);
+    assert_eq!(robot.closed().await, 1000);
+    assert_eq!(house.status(job).await, "Failed");
+    let reason = house.job(job).await["reason"].clone();
+    assert_eq!(reason, "its robot was deleted");
+    let other = house.connected("TWO", "AA").await;
+    house.pass(40 * 24 * 3600);
+    other.has_heard_nothing(&house, "AA").await;
 }

@@ -59,6 +59,20 @@ impl House {
         Self::started(&[listener(&["robots"], &all)], false, change).await
     }
 
+    /// The same, for pages of this site too.
+    pub(crate) async fn of_pages(origin: &str) -> Self {
+        let all = [
+            AuthMethod::Anonymous,
+            AuthMethod::Token,
+            AuthMethod::Password,
+        ];
+        let listener = ListenerConfig {
+            allowed_origins: vec![origin.to_owned()],
+            ..listener(&["robots"], &all)
+        };
+        Self::started(&[listener], false, |_| {}).await
+    }
+
     /// One whose users need a credential.
     pub(crate) async fn secured() -> Self {
         let auth = [AuthMethod::Token, AuthMethod::Password];

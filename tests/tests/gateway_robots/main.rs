@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test: what fails is the finding")]
 
 mod access;
+mod arrival;
 mod bounds;
 mod connecting;
 mod house;

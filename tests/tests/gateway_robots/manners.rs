@@ -121,3 +121,26 @@ async fn refusals_are_in_the_robots_dialect() {
     })
     .await;
 }
+
+/// Its pauses are longer than it would be blocked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pauses_do_not_let_refusals_be_forgotten() {
+    let house = House::with(|config| {
+        config.robots.refusal_delay = Duration::from_millis(1);
+        config.robots.refusals_max = 3;
+        config.robots.blocked = Duration::from_secs(10);
+    })
+    .await;
+    let robot = Robot::connect(house.address(), "/").await;
+    let bad = r#"{"event":"client robot metaData","value":{"robotAddress":"AA"}}"#;
+    for _ in 1..=3 {
+        robot.say(bad).await;
+        assert_eq!(robot.frame().await, "decline metadata reception");
+        house.pass(20);
+    }
+    robot.say(bad).await;
+    assert_eq!(robot.hear().await, Some(Heard::Closed(1008)));
+    let again = Robot::connect(house.address(), "/").await;
+    again.say(&metadata("LAB", "AA")).await;
+    assert_eq!(again.hear().await, Some(Heard::Closed(1008)));
+}

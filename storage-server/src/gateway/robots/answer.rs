@@ -74,6 +74,28 @@ impl Fault {
         Self::new(status, json!({ "error": "forbidden" }), status, reason)
     }
 
+    /// There is none: an empty list, for old clients.
+    pub(super) fn none(name: &str) -> Self {
+        let reason = format!("there is no such {}", name.to_lowercase());
+        Self::new(
+            StatusCode::OK,
+            json!({ name: [] }),
+            StatusCode::NOT_FOUND,
+            reason,
+        )
+    }
+
+    /// There is no robot of a name.
+    pub(super) fn no_robot() -> Self {
+        let alert = "Robot doesn't exist";
+        Self::new(
+            StatusCode::OK,
+            json!({ "alert": alert }),
+            StatusCode::NOT_FOUND,
+            alert,
+        )
+    }
+
     /// Not now; again in a second.
     pub(super) fn for_now(reason: impl Into<String>) -> Self {
         let (status, reason) = (StatusCode::SERVICE_UNAVAILABLE, reason.into());

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use storage_protocol::UnixMillis;
 
@@ -28,14 +29,15 @@ impl Blocks {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes a refusal, which is remembered until then unless another one follows; how many there were. With more than
-    /// `refusals_max` it is blocked until then.
+    /// Notes a refusal; how many there were. With more than `refusals_max` it is blocked until then. Else it is remembered until
+    /// then, and as long again as `pause`: what its connection waits before it may say more.
     pub(super) fn refused(
         &self,
         from: IpAddr,
         address: &str,
         refusals_max: u32,
         until: UnixMillis,
+        pause: Duration,
         now: UnixMillis,
     ) -> u32 {
         let (mut all, key) = (self.all(), (from, address.to_owned()));
@@ -53,6 +55,10 @@ impl Blocks {
         }
         let refusals = before.map_or(0, |before| before.refusals).saturating_add(1);
         let is_blocked = refusals > refusals_max;
+        let until = match is_blocked {
+            true => until,
+            false => until.after(pause),
+        };
         all.insert(
             key,
             Remembered {
@@ -91,8 +97,9 @@ mod tests {
     fn they_end_and_are_bounded() {
         let (here, blocks) = (IpAddr::from([127, 0, 0, 1]), Blocks::default());
         let time = UnixMillis;
-        let refused =
-            |address: &str, until: u64| blocks.refused(here, address, 1, time(until), time(0));
+        let refused = |address: &str, until: u64| {
+            blocks.refused(here, address, 1, time(until), Duration::ZERO, time(0))
+        };
         assert_eq!(refused("a", 9), 1);
         assert!(!blocks.has(here, "a", time(0)));
         assert_eq!(refused("a", 10), 2);
@@ -102,7 +109,10 @@ mod tests {
         assert!(!blocks.has(here, "a", time(10)));
         // Refusals of long ago do not count, nor those before it was let in.
         assert_eq!(refused("c", 5), 1);
-        assert_eq!(blocks.refused(here, "c", 1, time(20), time(5)), 1);
+        assert_eq!(
+            blocks.refused(here, "c", 1, time(20), Duration::ZERO, time(5)),
+            1
+        );
         blocks.forget(here, "c");
         assert_eq!(refused("c", 5), 1);
         for n in 0..REMEMBERED_MAX as u64 {

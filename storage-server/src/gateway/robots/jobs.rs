@@ -220,7 +220,7 @@ pub(super) async fn one(
         };
         match found {
             Ok(Some(stored)) => ok(&json!({ "Job": job_json(&house, &stored) })),
-            Ok(None) => ok(&json!({ "Job": [] })),
+            Ok(None) => Err(Fault::none("Job")),
             Err(error) => Err(Fault::list("Job", &error)),
         }
     };

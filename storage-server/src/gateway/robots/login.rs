@@ -32,9 +32,9 @@ impl FromRequestParts<Arc<House>> for Visitor {
         let guest = guest.map_err(IntoResponse::into_response)?;
         let identity = house.let_in(&guest, &parts.headers, &parts.uri).await;
         let identity = identity.map_err(|error| Fault::from(error).respond(&parts.headers))?;
-        if is_change_by_page(parts) {
-            let why =
-                "a web page of another site may change nothing without a token in Authorization";
+        if is_change_by_page(&guest, parts) {
+            let why = "a web page of another site, which is none of allowed_origins, may change nothing without a token in \
+                       Authorization";
             return Err(Fault::forbidden(why).respond(&parts.headers));
         }
         Ok(Self {
@@ -79,13 +79,21 @@ impl Reader {
 }
 
 /// Whether a page of another site has a browser change something by a GET, which is not judged by its origin elsewhere.
-fn is_change_by_page(parts: &Parts) -> bool {
+fn is_change_by_page(guest: &Guest, parts: &Parts) -> bool {
     let path = parts.uri.path();
     let is_change = path.contains("/jobs/cancel/") || path.contains("/jobs/force/");
     let site = parts.headers.get("sec-fetch-site");
     let is_foreign = site.is_some_and(|site| site == "cross-site" || site == "same-site");
+    // What a browser adds of its own accord proves nothing; a token a page has to know.
+    let has_token = parts.headers.get(AUTHORIZATION).is_some_and(|value| {
+        let scheme = value.as_bytes().split(|byte| *byte == b' ').next();
+        scheme.is_some_and(|scheme| !scheme.eq_ignore_ascii_case(b"basic"))
+    });
     parts.method == Method::GET
         && is_change
-        && !parts.headers.contains_key(AUTHORIZATION)
-        && (is_foreign || parts.headers.contains_key(ORIGIN))
+        && !has_token
+        && match parts.headers.contains_key(ORIGIN) {
+            true => !guest.is_of_allowed_page(parts),
+            false => is_foreign,
+        }
 }

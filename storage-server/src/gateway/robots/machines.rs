@@ -56,7 +56,7 @@ pub(super) async fn connected(
 fn one(robots: &[Known]) -> Answer {
     match robots.first() {
         Some(known) => ok(&json!({ "Robot": known.json() })),
-        None => ok(&json!({ "Robot": [] })),
+        None => Err(Fault::none("Robot")),
     }
 }
 
@@ -127,7 +127,7 @@ pub(super) async fn by_name(
         let by = reader.visitor.caller.identity.principal().as_str();
         let own = robots.iter().find(|known| known.robot.principal == by);
         let Some(known) = own.or_else(|| robots.first()) else {
-            return ok(&json!({ "alert": "Robot doesn't exist" }));
+            return Err(Fault::no_robot());
         };
         let (reading, number) = (house.clone(), known.robot.id);
         let read = tokio::task::spawn_blocking(move || reading.logs.of_robot(number)).await;

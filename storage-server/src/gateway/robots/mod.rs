@@ -43,7 +43,7 @@ use axum::response::Response;
 use axum::routing::{MethodRouter, delete, get, post};
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    HeaderValue,
+    ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue,
 };
 use prometheus_client::registry::Registry;
 
@@ -164,5 +164,7 @@ async fn for_pages(request: Request, next: Next) -> Response {
     headers.insert(ACCESS_CONTROL_ALLOW_METHODS, methods);
     let allowed = HeaderValue::from_static("*, Authorization");
     headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, allowed);
+    let exposed = HeaderValue::from_static("X-Job-Id, X-Next");
+    headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
     response
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use storage_protocol::deliveries::DeliveryError;
 use storage_protocol::{
     Batch, CommitOptions, Entry, Key, KeyState, Lifetime, Revision, ScanOptions, Storage,
     StorageError, StorageExt,
@@ -317,6 +318,27 @@ impl House {
         Ok(found.into_values().collect())
     }
 
+    /// Fails what is scheduled for the robot of an address.
+    async fn fail_jobs_of(&self, address: &str) -> Result<(), StorageError> {
+        let Some(recipient) = keys::recipient(address) else {
+            return Ok(());
+        };
+        loop {
+            let mut failed = 0;
+            for id in self.deliveries.open_for(&recipient).await? {
+                match self.deliveries.fail(&id, "its robot was deleted").await {
+                    Ok(_) => failed += 1,
+                    Err(DeliveryError::Storage(error)) => return Err(error),
+                    // It has ended, or cannot be read.
+                    Err(_) => {}
+                }
+            }
+            if failed == 0 {
+                return Ok(());
+            }
+        }
+    }
+
     /// Forgets the robot of an address, if it belongs to this principal, or to nobody, and closes its connection; what it was.
     /// `None`: there is none.
     pub(super) async fn remove_robot(
@@ -339,6 +361,7 @@ impl House {
                 .check_revision(key.clone(), entry.revision)
                 .remove(key.clone())
                 .remove(keys::online(address));
+            self.fail_jobs_of(address).await?;
             let options = CommitOptions::labelled("robot removed");
             let mut failed = None;
             let removing = async {
@@ -351,6 +374,8 @@ impl House {
                 (None, None | Some(StorageError::CheckFailed { .. })) => continue,
                 (None, Some(error)) => return Err(error.into()),
             }
+            // What was scheduled meanwhile: it is not for whoever registers this address next.
+            self.fail_jobs_of(address).await?;
             self.live.remove(address);
             return Ok(Some(robot));
         }

@@ -24,13 +24,16 @@ use super::logs::Said;
 use super::registry::{self, NotRegistered, Registered, left};
 use super::trigger::Order;
 use crate::auth::Proof;
+use crate::clock::WallClock;
 use crate::gateway::{Close, Guest, Message, SendError, UpgradeRequest, WebSocket, close_code};
 
 /// The longest message that is read, in bytes; a longer one closes with 1009. What is too long for a frame is dropped, with a
 /// line in the log.
 pub(super) const MESSAGE_BYTES_MAX: usize = 2 << 20;
-/// Packages that were sent and whose arrival is not known; no more are sent meanwhile.
+/// Packages that were sent and whose arrival is not known, though there is time for it; no more are sent meanwhile.
 const UNPROVEN_MAX: usize = 16;
+/// The most of them that are remembered, those among them whose time is over and that may have arrived all the same.
+const KEPT_MAX: usize = 256;
 /// Packages that a robot may decline by name.
 const SENT_MAX: usize = 64;
 /// Frames that are none, of which a line in the log tells.
@@ -130,11 +133,13 @@ enum Next {
     Arrived(u64),
     Superseded,
     Removed,
+    /// The time for an arrival is over: there may be room for another package.
+    Overdue,
 }
 
 impl Served {
     /// What comes for the robot. Cancel-safe.
-    async fn next(&mut self, socket: &WebSocket) -> Next {
+    async fn next(&mut self, socket: &WebSocket, clock: &WallClock) -> Next {
         let Self {
             presence,
             receiver,
@@ -143,7 +148,18 @@ impl Served {
             ..
         } = self;
         let (is_current, is_waiting) = (receiver.is_some(), !unproven.is_empty());
-        let has_room = unproven.len() < UNPROVEN_MAX;
+        let now = clock.now();
+        let ends = unproven
+            .iter()
+            .filter_map(|(_, stored)| stored.job.state.wake());
+        let ends: Vec<_> = ends.filter(|end| *end > now).collect();
+        let has_room = ends.len() < UNPROVEN_MAX;
+        let overdue = async {
+            match ends.iter().min() {
+                Some(first) if !has_room => clock.reaches(*first).await,
+                _ => std::future::pending().await,
+            }
+        };
         let ready = async {
             match receiver {
                 Some(receiver) if has_room => receiver.ready().await,
@@ -156,6 +172,7 @@ impl Served {
             () = presence.superseded.cancelled(), if is_current => Next::Superseded,
             number = socket.answered(*proven), if is_waiting => Next::Arrived(number),
             ready = ready => Next::Ready(ready),
+            () = overdue => Next::Overdue,
         }
     }
 }
@@ -164,10 +181,15 @@ impl Conversation {
     async fn run(&mut self) -> Result<(), End> {
         loop {
             let next = {
-                let Self { socket, robot, .. } = &mut *self;
+                let Self {
+                    socket,
+                    robot,
+                    house,
+                    ..
+                } = &mut *self;
                 let for_robot = async {
                     match robot {
-                        Some(robot) => robot.next(socket).await,
+                        Some(robot) => robot.next(socket, &house.clock).await,
                         None => std::future::pending().await,
                     }
                 };
@@ -182,6 +204,7 @@ impl Conversation {
                 Next::Ready(ready) => Box::pin(self.hand_over(ready)).await?,
                 Next::Arrived(number) => Box::pin(self.arrived(number)).await,
                 Next::Superseded => Box::pin(self.superseded()).await,
+                Next::Overdue => {}
                 Next::Removed => return Err(closed(close_code::NORMAL, "the robot was removed")),
             }
         }
@@ -382,7 +405,9 @@ impl Conversation {
         // Of this connection, or of this robot over several ones.
         let refusals = address.map_or(self.refusals, |address| {
             let until = now.after(house.config.blocked);
-            let of_robot = house.blocks.refused(self.ip, address, max, until, now);
+            let of_robot = house
+                .blocks
+                .refused(self.ip, address, max, until, DELAY_MAX, now);
             if of_robot > max {
                 house.note(format!("robot {address:?} from {} is blocked", self.ip));
             }
@@ -471,6 +496,11 @@ impl Conversation {
             .push_back((package.package_name.clone(), stored.id.clone()));
         if robot.sent.len() > SENT_MAX {
             robot.sent.pop_front();
+        }
+        // An earlier attempt of it is over.
+        robot.unproven.retain(|(_, other)| other.id != stored.id);
+        if robot.unproven.len() >= KEPT_MAX {
+            robot.unproven.pop_front();
         }
         robot.unproven.push_back((u64::MAX, stored));
         let notification = dialect.notification(&package);
