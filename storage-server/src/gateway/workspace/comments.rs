@@ -296,12 +296,12 @@ mod tests {
             Rooms::new(self.own.clone())
         }
 
-        async fn room(&self, node: &str) -> Room {
+        async fn room(&mut self, node: &str) -> Room {
             let key = RoomKey::new(RoomKind::Node.name(), node).unwrap();
             self.rooms().open_or_create(&key, "").await.unwrap().0
         }
 
-        async fn post(&self, room: &Room) {
+        async fn post(&mut self, room: &Room) {
             let draft = Draft::new("ana", "hello").unwrap();
             self.rooms().post(room, &draft).await.unwrap();
         }

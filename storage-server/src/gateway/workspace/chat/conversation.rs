@@ -233,11 +233,11 @@ impl Conversation {
             self.forget();
             self.session.outbox.clear();
         }
-        if is_new_token || self.rooms.is_none() {
-            if let Err(error) = self.open_rooms(&login).await {
-                let code = close_code::TRY_AGAIN;
-                return Err(self.session.refuse(code, &error.to_string()).await);
-            }
+        if (is_new_token || self.rooms.is_none())
+            && let Err(error) = self.open_rooms(&login).await
+        {
+            let code = close_code::TRY_AGAIN;
+            return Err(self.session.refuse(code, &error.to_string()).await);
         }
         self.version = None;
         match self.look_again(Look::Fresh).await {
