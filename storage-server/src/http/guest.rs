@@ -16,6 +16,7 @@ use super::caller::Caller;
 use super::protocol::Origins;
 use super::refusal::{challenges, refused};
 use super::{Front, Refusal};
+use crate::audit::{Event, Outcome, Record};
 use crate::auth::passwords::LoginError;
 use crate::auth::{AuthError, Identity, LivePeer, tokens};
 use crate::config::AuthMethod;
@@ -196,6 +197,14 @@ impl Guest {
     /// Whether the certificate of its connection says who it is.
     pub fn is_certified(&self) -> bool {
         self.certified.is_some()
+    }
+
+    /// Tells the log and the audit log of somebody whom a gateway does not let in, by itself. `by`: what was shown.
+    pub(crate) fn tell_denied(&self, by: &'static str, reason: &str) {
+        tracing::info!(reason, "a peer was not let in");
+        let record = Record::new(Event::Denied, "log_in", Outcome::Denied);
+        let record = record.address(self.address).claiming(by, None);
+        self.front.shared.audit.put(record.reason(reason));
     }
 
     /// Who it is. The certificate of its connection decides, if it has one, whatever is shown; `None` is nothing, which is

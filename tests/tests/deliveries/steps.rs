@@ -14,7 +14,7 @@ use storage_protocol::deliveries::{
     Receiver, Recipient, Recurrence, StateKind, Step,
 };
 use storage_protocol::{
-    Batch, KeyRange, KeyState, Keyspace, ScanOptions, Storage, StorageExt, UnixMillis,
+    Batch, KeyRange, KeyState, Keyspace, ScanOptions, Storage, StorageError, StorageExt, UnixMillis,
 };
 use storage_testkit::model::ModelStore;
 
@@ -401,6 +401,27 @@ async fn nothing_is_ready_before_its_time() {
         assert_eq!(state().await, kind);
         assert!(run.next.is_some());
     }
+}
+
+/// Whoever was not before leaves it as it is.
+#[tokio::test]
+async fn a_step_with_a_job_that_somebody_has_changed_is_not_done() {
+    let world = World::new(0);
+    let new = NewJob::new(recipient(0), UnixMillis(START), "x");
+    let (id, _) = world.deliveries.schedule(&new).await.unwrap();
+    let read = world.deliveries.get(&id).await.unwrap().unwrap();
+    world.deliveries.cancel(&id).await.unwrap();
+    let step = Step::Force;
+    let done = world.deliveries.step_from(&read, &step, Batch::new()).await;
+    assert!(
+        matches!(
+            done,
+            Err(DeliveryError::Storage(StorageError::CheckFailed { .. }))
+        ),
+        "{done:?}"
+    );
+    let stored = world.deliveries.get(&id).await.unwrap().unwrap();
+    assert_eq!(stored.job.state, JobState::Cancelled);
 }
 
 /// Every ten seconds.

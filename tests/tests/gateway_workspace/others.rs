@@ -178,6 +178,13 @@ allow = ["write"]
     }
     let admin = bearer(&house.token("admin").await);
     assert_eq!(answer(&admin).await.status, StatusCode::OK);
+    // A body that cannot be read is not one that is too long.
+    let request = format!(
+        "POST /workspace/events HTTP/1.1\r\nHost: 127.0.0.1\r\n{}Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+        bearer(&foreign(secret, &claims(far, "admin")))
+    );
+    let answer = storage_testkit::raw::http(&mut house.tcp().await, &request).await;
+    assert_eq!(answer.status, 400, "{}", answer.text());
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use storage_client::RemoteStorage;
-use storage_protocol::rooms::{DeletedBy, HistoryWish, Rooms};
+use storage_protocol::rooms::{DeletedBy, HistoryWish, RoomKey, Rooms};
 use storage_protocol::{Batch, StorageError};
 use storage_testkit::entrance::mint_token;
 
@@ -139,4 +139,31 @@ allow = ["admin"]
     two.say(json!({ "@type": "JOIN", "Room": node("n-1") }))
         .await;
     assert!(two.error().await.contains("with this token"));
+    // And so for no events.
+    let mut two = house.open("/event").await.unwrap();
+    two.say(json!({ "@type": "subscribe", "jwt": token })).await;
+    assert!(two.error().await.contains("with this token"));
+    assert_eq!(two.closed().await.0, 1008);
+}
+
+#[tokio::test]
+async fn a_room_that_a_socket_may_not_join_is_not_made() {
+    const MAX: usize = 64;
+    let house = House::new().await;
+    let mut ana = house.chat("ana").await;
+    let global = |n: usize| json!({ "Type": "GLOBAL", "RoomTypeObject": format!("g{n}") });
+    for n in 0..MAX {
+        ana.join(global(n)).await;
+    }
+    ana.say(json!({ "@type": "JOIN", "Room": global(MAX) }))
+        .await;
+    let frame = ana.frame_but_updates().await;
+    assert!(
+        frame["error"].as_str().unwrap().contains("64 rooms"),
+        "{frame}"
+    );
+    let rooms: Rooms<RemoteStorage> = Rooms::new(house.native().await);
+    let key = |n: usize| RoomKey::new("GLOBAL", format!("g{n}")).unwrap();
+    assert!(rooms.open(&key(0)).await.unwrap().is_some());
+    assert!(rooms.open(&key(MAX)).await.unwrap().is_none());
 }

@@ -4,13 +4,16 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use storage_protocol::{Key, Storage, StorageError};
+
 use super::State;
 use super::frame::{self, NotJson, Said};
-use super::hub::Hub;
+use super::hub::{ACTIVITIES, Hub, IDM, TASKS};
 use super::outbox::Taken;
 use super::rate::Rate;
 use super::registry::{Receiver, ReceiverId};
 use super::session::{End, Session};
+use super::tree::NODES;
 use crate::gateway::{Close, Message, ServerHandle, UpgradeRequest, WebSocket, close_code};
 
 /// So long after something was left out its client is told to look again: what is left out until then is seen by that look.
@@ -132,6 +135,13 @@ impl Conversation {
             self.resync = None;
             session.outbox.clear();
         }
+        if let Err(error) = tokens_allow_events(session).await {
+            let code = match error {
+                StorageError::AccessDenied { .. } => close_code::POLICY,
+                _ => close_code::TRY_AGAIN,
+            };
+            return Err(session.refuse(code, &error.to_string()).await);
+        }
         let config = &session.state.config;
         let rate = Rate::new(config.events_per_second, config.events_burst);
         let receiver = Receiver::new(session.outbox.clone(), who.claims.clone(), rate);
@@ -153,4 +163,13 @@ impl Conversation {
             false => Ok(()),
         }
     }
+}
+
+/// What a peer is told is said by its workspaces; what its token was minted for holds besides. One that was minted for something
+/// else is good for no events.
+async fn tokens_allow_events(session: &Session) -> Result<(), StorageError> {
+    let (identity, keyspace) = (session.socket.identity(), &session.state.config.keyspace);
+    let storage = session.server.storage_on_behalf_of(&identity, keyspace);
+    let told = [NODES, TASKS, IDM, ACTIVITIES].map(Key::from);
+    storage.get(&told).await.map(drop)
 }

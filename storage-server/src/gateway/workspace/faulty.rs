@@ -92,6 +92,7 @@ impl Storage for Faulty {
 
     async fn scan(&self, range: KeyRange, options: ScanOptions) -> Result<Scan> {
         self.read()?;
+        tokio::task::yield_now().await;
         self.inner.scan(range, options).await
     }
 

@@ -42,9 +42,23 @@ pub(super) async fn post(
         Ok(identity) => identity,
         Err(answer) => return answer,
     };
-    let Ok(body) = to_bytes(body, BODY_BYTES_MAX).await else {
-        let why = format!("the body has at most {BODY_BYTES_MAX} bytes");
-        return (StatusCode::PAYLOAD_TOO_LARGE, problem(&why)).into_response();
+    let body = match to_bytes(body, BODY_BYTES_MAX).await {
+        Ok(body) => body,
+        Err(error) => {
+            let error = error.into_inner();
+            let is_too_long = !error.is::<hyper::Error>() && !error.is::<axum::Error>();
+            let (status, why) = match is_too_long {
+                true => (
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    format!("the body has at most {BODY_BYTES_MAX} bytes"),
+                ),
+                false => (
+                    StatusCode::BAD_REQUEST,
+                    "the body cannot be read".to_owned(),
+                ),
+            };
+            return (status, problem(&why)).into_response();
+        }
     };
     let events = match events(&body) {
         Ok(events) => events,

@@ -142,7 +142,10 @@ impl State {
                 let why = "this listener does not take tokens";
                 return Err(Nobody::token(NotLetInKind::NotTaken, why));
             }
-            let bad = |why: String| Nobody::token(NotLetInKind::Token, why);
+            let bad = |why: String| {
+                guest.tell_denied("token", &why);
+                Nobody::token(NotLetInKind::Token, why)
+            };
             let good = foreign.verify::<ForeignClaims>(jwt, UnixSeconds(now()));
             let good = good.map_err(|error| bad(error.to_string()))?;
             let principal = Principal::user(&good.claims.name);

@@ -129,6 +129,12 @@ enum Step {
     End(End),
 }
 
+fn too_many_rooms() -> StorageError {
+    StorageError::invalid(format!(
+        "a socket is in {ROOMS_MAX} rooms at most: leave one"
+    ))
+}
+
 impl Conversation {
     pub(super) fn new(session: Session) -> Self {
         Self {
@@ -461,6 +467,9 @@ impl Conversation {
                 false => match rooms.open(&key).await? {
                     Some(room) => room,
                     None => {
+                        if self.joined.len() >= ROOMS_MAX {
+                            return Err(too_many_rooms().into());
+                        }
                         self.may_make_one()?;
                         rooms.open_or_create(&key, &said.label).await?.0
                     }
@@ -535,8 +544,7 @@ impl Conversation {
             return Ok(!is_ping);
         }
         if self.joined.len() >= ROOMS_MAX {
-            let why = format!("a socket is in {ROOMS_MAX} rooms at most: leave one");
-            return Err(StorageError::invalid(why));
+            return Err(too_many_rooms());
         }
         let own = Rooms::new(self.hub.own().clone());
         let session = &self.session;
