@@ -4,7 +4,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use crate::house::{Heard, House, Robot, ask_at, job_id, later_metadata, metadata, trigger, until};
+use crate::house::{
+    Heard, House, Robot, ask_at, job_id, later_metadata, metadata, notification, trigger, until,
+};
 
 const UNAUTHORIZED: &str = r#"{"error":"unauthorized"}"#;
 
@@ -172,12 +174,13 @@ async fn a_web_page_of_another_site_changes_nothing() {
         "Origin: https://evil.example\r\n",
         "Sec-Fetch-Site: cross-site\r\n",
     ] {
-        for path in [
-            format!("/jobs/cancel/{job}"),
-            format!("/api/jobs/force/{job}/"),
+        for (method, path) in [
+            ("GET", format!("/jobs/cancel/{job}")),
+            ("HEAD", format!("/jobs/cancel/{job}")),
+            ("GET", format!("/api/jobs/force/{job}/")),
         ] {
-            let answer = house.send("GET", &path, header, "").await;
-            assert_eq!(answer.status, 403, "{path} {header}");
+            let answer = house.send(method, &path, header, "").await;
+            assert_eq!(answer.status, 403, "{method} {path} {header}");
         }
     }
     let origin = "Origin: https://evil.example\r\n";
@@ -218,4 +221,43 @@ async fn who_registers_the_address_of_a_deleted_robot_gets_none_of_its_jobs() {
     let other = house.connected("TWO", "AA").await;
     house.pass(40 * 24 * 3600);
     other.has_heard_nothing(&house, "AA").await;
+}
+
+/// Who may not delete a robot does nothing to its jobs by trying.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_robot_that_is_not_deleted_keeps_its_jobs() {
+    let rule = |principal: &str, allow: &[&str]| {
+        let rule = json!({ "principal": principal, "keyspace": "robots", "allow": allow });
+        serde_json::from_value(rule).unwrap()
+    };
+    let house = House::demo_with(|config| {
+        let all = ["read", "write", "watch"];
+        config.rules = vec![
+            rule("anonymous", &all),
+            rule("user:studio", &all),
+            rule("user:bob@abc.com", &["read"]),
+        ];
+    })
+    .await;
+    let (studio, bob) = (basic("studio", "st0d10"), basic("bob@abc.com", "1234"));
+    let robot = Robot::connect(house.address(), "/").await;
+    robot.say(&metadata("LAB", "AA")).await;
+    let listed = async || {
+        let answer = house.send("GET", "/api/robots/get/all", &bob, "").await;
+        serde_json::from_slice::<Value>(&answer.body).unwrap()["Robots"].clone()
+    };
+    until("it is there", async || {
+        listed().await[0]["connected"] == true
+    })
+    .await;
+    let body = trigger("AA", "one", "31-12", "9:00").to_string();
+    let job = job_id(&house.send("POST", "/pkg", &studio, &body).await);
+    let path = format!("/api/robots/delete/{}", listed().await[0]["id"]);
+    let refused = house.send("DELETE", &path, &bob, "").await;
+    assert_eq!(refused.status, 403, "{}", refused.text());
+    let answer = house
+        .send("GET", &format!("/jobs/force/{job}"), &studio, "")
+        .await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(robot.frame().await, notification("one"));
 }

@@ -81,12 +81,16 @@ impl House {
 
     /// The same with the example users, which are those of other gateways too. Robots need no token there.
     pub(crate) async fn demo() -> Self {
+        Self::demo_with(|_| {}).await
+    }
+
+    pub(crate) async fn demo_with(change: impl FnOnce(&mut ServerConfig)) -> Self {
         let auth = [AuthMethod::Token, AuthMethod::Password];
         let listeners = [
             listener(&["robots"], &auth),
             listener(&["repository", "events"], &auth),
         ];
-        Self::started(&listeners, true, |_| {}).await
+        Self::started(&listeners, true, change).await
     }
 
     async fn started(

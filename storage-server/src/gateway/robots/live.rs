@@ -70,9 +70,11 @@ impl Live {
         presence
     }
 
-    /// The robot of this address is not known any more: its connection is closed.
-    pub(super) fn remove(&self, address: &str) {
-        if let Some(entry) = self.all().get(address) {
+    /// The robot of this address is not known any more since this commit: its connection is closed, unless it is of a later one.
+    pub(super) fn remove(&self, address: &str, since: Revision) {
+        if let Some(entry) = self.all().get(address)
+            && entry.revision <= since
+        {
             entry.removed.cancel();
         }
     }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::FromRequestParts;
 use axum::response::{IntoResponse, Response};
-use hyper::Method;
 use hyper::header::{AUTHORIZATION, HeaderMap, ORIGIN};
 use hyper::http::request::Parts;
 
@@ -78,7 +77,7 @@ impl Reader {
     }
 }
 
-/// Whether a page of another site has a browser change something by a GET, which is not judged by its origin elsewhere.
+/// Whether a page of another site has a browser change something by a GET or a HEAD, which are not judged by their origin elsewhere.
 fn is_change_by_page(guest: &Guest, parts: &Parts) -> bool {
     let path = parts.uri.path();
     let is_change = path.contains("/jobs/cancel/") || path.contains("/jobs/force/");
@@ -89,7 +88,7 @@ fn is_change_by_page(guest: &Guest, parts: &Parts) -> bool {
         let scheme = value.as_bytes().split(|byte| *byte == b' ').next();
         scheme.is_some_and(|scheme| !scheme.eq_ignore_ascii_case(b"basic"))
     });
-    parts.method == Method::GET
+    parts.method.is_safe()
         && is_change
         && !has_token
         && match parts.headers.contains_key(ORIGIN) {

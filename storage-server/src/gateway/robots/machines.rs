@@ -163,12 +163,19 @@ pub(super) async fn delete(
             return Err(no_robot(&number));
         };
         let by = reader.visitor.caller.identity.principal();
-        let removing = house.remove_robot(&*storage, by, &known.robot.robot_address);
+        // To its end, whatever becomes of who has asked.
+        let removing = {
+            let (house, by) = (house.clone(), by.clone());
+            let address = known.robot.robot_address.clone();
+            async move { house.remove_robot(&*storage, &by, &address).await }
+        };
+        let removing = house.server.shared().tasks.spawn(removing);
         let robot = match removing.await {
-            Ok(Some(robot)) => robot,
-            Ok(None) => return Err(no_robot(&number)),
-            Err(NotRegistered::Refused(why)) => return Err(Fault::forbidden(why)),
-            Err(NotRegistered::Failed(error)) => return Err(error.into()),
+            Ok(Ok(Some(robot))) => robot,
+            Ok(Ok(None)) => return Err(no_robot(&number)),
+            Ok(Err(NotRegistered::Refused(why))) => return Err(Fault::forbidden(why)),
+            Ok(Err(NotRegistered::Failed(error))) => return Err(error.into()),
+            Err(error) => return Err(Fault::for_now(error.to_string())),
         };
         house.note(format!("robot {}: deleted by {by}", robot.robot_name));
         ok(&json!({ "robotID": number, "status": "Deleted" }))

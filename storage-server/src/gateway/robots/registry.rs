@@ -22,6 +22,8 @@ use crate::gateway::{Identity, Principal};
 const TRIES_MAX: usize = 64;
 /// The most addresses that one connection makes known, so that nobody fills the table with one connection.
 const NEW_ROBOTS_MAX: usize = 16;
+/// So often it is looked whether more jobs of a robot are there that is removed: others schedule meanwhile.
+const PASSES_MAX: usize = 64;
 /// The most robots of a list.
 pub(super) const LIST_MAX: usize = 10_000;
 
@@ -318,14 +320,19 @@ impl House {
         Ok(found.into_values().collect())
     }
 
-    /// Fails what is scheduled for the robot of an address.
-    async fn fail_jobs_of(&self, address: &str) -> Result<(), StorageError> {
+    /// Fails what is scheduled for the robot of an address, which is about to be forgotten, or is.
+    async fn fail_jobs_of(&self, address: &str, is_forgotten: bool) -> Result<(), StorageError> {
         let Some(recipient) = keys::recipient(address) else {
             return Ok(());
         };
-        loop {
+        for _ in 0..PASSES_MAX {
+            let jobs = self.deliveries.open_for(&recipient).await?;
+            // Ordering: behind the list. One that is known by then may have jobs of its own, which came later.
+            if is_forgotten && self.robot_at(&*self.own, address).await?.is_some() {
+                return Ok(());
+            }
             let mut failed = 0;
-            for id in self.deliveries.open_for(&recipient).await? {
+            for id in jobs {
                 match self.deliveries.fail(&id, "its robot was deleted").await {
                     Ok(_) => failed += 1,
                     Err(DeliveryError::Storage(error)) => return Err(error),
@@ -337,17 +344,19 @@ impl House {
                 return Ok(());
             }
         }
+        Ok(())
     }
 
-    /// Forgets the robot of an address, if it belongs to this principal, or to nobody, and closes its connection; what it was.
-    /// `None`: there is none.
+    /// Forgets the robot of an address, if it belongs to this principal, or to nobody, fails its jobs and closes its connection;
+    /// what it was. `None`: there is none. Not cancel-safe: its connection may stay, and be sent nothing.
     pub(super) async fn remove_robot(
         &self,
         storage: &dyn Storage,
         principal: &Principal,
         address: &str,
     ) -> Result<Option<Robot>, NotRegistered> {
-        let key = keys::robot(address);
+        let (key, online) = (keys::robot(address), keys::online(address));
+        let options = CommitOptions::labelled("robot removed");
         for _ in 0..TRIES_MAX {
             let Some(entry) = storage.get_one(key.clone()).await? else {
                 return Ok(None);
@@ -356,30 +365,66 @@ impl House {
                 return Ok(None);
             };
             robot.check_owner(principal)?;
+            // As the caller, so that nothing is done before it is clear that it may; from here on the robot is handed nothing.
             // What was judged is what is removed: it may be somebody else's in a moment.
             let batch = Batch::new()
                 .check_revision(key.clone(), entry.revision)
-                .remove(key.clone())
-                .remove(keys::online(address));
-            self.fail_jobs_of(address).await?;
-            let options = CommitOptions::labelled("robot removed");
-            let mut failed = None;
-            let removing = async {
-                let removed = storage.commit(batch, options).await;
-                removed.map_err(|error| failed = Some(error)).ok()
+                .put(key.clone(), entry.value)
+                .remove(online.clone());
+            let begun = match storage.commit(batch, options.clone()).await {
+                Ok(begun) => begun,
+                Err(StorageError::CheckFailed { .. }) => continue,
+                Err(error) => return Err(error.into()),
             };
-            let removed = self.room.freed_by(removing).await;
-            match (removed, failed) {
-                (Some(_), _) => {}
-                (None, None | Some(StorageError::CheckFailed { .. })) => continue,
-                (None, Some(error)) => return Err(error.into()),
+            let removed = self
+                .remove_with_jobs(storage, address, begun.revision)
+                .await;
+            match removed {
+                // It has come again, or belongs to somebody else by now.
+                Err(StorageError::CheckFailed { .. }) => continue,
+                // It may come again, and knows so when its connection ends.
+                Err(error) => {
+                    self.live.remove(address, begun.revision);
+                    return Err(error.into());
+                }
+                Ok(removed) => self.live.remove(address, removed),
             }
             // What was scheduled meanwhile: it is not for whoever registers this address next.
-            self.fail_jobs_of(address).await?;
-            self.live.remove(address);
+            if let Err(error) = self.fail_jobs_of(address, true).await {
+                tracing::warn!(%error, address, "jobs of a robot that was deleted cannot be failed");
+            }
             return Ok(Some(robot));
         }
         let why = "others change this robot again and again";
         Err(NotRegistered::Refused(why.to_owned()))
+    }
+
+    /// The revision at which it is gone.
+    async fn remove_with_jobs(
+        &self,
+        storage: &dyn Storage,
+        address: &str,
+        begun: Revision,
+    ) -> Result<Revision, StorageError> {
+        self.fail_jobs_of(address, false).await?;
+        let key = keys::robot(address);
+        let batch = Batch::new()
+            .check_revision(key.clone(), begun)
+            .remove(key)
+            .remove(keys::online(address));
+        let options = CommitOptions::labelled("robot removed");
+        let mut failed = None;
+        let removing = async {
+            let removed = storage.commit(batch, options).await;
+            removed.map_err(|error| failed = Some(error)).ok()
+        };
+        match (self.room.freed_by(removing).await, failed) {
+            (Some(removed), _) => Ok(removed.revision),
+            (None, Some(error)) => Err(error),
+            (None, None) => Err(StorageError::CheckFailed {
+                key: keys::robot(address),
+                actual: None,
+            }),
+        }
     }
 }

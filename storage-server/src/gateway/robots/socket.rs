@@ -497,8 +497,6 @@ impl Conversation {
         if robot.sent.len() > SENT_MAX {
             robot.sent.pop_front();
         }
-        // An earlier attempt of it is over.
-        robot.unproven.retain(|(_, other)| other.id != stored.id);
         if robot.unproven.len() >= KEPT_MAX {
             robot.unproven.pop_front();
         }

@@ -72,6 +72,11 @@ pub(super) struct Looked {
 }
 
 impl Looked {
+    /// How many records say so.
+    pub(super) fn records(&self) -> usize {
+        self.records.len()
+    }
+
     /// Whether one of the records was changed since.
     pub(super) fn is_stale(&self) -> bool {
         self.records.iter().any(|record| record.is_stale())

@@ -4,8 +4,6 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use storage_protocol::{Key, Storage, StorageError};
-
 use super::State;
 use super::frame::{self, NotJson, Said};
 use super::hub::{ACTIVITIES, Hub, IDM, TASKS};
@@ -14,6 +12,7 @@ use super::rate::Rate;
 use super::registry::{Receiver, ReceiverId};
 use super::session::{End, Session};
 use super::tree::NODES;
+use crate::auth::rules::Permission;
 use crate::gateway::{Close, Message, ServerHandle, UpgradeRequest, WebSocket, close_code};
 
 /// So long after something was left out its client is told to look again: what is left out until then is seen by that look.
@@ -135,12 +134,9 @@ impl Conversation {
             self.resync = None;
             session.outbox.clear();
         }
-        if let Err(error) = tokens_allow_events(session).await {
-            let code = match error {
-                StorageError::AccessDenied { .. } => close_code::POLICY,
-                _ => close_code::TRY_AGAIN,
-            };
-            return Err(session.refuse(code, &error.to_string()).await);
+        if let Some(key) = denied_by_token(session) {
+            let why = format!("may not read {key:?} with this token, whose grants do not allow it");
+            return Err(session.refuse(close_code::POLICY, &why).await);
         }
         let config = &session.state.config;
         let rate = Rate::new(config.events_per_second, config.events_burst);
@@ -165,11 +161,14 @@ impl Conversation {
     }
 }
 
-/// What a peer is told is said by its workspaces; what its token was minted for holds besides. One that was minted for something
-/// else is good for no events.
-async fn tokens_allow_events(session: &Session) -> Result<(), StorageError> {
+/// What of the events a peer's token was not minted for. What a peer is told is said by its workspaces; what its token was minted
+/// for holds besides, and one that was minted for something else is good for no events.
+fn denied_by_token(session: &Session) -> Option<&'static str> {
     let (identity, keyspace) = (session.socket.identity(), &session.state.config.keyspace);
-    let storage = session.server.storage_on_behalf_of(&identity, keyspace);
-    let told = [NODES, TASKS, IDM, ACTIVITIES].map(Key::from);
-    storage.get(&told).await.map(drop)
+    let access = &session.server.shared().access;
+    [NODES, TASKS, IDM, ACTIVITIES].into_iter().find(|key| {
+        access.token_denies(&identity, keyspace, |grants| {
+            grants.allows(Permission::Read, key.as_bytes())
+        })
+    })
 }

@@ -16,13 +16,13 @@ use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use storage_protocol::{
     ChangeKind, CommitRecord, KeyRange, Position, Result, Revision, Storage, StorageError, Watch,
     WatchEvent, WatchOptions, WatchStart,
 };
 use tokio::sync::{OnceCell, watch};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::Metrics;
 use super::coalesce::Coalescer;
@@ -172,7 +172,7 @@ impl Hub {
     async fn run(self: Arc<Self>, mut watch: Watch) {
         let mut waiting = Coalescer::new(self.quiet);
         let mut comments = Comments::new(self.own.clone(), self.records.clone());
-        let (mut retry, mut looking) = (None, None::<BoxFuture<'static, ()>>);
+        let (mut retry, mut looking) = (None, None::<AbortOnDropHandle<()>>);
         loop {
             let due = waiting.next_due();
             if retry.is_none() && looking.is_none() && self.has_unknown() {
@@ -180,7 +180,8 @@ impl Hub {
             }
             let looked = async {
                 match &mut looking {
-                    Some(looking) => looking.await,
+                    // It has no result, and may be begun anew.
+                    Some(looking) => drop(looking.await),
                     None => pending().await,
                 }
             };
@@ -194,8 +195,10 @@ impl Hub {
                     continue;
                 }
                 () = until(retry) => {
+                    // A task of its own: what is told waits for the records that it reads.
                     let hub = self.clone();
-                    looking = Some(Box::pin(async move { hub.look_for_unknown().await }));
+                    let task = tokio::spawn(async move { hub.look_for_unknown().await });
+                    looking = Some(AbortOnDropHandle::new(task));
                     retry = None;
                     continue;
                 }

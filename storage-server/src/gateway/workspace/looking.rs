@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::directory::{self, Claims, Looked};
 use super::hub::Hub;
 use super::records::Look;
-use super::registry::{Receiver, ReceiverId};
+use super::registry::{Receiver, ReceiverId, Registry};
 
 /// So many claims are looked up at a time.
 const LOOKUPS_AT_ONCE: usize = 64;
@@ -67,25 +67,15 @@ impl Hub {
                 None
             }
         };
+        put(&mut self.registry(), group, looked.as_ref());
+    }
+
+    /// The same, unless it is known already that it is not so any more.
+    fn put_current(&self, group: Group, looked: Looked) {
+        // Ordering: a change is noted before it is looked whom it concerns, which asks for this lock.
         let mut registry = self.registry();
-        for (id, receiver) in group {
-            let Some((now, before)) = registry.get(id) else {
-                continue;
-            };
-            // It may have subscribed anew meanwhile.
-            if !Arc::ptr_eq(&now, &receiver) {
-                continue;
-            }
-            match &looked {
-                Some(looked) => {
-                    receiver.outbox.judged_anew(before.as_deref(), looked);
-                    registry.put(id, receiver, looked.clone());
-                }
-                None => {
-                    receiver.outbox.withdraw();
-                    registry.put_unknown(id, receiver);
-                }
-            }
+        if !looked.is_stale() {
+            put(&mut registry, group, Some(&Arc::new(looked)));
         }
     }
 
@@ -105,10 +95,8 @@ impl Hub {
         });
         let mut looking = stream::iter(looking).buffer_unordered(LOOKUPS_AT_ONCE);
         while let Some((group, looked)) = looking.next().await {
-            if let Ok(Ok(looked)) = looked
-                && !looked.is_stale()
-            {
-                self.put(group, Ok(looked));
+            if let Ok(Ok(looked)) = looked {
+                self.put_current(group, looked);
             }
         }
     }
@@ -129,6 +117,29 @@ impl Hub {
                 }
                 registry.put(id, receiver, Arc::new(looked));
                 return Ok(());
+            }
+        }
+    }
+}
+
+/// Puts what some of them have, `None` for what could not be looked up.
+fn put(registry: &mut Registry, group: Group, looked: Option<&Arc<Looked>>) {
+    for (id, receiver) in group {
+        let Some((now, before)) = registry.get(id) else {
+            continue;
+        };
+        // It may have subscribed anew meanwhile.
+        if !Arc::ptr_eq(&now, &receiver) {
+            continue;
+        }
+        match looked {
+            Some(looked) => {
+                receiver.outbox.judged_anew(before.as_deref(), looked);
+                registry.put(id, receiver, looked.clone());
+            }
+            None => {
+                receiver.outbox.withdraw();
+                registry.put_unknown(id, receiver);
             }
         }
     }

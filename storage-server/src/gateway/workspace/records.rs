@@ -104,8 +104,8 @@ impl Records {
     /// As [`Storage::get`]; what it says is not known then.
     pub(super) async fn get(&self, key: Key, look: Look) -> Result<Arc<Record>> {
         // Ordering: it has its place before it is read, so that no change from here on is missed.
-        let record = self.places().at(&key);
-        if look == Look::Fresh && record.value.initialized() {
+        let (record, is_new) = self.places().at(&key);
+        if look == Look::Fresh && !is_new {
             return self.get_fresh(&key, record).await;
         }
         let reading = record.value.get_or_try_init(|| self.read(&key));
@@ -120,7 +120,7 @@ impl Records {
             let mut places = self.places();
             if held.is_stale() {
                 // What was read may be older than that.
-                held = places.at(key);
+                held = places.at(key).0;
                 continue;
             }
             if held.value.get() == Some(&value) {
@@ -164,7 +164,9 @@ impl Records {
 
     /// Takes notice of a change.
     pub(super) fn changed(&self, key: &[u8]) {
-        let record = self.places().known.remove(key);
+        // Held to the end: who finds under this lock that a record is not out of date relies on it.
+        let mut places = self.places();
+        let record = places.known.remove(key);
         if let Some(record) = record.and_then(|record| record.upgrade()) {
             // Ordering: who sees the version sees this, too.
             record.is_stale.store(true, Ordering::Release);
@@ -174,7 +176,8 @@ impl Records {
 
     /// Takes notice that any of them may have changed.
     pub(super) fn all_changed(&self) {
-        let known = std::mem::take(&mut self.places().known);
+        let mut places = self.places();
+        let known = std::mem::take(&mut places.known);
         for record in known.into_values().filter_map(|record| record.upgrade()) {
             record.is_stale.store(true, Ordering::Release);
         }
@@ -183,10 +186,10 @@ impl Records {
 }
 
 impl Places {
-    /// The record that others hold, or a new one that has yet to be read.
-    fn at(&mut self, key: &Key) -> Arc<Record> {
+    /// The record that others hold, or a new one that has yet to be read; whether it is one.
+    fn at(&mut self, key: &Key) -> (Arc<Record>, bool) {
         if let Some(record) = self.known.get(key).and_then(Weak::upgrade) {
-            return record;
+            return (record, false);
         }
         if self.known.len() >= self.full {
             self.known.retain(|_, record| record.strong_count() > 0);
@@ -194,7 +197,7 @@ impl Places {
         }
         let record = Arc::new(Record::default());
         self.known.insert(key.clone(), Arc::downgrade(&record));
-        record
+        (record, true)
     }
 }
 

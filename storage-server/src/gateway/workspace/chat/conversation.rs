@@ -30,6 +30,12 @@ const USERS_MAX: usize = 10_000;
 const ATTEMPTS_MAX: usize = 4;
 /// What cannot be told since something could not be read is tried again after this.
 const RETRY: Duration = Duration::from_secs(1);
+/// So long, and so often, a place for a session is waited for that one before has.
+const PLACE_PAUSE: Duration = Duration::from_millis(100);
+const PLACE_TRIES_MAX: usize = 20;
+/// Who goes by more records than this has all of them read anew by a JOIN once in this time at most.
+const CHEAP_RECORDS: usize = 64;
+const FRESH: Duration = Duration::from_secs(1);
 /// What a client says to stay.
 const PING: &str = "PING";
 
@@ -71,6 +77,8 @@ pub(super) struct Conversation {
     /// In the name of the peer, who may do there what is judged here; while it has subscribed.
     pub(super) rooms: Option<OwnRooms>,
     pub(super) joined: HashMap<RoomId, Joined>,
+    /// When all that says what the peer has was read last.
+    fresh: Instant,
     /// What could not be told, and when it is tried again. Nothing else is told before it.
     waiting: Option<(Taken, Instant)>,
 }
@@ -143,6 +151,7 @@ impl Conversation {
             session,
             looked: Looked::default(),
             version: None,
+            fresh: Instant::now(),
             rooms: None,
             joined: HashMap::new(),
             waiting: None,
@@ -242,7 +251,10 @@ impl Conversation {
         if (is_new_token || self.rooms.is_none())
             && let Err(error) = self.open_rooms(&login).await
         {
-            let code = close_code::TRY_AGAIN;
+            let code = match error {
+                StorageError::AccessDenied { .. } => close_code::POLICY,
+                _ => close_code::TRY_AGAIN,
+            };
             return Err(self.session.refuse(code, &error.to_string()).await);
         }
         self.version = None;
@@ -270,13 +282,21 @@ impl Conversation {
         // Whether a room is for the peer is judged here: it needs no rule for it, and can do nothing there by other means.
         let open = || session.server.storage_on_behalf_of(&identity, keyspace);
         let mut storage = open();
-        if let Err(StorageError::Overloaded { .. }) = storage.get(&[]).await
+        let mut opened = storage.get(&[]).await;
+        if let Err(StorageError::Overloaded { .. }) = opened
             && self.rooms.take().is_some()
         {
-            // The session before has the place that there is.
-            storage = open();
+            // The session before has the place that there is, and gives it back in a moment.
+            for _ in 0..PLACE_TRIES_MAX {
+                tokio::time::sleep(PLACE_PAUSE).await;
+                storage = open();
+                opened = storage.get(&[]).await;
+                if !matches!(opened, Err(StorageError::Overloaded { .. })) {
+                    break;
+                }
+            }
         }
-        storage.get(&[]).await?;
+        opened?;
         let rooms: OwnRooms = Rooms::new(storage);
         for joined in self.joined.values() {
             // The keys of the session before would go with it.
@@ -451,9 +471,11 @@ impl Conversation {
             uuid => Some(uuid.parse::<MessageId>()?),
         };
         let key = self.key_of(said).await?;
-        if !is_ping {
+        let is_cheap = self.looked.records() <= CHEAP_RECORDS;
+        if !is_ping && (is_cheap || self.fresh.elapsed() >= FRESH) {
             // What was given just now is enough, and what was taken is gone.
             Box::pin(self.look_again(Look::Fresh)).await?;
+            self.fresh = Instant::now();
         }
         let look = if is_ping { Look::AsSeen } else { Look::Fresh };
         let access = self.access_to(&key, look).await?;
