@@ -103,7 +103,10 @@ mod tests {
         let new = live.enter("a", "2", Revision(2));
         assert!(old.superseded.is_cancelled() && !new.superseded.is_cancelled());
         drop(old);
-        live.remove("a");
+        // A removal before it is not its own.
+        live.remove("a", Revision(1));
+        assert!(!new.removed.is_cancelled());
+        live.remove("a", Revision(2));
         assert!(new.removed.is_cancelled());
         drop(new);
         assert!(live.all().is_empty());
@@ -120,7 +123,7 @@ mod tests {
         let again = live.enter("a", "2", Revision(3));
         assert!(!new.superseded.is_cancelled() && !again.superseded.is_cancelled());
         drop(new);
-        live.remove("a");
+        live.remove("a", Revision(4));
         assert!(again.removed.is_cancelled());
         drop(again);
         assert!(live.all().is_empty());
