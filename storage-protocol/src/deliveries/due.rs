@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Jobs that are looked at, and moved, at once.
-const JOBS_AT_ONCE: usize = 64;
+pub(super) const JOBS_AT_ONCE: usize = 64;
 
 /// Says when a recurring job recurs.
 pub trait Recurrence: Send + Sync {

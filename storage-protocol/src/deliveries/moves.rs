@@ -32,31 +32,29 @@ impl Move {
         }
     }
 
+    /// The job that there was before it.
+    fn known(&self) -> Option<(&JobId, &Stored)> {
+        self.parts.iter().find_map(|part| match part {
+            Part::Job {
+                id,
+                before: Some(stored),
+                ..
+            } => Some((id, &**stored)),
+            Part::Job { before: None, .. } | Part::Stale { .. } => None,
+        })
+    }
+
     /// The recurring job that makes a run by it, as it was before.
     pub(super) fn series(&self) -> Option<&Job> {
         let makes_run = self.parts.iter().any(Part::is_new);
-        let before = self.parts.iter().find_map(|part| match part {
-            Part::Job {
-                before: Some(before),
-                ..
-            } => Some(&before.job),
-            Part::Job { before: None, .. } | Part::Stale { .. } => None,
-        });
-        before.filter(|job| makes_run && job.is_recurring())
+        let (_, before) = self.known()?;
+        (makes_run && before.job.is_recurring()).then_some(&before.job)
     }
 
     /// Of a recurring job that makes a run by it, the run before that; not if that is of the same time.
     pub(super) fn last_run(&self) -> Option<JobId> {
         let last = self.series()?.handed_over?;
-        let id = self.parts.iter().find_map(|part| match part {
-            Part::Job {
-                id,
-                before: Some(_),
-                ..
-            } => Some(id),
-            Part::Job { before: None, .. } | Part::Stale { .. } => None,
-        });
-        let run = id?.of_run(last).ok()?;
+        let run = self.known()?.0.of_run(last).ok()?;
         let is_same = self.parts.iter().any(|part| match part {
             Part::Job { id, .. } => *id == run,
             Part::Stale { .. } => false,
@@ -101,14 +99,7 @@ impl Move {
     /// The job as a dead letter, with nothing else: for one that the storage does not take as it would be. `None`: there is none,
     /// or it is that already.
     pub(super) fn given_up(&self, error: &StorageError, now: UnixMillis) -> Option<Self> {
-        let (id, stored) = self.parts.iter().find_map(|part| match part {
-            Part::Job {
-                id,
-                before: Some(stored),
-                ..
-            } => Some((id, stored)),
-            Part::Job { before: None, .. } | Part::Stale { .. } => None,
-        })?;
+        let (id, stored) = self.known()?;
         if self.is_given_up {
             return None;
         }
@@ -120,7 +111,7 @@ impl Move {
             record: self.record.clone(),
             parts: vec![Part::Job {
                 id: id.clone(),
-                before: Some(stored.clone()),
+                before: Some(Box::new(stored.clone())),
                 job: Box::new(job),
             }],
             row: None,

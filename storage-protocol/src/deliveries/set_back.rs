@@ -5,13 +5,10 @@
 //! terms, the time for which somebody scheduled a job, stays; and what has ended stays so, as a recurring job has that has no
 //! time behind the one that the clock showed.
 
-use super::due::{DueRun, behind};
+use super::due::{DueRun, JOBS_AT_ONCE, behind};
 use super::moves::Move;
 use super::{Deliveries, Job, JobState, Recurrence};
 use crate::{Result, UnixMillis};
-
-/// Jobs that are looked at at once.
-const JOBS_AT_ONCE: usize = 64;
 
 impl Deliveries {
     /// Reckons anew what was reckoned by a clock that was ahead of the one that is right now, of all jobs that are open; how
