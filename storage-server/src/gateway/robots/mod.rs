@@ -10,7 +10,7 @@
 //! | `DELETE /api/jobs/delete/ID`, `/api/robots/delete/ID` | removes one |
 //!
 //! Jobs are deliveries (`storage_protocol::deliveries`): the server's scheduler makes ready what is due, and each connection
-//! ([`socket`]) hands over what is for its robot. All state is ordinary keys ([`keys`]); in memory are only the connections.
+//! ([`socket`]) hands over what is for its robot ([`packages`]). All state is ordinary keys ([`keys`]); in memory are only the connections.
 //!
 //! * [`frame`]: the frames, in both dialects. [`registry`]: robots. [`trigger`], [`jobs`], [`machines`]: the routes.
 //! * [`house`]: what all share. [`live`], [`blocks`], [`ids`], [`logs`], [`room`]: parts of that.
@@ -29,6 +29,7 @@ mod login;
 mod logs;
 mod machines;
 mod metrics;
+mod packages;
 mod registry;
 mod room;
 mod socket;

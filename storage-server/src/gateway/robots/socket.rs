@@ -1,9 +1,7 @@
 //! One connection of a robot.
 //!
 //! It waits for metadata. From then on it is the robot's connection, until a newer one is, and hands over what is ready for the
-//! robot: a commit that checks that it still is the robot's connection, then the frame, then a ping. The answer to that ping
-//! shows that the frame has arrived, and ends the job. What has not arrived when the connection ends goes back, and the
-//! robot's next connection is sent it.
+//! robot ([`packages`](super::packages)).
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
@@ -11,39 +9,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use storage_protocol::deliveries::{DeliveryError, JobId, Receiver, Step, Stored};
-use storage_protocol::{Batch, Key, Revision, Storage, StorageError};
+use storage_protocol::Storage;
+use storage_protocol::deliveries::{DeliveryError, JobId};
 use storage_schedule::instant_text;
 
 use super::frame::{Dialect, Event, Frame, Metadata, parse_frame};
 use super::house::House;
 use super::ids::uuid;
 use super::keys;
-use super::live::Presence;
 use super::logs::Said;
+use super::packages::Served;
 use super::registry::{self, NotRegistered, Registered, left};
-use super::trigger::Order;
 use crate::auth::Proof;
-use crate::clock::WallClock;
 use crate::gateway::{Close, Guest, Message, SendError, UpgradeRequest, WebSocket, close_code};
 
 /// The longest message that is read, in bytes; a longer one closes with 1009. What is too long for a frame is dropped, with a
 /// line in the log.
 pub(super) const MESSAGE_BYTES_MAX: usize = 2 << 20;
-/// Packages that were sent and whose arrival is not known, though there is time for it; no more are sent meanwhile.
-const UNPROVEN_MAX: usize = 16;
-/// The most of them that are remembered, those among them whose time is over and that may have arrived all the same.
-const KEPT_MAX: usize = 256;
-/// Packages that a robot may decline by name.
-const SENT_MAX: usize = 64;
 /// Frames that are none, of which a line in the log tells.
 const JUNK_TOLD_MAX: u32 = 8;
 /// The longest wait before a refusal.
 const DELAY_MAX: Duration = Duration::from_secs(30);
-/// After a failure of the store.
-const RETRY: Duration = Duration::from_millis(500);
-/// So many failures in a row; then the connection is closed, and the robot comes again.
-const FAILURES_MAX: u32 = 20;
 
 /// Serves a connection until its end.
 pub(super) async fn serve(
@@ -76,7 +62,7 @@ pub(super) async fn serve(
     }
 }
 
-enum End {
+pub(super) enum End {
     Gone,
     Close(Close),
 }
@@ -87,47 +73,30 @@ impl From<SendError> for End {
     }
 }
 
-fn closed(code: u16, reason: &str) -> End {
+pub(super) fn closed(code: u16, reason: &str) -> End {
     End::Close(Close::because(code, reason))
 }
 
-struct Conversation {
-    house: Arc<House>,
-    socket: WebSocket,
-    guest: Option<Guest>,
-    ip: IpAddr,
+pub(super) struct Conversation {
+    pub(super) house: Arc<House>,
+    pub(super) socket: WebSocket,
+    pub(super) guest: Option<Guest>,
+    pub(super) ip: IpAddr,
     /// Made by the server, for this connection.
-    id: String,
+    pub(super) id: String,
     /// The keyspace as the peer; `None` until it has said who it is. The connection's keys live as long as this.
-    storage: Option<Arc<dyn Storage>>,
+    pub(super) storage: Option<Arc<dyn Storage>>,
     /// From the first frame on.
-    dialect: Option<Dialect>,
+    pub(super) dialect: Option<Dialect>,
     /// From the first metadata that were taken on.
-    robot: Option<Served>,
-    refusals: u32,
+    pub(super) robot: Option<Served>,
+    pub(super) refusals: u32,
     /// Addresses that it has made known.
-    new_robots: usize,
-    junk: u32,
+    pub(super) new_robots: usize,
+    pub(super) junk: u32,
 }
 
-/// The robot whose connection this is, or was.
-struct Served {
-    number: u64,
-    name: String,
-    address: String,
-    online: (Key, Revision),
-    presence: Presence,
-    /// `None`: a newer connection has the robot.
-    receiver: Option<Receiver>,
-    /// In the order in which they were sent, with the numbers of the probes behind them.
-    unproven: VecDeque<(u64, Stored)>,
-    proven: u64,
-    /// Names of packages, and their jobs.
-    sent: VecDeque<(String, JobId)>,
-    failures: u32,
-}
-
-enum Next {
+pub(super) enum Next {
     Said(Option<Message>),
     Ready(Result<JobId, DeliveryError>),
     Arrived(u64),
@@ -135,46 +104,6 @@ enum Next {
     Removed,
     /// The time for an arrival is over: there may be room for another package.
     Overdue,
-}
-
-impl Served {
-    /// What comes for the robot. Cancel-safe.
-    async fn next(&mut self, socket: &WebSocket, clock: &WallClock) -> Next {
-        let Self {
-            presence,
-            receiver,
-            unproven,
-            proven,
-            ..
-        } = self;
-        let (is_current, is_waiting) = (receiver.is_some(), !unproven.is_empty());
-        let now = clock.now();
-        let ends = unproven
-            .iter()
-            .filter_map(|(_, stored)| stored.job.state.wake());
-        let ends: Vec<_> = ends.filter(|end| *end > now).collect();
-        let has_room = ends.len() < UNPROVEN_MAX;
-        let overdue = async {
-            match ends.iter().min() {
-                Some(first) if !has_room => clock.reaches(*first).await,
-                _ => std::future::pending().await,
-            }
-        };
-        let ready = async {
-            match receiver {
-                Some(receiver) if has_room => receiver.ready().await,
-                _ => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            biased;
-            () = presence.removed.cancelled() => Next::Removed,
-            () = presence.superseded.cancelled(), if is_current => Next::Superseded,
-            number = socket.answered(*proven), if is_waiting => Next::Arrived(number),
-            ready = ready => Next::Ready(ready),
-            () = overdue => Next::Overdue,
-        }
-    }
 }
 
 impl Conversation {
@@ -254,7 +183,7 @@ impl Conversation {
     }
 
     /// Tells of a frame that is none.
-    fn junk(&mut self, why: &str) {
+    pub(super) fn junk(&mut self, why: &str) {
         self.junk = self.junk.saturating_add(1);
         if self.junk <= JUNK_TOLD_MAX {
             self.house.note(format!("socket {}: {why}", self.id));
@@ -431,185 +360,6 @@ impl Conversation {
         }
         self.socket.send(Message::text(dialect.refusal())).await?;
         Ok(())
-    }
-
-    /// Sends the robot what is ready for it.
-    async fn hand_over(&mut self, ready: Result<JobId, DeliveryError>) -> Result<(), End> {
-        let (house, dialect) = (self.house.clone(), self.dialect.unwrap_or(Dialect::Plain));
-        let Some(robot) = &mut self.robot else {
-            return Ok(());
-        };
-        let Some(receiver) = &mut robot.receiver else {
-            return Ok(());
-        };
-        let (online, revision) = robot.online.clone();
-        let taken = match ready {
-            Ok(id) => {
-                let is_current = Batch::new().check_revision(online.clone(), revision);
-                receiver.hand_over(&id, is_current).await
-            }
-            Err(error) => Err(error),
-        };
-        let stored = match taken {
-            Ok(Some(stored)) => stored,
-            Ok(None) => return Ok(()),
-            Err(DeliveryError::Storage(StorageError::CheckFailed { key, .. })) if key == online => {
-                // Known to another server, or to this one in a moment.
-                self.superseded().await;
-                return Ok(());
-            }
-            // It stays as it is, and the others go on.
-            Err(error @ DeliveryError::Record { .. }) => {
-                house.note(format!("robot {}: {error}", robot.name));
-                tracing::warn!(%error, "a package of a robot cannot be read");
-                return Ok(());
-            }
-            Err(error) => {
-                robot.failures += 1;
-                tracing::warn!(%error, "cannot hand over the packages of a robot");
-                if robot.failures > FAILURES_MAX {
-                    return Err(closed(close_code::TRY_AGAIN, &error.to_string()));
-                }
-                // It begins anew, with all that waits.
-                let recipient = keys::recipient(&robot.address);
-                robot.receiver = recipient.map(|to| house.jobs().receive(&to, &self.id));
-                tokio::time::sleep(RETRY).await;
-                return Ok(());
-            }
-        };
-        robot.failures = 0;
-        let Some(order) = Order::read(&stored.job.payload) else {
-            let reason = "its payload is no package of a robot";
-            if let Err(error) = house.deliveries.fail(&stored.id, reason).await {
-                tracing::warn!(%error, job = %stored.id, "cannot fail a job");
-            }
-            return Ok(());
-        };
-        let package = order.package;
-        house.note(format!(
-            "job {}: package {} to robot {} (attempt {})",
-            stored.id, package.package_name, robot.name, stored.job.attempts
-        ));
-        // From here on it is told who has it: what does not arrive is given back at the end.
-        robot
-            .sent
-            .push_back((package.package_name.clone(), stored.id.clone()));
-        if robot.sent.len() > SENT_MAX {
-            robot.sent.pop_front();
-        }
-        if robot.unproven.len() >= KEPT_MAX {
-            robot.unproven.pop_front();
-        }
-        robot.unproven.push_back((u64::MAX, stored));
-        let notification = dialect.notification(&package);
-        self.socket.send(Message::text(notification)).await?;
-        let probe = self.socket.probe().await?;
-        if let Some((number, _)) = robot.unproven.back_mut() {
-            *number = probe;
-        }
-        house.metrics.notifications.inc();
-        Ok(())
-    }
-
-    /// All that was sent before this probe has arrived.
-    async fn arrived(&mut self, number: u64) {
-        let deliveries = self.house.deliveries.clone();
-        let Some(robot) = &mut self.robot else {
-            return;
-        };
-        robot.proven = number;
-        while let Some((probe, _)) = robot.unproven.front()
-            && *probe <= number
-            && let Some((_, stored)) = robot.unproven.pop_front()
-        {
-            let done = deliveries
-                .step_from(&stored, &Step::Acknowledge, Batch::new())
-                .await;
-            let done = match done {
-                // Somebody has done something with it meanwhile.
-                Err(DeliveryError::Storage(StorageError::CheckFailed { .. })) => {
-                    deliveries.acknowledge(&stored.id).await
-                }
-                done => done,
-            };
-            match done {
-                Ok(_) => {
-                    self.house.metrics.confirmed.inc();
-                }
-                Err(DeliveryError::Refused { .. } | DeliveryError::NoJob(_)) => {}
-                // It is sent again then.
-                Err(error) => tracing::warn!(%error, job = %stored.id, "cannot note an arrival"),
-            }
-        }
-    }
-
-    /// The robot wants a package again: the last one, or the one of this name.
-    async fn decline(&mut self, name: Option<&str>) {
-        let house = self.house.clone();
-        let Some(robot) = &mut self.robot else {
-            self.junk("a decline of nobody who has registered");
-            return;
-        };
-        let mut sent = robot.sent.iter().rev();
-        let job = match name {
-            None => sent.next(),
-            Some(name) => sent.find(|(package, _)| package == name),
-        };
-        let Some((package, id)) = job.cloned() else {
-            let note = format!(
-                "robot {}: declines {name:?}, which it was not sent",
-                robot.name
-            );
-            house.note(note);
-            return;
-        };
-        house.metrics.declined.inc();
-        // It has arrived.
-        robot.unproven.retain(|(_, stored)| stored.id != id);
-        let reason = "declined by the robot";
-        let note = match house.deliveries.decline(&id, reason).await {
-            Ok(stored) => format!(
-                "job {id}: package {package} declined by robot {}: {}",
-                robot.name,
-                stored.job.state.kind()
-            ),
-            Err(error) => format!(
-                "job {id}: package {package} declined by robot {}: {error}",
-                robot.name
-            ),
-        };
-        house.note(note);
-    }
-
-    /// A newer connection has the robot.
-    async fn superseded(&mut self) {
-        let Some(robot) = &mut self.robot else {
-            return;
-        };
-        robot.receiver = None;
-        let note = format!(
-            "robot {}: a newer connection than socket {} has it",
-            robot.name, self.id
-        );
-        self.house.note(note);
-        self.give_back().await;
-    }
-
-    /// What has not arrived is ready for the robot's next connection.
-    async fn give_back(&mut self) {
-        let Some(robot) = &mut self.robot else {
-            return;
-        };
-        for (_, stored) in robot.unproven.drain(..) {
-            let step = Step::Release {
-                holder: self.id.clone(),
-            };
-            match self.house.deliveries.step(&stored.id, &step).await {
-                Ok(_) | Err(DeliveryError::Refused { .. } | DeliveryError::NoJob(_)) => {}
-                // Its time for an answer ends by itself.
-                Err(error) => tracing::warn!(%error, job = %stored.id, "cannot give a job back"),
-            }
-        }
     }
 
     /// The connection is over.

@@ -14,6 +14,7 @@ mod access;
 mod channel;
 mod channels;
 mod conversation;
+mod joins;
 mod judged;
 mod pages;
 mod posts;
