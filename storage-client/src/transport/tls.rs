@@ -7,8 +7,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::crypto::ring;
-use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::{AlertDescription, CertificateError, CipherSuite, ClientConfig, RootCertStore};
 use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsConnector;
@@ -68,6 +68,15 @@ impl Tls {
     }
 }
 
+/// Offers AES-128 before AES-256, as Go's TLS does: its handshake hashes with SHA-256, which processors have instructions
+/// for, and its records take a tenth less time at 16 KiB.
+fn provider() -> CryptoProvider {
+    let mut provider = ring::default_provider();
+    let suites = &mut provider.cipher_suites;
+    suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+    provider
+}
+
 /// Reads the files and makes the configuration. Blocks on the disk.
 pub(crate) fn client_config(
     credentials: &Credentials,
@@ -77,7 +86,7 @@ pub(crate) fn client_config(
         TlsVersion::Tls12 => &[&rustls::version::TLS13, &rustls::version::TLS12],
         TlsVersion::Tls13 => &[&rustls::version::TLS13],
     };
-    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+    let builder = ClientConfig::builder_with_provider(Arc::new(provider()))
         .with_protocol_versions(versions)
         .map_err(|error| format!("TLS cannot be set up: {error}"))?;
     match credentials {
