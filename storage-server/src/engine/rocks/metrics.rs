@@ -113,6 +113,21 @@ pub(super) fn register(shared: &Arc<Shared>, registry: &mut Registry) {
     ] {
         registry.register(name, help, counter.clone());
     }
+    let cache = &shared.store.entry_cache;
+    for (name, help, counter) in [
+        (
+            "storage_entry_cache_hits",
+            "Keys of gets that the entry cache had",
+            &cache.hits,
+        ),
+        (
+            "storage_entry_cache_misses",
+            "Keys of gets that were read from RocksDB",
+            &cache.misses,
+        ),
+    ] {
+        registry.register(name, help, counter.clone());
+    }
     registry.register_collector(Box::new(Figures(Arc::downgrade(shared))));
 }
 
@@ -260,6 +275,11 @@ impl Shared {
             "storage_block_cache_bytes",
             "Bytes in the shared cache.",
             block_cache_bytes.load(Ordering::Relaxed),
+        )?;
+        look.gauge(
+            "storage_entry_cache_bytes",
+            "Bytes in the entry cache, as they are counted against its bound.",
+            self.store.entry_cache.bytes(),
         )
     }
 }

@@ -39,8 +39,8 @@ pub struct EngineOptions {
     pub data: PathBuf,
     /// When a commit is durable.
     pub durability: Durability,
-    /// The budget of block cache, blob cache and memtables: half for the cache, of which up to half is for memtables.
-    /// Default 512 MiB.
+    /// The budget of caches and memtables: half for RocksDB's cache of blocks and blobs, of which up to half is for
+    /// memtables; a quarter for the cache of entries. Default 512 MiB.
     pub memory_bytes: usize,
     /// Commits that put anything are refused while less than this is free on disk, removals below a quarter of it;
     /// below one and a half of it the change log is dropped, oldest first. Default 512 MiB: two memtables, the log's

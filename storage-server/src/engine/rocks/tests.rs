@@ -2,14 +2,18 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Wake};
 use std::time::{Duration, Instant};
 
 use storage_protocol::{
-    Batch, CommitOptions, EntryLifetime, KeyRange, Keyspace, Lifetime, ScanOptions, Storage,
-    StorageError, StorageExt, UnixMillis, WatchEvent, WatchOptions, WatchStart,
+    Batch, CommitOptions, Entry, EntryLifetime, Key, KeyRange, Keyspace, Lifetime, Revision,
+    ScanOptions, Storage, StorageError, StorageExt, UnixMillis, WatchEvent, WatchOptions,
+    WatchStart,
 };
 
+use super::commit::{Task, submit};
+use super::layout::{self, Table};
 use super::{Durability, EngineOptions, RocksEngine};
 use crate::engine::Engine;
 
@@ -159,4 +163,157 @@ async fn watches_come_to_the_last_commit_although_the_feeds_thread_panicked() {
     }
     let error = session.put("more".into(), "v".into()).await.unwrap_err();
     assert!(matches!(error, StorageError::ReadOnly { .. }), "{error}");
+}
+
+/// How many rows the index of a keyspace has.
+fn index_rows(engine: &RocksEngine, name: &str) -> usize {
+    let store = &engine.shared.store;
+    let id = store.keyspace(&keyspace(name)).id().unwrap();
+    let (start, end) = (
+        layout::index_key(id, Revision::ZERO, b""),
+        layout::keyspace_end(Table::Index, id),
+    );
+    let mut rows = store.iterate(Table::Index, &start, Some(&end));
+    let mut count = 0;
+    while rows.key().is_some() {
+        count += 1;
+        rows.next();
+    }
+    rows.status().unwrap();
+    count
+}
+
+#[tokio::test]
+async fn rows_of_the_index_that_were_replaced_are_passed_over_and_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = RocksEngine::open(options(folder.path())).unwrap();
+    let storage = engine.open_session("cert:a", &keyspace("model")).storage();
+    let begin = storage.put("a".into(), "0".into()).await.unwrap();
+    for n in 1..=3000 {
+        storage.put("k".into(), n.to_string().into()).await.unwrap();
+    }
+    // Few are left at any time.
+    let rows = index_rows(&engine, "model");
+    assert!((2..2_000).contains(&rows), "{rows} rows");
+    // Whoever asks the index is told of the key once, whatever rows it has left.
+    let newer = ScanOptions {
+        newer_than: Some(begin),
+        ..ScanOptions::default()
+    };
+    let scan = storage.scan(KeyRange::all(), newer).await.unwrap();
+    let found = scan.collect().await.unwrap();
+    assert_eq!(found.len(), 1, "{found:?}");
+    let latest = WatchOptions::latest(WatchStart::Beginning);
+    let mut watch = storage.watch(KeyRange::all(), latest).await.unwrap();
+    let mut told = Vec::new();
+    while told.last() != Some(&"k".into()) {
+        match watch.next().await.unwrap().unwrap() {
+            WatchEvent::State { key, .. } => told.push(key),
+            WatchEvent::Progress { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(told, ["a", "k"]);
+    // A look of the committer, which it takes each second, takes them away.
+    let shared = &engine.shared;
+    let session = shared.server_session(&shared.store.keyspace(&keyspace("model")));
+    let look = submit(&shared.queue, &session, 0, Task::Look, 64).unwrap();
+    look.await.unwrap().unwrap();
+    assert_eq!(index_rows(&engine, "model"), 2);
+    storage.put("k".into(), "last".into()).await.unwrap();
+    drop((watch, storage, engine));
+    // And an orderly end.
+    let engine = RocksEngine::open(options(folder.path())).unwrap();
+    assert_eq!(index_rows(&engine, "model"), 2);
+}
+
+/// Keys that are always put together, with one value; more than the cache has room for.
+const TOGETHER: usize = 8;
+const GROUPS: usize = 100;
+
+fn of_group(group: usize) -> Vec<Key> {
+    (0..TOGETHER)
+        .map(|n| Key::from(format!("{group}/{n}")))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn gets_are_of_one_revision_whatever_the_entry_cache_has_of_their_keys() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = EngineOptions {
+        // The cache has a quarter: 256 KiB of the 400 KiB that are read and written.
+        memory_bytes: 1 << 20,
+        ..options(folder.path())
+    };
+    let engine = RocksEngine::open(options).unwrap();
+    let storage = engine.open_session("cert:a", &keyspace("model")).storage();
+    let acknowledged: Arc<Vec<AtomicU64>> = Arc::new((0..GROUPS).map(|_| 0.into()).collect());
+    let over = Arc::new(AtomicBool::new(false));
+    let readers: Vec<_> = (0..3)
+        .map(|_| {
+            let (storage, acknowledged) = (storage.clone(), acknowledged.clone());
+            let over = over.clone();
+            tokio::spawn(async move {
+                let mut reads = 0u64;
+                while !over.load(Ordering::Relaxed) {
+                    let group = rand::random_range(0..GROUPS);
+                    let least = acknowledged[group].load(Ordering::Acquire);
+                    let reading = storage.get(&of_group(group)).await.unwrap();
+                    let numbers: Vec<u64> = reading
+                        .value
+                        .iter()
+                        .map(|entry| entry.as_ref().map_or(0, number_of))
+                        .collect();
+                    assert!(
+                        numbers.iter().all(|number| *number == numbers[0]),
+                        "{numbers:?} at {}",
+                        reading.position
+                    );
+                    // 0: removed, or not there yet.
+                    assert!(
+                        numbers[0] == 0 || numbers[0] >= least,
+                        "{} was acknowledged, and {} read",
+                        least,
+                        numbers[0]
+                    );
+                    reads += 1;
+                }
+                reads
+            })
+        })
+        .collect();
+    let began = Instant::now();
+    let mut number = 0u64;
+    while began.elapsed() < Duration::from_secs(3) {
+        number += 1;
+        let group = rand::random_range(0..GROUPS);
+        let is_removal = number.is_multiple_of(10);
+        let value = format!("{number:0500}");
+        let batch = of_group(group)
+            .into_iter()
+            .fold(Batch::new(), |batch, key| match is_removal {
+                true => batch.remove(key),
+                false => batch.put(key, value.clone()),
+            });
+        storage
+            .commit(batch, CommitOptions::default())
+            .await
+            .unwrap();
+        let reading = storage.get(&of_group(group)).await.unwrap();
+        let expected = (!is_removal).then_some(number);
+        for entry in &reading.value {
+            assert_eq!(entry.as_ref().map(number_of), expected, "its own commit");
+        }
+        acknowledged[group].store(number, Ordering::Release);
+    }
+    over.store(true, Ordering::Relaxed);
+    for reader in readers {
+        assert!(reader.await.unwrap() > 0);
+    }
+    let cache = &engine.shared.store.entry_cache;
+    assert!(cache.hits.get() > 0 && cache.misses.get() > 0, "{cache:?}");
+}
+
+fn number_of(entry: &Entry) -> u64 {
+    String::from_utf8_lossy(&entry.value).parse().unwrap()
 }

@@ -7,16 +7,16 @@ use storage_protocol::{
     Change, ChangeKind, CommitRecord, EntryLifetime, Key, Position, Result, Revision, StorageError,
 };
 
-use super::group::Group;
+use super::group::{Group, Overlaid};
 use super::plan::{Signal, Step};
 use super::usage;
 use crate::engine::rocks::layout;
 use crate::engine::rocks::layout::{
-    CommitRow, Head, KeyspaceId, KeyspaceRow, LifetimeRow, Stored, Table, entry_key, entry_value,
-    index_key,
+    CommitRow, Head, KeyspaceId, KeyspaceRow, LifetimeRow, Stored, Table, entry_key, index_key,
+    write_entry_value,
 };
 use crate::engine::rocks::sessions::SessionState;
-use crate::engine::rocks::store::KeyspaceState;
+use crate::engine::rocks::store::{CachedEntry, KeyspaceState};
 use crate::feed::FeedCommit;
 
 /// A commit up to this size is copied out of its message: the copy costs less than the memory of the whole message,
@@ -66,11 +66,10 @@ impl Group<'_> {
         if unstored {
             self.put_session_row(session);
         }
-        let mut changes = self.write_steps(id, revision, steps, signals);
+        let changes = self.write_steps(id, revision, steps, signals);
         if counts {
             self.count(&session.keyspace, id, change, revision);
         }
-        compact(&mut changes, self.taken);
         let record = CommitRecord::new(
             revision,
             self.now,
@@ -163,6 +162,8 @@ impl Group<'_> {
         steps: Vec<Step>,
         signals: Vec<Signal>,
     ) -> Vec<Change> {
+        let detach = is_detached(&steps, &signals, self.taken);
+        self.index_puts(id, revision, &steps);
         let mut changes = Vec::with_capacity(steps.len() + signals.len());
         let mut signals = signals.into_iter().peekable();
         let mut steps = steps.into_iter();
@@ -170,19 +171,48 @@ impl Group<'_> {
         loop {
             if let Some((_, key, bytes)) = signals.next_if(|(place, _, _)| *place <= changes.len())
             {
-                changes.push(Change {
-                    key,
-                    kind: ChangeKind::Signalled { bytes },
-                });
+                let kind = ChangeKind::Signalled { bytes };
+                let mut change = Change { key, kind };
+                if detach {
+                    change.detach();
+                }
+                changes.push(change);
             } else if let Some(step) = steps.next() {
-                changes.push(self.write_step(id, revision, step));
+                changes.push(self.write_step(id, revision, step, detach));
             } else {
                 return changes;
             }
         }
     }
 
-    fn write_step(&mut self, id: KeyspaceId, revision: Revision, step: Step) -> Change {
+    /// The commit's rows in the index, in their order: each is put where the last one was. What they replace stays for
+    /// now, so that between two commits no other place has to be looked for.
+    fn index_puts(&mut self, id: KeyspaceId, revision: Revision, steps: &[Step]) {
+        if !self.indexed() {
+            return;
+        }
+        let mut rows: Vec<_> = steps
+            .iter()
+            .map(|step| index_key(id, revision, &step.key))
+            .collect();
+        rows.sort_unstable();
+        for row in rows {
+            self.put(Table::Index, &row, &[]);
+        }
+        let replaced = steps.iter().filter_map(|step| {
+            let old = step.old?;
+            Some(index_key(id, old.revision, &step.key))
+        });
+        self.replaced.extend(replaced);
+    }
+
+    fn write_step(
+        &mut self,
+        id: KeyspaceId,
+        revision: Revision,
+        step: Step,
+        detach: bool,
+    ) -> Change {
         let Step {
             key,
             new,
@@ -195,14 +225,20 @@ impl Group<'_> {
             revision,
             stored: new,
         };
-        self.put(
-            Table::Entries,
-            &entry_key(id, &key),
-            &entry_value(&head, &value),
-        );
-        if self.indexed() {
-            self.put(Table::Index, &index_key(id, revision, &key), &[]);
-        }
+        let row_key = entry_key(id, &key);
+        let mut row = std::mem::take(&mut self.row);
+        write_entry_value(&mut row, &head, &value);
+        self.put(Table::Entries, &row_key, &row);
+        let cache = &self.store.entry_cache;
+        let overlaid = match cache.keeps(value.len()) {
+            true => Overlaid::Entry(CachedEntry::Row(row.as_slice().into())),
+            false => Overlaid::Large {
+                head,
+                value: value.clone(),
+            },
+        };
+        self.overlay.insert(row_key, overlaid);
+        self.row = row;
         if let Some(row) = lifetime_row(id, &key, &head) {
             self.put(
                 Table::Lifetimes,
@@ -211,9 +247,6 @@ impl Group<'_> {
             );
         }
         if let Some(old) = old {
-            if self.indexed() {
-                self.delete(Table::Index, &index_key(id, old.revision, &key));
-            }
             match lifetime_row(id, &key, &old) {
                 // The same row was just put (a session's key put again), and a delete would remove it. But its sequence
                 // number was counted in advance, so a row must take it.
@@ -237,8 +270,6 @@ impl Group<'_> {
             }
             Stored::Session(_) => Some(EntryLifetime::Session),
         };
-        self.overlay
-            .insert((id, key.clone()), (head, value.clone()));
         let kind = match lifetime {
             None => ChangeKind::Removed { previous },
             Some(lifetime) => ChangeKind::Put {
@@ -247,26 +278,34 @@ impl Group<'_> {
                 previous,
             },
         };
-        Change { key, kind }
+        let mut change = Change { key, kind };
+        if detach {
+            change.detach();
+        }
+        change
+    }
+
+    /// Deletes the rows of the index that commits before have replaced. In their order, since a place that is near the
+    /// last one is found sooner.
+    pub(super) fn delete_replaced(&mut self) {
+        let mut rows = std::mem::take(&mut self.replaced);
+        rows.sort_unstable();
+        for row in rows.drain(..) {
+            self.delete(Table::Index, &row);
+        }
+        self.replaced = rows;
     }
 }
 
-/// Copies the changes of a small commit out of the message that it arrived in, which may be much larger (checks,
+/// Whether the changes of a commit are copied out of the message that it arrived in, which may be much larger (checks,
 /// fragments of another commit): the ring and the queues of watches keep these bytes, and count them.
-fn compact(changes: &mut [Change], message_bytes: usize) {
-    let of = |change: &Change| {
-        change.key.len()
-            + match &change.kind {
-                ChangeKind::Put { value, .. } => value.len(),
-                ChangeKind::Signalled { bytes } => bytes.len(),
-                ChangeKind::Removed { .. } => 0,
-            }
-    };
-    let bytes: usize = changes.iter().map(of).sum();
-    if bytes > COMPACT_BYTES_MAX && bytes >= message_bytes / 2 {
-        return;
-    }
-    changes.iter_mut().for_each(Change::detach);
+fn is_detached(steps: &[Step], signals: &[Signal], message_bytes: usize) -> bool {
+    let steps = steps.iter().map(|step| step.key.len() + step.value.len());
+    let signals = signals
+        .iter()
+        .map(|(_, key, bytes)| key.len() + bytes.len());
+    let bytes: usize = steps.chain(signals).sum();
+    bytes <= COMPACT_BYTES_MAX || bytes < message_bytes / 2
 }
 
 fn lifetime_row(id: KeyspaceId, key: &Key, head: &Head) -> Option<LifetimeRow> {

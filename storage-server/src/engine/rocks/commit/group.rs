@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use quick_cache::DefaultHashBuilder;
 use rocksdb::WriteBatch;
 use storage_protocol::{Key, Position, Result, Revision, SessionId, UnixMillis, Value};
 use tokio::sync::oneshot;
@@ -14,7 +15,7 @@ use super::task::{Task, Work};
 use super::usage::Counted;
 use crate::engine::StoredLimits;
 use crate::engine::rocks::layout::{Head, KeyspaceId, KeyspaceRow, NumberRow, Table, entry_key};
-use crate::engine::rocks::store::{KeyspaceState, Store};
+use crate::engine::rocks::store::{CachedEntry, KeyspaceState, Store};
 use crate::engine::rocks::{EngineShared, layout};
 use crate::feed::FeedCommit;
 
@@ -23,6 +24,10 @@ const GROUP_SEQUENCE_NUMBERS_MAX: u64 = 64 * 1024;
 
 /// Bytes that a group may have before it is written. Previous values count here, which its requests do not contain.
 const GROUP_BYTES_MAX: usize = 16 << 20;
+
+/// So many rows of the index that were replaced are left for one deletion, which takes 0.5 ms; else those of a second.
+/// Readers of the index pass over them.
+const REPLACED_MAX: usize = 1024;
 
 /// Commits that become durable together.
 pub(crate) struct Group<'a> {
@@ -36,8 +41,8 @@ pub(crate) struct Group<'a> {
     pub(crate) now: UnixMillis,
     /// Bytes of the work in progress, as it was queued.
     pub(super) taken: usize,
-    /// Entries as the group's commits leave them, for the checks of later ones.
-    pub(super) overlay: HashMap<(KeyspaceId, Key), (Head, Value)>,
+    /// Rows of entries as the group's commits leave them, for later ones, and then for the entry cache.
+    pub(super) overlay: HashMap<Vec<u8>, Overlaid, DefaultHashBuilder>,
     /// What was executed in this group, by peers' commit numbers.
     pub(crate) executed: HashMap<(SessionId, u64), NumberRow>,
     /// The fences of handles whose sessions newer generations took over.
@@ -49,7 +54,21 @@ pub(crate) struct Group<'a> {
     pub(super) counted: HashMap<KeyspaceId, Counted>,
     /// The quotas that its commits are held against.
     pub(super) stored_limits: Option<Arc<dyn StoredLimits>>,
+    /// Rows of the index that commits have replaced and that are still there: of this group, and of those before.
+    pub(super) replaced: Vec<Vec<u8>>,
+    /// A buffer for the value of a row.
+    pub(super) row: Vec<u8>,
     pub(super) answers: Vec<(oneshot::Sender<Result<Position>>, Result<Position>)>,
+}
+
+/// A row of an entry as a group's commits leave it.
+pub(super) enum Overlaid {
+    /// As the entry cache keeps it.
+    Entry(CachedEntry),
+    /// The entry cache does not keep its value.
+    Large { head: Head, value: Value },
+    /// There is none any more.
+    Gone,
 }
 
 /// An entry, or a tombstone, as a commit finds it.
@@ -71,7 +90,7 @@ impl<'a> Group<'a> {
             sequence_numbers: 0,
             now: store.now(),
             taken: 0,
-            overlay: HashMap::new(),
+            overlay: HashMap::default(),
             executed: HashMap::new(),
             fenced: Vec::new(),
             records: Vec::new(),
@@ -79,14 +98,20 @@ impl<'a> Group<'a> {
             dues: Vec::new(),
             counted: HashMap::new(),
             stored_limits: shared.stored_limits(),
+            replaced: Vec::new(),
+            row: Vec::new(),
             answers: Vec::new(),
         }
     }
 
-    /// A group that looks at the clock first.
-    pub(super) fn begin(shared: &'a EngineShared) -> Self {
+    /// A group that looks at the clock first, and takes over what commits before have left to do.
+    pub(super) fn begin(shared: &'a EngineShared, replaced: Vec<Vec<u8>>) -> Self {
         let mut group = Self::new(shared);
         group.follow_clock();
+        group.replaced = replaced;
+        if group.replaced.len() >= REPLACED_MAX {
+            group.delete_replaced();
+        }
         group
     }
 
@@ -127,7 +152,10 @@ impl<'a> Group<'a> {
             Task::Remove { label, entries } => self.remove(&session, label, entries),
             Task::Sweep { label, sweep } => self.sweep(&session, label, sweep),
             Task::Correct { label, entries } => self.correct(&session, label, entries),
-            Task::Look => self.here(),
+            Task::Look => {
+                self.delete_replaced();
+                self.here()
+            }
             Task::ForgetStretches { above } => {
                 self.forget_stretches(&above);
                 self.here()
@@ -178,14 +206,25 @@ impl<'a> Group<'a> {
         let Some(id) = self.id(keyspace) else {
             return Ok(None);
         };
-        if let Some((head, value)) = self.overlay.get(&(id, key.clone())) {
-            return Ok(Some(Found {
-                head: *head,
-                value_bytes: value.len(),
-                value: value.clone(),
-            }));
+        let row_key = entry_key(id, key);
+        match self.overlay.get(&row_key) {
+            Some(Overlaid::Entry(entry)) => return found(entry, value),
+            Some(Overlaid::Large { head, value }) => {
+                return Ok(Some(Found {
+                    head: *head,
+                    value_bytes: value.len(),
+                    value: value.clone(),
+                }));
+            }
+            Some(Overlaid::Gone) => return Ok(None),
+            None => {}
         }
-        let Some(row) = self.store.row(Table::Entries, &entry_key(id, key))? else {
+        if let Some(entry) = self.store.entry_cache.get(&row_key)
+            && let Some(found) = found(&entry, value)?
+        {
+            return Ok(Some(found));
+        }
+        let Some(row) = self.store.row(Table::Entries, &row_key)? else {
             return Ok(None);
         };
         let (head, at) = layout::parse_entry_value(&row)?;
@@ -221,4 +260,19 @@ impl<'a> Group<'a> {
         self.batch.delete_cf(self.store.table(table), key);
         self.sequence_numbers += 1;
     }
+}
+
+/// What a commit finds in the cache; `None`: it wants the value, which is not kept.
+fn found(entry: &CachedEntry, wants_value: bool) -> Result<Option<Found>> {
+    let (head, value_bytes, value) = entry.parts()?;
+    let value = match (wants_value, value) {
+        (true, None) => return Ok(None),
+        (true, Some(value)) => Value::copy_from_slice(value),
+        (false, _) => Value::new(),
+    };
+    Ok(Some(Found {
+        head,
+        value_bytes,
+        value,
+    }))
 }

@@ -24,12 +24,14 @@ use rocksdb::{WriteBatch, WriteOptions};
 use storage_protocol::{Outcome, Revision, StorageError};
 
 pub(crate) use self::group::Group;
+use self::group::Overlaid;
 pub(crate) use self::queue::{Queue, Taken};
 #[cfg(test)]
 pub(crate) use self::task::Work;
 pub(crate) use self::task::{Sweep, Task, submit};
 use crate::engine::rocks::EngineShared;
 use crate::engine::rocks::options::Durability;
+use crate::engine::rocks::store::{CachedEntry, EntryCache};
 
 /// Runs until the queue is closed and drained.
 pub(crate) fn run(shared: &EngineShared) {
@@ -41,10 +43,14 @@ pub(crate) fn run(shared: &EngineShared) {
         shared,
         sync,
         writes: VecDeque::with_capacity(WRITES_KEPT),
+        replaced: Vec::new(),
     };
+    // What was written until here was written while the store was opened.
+    shared.store.entry_cache.start(shared.store.revision());
     while shared.queue.wait() {
         committer.commit();
     }
+    committer.tidy();
 }
 
 /// So many writes tell what one costs.
@@ -63,6 +69,8 @@ struct Committer<'a> {
     sync: WriteOptions,
     /// How long the last writes took.
     writes: VecDeque<Duration>,
+    /// What groups leave to the next one: see [`Group`].
+    replaced: Vec<Vec<u8>>,
 }
 
 impl Committer<'_> {
@@ -81,11 +89,23 @@ impl Committer<'_> {
                 }
                 // Only once the group before is written: the next one's revisions follow on it.
                 group
-                    .get_or_insert_with(|| Group::begin(self.shared))
+                    .get_or_insert_with(|| {
+                        Group::begin(self.shared, std::mem::take(&mut self.replaced))
+                    })
                     .take(work);
             }
         }
         if let Some(group) = group {
+            self.write(group);
+        }
+    }
+
+    /// Leaves nothing to be done, at the end.
+    fn tidy(&mut self) {
+        let replaced = std::mem::take(&mut self.replaced);
+        if !replaced.is_empty() && self.shared.store.check_poison().is_ok() {
+            let mut group = Group::begin(self.shared, replaced);
+            group.delete_replaced();
             self.write(group);
         }
     }
@@ -108,9 +128,12 @@ impl Committer<'_> {
             dues,
             fenced,
             counted,
+            overlay,
+            replaced,
             ..
         } = group;
         let store = &self.shared.store;
+        self.replaced = replaced;
         let count = answers.len();
         if sequence_numbers > 0 {
             let began = Instant::now();
@@ -123,6 +146,7 @@ impl Committer<'_> {
             }
             if let Err(reason) = self.write_batch(batch, base + sequence_numbers) {
                 store.poison(&reason);
+                store.entry_cache.stop();
                 self.shared.feed.wake_all_waiting();
                 for (reply, _) in answers {
                     let error = StorageError::Internal {
@@ -136,6 +160,10 @@ impl Committer<'_> {
                 return;
             }
             usage::publish(counted);
+            cache(&store.entry_cache, overlay);
+            store
+                .entry_cache
+                .set_current(Revision(base + sequence_numbers));
             let took = began.elapsed();
             if self.writes.len() == WRITES_KEPT {
                 self.writes.pop_front();
@@ -179,5 +207,20 @@ impl Committer<'_> {
             ));
         }
         Ok(())
+    }
+}
+
+/// Brings what a group has changed into the cache, once it can be read.
+fn cache(cache: &EntryCache, overlay: impl IntoIterator<Item = (Vec<u8>, Overlaid)>) {
+    for (row_key, row) in overlay {
+        let entry = match row {
+            Overlaid::Entry(entry) => Some(entry),
+            Overlaid::Large { head, value } => Some(CachedEntry::Head {
+                head,
+                value_bytes: value.len(),
+            }),
+            Overlaid::Gone => None,
+        };
+        cache.set(row_key, entry);
     }
 }

@@ -44,8 +44,9 @@ pub(super) struct Step {
 impl Step {
     /// How many rows it writes.
     pub(super) fn rows(&self, indexed: bool) -> u64 {
-        let rows_of = |stored: Stored| u64::from(indexed) + u64::from(stored != Stored::Forever);
-        1 + rows_of(self.new) + self.old.map_or(0, |old| rows_of(old.stored))
+        let lifetime = |stored: Stored| u64::from(stored != Stored::Forever);
+        let old = self.old.map_or(0, |old| lifetime(old.stored));
+        1 + u64::from(indexed) + lifetime(self.new) + old
     }
 }
 

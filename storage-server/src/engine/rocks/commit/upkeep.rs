@@ -6,7 +6,7 @@ use std::sync::Arc;
 use storage_protocol::objects::{Manifest, PartKey};
 use storage_protocol::{Key, Position, Result, Revision, Value};
 
-use super::group::{Found, Group};
+use super::group::{Found, Group, Overlaid};
 use super::plan::Step;
 use super::task::Sweep;
 use crate::engine::rocks::clock::Late;
@@ -115,12 +115,11 @@ impl Group<'_> {
         };
         for (key, revision) in tombstones {
             let current = self.look(keyspace, &key)?;
-            if let Some(head) = current.filter(|head| !head.is_live() && head.revision == revision)
-            {
-                self.delete(Table::Entries, &entry_key(id, &key));
+            if current.is_some_and(|head| !head.is_live() && head.revision == revision) {
+                let row_key = entry_key(id, &key);
+                self.delete(Table::Entries, &row_key);
                 self.delete(Table::Index, &index_key(id, revision, &key));
-                // The overlay cannot say "no row": in this group a head that matches nothing stands for it.
-                self.overlay.insert((id, key.clone()), (head, Value::new()));
+                self.overlay.insert(row_key, Overlaid::Gone);
             }
             // Whatever became of the entry, this row is not needed any more.
             self.delete(

@@ -30,10 +30,16 @@ impl Head {
 
 pub(crate) fn entry_key(keyspace: KeyspaceId, key: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(5 + key.len());
+    write_entry_key(&mut out, keyspace, key);
+    out
+}
+
+/// The same into a buffer, whatever that had.
+pub(crate) fn write_entry_key(out: &mut Vec<u8>, keyspace: KeyspaceId, key: &[u8]) {
+    out.clear();
     out.push(Table::Entries.tag());
     out.extend_from_slice(&keyspace.0.to_be_bytes());
     out.extend_from_slice(key);
-    out
 }
 
 /// Keyspace and user key of an `entries` key.
@@ -48,8 +54,10 @@ pub(crate) fn parse_entry_key(key: &[u8]) -> Result<(KeyspaceId, &[u8]), Damaged
     }
 }
 
-pub(crate) fn entry_value(head: &Head, value: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(25 + value.len());
+/// Writes the value of a row into a buffer, whatever that had.
+pub(crate) fn write_entry_value(out: &mut Vec<u8>, head: &Head, value: &[u8]) {
+    out.clear();
+    out.reserve(25 + value.len());
     out.put_u64(head.revision.0);
     match head.stored {
         Stored::Forever => out.put_u8(0),
@@ -67,6 +75,12 @@ pub(crate) fn entry_value(head: &Head, value: &[u8]) -> Vec<u8> {
         }
     }
     out.put_slice(value);
+}
+
+#[cfg(test)]
+pub(crate) fn entry_value(head: &Head, value: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    write_entry_value(&mut out, head, value);
     out
 }
 

@@ -1,4 +1,5 @@
-//! The table `index`: keyspace u32, revision u64 and user key, to nothing. One row per live entry or tombstone.
+//! The table `index`: keyspace u32, revision u64 and user key, to nothing. One row per live entry or tombstone. A row whose
+//! revision is not its entry's was replaced and is yet to be deleted: readers pass over it.
 
 use storage_protocol::Revision;
 

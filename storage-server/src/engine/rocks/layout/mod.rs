@@ -8,7 +8,7 @@
 //! | table | key behind the first byte | value |
 //! | --- | --- | --- |
 //! | `entries` | keyspace u32, user key | revision u64, lifetime, value; or a tombstone |
-//! | `index` | keyspace u32, revision u64, user key | empty: one row per live entry or tombstone |
+//! | `index` | keyspace u32, revision u64, user key | empty: one row per live entry or tombstone, and rows to be deleted |
 //! | `lifetimes` | due time, or session, or tombstone's age: see [`LifetimeRow`] | revision u64 |
 //! | `sessions` | session 16, slot u16 | the commit's record ([`CommitRow`]) |
 //! | `meta` | `epochs`, `keyspace/NAME`, `horizon/KEYSPACE`, `usage/KEYSPACE`, `session/ID`, `session-horizon`, `clock/REVISION` | see the functions |
@@ -27,8 +27,11 @@ use storage_protocol::Revision;
 pub(crate) use self::commits::{
     CommitRow, NumberRow, SESSION_WINDOW, parse_session_key, session_key, session_records,
 };
+#[cfg(test)]
+pub(crate) use self::entries::entry_value;
 pub(crate) use self::entries::{
-    Head, Stored, entry_key, entry_value, parse_entry_key, parse_entry_value, state,
+    Head, Stored, entry_key, parse_entry_key, parse_entry_value, state, write_entry_key,
+    write_entry_value,
 };
 pub(crate) use self::index::{index_key, parse_index_key};
 pub(crate) use self::lifetimes::LifetimeRow;

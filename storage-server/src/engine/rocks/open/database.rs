@@ -13,6 +13,9 @@ use crate::engine::rocks::layout;
 use crate::engine::rocks::layout::Table;
 use crate::engine::rocks::options::EngineOptions;
 
+/// Rows of entries from this length on are kept as blobs, beside the tables.
+pub(crate) const BLOB_BYTES_MIN: usize = 4 * 1024;
+
 /// With fewer open files than this, reads would open one for each block.
 const OPEN_FILES_MIN: u32 = 64;
 
@@ -78,7 +81,7 @@ fn table_options(table: Table, cache: &Cache) -> Options {
     options.set_compression_type(DBCompressionType::Lz4);
     if table == Table::Entries {
         options.set_enable_blob_files(true);
-        options.set_min_blob_size(4 * 1024);
+        options.set_min_blob_size(BLOB_BYTES_MIN as u64);
         options.set_enable_blob_gc(true);
         options.set_blob_cache(cache);
     }

@@ -13,6 +13,7 @@ use std::path::Path;
 use rocksdb::{Cache, DB};
 use storage_protocol::{Epoch, Revision, UnixMillis};
 
+pub(crate) use self::database::BLOB_BYTES_MIN;
 use self::database::{open_db, read_epochs, write_epochs};
 pub use self::error::OpenError;
 use self::folder::{check_unmixed, prepare_folder};

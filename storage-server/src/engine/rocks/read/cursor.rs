@@ -107,6 +107,8 @@ impl ScanCursor {
         };
         self.changed_place = Some(place);
         changed.sort_unstable();
+        // A key that was put again may have a row for what it was before.
+        changed.dedup();
         if self.options.reverse {
             changed.reverse();
         }

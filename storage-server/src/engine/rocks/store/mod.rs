@@ -3,6 +3,7 @@
 //! Everything else of the engine holds an `Arc<Store>`. Rows are read here by table; they are written by the committer
 //! alone.
 
+mod entry_cache;
 mod keyspaces;
 mod snapshot;
 mod usage;
@@ -15,6 +16,7 @@ use storage_protocol::{
     Epoch, Keyspace, Outcome, Position, Result, Revision, StorageError, UnixMillis,
 };
 
+pub(crate) use self::entry_cache::{CachedEntry, EntryCache, Place};
 pub(crate) use self::keyspaces::KeyspaceState;
 use self::keyspaces::Keyspaces;
 pub(crate) use self::snapshot::StoreSnapshot;
@@ -30,6 +32,7 @@ pub(crate) struct Store {
     /// All histories, oldest first. Fixed while the store is open.
     epochs: Vec<(Epoch, Revision)>,
     keyspaces: RwLock<Keyspaces>,
+    pub(crate) entry_cache: EntryCache,
     /// Read without blocking: what is in memory.
     cached: ReadOptions,
     /// Read wherever it is.
@@ -52,6 +55,9 @@ struct Poison {
     reason: Mutex<String>,
 }
 
+/// The entry cache takes this part of the memory budget.
+const ENTRY_CACHE_PART: usize = 4;
+
 /// A read that would have to wait for the disk.
 #[derive(Debug)]
 pub(crate) struct NotInMemory;
@@ -67,6 +73,7 @@ impl Store {
             db,
             epochs,
             keyspaces: RwLock::default(),
+            entry_cache: EntryCache::new(options.memory_bytes / ENTRY_CACHE_PART),
             cached,
             any: ReadOptions::default(),
             clock: Clock::new(options.clock.clone(), mark.time),
