@@ -13,7 +13,7 @@ use super::clock::Moment;
 
 /// What an entry costs beside the bytes of its key and its value: its slot in the tree (88 bytes, in nodes that are at
 /// least half full) and the allocator's and `Bytes`' share of two buffers. Measured were 324 bytes of the process's
-/// resident memory, fragmentation by the staging's tree included (`scripts/bench replica`).
+/// resident memory, fragmentation by the staging's tree included (`scripts/bench part replica`).
 pub(super) const ENTRY_OVERHEAD_BYTES: usize = 336;
 
 /// How many bytes a staged or held entry counts.

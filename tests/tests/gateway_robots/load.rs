@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use crate::house::{House, Robot, metadata, notification, until};
 
 const ROBOTS: usize = 1_000;
-/// The checklist asks for 2 s, which `scripts/bench robots` measures; here clients, server and other tests share a machine.
+/// The checklist asks for 2 s, which `scripts/bench part robots` measures; here clients, server and other tests share a machine.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

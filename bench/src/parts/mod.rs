@@ -1,10 +1,8 @@
-//! Measures what the operations guide states: rates and latencies over mutual TLS, the cost of the index by revision,
-//! memory per idle connection, how small reads fare beside big ones, what ten thousand watches cost, what a replica costs
-//! and gives, what access rules, the audit log, handshakes and logins cost, how soon events are with a thousand
-//! listeners, what the gateway `repository` does, and how exact jobs of robots are.
-//!
-//! Server and client share this machine, so rates are for comparing cells of one run, not for quoting. Run it by
-//! `scripts/bench`, which builds the shipped profile first.
+//! Parts: measurements of the server alone, each of which prints what it found: rates and latencies over mutual TLS, the
+//! cost of the index by revision, memory per idle connection, how small reads fare beside big ones, what ten thousand
+//! watches cost, what a replica costs and gives, what access rules, the audit log, handshakes and logins cost, how soon
+//! events are with a thousand listeners, what the gateway `repository` does, posts in a room of 500 members, and how
+//! exact jobs of robots are. [`ALL`] names them.
 
 #![expect(
     clippy::unwrap_used,
@@ -30,72 +28,50 @@ use storage_server::engine::Engine;
 use storage_server::engine::rocks::{Durability, EngineOptions, RocksEngine};
 use storage_testkit::harness::{Certificates, ServerProcess, connect};
 
-const HELP: &str = "usage: storage-bench [rates|index|idle|fairness|watches|replica|access|events|repository|robots|workspace]...   (default: all)";
-
 /// How long each cell is measured.
 const CELL: Duration = Duration::from_secs(4);
 
 /// Keys that rates spread over; in the cache.
 const KEYS: u64 = 100_000;
 
-fn main() {
-    let parts: Vec<String> = std::env::args().skip(1).collect();
-    let known = [
-        "rates",
-        "index",
-        "idle",
-        "fairness",
-        "watches",
-        "replica",
-        "access",
-        "events",
-        "repository",
-        "robots",
-        "workspace",
-    ];
-    if parts.iter().any(|part| !known.contains(&part.as_str())) {
-        println!("{HELP}");
-        return;
-    }
-    let wants = |part: &str| parts.is_empty() || parts.iter().any(|wanted| wanted == part);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    if wants("rates") {
-        runtime.block_on(rates());
-    }
-    if wants("index") {
-        runtime.block_on(index());
-    }
-    if wants("idle") {
-        runtime.block_on(idle());
-    }
-    if wants("fairness") {
-        runtime.block_on(fairness());
-        runtime.block_on(principals());
-    }
-    if wants("watches") {
-        runtime.block_on(watches::watches());
-    }
-    if wants("replica") {
-        runtime.block_on(replica());
-    }
-    if wants("access") {
-        runtime.block_on(access::access());
-    }
-    if wants("events") {
-        runtime.block_on(events::events());
-    }
-    if wants("repository") {
-        runtime.block_on(repository::repository());
-    }
-    if wants("robots") {
-        runtime.block_on(robots::robots());
-    }
-    if wants("workspace") {
-        runtime.block_on(workspace::workspace());
+/// The names of all parts, in the order in which they run.
+pub(crate) const ALL: [&str; 11] = [
+    "rates",
+    "index",
+    "idle",
+    "fairness",
+    "watches",
+    "replica",
+    "access",
+    "events",
+    "repository",
+    "robots",
+    "workspace",
+];
+
+/// Measures the parts with these names; all of them if there are none.
+pub(crate) async fn run(parts: &[String]) {
+    for part in ALL {
+        if !parts.is_empty() && !parts.iter().any(|wanted| wanted == part) {
+            continue;
+        }
+        match part {
+            "rates" => rates().await,
+            "index" => index().await,
+            "idle" => idle().await,
+            "fairness" => {
+                fairness().await;
+                principals().await;
+            }
+            "watches" => watches::watches().await,
+            "replica" => replica().await,
+            "access" => access::access().await,
+            "events" => events::events().await,
+            "repository" => repository::repository().await,
+            "robots" => robots::robots().await,
+            "workspace" => workspace::workspace().await,
+            _ => unreachable!("a part without a function"),
+        }
     }
 }
 
