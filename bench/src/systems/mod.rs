@@ -1,6 +1,8 @@
 //! The systems that are measured, each started here with data of its own, and asked by the client that its users have.
 
 pub(crate) mod echo;
+pub(crate) mod etcd;
+pub(crate) mod nats;
 pub(crate) mod ours;
 pub(crate) mod raw;
 pub(crate) mod redis;
@@ -97,10 +99,18 @@ pub(crate) enum Kind {
     },
     /// Redis, with this fsync.
     Redis(&'static str),
+    /// NATS with JetStream, over TLS or wss, with each write synced or not.
+    Nats {
+        wss: bool,
+        always: bool,
+    },
+    Etcd,
     /// Messages of the right size and nothing else, on the same stack.
     Echo,
     /// RocksDB in a process of its own, without a server.
-    Raw { sync: bool },
+    Raw {
+        sync: bool,
+    },
 }
 
 /// A system, by its name.
@@ -127,6 +137,35 @@ impl System {
         let others = [
             ("redis-everysec", Kind::Redis("everysec")),
             ("redis-always", Kind::Redis("always")),
+            (
+                "nats-tls",
+                Kind::Nats {
+                    wss: false,
+                    always: false,
+                },
+            ),
+            (
+                "nats-tls-always",
+                Kind::Nats {
+                    wss: false,
+                    always: true,
+                },
+            ),
+            (
+                "nats-wss",
+                Kind::Nats {
+                    wss: true,
+                    always: false,
+                },
+            ),
+            (
+                "nats-wss-always",
+                Kind::Nats {
+                    wss: true,
+                    always: true,
+                },
+            ),
+            ("etcd", Kind::Etcd),
             ("echo", Kind::Echo),
             ("raw", Kind::Raw { sync: false }),
             ("raw-sync", Kind::Raw { sync: true }),
@@ -142,6 +181,7 @@ impl System {
     pub(crate) fn leaves_out(&self, work: Work) -> Option<&'static str> {
         match (self.kind, work) {
             (Kind::Redis(_), Work::Scan) => Some("Redis has no keys in order"),
+            (Kind::Nats { .. }, Work::Scan) => Some("NATS does not read ranges of keys"),
             (Kind::Echo, Work::CompareAndSet) => Some("the echo server keeps nothing"),
             _ => None,
         }
@@ -162,6 +202,12 @@ impl System {
             Kind::Redis(fsync) => redis::Redis::start(&place, &programs.redis, fsync)
                 .await
                 .map(Started::Redis),
+            Kind::Nats { wss, always } => nats::Nats::start(&place, &programs.nats, wss, always)
+                .await
+                .map(Started::Nats),
+            Kind::Etcd => etcd::Etcd::start(&place, &programs.etcd)
+                .await
+                .map(Started::Etcd),
             Kind::Echo => echo::Echo::start(&place).map(Started::Echo),
             Kind::Raw { sync } => raw::Raw::start(&place, sync, memory).map(Started::Raw),
         };
@@ -185,6 +231,8 @@ pub(crate) struct Running {
 pub(crate) enum Started {
     Ours(ours::Ours),
     Redis(redis::Redis),
+    Nats(nats::Nats),
+    Etcd(etcd::Etcd),
     Echo(echo::Echo),
     Raw(raw::Raw),
 }
@@ -195,6 +243,8 @@ macro_rules! with_server {
         match &mut $running.started {
             $crate::systems::Started::Ours($server) => $body,
             $crate::systems::Started::Redis($server) => $body,
+            $crate::systems::Started::Nats($server) => $body,
+            $crate::systems::Started::Etcd($server) => $body,
             $crate::systems::Started::Echo($server) => $body,
             $crate::systems::Started::Raw($raw) => $other,
         }
