@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use serde::Serialize;
 
+use crate::goals;
 use crate::load::Times;
 use crate::plan::{self, Item, Task};
 use crate::report::{self, Findings};
@@ -21,6 +22,16 @@ pub(crate) struct Options {
     /// What the goals need, in less than five minutes (the default).
     #[arg(long)]
     quick: bool,
+    /// Everything; about 40 minutes.
+    #[arg(long, conflicts_with = "quick")]
+    full: bool,
+    /// What a request costs the server along numbers of keys, sizes of values, connections, watches and keyspaces. Part
+    /// of --full.
+    #[arg(long, conflicts_with_all = ["quick", "full"])]
+    curves: bool,
+    /// Prints the names of the tasks, and measures nothing.
+    #[arg(long)]
+    list: bool,
     /// Only tasks whose names contain this; may be repeated.
     #[arg(long, value_name = "WORK")]
     only: Vec<String>,
@@ -173,6 +184,12 @@ pub(crate) async fn compare(options: Options) -> Result<()> {
     let systems = systems(&options, &programs)?;
     let items = items(&options, &systems);
     ensure!(!items.is_empty(), "there is nothing to measure");
+    if options.list {
+        for item in &items {
+            println!("{:<36} {}", item.task.to_string(), item.systems.join(", "));
+        }
+        return Ok(());
+    }
     std::fs::create_dir_all(&options.out)?;
     let out = std::path::absolute(&options.out)?;
     let root = run::root(&out);
@@ -202,6 +219,16 @@ pub(crate) async fn compare(options: Options) -> Result<()> {
     run.all(&items, save).await?;
     let findings = Findings(&run.measurements);
     println!("\n{}", report::aligned(&report::table(findings)));
+    if options.cell.is_empty() {
+        for build in &programs.builds {
+            let name = build.name.as_deref();
+            println!(
+                "goals{}",
+                name.map(|name| format!(" of {name}")).unwrap_or_default()
+            );
+            println!("{}", report::aligned(&goals::table(findings, name)));
+        }
+    }
     for (what, why) in &run.left_out {
         println!("left out: {what}: {why}");
     }
@@ -226,16 +253,21 @@ fn systems(options: &Options, programs: &Programs) -> Result<Vec<System>> {
 }
 
 fn items(options: &Options, systems: &[System]) -> Vec<Item> {
+    let mut items: Vec<Item> = Vec::new();
     if !options.cell.is_empty() {
-        let systems: Vec<String> = systems.iter().map(|system| system.name.clone()).collect();
-        let cells = options.cell.iter();
-        let items = cells.map(|cell| Item {
+        let mut plain: Vec<&'static str> = systems.iter().map(|system| system.plain).collect();
+        plain.dedup();
+        items.extend(options.cell.iter().map(|cell| Item {
             task: Task::requests(*cell),
-            systems: systems.clone(),
-        });
-        return items.collect();
+            systems: plain.clone(),
+        }));
+    } else if options.full {
+        items = plan::full();
+    } else if options.curves {
+        items = plan::curves();
+    } else {
+        items = plan::quick();
     }
-    let mut items = plan::quick();
     items.retain(|item| {
         let name = item.task.to_string();
         options.only.is_empty() || options.only.iter().any(|only| name.contains(only.as_str()))

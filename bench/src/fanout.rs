@@ -3,8 +3,8 @@
 //! Each event has its number, and when it was to be written, in its value. The writer is held back while too many events are
 //! on their way, so that no system has to drop any: what is measured is how fast they are all delivered.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -12,16 +12,19 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
 
 use crate::client::Client;
 use crate::load::{Figures, Meter, Times};
-use crate::stats::{Recorder, Window};
+use crate::stats::{Latencies, Recorder, Window};
 
 /// Bytes of an event's value.
 pub(crate) const EVENT_BYTES: usize = 100;
 
-/// Events that the writer may be ahead of the deliveries.
-const AHEAD: u64 = 256;
+/// Deliveries that may be on their way, and within which bounds the events of which they are.
+const AHEAD_DELIVERIES: u64 = 25_600;
+const AHEAD_MIN: u64 = 16;
+const AHEAD_MAX: u64 = 256;
 
 /// Puts of the writer that are in flight, if it is not held back.
 const IN_FLIGHT: usize = 64;
@@ -136,7 +139,8 @@ pub(crate) fn event(number: u64, due: Instant, base: Instant) -> Bytes {
 /// What all watchers of a cell were delivered.
 #[derive(Debug)]
 pub(crate) struct Deliveries {
-    recorder: Recorder,
+    /// Nothing counts before it is there.
+    recorder: OnceLock<Recorder>,
     base: Instant,
     count: AtomicU64,
     /// So many deliveries let the writer look whether it may go on.
@@ -145,11 +149,12 @@ pub(crate) struct Deliveries {
 }
 
 impl Deliveries {
-    pub(crate) fn new(window: Window, step: u64) -> Self {
+    /// `step`: so many deliveries wake the writer.
+    pub(crate) fn new(step: u64) -> Self {
         Self {
             step: step.max(1),
             progress: Notify::new(),
-            recorder: Recorder::new(window),
+            recorder: OnceLock::new(),
             base: Instant::now(),
             count: AtomicU64::new(0),
         }
@@ -166,12 +171,24 @@ impl Deliveries {
         let due = u64::from_be_bytes(due.context("an event without a time")?);
         let due = self.base + Duration::from_nanos(due);
         let lane = usize::try_from(watcher)?;
-        let _ = self.recorder.note(lane, due);
+        if let Some(recorder) = self.recorder.get() {
+            let _ = recorder.note(lane, due);
+        }
         let before = self.count.fetch_add(1, Ordering::Relaxed);
         if before.is_multiple_of(self.step) {
             self.progress.notify_one();
         }
         Ok(())
+    }
+
+    /// From now on deliveries within the window count.
+    fn begin(&self, window: Window) {
+        let _ = self.recorder.set(Recorder::new(window));
+    }
+
+    fn summary(&self) -> Latencies {
+        let recorder = self.recorder.get();
+        recorder.map(Recorder::summary).unwrap_or_default()
     }
 
     fn count(&self) -> u64 {
@@ -215,11 +232,9 @@ pub(crate) async fn run<C: Client>(
 ) -> Result<Figures> {
     let (writer, watching) = clients.split_first().context("no client")?;
     let watchers = cell.watchers;
-    let Opened {
-        deliveries,
-        window,
-        tasks,
-    } = open_watches(watching, cell, times).await?;
+    let (deliveries, tasks) = open_watches(watching, cell).await?;
+    let window = Window::after(times.warm_up, times.time);
+    deliveries.begin(window);
     let audience = Audience {
         wanted: cell.wanted,
         watchers,
@@ -228,7 +243,7 @@ pub(crate) async fn run<C: Client>(
     let writing = async {
         match cell.rate {
             Some(rate) => paced(writer, audience, &deliveries, rate, window).await,
-            None => saturated(writer, audience, &deliveries, window).await,
+            None => saturated(writer, audience, &deliveries, ahead_max(cell), window).await,
         }
     };
     let (used, written) = tokio::join!(meter, writing);
@@ -241,22 +256,18 @@ pub(crate) async fn run<C: Client>(
         }
     }
     written?;
-    used?.figures(deliveries.recorder.summary(), window)
+    used?.figures(deliveries.summary(), window)
 }
 
-struct Opened {
-    deliveries: Arc<Deliveries>,
-    window: Window,
-    tasks: Vec<tokio::task::JoinHandle<Result<()>>>,
-}
+type Watching = JoinHandle<Result<()>>;
 
-async fn open_watches<C: Client>(clients: &[C], cell: FanOut, times: Times) -> Result<Opened> {
+async fn open_watches<C: Client>(
+    clients: &[C],
+    cell: FanOut,
+) -> Result<(Arc<Deliveries>, Vec<Watching>)> {
     const OPENING: usize = 64;
-    // Opening ten thousand takes its time; the window follows it, and the recorder has to know it beforehand.
-    let allowance = Duration::from_micros(cell.watchers * 1_000).max(Duration::from_millis(300));
-    let window = Window::after(allowance + times.warm_up, times.time);
-    let step = cell.wanted.reached(cell.watchers) * AHEAD / 8;
-    let deliveries = Arc::new(Deliveries::new(window, step));
+    let step = cell.wanted.reached(cell.watchers) * ahead_max(cell) / 8;
+    let deliveries = Arc::new(Deliveries::new(step));
     let opening = (0..cell.watchers).zip(clients.iter().cycle());
     let opening = opening.map(|(number, client)| {
         let interest = Interest::of(cell.wanted, number);
@@ -268,15 +279,13 @@ async fn open_watches<C: Client>(clients: &[C], cell: FanOut, times: Times) -> R
         tasks.push(task?);
     }
     drop(opening);
-    ensure!(
-        Instant::now() + times.warm_up / 2 < window.begin,
-        "the watches took too long to open"
-    );
-    Ok(Opened {
-        deliveries,
-        window,
-        tasks,
-    })
+    Ok((deliveries, tasks))
+}
+
+/// Events that the writer may be ahead of the deliveries: fewer where each is delivered more often.
+fn ahead_max(cell: FanOut) -> u64 {
+    let each = cell.wanted.reached(cell.watchers).max(1);
+    (AHEAD_DELIVERIES / each).clamp(AHEAD_MIN, AHEAD_MAX)
 }
 
 /// Writes as fast as events are delivered.
@@ -284,6 +293,7 @@ async fn saturated<C: Client>(
     writer: &C,
     audience: Audience,
     deliveries: &Deliveries,
+    ahead_max: u64,
     window: Window,
 ) -> Result<()> {
     let each = audience.wanted.reached(audience.watchers).max(1);
@@ -299,7 +309,7 @@ async fn saturated<C: Client>(
         }
         // With one delivery for each event, what counts is how many are on their way.
         let ahead = (number * each).saturating_sub(count) / each;
-        if ahead < AHEAD && writing.len() < IN_FLIGHT {
+        if ahead < ahead_max && writing.len() < IN_FLIGHT {
             let now = Instant::now();
             let value = event(number, now, deliveries.base);
             writing.push(writer.publish(audience, number, value));
@@ -418,12 +428,14 @@ mod tests {
 
     #[test]
     fn a_delivery_counts_from_when_its_event_was_due() {
-        let window = Window::after(Duration::ZERO, Duration::from_secs(60));
-        let deliveries = Deliveries::new(window, 1);
+        let deliveries = Deliveries::new(1);
+        let early = event(2, deliveries.base, deliveries.base);
+        deliveries.deliver(0, &early).unwrap();
+        deliveries.begin(Window::after(Duration::ZERO, Duration::from_secs(60)));
         let value = event(3, deliveries.base, deliveries.base);
         std::thread::sleep(Duration::from_millis(20));
         deliveries.deliver(0, &value).unwrap();
-        let summary = deliveries.recorder.summary();
+        let summary = deliveries.summary();
         assert_eq!(summary.count, 1);
         assert!(summary.max >= 20_000.0, "{summary:?}");
         assert!(deliveries.deliver(0, b"short").is_err());

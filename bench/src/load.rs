@@ -35,6 +35,9 @@ pub(crate) struct Figures {
     pub(crate) client_cpu_us: f64,
     /// Resident memory of the server at the end, in bytes.
     pub(crate) server_memory: u64,
+    /// What each of many cost of it, where that is what was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) memory_each: Option<f64>,
 }
 
 /// What a load runs on.
@@ -189,6 +192,7 @@ impl Meter {
             server_cpu_us: each(self.server),
             client_cpu_us: each(self.client),
             server_memory: self.memory,
+            memory_each: None,
         })
     }
 }

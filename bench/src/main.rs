@@ -6,6 +6,7 @@
 mod client;
 mod compare;
 mod fanout;
+mod goals;
 mod keys;
 mod load;
 mod parts;
@@ -13,6 +14,7 @@ mod plan;
 mod process;
 mod report;
 mod run;
+mod special;
 mod stats;
 mod systems;
 mod tls;

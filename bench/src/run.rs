@@ -11,8 +11,12 @@ use storage_testkit::harness::Certificates;
 
 use crate::load::{Data, Figures, Times};
 use crate::plan::{Group, Item, Task};
+use crate::special::{self, Special};
 use crate::systems::{Place, Programs, Running, System};
 use crate::tls::CLIENT;
+
+/// How long one measurement on a new server may take.
+const SPECIAL: Duration = Duration::from_secs(300);
 
 /// What was measured, or why it was not.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -96,14 +100,13 @@ impl<'a> Run<'a> {
     fn systems_of(&mut self, item: &Item) -> Vec<System> {
         let mut systems = Vec::new();
         for name in &item.systems {
-            let Some(system) = self.systems.iter().find(|system| system.name == *name) else {
-                continue;
-            };
-            match item.task.leaves_out(system) {
-                None => systems.push(system.clone()),
-                Some(why) => {
-                    let what = format!("{}: {}", item.task, system.name);
-                    self.left_out.insert(what, why.to_owned());
+            for system in self.systems.iter().filter(|system| system.plain == *name) {
+                match item.task.leaves_out(system) {
+                    None => systems.push(system.clone()),
+                    Some(why) => {
+                        let what = format!("{}: {}", item.task, system.name);
+                        self.left_out.insert(what, why.to_owned());
+                    }
                 }
             }
         }
@@ -113,20 +116,24 @@ impl<'a> Run<'a> {
     async fn group(&mut self, group: Group, items: &[&Item]) -> Result<()> {
         println!("\n== {group}");
         let data = match group {
-            Group::Requests { value, keys } => Some(Data::new(keys, value)),
-            Group::FanOut => None,
+            Group::Requests { value, keys, .. } => Some(Data::new(keys, value)),
+            Group::FanOut | Group::Special(_) => None,
         };
         let plan: Vec<(Task, Vec<System>)> = items
             .iter()
             .map(|item| (item.task, self.systems_of(item)))
             .collect();
+        if let Group::Special(special) = group {
+            self.special(special, &plan).await;
+            return Ok(());
+        }
         let mut running: BTreeMap<String, Running> = BTreeMap::new();
         for system in self.systems {
             let wanted = |(_, systems): &(Task, Vec<System>)| systems.contains(system);
             if !plan.iter().any(wanted) || self.left_out.contains_key(&system.name) {
                 continue;
             }
-            match self.start(system, data.as_ref()).await {
+            match self.start(system, group.memory(), data.as_ref()).await {
                 Ok(started) => drop(running.insert(system.name.clone(), started)),
                 Err(error) => {
                     println!("{} is left out: {error:#}", system.name);
@@ -140,7 +147,7 @@ impl<'a> Run<'a> {
                 for system in systems {
                     if let Some(running) = running.get_mut(&system.name) {
                         let outcome = self.measure(*task, running, data.as_ref()).await;
-                        self.note(*task, system, round, outcome);
+                        self.note(&task.to_string(), system, round, outcome);
                     }
                 }
             }
@@ -148,11 +155,53 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// Measures something that needs new servers.
+    async fn special(&mut self, special: Special, plan: &[(Task, Vec<System>)]) {
+        let systems: Vec<System> = plan
+            .iter()
+            .flat_map(|(_, systems)| systems.clone())
+            .collect();
+        for round in 0..special.rounds(self.settings.rounds) {
+            for system in &systems {
+                if self.left_out.contains_key(&system.name) {
+                    continue;
+                }
+                let measured = self.special_once(special, system).await;
+                match measured {
+                    Ok(found) => {
+                        for (name, figures) in found {
+                            self.note(&name, system, round, Ok(figures));
+                        }
+                    }
+                    Err(error) => self.note(&special.to_string(), system, round, Err(error)),
+                }
+            }
+        }
+    }
+
+    async fn special_once(
+        &self,
+        special: Special,
+        system: &System,
+    ) -> Result<Vec<(String, Figures)>> {
+        let certificates = self.certificates.dir();
+        let place = Place::new(&self.settings.root, &certificates)?;
+        let mut running = system.start(self.programs, place, None).await?;
+        let times = self.settings.times;
+        let measuring = special::run(special, &mut running, times, &certificates);
+        tokio::time::timeout(SPECIAL, measuring).await?
+    }
+
     /// Starts a system and loads the data.
-    async fn start(&self, system: &System, data: Option<&Data>) -> Result<Running> {
+    async fn start(
+        &self,
+        system: &System,
+        memory: Option<u64>,
+        data: Option<&Data>,
+    ) -> Result<Running> {
         let began = Instant::now();
         let place = Place::new(&self.settings.root, &self.certificates.dir())?;
-        let mut running = system.start(self.programs, place, None).await?;
+        let mut running = system.start(self.programs, place, memory).await?;
         if let Some(data) = data {
             let loaded = running.preload(data).await;
             loaded.with_context(|| format!("{} does not take the data", system.name))?;
@@ -173,11 +222,12 @@ impl<'a> Run<'a> {
             (Task::Requests { cell, .. }, Some(data)) => running.cell(cell, data, times).await,
             (Task::Requests { .. }, None) => anyhow::bail!("there are no data"),
             (Task::FanOut(cell), _) => running.fan_out(cell, times).await,
+            (Task::Special(_), _) => anyhow::bail!("it needs a server of its own"),
         }
     }
 
-    fn note(&mut self, task: Task, system: &System, round: usize, outcome: Result<Figures>) {
-        let (task, system) = (task.to_string(), system.name.clone());
+    fn note(&mut self, task: &str, system: &System, round: usize, outcome: Result<Figures>) {
+        let (task, system) = (task.to_owned(), system.name.clone());
         let outcome = match outcome {
             Ok(figures) => {
                 println!("{round}  {task:<26} {system:<18} {}", in_short(&figures));
@@ -206,7 +256,11 @@ pub(crate) fn in_short(figures: &Figures) -> String {
         server_cpu_us,
         client_cpu_us,
         server_memory,
+        memory_each,
     } = figures;
+    if let Some(bytes) = memory_each {
+        return format!("{bytes:>10.0} bytes of server memory each");
+    }
     format!(
         "{rate:>10.0}/s  p50 {:>8.1}  p99 {:>8.1}  p999 {:>8.1} us   CPU {server_cpu_us:>7.2} us (client {client_cpu_us:.2})   \
          {} MiB",

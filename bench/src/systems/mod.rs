@@ -117,6 +117,8 @@ pub(crate) enum Kind {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct System {
     pub(crate) name: String,
+    /// The same without the name of a build: what plans have.
+    pub(crate) plain: &'static str,
     pub(crate) kind: Kind,
 }
 
@@ -131,7 +133,11 @@ impl System {
                     None => durability.to_owned(),
                 };
                 let kind = Kind::Ours { build, durability };
-                all.push(Self { name, kind });
+                all.push(Self {
+                    name,
+                    plain: durability,
+                    kind,
+                });
             }
         }
         let others = [
@@ -172,6 +178,7 @@ impl System {
         ];
         all.extend(others.map(|(name, kind)| Self {
             name: name.to_owned(),
+            plain: name,
             kind,
         }));
         all
@@ -250,6 +257,7 @@ macro_rules! with_server {
         }
     };
 }
+pub(crate) use with_server;
 
 impl Running {
     /// Puts all keys.

@@ -27,7 +27,7 @@ const LIMITS: &str = "[limits]\nsessions_per_principal_max = 20000\nsessions_max
 #[derive(Debug)]
 pub(crate) struct Ours {
     process: Process,
-    url: String,
+    address: String,
     credentials: PathBuf,
 }
 
@@ -65,14 +65,21 @@ impl Ours {
         let address = address.with_context(|| format!("the server said {line:?}"))?;
         Ok(Self {
             process,
-            url: format!("{address}/storage/bench"),
+            address: address.to_owned(),
             credentials: place.certificates().join(CLIENT),
         })
     }
 
-    /// Where its keyspace is.
-    pub(crate) fn url(&self) -> &str {
-        &self.url
+    /// Where the keyspace of the load is.
+    pub(crate) fn url(&self) -> String {
+        format!("{}/storage/bench", self.address)
+    }
+
+    /// A connection to a keyspace.
+    pub(crate) async fn connect_to(&self, keyspace: &str) -> Result<RemoteStorage> {
+        let url = format!("{}/storage/{keyspace}", self.address);
+        let options = ConnectOptions::new(url).credentials_dir(&self.credentials);
+        Ok(RemoteStorage::connect(options).await?)
     }
 }
 
@@ -84,8 +91,7 @@ impl Server for Ours {
     }
 
     async fn connect(&self) -> Result<RemoteStorage> {
-        let options = ConnectOptions::new(self.url.clone()).credentials_dir(&self.credentials);
-        Ok(RemoteStorage::connect(options).await?)
+        self.connect_to("bench").await
     }
 }
 

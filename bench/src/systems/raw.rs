@@ -273,6 +273,7 @@ fn run(store: &Arc<Store>, cell: Cell, data: &Data, times: Times) -> Result<Figu
             server_cpu_us: used.as_secs_f64() * 1e6 / count,
             client_cpu_us: 0.0,
             server_memory: resident_of("self")?,
+            memory_each: None,
         })
     })
 }
