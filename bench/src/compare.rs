@@ -1,13 +1,15 @@
 //! The command `compare`: what is measured, how, and where it goes.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use crate::docs;
 use crate::goals;
 use crate::load::Times;
 use crate::plan::{self, Item, Task};
@@ -57,6 +59,9 @@ pub(crate) struct Options {
     /// Where results go.
     #[arg(long, value_name = "FOLDER", default_value = "target/bench")]
     out: PathBuf,
+    /// Writes performance.md, and its plots, into this folder.
+    #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = "docs")]
+    write_docs: Option<PathBuf>,
     /// The binary redis-server.
     #[arg(long, value_name = "PATH", default_value = "redis-server")]
     redis_server: String,
@@ -79,24 +84,26 @@ fn build(text: &str) -> Result<Build> {
 }
 
 /// What a run leaves behind.
-#[derive(Debug, Serialize)]
-struct Results<'a> {
-    machine: &'a Machine,
-    settings: &'a Settings,
-    left_out: &'a std::collections::BTreeMap<String, String>,
-    measurements: &'a [Measurement],
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Results {
+    pub(crate) machine: Machine,
+    pub(crate) settings: Settings,
+    pub(crate) left_out: BTreeMap<String, String>,
+    pub(crate) measurements: Vec<Measurement>,
 }
 
 /// Where a run was made, and of what.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Machine {
-    commit: String,
-    kernel: String,
-    processor: String,
-    processors: usize,
-    memory_mib: u64,
-    file_system: String,
-    versions: std::collections::BTreeMap<String, String>,
+    pub(crate) commit: String,
+    /// Of the build.
+    pub(crate) profile: String,
+    pub(crate) kernel: String,
+    pub(crate) processor: String,
+    pub(crate) processors: usize,
+    pub(crate) memory_mib: u64,
+    pub(crate) file_system: String,
+    pub(crate) versions: BTreeMap<String, String>,
 }
 
 fn output(program: &str, arguments: &[&str]) -> Option<String> {
@@ -122,7 +129,7 @@ impl Machine {
         let memory: Option<u64> = memory.and_then(|kib| kib.parse().ok());
         let folder = folder.display().to_string();
         let file_system = output("stat", &["--file-system", "--format=%T", &folder]);
-        let mut versions = std::collections::BTreeMap::new();
+        let mut versions = BTreeMap::new();
         for (name, version) in [
             ("redis", line(&programs.redis, &["--version"])),
             ("nats", line(&programs.nats, &["--version"])),
@@ -141,6 +148,7 @@ impl Machine {
         let commit = output("git", &["describe", "--always", "--dirty"]);
         Self {
             commit: commit.unwrap_or_else(unknown),
+            profile: profile().unwrap_or_else(unknown),
             kernel: line("uname", &["-sr"]).unwrap_or_else(unknown),
             processor: processor.unwrap_or_else(unknown),
             processors: std::thread::available_parallelism().map_or(0, usize::from),
@@ -149,6 +157,12 @@ impl Machine {
             versions,
         }
     }
+}
+
+/// The name of the folder that this program was built into.
+fn profile() -> Option<String> {
+    let own = std::env::current_exe().ok()?;
+    Some(own.parent()?.file_name()?.to_string_lossy().into_owned())
 }
 
 /// The binary beside this one.
@@ -209,10 +223,10 @@ pub(crate) async fn compare(options: Options) -> Result<()> {
     let file = out.join("results.json");
     let save = |run: &Run<'_>| -> Result<()> {
         let results = Results {
-            machine: &machine,
-            settings: &settings,
-            left_out: &run.left_out,
-            measurements: &run.measurements,
+            machine: machine.clone(),
+            settings: settings.clone(),
+            left_out: run.left_out.clone(),
+            measurements: run.measurements.clone(),
         };
         Ok(std::fs::write(&file, serde_json::to_vec_pretty(&results)?)?)
     };
@@ -233,6 +247,9 @@ pub(crate) async fn compare(options: Options) -> Result<()> {
         println!("left out: {what}: {why}");
     }
     println!("all of it is in {}", file.display());
+    if let Some(folder) = &options.write_docs {
+        docs::write(&file, folder)?;
+    }
     Ok(())
 }
 

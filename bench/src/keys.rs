@@ -9,10 +9,7 @@ pub(crate) const KEY_BYTES: usize = 24;
 /// What keys begin with.
 const PREFIX: &[u8; 6] = b"bench/";
 
-/// Digits behind it.
-const DIGITS: usize = KEY_BYTES - PREFIX.len();
-
-/// 10 to the power of [`DIGITS`].
+/// As many as the digits behind it can tell apart.
 const NUMBERS: u64 = 1_000_000_000_000_000_000;
 
 /// A key.

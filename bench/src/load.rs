@@ -71,8 +71,9 @@ pub(crate) struct Times {
 /// Opens so many connections.
 pub(crate) async fn open<C, F, R>(count: usize, connect: F) -> Result<Vec<C>>
 where
-    F: Fn() -> R,
-    R: Future<Output = Result<C>>,
+    C: Send,
+    F: Fn() -> R + Send + Sync,
+    R: Future<Output = Result<C>> + Send,
 {
     let mut opening = stream::iter(0..count)
         .map(|_| async { tokio::time::timeout(PATIENCE, connect()).await? })

@@ -5,12 +5,14 @@
 
 mod client;
 mod compare;
+mod docs;
 mod fanout;
 mod goals;
 mod keys;
 mod load;
 mod parts;
 mod plan;
+mod plots;
 mod process;
 mod report;
 mod run;
@@ -36,12 +38,20 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 #[command(name = "storage-bench", version)]
 enum Command {
     /// Measures the same work on this server and its peers, in turn.
-    Compare(compare::Options),
+    Compare(Box<compare::Options>),
     /// Measures parts of the server alone; all of them by default.
     Part {
         /// Their names.
         #[arg(value_parser = clap::builder::PossibleValuesParser::new(parts::ALL))]
         names: Vec<String>,
+    },
+    /// Writes performance.md, and its plots, from the results of a run.
+    Docs {
+        /// The file results.json of the run.
+        results: PathBuf,
+        /// The folder to write to.
+        #[arg(default_value = "docs")]
+        folder: PathBuf,
     },
     /// The echo server.
     #[command(hide = true)]
@@ -88,7 +98,7 @@ fn obey(command: Command) -> Result<()> {
         Command::Compare(options) => runtime()?.block_on(async {
             // Everything that was started ends with the future.
             tokio::select! {
-                done = compare::compare(options) => done,
+                done = compare::compare(*options) => done,
                 signal = ended() => signal,
             }
         }),
@@ -96,6 +106,7 @@ fn obey(command: Command) -> Result<()> {
             runtime()?.block_on(parts::run(&names));
             Ok(())
         }
+        Command::Docs { results, folder } => docs::write(&results, &folder),
         Command::Echo { credentials } => runtime()?.block_on(systems::echo::serve(&credentials)),
         Command::Raw {
             folder,

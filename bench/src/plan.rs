@@ -66,7 +66,7 @@ impl Task {
                 keys,
                 memory,
             },
-            Self::FanOut(_) => Group::FanOut,
+            Self::FanOut(cell) => Group::FanOut(cell),
             Self::Special(special) => Group::Special(special),
         }
     }
@@ -78,6 +78,9 @@ impl Task {
             (Self::FanOut(_), Kind::Raw { .. }) => Some("RocksDB alone has no watches"),
             (Self::FanOut(cell), Kind::Redis(_)) if cell.watchers > 1_000 => {
                 Some("each subscription of its client has a connection of its own")
+            }
+            (Self::FanOut(cell), Kind::Nats { .. }) if cell.watchers > 100 => {
+                Some("a stream takes no more consumers")
             }
             (Self::FanOut(cell), Kind::Echo) if cell.wanted != Wanted::All => {
                 Some("the echo server sends everything to everybody")
@@ -99,8 +102,8 @@ pub(crate) enum Group {
         keys: u64,
         memory: Option<u64>,
     },
-    /// Without data.
-    FanOut,
+    /// Without data; of each cell its own, since some have much to do after their watches have ended.
+    FanOut(FanOut),
     /// New ones each time.
     Special(Special),
 }
@@ -109,7 +112,7 @@ impl Group {
     pub(crate) fn memory(self) -> Option<u64> {
         match self {
             Self::Requests { memory, .. } => memory,
-            Self::FanOut | Self::Special(_) => None,
+            Self::FanOut(_) | Self::Special(_) => None,
         }
     }
 }
@@ -128,7 +131,7 @@ impl fmt::Display for Group {
                     None => Ok(()),
                 }
             }
-            Self::FanOut => write!(f, "watches"),
+            Self::FanOut(cell) => write!(f, "{cell}"),
             Self::Special(special) => write!(f, "{special}, on new servers"),
         }
     }
@@ -373,9 +376,11 @@ pub(crate) struct Curve {
     pub(crate) title: &'static str,
     /// What grows along it.
     pub(crate) along: &'static str,
-    /// Lines: a label, a system, and the tasks with their places.
-    pub(crate) lines: Vec<(String, &'static str, Vec<(u64, Task)>)>,
+    pub(crate) lines: Vec<CurveLine>,
 }
+
+/// A label, a system, and the tasks with their places.
+pub(crate) type CurveLine = (String, &'static str, Vec<(u64, Task)>);
 
 /// What a request costs the server, along what may grow.
 pub(crate) fn cost_curves() -> Vec<Curve> {

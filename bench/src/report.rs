@@ -91,19 +91,26 @@ pub(crate) fn short(number: f64) -> String {
 
 /// A table in Markdown of all tasks, with each system's ratio to the first of the task.
 pub(crate) fn table(findings: Findings<'_>) -> String {
+    table_of(findings, &findings.tasks())
+}
+
+/// The same of these tasks.
+pub(crate) fn table_of(findings: Findings<'_>, tasks: &[&str]) -> String {
     let mut text = String::from(
         "| task | system | per second | p50 us | p99 us | p99.9 us | server CPU us | client CPU us | server MiB | \
          rate, first / this | CPU, first / this |\n\
          | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
     );
-    for task in findings.tasks() {
+    for task in tasks.iter().copied() {
         let systems = findings.systems(task);
         let Some(first) = systems.first() else {
             continue;
         };
         for system in &systems {
             let cell = |figure: fn(&Figures) -> f64| {
-                let median = findings.median(task, system, figure);
+                let median = findings
+                    .median(task, system, figure)
+                    .filter(|one| *one > 0.0);
                 median.map_or_else(|| "-".to_owned(), short)
             };
             let ratio = |figure: fn(&Figures) -> f64| {
@@ -119,7 +126,7 @@ pub(crate) fn table(findings: Findings<'_>) -> String {
                 cell(|figures| figures.latency.p999),
                 cell(|figures| figures.server_cpu_us),
                 cell(|figures| figures.client_cpu_us),
-                cell(|figures| mib(figures.server_memory)),
+                memory(findings, task, system),
                 ratio(|figures| figures.rate),
                 ratio(|figures| figures.server_cpu_us),
             ];
@@ -133,6 +140,16 @@ pub(crate) fn table(findings: Findings<'_>) -> String {
         }
     }
     text
+}
+
+/// Of the server; or of each connection or watch, where that is what was measured.
+fn memory(findings: Findings<'_>, task: &str, system: &str) -> String {
+    let each = |figures: &Figures| figures.memory_each.unwrap_or(f64::NAN);
+    if let Some(bytes) = findings.median(task, system, each) {
+        return format!("{bytes:.0} B each");
+    }
+    let all = findings.median(task, system, |figures| mib(figures.server_memory));
+    all.map_or_else(|| "-".to_owned(), short)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "figures for people")]

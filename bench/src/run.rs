@@ -117,7 +117,7 @@ impl<'a> Run<'a> {
         println!("\n== {group}");
         let data = match group {
             Group::Requests { value, keys, .. } => Some(Data::new(keys, value)),
-            Group::FanOut | Group::Special(_) => None,
+            Group::FanOut(_) | Group::Special(_) => None,
         };
         let plan: Vec<(Task, Vec<System>)> = items
             .iter()
@@ -145,6 +145,7 @@ impl<'a> Run<'a> {
         for round in 0..self.settings.rounds {
             for (task, systems) in &plan {
                 for system in systems {
+                    settle(&mut running).await?;
                     if let Some(running) = running.get_mut(&system.name) {
                         let outcome = self.measure(*task, running, data.as_ref()).await;
                         self.note(&task.to_string(), system, round, outcome);
@@ -216,12 +217,17 @@ impl<'a> Run<'a> {
         running: &mut Running,
         data: Option<&Data>,
     ) -> Result<Figures> {
-        settle(running).await?;
-        let times = self.settings.times;
+        let mut times = self.settings.times;
         match (task, data) {
             (Task::Requests { cell, .. }, Some(data)) => running.cell(cell, data, times).await,
             (Task::Requests { .. }, None) => anyhow::bail!("there are no data"),
-            (Task::FanOut(cell), _) => running.fan_out(cell, times).await,
+            (Task::FanOut(cell), _) => {
+                if cell.rate.is_some() {
+                    // A slow writer gives few events.
+                    times.time *= 3;
+                }
+                running.fan_out(cell, times).await
+            }
             (Task::Special(_), _) => anyhow::bail!("it needs a server of its own"),
         }
     }
@@ -271,27 +277,27 @@ pub(crate) fn in_short(figures: &Figures) -> String {
     )
 }
 
-/// Waits until a system does nothing of its own any more, such as compaction; but not for long.
-async fn settle(running: &mut Running) -> Result<()> {
+/// Waits until no system does anything of its own any more, such as compaction; but not for long.
+async fn settle(running: &mut BTreeMap<String, Running>) -> Result<()> {
     const STEP: Duration = Duration::from_millis(50);
-    const LONGEST: Duration = Duration::from_secs(3);
+    const LONGEST: Duration = Duration::from_millis(1_500);
+    let mut look = || -> Result<Duration> {
+        let times = running.values_mut().map(|one| one.process().cpu());
+        times.sum()
+    };
     let began = Instant::now();
-    let mut quiet = 0;
-    let mut before = running.process().cpu()?;
+    let (mut quiet, mut before) = (0, look()?);
     while quiet < 2 && began.elapsed() < LONGEST {
         tokio::time::sleep(STEP).await;
-        let now = running.process().cpu()?;
-        quiet = if now.saturating_sub(before) < STEP / 5 {
-            quiet + 1
-        } else {
-            0
-        };
+        let now = look()?;
+        let is_quiet = now.saturating_sub(before) < STEP / 4;
+        quiet = if is_quiet { quiet + 1 } else { 0 };
         before = now;
     }
     Ok(())
 }
 
-/// Where data folders are made by default: on a disk, not in memory.
+/// Where data folders are made: on a disk, not in memory.
 pub(crate) fn root(out: &Path) -> PathBuf {
     out.join("data")
 }

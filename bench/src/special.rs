@@ -201,7 +201,7 @@ async fn storm(
 /// Makes connections from tasks of their own.
 async fn visits_of<F, R>(visit: F, server: u32, times: Times) -> Result<Figures>
 where
-    F: Fn() -> R,
+    F: Fn() -> R + Send + Sync,
     R: Future<Output = Result<()>> + Send + 'static,
 {
     let window = Window::after(times.warm_up, times.time);
@@ -233,8 +233,8 @@ where
 /// The same from this task, for futures that borrow.
 async fn visits_here<F, R>(visit: F, server: u32, times: Times) -> Result<Figures>
 where
-    F: Fn() -> R,
-    R: Future<Output = Result<()>>,
+    F: Fn() -> R + Send + Sync,
+    R: Future<Output = Result<()>> + Send,
 {
     let window = Window::after(times.warm_up, times.time);
     let recorder = Recorder::new(window);

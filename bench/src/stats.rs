@@ -50,10 +50,6 @@ impl Recorder {
         }
     }
 
-    pub(crate) fn window(&self) -> Window {
-        self.window
-    }
-
     /// Notes a request that was to be sent at `due` and is answered now, if it counts. `due` is when it was meant to be sent,
     /// also if it was sent later: who waits for a slow answer must not leave out the requests that had to wait meanwhile.
     /// Returns the time, and whether the window goes on.

@@ -113,11 +113,6 @@ impl Cell {
             _ => 200,
         }
     }
-
-    /// Whether it leaves work behind that is done later, such as compaction.
-    pub(crate) fn writes(self) -> bool {
-        !matches!(self.work, Work::Get | Work::MultiGet | Work::Scan)
-    }
 }
 
 /// Bytes, as names of cells have them: `100B`, `16KiB`, `1MiB`.

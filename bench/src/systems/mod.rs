@@ -27,6 +27,18 @@ pub(crate) trait Server: Sync {
     fn connect(&self) -> impl Future<Output = Result<Self::Client>> + Send;
 }
 
+impl<S: Server + Send> Server for Box<S> {
+    type Client = S::Client;
+
+    fn process(&self) -> &Process {
+        (**self).process()
+    }
+
+    fn connect(&self) -> impl Future<Output = Result<Self::Client>> + Send {
+        (**self).connect()
+    }
+}
+
 /// Where a system keeps its files: a folder that goes with it.
 #[derive(Debug)]
 pub(crate) struct Place {
@@ -208,13 +220,13 @@ impl System {
             }
             Kind::Redis(fsync) => redis::Redis::start(&place, &programs.redis, fsync)
                 .await
-                .map(Started::Redis),
+                .map(|redis| Started::Redis(Box::new(redis))),
             Kind::Nats { wss, always } => nats::Nats::start(&place, &programs.nats, wss, always)
                 .await
                 .map(Started::Nats),
             Kind::Etcd => etcd::Etcd::start(&place, &programs.etcd)
                 .await
-                .map(Started::Etcd),
+                .map(|etcd| Started::Etcd(Box::new(etcd))),
             Kind::Echo => echo::Echo::start(&place).map(Started::Echo),
             Kind::Raw { sync } => raw::Raw::start(&place, sync, memory).map(Started::Raw),
         };
@@ -237,9 +249,9 @@ pub(crate) struct Running {
 #[derive(Debug)]
 pub(crate) enum Started {
     Ours(ours::Ours),
-    Redis(redis::Redis),
+    Redis(Box<redis::Redis>),
     Nats(nats::Nats),
-    Etcd(etcd::Etcd),
+    Etcd(Box<etcd::Etcd>),
     Echo(echo::Echo),
     Raw(raw::Raw),
 }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ClientTlsConfig, TlsCertificates, Value};
+use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 
 use super::{Place, Server};
@@ -85,7 +86,8 @@ impl Server for Redis {
 pub(crate) struct Connection {
     client: redis::Client,
     multiplexed: MultiplexedConnection,
-    script: Arc<str>,
+    /// The name of [`COMPARE_AND_SET`], once it is loaded.
+    script: Arc<OnceCell<String>>,
 }
 
 impl Connection {
@@ -95,15 +97,24 @@ impl Connection {
             .set_response_timeout(Some(Duration::from_secs(30)))
             .set_connection_timeout(Some(Duration::from_secs(30)));
         let opening = client.get_multiplexed_async_connection_with_config(&config);
-        let mut multiplexed = opening.await?;
-        let mut load = redis::cmd("SCRIPT");
-        load.arg("LOAD").arg(COMPARE_AND_SET);
-        let script: String = load.query_async(&mut multiplexed).await?;
         Ok(Self {
             client: client.clone(),
-            multiplexed,
-            script: script.into(),
+            multiplexed: opening.await?,
+            script: Arc::default(),
         })
+    }
+
+    /// Loads the script when it is needed first.
+    async fn script(&self) -> Result<&String> {
+        let mut load = redis::cmd("SCRIPT");
+        load.arg("LOAD").arg(COMPARE_AND_SET);
+        let loading = self.script.get_or_try_init(|| async {
+            match self.ask(&load).await? {
+                Value::BulkString(name) => Ok(String::from_utf8(name)?),
+                other => bail!("Redis answered {other:?}"),
+            }
+        });
+        loading.await
     }
 
     async fn ask(&self, command: &redis::Cmd) -> Result<Value> {
@@ -174,7 +185,7 @@ impl Client for Connection {
             return Ok(next);
         };
         let mut command = redis::cmd("EVALSHA");
-        command.arg(&self.script[..]).arg(1).arg(&key);
+        command.arg(self.script().await?).arg(1).arg(&key);
         command.arg(&seen.to_be_bytes()).arg(&versioned);
         let answer = self.ask(&command).await?;
         ensure!(answer == Value::Int(1), "Redis answered {answer:?}");
