@@ -92,29 +92,60 @@ pub(crate) async fn close<C: Client>(clients: Vec<C>) {
     let _ = tokio::time::timeout(PATIENCE, closing).await;
 }
 
+/// Stores of more keys than this do not fit into caches: nothing is read into them beforehand.
+pub(crate) const WARM_KEYS_MAX: u64 = 1_000_000;
+
+/// Requests of a load that are in flight.
+const LOADING: usize = 8;
+
+/// Keys that are put or read together, so that messages have no more than a mebibyte.
+fn chunks(data: &Data) -> impl Iterator<Item = std::ops::Range<u64>> + use<> {
+    let keys = data.keys;
+    let together = (1 << 20) / data.values.bytes().max(1);
+    let together = together.clamp(1, TOGETHER);
+    let starts = (0..keys).step_by(together);
+    starts.map(move |start| start..(start + together as u64).min(keys))
+}
+
 /// Puts all keys, by commits.
 pub(crate) async fn preload<C: Client>(client: &C, data: &Data) -> Result<()> {
-    const IN_FLIGHT: usize = 8;
-    let together = (1 << 20) / data.values.bytes().max(1);
-    let together = together.clamp(1, TOGETHER) as u64;
     let mut random = Random::new(0);
-    let starts = (0..data.keys).step_by(usize::try_from(together)?);
-    let mut loading = stream::iter(starts)
-        .map(|start| {
-            let numbers = start..(start + together).min(data.keys);
-            let puts = numbers.map(|n| (key(n), data.values.value(random.next())));
-            client.commit(puts.collect())
-        })
-        .buffer_unordered(IN_FLIGHT);
+    let loading = chunks(data).map(|numbers| {
+        let puts = numbers.map(|n| (key(n), data.values.value(random.next())));
+        client.commit(puts.collect())
+    });
+    all(loading).await.context("the data are not loaded")
+}
+
+/// Reads all keys once, so that they are where they are read fastest. The first gets after a load are measured on their
+/// own.
+pub(crate) async fn warm<C: Client>(client: &C, data: &Data) -> Result<()> {
+    if data.keys > WARM_KEYS_MAX {
+        return Ok(());
+    }
+    let bytes = data.values.bytes();
+    let reading = chunks(data).map(|numbers| {
+        let keys: Vec<Key> = numbers.map(key).collect();
+        async move {
+            let due = keys.len() * bytes;
+            expect(client.multi_get(keys).await?, due)
+        }
+    });
+    all(reading).await.context("the data cannot be read")
+}
+
+async fn all<F>(requests: impl Iterator<Item = F> + Send) -> Result<()>
+where
+    F: Future<Output = Result<()>> + Send,
+{
+    let mut requests = stream::iter(requests).buffer_unordered(LOADING);
     let all = async {
-        while let Some(done) = loading.next().await {
+        while let Some(done) = requests.next().await {
             done?;
         }
         anyhow::Ok(())
     };
-    tokio::time::timeout(10 * PATIENCE, all)
-        .await
-        .context("the data is not loaded in time")?
+    tokio::time::timeout(10 * PATIENCE, all).await?
 }
 
 /// Runs a cell. `server`: the id of the process whose time is taken.

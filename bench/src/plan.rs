@@ -79,8 +79,8 @@ impl Task {
             (Self::FanOut(cell), Kind::Redis(_)) if cell.watchers > 1_000 => {
                 Some("each subscription of its client has a connection of its own")
             }
-            (Self::FanOut(cell), Kind::Nats { .. }) if cell.watchers > 100 => {
-                Some("a stream takes no more consumers")
+            (Self::FanOut(cell), Kind::Nats { .. }) if cell.watchers > 1_000 => {
+                Some("by default a stream takes fewer consumers")
             }
             (Self::FanOut(cell), Kind::Echo) if cell.wanted != Wanted::All => {
                 Some("the echo server sends everything to everybody")
@@ -343,10 +343,7 @@ pub(crate) fn full() -> Vec<Item> {
         add(Task::Special(Special::Storm { resumed }), systems);
     }
     add(Task::Special(Special::IdleConnections), &connecting);
-    add(
-        Task::Special(Special::IdleWatches),
-        &["os", "nats-tls", "etcd"],
-    );
+    add(Task::Special(Special::IdleWatches), &["os", "etcd"]);
     for Item { task, systems } in curves() {
         add(task, &systems);
     }

@@ -31,7 +31,7 @@ use crate::fanout::{Audience, Deliveries, Interest};
 use crate::keys::{KEY_BYTES, Key};
 use crate::process::{PATIENCE, Process};
 use crate::tls;
-use crate::work::{SCANNED, TOGETHER};
+use crate::work::SCANNED;
 
 /// Answered to who asks.
 const ASK: u8 = 0;
@@ -347,7 +347,6 @@ impl Client for EchoClient {
         let (asked, answered) = (KEY_BYTES + 1, ITEM_BYTES + value);
         self.ask_sized(keys.len() * asked, keys.len() * answered)
             .await?;
-        debug_assert!(keys.len() == TOGETHER);
         Ok(keys.len() * value)
     }
 

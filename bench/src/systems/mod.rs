@@ -272,11 +272,15 @@ macro_rules! with_server {
 pub(crate) use with_server;
 
 impl Running {
-    /// Puts all keys.
+    /// Puts all keys, and reads them.
     pub(crate) async fn preload(&mut self, data: &Data) -> Result<()> {
+        if let Started::Echo(echo) = &mut self.started {
+            echo.value = data.values.bytes();
+        }
         with_server!(self, server => {
             let client = server.connect().await?;
             load::preload(&client, data).await?;
+            load::warm(&client, data).await?;
             client.close().await;
             Ok(())
         }, raw => raw.preload(data))

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Place;
 use crate::keys::{Choice, Key, Random, key, scan_start};
-use crate::load::{Data, Figures, Times, together};
+use crate::load::{Data, Figures, Times, WARM_KEYS_MAX, together};
 use crate::process::{PATIENCE, Process, cpu_of, resident_of};
 use crate::stats::{Recorder, Window};
 use crate::work::{Cell, SCANNED, TOGETHER, Work};
@@ -107,8 +107,9 @@ pub(crate) fn serve(folder: &Path, sync: bool, memory: u64) -> Result<()> {
         let order: Order = serde_json::from_str(&line?)?;
         let answer = match order {
             Order::Load { keys, value } => {
-                let loaded = data.insert(Data::new(keys, value));
-                store.load(loaded).map(|()| Answer::Loaded)
+                let fresh = data.insert(Data::new(keys, value));
+                let loaded = store.load(fresh).and_then(|()| store.warm(fresh));
+                loaded.map(|()| Answer::Loaded)
             }
             Order::Run { cell, keys, times } => {
                 let cell: Cell = cell.parse()?;
@@ -173,6 +174,16 @@ impl Store {
                 batch.put(key(number), data.values.value(random.next()));
             }
             self.db.write_opt(batch, &WriteOptions::default())?;
+        }
+        Ok(())
+    }
+
+    /// Reads all of it once, as is done with the others.
+    fn warm(&self, data: &Data) -> Result<()> {
+        if data.keys <= WARM_KEYS_MAX {
+            for number in 0..data.keys {
+                self.get(key(number), data.values.bytes())?;
+            }
         }
         Ok(())
     }
