@@ -43,6 +43,7 @@ pub(crate) fn draw(curve: &Curve, lines: &[Line], path: &Path) -> Result<()> {
     let mut chart = ChartBuilder::on(&root)
         .caption(curve.title, ("sans-serif", 18))
         .margin(12)
+        .margin_right(44)
         .x_label_area_size(42)
         .y_label_area_size(64)
         .build_cartesian_2d(
@@ -52,6 +53,8 @@ pub(crate) fn draw(curve: &Curve, lines: &[Line], path: &Path) -> Result<()> {
         .map_err(|error| failed(&error))?;
     chart
         .configure_mesh()
+        .light_line_style(TRANSPARENT)
+        .y_labels(6)
         .x_desc(curve.along)
         .y_desc("server CPU, us")
         .x_label_formatter(&|value| plain(*value))
