@@ -223,7 +223,7 @@ impl System {
                 .map(|redis| Started::Redis(Box::new(redis))),
             Kind::Nats { wss, always } => nats::Nats::start(&place, &programs.nats, wss, always)
                 .await
-                .map(Started::Nats),
+                .map(|nats| Started::Nats(Box::new(nats))),
             Kind::Etcd => etcd::Etcd::start(&place, &programs.etcd)
                 .await
                 .map(|etcd| Started::Etcd(Box::new(etcd))),
@@ -250,7 +250,7 @@ pub(crate) struct Running {
 pub(crate) enum Started {
     Ours(ours::Ours),
     Redis(Box<redis::Redis>),
-    Nats(nats::Nats),
+    Nats(Box<nats::Nats>),
     Etcd(Box<etcd::Etcd>),
     Echo(echo::Echo),
     Raw(raw::Raw),
@@ -277,13 +277,27 @@ impl Running {
         if let Started::Echo(echo) = &mut self.started {
             echo.value = data.values.bytes();
         }
+        let synced = match &mut self.started {
+            Started::Nats(nats) if nats.always => {
+                nats.restart(false).await?;
+                true
+            }
+            _ => false,
+        };
         with_server!(self, server => {
             let client = server.connect().await?;
             load::preload(&client, data).await?;
+            client.close().await;
+        }, raw => raw.preload(data)?);
+        if let (Started::Nats(nats), true) = (&mut self.started, synced) {
+            nats.restart(true).await?;
+        }
+        with_server!(self, server => {
+            let client = server.connect().await?;
             load::warm(&client, data).await?;
             client.close().await;
-            Ok(())
-        }, raw => raw.preload(data))
+        }, _raw => {});
+        Ok(())
     }
 
     /// Runs a cell, with connections of its own.

@@ -4,7 +4,7 @@
 //! one that is done or not.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
@@ -32,10 +32,17 @@ pub(crate) struct Nats {
     process: Process,
     url: String,
     credentials: PathBuf,
+    program: String,
+    folder: PathBuf,
+    log: PathBuf,
+    /// All of its configuration but how often it syncs.
+    config: String,
+    /// Each write is synced; by default every two minutes.
+    pub(crate) always: bool,
 }
 
 impl Nats {
-    /// `wss`: over WebSockets. `always`: each write is synced; by default every two minutes.
+    /// `wss`: over WebSockets. `always`: each write is synced.
     pub(crate) async fn start(
         place: &Place,
         program: &str,
@@ -58,33 +65,38 @@ impl Nats {
                 "websocket {{ listen: \"127.0.0.1:{web_port}\"\n{tls}}}"
             );
         }
-        let sync = if always {
-            "sync_interval: always\n"
-        } else {
-            ""
-        };
-        let _ = writeln!(
-            config,
-            "jetstream {{ store_dir: {:?}\n{sync}}}",
-            place.data()
-        );
-        let path = place.folder().join("nats.conf");
-        std::fs::write(&path, config)?;
-        let mut command = Command::new(program);
-        command.arg("--config").arg(&path);
-        let process = Process::start("nats-server", &mut command, &place.log(), false)?;
         let url = if wss {
             format!("wss://127.0.0.1:{web_port}")
         } else {
             format!("tls://127.0.0.1:{port}")
         };
+        let (folder, log) = (place.folder().to_owned(), place.log());
         let mut nats = Self {
-            process,
+            process: launch(program, &folder, &log, &config, always)?,
             url,
             credentials: place.certificates().join(CLIENT),
+            program: program.to_owned(),
+            folder,
+            log,
+            config,
+            always,
         };
-        let (options, url) = (nats.options(), nats.url.clone());
-        let ready = until_ready(&mut nats.process, || async {
+        let ready = nats.ready().await;
+        ready.with_context(|| place.last_words())?;
+        Ok(nats)
+    }
+
+    /// Starts it again with the same data: to load a hundred thousand keys with a sync for each takes minutes.
+    pub(crate) async fn restart(&mut self, always: bool) -> Result<()> {
+        self.process.terminate().await?;
+        self.process = launch(&self.program, &self.folder, &self.log, &self.config, always)?;
+        self.ready().await
+    }
+
+    /// Waits until its bucket is there.
+    async fn ready(&mut self) -> Result<()> {
+        let (options, url) = (self.options(), self.url.clone());
+        let ready = until_ready(&mut self.process, || async {
             let context = jetstream::new(options.clone().connect(&url).await?);
             let bucket = Config {
                 bucket: BUCKET.to_owned(),
@@ -95,8 +107,7 @@ impl Nats {
             context.create_key_value(bucket).await?;
             Ok(())
         });
-        ready.await.with_context(|| place.last_words())?;
-        Ok(nats)
+        ready.await
     }
 
     fn options(&self) -> ConnectOptions {
@@ -106,6 +117,21 @@ impl Nats {
             .add_client_certificate(file("cert.pem"), file("key.pem"))
             .require_tls(true)
     }
+}
+
+fn launch(program: &str, folder: &Path, log: &Path, config: &str, always: bool) -> Result<Process> {
+    let sync = if always {
+        "sync_interval: always\n"
+    } else {
+        ""
+    };
+    let store = folder.join("data");
+    let path = folder.join("nats.conf");
+    let config = format!("{config}\njetstream {{ store_dir: {store:?}\n{sync}}}\n");
+    std::fs::write(&path, config)?;
+    let mut command = Command::new(program);
+    command.arg("--config").arg(&path);
+    Process::start("nats-server", &mut command, log, false)
 }
 
 impl Server for Nats {
