@@ -76,6 +76,7 @@ impl RocksEngine {
             sessions,
             old_sessions_ended: AtomicBool::new(false),
             catch_up: CatchUp::default(),
+            replaced_left: AtomicBool::new(false),
             snapshots: Arc::default(),
             expiry_timer: ExpiryTimer::default(),
             disk: Disk::new(&options),

@@ -75,6 +75,8 @@ struct EngineShared {
     /// Whether what sessions of before the start left is removed.
     old_sessions_ended: AtomicBool,
     catch_up: CatchUp,
+    /// The committer has rows of the index to delete.
+    replaced_left: AtomicBool,
     snapshots: Arc<PinnedSnapshots>,
     expiry_timer: ExpiryTimer,
     disk: Disk,

@@ -14,8 +14,9 @@ use storage_protocol::{
 
 use super::commit::{Task, submit};
 use super::layout::{self, Table};
+use super::read::get;
 use super::{Durability, EngineOptions, RocksEngine};
-use crate::engine::Engine;
+use crate::engine::{Engine, Unbounded};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -214,17 +215,49 @@ async fn rows_of_the_index_that_were_replaced_are_passed_over_and_go() {
         }
     }
     assert_eq!(told, ["a", "k"]);
-    // A look of the committer, which it takes each second, takes them away.
-    let shared = &engine.shared;
-    let session = shared.server_session(&shared.store.keyspace(&keyspace("model")));
-    let look = submit(&shared.queue, &session, 0, Task::Look, 64).unwrap();
-    look.await.unwrap().unwrap();
-    assert_eq!(index_rows(&engine, "model"), 2);
+    // Within a second they go.
+    let began = Instant::now();
+    while index_rows(&engine, "model") > 2 {
+        assert!(began.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     storage.put("k".into(), "last".into()).await.unwrap();
     drop((watch, storage, engine));
     // And an orderly end.
     let engine = RocksEngine::open(options(folder.path())).unwrap();
     assert_eq!(index_rows(&engine, "model"), 2);
+}
+
+#[tokio::test]
+async fn a_large_commit_deletes_what_it_replaces_in_the_index() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = RocksEngine::open(options(folder.path())).unwrap();
+    let storage = engine.open_session("cert:a", &keyspace("model")).storage();
+    for _ in 0..2 {
+        put_many(&*storage, 5_000, Lifetime::Forever).await;
+        assert_eq!(index_rows(&engine, "model"), 5_000);
+    }
+}
+
+#[tokio::test]
+async fn once_poisoned_the_store_deletes_no_rows_of_the_index() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = RocksEngine::open(options(folder.path())).unwrap();
+    let storage = engine.open_session("cert:a", &keyspace("model")).storage();
+    let shared = &engine.shared;
+    for _ in 0..10 {
+        storage.put("k".into(), "v".into()).await.unwrap();
+    }
+    shared.store.poison("a write failed");
+    let before = shared.store.revision();
+    let session = shared.server_session(&shared.store.keyspace(&keyspace("model")));
+    let look = submit(&shared.queue, &session, 0, Task::Look, 64).unwrap();
+    look.await.unwrap().unwrap();
+    assert_eq!(shared.store.revision(), before);
+    assert_eq!(
+        storage.get_one("k".into()).await.unwrap().unwrap().value,
+        "v"
+    );
 }
 
 /// Keys that are always put together, with one value; more than the cache has room for.
@@ -249,16 +282,25 @@ async fn gets_are_of_one_revision_whatever_the_entry_cache_has_of_their_keys() {
     let storage = engine.open_session("cert:a", &keyspace("model")).storage();
     let acknowledged: Arc<Vec<AtomicU64>> = Arc::new((0..GROUPS).map(|_| 0.into()).collect());
     let over = Arc::new(AtomicBool::new(false));
-    let readers: Vec<_> = (0..3)
-        .map(|_| {
+    let shared = engine.shared.clone();
+    let store = &shared.store;
+    let name = keyspace("model");
+    let readers: Vec<_> = (0..4)
+        .map(|reader| {
             let (storage, acknowledged) = (storage.clone(), acknowledged.clone());
-            let over = over.clone();
+            let (over, store, name) = (over.clone(), store.clone(), name.clone());
             tokio::spawn(async move {
-                let mut reads = 0u64;
+                let mut read = Vec::new();
                 while !over.load(Ordering::Relaxed) {
                     let group = rand::random_range(0..GROUPS);
                     let least = acknowledged[group].load(Ordering::Acquire);
-                    let reading = storage.get(&of_group(group)).await.unwrap();
+                    // Some as those do whose keys are not all in memory.
+                    let reading = match store.keyspace(&name).id() {
+                        Some(id) if reader == 0 => {
+                            get(&store, id, &of_group(group), &Unbounded).unwrap()
+                        }
+                        _ => storage.get(&of_group(group)).await.unwrap(),
+                    };
                     let numbers: Vec<u64> = reading
                         .value
                         .iter()
@@ -276,14 +318,15 @@ async fn gets_are_of_one_revision_whatever_the_entry_cache_has_of_their_keys() {
                         least,
                         numbers[0]
                     );
-                    reads += 1;
+                    read.push((reading.position.revision, group, numbers[0]));
                 }
-                reads
+                read
             })
         })
         .collect();
     let began = Instant::now();
     let mut number = 0u64;
+    let mut written = vec![vec![(Revision::ZERO, 0)]; GROUPS];
     while began.elapsed() < Duration::from_secs(3) {
         number += 1;
         let group = rand::random_range(0..GROUPS);
@@ -295,10 +338,9 @@ async fn gets_are_of_one_revision_whatever_the_entry_cache_has_of_their_keys() {
                 true => batch.remove(key),
                 false => batch.put(key, value.clone()),
             });
-        storage
-            .commit(batch, CommitOptions::default())
-            .await
-            .unwrap();
+        let options = CommitOptions::default();
+        let position = storage.commit(batch, options).await.unwrap();
+        written[group].push((position.revision, if is_removal { 0 } else { number }));
         let reading = storage.get(&of_group(group)).await.unwrap();
         let expected = (!is_removal).then_some(number);
         for entry in &reading.value {
@@ -308,7 +350,17 @@ async fn gets_are_of_one_revision_whatever_the_entry_cache_has_of_their_keys() {
     }
     over.store(true, Ordering::Relaxed);
     for reader in readers {
-        assert!(reader.await.unwrap() > 0);
+        let read = reader.await.unwrap();
+        assert!(!read.is_empty());
+        // Each get has what its revision has, and neither what was before nor what came after.
+        for (revision, group, number) in read {
+            let after = written[group].partition_point(|(at, _)| *at <= revision);
+            assert_eq!(
+                written[group][after - 1].1,
+                number,
+                "group {group} at revision {revision}"
+            );
+        }
     }
     let cache = &engine.shared.store.entry_cache;
     assert!(cache.hits.get() > 0 && cache.misses.get() > 0, "{cache:?}");

@@ -1,6 +1,7 @@
 //! Lifetimes that a wrong clock gave: found by the clock's jumps, and corrected.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use storage_protocol::{Key, Result, Revision, UnixMillis};
 
@@ -37,10 +38,12 @@ pub(crate) fn load(store: &Store) -> Result<()> {
         .map_err(|error| internal("read of the clock's jumps", &error))
 }
 
-/// Lets the committer look at the clock, if there is something to conclude. For the housekeeper.
+/// Lets the committer look at the clock, if there is something to conclude, or at what it has left to do. For the
+/// housekeeper.
 pub(crate) fn look(shared: &EngineShared) {
     let store = &shared.store;
-    if store.clock.has_news()
+    let has_left = shared.replaced_left.load(Ordering::Relaxed);
+    if (has_left || store.clock.has_news())
         && store.check_poison().is_ok()
         && shared.disk.check(Need::Any, 0).is_ok()
         && let Some(keyspace) = store.keyspaces().into_iter().next()
@@ -86,6 +89,9 @@ impl Group<'_> {
 
     /// These stretches are corrected.
     pub(crate) fn forget_stretches(&mut self, above: &[Revision]) {
+        if self.store.check_poison().is_err() {
+            return;
+        }
         for revision in above {
             self.delete(Table::Meta, &layout::stretch_key(*revision));
             self.store.clock.forget(*revision);

@@ -7,7 +7,7 @@ use storage_protocol::{
     Change, ChangeKind, CommitRecord, EntryLifetime, Key, Position, Result, Revision, StorageError,
 };
 
-use super::group::{Group, Overlaid};
+use super::group::{Group, Overlaid, REPLACED_MAX};
 use super::plan::{Signal, Step};
 use super::usage;
 use crate::engine::rocks::layout;
@@ -54,6 +54,7 @@ impl Group<'_> {
             + u64::from(made)
             + u64::from(unstored)
             + u64::from(counts_first)
+            + self.own_deletes(&steps)
             + 1;
         let revision = Revision(self.base + self.sequence_numbers + rows);
         self.fill_versionstamps(&session.keyspace, revision, &mut steps)?;
@@ -185,8 +186,17 @@ impl Group<'_> {
         }
     }
 
-    /// The commit's rows in the index, in their order: each is put where the last one was. What they replace stays for
-    /// now, so that between two commits no other place has to be looked for.
+    /// How many rows of the index a commit deletes itself: all that it replaces, if that is much, so that nobody else's
+    /// commit has to wait for it later.
+    fn own_deletes(&self, steps: &[Step]) -> u64 {
+        match self.indexed() && steps.len() > REPLACED_MAX {
+            true => steps.iter().filter(|step| step.old.is_some()).count() as u64,
+            false => 0,
+        }
+    }
+
+    /// The commit's rows in the index, in their order: each is put where the last one was. What a small commit replaces
+    /// stays for now, so that between two commits no other place has to be looked for.
     fn index_puts(&mut self, id: KeyspaceId, revision: Revision, steps: &[Step]) {
         if !self.indexed() {
             return;
@@ -203,7 +213,15 @@ impl Group<'_> {
             let old = step.old?;
             Some(index_key(id, old.revision, &step.key))
         });
-        self.replaced.extend(replaced);
+        if steps.len() <= REPLACED_MAX {
+            self.replaced.extend(replaced);
+            return;
+        }
+        let mut replaced: Vec<_> = replaced.collect();
+        replaced.sort_unstable();
+        for row in replaced {
+            self.delete(Table::Index, &row);
+        }
     }
 
     fn write_step(
@@ -286,13 +304,17 @@ impl Group<'_> {
     }
 
     /// Deletes the rows of the index that commits before have replaced. In their order, since a place that is near the
-    /// last one is found sooner.
+    /// last one is found sooner. Nothing once the store is poisoned.
     pub(super) fn delete_replaced(&mut self) {
+        if self.store.check_poison().is_err() {
+            return;
+        }
         let mut rows = std::mem::take(&mut self.replaced);
         rows.sort_unstable();
         for row in rows.drain(..) {
             self.delete(Table::Index, &row);
         }
+        rows.shrink_to(2 * REPLACED_MAX);
         self.replaced = rows;
     }
 }

@@ -25,9 +25,9 @@ const GROUP_SEQUENCE_NUMBERS_MAX: u64 = 64 * 1024;
 /// Bytes that a group may have before it is written. Previous values count here, which its requests do not contain.
 const GROUP_BYTES_MAX: usize = 16 << 20;
 
-/// So many rows of the index that were replaced are left for one deletion, which takes 0.5 ms; else those of a second.
-/// Readers of the index pass over them.
-const REPLACED_MAX: usize = 1024;
+/// With so many rows of the index that small commits have replaced, the next group deletes them, which takes it 0.5 ms;
+/// fewer go within a second. Readers of the index pass over them. A commit that replaces more than this deletes its own.
+pub(super) const REPLACED_MAX: usize = 1024;
 
 /// Commits that become durable together.
 pub(crate) struct Group<'a> {

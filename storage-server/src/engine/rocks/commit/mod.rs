@@ -18,6 +18,7 @@ mod upkeep;
 mod usage;
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rocksdb::{WriteBatch, WriteOptions};
@@ -133,7 +134,6 @@ impl Committer<'_> {
             ..
         } = group;
         let store = &self.shared.store;
-        self.replaced = replaced;
         let count = answers.len();
         if sequence_numbers > 0 {
             let began = Instant::now();
@@ -159,6 +159,11 @@ impl Committer<'_> {
                 }
                 return;
             }
+            // Not those of a group that was not written: their rows are in use.
+            self.replaced = replaced;
+            self.shared
+                .replaced_left
+                .store(!self.replaced.is_empty(), Ordering::Relaxed);
             usage::publish(counted);
             cache(&store.entry_cache, overlay);
             store
@@ -174,6 +179,8 @@ impl Committer<'_> {
             if let Some(due) = dues.into_iter().min() {
                 self.shared.expiry_timer.set(due);
             }
+        } else {
+            self.replaced = replaced;
         }
         // Ordering: durable, then published, then answered: a caller that has its answer finds the commit everywhere.
         // The feed's thread delivers it to the watches meanwhile.

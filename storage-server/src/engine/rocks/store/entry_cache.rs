@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use quick_cache::sync::{Cache, DefaultLifecycle, GuardResult, PlaceholderGuard};
-use quick_cache::{DefaultHashBuilder, Weighter};
+use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use storage_protocol::Revision;
 
 use crate::engine::rocks::layout;
@@ -29,8 +29,12 @@ const ENTRY_BYTES: usize = 250;
 /// know the head of what it replaces, for which a whole blob would be read.
 const VALUE_BYTES_MAX: usize = BLOB_BYTES_MIN;
 
-/// One value may take this part of the cache.
-const VALUE_PART_MAX: usize = 256;
+/// One value, or one key, may take this part of the cache. What a shard has no room for must never come to it: a place in it
+/// would outlast the change that it is to give way to.
+const PART_MAX: usize = 256;
+
+/// Each with a lock of its own.
+const SHARDS: usize = 32;
 
 /// The revision that no cache is current at, since the store never has it.
 const NEVER: u64 = u64::MAX;
@@ -88,7 +92,8 @@ pub(crate) struct EntryCache {
     entries: Cache<Vec<u8>, CachedEntry, Weigh>,
     /// The revision up to which the committer has brought it.
     current: AtomicU64,
-    value_bytes_max: usize,
+    /// Of a value, and of a key.
+    bytes_max: usize,
     pub(crate) hits: Counter,
     pub(crate) misses: Counter,
 }
@@ -100,12 +105,18 @@ pub(crate) struct Place<'a>(Guard<'a>);
 impl EntryCache {
     /// One for so many bytes. Nobody may use it before [`start`](Self::start).
     pub(crate) fn new(bytes: usize) -> Self {
-        // About as many small ones as there is room for.
-        let entries = bytes / (2 * ENTRY_BYTES);
+        let options = OptionsBuilder::new()
+            .shards(SHARDS)
+            // About as many small ones as there is room for.
+            .estimated_items_capacity(bytes / (2 * ENTRY_BYTES))
+            .weight_capacity(bytes as u64)
+            .build()
+            .expect("both capacities are given");
+        let hasher = DefaultHashBuilder::default();
         Self {
-            entries: Cache::with_weighter(entries, bytes as u64, Weigh),
+            entries: Cache::with_options(options, Weigh, hasher, Lifecycle::default()),
             current: AtomicU64::new(NEVER),
-            value_bytes_max: VALUE_BYTES_MAX.min(bytes / VALUE_PART_MAX),
+            bytes_max: VALUE_BYTES_MAX.min(bytes / PART_MAX),
             hits: Counter::default(),
             misses: Counter::default(),
         }
@@ -135,6 +146,9 @@ impl EntryCache {
 
     /// The same; or a place for the entry, unless somebody else has it.
     pub(crate) fn get_or_place(&self, row_key: &[u8]) -> Result<CachedEntry, Option<Place<'_>>> {
+        if row_key.len() > self.bytes_max {
+            return Err(None);
+        }
         match self
             .entries
             .get_value_or_guard(row_key, Some(Duration::ZERO))
@@ -147,7 +161,7 @@ impl EntryCache {
 
     /// Whether values of this length are kept, and not only their heads.
     pub(crate) fn keeps(&self, value_bytes: usize) -> bool {
-        value_bytes <= self.value_bytes_max
+        value_bytes <= self.bytes_max
     }
 
     /// A row as the cache keeps it.
@@ -166,6 +180,7 @@ impl EntryCache {
     /// An entry as a group has left it; `None`: there is no row any more. By the committer, once the group can be read.
     pub(crate) fn set(&self, row_key: Vec<u8>, entry: Option<CachedEntry>) {
         match entry {
+            Some(_) if row_key.len() > self.bytes_max => {}
             Some(entry) => self.entries.insert(row_key, entry),
             None => drop(self.entries.remove(&row_key)),
         }
@@ -173,7 +188,10 @@ impl EntryCache {
 
     /// All that was changed up to this revision was set.
     pub(crate) fn set_current(&self, at: Revision) {
-        self.current.store(at.0, Ordering::Release);
+        // Once it was stopped it stays so.
+        if self.current.load(Ordering::Relaxed) != NEVER {
+            self.current.store(at.0, Ordering::Release);
+        }
     }
 
     /// Bytes in it, as they are counted.
@@ -257,6 +275,8 @@ mod tests {
         cache.set(b"k".to_vec(), Some(entry(8, "v")));
         cache.stop();
         assert!(!cache.is_current(Revision(8)));
+        cache.set_current(Revision(8));
+        assert!(!cache.is_current(Revision(8)), "it was stopped");
         assert_eq!(value_of(&cache), None);
     }
 
@@ -279,11 +299,25 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_with_a_long_key_never_comes_in() {
+        let cache = EntryCache::new(1 << 20);
+        let longest = vec![b'k'; (1 << 20) / PART_MAX];
+        let longer = [&longest[..], b"k"].concat();
+        let value = "v".repeat(longest.len());
+        let row = layout::entry_value(&entry(1, "").parts().unwrap().0, value.as_bytes());
+        for (key, is_kept) in [(longest, true), (longer, false)] {
+            assert_eq!(cache.get_or_place(&key).unwrap_err().is_some(), is_kept);
+            cache.set(key.clone(), Some(cache.entry(&row).unwrap()));
+            assert_eq!(cache.get(&key).is_some(), is_kept, "{} bytes", key.len());
+        }
+    }
+
+    #[test]
     fn its_size_is_bounded_and_large_values_are_left_out() {
         const BYTES: usize = 1 << 20;
         let cache = EntryCache::new(BYTES);
-        assert!(cache.keeps(BYTES / VALUE_PART_MAX));
-        assert!(!cache.keeps(BYTES / VALUE_PART_MAX + 1));
+        assert!(cache.keeps(BYTES / PART_MAX));
+        assert!(!cache.keeps(BYTES / PART_MAX + 1));
         for n in 0..20_000u32 {
             let head = Head {
                 revision: Revision(1),
