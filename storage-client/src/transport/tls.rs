@@ -68,8 +68,8 @@ impl Tls {
     }
 }
 
-/// In TLS 1.3 it offers AES-128 before AES-256, as Go's TLS does: its handshake hashes with SHA-256, which processors have instructions
-/// for, and its records take a tenth less time at 16 KiB.
+/// In TLS 1.3 it offers AES-128 before AES-256, as Go's TLS does: its handshake hashes with SHA-256, which processors have
+/// instructions for, and its records take a tenth less time at 16 KiB.
 fn provider() -> CryptoProvider {
     let mut provider = ring::default_provider();
     let suites = &mut provider.cipher_suites;
