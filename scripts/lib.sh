@@ -27,6 +27,37 @@ heading() { printf '\n== %s\n' "$*"; }
 
 has() { command -v "$1" >/dev/null; }
 
+# sudo asks for a password only where somebody sits at the terminal.
+as_root() {
+  if [[ $(id --user) -eq 0 ]]; then
+    "$@"
+  elif [[ -t 0 ]]; then
+    sudo "$@"
+  else
+    sudo --non-interactive "$@"
+  fi
+}
+
+update_package_lists() {
+  as_root apt-get update --quiet --quiet ||
+    complain "apt-get update failed; trying with the package lists that are there"
+}
+
+# Debian packages. A line for each file that is unpacked tells nobody anything; what goes wrong is on stderr.
+install_packages() {
+  as_root env DEBIAN_FRONTEND=noninteractive \
+    apt-get install --yes --quiet --quiet --no-install-recommends --option Dpkg::Use-Pty=0 "$@" >/dev/null
+}
+
+# install_program PROGRAM PACKAGE: installs the package if the program is not there.
+install_program() {
+  if has "$1"; then return; fi
+  say "installing $2"
+  has apt-get || return 1
+  update_package_lists
+  install_packages "$2" && has "$1"
+}
+
 # RocksDB is most of a first build; ccache keeps its objects over `cargo clean` and from one target folder to the next.
 # By links in PATH, not by CC and CXX: with other values of these a later `cargo build` by hand would compile it again.
 use_ccache() {
