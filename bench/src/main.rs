@@ -44,6 +44,9 @@ enum Command {
         /// Their names.
         #[arg(value_parser = clap::builder::PossibleValuesParser::new(parts::ALL))]
         names: Vec<String>,
+        /// How long the part `memory` keeps its load up. Default 5.
+        #[arg(long)]
+        minutes: Option<u64>,
     },
     /// Writes performance.md, and its plots, from the results of a run.
     Docs {
@@ -102,8 +105,8 @@ fn obey(command: Command) -> Result<()> {
                 signal = ended() => signal,
             }
         }),
-        Command::Part { names } => {
-            runtime()?.block_on(parts::run(&names));
+        Command::Part { names, minutes } => {
+            runtime()?.block_on(parts::run(&names, minutes));
             Ok(())
         }
         Command::Docs { results, folder } => docs::write(&results, &folder),

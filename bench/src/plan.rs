@@ -466,16 +466,26 @@ pub(crate) fn cost_curves() -> Vec<Curve> {
 
 /// What the curves need.
 pub(crate) fn curves() -> Vec<Item> {
-    let mut items: Vec<Item> = Vec::new();
+    let mut items = Vec::new();
     for curve in cost_curves() {
         for (_, system, points) in curve.lines {
-            for (_, task) in points {
-                match items.iter_mut().find(|item| item.task == task) {
-                    Some(item) if item.systems.contains(&system) => {}
-                    Some(item) => item.systems.push(system),
-                    None => items.push(item(task, &[system])),
-                }
+            let points = points.into_iter().map(|(_, task)| item(task, &[system]));
+            items = merged(items, points);
+        }
+    }
+    items
+}
+
+/// Two plans as one: each task once, on all systems that either has it on.
+pub(crate) fn merged(mut items: Vec<Item>, more: impl IntoIterator<Item = Item>) -> Vec<Item> {
+    for new in more {
+        match items.iter_mut().find(|item| item.task == new.task) {
+            Some(item) => {
+                let fresh = |system: &&str| !item.systems.contains(system);
+                let fresh: Vec<_> = new.systems.into_iter().filter(fresh).collect();
+                item.systems.extend(fresh);
             }
+            None => items.push(new),
         }
     }
     items
@@ -496,7 +506,7 @@ mod tests {
             path: PathBuf::new(),
         };
         let all = System::all(&[build]);
-        for plan in [quick(), full(), curves()] {
+        for plan in [quick(), full(), curves(), merged(quick(), curves())] {
             let names: HashSet<String> = plan.iter().map(|item| item.task.to_string()).collect();
             assert_eq!(names.len(), plan.len());
             for item in plan {

@@ -141,12 +141,11 @@ pub(crate) fn cpu_of(process: &str) -> Result<Duration> {
 }
 
 fn ticks(stat: &str) -> Option<u64> {
-    // Behind the name, which may hold anything, come the fields from the third on; times are the 14th and 15th.
+    // Behind the name, which may hold anything, come the fields from the third on; times are the 14th to the 17th: user
+    // and system, of the process and of its children that have ended.
     let (_, fields) = stat.rsplit_once(')')?;
-    let mut fields = fields.split_whitespace().skip(11);
-    let user: u64 = fields.next()?.parse().ok()?;
-    let system: u64 = fields.next()?.parse().ok()?;
-    Some(user + system)
+    let times = fields.split_whitespace().skip(11).take(4);
+    times.map(|time| time.parse::<u64>().ok()).sum()
 }
 
 /// The resident memory of a process (or `self`) in bytes.
@@ -193,7 +192,7 @@ mod tests {
     #[test]
     fn processor_time_is_found_behind_a_name_with_anything_in_it() {
         let stat = "12 (a) b (c) S 1 12 12 0 -1 4194560 1 0 0 0 7 5 3 9 20 0 1 0 100 0 0";
-        assert_eq!(ticks(stat), Some(12));
+        assert_eq!(ticks(stat), Some(7 + 5 + 3 + 9));
         assert_eq!(ticks("12 (x) S 1"), None);
     }
 

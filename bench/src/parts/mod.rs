@@ -1,8 +1,8 @@
 //! Parts: measurements of the server alone, each of which prints what it found: rates and latencies over mutual TLS, the
-//! cost of the index by revision, memory per idle connection, how small reads fare beside big ones, what ten thousand
-//! watches cost, what a replica costs and gives, what access rules, the audit log, handshakes and logins cost, how soon
-//! events are with a thousand listeners, what the gateway `repository` does, posts in a room of 500 members, and how
-//! exact jobs of robots are. [`ALL`] names them.
+//! cost of the index by revision, memory per idle connection and of a server under full load, how small reads fare beside
+//! big ones, what ten thousand watches cost, what a replica costs and gives, what access rules, the audit log, handshakes
+//! and logins cost, how soon events are with a thousand listeners, what the gateway `repository` does, posts in a room of
+//! 500 members, and how exact jobs of robots are. [`ALL`] names them.
 
 #![expect(
     clippy::unwrap_used,
@@ -12,6 +12,7 @@
 
 mod access;
 mod events;
+mod memory;
 mod repository;
 mod robots;
 mod watches;
@@ -35,10 +36,11 @@ const CELL: Duration = Duration::from_secs(4);
 const KEYS: u64 = 100_000;
 
 /// The names of all parts, in the order in which they run.
-pub(crate) const ALL: [&str; 11] = [
+pub(crate) const ALL: [&str; 12] = [
     "rates",
     "index",
     "idle",
+    "memory",
     "fairness",
     "watches",
     "replica",
@@ -49,8 +51,8 @@ pub(crate) const ALL: [&str; 11] = [
     "workspace",
 ];
 
-/// Measures the parts with these names; all of them if there are none.
-pub(crate) async fn run(parts: &[String]) {
+/// Measures the parts with these names; all of them if there are none. `minutes`: of the mixed load of `memory`.
+pub(crate) async fn run(parts: &[String], minutes: Option<u64>) {
     for part in ALL {
         if !parts.is_empty() && !parts.iter().any(|wanted| wanted == part) {
             continue;
@@ -59,6 +61,7 @@ pub(crate) async fn run(parts: &[String]) {
             "rates" => rates().await,
             "index" => index().await,
             "idle" => idle().await,
+            "memory" => memory::memory(minutes).await,
             "fairness" => {
                 fairness().await;
                 principals().await;
