@@ -189,6 +189,9 @@ impl Packet {
     /// The longest trailer: separator, type and six digits of id.
     pub const TRAILER_BYTES_MAX: usize = 8;
 
+    /// A shorter payload is copied sooner than it is taken over, which takes two small allocations.
+    const UNCOPIED_BYTES_MIN: usize = 2 * 1024;
+
     /// The frame: payload, separator, type, id.
     #[must_use]
     pub fn to_frame(&self) -> Bytes {
@@ -196,6 +199,22 @@ impl Packet {
         out.extend_from_slice(&self.payload);
         put_trailer(&mut out, self.kind, self.id);
         out.freeze()
+    }
+
+    /// The same. A long payload that nobody else has, and that has room behind it, is not copied.
+    #[must_use]
+    pub fn into_frame(self) -> Bytes {
+        if self.payload.len() < Self::UNCOPIED_BYTES_MIN {
+            return self.to_frame();
+        }
+        let Self { kind, id, payload } = self;
+        match payload.try_into_mut() {
+            Ok(mut out) => {
+                put_trailer(&mut out, kind, id);
+                out.freeze()
+            }
+            Err(payload) => Self { kind, id, payload }.to_frame(),
+        }
     }
 
     /// Reads a frame; the payload is a slice of it.

@@ -248,7 +248,7 @@ impl ClientMessage {
     /// The packet that carries this message.
     #[must_use]
     pub fn encode(&self, id: Option<RequestId>) -> Packet {
-        let mut out = BytesMut::with_capacity(self.size_hint());
+        let mut out = BytesMut::with_capacity(self.size_hint() + Packet::TRAILER_BYTES_MAX);
         let kind = match self {
             Self::Hello(hello) => {
                 out.number(hello.version);
@@ -468,7 +468,7 @@ impl ServerMessage {
                 payload: commit.encoded().clone(),
             };
         }
-        let mut out = BytesMut::with_capacity(self.size_hint());
+        let mut out = BytesMut::with_capacity(self.size_hint() + Packet::TRAILER_BYTES_MAX);
         let kind = match self {
             Self::Welcome(welcome) => {
                 put_welcome(&mut out, welcome);

@@ -69,7 +69,7 @@ impl Outbox {
             self.bulk.push_back(Bulk { packet, sent: 0 });
             return;
         }
-        let frame = packet.to_frame();
+        let frame = packet.into_frame();
         self.bytes += frame.len();
         if matches!(class, Class::Control | Class::Answer) {
             self.answers_bytes += frame.len();
