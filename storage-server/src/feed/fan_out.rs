@@ -51,6 +51,8 @@ struct HandOverQueue {
     bytes: usize,
     /// Whether a group was taken that is not delivered yet.
     is_delivering: bool,
+    /// The thread waits, and nobody has woken it yet.
+    waits: bool,
     closed: bool,
 }
 
@@ -91,18 +93,28 @@ impl HandOver {
             published,
             bytes,
         });
+        self.wake(line);
+    }
+
+    /// Wakes the thread if it waits: to wake nobody is a system call as well.
+    fn wake(&self, mut line: MutexGuard<'_, HandOverQueue>) {
+        let waits = std::mem::take(&mut line.waits);
+        // Before it is woken, since it needs the lock first.
         drop(line);
-        self.pushed.notify_one();
+        if waits {
+            self.pushed.notify_one();
+        }
     }
 
     /// Stands for a group whose delivery by the committer panicked.
     pub(super) fn push_panic(&self, published: Revision) {
-        self.lock().groups.push_back(Published {
+        let mut line = self.lock();
+        line.groups.push_back(Published {
             what: What::Panicked,
             published,
             bytes: 0,
         });
-        self.pushed.notify_one();
+        self.wake(line);
     }
 
     /// The next group; waits for one. `None` once closed and empty.
@@ -115,6 +127,7 @@ impl HandOver {
             if line.closed {
                 return None;
             }
+            line.waits = true;
             line = self
                 .pushed
                 .wait(line)

@@ -36,6 +36,25 @@ fn a_commit_is_published_without_telling_anybody() {
 }
 
 #[test]
+fn what_nobody_watches_does_not_wake_the_thread() {
+    let feed = feed_with_a_thread();
+    let name = Keyspace::new("a").unwrap();
+    let (watch, _) = feed.subscribe(&name, KeyRange::all(), None);
+    let other = FeedCommit {
+        keyspace: Keyspace::new("b").unwrap(),
+        ..large(1, 100)
+    };
+    feed.publish(vec![other], Revision(1));
+    assert!(feed.hand_over.try_next().is_none());
+    assert!(matches!(watch.next(Waker::noop()), Next::Idle(Revision(1))));
+    // With one that is watched it goes to the thread.
+    feed.publish(vec![commit("b", 2, "k", 1), large(3, 1)], Revision(3));
+    assert!(drain(&watch).0.is_empty());
+    feed.deliver_all();
+    assert_eq!(drain(&watch).0, [3]);
+}
+
+#[test]
 fn what_concerns_few_is_told_as_it_is_published_and_in_its_turn() {
     let feed = Arc::new(Feed::new(1 << 20, Revision(0)));
     let name = Keyspace::new("a").unwrap();
@@ -153,7 +172,8 @@ fn a_mark_beyond_what_is_told_is_waited_for() {
     }
     let feed = feed_with_a_thread();
     let (watch, _) = feed.subscribe(&Keyspace::new("a").unwrap(), KeyRange::all(), None);
-    // Of another keyspace: the watch itself is told nothing.
+    // Of another keyspace, which somebody watches: the watch itself is told nothing.
+    let _other = feed.subscribe(&Keyspace::new("b").unwrap(), KeyRange::all(), None);
     feed.publish(vec![commit("b", 7, "k", 1)], Revision(7));
     let woken = Arc::new(WokenFlag(false.into()));
     watch.wake_once_delivered(Revision(7), &woken.clone().into());

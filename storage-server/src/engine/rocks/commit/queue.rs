@@ -61,6 +61,8 @@ struct PrincipalQueues {
     bytes: usize,
     /// When a peer's line last ran empty at its turn while another peer's had more.
     light: Option<Instant>,
+    /// The committer waits, and nobody has woken it yet.
+    waits: bool,
     closed: bool,
 }
 
@@ -198,7 +200,16 @@ impl Queue {
     /// # Errors
     /// `Overloaded` when the queue is full, or its principal's half of it; `Closed` when the engine is.
     pub(crate) fn push(&self, work: Work) -> Result<()> {
-        self.push_into(&mut self.lock(), work)
+        let mut lines = self.lock();
+        self.push_into(&mut lines, work)?;
+        let wakes = std::mem::take(&mut lines.waits);
+        // Before it is woken, since it needs the lock first.
+        drop(lines);
+        // Not each time: to wake nobody is a system call as well.
+        if wakes {
+            self.filled.notify_one();
+        }
+        Ok(())
     }
 
     /// Puts all of these into one group, if they fit into one.
@@ -208,6 +219,8 @@ impl Queue {
         for work in works {
             self.push_into(&mut lines, work).unwrap();
         }
+        lines.waits = false;
+        self.filled.notify_one();
     }
 
     fn push_into(&self, lines: &mut PrincipalQueues, work: Work) -> Result<()> {
@@ -242,7 +255,6 @@ impl Queue {
             let given = line.given;
             lines.queue(principal, given);
         }
-        self.filled.notify_one();
         Ok(())
     }
 
@@ -250,6 +262,7 @@ impl Queue {
     pub(crate) fn wait(&self) -> bool {
         let mut lines = self.lock();
         while lines.turns.is_empty() && !lines.closed {
+            lines.waits = true;
             lines = self
                 .filled
                 .wait(lines)
@@ -265,7 +278,10 @@ impl Queue {
 
     /// Takes no more; what is queued is still committed.
     pub(crate) fn close(&self) {
-        self.lock().closed = true;
+        let mut lines = self.lock();
+        lines.closed = true;
+        lines.waits = false;
+        drop(lines);
         self.filled.notify_all();
     }
 
