@@ -7,21 +7,19 @@ use storage_protocol::{
     Change, ChangeKind, CommitRecord, EntryLifetime, Key, Position, Result, Revision, StorageError,
 };
 
+use super::compact::COMPACT_BYTES_MAX;
 use super::group::{Group, Overlaid, REPLACED_MAX};
 use super::plan::{Signal, Step};
+use super::replaced::Replaced;
 use super::usage;
 use crate::engine::rocks::layout;
 use crate::engine::rocks::layout::{
-    CommitRow, Head, KeyspaceId, KeyspaceRow, LifetimeRow, Stored, Table, entry_key, index_key,
-    write_entry_value,
+    CommitRow, Head, KeyspaceId, KeyspaceRow, LifetimeRow, Stored, Table, entry_key,
+    write_entry_head, write_index_key,
 };
 use crate::engine::rocks::sessions::SessionState;
 use crate::engine::rocks::store::{CachedEntry, KeyspaceState};
 use crate::feed::FeedCommit;
-
-/// A commit up to this size is copied out of its message: the copy costs less than the memory of the whole message,
-/// which it would keep alive.
-const COMPACT_BYTES_MAX: usize = 4 * 1024;
 
 /// A commit number as it is written.
 #[derive(Clone, Copy)]
@@ -103,7 +101,7 @@ impl Group<'_> {
 
     /// Completes the keys of versionstamped puts.
     fn fill_versionstamps(
-        &self,
+        &mut self,
         keyspace: &KeyspaceState,
         revision: Revision,
         steps: &mut [Step],
@@ -165,6 +163,7 @@ impl Group<'_> {
     ) -> Vec<Change> {
         let detach = is_detached(&steps, &signals, self.taken);
         self.index_puts(id, revision, &steps);
+        self.overlay.reserve(steps.len());
         let mut changes = Vec::with_capacity(steps.len() + signals.len());
         let mut signals = signals.into_iter().peekable();
         let mut steps = steps.into_iter();
@@ -201,26 +200,32 @@ impl Group<'_> {
         if !self.indexed() {
             return;
         }
-        let mut rows: Vec<_> = steps
-            .iter()
-            .map(|step| index_key(id, revision, &step.key))
-            .collect();
-        rows.sort_unstable();
-        for row in rows {
-            self.put(Table::Index, &row, &[]);
+        let mut keys: Vec<_> = steps.iter().map(|step| &step.key[..]).collect();
+        keys.sort_unstable();
+        let mut row_key = std::mem::take(&mut self.row_key);
+        for key in keys {
+            row_key.clear();
+            write_index_key(&mut row_key, id, revision, key);
+            self.put(Table::Index, &row_key, &[]);
         }
-        let replaced = steps.iter().filter_map(|step| {
-            let old = step.old?;
-            Some(index_key(id, old.revision, &step.key))
-        });
+        self.row_key = row_key;
+        let replaced = steps.iter().filter_map(|step| Some((step.old?, &step.key)));
         if steps.len() <= REPLACED_MAX {
-            self.replaced.extend(replaced);
+            for (old, key) in replaced {
+                self.replaced.push(id, old.revision, key);
+            }
             return;
         }
-        let mut replaced: Vec<_> = replaced.collect();
-        replaced.sort_unstable();
-        for row in replaced {
-            self.delete(Table::Index, &row);
+        let mut own = Replaced::default();
+        for (old, key) in replaced {
+            own.push(id, old.revision, key);
+        }
+        self.delete_all(&mut own);
+    }
+
+    fn delete_all(&mut self, replaced: &mut Replaced) {
+        for row_key in replaced.sorted() {
+            self.delete(Table::Index, row_key);
         }
     }
 
@@ -244,19 +249,22 @@ impl Group<'_> {
             stored: new,
         };
         let row_key = entry_key(id, &key);
-        let mut row = std::mem::take(&mut self.row);
-        write_entry_value(&mut row, &head, &value);
-        self.put(Table::Entries, &row_key, &row);
-        let cache = &self.store.entry_cache;
-        let overlaid = match cache.keeps(value.len()) {
-            true => Overlaid::Entry(CachedEntry::Row(row.as_slice().into())),
+        write_entry_head(&mut self.head, &head);
+        self.sequence_numbers += 1;
+        let row = self.batch.put(
+            &self.store.row_heads,
+            Table::Entries,
+            &row_key,
+            &[&self.head, &value],
+        );
+        let overlaid = match self.store.entry_cache.keeps(value.len()) {
+            true => Overlaid::Entry(CachedEntry::Row(row.into())),
             false => Overlaid::Large {
                 head,
                 value: value.clone(),
             },
         };
         self.overlay.insert(row_key, overlaid);
-        self.row = row;
         if let Some(row) = lifetime_row(id, &key, &head) {
             self.put(
                 Table::Lifetimes,
@@ -309,25 +317,23 @@ impl Group<'_> {
         if self.store.check_poison().is_err() {
             return;
         }
-        let mut rows = std::mem::take(&mut self.replaced);
-        rows.sort_unstable();
-        for row in rows.drain(..) {
-            self.delete(Table::Index, &row);
-        }
-        rows.shrink_to(2 * REPLACED_MAX);
-        self.replaced = rows;
+        let mut replaced = std::mem::take(&mut self.replaced);
+        self.delete_all(&mut replaced);
+        replaced.clear();
+        self.replaced = replaced;
     }
 }
 
 /// Whether the changes of a commit are copied out of the message that it arrived in, which may be much larger (checks,
-/// fragments of another commit): the ring and the queues of watches keep these bytes, and count them.
+/// fragments of another commit): the ring and the queues of watches keep these bytes, and count them. A small commit
+/// was copied before ([`compact`](super::compact)).
 fn is_detached(steps: &[Step], signals: &[Signal], message_bytes: usize) -> bool {
     let steps = steps.iter().map(|step| step.key.len() + step.value.len());
     let signals = signals
         .iter()
         .map(|(_, key, bytes)| key.len() + bytes.len());
     let bytes: usize = steps.chain(signals).sum();
-    bytes <= COMPACT_BYTES_MAX || bytes < message_bytes / 2
+    message_bytes > COMPACT_BYTES_MAX && bytes < message_bytes / 2
 }
 
 fn lifetime_row(id: KeyspaceId, key: &Key, head: &Head) -> Option<LifetimeRow> {

@@ -5,17 +5,19 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use quick_cache::DefaultHashBuilder;
-use rocksdb::WriteBatch;
 use storage_protocol::{Key, Position, Result, Revision, SessionId, UnixMillis, Value};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::plan::Number;
+use super::replaced::Replaced;
 use super::task::{Task, Work};
 use super::usage::Counted;
 use crate::engine::StoredLimits;
-use crate::engine::rocks::layout::{Head, KeyspaceId, KeyspaceRow, NumberRow, Table, entry_key};
-use crate::engine::rocks::store::{CachedEntry, KeyspaceState, Store};
+use crate::engine::rocks::layout::{
+    Head, KeyspaceId, KeyspaceRow, NumberRow, Table, write_entry_key,
+};
+use crate::engine::rocks::store::{CachedEntry, KeyspaceState, RowBatch, Store};
 use crate::engine::rocks::{EngineShared, layout};
 use crate::feed::FeedCommit;
 
@@ -29,11 +31,19 @@ const GROUP_BYTES_MAX: usize = 16 << 20;
 /// fewer go within a second. Readers of the index pass over them. A commit that replaces more than this deletes its own.
 pub(super) const REPLACED_MAX: usize = 1024;
 
+/// What a group leaves to the next one.
+#[derive(Debug, Default)]
+pub(super) struct Left {
+    pub(super) replaced: Replaced,
+    /// Empty; its memory is used again.
+    pub(super) batch: RowBatch,
+}
+
 /// Commits that become durable together.
 pub(crate) struct Group<'a> {
     pub(crate) shared: &'a EngineShared,
     pub(crate) store: &'a Store,
-    pub(super) batch: WriteBatch,
+    pub(super) batch: RowBatch,
     /// The store's revision before the group.
     pub(crate) base: u64,
     /// Sequence numbers taken so far.
@@ -55,9 +65,10 @@ pub(crate) struct Group<'a> {
     /// The quotas that its commits are held against.
     pub(super) stored_limits: Option<Arc<dyn StoredLimits>>,
     /// Rows of the index that commits have replaced and that are still there: of this group, and of those before.
-    pub(super) replaced: Vec<Vec<u8>>,
-    /// A buffer for the value of a row.
-    pub(super) row: Vec<u8>,
+    pub(super) replaced: Replaced,
+    /// Buffers for the key of a row, and for what an entry's row has before the value.
+    pub(super) row_key: Vec<u8>,
+    pub(super) head: Vec<u8>,
     pub(super) answers: Vec<(oneshot::Sender<Result<Position>>, Result<Position>)>,
 }
 
@@ -85,7 +96,7 @@ impl<'a> Group<'a> {
         Self {
             shared,
             store,
-            batch: WriteBatch::default(),
+            batch: RowBatch::default(),
             base: store.db.latest_sequence_number(),
             sequence_numbers: 0,
             now: store.now(),
@@ -98,17 +109,21 @@ impl<'a> Group<'a> {
             dues: Vec::new(),
             counted: HashMap::new(),
             stored_limits: shared.stored_limits(),
-            replaced: Vec::new(),
-            row: Vec::new(),
+            replaced: Replaced::default(),
+            row_key: Vec::new(),
+            head: Vec::new(),
             answers: Vec::new(),
         }
     }
 
     /// A group that looks at the clock first, and takes over what commits before have left to do.
-    pub(super) fn begin(shared: &'a EngineShared, replaced: Vec<Vec<u8>>) -> Self {
-        let mut group = Self::new(shared);
+    pub(super) fn begin(shared: &'a EngineShared, left: Left) -> Self {
+        let mut group = Self {
+            batch: left.batch,
+            ..Self::new(shared)
+        };
         group.follow_clock();
-        group.replaced = replaced;
+        group.replaced = left.replaced;
         if group.replaced.len() >= REPLACED_MAX {
             group.delete_replaced();
         }
@@ -116,8 +131,7 @@ impl<'a> Group<'a> {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.sequence_numbers >= GROUP_SEQUENCE_NUMBERS_MAX
-            || self.batch.size_in_bytes() >= GROUP_BYTES_MAX
+        self.sequence_numbers >= GROUP_SEQUENCE_NUMBERS_MAX || self.batch.bytes() >= GROUP_BYTES_MAX
     }
 
     pub(crate) fn take(&mut self, work: Work) {
@@ -192,13 +206,13 @@ impl<'a> Group<'a> {
     }
 
     /// The present state of a key: in the group, else in the store.
-    pub(super) fn look(&self, keyspace: &KeyspaceState, key: &Key) -> Result<Option<Head>> {
+    pub(super) fn look(&mut self, keyspace: &KeyspaceState, key: &Key) -> Result<Option<Head>> {
         Ok(self.look_at(keyspace, key, false)?.map(|found| found.head))
     }
 
     /// The same with its value, if that is wanted, and how long that is.
     pub(super) fn look_at(
-        &self,
+        &mut self,
         keyspace: &KeyspaceState,
         key: &Key,
         value: bool,
@@ -206,8 +220,15 @@ impl<'a> Group<'a> {
         let Some(id) = self.id(keyspace) else {
             return Ok(None);
         };
-        let row_key = entry_key(id, key);
-        match self.overlay.get(&row_key) {
+        let mut row_key = std::mem::take(&mut self.row_key);
+        write_entry_key(&mut row_key, id, key);
+        let found = self.look_at_row(&row_key, value);
+        self.row_key = row_key;
+        found
+    }
+
+    fn look_at_row(&self, row_key: &[u8], value: bool) -> Result<Option<Found>> {
+        match self.overlay.get(row_key) {
             Some(Overlaid::Entry(entry)) => return found(entry, value),
             Some(Overlaid::Large { head, value }) => {
                 return Ok(Some(Found {
@@ -219,12 +240,12 @@ impl<'a> Group<'a> {
             Some(Overlaid::Gone) => return Ok(None),
             None => {}
         }
-        if let Some(entry) = self.store.entry_cache.get(&row_key)
+        if let Some(entry) = self.store.entry_cache.get(row_key)
             && let Some(found) = found(&entry, value)?
         {
             return Ok(Some(found));
         }
-        let Some(row) = self.store.row(Table::Entries, &row_key)? else {
+        let Some(row) = self.store.row(Table::Entries, row_key)? else {
             return Ok(None);
         };
         let (head, at) = layout::parse_entry_value(&row)?;
@@ -252,12 +273,12 @@ impl<'a> Group<'a> {
     }
 
     pub(crate) fn put(&mut self, table: Table, key: &[u8], value: &[u8]) {
-        self.batch.put_cf(self.store.table(table), key, value);
+        self.batch.put(&self.store.row_heads, table, key, &[value]);
         self.sequence_numbers += 1;
     }
 
     pub(crate) fn delete(&mut self, table: Table, key: &[u8]) {
-        self.batch.delete_cf(self.store.table(table), key);
+        self.batch.delete(&self.store.row_heads, table, key);
         self.sequence_numbers += 1;
     }
 }

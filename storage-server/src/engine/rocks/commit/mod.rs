@@ -10,9 +10,11 @@
 //! puts and deletes only.
 
 mod apply;
+mod compact;
 mod group;
 mod plan;
 mod queue;
+mod replaced;
 mod task;
 mod upkeep;
 mod usage;
@@ -25,6 +27,7 @@ use rocksdb::{WriteBatch, WriteOptions};
 use storage_protocol::{Outcome, Revision, StorageError};
 
 pub(crate) use self::group::Group;
+use self::group::Left;
 use self::group::Overlaid;
 pub(crate) use self::queue::{Queue, Taken};
 #[cfg(test)]
@@ -44,7 +47,7 @@ pub(crate) fn run(shared: &EngineShared) {
         shared,
         sync,
         writes: VecDeque::with_capacity(WRITES_KEPT),
-        replaced: Vec::new(),
+        left: Left::default(),
     };
     // What was written until here was written while the store was opened.
     shared.store.entry_cache.start(shared.store.revision());
@@ -70,8 +73,7 @@ struct Committer<'a> {
     sync: WriteOptions,
     /// How long the last writes took.
     writes: VecDeque<Duration>,
-    /// What groups leave to the next one: see [`Group`].
-    replaced: Vec<Vec<u8>>,
+    left: Left,
 }
 
 impl Committer<'_> {
@@ -91,7 +93,7 @@ impl Committer<'_> {
                 // Only once the group before is written: the next one's revisions follow on it.
                 group
                     .get_or_insert_with(|| {
-                        Group::begin(self.shared, std::mem::take(&mut self.replaced))
+                        Group::begin(self.shared, std::mem::take(&mut self.left))
                     })
                     .take(work);
             }
@@ -103,9 +105,9 @@ impl Committer<'_> {
 
     /// Leaves nothing to be done, at the end.
     fn tidy(&mut self) {
-        let replaced = std::mem::take(&mut self.replaced);
-        if !replaced.is_empty() && self.shared.store.check_poison().is_ok() {
-            let mut group = Group::begin(self.shared, replaced);
+        let left = std::mem::take(&mut self.left);
+        if !left.replaced.is_empty() && self.shared.store.check_poison().is_ok() {
+            let mut group = Group::begin(self.shared, left);
             group.delete_replaced();
             self.write(group);
         }
@@ -120,7 +122,7 @@ impl Committer<'_> {
     /// Makes a group durable, then publishes it and answers.
     fn write(&mut self, group: Group<'_>) {
         let Group {
-            batch,
+            mut batch,
             base,
             sequence_numbers,
             records,
@@ -137,14 +139,15 @@ impl Committer<'_> {
         let count = answers.len();
         if sequence_numbers > 0 {
             let began = Instant::now();
-            let bytes = batch.size_in_bytes();
-            let batch = usage::with_counts(batch, &counted);
+            let bytes = batch.bytes();
+            let counts = usage::bring_counts(&mut batch, &counted);
+            let written = counts.map(|()| batch.finish());
             // Ordering: before the write. Whoever sees a keyspace's first commit must find the keyspace. If the write
             // fails, the store is poisoned.
             for (keyspace, row) in made {
                 keyspace.set_row(row);
             }
-            if let Err(reason) = self.write_batch(batch, base + sequence_numbers) {
+            if let Err(reason) = self.write_batch(written, base + sequence_numbers) {
                 store.poison(&reason);
                 store.entry_cache.stop();
                 self.shared.feed.wake_all_waiting();
@@ -159,11 +162,9 @@ impl Committer<'_> {
                 }
                 return;
             }
-            // Not those of a group that was not written: their rows are in use.
-            self.replaced = replaced;
             self.shared
                 .replaced_left
-                .store(!self.replaced.is_empty(), Ordering::Relaxed);
+                .store(!replaced.is_empty(), Ordering::Relaxed);
             usage::publish(counted);
             cache(&store.entry_cache, overlay);
             store
@@ -179,9 +180,12 @@ impl Committer<'_> {
             if let Some(due) = dues.into_iter().min() {
                 self.shared.expiry_timer.set(due);
             }
-        } else {
-            self.replaced = replaced;
         }
+        // Not after a failed write: the rows that it would have replaced are in use.
+        self.left = Left {
+            replaced,
+            batch: batch.reuse(),
+        };
         // Ordering: durable, then published, then answered: a caller that has its answer finds the commit everywhere.
         // The feed's thread delivers it to the watches meanwhile.
         self.shared

@@ -71,7 +71,7 @@ impl Group<'_> {
         }
         self.store.check_poison()?;
         // Checked again, since it waited: commits before it may have taken the room.
-        let ahead = self.batch.size_in_bytes() + self.taken;
+        let ahead = self.batch.bytes() + self.taken;
         self.shared.disk.check(Need::of(&batch), ahead)?;
         if let Some(byte) = session.keyspace.rules().forbidden_byte {
             check_bytes(&batch, byte)?;
@@ -97,7 +97,7 @@ impl Group<'_> {
         Ok(position)
     }
 
-    fn check(&self, keyspace: &KeyspaceState, batch: &Batch) -> Result<()> {
+    fn check(&mut self, keyspace: &KeyspaceState, batch: &Batch) -> Result<()> {
         for check in &batch.checks {
             let actual = self.look(keyspace, &check.key)?.filter(Head::is_live);
             let actual = actual.map(|head| head.revision);
@@ -117,7 +117,7 @@ impl Group<'_> {
 
     /// What each operation does, and the signals with their offsets among the changes.
     fn plan(
-        &self,
+        &mut self,
         session: &SessionState,
         batch: Batch,
         options: &CommitOptions,

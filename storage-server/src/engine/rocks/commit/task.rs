@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use storage_protocol::{Batch, CommitOptions, Key, Position, Result, Revision, UnixMillis};
 use tokio::sync::oneshot;
 
+use super::compact::compact;
 use super::queue::Queue;
 use crate::engine::rocks::clock::Late;
 use crate::engine::rocks::sessions::{Handle, SessionState, Verdict};
@@ -99,9 +100,12 @@ pub(crate) fn submit(
     queue: &Queue,
     session: &Arc<SessionState>,
     handle: u64,
-    task: Task,
+    mut task: Task,
     bytes: usize,
 ) -> Result<oneshot::Receiver<Result<Position>>> {
+    if let Task::Commit { batch, .. } = &mut task {
+        compact(batch);
+    }
     let (reply, answer) = oneshot::channel();
     queue.push(Work {
         session: session.clone(),

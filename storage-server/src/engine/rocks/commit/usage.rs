@@ -7,7 +7,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use rocksdb::WriteBatch;
 use storage_protocol::{Keyspace, Limit, Result, Revision, StorageError};
 
 use super::group::Group;
@@ -16,7 +15,7 @@ use crate::engine::Usage;
 use crate::engine::rocks::SERVER;
 use crate::engine::rocks::layout::{KeyspaceId, Stored, Table, UsageRow, usage_key};
 use crate::engine::rocks::sessions::SessionState;
-use crate::engine::rocks::store::KeyspaceState;
+use crate::engine::rocks::store::{KeyspaceState, RowBatch};
 
 /// What a keyspace holds after the group's commits so far.
 pub(super) struct Counted {
@@ -140,38 +139,30 @@ impl Group<'_> {
             keyspace: keyspace.clone(),
             now: row,
             written: row,
-            place: self.batch.size_in_bytes() - UsageRow::BYTES,
+            place: self.batch.bytes() - UsageRow::BYTES,
         };
         self.counted.insert(id, counted);
     }
 }
 
-/// A group's batch with the rows that later commits of the group have changed.
+/// Brings the rows of a group's batch to what later commits of the group have made of them.
 ///
 /// # Errors
 /// The batch does not have the rows where they were put. It must not be written.
-pub(super) fn with_counts(
-    batch: WriteBatch,
+pub(super) fn bring_counts(
+    batch: &mut RowBatch,
     counted: &HashMap<KeyspaceId, Counted>,
-) -> std::result::Result<WriteBatch, String> {
-    let changed = || {
-        let counted = counted.values();
-        counted.filter(|counted| counted.now != counted.written)
-    };
-    if changed().next().is_none() {
-        return Ok(batch);
+) -> std::result::Result<(), String> {
+    for counted in counted.values() {
+        if counted.now != counted.written {
+            batch.replace(
+                counted.place,
+                &counted.written.encode(),
+                &counted.now.encode(),
+            )?;
+        }
     }
-    // RocksDB has no way to change a row of a batch, but gives its bytes, and takes them: those of its log, whose values
-    // are written as they are.
-    let mut bytes = batch.data().to_vec();
-    drop(batch);
-    for counted in changed() {
-        let row = bytes.get_mut(counted.place..counted.place + UsageRow::BYTES);
-        let row = row.filter(|row| **row == counted.written.encode());
-        let row = row.ok_or("a row of the batch is not where it was put")?;
-        row.copy_from_slice(&counted.now.encode());
-    }
-    Ok(WriteBatch::from_data(&bytes))
+    Ok(())
 }
 
 /// Tells everybody what the group's keyspaces hold, once it is durable.

@@ -54,10 +54,9 @@ pub(crate) fn parse_entry_key(key: &[u8]) -> Result<(KeyspaceId, &[u8]), Damaged
     }
 }
 
-/// Writes the value of a row into a buffer, whatever that had.
-pub(crate) fn write_entry_value(out: &mut Vec<u8>, head: &Head, value: &[u8]) {
+/// Writes what a row has before the user's value into a buffer, whatever that had.
+pub(crate) fn write_entry_head(out: &mut Vec<u8>, head: &Head) {
     out.clear();
-    out.reserve(25 + value.len());
     out.put_u64(head.revision.0);
     match head.stored {
         Stored::Forever => out.put_u8(0),
@@ -74,13 +73,13 @@ pub(crate) fn write_entry_value(out: &mut Vec<u8>, head: &Head, value: &[u8]) {
             out.put_u64(time.0);
         }
     }
-    out.put_slice(value);
 }
 
 #[cfg(test)]
 pub(crate) fn entry_value(head: &Head, value: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
-    write_entry_value(&mut out, head, value);
+    write_entry_head(&mut out, head);
+    out.extend_from_slice(value);
     out
 }
 

@@ -7,11 +7,21 @@ use super::{Damaged, KeyspaceId, Table};
 
 pub(crate) fn index_key(keyspace: KeyspaceId, revision: Revision, key: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(13 + key.len());
+    write_index_key(&mut out, keyspace, revision, key);
+    out
+}
+
+/// The same behind what a buffer has.
+pub(crate) fn write_index_key(
+    out: &mut Vec<u8>,
+    keyspace: KeyspaceId,
+    revision: Revision,
+    key: &[u8],
+) {
     out.push(Table::Index.tag());
     out.extend_from_slice(&keyspace.0.to_be_bytes());
     out.extend_from_slice(&revision.0.to_be_bytes());
     out.extend_from_slice(key);
-    out
 }
 
 /// Revision and user key of an `index` key.

@@ -30,10 +30,10 @@ pub(crate) use self::commits::{
 #[cfg(test)]
 pub(crate) use self::entries::entry_value;
 pub(crate) use self::entries::{
-    Head, Stored, entry_key, parse_entry_key, parse_entry_value, state, write_entry_key,
-    write_entry_value,
+    Head, Stored, entry_key, parse_entry_key, parse_entry_value, state, write_entry_head,
+    write_entry_key,
 };
-pub(crate) use self::index::{index_key, parse_index_key};
+pub(crate) use self::index::{index_key, parse_index_key, write_index_key};
 pub(crate) use self::lifetimes::LifetimeRow;
 pub(crate) use self::meta::{
     EPOCHS_KEY, KEYSPACE_PREFIX, KeyspaceRow, UsageRow, compacted_key, decode_epochs,

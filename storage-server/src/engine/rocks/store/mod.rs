@@ -5,6 +5,7 @@
 
 mod entry_cache;
 mod keyspaces;
+mod row_batch;
 mod snapshot;
 mod usage;
 
@@ -19,6 +20,7 @@ use storage_protocol::{
 pub(crate) use self::entry_cache::{CachedEntry, EntryCache, Place};
 pub(crate) use self::keyspaces::KeyspaceState;
 use self::keyspaces::Keyspaces;
+pub(crate) use self::row_batch::{RowBatch, RowHeads};
 pub(crate) use self::snapshot::StoreSnapshot;
 use crate::engine::rocks::clock::Clock;
 use crate::engine::rocks::layout;
@@ -29,6 +31,8 @@ use crate::engine::rocks::options::EngineOptions;
 pub(crate) struct Store {
     pub(crate) db: DB,
     pub(crate) options: EngineOptions,
+    /// How rows of each table begin in a batch.
+    pub(crate) row_heads: RowHeads,
     /// All histories, oldest first. Fixed while the store is open.
     epochs: Vec<(Epoch, Revision)>,
     keyspaces: RwLock<Keyspaces>,
@@ -70,6 +74,7 @@ impl Store {
         let mut cached = ReadOptions::default();
         cached.set_read_tier(ReadTier::BlockCache);
         let store = Self {
+            row_heads: RowHeads::of(&db),
             db,
             epochs,
             keyspaces: RwLock::default(),
