@@ -31,7 +31,7 @@ has() { command -v "$1" >/dev/null; }
 as_root() {
   if [[ $(id --user) -eq 0 ]]; then
     "$@"
-  elif [[ -t 0 ]]; then
+  elif [[ -t 0 || -t 2 ]]; then
     sudo "$@"
   else
     sudo --non-interactive "$@"

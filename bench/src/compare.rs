@@ -50,10 +50,10 @@ pub(crate) struct Options {
     /// Rounds. Default 3.
     #[arg(long)]
     rounds: Option<usize>,
-    /// Seconds of a cell. Default 1; of the goals' cells 0.8.
+    /// Seconds of a cell. Default 1; with --quick alone 0.8.
     #[arg(long)]
     seconds: Option<f64>,
-    /// Seconds of its warm-up. Default 0.4; of the goals' cells 0.3.
+    /// Seconds of its warm-up. Default 0.4; with --quick alone 0.3.
     #[arg(long)]
     warm_up: Option<f64>,
     /// Where results go.

@@ -50,8 +50,8 @@ revision with this server, etcd and NATS, a script with Redis.
 waits while too many events are on their way, so that none is dropped. `at 200/s`: events are due at a steady rate, and
 latency counts from when an event was due, not from when it was sent (open loop).
 
-The processor time is that of the server's process (utime and stime) and of its children that have ended, such as the ones
-that rewrite the append-only file of Redis. The memory is its resident size at the end of a cell.
+The processor time is that of the server's process (utime and stime) and, in the cell in which
+they end, of its children, such as the ones that rewrite the append-only file of Redis. The memory is its resident size at the end of a cell.
 ";
 
 /// Writes it, with plots in the folder `performance` beside it.

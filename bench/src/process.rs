@@ -145,7 +145,8 @@ fn ticks(stat: &str) -> Option<u64> {
     // and system, of the process and of its children that have ended.
     let (_, fields) = stat.rsplit_once(')')?;
     let times = fields.split_whitespace().skip(11).take(4);
-    times.map(|time| time.parse::<u64>().ok()).sum()
+    let times: Vec<u64> = times.map(|time| time.parse().ok()).collect::<Option<_>>()?;
+    (times.len() == 4).then(|| times.iter().sum())
 }
 
 /// The resident memory of a process (or `self`) in bytes.
@@ -194,6 +195,7 @@ mod tests {
         let stat = "12 (a) b (c) S 1 12 12 0 -1 4194560 1 0 0 0 7 5 3 9 20 0 1 0 100 0 0";
         assert_eq!(ticks(stat), Some(7 + 5 + 3 + 9));
         assert_eq!(ticks("12 (x) S 1"), None);
+        assert_eq!(ticks("12 (x) S 1 12 12 0 -1 4194560 1 0 0 0 7 5 3"), None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What the server's memory comes to while a database of five times its budget is read and written in every way at once,
 //! and whether it grows.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use storage_protocol::{
     Batch, CommitOptions, Key, KeyRange, ScanOptions, Storage, StorageExt, WatchMode, WatchOptions,
     WatchStart,
 };
-use storage_testkit::harness::{Certificates, ServerProcess, connect};
+use storage_testkit::served::Served;
 
 use super::value;
 use crate::keys::Random;
@@ -42,15 +43,10 @@ pub(super) async fn memory(minutes: Option<u64>) {
         "# memory: {ENTRIES} entries of 1 KiB, a budget of {} MiB, mixed load for {minutes} min",
         BUDGET >> 20
     );
-    let folder = tempfile::tempdir().unwrap();
-    let certificates = Arc::new(Certificates::issue(&["bench"]));
-    let data = folder.path().join("data");
-    let server = ServerProcess::mutual(&certificates, &data, &["--durability", "os"]);
-    let server = Arc::new(server);
-    let fresh = || connect(&server, &certificates, "bench", "bench");
-    println!("at rest            {:>6} MiB", mib(&server));
-    load(&fresh().await.unwrap()).await;
-    println!("after the load     {:>6} MiB", mib(&server));
+    let served = Arc::new(Served::new(&["bench"], "durability = \"os\""));
+    println!("at rest            {:>6} MiB", mib(&served));
+    load(&served.connect("bench", "bench").await).await;
+    println!("after the load     {:>6} MiB", mib(&served));
 
     let done = Arc::new(AtomicBool::new(false));
     let count = Arc::new(AtomicU64::new(0));
@@ -63,7 +59,7 @@ pub(super) async fn memory(minutes: Option<u64>) {
         (Kind::Commit, 2),
         (Kind::Scan, 2),
     ] {
-        let storage = fresh().await.unwrap();
+        let storage = served.connect("bench", "bench").await;
         for lane in 0..lanes {
             let lane = Lane {
                 storage: storage.clone(),
@@ -78,7 +74,7 @@ pub(super) async fn memory(minutes: Option<u64>) {
         min_interval: Duration::ZERO,
     };
     for mode in [WatchMode::Every, latest] {
-        let storage = fresh().await.unwrap();
+        let storage = served.connect("bench", "bench").await;
         let options = WatchOptions {
             mode,
             start: WatchStart::Now,
@@ -86,11 +82,7 @@ pub(super) async fn memory(minutes: Option<u64>) {
         let watch = storage.watch(KeyRange::all(), options).await.unwrap();
         tasks.push(tokio::spawn(follow(watch, done.clone())));
     }
-    tasks.push(tokio::spawn(come_and_go(
-        server.clone(),
-        certificates.clone(),
-        done.clone(),
-    )));
+    tasks.push(tokio::spawn(come_and_go(served.clone(), done.clone())));
 
     let mut highest = Vec::new();
     for minute in 1..=minutes {
@@ -98,11 +90,12 @@ pub(super) async fn memory(minutes: Option<u64>) {
         let mut most = 0;
         while Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(500)).await;
-            most = most.max(mib(&server));
+            most = most.max(mib(&served));
         }
         println!(
-            "minute {minute:>3}         {most:>6} MiB at most, {:>11} requests in all",
-            count.load(Ordering::Relaxed)
+            "minute {minute:>3}         {most:>6} MiB at most, {:>11} requests in all; {}",
+            count.load(Ordering::Relaxed),
+            parts(&served).await
         );
         highest.push(most);
     }
@@ -110,7 +103,7 @@ pub(super) async fn memory(minutes: Option<u64>) {
     for task in tasks {
         task.await.unwrap();
     }
-    let bound = BUDGET * 6 / 5 >> 20;
+    let bound = (BUDGET * 6 / 5) >> 20;
     let most = highest.iter().max().copied().unwrap_or_default();
     println!("the most           {most:>6} MiB; the budget and a fifth of it are {bound} MiB");
     if let [.., before, _, _, _, _, _] = highest.as_slice() {
@@ -122,8 +115,27 @@ pub(super) async fn memory(minutes: Option<u64>) {
     }
 }
 
-fn mib(server: &ServerProcess) -> u64 {
-    server.resident_bytes() >> 20
+fn mib(served: &Served) -> u64 {
+    served.server.resident_bytes() >> 20
+}
+
+/// What the server itself says that it holds.
+async fn parts(served: &Served) -> String {
+    let mut text = String::new();
+    for name in [
+        "block_cache",
+        "memtable",
+        "entry_cache",
+        "ring",
+        "feed_queued",
+        "feed_views",
+        "catch_up",
+        "commit_queue",
+    ] {
+        let bytes = served.metric(&format!("storage_{name}_bytes")).await;
+        let _ = write!(text, "{name} {:.0}, ", bytes / f64::from(1 << 20));
+    }
+    text + "MiB"
 }
 
 async fn load(storage: &RemoteStorage) {
@@ -201,24 +213,17 @@ impl Lane {
 /// Takes what a watch tells.
 async fn follow(mut watch: storage_protocol::Watch, done: Arc<AtomicBool>) {
     while !done.load(Ordering::Relaxed) {
-        match tokio::time::timeout(Duration::from_secs(1), watch.next()).await {
-            Ok(event) => drop(event.unwrap().expect("a watch goes on")),
-            // Nothing for a moment.
-            Err(_) => {}
+        // Nothing for a moment is no fault.
+        if let Ok(event) = tokio::time::timeout(Duration::from_secs(1), watch.next()).await {
+            drop(event.unwrap().expect("a watch goes on"));
         }
     }
 }
 
 /// Connections that read one entry and go.
-async fn come_and_go(
-    server: Arc<ServerProcess>,
-    certificates: Arc<Certificates>,
-    done: Arc<AtomicBool>,
-) {
+async fn come_and_go(served: Arc<Served>, done: Arc<AtomicBool>) {
     while !done.load(Ordering::Relaxed) {
-        let storage = connect(&server, &certificates, "bench", "bench")
-            .await
-            .unwrap();
+        let storage = served.connect("bench", "bench").await;
         drop(storage.get_one(key(1)).await.unwrap());
         storage.close().await;
         tokio::time::sleep(Duration::from_millis(20)).await;

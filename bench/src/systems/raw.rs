@@ -127,12 +127,12 @@ pub(crate) fn serve(folder: &Path, sync: bool, memory: u64) -> Result<()> {
 }
 
 fn open(folder: PathBuf, memory: usize) -> Result<DB> {
-    let cache = Cache::new_lru_cache(memory / 2);
+    let cache = Cache::new_lru_cache(memory / 8 * 3);
     let mut options = Options::default();
     options.create_if_missing(true);
     options.set_max_total_wal_size(256 << 20);
     options.set_write_buffer_manager(&WriteBufferManager::new_write_buffer_manager_with_cache(
-        (memory / 4).max(16 << 20),
+        (memory / 8).max(16 << 20),
         false,
         cache.clone(),
     ));
@@ -145,7 +145,7 @@ fn open(folder: PathBuf, memory: usize) -> Result<DB> {
     blocks.set_bloom_filter(10.0, false);
     blocks.set_format_version(6);
     options.set_block_based_table_factory(&blocks);
-    options.set_write_buffer_size(64 << 20);
+    options.set_write_buffer_size(32 << 20);
     options.set_compression_type(DBCompressionType::Lz4);
     options.set_enable_blob_files(true);
     options.set_min_blob_size(4 * 1024);

@@ -201,7 +201,7 @@ impl Packet {
         out.freeze()
     }
 
-    /// The same. A long payload that nobody else has, and that has room behind it, is not copied.
+    /// The same. A long payload that nobody else has, and that has room behind it but not much more, is not copied.
     #[must_use]
     pub fn into_frame(self) -> Bytes {
         if self.payload.len() < Self::UNCOPIED_BYTES_MIN {
@@ -210,8 +210,13 @@ impl Packet {
         let Self { kind, id, payload } = self;
         match payload.try_into_mut() {
             Ok(mut out) => {
-                put_trailer(&mut out, kind, id);
-                out.freeze()
+                let room = out.capacity() - out.len();
+                if (Self::TRAILER_BYTES_MAX..=out.len() / 4).contains(&room) {
+                    put_trailer(&mut out, kind, id);
+                    return out.freeze();
+                }
+                let payload = out.freeze();
+                Self { kind, id, payload }.to_frame()
             }
             Err(payload) => Self { kind, id, payload }.to_frame(),
         }

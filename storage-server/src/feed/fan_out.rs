@@ -82,9 +82,7 @@ impl HandOver {
         let mut line = self.lock();
         if line.bytes > 0 && line.bytes + bytes > self.bytes_max {
             line.leave_out(&commits, published);
-            drop(line);
-            drop(commits);
-            return;
+            return self.wake(line);
         }
         line.bytes += bytes;
         let what = What::Commits(commits);

@@ -369,3 +369,27 @@ async fn gets_are_of_one_revision_whatever_the_entry_cache_has_of_their_keys() {
 fn number_of(entry: &Entry) -> u64 {
     String::from_utf8_lossy(&entry.value).parse().unwrap()
 }
+
+/// The feed counts what a commit changed, and keeps no more than that, whatever else stood in the commit.
+#[tokio::test]
+async fn a_change_keeps_nothing_of_what_was_no_change() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = RocksEngine::open(options(folder.path())).unwrap();
+    let session = engine.open_session("cert:a", &keyspace("model")).storage();
+    let all = WatchOptions::default();
+    let mut watch = session.watch(KeyRange::all(), all).await.unwrap();
+    let absent = |n: usize| vec![b'a' + u8::try_from(n).unwrap(); 4 * 1024];
+    let many = |batch: Batch, count| (0..count).fold(batch, |batch, n| batch.remove(absent(n)));
+    for removals in [3, 20] {
+        let batch = many(Batch::new().put("k", "v"), removals);
+        let options = CommitOptions::default();
+        session.commit(batch, options).await.unwrap();
+        let WatchEvent::Commit(record) = watch.next().await.unwrap().unwrap() else {
+            panic!("no commit");
+        };
+        let [change] = &record.changes[..] else {
+            panic!("{record:?}");
+        };
+        assert!(change.key.is_unique(), "with {removals}");
+    }
+}

@@ -7,7 +7,6 @@ use storage_protocol::{
     Change, ChangeKind, CommitRecord, EntryLifetime, Key, Position, Result, Revision, StorageError,
 };
 
-use super::compact::COMPACT_BYTES_MAX;
 use super::group::{Group, Overlaid, REPLACED_MAX};
 use super::plan::{Signal, Step};
 use super::replaced::Replaced;
@@ -161,7 +160,7 @@ impl Group<'_> {
         steps: Vec<Step>,
         signals: Vec<Signal>,
     ) -> Vec<Change> {
-        let detach = is_detached(&steps, &signals, self.taken);
+        let detach = is_detached(&steps, &signals, self.content);
         self.index_puts(id, revision, &steps);
         self.overlay.reserve(steps.len());
         let mut changes = Vec::with_capacity(steps.len() + signals.len());
@@ -249,15 +248,11 @@ impl Group<'_> {
             stored: new,
         };
         let row_key = entry_key(id, &key);
-        write_entry_head(&mut self.head, &head);
-        self.sequence_numbers += 1;
-        let row = self.batch.put(
-            &self.store.row_heads,
-            Table::Entries,
-            &row_key,
-            &[&self.head, &value],
-        );
-        let overlaid = match self.store.entry_cache.keeps(value.len()) {
+        let mut row_head = std::mem::take(&mut self.head);
+        write_entry_head(&mut row_head, &head);
+        let cache = &self.store.entry_cache;
+        let row = self.put_parts(Table::Entries, &row_key, &[&row_head, &value]);
+        let overlaid = match cache.keeps(value.len()) {
             true => Overlaid::Entry(CachedEntry::Row(row.into())),
             false => Overlaid::Large {
                 head,
@@ -265,6 +260,7 @@ impl Group<'_> {
             },
         };
         self.overlay.insert(row_key, overlaid);
+        self.head = row_head;
         if let Some(row) = lifetime_row(id, &key, &head) {
             self.put(
                 Table::Lifetimes,
@@ -324,16 +320,16 @@ impl Group<'_> {
     }
 }
 
-/// Whether the changes of a commit are copied out of the message that it arrived in, which may be much larger (checks,
-/// fragments of another commit): the ring and the queues of watches keep these bytes, and count them. A small commit
-/// was copied before ([`compact`](super::compact)).
-fn is_detached(steps: &[Step], signals: &[Signal], message_bytes: usize) -> bool {
+/// Whether the changes of a commit are copied out of the memory that the keys and values of all its operations lie in
+/// (see [`compact`](super::compact)), of which they may be little: to remove what is not there changes nothing. The ring
+/// and the queues of watches keep what is changed, and count no more than that.
+fn is_detached(steps: &[Step], signals: &[Signal], content: usize) -> bool {
     let steps = steps.iter().map(|step| step.key.len() + step.value.len());
     let signals = signals
         .iter()
         .map(|(_, key, bytes)| key.len() + bytes.len());
     let bytes: usize = steps.chain(signals).sum();
-    message_bytes > COMPACT_BYTES_MAX && bytes < message_bytes / 2
+    bytes < content / 2
 }
 
 fn lifetime_row(id: KeyspaceId, key: &Key, head: &Head) -> Option<LifetimeRow> {

@@ -1,24 +1,28 @@
-//! Small commits are copied out of the messages that they arrived in.
+//! Commits are copied out of the messages that they arrived in, if they are small or their messages much larger.
 //!
 //! What is received at once lies in one buffer, with one count of the references to it. The feed keeps what a commit
-//! changed, and would keep all of the buffer; and the committer, which drops what was replaced, would wait for the
-//! connection's thread, which goes on to receive, at the count.
+//! changed, and would keep all of the buffer; and the committer, which drops keys and values, would wait at the count for
+//! the connection's thread, which goes on to receive. The keys of checks stay where they are, since nobody keeps them.
 
 use bytes::{Bytes, BytesMut};
 use storage_protocol::{Batch, Operation};
 
-/// A larger commit stays where it is: its message is most of its buffer.
-pub(super) const COMPACT_BYTES_MAX: usize = 16 * 1024;
+/// What is longer stays where it is, if it is half of its message: that is most of its buffer then.
+const SMALL_BYTES_MAX: usize = 16 * 1024;
 
-/// Gives the keys and values of a small commit's operations memory of their own. On the thread of whoever commits, since
-/// the committer has work for all.
-pub(super) fn compact(batch: &mut Batch) {
-    let bytes = batch
-        .operations
-        .iter()
+/// Bytes of the keys and values of a batch's operations.
+pub(super) fn content_bytes(batch: &Batch) -> usize {
+    let operations = batch.operations.iter();
+    operations
         .map(|operation| operation.key().len() + operation.value().len())
-        .sum();
-    if bytes > COMPACT_BYTES_MAX {
+        .sum()
+}
+
+/// Gives the keys and values of a commit's operations memory of their own, in one piece, if it is small or not half of its
+/// message of so many bytes. On the thread of whoever commits, since the committer has work for all.
+pub(super) fn compact(batch: &mut Batch, message_bytes: usize) {
+    let bytes = content_bytes(batch);
+    if bytes > SMALL_BYTES_MAX && bytes >= message_bytes / 2 {
         return;
     }
     let mut all = BytesMut::with_capacity(bytes);
@@ -79,16 +83,22 @@ mod tests {
     }
 
     #[test]
-    fn a_small_commit_keeps_nothing_of_its_message() {
-        let bytes: Vec<u8> = (0..=u8::MAX).cycle().take(COMPACT_BYTES_MAX).collect();
-        for (value_bytes, is_small) in [(0, true), (1000, true), (COMPACT_BYTES_MAX / 2, false)] {
+    fn a_commit_that_is_small_or_little_of_its_message_keeps_nothing_of_it() {
+        let bytes: Vec<u8> = (0..=u8::MAX).cycle().take(SMALL_BYTES_MAX).collect();
+        let half = SMALL_BYTES_MAX / 2;
+        for (value_bytes, message_bytes, is_copied) in [
+            (0, 100, true),
+            (1000, 2100, true),
+            (half, 2 * half + 100, false),
+            (half, 5 * half, true),
+        ] {
             let message = Bytes::from(bytes.clone());
-            let mut batch = batch(&message, value_bytes.min(message.len() - 10));
+            let mut batch = batch(&message, value_bytes);
             let before = batch.clone();
-            compact(&mut batch);
+            compact(&mut batch, message_bytes);
             assert_eq!(batch, before);
             drop(before);
-            assert_eq!(message.is_unique(), is_small, "{value_bytes}");
+            assert_eq!(message.is_unique(), is_copied, "{value_bytes}");
         }
     }
 }

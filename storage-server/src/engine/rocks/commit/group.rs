@@ -9,6 +9,7 @@ use storage_protocol::{Key, Position, Result, Revision, SessionId, UnixMillis, V
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use super::compact::content_bytes;
 use super::plan::Number;
 use super::replaced::Replaced;
 use super::task::{Task, Work};
@@ -49,8 +50,9 @@ pub(crate) struct Group<'a> {
     /// Sequence numbers taken so far.
     pub(crate) sequence_numbers: u64,
     pub(crate) now: UnixMillis,
-    /// Bytes of the work in progress, as it was queued.
+    /// Bytes of the work in progress, as it was queued, and of the keys and values of its operations if it is a commit.
     pub(super) taken: usize,
+    pub(super) content: usize,
     /// Rows of entries as the group's commits leave them, for later ones, and then for the entry cache.
     pub(super) overlay: HashMap<Vec<u8>, Overlaid, DefaultHashBuilder>,
     /// What was executed in this group, by peers' commit numbers.
@@ -101,6 +103,7 @@ impl<'a> Group<'a> {
             sequence_numbers: 0,
             now: store.now(),
             taken: 0,
+            content: 0,
             overlay: HashMap::default(),
             executed: HashMap::new(),
             fenced: Vec::new(),
@@ -143,6 +146,10 @@ impl<'a> Group<'a> {
             bytes,
         } = work;
         self.taken = bytes;
+        self.content = match &task {
+            Task::Commit { batch, .. } => content_bytes(batch),
+            _ => 0,
+        };
         let answer = match task {
             Task::Commit {
                 number,
@@ -273,8 +280,13 @@ impl<'a> Group<'a> {
     }
 
     pub(crate) fn put(&mut self, table: Table, key: &[u8], value: &[u8]) {
-        self.batch.put(&self.store.row_heads, table, key, &[value]);
+        self.put_parts(table, key, &[value]);
+    }
+
+    /// Puts a row whose value is given in parts; returns the value in one piece.
+    pub(super) fn put_parts(&mut self, table: Table, key: &[u8], value: &[&[u8]]) -> &[u8] {
         self.sequence_numbers += 1;
+        self.batch.put(&self.store.row_heads, table, key, value)
     }
 
     pub(crate) fn delete(&mut self, table: Table, key: &[u8]) {

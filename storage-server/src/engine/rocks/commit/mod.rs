@@ -141,13 +141,15 @@ impl Committer<'_> {
             let began = Instant::now();
             let bytes = batch.bytes();
             let counts = usage::bring_counts(&mut batch, &counted);
-            let written = counts.map(|()| batch.finish());
+            let finished = counts.and_then(|()| batch.finish(sequence_numbers));
+            // A large one is not held twice while it is written.
+            batch = batch.reuse();
             // Ordering: before the write. Whoever sees a keyspace's first commit must find the keyspace. If the write
             // fails, the store is poisoned.
             for (keyspace, row) in made {
                 keyspace.set_row(row);
             }
-            if let Err(reason) = self.write_batch(written, base + sequence_numbers) {
+            if let Err(reason) = self.write_batch(finished, base + sequence_numbers) {
                 store.poison(&reason);
                 store.entry_cache.stop();
                 self.shared.feed.wake_all_waiting();
@@ -182,10 +184,7 @@ impl Committer<'_> {
             }
         }
         // Not after a failed write: the rows that it would have replaced are in use.
-        self.left = Left {
-            replaced,
-            batch: batch.reuse(),
-        };
+        self.left = Left { replaced, batch };
         // Ordering: durable, then published, then answered: a caller that has its answer finds the commit everywhere.
         // The feed's thread delivers it to the watches meanwhile.
         self.shared

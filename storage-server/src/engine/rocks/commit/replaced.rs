@@ -4,8 +4,9 @@ use storage_protocol::Revision;
 
 use crate::engine::rocks::layout::{KeyspaceId, write_index_key};
 
-/// A list that had more keeps no memory for the next one.
+/// A list that had more keeps no memory for the next one: rows, and bytes of keys.
 const KEPT_ROWS_MAX: usize = 4096;
+const KEPT_BYTES_MAX: usize = 1 << 20;
 
 /// See the module. The rows' keys lie in one piece of memory, one behind the other.
 #[derive(Debug, Default)]
@@ -54,7 +55,7 @@ impl Replaced {
     }
 
     pub(super) fn clear(&mut self) {
-        if self.rows.capacity() > KEPT_ROWS_MAX {
+        if self.rows.capacity() > KEPT_ROWS_MAX || self.keys.capacity() > KEPT_BYTES_MAX {
             *self = Self::default();
         }
         self.keys.clear();

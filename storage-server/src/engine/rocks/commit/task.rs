@@ -104,7 +104,7 @@ pub(crate) fn submit(
     bytes: usize,
 ) -> Result<oneshot::Receiver<Result<Position>>> {
     if let Task::Commit { batch, .. } = &mut task {
-        compact(batch);
+        compact(batch, bytes);
     }
     let (reply, answer) = oneshot::channel();
     queue.push(Work {

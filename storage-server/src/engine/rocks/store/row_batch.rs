@@ -129,10 +129,18 @@ impl RowBatch {
         }
     }
 
-    /// What RocksDB is given.
-    pub(crate) fn finish(&mut self) -> WriteBatch {
+    /// What RocksDB is given, if these are so many rows as were counted: each takes a sequence number, and revisions are
+    /// made of these.
+    ///
+    /// # Errors
+    /// They are not. It must not be written.
+    pub(crate) fn finish(&mut self, rows: u64) -> Result<WriteBatch, String> {
+        let count = self.count;
+        if u64::from(count) != rows {
+            return Err(format!("a batch of {count} rows, and {rows} were counted"));
+        }
         self.bytes[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&self.count.to_le_bytes());
-        WriteBatch::from_data(&self.bytes)
+        Ok(WriteBatch::from_data(&self.bytes))
     }
 
     /// An empty one, in the same memory.
@@ -174,7 +182,7 @@ mod tests {
             let mut theirs = WriteBatch::default();
             for (n, table) in (0..).zip(Table::ALL.into_iter().cycle().take(40)) {
                 let family = db.cf_handle(table.name()).unwrap();
-                let key = vec![b'k'; lengths[n % 5]];
+                let key = vec![b'k'; lengths[n / 5 % 5]];
                 let value = vec![b'v'; lengths[n % lengths.len()]];
                 let (head, tail) = value.split_at(value.len() / 3);
                 assert_eq!(ours.put(&heads, table, &key, &[head, tail]), value);
@@ -185,14 +193,16 @@ mod tests {
                 }
                 assert_eq!(ours.bytes(), theirs.size_in_bytes());
             }
-            let batch = ours.finish();
+            let rows = theirs.len() as u64;
+            assert!(ours.finish(rows + 1).is_err());
+            let batch = ours.finish(rows).unwrap();
             assert_eq!(batch.data(), theirs.data());
             assert_eq!(batch.len(), theirs.len());
             let mut again = ours.reuse();
             again.put(&heads, Table::Index, b"k", &[]);
             let mut theirs = WriteBatch::default();
             theirs.put_cf(db.cf_handle("index").unwrap(), b"k", b"");
-            assert_eq!(again.finish().data(), theirs.data());
+            assert_eq!(again.finish(1).unwrap().data(), theirs.data());
         }
     }
 
@@ -204,7 +214,7 @@ mod tests {
         batch.put(&heads, Table::Meta, b"key", &[b"value"]);
         let place = batch.bytes() - 5;
         batch.replace(place, b"value", b"other").unwrap();
-        assert_eq!(&batch.finish().data()[place..], b"other");
+        assert_eq!(&batch.finish(1).unwrap().data()[place..], b"other");
         batch.replace(place, b"value", b"again").unwrap_err();
         batch.replace(place + 1, b"other", b"again").unwrap_err();
         batch.replace(place, b"other", b"longer").unwrap_err();
