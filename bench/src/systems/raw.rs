@@ -127,7 +127,7 @@ pub(crate) fn serve(folder: &Path, sync: bool, memory: u64) -> Result<()> {
 }
 
 fn open(folder: PathBuf, memory: usize) -> Result<DB> {
-    let cache = Cache::new_lru_cache(memory / 8 * 3);
+    let cache = Cache::new_lru_cache(memory / 3);
     let mut options = Options::default();
     options.create_if_missing(true);
     options.set_max_total_wal_size(256 << 20);

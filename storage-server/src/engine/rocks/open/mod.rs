@@ -50,7 +50,7 @@ fn open_once(options: &EngineOptions) -> Result<Opened, OpenError> {
     if let Some((_, Origin::Copy)) = SyncedFile::read(path)? {
         check_unmixed(path)?;
     }
-    let cache = Cache::new_hyper_clock_cache(options.memory_bytes / 8 * 3, 0);
+    let cache = Cache::new_hyper_clock_cache(options.memory_bytes / 3, 0);
     let db = open_db(path, options, &cache)?;
     let recovered = Revision(db.latest_sequence_number());
     let (mark, origin) = SyncedFile::read(path)?.unzip();
