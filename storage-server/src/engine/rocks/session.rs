@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::disk::Need;
-use crate::engine::rocks::commit::{Task, submit};
+use crate::engine::rocks::commit::{Task, compact, submit};
 use crate::engine::rocks::housekeeping::end_sessions;
 use crate::engine::rocks::layout::LifetimeRow;
 use crate::engine::rocks::read::{RocksScan, ScanCursor, get, get_in_memory};
@@ -111,7 +111,7 @@ impl RocksSession {
     async fn submit(
         &self,
         number: Option<u64>,
-        batch: Batch,
+        mut batch: Batch,
         options: CommitOptions,
     ) -> Result<Position> {
         // A number that was executed (or refused) before is answered with that, whatever holds now.
@@ -122,11 +122,17 @@ impl RocksSession {
                 .repeat(number, Some(fingerprint(&batch, &options)))
                 .await;
         }
-        let validate = || batch.validate(&options, &self.own_limits());
-        if batch.checks.len() + batch.operations.len() > VALIDATE_INLINE {
-            off_the_worker(validate)?;
+        let bytes = batch.bytes();
+        let is_long = batch.checks.len() + batch.operations.len() > PREPARE_INLINE;
+        let mut prepare = || -> Result<()> {
+            batch.validate(&options, &self.own_limits())?;
+            compact(&mut batch, bytes);
+            Ok(())
+        };
+        if is_long {
+            off_the_worker(prepare)?;
         } else {
-            validate()?;
+            prepare()?;
         }
         self.shared.store.check_poison()?;
         let need = Need::of(&batch);
@@ -140,7 +146,6 @@ impl RocksSession {
                 None if is_server => 0,
                 None => self.state.numbered.fetch_add(1, Ordering::AcqRel) + 1,
             };
-            let bytes = batch.bytes();
             let task = Task::Commit {
                 number,
                 fingerprint,
@@ -242,9 +247,9 @@ impl Storage for RocksSession {
     }
 }
 
-/// A batch of more checks and operations (only an mwDB keyspace takes one by default) is validated while others have
-/// the runtime's worker: a million keys are half a second.
-const VALIDATE_INLINE: usize = 20_000;
+/// A batch of more checks and operations (only an mwDB keyspace takes one by default) is validated, and copied, while
+/// others have the runtime's worker: a million keys are half a second.
+const PREPARE_INLINE: usize = 20_000;
 
 /// Runs what takes long where it is, so that the order of commits stays, and lets others have the runtime's worker.
 #[expect(

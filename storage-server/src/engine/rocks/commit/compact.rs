@@ -20,7 +20,7 @@ pub(super) fn content_bytes(batch: &Batch) -> usize {
 
 /// Gives the keys and values of a commit's operations memory of their own, in one piece, if it is small or not half of its
 /// message of so many bytes. On the thread of whoever commits, since the committer has work for all.
-pub(super) fn compact(batch: &mut Batch, message_bytes: usize) {
+pub(crate) fn compact(batch: &mut Batch, message_bytes: usize) {
     let bytes = content_bytes(batch);
     if bytes > SMALL_BYTES_MAX && bytes >= message_bytes / 2 {
         return;

@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 use rocksdb::{WriteBatch, WriteOptions};
 use storage_protocol::{Outcome, Revision, StorageError};
 
+pub(crate) use self::compact::compact;
 pub(crate) use self::group::Group;
 use self::group::Left;
 use self::group::Overlaid;

@@ -5,7 +5,6 @@ use std::sync::{Arc, OnceLock};
 use storage_protocol::{Batch, CommitOptions, Key, Position, Result, Revision, UnixMillis};
 use tokio::sync::oneshot;
 
-use super::compact::compact;
 use super::queue::Queue;
 use crate::engine::rocks::clock::Late;
 use crate::engine::rocks::sessions::{Handle, SessionState, Verdict};
@@ -100,12 +99,9 @@ pub(crate) fn submit(
     queue: &Queue,
     session: &Arc<SessionState>,
     handle: u64,
-    mut task: Task,
+    task: Task,
     bytes: usize,
 ) -> Result<oneshot::Receiver<Result<Position>>> {
-    if let Task::Commit { batch, .. } = &mut task {
-        compact(batch, bytes);
-    }
     let (reply, answer) = oneshot::channel();
     queue.push(Work {
         session: session.clone(),
